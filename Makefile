@@ -1,0 +1,33 @@
+# The steps that people and CI run alike. `make demo` is the one to begin with.
+
+CARGO ?= cargo
+# What needs root is run with sudo when we are not root.
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo -E env "PATH=$(PATH)")
+
+.PHONY: help setup build demo test lint bench clean
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | column -t -s '	'
+
+setup: ## install the Debian packages that are missing; name them elsewhere
+	@./setup.sh
+
+build: setup ## the programs, optimised, in target/release
+	$(CARGO) build --release --locked
+
+demo: build ## Peregrine on real traffic in namespaces, beside the kernel's overlay
+	$(SUDO) target/release/peregrine demo $(DEMO_ARGS)
+
+test: build ## every test, those that need root included
+	@CARGO="$(CARGO)" SUDO='$(SUDO)' tests/run.sh
+
+lint: setup ## formatting, clippy without a warning, documentation without a warning
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --locked --document-private-items
+
+bench: build ## measurements, in figures that this machine gives
+	target/release/peregrine-perf memif --quick
+
+clean:
+	$(CARGO) clean

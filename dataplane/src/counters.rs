@@ -1,0 +1,340 @@
+//! What happened, counted: per worker, per network, per endpoint, per remote; and the reasons for every drop.
+//!
+//! A [`Counter`] has one writer, the worker it belongs to, so adding is a plain load and store; the control
+//! thread reads at any time without disturbing it. The sum over the workers is taken when somebody asks.
+//!
+//! What must hold, per worker and over all of them (`stats` shows it, tests assert it):
+//! `uplink_rx + tenant_rx + replicated == uplink_tx + tenant_tx + dropped + in flight`.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use serde::Serialize;
+
+use crate::types::{EndpointId, NetworkId, RemoteId};
+
+/// A number that only goes up, with one writer.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Adds `count`. Only the owning worker calls this.
+    #[inline]
+    pub fn add(&self, count: u64) {
+        self.0.store(self.0.load(Relaxed).wrapping_add(count), Relaxed);
+    }
+
+    /// Its value now, from any thread.
+    #[inline]
+    pub fn get(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+}
+
+/// A number that goes up and down, with one writer.
+#[derive(Debug, Default)]
+pub struct Gauge(AtomicU64);
+
+impl Gauge {
+    /// Its value from now on. Only the owning worker calls this.
+    #[inline]
+    pub fn set(&self, value: u64) {
+        self.0.store(value, Relaxed);
+    }
+
+    /// Its value now, from any thread.
+    pub fn get(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+}
+
+macro_rules! drop_reasons {
+    ($($(#[$doc:meta])* $name:ident => $text:literal,)*) => {
+        /// Why a frame was dropped. Each has a counter and a name that people see.
+        #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+        #[repr(u8)]
+        pub enum DropReason { $($(#[$doc])* $name,)* }
+
+        impl DropReason {
+            /// All of them, in the order of their counters.
+            pub const ALL: &'static [DropReason] = &[$(DropReason::$name,)*];
+            /// How many there are.
+            pub const COUNT: usize = DropReason::ALL.len();
+
+            /// The name in `stats`.
+            pub const fn name(self) -> &'static str {
+                match self { $(DropReason::$name => $text,)* }
+            }
+        }
+    };
+}
+
+drop_reasons! {
+    /// Shorter than an Ethernet header.
+    OuterTruncated => "outer_truncated",
+    /// The outer packet is not IPv4 or not UDP to our port and address: the XDP program should not have sent it.
+    OuterNotOurs => "outer_not_ours",
+    /// Outer IPv4 header: version, header length or total length do not fit together (RFC 791 §3.1).
+    OuterIpInvalid => "outer_ip_invalid",
+    /// Outer IPv4 header checksum is wrong.
+    OuterIpChecksum => "outer_ip_checksum",
+    /// A fragment of an outer packet; VTEPs need not reassemble (RFC 7348 §4.3).
+    OuterFragment => "outer_fragment",
+    /// Outer UDP length does not fit the packet (RFC 768).
+    OuterUdpInvalid => "outer_udp_invalid",
+    /// Outer UDP checksum is there and wrong (RFC 7348 §4.1).
+    OuterUdpChecksum => "outer_udp_checksum",
+    /// Too short for a VXLAN header.
+    VxlanTruncated => "vxlan_truncated",
+    /// The I flag is not set (RFC 7348 §5).
+    VxlanFlagUnset => "vxlan_flag_unset",
+    /// No network of ours has this VNI.
+    VniUnknown => "vni_unknown",
+    /// The sender is not a remote VTEP of this network.
+    RemoteUnknown => "remote_unknown",
+    /// The inner frame is shorter than an Ethernet header.
+    InnerTruncated => "inner_truncated",
+    /// The inner source address is a group address or zero, which no station has.
+    InnerSourceInvalid => "inner_source_invalid",
+    /// The inner frame is longer than the network's MTU allows.
+    InnerTooLong => "inner_too_long",
+    /// A tenant sent from an address that is not its own.
+    SourceSpoofed => "source_spoofed",
+    /// The destination is where the frame came from.
+    Hairpin => "hairpin",
+    /// Broadcast, unknown or multicast, and nobody to send it to.
+    FloodNobody => "flood_nobody",
+    /// From the underlay, for an address behind a remote: never sent back (split horizon).
+    SplitHorizon => "split_horizon",
+    /// The tenant is not connected.
+    TenantAbsent => "tenant_absent",
+    /// The tenant's ring is full: it does not take packets fast enough.
+    TenantRingFull => "tenant_ring_full",
+    /// The buffer that the tenant offered is too small for the packet.
+    TenantBufferSmall => "tenant_buffer_small",
+    /// The tenant offered a buffer outside its memory.
+    TenantBufferInvalid => "tenant_buffer_invalid",
+    /// The kernel has no link-layer address for the next hop yet.
+    NextHopUnresolved => "next_hop_unresolved",
+    /// The uplink's transmit ring is full.
+    UplinkRingFull => "uplink_ring_full",
+    /// The encapsulated frame does not fit the uplink's MTU or the chunk.
+    UplinkTooLong => "uplink_too_long",
+    /// No free frame for a copy (flooding).
+    NoFreeFrame => "no_free_frame",
+    /// A burst was full: a bound of ours, sized so that it is not reached.
+    BurstFull => "burst_full",
+}
+
+/// Frames and bytes.
+#[derive(Debug, Default)]
+pub struct Traffic {
+    /// Frames.
+    pub frames: Counter,
+    /// Their bytes, inner frame without FCS.
+    pub bytes: Counter,
+}
+
+impl Traffic {
+    /// Counts one frame of `bytes`.
+    #[inline]
+    pub fn one(&self, bytes: usize) {
+        self.frames.add(1);
+        self.bytes.add(bytes as u64);
+    }
+
+    /// Their values now.
+    pub fn read(&self) -> TrafficStats {
+        TrafficStats { frames: self.frames.get(), bytes: self.bytes.get() }
+    }
+}
+
+/// Drops by reason.
+#[derive(Debug)]
+pub struct Drops([Counter; DropReason::COUNT]);
+
+impl Default for Drops {
+    fn default() -> Drops {
+        Drops(std::array::from_fn(|_| Counter::default()))
+    }
+}
+
+impl Drops {
+    /// Counts one.
+    #[inline]
+    pub fn one(&self, reason: DropReason) {
+        if let Some(counter) = self.0.get(reason as usize) {
+            counter.add(1);
+        }
+    }
+
+    /// How many for this reason.
+    pub fn get(&self, reason: DropReason) -> u64 {
+        self.0.get(reason as usize).map_or(0, Counter::get)
+    }
+
+    /// All of them together.
+    pub fn total(&self) -> u64 {
+        self.0.iter().map(Counter::get).sum()
+    }
+}
+
+/// One network's share, in one worker.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub struct NetworkCounters {
+    /// Decapsulated frames.
+    pub from_underlay: Traffic,
+    /// Encapsulated frames.
+    pub to_underlay: Traffic,
+    /// Frames dropped after their network was known.
+    pub dropped: Counter,
+    /// Source addresses learned.
+    pub learned: Counter,
+    /// Learned addresses that appeared behind another remote.
+    pub moved: Counter,
+    /// Addresses not learned because the network's limit was reached or the table was full.
+    pub learn_refused: Counter,
+}
+
+/// One endpoint's share, in one worker.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub struct EndpointCounters {
+    /// Packets taken from the tenant.
+    pub from_tenant: Traffic,
+    /// Packets handed to the tenant.
+    pub to_tenant: Traffic,
+    /// Frames from or for this tenant that were dropped.
+    pub dropped: Counter,
+    /// Descriptors of the tenant that broke the protocol; none of their bytes were read.
+    pub bad_descriptors: Counter,
+}
+
+/// One worker's counters. Only that worker writes them.
+#[derive(Debug)]
+#[repr(align(128))]
+pub struct WorkerCounters {
+    /// Frames from the uplink's rx rings.
+    pub uplink_rx: Traffic,
+    /// Frames handed to the uplink's tx rings.
+    pub uplink_tx: Traffic,
+    /// Packets taken from tenants.
+    pub tenant_rx: Traffic,
+    /// Packets handed to tenants.
+    pub tenant_tx: Traffic,
+    /// Copies made beyond the frame that came in (flooding).
+    pub replicated: Counter,
+    /// Dropped, by reason.
+    pub dropped: Drops,
+    /// Turns of the loop.
+    pub turns: Counter,
+    /// Cycles in turns that found work.
+    pub cycles_busy: Counter,
+    /// Cycles in all turns.
+    pub cycles_total: Counter,
+    /// Transmit kicks that the kernel answered with EAGAIN, EBUSY or ENOBUFS: tried again later.
+    pub kicks_deferred: Counter,
+    /// Transmit kicks: system calls that make the kernel look at the tx ring.
+    pub kicks: Counter,
+    /// Transmit kicks that failed because the interface was down.
+    pub kicks_link_down: Counter,
+    /// Transmit kicks that failed otherwise.
+    pub kicks_failed: Counter,
+    /// Receive kicks: the driver had run out of fill descriptors and asked to be woken.
+    pub receive_kicks: Counter,
+    /// Kicks by the watchdog: frames were outstanding without a completion for too long.
+    pub watchdog_kicks: Counter,
+    /// eventfd writes to tenants that sleep.
+    pub tenant_wakeups: Counter,
+    /// Chunks of the worker's memory that are free.
+    pub frames_free: Gauge,
+    /// Per network, by [`NetworkId`].
+    pub networks: Box<[NetworkCounters]>,
+    /// Per endpoint, by [`EndpointId`].
+    pub endpoints: Box<[EndpointCounters]>,
+    /// Frames sent towards each remote, by [`RemoteId`]: shows which next hops are in use.
+    pub remotes: Box<[Counter]>,
+}
+
+impl WorkerCounters {
+    /// All zero, for so many of each.
+    pub fn new(networks: usize, endpoints: usize, remotes: usize) -> WorkerCounters {
+        fn list<T: Default>(count: usize) -> Box<[T]> {
+            std::iter::repeat_with(T::default).take(count).collect()
+        }
+        WorkerCounters {
+            uplink_rx: Traffic::default(),
+            uplink_tx: Traffic::default(),
+            tenant_rx: Traffic::default(),
+            tenant_tx: Traffic::default(),
+            replicated: Counter::default(),
+            dropped: Drops::default(),
+            turns: Counter::default(),
+            cycles_busy: Counter::default(),
+            cycles_total: Counter::default(),
+            kicks_deferred: Counter::default(),
+            kicks: Counter::default(),
+            kicks_link_down: Counter::default(),
+            kicks_failed: Counter::default(),
+            receive_kicks: Counter::default(),
+            watchdog_kicks: Counter::default(),
+            tenant_wakeups: Counter::default(),
+            frames_free: Gauge::default(),
+            networks: list(networks),
+            endpoints: list(endpoints),
+            remotes: list(remotes),
+        }
+    }
+
+    /// The counters of a network, if there is one with this id.
+    #[inline]
+    pub fn network(&self, id: NetworkId) -> Option<&NetworkCounters> {
+        self.networks.get(id.index())
+    }
+
+    /// The counters of an endpoint, if there is one with this id.
+    #[inline]
+    pub fn endpoint(&self, id: EndpointId) -> Option<&EndpointCounters> {
+        self.endpoints.get(id.index())
+    }
+
+    /// The counter of a remote, if there is one with this id.
+    #[inline]
+    pub fn remote(&self, id: RemoteId) -> Option<&Counter> {
+        self.remotes.get(id.index())
+    }
+}
+
+/// Frames and bytes, read at one moment.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+pub struct TrafficStats {
+    /// Frames.
+    pub frames: u64,
+    /// Bytes.
+    pub bytes: u64,
+}
+
+impl std::ops::AddAssign for TrafficStats {
+    fn add_assign(&mut self, other: TrafficStats) {
+        self.frames += other.frames;
+        self.bytes += other.bytes;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_reason_has_a_counter_and_a_name_of_its_own() {
+        let drops = Drops::default();
+        let mut names = std::collections::HashSet::new();
+        for (index, reason) in DropReason::ALL.iter().enumerate() {
+            assert_eq!(*reason as usize, index);
+            assert!(names.insert(reason.name()), "{} twice", reason.name());
+            drops.one(*reason);
+            assert_eq!(drops.get(*reason), 1);
+        }
+        assert_eq!(drops.total(), DropReason::COUNT as u64);
+    }
+}

@@ -1,0 +1,496 @@
+//! [`Frame`], the one owner of bytes in a chunk; [`Burst`], up to 64 of them moving together; and
+//! [`FramePool`], where they come from and go home to.
+//!
+//! ```text
+//! chunk   |- XDP headroom (256) -|------------------- data segment (room) -------------------|
+//!                                 |<-- start -->|<--------- len --------->|
+//!                                   push() grows     bytes()
+//!                                   to the left      pull() shrinks from the left
+//! ```
+//!
+//! What must hold:
+//! - A chunk has at most one `Frame`, or is lent to the kernel, or lies in the pool: never two of these.
+//!   `Frame` is not `Clone`; every function that can fail gives it back.
+//! - A frame goes home through [`FramePool::put`]. One that is dropped on the floor is never reused, and the
+//!   pool then keeps its memory mapped for ever instead of leaving the frame dangling.
+//!
+//! Called by the ports (which fill and empty frames) and the stages (which read headers and hand frames on).
+
+use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::any::Any;
+use std::mem::ManuallyDrop;
+use std::ptr::NonNull;
+
+use arrayvec::ArrayVec;
+
+use crate::types::{Class, EndpointId, NetworkId, RemoteId};
+
+/// Frames that move together, at most.
+pub const BURST: usize = 64;
+
+/// Where a frame entered.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Source {
+    /// Not classified yet.
+    Unknown,
+    /// From the underlay, sent by this VTEP.
+    Remote(RemoteId),
+    /// From a tenant.
+    Endpoint(EndpointId),
+}
+
+/// Where a frame goes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Target {
+    /// Not looked up yet.
+    Unknown,
+    /// To a tenant on this host.
+    Endpoint(EndpointId),
+    /// To a tenant behind this VTEP.
+    Remote(RemoteId),
+    /// To every tenant of the network, and every remote if it came from a tenant; never back to its source.
+    Flood,
+}
+
+/// What the stages found out about a frame; it travels in the handle, not in the chunk.
+#[derive(Clone, Copy, Debug)]
+pub struct Meta {
+    /// Hash of the inner flow, or of the outer one before decapsulation.
+    pub flow_hash: u32,
+    /// Valid once `source` is known.
+    pub network: NetworkId,
+    /// Where it came from.
+    pub source: Source,
+    /// Where it goes.
+    pub target: Target,
+    /// Its priority.
+    pub class: Class,
+}
+
+impl Meta {
+    /// Nothing known yet.
+    pub const UNKNOWN: Meta = Meta {
+        flow_hash: 0,
+        network: NetworkId(NetworkId::LIMIT),
+        source: Source::Unknown,
+        target: Target::Unknown,
+        class: Class::Normal,
+    };
+}
+
+/// The one owner of the bytes in a chunk.
+#[derive(Debug)]
+#[must_use = "a frame that is dropped is lost to its pool: put it back or hand it on"]
+pub struct Frame {
+    data: NonNull<u8>,
+    room: u16,
+    start: u16,
+    len: u16,
+    /// What is known about it.
+    pub meta: Meta,
+}
+
+const _: () = assert!(size_of::<Frame>() <= 32, "two handles to a cache line");
+
+// SAFETY: a frame owns its bytes alone (see the module's rules), so moving it to another thread moves them.
+unsafe impl Send for Frame {}
+
+impl Frame {
+    /// Length of the packet in bytes.
+    #[inline]
+    pub fn len(&self) -> usize {
+        usize::from(self.len)
+    }
+
+    /// True when there is no packet in it.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Bytes in front of the packet that [`push`](Self::push) can take.
+    #[inline]
+    pub fn headroom(&self) -> usize {
+        usize::from(self.start)
+    }
+
+    /// The packet.
+    #[inline]
+    pub fn bytes(&self) -> &[u8] {
+        // SAFETY: `start + len <= room` (kept by every method that changes them), the chunk's memory outlives
+        // the frame (see `FramePool::drop`) and this frame owns it alone.
+        unsafe { std::slice::from_raw_parts(self.data.as_ptr().add(usize::from(self.start)), self.len()) }
+    }
+
+    /// The packet, to be changed in place.
+    #[inline]
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as in `bytes`, and `&mut self` makes this the only borrow.
+        unsafe { std::slice::from_raw_parts_mut(self.data.as_ptr().add(usize::from(self.start)), self.len()) }
+    }
+
+    /// Takes `count` bytes off the front (a header that has been read). False, and no change, if there are fewer.
+    #[inline]
+    #[must_use]
+    pub fn pull(&mut self, count: usize) -> bool {
+        match u16::try_from(count) {
+            Ok(count) if count <= self.len => {
+                self.start += count;
+                self.len -= count;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Grows the packet by `count` bytes at the front and shows them, to be written: they hold what the chunk
+    /// last held. `None`, and no change, if the headroom is smaller.
+    #[inline]
+    #[must_use]
+    pub fn push(&mut self, count: usize) -> Option<&mut [u8]> {
+        let count = u16::try_from(count).ok().filter(|count| *count <= self.start)?;
+        self.start -= count;
+        self.len += count;
+        self.bytes_mut().get_mut(..usize::from(count))
+    }
+
+    /// Cuts the packet to its first `len` bytes (link-layer padding behind it). False if it is shorter.
+    #[inline]
+    #[must_use]
+    pub fn truncate(&mut self, len: usize) -> bool {
+        match u16::try_from(len) {
+            Ok(len) if len <= self.len => {
+                self.len = len;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Makes the packet `len` bytes that start `headroom` bytes into the data segment, and shows them, to be
+    /// written: they hold what the chunk last held. `None`, and no change, if that does not fit.
+    #[inline]
+    #[must_use]
+    pub fn reset(&mut self, headroom: usize, len: usize) -> Option<&mut [u8]> {
+        let (start, len) = (u16::try_from(headroom).ok()?, u16::try_from(len).ok()?);
+        start.checked_add(len).filter(|end| *end <= self.room)?;
+        self.start = start;
+        self.len = len;
+        Some(self.bytes_mut())
+    }
+}
+
+/// Up to [`BURST`] frames that move together. Made once and reused: nothing is allocated.
+#[derive(Debug, Default)]
+pub struct Burst {
+    frames: ArrayVec<Frame, BURST>,
+}
+
+impl Burst {
+    /// An empty one.
+    pub fn new() -> Burst {
+        Burst::default()
+    }
+
+    /// Adds a frame at the end. A full burst gives it back, so that it cannot leak.
+    #[inline]
+    pub fn push(&mut self, frame: Frame) -> Result<(), Frame> {
+        self.frames.try_push(frame).map_err(|e| e.element())
+    }
+
+    /// Takes all frames out, first in first out.
+    #[inline]
+    pub fn drain(&mut self) -> impl Iterator<Item = Frame> + '_ {
+        self.frames.drain(..)
+    }
+
+    /// Takes the first `count` frames out, or all if there are fewer, first in first out; the others move up.
+    #[inline]
+    pub fn drain_front(&mut self, count: usize) -> impl Iterator<Item = Frame> + '_ {
+        self.frames.drain(..count.min(self.frames.len()))
+    }
+
+    /// How many are in it.
+    #[inline]
+    pub fn len(&self) -> usize {
+        self.frames.len()
+    }
+
+    /// How many more it takes.
+    #[inline]
+    pub fn room(&self) -> usize {
+        self.frames.remaining_capacity()
+    }
+
+    /// True when none is in it.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.frames.is_empty()
+    }
+
+    /// The frames, in order.
+    #[inline]
+    pub fn iter(&self) -> impl Iterator<Item = &Frame> {
+        self.frames.iter()
+    }
+}
+
+/// The chunks of one memory area, and which of them are free.
+pub struct FramePool {
+    base: NonNull<u8>,
+    chunk_log2: u32,
+    chunk_count: usize,
+    data_offset: u16,
+    room: u16,
+    free: Vec<NonNull<u8>>,
+    lent: usize,
+    memory: ManuallyDrop<Box<dyn Any + Send>>,
+}
+
+// SAFETY: the pointers lead into `memory`, which is `Send` and owned here; frames own their parts of it.
+unsafe impl Send for FramePool {}
+
+impl FramePool {
+    /// `count` chunks of ordinary memory, for tests and for ports that have no kernel behind them.
+    ///
+    /// # Panics
+    /// If `chunk_size` is not a power of two between 512 and 32768, `headroom` does not leave room in it, or the
+    /// system has no memory left. Called at start only.
+    pub fn anonymous(chunk_size: usize, count: usize, headroom: usize) -> FramePool {
+        assert!(chunk_size.is_power_of_two() && (512..=32768).contains(&chunk_size) && headroom < chunk_size);
+        let memory = HeapChunks::new(chunk_size * count.max(1));
+        let base = memory.base;
+        // SAFETY: `memory` is `chunk_size * count` bytes at `base`, owned by the box and used by nobody else.
+        unsafe { FramePool::from_raw(base, chunk_size, count, headroom, Box::new(memory)) }
+    }
+
+    /// Chunks of memory that somebody else made (a UMEM).
+    ///
+    /// # Safety
+    /// `memory` keeps `chunk_size * count` bytes at `base` mapped until it is dropped, and nobody but this pool,
+    /// its frames and whoever they are lent to touches them. `chunk_size` is a power of two of at most 32768 and
+    /// `headroom` is smaller.
+    pub(crate) unsafe fn from_raw(
+        base: NonNull<u8>,
+        chunk_size: usize,
+        count: usize,
+        headroom: usize,
+        memory: Box<dyn Any + Send>,
+    ) -> FramePool {
+        // Highest first, so that the first ones taken are the first in memory.
+        let free = (0..count)
+            .rev()
+            // SAFETY: `index * chunk_size + headroom` is inside the area (see this function's contract).
+            .map(|index| unsafe { base.add(index * chunk_size + headroom) })
+            .collect();
+        FramePool {
+            base,
+            chunk_log2: chunk_size.trailing_zeros(),
+            chunk_count: count,
+            data_offset: headroom as u16,
+            room: (chunk_size - headroom) as u16,
+            free,
+            lent: 0,
+            memory: ManuallyDrop::new(memory),
+        }
+    }
+
+    /// Takes a free chunk; its packet is empty and its metadata unknown. `None` when there is none left.
+    #[inline]
+    pub fn take(&mut self) -> Option<Frame> {
+        let data = self.free.pop()?;
+        Some(Frame { data, room: self.room, start: 0, len: 0, meta: Meta::UNKNOWN })
+    }
+
+    /// Takes a frame home. A frame of another pool is a bug of ours: it is left alone, and never reused.
+    #[inline]
+    pub fn put(&mut self, frame: Frame) {
+        let ours = self.index_of(&frame).is_some();
+        debug_assert!(ours, "a frame was put into a pool that it does not belong to");
+        if ours {
+            self.free.push(frame.data); // never grows: there are no more frames than the list has room for
+        }
+    }
+
+    /// How many chunks are free.
+    #[inline]
+    pub fn available(&self) -> usize {
+        self.free.len()
+    }
+
+    /// How many chunks there are.
+    pub fn capacity(&self) -> usize {
+        self.chunk_count
+    }
+
+    /// Bytes that a packet and its headroom may take together.
+    pub fn room(&self) -> usize {
+        usize::from(self.room)
+    }
+
+    /// Gives the chunk to the kernel (a fill or tx ring) and returns its index. A frame of another pool comes back.
+    #[inline]
+    pub(crate) fn lend(&mut self, frame: Frame) -> Result<u32, Frame> {
+        match self.index_of(&frame) {
+            Some(index) => {
+                self.lent += 1;
+                Ok(index)
+            }
+            None => Err(frame),
+        }
+    }
+
+    /// Takes a chunk back from the kernel, with a packet of `len` bytes at `start` in its data segment. `None` if
+    /// the kernel named a chunk or a span that is not there.
+    ///
+    /// # Safety
+    /// The chunk was lent and has not been regained since.
+    #[inline]
+    pub(crate) unsafe fn regain(&mut self, index: u32, start: usize, len: usize) -> Option<Frame> {
+        let (start, len) = (u16::try_from(start).ok()?, u16::try_from(len).ok()?);
+        start.checked_add(len).filter(|end| *end <= self.room)?;
+        let index = usize::try_from(index).ok().filter(|index| *index < self.chunk_count)?;
+        self.lent = self.lent.saturating_sub(1);
+        // SAFETY: the chunk is inside the area.
+        let data = unsafe { self.base.add((index << self.chunk_log2) + usize::from(self.data_offset)) };
+        Some(Frame { data, room: self.room, start, len, meta: Meta::UNKNOWN })
+    }
+
+    /// Which chunk a frame is in, if it is one of ours.
+    #[inline]
+    fn index_of(&self, frame: &Frame) -> Option<u32> {
+        let offset = frame.data.as_ptr().addr().wrapping_sub(self.base.as_ptr().addr());
+        let index = offset >> self.chunk_log2;
+        if index < self.chunk_count { u32::try_from(index).ok() } else { None }
+    }
+}
+
+impl Drop for FramePool {
+    fn drop(&mut self) {
+        // Frames that are still out point into the memory: then it stays for ever. What was lent does not count:
+        // whoever drops the pool has closed the sockets that it was lent to.
+        if self.free.len() + self.lent >= self.chunk_count {
+            // SAFETY: dropped once, here, and not used after.
+            unsafe { ManuallyDrop::drop(&mut self.memory) }
+        }
+    }
+}
+
+impl std::fmt::Debug for FramePool {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("FramePool")
+            .field("capacity", &self.chunk_count)
+            .field("available", &self.free.len())
+            .field("lent", &self.lent)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Page-aligned zeroed memory.
+struct HeapChunks {
+    base: NonNull<u8>,
+    layout: Layout,
+}
+
+// SAFETY: it owns the memory alone.
+unsafe impl Send for HeapChunks {}
+
+impl HeapChunks {
+    fn new(bytes: usize) -> HeapChunks {
+        let layout =
+            Layout::from_size_align(bytes, 4096).unwrap_or_else(|_| panic!("{bytes} bytes of frames"));
+        // SAFETY: the size is not zero.
+        let base = unsafe { alloc_zeroed(layout) };
+        match NonNull::new(base) {
+            Some(base) => HeapChunks { base, layout },
+            None => handle_alloc_error(layout),
+        }
+    }
+}
+
+impl Drop for HeapChunks {
+    fn drop(&mut self) {
+        // SAFETY: allocated in `new` with this layout.
+        unsafe { dealloc(self.base.as_ptr(), self.layout) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_header_is_pulled_off_and_another_pushed_in_its_place() {
+        let mut pool = FramePool::anonymous(2048, 2, 256);
+        let mut frame = pool.take().unwrap();
+        frame.reset(50, 4).unwrap().copy_from_slice(b"abcd");
+        assert!(frame.push(51).is_none(), "only 50 bytes of headroom");
+        frame.push(2).unwrap().copy_from_slice(b"12");
+        assert_eq!(frame.bytes(), b"12abcd");
+        assert!(frame.pull(3));
+        assert_eq!(frame.bytes(), b"bcd");
+        assert!(!frame.pull(4));
+        assert!(frame.truncate(1) && !frame.truncate(2));
+        assert_eq!((frame.bytes(), frame.headroom()), (&b"b"[..], 51));
+        pool.put(frame);
+        assert_eq!(pool.available(), 2);
+    }
+
+    #[test]
+    fn a_packet_never_leaves_its_chunk() {
+        let mut pool = FramePool::anonymous(2048, 1, 256);
+        let mut frame = pool.take().unwrap();
+        assert_eq!(frame.reset(0, 1792).unwrap().len(), 1792);
+        for (start, len) in [(1, 1792), (1793, 0), (usize::MAX, 1), (1, usize::MAX), (65535, 65535)] {
+            assert!(frame.reset(start, len).is_none(), "{start}+{len}");
+        }
+        pool.put(frame);
+    }
+
+    #[test]
+    fn a_pool_gives_each_chunk_once_and_runs_dry() {
+        let mut pool = FramePool::anonymous(2048, 3, 256);
+        let frames: Vec<Frame> = std::iter::from_fn(|| pool.take()).collect();
+        let mut starts: Vec<_> = frames.iter().map(|f| f.bytes().as_ptr().addr()).collect();
+        starts.dedup();
+        assert_eq!((frames.len(), starts.len()), (3, 3));
+        assert!(pool.take().is_none());
+        frames.into_iter().for_each(|frame| pool.put(frame));
+        assert_eq!(pool.available(), 3);
+    }
+
+    #[test]
+    fn what_was_lent_comes_back_where_it_was() {
+        let mut pool = FramePool::anonymous(2048, 2, 256);
+        let mut frame = pool.take().unwrap();
+        frame.reset(0, 3).unwrap().copy_from_slice(b"xyz");
+        let index = pool.lend(frame).unwrap();
+        // SAFETY: lent just now.
+        let frame = unsafe { pool.regain(index, 1, 2) }.unwrap();
+        assert_eq!(frame.bytes(), b"yz");
+        pool.put(frame);
+        // SAFETY: refused before any chunk is touched.
+        assert!(unsafe { pool.regain(2, 0, 1) }.is_none() && unsafe { pool.regain(0, 0, 1793) }.is_none());
+    }
+
+    #[test]
+    fn a_frame_of_another_pool_is_not_lent() {
+        let (mut a, mut b) = (FramePool::anonymous(2048, 1, 256), FramePool::anonymous(2048, 1, 256));
+        let frame = a.take().unwrap();
+        let frame = b.lend(frame).unwrap_err();
+        a.put(frame);
+    }
+
+    #[test]
+    fn a_full_burst_gives_the_frame_back() {
+        let mut pool = FramePool::anonymous(2048, BURST + 1, 256);
+        let mut burst = Burst::new();
+        while burst.room() > 0 {
+            burst.push(pool.take().unwrap()).unwrap();
+        }
+        let back = burst.push(pool.take().unwrap()).unwrap_err();
+        pool.put(back);
+        burst.drain().for_each(|frame| pool.put(frame));
+        assert_eq!(pool.available(), BURST + 1);
+    }
+}

@@ -1,0 +1,49 @@
+//! Peregrine's engine: pinned workers that move VXLAN frames between an AF_XDP uplink and memif tenants.
+//!
+//! [`engine::Engine`] is the way in: it takes a checked [`plan::Plan`] and runs it. The rest, from the outside in:
+//!
+//! | module | what it is |
+//! |---|---|
+//! | [`plan`], [`stats`] | what must run; what was counted: plain data for control |
+//! | [`engine`] | a plan made to run: workers started, changed, stopped |
+//! | `worker`, `mailbox` | one pinned thread; how control talks to it |
+//! | [`stages`] | the steps of a frame's way: classify, decap, lookup, deliver; collect, encap |
+//! | [`tables`], [`fdb`], [`tenants`] | what the stages look up: networks and remotes; MAC addresses; rings |
+//! | [`xsk`] | UMEM, AF_XDP sockets, the XDP program: the only place that knows xsk-rs and aya |
+//! | [`wire`] | headers: checked views and templates, no I/O |
+//! | [`counters`], [`clock`] | per-worker counters and drop reasons; cycles and seconds |
+//! | [`frame`], [`types`] | the one owner of bytes in a chunk; newtypes |
+//! | `sys` | every system call that no crate wraps |
+//!
+//! # Invariants
+//! - A frame has one owner: [`frame::Frame`] is not `Clone`, and errors give it back.
+//! - What comes in equals what goes out plus the drops, each with a [`counters::DropReason`].
+//! - Workers take no lock, allocate and free nothing, and never wait after start.
+//! - Tenant memory is read once, copied and checked; only the copy is used.
+#![deny(unsafe_code)]
+
+#[allow(unsafe_code, reason = "one instruction that has no safe wrapper")]
+pub mod clock;
+pub mod counters;
+pub mod engine;
+#[deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+pub mod fdb;
+#[allow(unsafe_code, reason = "the one owner of bytes in a chunk: raw memory behind safe methods")]
+pub mod frame;
+mod mailbox;
+pub mod plan;
+#[deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+pub mod stages;
+pub mod stats;
+#[allow(unsafe_code, reason = "every system call that no crate wraps is here")]
+mod sys;
+pub mod tables;
+#[deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+pub mod tenants;
+pub mod types;
+#[cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
+pub mod wire;
+#[deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+mod worker;
+#[allow(unsafe_code, reason = "the kernel's rings: xsk-rs leaves the ownership of frames to its caller")]
+pub mod xsk;

@@ -1,0 +1,79 @@
+//! How control and a worker talk: two bounded lock-free queues, orders one way and what is no longer needed the
+//! other. The worker looks once a turn; it never waits, and frees no memory: that is done by control, with what
+//! comes back.
+
+use std::sync::Arc;
+
+use crossbeam::queue::ArrayQueue;
+
+use crate::tables::Tables;
+use crate::tenants::{Detached, TenantRings};
+use crate::types::EndpointId;
+
+/// Orders under way at most; control keeps more in a list of its own.
+const CAPACITY: usize = 256;
+
+/// What a worker is told.
+#[derive(Debug)]
+pub(crate) enum Order {
+    /// Forward by these from now on.
+    Tables(Arc<Tables>),
+    /// Serve this tenant.
+    Attach(EndpointId, TenantRings),
+    /// Stop serving this tenant.
+    Detach(EndpointId),
+}
+
+/// What a worker gives back.
+#[derive(Debug)]
+pub(crate) enum Returned {
+    /// Tables that it no longer looks at; dropped by control.
+    #[allow(dead_code, reason = "it is sent back to be dropped elsewhere, not to be looked at")]
+    Tables(Arc<Tables>),
+    /// A tenant that it no longer serves.
+    Tenant(Detached),
+}
+
+/// Both queues.
+#[derive(Debug)]
+pub(crate) struct Mailbox {
+    orders: ArrayQueue<Order>,
+    returned: ArrayQueue<Returned>,
+}
+
+impl Mailbox {
+    pub(crate) fn new() -> Mailbox {
+        Mailbox { orders: ArrayQueue::new(CAPACITY), returned: ArrayQueue::new(CAPACITY) }
+    }
+
+    /// Control: sends an order. A full mailbox gives it back.
+    pub(crate) fn send(&self, order: Order) -> Result<(), Order> {
+        self.orders.push(order)
+    }
+
+    /// Control: takes what came back.
+    pub(crate) fn take_returned(&self) -> Option<Returned> {
+        self.returned.pop()
+    }
+
+    /// Worker: the next order, if there is room for the answer to it.
+    #[inline]
+    pub(crate) fn next_order(&self) -> Option<Order> {
+        if self.orders.is_empty() || self.returned.is_full() { None } else { self.orders.pop() }
+    }
+
+    /// Worker: room to give something back without having been told to.
+    #[inline]
+    pub(crate) fn can_return(&self) -> bool {
+        !self.returned.is_full()
+    }
+
+    /// Worker: gives something back. There is room: the worker is the only one that fills it and has looked.
+    #[inline]
+    pub(crate) fn give_back(&self, returned: Returned) {
+        if let Err(lost) = self.returned.push(returned) {
+            debug_assert!(false, "no room for {lost:?}");
+            std::mem::forget(lost); // freed by nobody rather than by the worker in the middle of its work
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! What one process must run: plain data, checked before it gets here (crate `peregrine-config`),
+//! read once by [`Engine::start`](crate::engine::Engine::start) and by the control thread.
+//!
+//! Indexes ([`NetworkId`], [`EndpointId`]) are places in the lists below.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::types::{CoreId, EndpointId, MacAddr, NetworkId, QueueId, Vni};
+
+/// Everything that one daemon runs.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// One pinned polling thread each. At least one.
+    pub workers: Vec<WorkerPlan>,
+    /// The interface towards the underlay.
+    pub uplink: UplinkPlan,
+    /// The overlay networks that we serve.
+    pub networks: Vec<NetworkPlan>,
+    /// The tenants' addresses on them.
+    pub endpoints: Vec<EndpointPlan>,
+    /// Where `peregrine status` and `stats` find the daemon.
+    pub control_socket: PathBuf,
+}
+
+impl Plan {
+    /// The network with this id; ids in a plan are always in range.
+    pub fn network(&self, id: NetworkId) -> Option<&NetworkPlan> {
+        self.networks.get(id.index())
+    }
+
+    /// The endpoint with this id.
+    pub fn endpoint(&self, id: EndpointId) -> Option<&EndpointPlan> {
+        self.endpoints.get(id.index())
+    }
+}
+
+/// One pinned worker.
+#[derive(Clone, Debug)]
+pub struct WorkerPlan {
+    /// The CPU it runs on, alone.
+    pub core: CoreId,
+}
+
+/// The uplink: an interface, its AF_XDP sockets and our address as a VTEP.
+#[derive(Clone, Debug)]
+pub struct UplinkPlan {
+    /// Name of the interface.
+    pub interface: String,
+    /// Which receive queues get a socket.
+    pub queues: Queues,
+    /// How the sockets are bound.
+    pub mode: XdpMode,
+    /// Our VTEP address; it must be an address of the interface.
+    pub local: IpAddr,
+    /// UDP destination port of VXLAN, both ways (IANA: 4789).
+    pub port: u16,
+    /// UDP source ports of what we send lie in this range, by inner flow (RFC 7348 §4.1 recommends 49152–65535).
+    pub source_ports: std::ops::RangeInclusive<u16>,
+    /// Outer TTL (hop limit) of what we send.
+    pub ttl: u8,
+    /// Bytes per UMEM chunk: 2048 or 4096. 256 of them are the kernel's XDP headroom.
+    pub chunk_size: u32,
+    /// Descriptors per ring (fill, completion, rx, tx): a power of two.
+    pub ring_size: u32,
+}
+
+/// Which queues of an interface are ours.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Queues {
+    /// All that the interface has when we start.
+    All,
+    /// Only these; the others' frames pass to the kernel and are counted as `no socket`.
+    List(Vec<QueueId>),
+}
+
+/// How AF_XDP sockets are bound, and what to do when the driver cannot.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum XdpMode {
+    /// Native XDP with zero-copy, or refuse to start.
+    RequireZeroCopy,
+    /// Zero-copy where the driver has it, native with copy otherwise.
+    PreferZeroCopy,
+    /// Native XDP in the driver, frames copied by the kernel.
+    Copy,
+    /// Generic XDP (on socket buffers): any driver, slowest.
+    Generic,
+}
+
+impl XdpMode {
+    /// The word used in the config, on the command line and in `status`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            XdpMode::RequireZeroCopy => "require-zero-copy",
+            XdpMode::PreferZeroCopy => "prefer-zero-copy",
+            XdpMode::Copy => "copy",
+            XdpMode::Generic => "generic",
+        }
+    }
+}
+
+/// One overlay network.
+#[derive(Clone, Debug)]
+pub struct NetworkPlan {
+    /// For people.
+    pub name: String,
+    /// Its number on the wire.
+    pub vni: Vni,
+    /// Largest inner IP packet, in bytes (the tenants' MTU).
+    pub mtu: u16,
+    /// The VTEPs that may send to it and that broadcast goes to.
+    pub remotes: Vec<IpAddr>,
+    /// Learn the MAC addresses behind the remotes from what they send.
+    pub learning: bool,
+    /// Learned addresses are forgotten after this long without a frame.
+    pub ageing: Duration,
+    /// At most this many learned addresses.
+    pub fdb_limit: u32,
+    /// Addresses that are known beforehand, each behind one of `remotes`.
+    pub static_macs: Vec<(MacAddr, IpAddr)>,
+}
+
+/// One tenant address on one network.
+#[derive(Clone, Debug)]
+pub struct EndpointPlan {
+    /// For people.
+    pub name: String,
+    /// The network it is on.
+    pub network: NetworkId,
+    /// Its Ethernet address.
+    pub mac: MacAddr,
+    /// Its IP addresses, for the records; forwarding is by MAC.
+    pub addresses: Vec<IpAddr>,
+    /// Drop what the tenant sends from another source MAC.
+    pub anti_spoofing: bool,
+    /// How it is attached.
+    pub memif: MemifPlan,
+}
+
+/// A memif interface where we are the server: the tenant connects and owns the memory.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct MemifPlan {
+    /// The socket we listen on. Endpoints may share one, each with its own id.
+    pub socket: peregrine_memif::SocketAddr,
+    /// Permission bits of a path socket.
+    pub mode: Option<u32>,
+    /// Interface id within the socket.
+    pub id: u32,
+    /// What the tenant must know, up to 24 bytes; empty for none.
+    pub secret: Vec<u8>,
+    /// Accept memory that the tenant could truncate (it did not or could not seal it).
+    pub allow_unsealed: bool,
+}

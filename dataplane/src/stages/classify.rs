@@ -1,0 +1,30 @@
+//! Way in, first step: the outer headers are checked and taken off; the sender, the class and the flow are noted.
+
+use super::Cx;
+use crate::counters::DropReason;
+use crate::frame::{Burst, Frame, Source};
+use crate::wire::outer;
+
+/// Empties `input`; what goes on starts with its VXLAN header.
+pub fn run(input: &mut Burst, output: &mut Burst, cx: &mut Cx<'_>) {
+    for mut frame in input.drain() {
+        match classify(&mut frame, cx) {
+            Ok(()) => cx.pass(frame, output),
+            Err(reason) => cx.drop(frame, reason),
+        }
+    }
+}
+
+#[inline]
+fn classify(frame: &mut Frame, cx: &Cx<'_>) -> Result<(), DropReason> {
+    let outer = outer::parse(frame.bytes(), cx.tables.vtep)?;
+    let remote = cx.tables.remote_by_address(outer.source).ok_or(DropReason::RemoteUnknown)?;
+    frame.meta.source = Source::Remote(remote);
+    frame.meta.flow_hash = outer.flow_hash;
+    // `parse` has seen that both lengths lie inside the frame.
+    if frame.pull(outer.header_len) && frame.truncate(outer.payload_len) {
+        Ok(())
+    } else {
+        Err(DropReason::OuterTruncated)
+    }
+}

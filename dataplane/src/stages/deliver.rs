@@ -1,0 +1,55 @@
+//! The step in which frames for tenants of this host are copied into their rings and go home. Frames that also, or
+//! only, go to a remote pass through.
+
+use super::Cx;
+use crate::counters::DropReason;
+use crate::frame::{Burst, Frame, Source, Target};
+use crate::types::EndpointId;
+
+/// Empties `input`; what goes on leaves through the uplink. Tenants see the burst when it is over: one publication
+/// and at most one wake-up each.
+pub fn run(input: &mut Burst, output: &mut Burst, cx: &mut Cx<'_>) {
+    for frame in input.drain() {
+        match frame.meta.target {
+            Target::Endpoint(to) => match give(&frame, to, cx) {
+                Ok(()) => cx.pool.put(frame),
+                Err(reason) => cx.drop(frame, reason),
+            },
+            Target::Flood => flood(frame, output, cx),
+            Target::Remote(_) => cx.pass(frame, output),
+            Target::Unknown => cx.drop(frame, DropReason::FloodNobody),
+        }
+    }
+    cx.tenants.flush(cx.counters);
+}
+
+/// One copy for each tenant of the network but the one it came from; then on to the remotes if a tenant sent it.
+fn flood(frame: Frame, output: &mut Burst, cx: &mut Cx<'_>) {
+    let tables = cx.tables;
+    let Some(network) = tables.network(frame.meta.network) else {
+        return cx.drop(frame, DropReason::VniUnknown);
+    };
+    let source = frame.meta.source;
+    let mut copies: u64 = 0;
+    for &to in network.endpoints.iter().filter(|&&to| source != Source::Endpoint(to)) {
+        copies += 1;
+        if let Err(reason) = give(&frame, to, cx) {
+            cx.count_drop(&frame, reason);
+        }
+    }
+    let goes_on = matches!(source, Source::Endpoint(_)) && !network.remotes.is_empty();
+    if goes_on {
+        cx.counters.replicated.add(copies);
+        cx.pass(frame, output);
+    } else if copies > 0 {
+        cx.counters.replicated.add(copies - 1); // the first copy is the frame itself
+        cx.pool.put(frame);
+    } else {
+        cx.drop(frame, DropReason::FloodNobody);
+    }
+}
+
+#[inline]
+fn give(frame: &Frame, to: EndpointId, cx: &mut Cx<'_>) -> Result<(), DropReason> {
+    cx.tenants.give(to, frame.bytes(), cx.counters)
+}

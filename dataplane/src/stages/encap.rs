@@ -1,0 +1,88 @@
+//! Way out, last step: the outer headers are put in front of the inner frame, from the remote's template.
+
+use super::Cx;
+use crate::counters::DropReason;
+use crate::frame::{Burst, Frame, Target};
+use crate::tables::Network;
+use crate::types::RemoteId;
+use crate::wire::outer::OVERHEAD_IPV4;
+
+/// Empties `input`; what goes on is ready for the wire.
+pub fn run(input: &mut Burst, output: &mut Burst, cx: &mut Cx<'_>) {
+    for frame in input.drain() {
+        match frame.meta.target {
+            Target::Remote(to) => send(frame, to, output, cx),
+            Target::Flood => replicate(frame, output, cx),
+            Target::Endpoint(_) | Target::Unknown => cx.drop(frame, DropReason::FloodNobody),
+        }
+    }
+}
+
+/// Head-end replication: one copy for each remote of the network; the last one is the frame itself.
+fn replicate(frame: Frame, output: &mut Burst, cx: &mut Cx<'_>) {
+    let tables = cx.tables;
+    let remotes = tables.network(frame.meta.network).map_or(&[][..], |network| &network.remotes);
+    let Some((&last, others)) = remotes.split_last() else { return cx.drop(frame, DropReason::FloodNobody) };
+    for &to in others {
+        cx.counters.replicated.add(1);
+        match copy(&frame, output, cx) {
+            Ok(copy) => send(copy, to, output, cx),
+            Err(reason) => cx.count_drop(&frame, reason),
+        }
+    }
+    send(frame, last, output, cx);
+}
+
+/// A copy in a chunk of its own, if there is one to spare and room to hand it on.
+fn copy(frame: &Frame, output: &Burst, cx: &mut Cx<'_>) -> Result<Frame, DropReason> {
+    if output.room() <= 1 {
+        return Err(DropReason::BurstFull); // the last place is for the original
+    }
+    if cx.tx_allowance == 0 {
+        return Err(DropReason::NoFreeFrame);
+    }
+    let mut copy = cx.pool.take().ok_or(DropReason::NoFreeFrame)?;
+    cx.tx_allowance -= 1;
+    copy.meta = frame.meta;
+    match copy.reset(frame.headroom(), frame.len()) {
+        Some(bytes) => bytes.copy_from_slice(frame.bytes()),
+        None => {
+            cx.pool.put(copy);
+            return Err(DropReason::UplinkTooLong);
+        }
+    }
+    Ok(copy)
+}
+
+fn send(mut frame: Frame, to: RemoteId, output: &mut Burst, cx: &mut Cx<'_>) {
+    frame.meta.target = Target::Remote(to);
+    let inner_len = frame.len();
+    match encap(&mut frame, to, cx) {
+        Ok(()) => {
+            if let Some(counter) = cx.counters.network(frame.meta.network) {
+                counter.to_underlay.one(inner_len);
+            }
+            cx.pass(frame, output);
+        }
+        Err(reason) => cx.drop(frame, reason),
+    }
+}
+
+#[inline]
+fn encap(frame: &mut Frame, to: RemoteId, cx: &Cx<'_>) -> Result<(), DropReason> {
+    let network: &Network = cx.tables.network(frame.meta.network).ok_or(DropReason::VniUnknown)?;
+    // Counted before anything can fail: it tells control that somebody wants this next hop.
+    if let Some(counter) = cx.counters.remote(to) {
+        counter.add(1);
+    }
+    let outer =
+        cx.tables.remote(to).and_then(|remote| remote.outer.as_ref()).ok_or(DropReason::NextHopUnresolved)?;
+    let inner_len = u16::try_from(frame.len()).map_err(|_| DropReason::UplinkTooLong)?;
+    if frame.len() + OVERHEAD_IPV4 > cx.tables.uplink_frame_max {
+        return Err(DropReason::UplinkTooLong);
+    }
+    let source_port = cx.tables.source_port(frame.meta.flow_hash);
+    let head = frame.push(OVERHEAD_IPV4).and_then(|head| head.first_chunk_mut());
+    outer.write(head.ok_or(DropReason::UplinkTooLong)?, inner_len, network.vni, source_port);
+    Ok(())
+}

@@ -1,0 +1,174 @@
+//! A picture of all counters at one moment, for `status`, `stats` and tests: plain data, made by
+//! [`Engine::stats`](crate::engine::Engine::stats) from the workers' counters and the kernel's.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use crate::counters::{DropReason, TrafficStats, WorkerCounters};
+use crate::types::{CoreId, MacAddr, Vni};
+use crate::xsk::{SocketStatistics, SteeringCounters};
+
+/// Everything that is counted.
+#[derive(Clone, Debug, Serialize)]
+pub struct Stats {
+    /// Frames in, out and dropped over all workers.
+    pub totals: Totals,
+    /// Drops by reason; reasons that never occurred are left out.
+    pub drops: BTreeMap<&'static str, u64>,
+    /// One for each worker.
+    pub workers: Vec<WorkerStats>,
+    /// One for each network.
+    pub networks: Vec<NetworkStats>,
+    /// One for each endpoint.
+    pub endpoints: Vec<EndpointStats>,
+    /// One for each remote VTEP.
+    pub remotes: Vec<RemoteStats>,
+    /// What the XDP program and the kernel's sockets counted, before the frames are ours.
+    pub uplink: UplinkStats,
+}
+
+/// Conservation: `uplink_rx + tenant_rx + replicated = uplink_tx + tenant_tx + dropped + in_flight`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Totals {
+    /// From the uplink.
+    pub uplink_rx: TrafficStats,
+    /// From tenants.
+    pub tenant_rx: TrafficStats,
+    /// Copies made for flooding.
+    pub replicated: u64,
+    /// To the uplink.
+    pub uplink_tx: TrafficStats,
+    /// To tenants.
+    pub tenant_tx: TrafficStats,
+    /// Dropped, for all reasons.
+    pub dropped: u64,
+    /// In minus out minus dropped: what the workers hold just now. While traffic runs the counters are read one
+    /// after the other, so it can be off by what moved in between; at rest it is exactly zero.
+    pub in_flight: i64,
+    /// `in_flight == 0`.
+    pub conserved: bool,
+}
+
+impl Totals {
+    /// Adds one worker's counters.
+    pub fn add(&mut self, worker: &WorkerCounters) {
+        // Outputs first: a frame that moves on while we read is then seen as in flight, never as made of nothing.
+        self.uplink_tx += worker.uplink_tx.read();
+        self.tenant_tx += worker.tenant_tx.read();
+        self.dropped += worker.dropped.total();
+        self.replicated += worker.replicated.get();
+        self.uplink_rx += worker.uplink_rx.read();
+        self.tenant_rx += worker.tenant_rx.read();
+        let frames_in = self.uplink_rx.frames + self.tenant_rx.frames + self.replicated;
+        let frames_out = self.uplink_tx.frames + self.tenant_tx.frames + self.dropped;
+        self.in_flight = frames_in.wrapping_sub(frames_out) as i64;
+        self.conserved = self.in_flight == 0;
+    }
+}
+
+/// One worker.
+#[derive(Clone, Debug, Serialize)]
+pub struct WorkerStats {
+    /// The CPU that it is pinned to.
+    pub core: CoreId,
+    /// Share of its cycles, since the last time somebody asked, in which it found work; 0 to 1.
+    pub busy: f64,
+    /// Turns of its loop since the start.
+    pub turns: u64,
+    /// Transmit kicks (syscalls).
+    pub kicks: u64,
+    /// Kicks that the kernel put off (EAGAIN, EBUSY, ENOBUFS).
+    pub kicks_deferred: u64,
+    /// Kicks that failed because the interface was down.
+    pub kicks_link_down: u64,
+    /// Kicks that failed otherwise.
+    pub kicks_failed: u64,
+    /// Receive kicks (syscalls): the driver had run out of fill descriptors.
+    pub receive_kicks: u64,
+    /// Kicks by the watchdog.
+    pub watchdog_kicks: u64,
+    /// eventfd writes to sleeping tenants (syscalls).
+    pub tenant_wakeups: u64,
+    /// Chunks in its UMEM, free for use just now.
+    pub frames_free: u64,
+    /// Chunks in its UMEM.
+    pub frames_total: u64,
+}
+
+/// One network.
+#[derive(Clone, Debug, Serialize)]
+pub struct NetworkStats {
+    /// Its name in the config.
+    pub name: String,
+    /// Its number.
+    pub vni: Vni,
+    /// Decapsulated.
+    pub from_underlay: TrafficStats,
+    /// Encapsulated.
+    pub to_underlay: TrafficStats,
+    /// Dropped after the network was known.
+    pub dropped: u64,
+    /// MAC addresses in the FDB that were learned.
+    pub fdb_learned: u32,
+    /// Addresses learned since the start.
+    pub learned: u64,
+    /// Learned addresses that moved to another remote.
+    pub moved: u64,
+    /// Addresses not learned: limit reached or table full.
+    pub learn_refused: u64,
+}
+
+/// One endpoint.
+#[derive(Clone, Debug, Serialize)]
+pub struct EndpointStats {
+    /// Its name in the config.
+    pub name: String,
+    /// The network's name.
+    pub network: String,
+    /// Its address.
+    pub mac: MacAddr,
+    /// A tenant is attached.
+    pub connected: bool,
+    /// Taken from the tenant.
+    pub from_tenant: TrafficStats,
+    /// Handed to the tenant.
+    pub to_tenant: TrafficStats,
+    /// Dropped, from or for it.
+    pub dropped: u64,
+    /// Descriptors that broke the protocol.
+    pub bad_descriptors: u64,
+}
+
+/// One remote VTEP.
+#[derive(Clone, Debug, Serialize)]
+pub struct RemoteStats {
+    /// Its address.
+    pub address: std::net::IpAddr,
+    /// The kernel knows how to reach it.
+    pub resolved: bool,
+    /// Link-layer address of the next hop.
+    pub next_hop: Option<MacAddr>,
+    /// Frames sent towards it.
+    pub frames: u64,
+}
+
+/// The uplink before AF_XDP.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct UplinkStats {
+    /// What the XDP program decided, by queue from 0.
+    pub program: Vec<SteeringCounters>,
+    /// The kernel's statistics of each socket (XDP_STATISTICS).
+    pub sockets: Vec<SocketStatistics>,
+}
+
+/// Sums the reasons over workers and leaves out those that are zero.
+pub fn drops_by_name<'a>(
+    workers: impl Iterator<Item = &'a WorkerCounters> + Clone,
+) -> BTreeMap<&'static str, u64> {
+    DropReason::ALL
+        .iter()
+        .map(|&reason| (reason.name(), workers.clone().map(|w| w.dropped.get(reason)).sum()))
+        .filter(|&(_, count): &(_, u64)| count > 0)
+        .collect()
+}

@@ -1,0 +1,297 @@
+//! What the workers forward by: networks, endpoints, remote VTEPs with their outer headers. A [`Tables`] never
+//! changes; control makes a new one and hands it to each worker, which gives the old one back to be freed.
+//!
+//! MAC addresses are not here: they change all the time and live in the [`Fdb`](crate::fdb::Fdb).
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
+use std::ops::RangeInclusive;
+
+use crate::plan::Plan;
+use crate::types::{EndpointId, MacAddr, NetworkId, RemoteId, Vni};
+use crate::wire::eth::EthHeader;
+use crate::wire::flow::mix;
+use crate::wire::outer::{OVERHEAD_IPV4, OuterFields, OuterTemplate, Vtep};
+
+/// The link-layer addresses of a next hop.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct NextHop {
+    /// The neighbour's.
+    pub destination: MacAddr,
+    /// Our interface's.
+    pub source: MacAddr,
+}
+
+/// One overlay network, as the stages need it.
+#[derive(Clone, Debug)]
+pub struct Network {
+    /// Its number.
+    pub vni: Vni,
+    /// Longest inner frame in bytes: MTU, Ethernet header and one VLAN tag.
+    pub frame_max: usize,
+    /// Bytes that encapsulation puts in front of an inner frame.
+    pub overhead: usize,
+    /// Learn addresses behind remotes.
+    pub learning: bool,
+    /// At most so many learned addresses.
+    pub fdb_limit: u32,
+    /// Its tenants on this host.
+    pub endpoints: Box<[EndpointId]>,
+    /// The VTEPs that belong to it.
+    pub remotes: Box<[RemoteId]>,
+    /// One bit for each remote that belongs to it.
+    members: Box<[u64]>,
+}
+
+impl Network {
+    /// True if the VTEP may send to this network.
+    #[inline]
+    pub fn has_remote(&self, remote: RemoteId) -> bool {
+        self.members.get(remote.index() / 64).is_some_and(|word| word >> (remote.index() % 64) & 1 == 1)
+    }
+}
+
+/// One tenant address, as the stages need it.
+#[derive(Clone, Debug)]
+pub struct Endpoint {
+    /// Its network.
+    pub network: NetworkId,
+    /// Its Ethernet address.
+    pub mac: MacAddr,
+    /// Refuse other source addresses.
+    pub anti_spoofing: bool,
+}
+
+/// One remote VTEP.
+#[derive(Clone, Debug)]
+pub struct Remote {
+    /// Its address.
+    pub address: Ipv4Addr,
+    /// The outer headers towards it; `None` while the kernel does not know its next hop.
+    pub outer: Option<OuterTemplate>,
+}
+
+/// Everything that the stages look up but MAC addresses.
+#[derive(Clone, Debug)]
+pub struct Tables {
+    /// Our own address.
+    pub vtep: Vtep,
+    /// By [`NetworkId`].
+    pub networks: Box<[Network]>,
+    /// By [`EndpointId`].
+    pub endpoints: Box<[Endpoint]>,
+    /// By [`RemoteId`].
+    pub remotes: Box<[Remote]>,
+    /// Longest frame that the uplink takes: its MTU and an Ethernet header.
+    pub uplink_frame_max: usize,
+    by_vni: Index,
+    by_address: Index,
+    source_port_first: u16,
+    source_port_count: u32,
+    ttl: u8,
+}
+
+impl Tables {
+    /// From a plan; no next hop is known yet. `uplink_mtu` is in bytes.
+    pub fn new(plan: &Plan, uplink_mtu: usize) -> Tables {
+        let addresses = remote_addresses(plan);
+        let remote_id = |address: &IpAddr| addresses.get(address).copied();
+        let networks: Box<[Network]> = plan
+            .networks
+            .iter()
+            .enumerate()
+            .map(|(index, network)| {
+                let remotes: Box<[RemoteId]> = network.remotes.iter().filter_map(remote_id).collect();
+                let mut members = vec![0u64; addresses.len().div_ceil(64)];
+                for remote in &remotes {
+                    if let Some(word) = members.get_mut(remote.index() / 64) {
+                        *word |= 1 << (remote.index() % 64);
+                    }
+                }
+                let is_here =
+                    |&(_, endpoint): &(usize, &crate::plan::EndpointPlan)| endpoint.network.index() == index;
+                Network {
+                    vni: network.vni,
+                    frame_max: usize::from(network.mtu) + EthHeader::LEN + 4,
+                    overhead: OVERHEAD_IPV4,
+                    learning: network.learning,
+                    fdb_limit: network.fdb_limit,
+                    endpoints: plan
+                        .endpoints
+                        .iter()
+                        .enumerate()
+                        .filter(is_here)
+                        .map(|(id, _)| EndpointId(id as u16))
+                        .collect(),
+                    remotes,
+                    members: members.into(),
+                }
+            })
+            .collect();
+        let endpoints = plan.endpoints.iter().map(|endpoint| Endpoint {
+            network: endpoint.network,
+            mac: endpoint.mac,
+            anti_spoofing: endpoint.anti_spoofing,
+        });
+        let mut remotes: Vec<(RemoteId, Ipv4Addr)> =
+            addresses.iter().map(|(&address, &id)| (id, ipv4(address))).collect();
+        remotes.sort_unstable();
+        let ports = port_range(&plan.uplink.source_ports);
+        Tables {
+            vtep: Vtep { address: ipv4(plan.uplink.local), port: plan.uplink.port },
+            by_vni: Index::new(
+                networks.iter().enumerate().map(|(index, network)| (network.vni.get(), index as u16)),
+            ),
+            by_address: Index::new(remotes.iter().map(|&(id, address)| (u32::from(address), id.0))),
+            networks,
+            endpoints: endpoints.collect(),
+            remotes: remotes.into_iter().map(|(_, address)| Remote { address, outer: None }).collect(),
+            uplink_frame_max: uplink_mtu + EthHeader::LEN,
+            source_port_first: ports.0,
+            source_port_count: ports.1,
+            ttl: plan.uplink.ttl,
+        }
+    }
+
+    /// A copy in which the remote's next hop is this one.
+    #[must_use]
+    pub fn with_next_hop(&self, remote: RemoteId, hop: Option<NextHop>) -> Tables {
+        let mut tables = self.clone();
+        if let Some(entry) = tables.remotes.get_mut(remote.index()) {
+            entry.outer = hop.map(|hop| {
+                OuterTemplate::new(&OuterFields {
+                    destination_mac: hop.destination,
+                    source_mac: hop.source,
+                    source: self.vtep.address,
+                    destination: entry.address,
+                    port: self.vtep.port,
+                    ttl: self.ttl,
+                })
+            });
+        }
+        tables
+    }
+
+    /// The network with this VNI.
+    #[inline]
+    pub fn network_by_vni(&self, vni: Vni) -> Option<(NetworkId, &Network)> {
+        let id = NetworkId(self.by_vni.get(vni.get())?);
+        Some((id, self.networks.get(id.index())?))
+    }
+
+    /// The network with this id.
+    #[inline]
+    pub fn network(&self, id: NetworkId) -> Option<&Network> {
+        self.networks.get(id.index())
+    }
+
+    /// The endpoint with this id.
+    #[inline]
+    pub fn endpoint(&self, id: EndpointId) -> Option<&Endpoint> {
+        self.endpoints.get(id.index())
+    }
+
+    /// The remote with this id.
+    #[inline]
+    pub fn remote(&self, id: RemoteId) -> Option<&Remote> {
+        self.remotes.get(id.index())
+    }
+
+    /// The remote VTEP with this address.
+    #[inline]
+    pub fn remote_by_address(&self, address: Ipv4Addr) -> Option<RemoteId> {
+        self.by_address.get(u32::from(address)).map(RemoteId)
+    }
+
+    /// The outer UDP source port for a flow: all of the range, evenly (multiply and shift, no division).
+    #[inline]
+    pub fn source_port(&self, flow_hash: u32) -> u16 {
+        let offset = (u64::from(flow_hash) * u64::from(self.source_port_count)) >> 32;
+        self.source_port_first.wrapping_add(offset as u16)
+    }
+}
+
+/// Each remote VTEP of any network once, with its id.
+pub fn remote_addresses(plan: &Plan) -> BTreeMap<IpAddr, RemoteId> {
+    let mut addresses = BTreeMap::new();
+    for address in plan.networks.iter().flat_map(|network| &network.remotes) {
+        let next = RemoteId(addresses.len() as u16);
+        addresses.entry(*address).or_insert(next);
+    }
+    addresses
+}
+
+/// The config refuses IPv6 VTEPs for now.
+fn ipv4(address: IpAddr) -> Ipv4Addr {
+    match address {
+        IpAddr::V4(address) => address,
+        IpAddr::V6(_) => Ipv4Addr::UNSPECIFIED,
+    }
+}
+
+fn port_range(ports: &RangeInclusive<u16>) -> (u16, u32) {
+    (*ports.start(), u32::from(*ports.end()).saturating_sub(u32::from(*ports.start())) + 1)
+}
+
+/// A 32-bit number → a 16-bit index: open addressing, at most half full, made once and only read.
+#[derive(Clone, Debug)]
+struct Index {
+    slots: Box<[(u32, u16)]>,
+}
+
+/// Marks a free slot; no id has this value.
+const NONE: u16 = u16::MAX;
+
+impl Index {
+    fn new(pairs: impl Iterator<Item = (u32, u16)> + Clone) -> Index {
+        let len = (pairs.clone().count() * 2).next_power_of_two().max(2);
+        let mut index = Index { slots: vec![(0, NONE); len].into() };
+        for (key, id) in pairs {
+            let mut at = index.home(key);
+            while let Some(slot) = index.slots.get_mut(at) {
+                if slot.1 == NONE {
+                    *slot = (key, id);
+                    break;
+                }
+                at = (at + 1) & (len - 1);
+            }
+        }
+        index
+    }
+
+    #[inline]
+    fn get(&self, key: u32) -> Option<u16> {
+        let mut at = self.home(key);
+        loop {
+            let &(stored, id) = self.slots.get(at)?;
+            if id == NONE {
+                return None; // at most half full: a free slot always comes
+            }
+            if stored == key {
+                return Some(id);
+            }
+            at = (at + 1) & (self.slots.len() - 1);
+        }
+    }
+
+    #[inline]
+    fn home(&self, key: u32) -> usize {
+        mix(u64::from(key) ^ 0x243f_6a88_85a3_08d3, 0x9e37_79b9_7f4a_7c15) as usize & (self.slots.len() - 1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_index_finds_what_was_put_in_and_nothing_else() {
+        for count in [0u32, 1, 2, 3, 100, 5000] {
+            let index = Index::new((0..count).map(|n| (n * 3, n as u16)));
+            for n in 0..count * 3 + 10 {
+                let expected = (n % 3 == 0 && n / 3 < count).then_some((n / 3) as u16);
+                assert_eq!(index.get(n), expected, "{n} of {count}");
+            }
+        }
+    }
+}

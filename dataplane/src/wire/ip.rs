@@ -1,0 +1,176 @@
+//! The outer IPv4 header (RFC 791 §3.1), checked as a VTEP must.
+
+use std::net::Ipv4Addr;
+
+use bytemuck::{Pod, Zeroable};
+
+use super::checksum::Sum;
+use super::{Be16, split_header};
+use crate::counters::DropReason;
+
+/// Protocol number of UDP.
+pub const PROTOCOL_UDP: u8 = 17;
+/// Protocol number of TCP.
+pub const PROTOCOL_TCP: u8 = 6;
+/// Protocol number of SCTP.
+pub const PROTOCOL_SCTP: u8 = 132;
+
+/// The fixed 20 bytes; options may follow.
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+#[repr(C)]
+pub struct Ipv4Header {
+    version_ihl: u8,
+    tos: u8,
+    total_length: Be16,
+    identification: Be16,
+    flags_offset: Be16,
+    ttl: u8,
+    protocol: u8,
+    checksum: Be16,
+    source: [u8; 4],
+    destination: [u8; 4],
+}
+
+const _: () = assert!(size_of::<Ipv4Header>() == Ipv4Header::LEN);
+
+impl Ipv4Header {
+    /// Bytes without options.
+    pub const LEN: usize = 20;
+
+    /// The header and its payload, cut to the total length (Ethernet pads short frames). Version, lengths and
+    /// checksum are checked.
+    ///
+    /// # Errors
+    /// [`DropReason::OuterIpInvalid`] or [`DropReason::OuterIpChecksum`].
+    #[inline]
+    pub fn split(bytes: &[u8]) -> Result<(&Ipv4Header, &[u8]), DropReason> {
+        let (header, _) = split_header::<Ipv4Header>(bytes).ok_or(DropReason::OuterIpInvalid)?;
+        let header_len = usize::from(header.version_ihl & 0x0f) * 4;
+        let total_len = usize::from(header.total_length.get());
+        if header.version_ihl >> 4 != 4 || header_len < Ipv4Header::LEN || total_len < header_len {
+            return Err(DropReason::OuterIpInvalid);
+        }
+        let packet = bytes.get(..total_len).ok_or(DropReason::OuterIpInvalid)?;
+        let (head, payload) = packet.split_at_checked(header_len).ok_or(DropReason::OuterIpInvalid)?;
+        if Sum::ZERO.bytes(head).fold() != 0xffff {
+            return Err(DropReason::OuterIpChecksum);
+        }
+        Ok((header, payload))
+    }
+
+    /// More fragments follow, or this is not the first.
+    #[inline]
+    pub fn is_fragment(&self) -> bool {
+        self.flags_offset.get() & 0x3fff != 0
+    }
+
+    /// What follows.
+    #[inline]
+    pub fn protocol(&self) -> u8 {
+        self.protocol
+    }
+
+    /// Who sent it.
+    #[inline]
+    pub fn source(&self) -> Ipv4Addr {
+        Ipv4Addr::from(self.source)
+    }
+
+    /// Where it goes.
+    #[inline]
+    pub fn destination(&self) -> Ipv4Addr {
+        Ipv4Addr::from(self.destination)
+    }
+}
+
+/// The part of the UDP checksum that covers the IPv4 addresses, protocol and UDP length (RFC 768).
+#[inline]
+pub fn udp_pseudo_header(source: Ipv4Addr, destination: Ipv4Addr, udp_len: u16) -> Sum {
+    Sum::ZERO.bytes(&source.octets()).bytes(&destination.octets()).word(u16::from(PROTOCOL_UDP)).word(udp_len)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// 192.0.2.1 → 192.0.2.2, UDP, total length 28, TTL 64, DF.
+    pub(crate) const GOOD: [u8; 28] = [
+        0x45, 0x00, 0x00, 0x1c, 0x00, 0x00, 0x40, 0x00, 0x40, 0x11, 0xb6, 0xcd, 192, 0, 2, 1, 192, 0, 2, 2,
+        1, 2, 3, 4, 5, 6, 7, 8,
+    ];
+
+    fn with_checksum(mut bytes: Vec<u8>) -> Vec<u8> {
+        let len = usize::from(bytes[0] & 0xf) * 4;
+        bytes[10..12].fill(0);
+        let sum = Sum::ZERO.bytes(&bytes[..len]).checksum();
+        bytes[10..12].copy_from_slice(&sum.to_be_bytes());
+        bytes
+    }
+
+    #[test]
+    fn a_good_header_gives_its_fields_and_the_unpadded_payload() {
+        let mut padded = GOOD.to_vec();
+        padded.extend([0; 18]);
+        let (header, payload) = Ipv4Header::split(&padded).unwrap();
+        assert_eq!(
+            (header.source(), header.destination()),
+            (Ipv4Addr::new(192, 0, 2, 1), Ipv4Addr::new(192, 0, 2, 2))
+        );
+        assert_eq!((header.protocol(), header.is_fragment()), (PROTOCOL_UDP, false));
+        assert_eq!(payload, [1, 2, 3, 4, 5, 6, 7, 8]);
+    }
+
+    #[test]
+    fn lies_about_version_and_lengths_are_refused() {
+        for (what, offset, value) in [
+            ("version 5", 0, 0x55),
+            ("ihl 4", 0, 0x44),
+            ("ihl 15", 0, 0x4f),
+            ("too long", 3, 29),
+            ("shorter than its header", 3, 19),
+        ] {
+            let mut bytes = GOOD.to_vec();
+            bytes[offset] = value;
+            assert_eq!(Ipv4Header::split(&bytes).err(), Some(DropReason::OuterIpInvalid), "{what}");
+        }
+        for len in 0..GOOD.len() {
+            assert_eq!(
+                Ipv4Header::split(&GOOD[..len]).err(),
+                Some(DropReason::OuterIpInvalid),
+                "{len} bytes"
+            );
+        }
+    }
+
+    #[test]
+    fn every_single_bit_error_in_the_header_is_found() {
+        for bit in 0..160 {
+            let mut bytes = GOOD.to_vec();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            assert!(Ipv4Header::split(&bytes).is_err(), "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn options_are_skipped() {
+        let mut bytes = GOOD.to_vec();
+        bytes[0] = 0x46;
+        bytes[3] = 32;
+        bytes.splice(20..20, [0x94, 0x04, 0, 0]);
+        let bytes = with_checksum(bytes);
+        let (_, payload) = Ipv4Header::split(&bytes).unwrap();
+        assert_eq!(payload, [1, 2, 3, 4, 5, 6, 7, 8]);
+    }
+
+    #[test]
+    fn fragments_are_told() {
+        for (flags_offset, fragment) in
+            [([0x40, 0], false), ([0x20, 0], true), ([0, 1], true), ([0x1f, 0xff], true), ([0x80, 0], false)]
+        {
+            let mut bytes = GOOD.to_vec();
+            bytes[6..8].copy_from_slice(&flags_offset);
+            let bytes = with_checksum(bytes);
+            assert_eq!(Ipv4Header::split(&bytes).unwrap().0.is_fragment(), fragment, "{flags_offset:?}");
+        }
+    }
+}

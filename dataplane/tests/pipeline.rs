@@ -1,0 +1,546 @@
+//! The stages as a whole, without a kernel: frames in by hand, tenants over real memif rings in one process, what
+//! leaves for the uplink looked at byte by byte. After every step frames in = frames out + drops, and all chunks are
+//! home.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use etherparse::PacketBuilder;
+use peregrine_dataplane::counters::{DropReason, WorkerCounters};
+use peregrine_dataplane::fdb::{Destination, Fdb};
+use peregrine_dataplane::frame::{BURST, Burst, FramePool};
+use peregrine_dataplane::plan::{
+    EndpointPlan, MemifPlan, NetworkPlan, Plan, Queues, UplinkPlan, WorkerPlan, XdpMode,
+};
+use peregrine_dataplane::stages::{self, Cx, Stage, collect};
+use peregrine_dataplane::stats::Totals;
+use peregrine_dataplane::tables::{NextHop, Tables};
+use peregrine_dataplane::tenants::{TenantRings, Tenants};
+use peregrine_dataplane::types::{CoreId, EndpointId, MacAddr, NetworkId, RemoteId, Vni};
+use peregrine_memif::{ClientConfig, Interface, ServerConfig};
+
+/// Counts allocations of this thread, so that a test can say "none".
+struct CountingAllocator;
+
+thread_local! {
+    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
+}
+
+// SAFETY: passes everything on to the system's allocator.
+unsafe impl GlobalAlloc for CountingAllocator {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.with(|count| count.set(count.get() + 1));
+        // SAFETY: the caller's contract is the system allocator's.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        ALLOCATIONS.with(|count| count.set(count.get() + 1));
+        // SAFETY: as above.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: CountingAllocator = CountingAllocator;
+
+const OUR_VTEP: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+const REMOTE_A: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
+const REMOTE_B: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 3);
+const STRANGER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 99);
+const BLUE: u32 = 42;
+const RED: u32 = 43;
+/// Two tenants on blue, one on red.
+const WEB: EndpointId = EndpointId(0);
+const DB: EndpointId = EndpointId(1);
+const LONER: EndpointId = EndpointId(2);
+
+fn mac(last: u8) -> MacAddr {
+    MacAddr([2, 0, 0, 0, 0, last])
+}
+
+fn plan() -> Plan {
+    let network = |name: &str, vni, remotes: Vec<Ipv4Addr>| NetworkPlan {
+        name: name.into(),
+        vni: Vni::new(vni).unwrap(),
+        mtu: 1450,
+        remotes: remotes.into_iter().map(IpAddr::V4).collect(),
+        learning: true,
+        ageing: Duration::from_secs(300),
+        fdb_limit: 64,
+        static_macs: vec![],
+    };
+    let endpoint = |name: &str, network, last| EndpointPlan {
+        name: name.into(),
+        network: NetworkId(network),
+        mac: mac(last),
+        addresses: vec![],
+        anti_spoofing: true,
+        memif: MemifPlan {
+            socket: peregrine_memif::SocketAddr::Abstract("unused".into()),
+            mode: None,
+            id: u32::from(last),
+            secret: vec![],
+            allow_unsealed: false,
+        },
+    };
+    Plan {
+        workers: vec![WorkerPlan { core: CoreId(0) }],
+        uplink: UplinkPlan {
+            interface: "unused".into(),
+            queues: Queues::All,
+            mode: XdpMode::Copy,
+            local: IpAddr::V4(OUR_VTEP),
+            port: 4789,
+            source_ports: 49152..=65535,
+            ttl: 64,
+            chunk_size: 2048,
+            ring_size: 64,
+        },
+        networks: vec![network("blue", BLUE, vec![REMOTE_A, REMOTE_B]), network("red", RED, vec![])],
+        endpoints: vec![endpoint("web", 0, 1), endpoint("db", 0, 2), endpoint("loner", 1, 1)],
+        control_socket: PathBuf::new(),
+    }
+}
+
+/// A worker's things without the worker's thread, and the tenants' ends of the rings.
+struct Rig {
+    tables: Tables,
+    fdb: Fdb,
+    counters: WorkerCounters,
+    pool: FramePool,
+    tenants: Tenants,
+    clients: Vec<Interface>,
+    bursts: (Burst, Burst),
+}
+
+impl Rig {
+    fn new() -> Rig {
+        let plan = plan();
+        let tables = Tables::new(&plan, 1500);
+        let hop = NextHop { destination: mac(0xaa), source: mac(0xbb) };
+        let tables = tables.with_next_hop(RemoteId(0), Some(hop)).with_next_hop(RemoteId(1), Some(hop));
+        let fdb = Fdb::new(256, 2);
+        let mut tenants = Tenants::new(3);
+        let mut clients = Vec::new();
+        for (index, endpoint) in plan.endpoints.iter().enumerate() {
+            let id = EndpointId(index as u16);
+            assert!(fdb.set_fixed(endpoint.network, endpoint.mac, Destination::Local(id)));
+            let (client, server) =
+                peregrine_memif::pair(ClientConfig::default(), ServerConfig::default()).unwrap();
+            tenants.attach(id, rings(server)).unwrap();
+            clients.push(client);
+        }
+        Rig {
+            counters: WorkerCounters::new(2, 3, 2),
+            tables,
+            fdb,
+            pool: FramePool::anonymous(2048, 256, 256),
+            tenants,
+            clients,
+            bursts: Default::default(),
+        }
+    }
+
+    /// Runs `work` with a context; whatever it leaves in the bursts is taken out as the uplink would.
+    fn run(&mut self, work: impl FnOnce((&mut Burst, &mut Burst), &mut Cx<'_>)) -> Vec<Vec<u8>> {
+        let mut cx = Cx {
+            tables: &self.tables,
+            fdb: &self.fdb,
+            counters: &self.counters,
+            pool: &mut self.pool,
+            tenants: &mut self.tenants,
+            now_s: 0,
+            tx_allowance: 128,
+        };
+        work((&mut self.bursts.0, &mut self.bursts.1), &mut cx);
+        let mut sent = Vec::new();
+        for frame in self.bursts.0.drain().chain(self.bursts.1.drain()) {
+            assert_eq!(frame.headroom(), 0, "ready for the wire: starts where the kernel wants it");
+            self.counters.uplink_tx.one(frame.len());
+            sent.push(frame.bytes().to_vec());
+            self.pool.put(frame);
+        }
+        self.check();
+        sent
+    }
+
+    /// Frames from the underlay; returns what goes back to it.
+    fn receive(&mut self, frames: &[Vec<u8>]) -> Vec<Vec<u8>> {
+        let mut sent = Vec::new();
+        for burst in frames.chunks(BURST) {
+            sent.extend(self.run(|bursts, cx| {
+                for bytes in burst {
+                    let mut frame = cx.pool.take().unwrap();
+                    frame.reset(0, bytes.len()).unwrap().copy_from_slice(bytes);
+                    cx.counters.uplink_rx.one(bytes.len());
+                    bursts.0.push(frame).unwrap();
+                }
+                stages::run_from(Stage::Classify, bursts, cx);
+            }));
+        }
+        sent
+    }
+
+    /// One turn of the tenants; returns what leaves for the underlay.
+    fn collect(&mut self) -> Vec<Vec<u8>> {
+        self.run(|bursts, cx| {
+            collect::run(bursts.0, cx);
+            stages::run_from(Stage::Lookup, bursts, cx);
+        })
+    }
+
+    fn tenant_sends(&mut self, tenant: EndpointId, packet: &[u8]) -> Vec<Vec<u8>> {
+        let tx = &mut self.clients[tenant.index()].tx[0];
+        tx.push(packet).unwrap();
+        tx.flush().unwrap();
+        self.collect()
+    }
+
+    fn tenant_gets(&mut self, tenant: EndpointId) -> Vec<Vec<u8>> {
+        let rx = &mut self.clients[tenant.index()].rx[0];
+        let mut got = Vec::new();
+        rx.pending().unwrap();
+        while let Some(packet) = rx.next_packet() {
+            let packet = packet.unwrap();
+            let mut bytes = vec![0; packet.len()];
+            packet.copy_to(&mut bytes).unwrap();
+            got.push(bytes);
+        }
+        rx.release();
+        got
+    }
+
+    fn dropped(&self, reason: DropReason) -> u64 {
+        self.counters.dropped.get(reason)
+    }
+
+    fn check(&self) {
+        let mut totals = Totals::default();
+        totals.add(&self.counters);
+        assert!(totals.conserved, "frames in != frames out + drops: {totals:?}");
+        assert_eq!(self.pool.available(), self.pool.capacity(), "every chunk is home");
+    }
+}
+
+fn rings(mut server: Interface) -> TenantRings {
+    TenantRings { rx: server.rx.remove(0), tx: server.tx.remove(0) }
+}
+
+fn inner(source: MacAddr, destination: MacAddr, payload: usize) -> Vec<u8> {
+    let mut out = Vec::new();
+    PacketBuilder::ethernet2(source.0, destination.0)
+        .ipv4([10, 0, 0, 9], [10, 0, 0, 1], 64)
+        .udp(1000, 2000)
+        .write(&mut out, &vec![0x5a; payload])
+        .unwrap();
+    out
+}
+
+/// As an independent implementation builds it.
+fn vxlan(from: Ipv4Addr, vni: u32, inner: &[u8]) -> Vec<u8> {
+    let mut payload = vec![0x08, 0, 0, 0];
+    payload.extend((vni << 8).to_be_bytes());
+    payload.extend(inner);
+    let mut out = Vec::new();
+    PacketBuilder::ethernet2([2, 9, 9, 9, 9, 9], [2, 8, 8, 8, 8, 8])
+        .ipv4(from.octets(), OUR_VTEP.octets(), 64)
+        .udp(50000, 4789)
+        .write(&mut out, &payload)
+        .unwrap();
+    out
+}
+
+const FAR: u8 = 0x77;
+
+#[test]
+fn a_frame_from_a_remote_reaches_its_tenant_unchanged_and_only_it() {
+    let mut rig = Rig::new();
+    let packet = inner(mac(FAR), mac(1), 100);
+    assert!(rig.receive(&[vxlan(REMOTE_A, BLUE, &packet)]).is_empty());
+    assert_eq!(rig.tenant_gets(WEB), [packet]);
+    assert!(
+        rig.tenant_gets(DB).is_empty() && rig.tenant_gets(LONER).is_empty(),
+        "same MAC on red is another tenant"
+    );
+}
+
+#[test]
+fn an_answer_goes_to_the_remote_that_was_learned() {
+    let mut rig = Rig::new();
+    rig.receive(&[vxlan(REMOTE_B, BLUE, &inner(mac(FAR), mac(1), 10))]);
+    let answer = inner(mac(1), mac(FAR), 60);
+    let sent = rig.tenant_sends(WEB, &answer);
+    assert_eq!(sent.len(), 1);
+    let frame = &sent[0];
+    assert_eq!(&frame[..14], [2, 0, 0, 0, 0, 0xaa, 2, 0, 0, 0, 0, 0xbb, 8, 0]);
+    assert_eq!(frame[30..34], REMOTE_B.octets());
+    assert!(u16::from_be_bytes([frame[34], frame[35]]) >= 49152);
+    assert_eq!(frame[42..50], [8, 0, 0, 0, 0, 0, 42, 0]);
+    assert_eq!(frame[50..], answer);
+    assert!(rig.tenant_gets(DB).is_empty());
+}
+
+#[test]
+fn broadcast_from_a_remote_goes_to_all_tenants_of_the_network_and_no_remote() {
+    let mut rig = Rig::new();
+    let packet = inner(mac(FAR), MacAddr::BROADCAST, 10);
+    assert!(rig.receive(&[vxlan(REMOTE_A, BLUE, &packet)]).is_empty());
+    assert_eq!(rig.tenant_gets(WEB), [packet.clone()]);
+    assert_eq!(rig.tenant_gets(DB), [packet]);
+    assert!(rig.tenant_gets(LONER).is_empty());
+}
+
+#[test]
+fn broadcast_from_a_tenant_goes_to_the_others_and_every_remote_but_not_back() {
+    let mut rig = Rig::new();
+    let packet = inner(mac(1), MacAddr::BROADCAST, 10);
+    let sent = rig.tenant_sends(WEB, &packet);
+    let mut to: Vec<_> =
+        sent.iter().map(|frame| Ipv4Addr::from(*frame[30..].first_chunk::<4>().unwrap())).collect();
+    to.sort();
+    assert_eq!(to, [REMOTE_A, REMOTE_B]);
+    assert!(sent.iter().all(|frame| frame[50..] == packet));
+    assert_eq!(rig.tenant_gets(DB), [packet]);
+    assert!(rig.tenant_gets(WEB).is_empty() && rig.tenant_gets(LONER).is_empty());
+}
+
+#[test]
+fn an_unknown_address_is_flooded_like_broadcast() {
+    let mut rig = Rig::new();
+    assert_eq!(rig.tenant_sends(WEB, &inner(mac(1), mac(0x55), 10)).len(), 2);
+    assert_eq!(rig.tenant_gets(DB).len(), 1);
+}
+
+#[test]
+fn tenants_of_a_network_reach_each_other_and_those_of_another_do_not() {
+    let mut rig = Rig::new();
+    let packet = inner(mac(1), mac(2), 10);
+    assert!(rig.tenant_sends(WEB, &packet).is_empty());
+    assert_eq!(rig.tenant_gets(DB), [packet.clone()]);
+    // The loner has web's MAC on red; db's address is unknown there, and there is nobody to flood to.
+    assert!(rig.tenant_sends(LONER, &packet).is_empty());
+    assert!(rig.tenant_gets(DB).is_empty());
+    assert_eq!(rig.dropped(DropReason::FloodNobody), 1);
+}
+
+#[test]
+fn split_horizon_what_came_from_a_remote_never_goes_to_another() {
+    let mut rig = Rig::new();
+    rig.receive(&[vxlan(REMOTE_A, BLUE, &inner(mac(FAR), mac(1), 10))]);
+    assert!(rig.receive(&[vxlan(REMOTE_B, BLUE, &inner(mac(0x78), mac(FAR), 10))]).is_empty());
+    assert_eq!(rig.dropped(DropReason::SplitHorizon), 1);
+}
+
+#[test]
+fn a_tenant_cannot_pretend_or_talk_to_itself() {
+    let mut rig = Rig::new();
+    for (source, destination, reason) in [
+        (mac(2), mac(0x55), DropReason::SourceSpoofed),
+        (MacAddr::BROADCAST, mac(2), DropReason::InnerSourceInvalid),
+        (MacAddr([0; 6]), mac(2), DropReason::InnerSourceInvalid),
+        (mac(1), mac(1), DropReason::Hairpin),
+    ] {
+        assert!(rig.tenant_sends(WEB, &inner(source, destination, 10)).is_empty());
+        assert_eq!(rig.dropped(reason), if source.is_zero() { 2 } else { 1 }, "{reason:?}");
+    }
+    assert!(rig.tenant_gets(DB).is_empty());
+    assert_eq!(rig.counters.endpoints[0].dropped.get(), 4);
+}
+
+#[test]
+fn strangers_and_wrong_networks_are_refused() {
+    let mut rig = Rig::new();
+    let packet = inner(mac(FAR), mac(1), 10);
+    rig.receive(&[
+        vxlan(STRANGER, BLUE, &packet),
+        vxlan(REMOTE_A, RED, &packet),
+        vxlan(REMOTE_A, 7, &packet),
+    ]);
+    assert_eq!(rig.dropped(DropReason::RemoteUnknown), 2, "unknown everywhere; known, but not on red");
+    assert_eq!(rig.dropped(DropReason::VniUnknown), 1);
+    rig.receive(&[vxlan(REMOTE_A, BLUE, &inner(MacAddr::BROADCAST, mac(1), 10))]);
+    assert_eq!(rig.dropped(DropReason::InnerSourceInvalid), 1);
+    assert!(rig.tenant_gets(WEB).is_empty() && rig.tenant_gets(LONER).is_empty());
+}
+
+#[test]
+fn the_mtu_is_kept_both_ways() {
+    let mut rig = Rig::new();
+    let largest = inner(mac(FAR), mac(1), 1450 - 28);
+    rig.receive(&[vxlan(REMOTE_A, BLUE, &largest)]);
+    assert_eq!(rig.tenant_gets(WEB), [largest]);
+    rig.receive(&[vxlan(REMOTE_A, BLUE, &inner(mac(FAR), mac(1), 1450 - 28 + 5))]);
+    assert_eq!(rig.dropped(DropReason::InnerTooLong), 1);
+    assert_eq!(rig.tenant_sends(WEB, &inner(mac(1), mac(FAR), 1450 - 28))[0].len(), 1450 + 14 + 50);
+    // A VLAN tag's four bytes pass within this host, but not an underlay of 1500 bytes.
+    rig.tenant_sends(WEB, &inner(mac(1), mac(FAR), 1450 - 28 + 4));
+    assert_eq!(rig.dropped(DropReason::UplinkTooLong), 1);
+    rig.tenant_sends(WEB, &inner(mac(1), mac(FAR), 1450 - 28 + 5));
+    assert_eq!(rig.dropped(DropReason::InnerTooLong), 2);
+}
+
+#[test]
+fn without_a_next_hop_frames_are_dropped_and_asked_for() {
+    let mut rig = Rig::new();
+    rig.tables = rig.tables.with_next_hop(RemoteId(0), None);
+    assert_eq!(
+        rig.tenant_sends(WEB, &inner(mac(1), MacAddr::BROADCAST, 10)).len(),
+        1,
+        "the other remote gets its copy"
+    );
+    assert_eq!(rig.dropped(DropReason::NextHopUnresolved), 1);
+    assert_eq!(rig.counters.remotes[0].get(), 1, "control sees that somebody wants it");
+}
+
+#[test]
+fn a_tenant_that_does_not_read_loses_its_own_packets_only() {
+    let mut rig = Rig::new();
+    let ring = u64::from(rig.clients[0].rx[0].size());
+    let to_web = vxlan(REMOTE_A, BLUE, &inner(mac(FAR), mac(1), 10));
+    let to_db = vxlan(REMOTE_A, BLUE, &inner(mac(FAR), mac(2), 10));
+    for _ in 0..ring + 10 {
+        rig.receive(&[to_web.clone(), to_db.clone()]);
+        assert_eq!(rig.tenant_gets(DB).len(), 1);
+    }
+    assert_eq!(rig.dropped(DropReason::TenantRingFull), 10);
+    assert_eq!(rig.tenant_gets(WEB).len() as u64, ring);
+}
+
+#[test]
+fn an_absent_tenant_costs_a_counted_drop() {
+    let mut rig = Rig::new();
+    let detached = rig.tenants.detach(WEB);
+    assert!(detached.rings.is_some() && detached.fault.is_none());
+    rig.receive(&[vxlan(REMOTE_A, BLUE, &inner(mac(FAR), mac(1), 10))]);
+    assert_eq!(rig.dropped(DropReason::TenantAbsent), 1);
+}
+
+#[test]
+fn tenants_take_turns() {
+    let mut rig = Rig::new();
+    for tenant in [WEB, DB] {
+        let packet = inner(mac(tenant.0 as u8 + 1), mac(FAR), 10);
+        for _ in 0..200 {
+            rig.clients[tenant.index()].tx[0].push(&packet).unwrap();
+        }
+        rig.clients[tenant.index()].tx[0].flush().unwrap();
+    }
+    rig.fdb.learn(NetworkId(0), mac(FAR), RemoteId(0), 0, 64);
+    for turn in 0..5 {
+        let sent = rig.collect();
+        let from_web = sent.iter().filter(|frame| frame[50 + 11] == 1).count();
+        assert_eq!((sent.len(), from_web), (64, 32), "turn {turn}: half each");
+    }
+}
+
+#[test]
+fn the_allowance_keeps_frames_for_the_receive_side() {
+    let mut rig = Rig::new();
+    let packet = inner(mac(1), mac(FAR), 10);
+    for _ in 0..10 {
+        rig.clients[0].tx[0].push(&packet).unwrap();
+    }
+    rig.clients[0].tx[0].flush().unwrap();
+    let sent = rig.run(|bursts, cx| {
+        cx.tx_allowance = 3;
+        collect::run(bursts.0, cx);
+        assert_eq!(bursts.0.len(), 3, "the rest stays in the tenant's ring");
+        stages::run_from(Stage::Lookup, bursts, cx);
+    });
+    // Unknown address: flooded to two remotes, but the copies have no allowance left.
+    assert_eq!((sent.len(), rig.dropped(DropReason::NoFreeFrame)), (3, 3));
+}
+
+#[test]
+fn every_truncation_of_a_valid_frame_is_a_counted_drop() {
+    let mut rig = Rig::new();
+    let whole = vxlan(REMOTE_A, BLUE, &inner(mac(FAR), mac(1), 30));
+    let frames: Vec<_> = (0..whole.len()).map(|len| whole[..len].to_vec()).collect();
+    assert!(rig.receive(&frames).is_empty());
+    assert_eq!(rig.counters.dropped.total(), frames.len() as u64, "none got through");
+    // The same, with outer lengths and checksums that fit, so that the inner headers are what is cut.
+    let packet = inner(mac(FAR), mac(1), 30);
+    let frames: Vec<_> = (0..packet.len()).map(|len| vxlan(REMOTE_A, BLUE, &packet[..len])).collect();
+    rig.receive(&frames);
+    assert_eq!(rig.dropped(DropReason::InnerTruncated), 14);
+    assert_eq!(
+        rig.tenant_gets(WEB).len(),
+        packet.len() - 14,
+        "an inner IP packet cut short is the tenants' affair"
+    );
+}
+
+#[test]
+fn a_hundred_thousand_mutations_change_nothing_for_the_neighbour() {
+    let mut rig = Rig::new();
+    let mut random = 0x2545_f491_4f6c_dd1du64;
+    let mut next = |below: usize| {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        (random % below as u64) as usize
+    };
+    let good = vxlan(REMOTE_A, BLUE, &inner(mac(FAR), mac(1), 60));
+    let to_loner = inner(mac(1), mac(1), 20); // hairpins on red: a neighbour that keeps working
+    for round in 0..2_000 {
+        let frames: Vec<_> = (0..50)
+            .map(|_| {
+                let mut frame = good.clone();
+                for _ in 0..=next(4) {
+                    let at = next(frame.len());
+                    frame[at] = next(256) as u8;
+                }
+                frame.truncate(frame.len() - if next(4) == 0 { next(frame.len()) } else { 0 });
+                frame
+            })
+            .collect();
+        assert!(rig.receive(&frames).is_empty(), "nothing is ever sent back to the underlay");
+        rig.tenant_gets(WEB);
+        rig.tenant_gets(DB);
+        rig.tenant_sends(LONER, &to_loner);
+        assert_eq!(rig.dropped(DropReason::Hairpin), round + 1);
+        assert!(rig.tenant_gets(LONER).is_empty(), "no frame crosses to red, which has no remote");
+    }
+    assert_eq!(rig.counters.uplink_rx.frames.get(), 100_000);
+}
+
+#[test]
+fn the_path_allocates_nothing() {
+    let mut rig = Rig::new();
+    let frame = vxlan(REMOTE_A, BLUE, &inner(mac(FAR), mac(1), 60));
+    let answer = inner(mac(1), mac(FAR), 60);
+    for round in 0..50 {
+        for _ in 0..BURST {
+            let _ = rig.clients[0].tx[0].push(&answer);
+        }
+        rig.clients[0].tx[0].flush().unwrap();
+        let before = ALLOCATIONS.with(Cell::get);
+        let mut cx = Cx {
+            tables: &rig.tables,
+            fdb: &rig.fdb,
+            counters: &rig.counters,
+            pool: &mut rig.pool,
+            tenants: &mut rig.tenants,
+            now_s: round,
+            tx_allowance: 128,
+        };
+        for _ in 0..BURST {
+            let mut taken = cx.pool.take().unwrap();
+            taken.reset(0, frame.len()).unwrap().copy_from_slice(&frame);
+            rig.bursts.0.push(taken).unwrap();
+        }
+        stages::run_from(Stage::Classify, (&mut rig.bursts.0, &mut rig.bursts.1), &mut cx);
+        collect::run(&mut rig.bursts.0, &mut cx);
+        stages::run_from(Stage::Lookup, (&mut rig.bursts.0, &mut rig.bursts.1), &mut cx);
+        for burst in [&mut rig.bursts.0, &mut rig.bursts.1] {
+            burst.drain().for_each(|frame| cx.pool.put(frame));
+        }
+        assert_eq!(ALLOCATIONS.with(Cell::get) - before, 0, "round {round}");
+        rig.tenant_gets(WEB);
+    }
+    assert!(rig.counters.tenant_rx.frames.get() > 0);
+}

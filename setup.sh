@@ -1,0 +1,57 @@
+#!/bin/sh
+# Installs what building, the demo and the tests need, as far as it is missing.
+# On Debian and its children with apt (with sudo where we are not root); elsewhere it names the packages and stops.
+set -eu
+
+# command or file that shows it is there : Debian package
+wanted='
+cc:gcc
+make:make
+m4:m4
+pkg-config:pkg-config
+clang:clang
+/usr/include/bpf/bpf_helpers.h:libbpf-dev
+/usr/include/libelf.h:libelf-dev
+/usr/include/zlib.h:zlib1g-dev
+ip:iproute2
+ping:iputils-ping
+ethtool:ethtool
+dpdk-testpmd:dpdk
+tshark:tshark
+/usr/lib/python3/dist-packages/scapy/__init__.py:python3-scapy
+'
+
+there() {
+    case $1 in
+    /*) [ -e "$1" ] ;;
+    *) command -v "$1" >/dev/null 2>&1 || [ -x "/usr/sbin/$1" ] || [ -x "/sbin/$1" ] ;;
+    esac
+}
+
+missing=
+for entry in $wanted; do
+    there "${entry%%:*}" || missing="$missing ${entry##*:}"
+done
+
+if [ -n "$missing" ]; then
+    if ! command -v apt-get >/dev/null 2>&1; then
+        echo "setup: error: missing:$missing (Debian's names): install them with this system's package manager" >&2
+        exit 1
+    fi
+    sudo=
+    [ "$(id -u)" -eq 0 ] || sudo=sudo
+    echo "setup: installing$missing"
+    $sudo apt-get update -qq
+    # shellcheck disable=SC2086 # a list of words
+    $sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing >/dev/null
+fi
+
+if ! command -v cargo >/dev/null 2>&1; then
+    echo "setup: error: cargo not found: install Rust 1.90 or newer with rustup, then run this again" >&2
+    exit 1
+fi
+have=$(rustc --version | sed 's/^rustc \([0-9]*\.[0-9]*\).*/\1/')
+if [ "$(printf '1.90\n%s\n' "$have" | sort -V | head -n 1)" != 1.90 ]; then
+    echo "setup: error: Rust $have is too old: 1.90 or newer is needed (rustup update)" >&2
+    exit 1
+fi

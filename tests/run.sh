@@ -1,0 +1,28 @@
+#!/bin/sh
+# Runs every test and ends with one line that says how many ran.
+# First all that any user can run, then, as root, those marked `ignore = "needs root …"`, one at a time: they share
+# the machine's cores.
+set -u
+: "${CARGO:=cargo}" "${SUDO:=}"
+cd "$(dirname "$0")/.." || exit 1
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+
+failed_runs=0
+run() {
+    echo "tests: $*"
+    { "$@" 2>&1 || echo "run failed: $*"; } | tee -a "$log"
+}
+
+run $CARGO test --workspace --locked --no-fail-fast
+run $SUDO $CARGO test --workspace --locked --no-fail-fast -- --ignored --test-threads=1
+RUSTFLAGS="--cfg loom" run $CARGO test --locked --release -p peregrine-memif --test loom --target-dir target/loom
+
+failed_runs=$(grep -c '^run failed: ' "$log")
+sum() { sed -n 's/^test result: .* \([0-9][0-9]*\) '"$1"'.*/\1/p' "$log" | awk '{ n += $1 } END { print n + 0 }'; }
+passed=$(sum passed)
+failed=$(sum failed)
+# A run that broke off before its tests counts as a failure too.
+[ "$failed_runs" -gt 0 ] && [ "$failed" -eq 0 ] && failed=$failed_runs
+echo "$passed passed, $failed failed"
+[ "$failed" -eq 0 ] && [ "$failed_runs" -eq 0 ] && [ "$passed" -gt 0 ]
