@@ -1,0 +1,55 @@
+//! From the file as written to a [`Plan`]: every key checked, every mistake reported.
+//!
+//! Nothing here asks the machine: whether the core, the interface or the address exist is seen when the daemon
+//! starts, and a configuration can be checked anywhere.
+
+mod endpoint;
+mod network;
+mod uplink;
+
+use std::path::PathBuf;
+
+use peregrine_dataplane::plan::{Plan, WorkerPlan};
+use peregrine_dataplane::types::CoreId;
+
+use crate::at::{At, Claims, Report};
+use crate::raw::{File, List, Worker};
+use crate::values;
+
+/// The plan, or `None` when something was reported.
+pub fn file(file: &File, report: &Report) -> Option<Plan> {
+    let top = At::top(report);
+    top.unknown_keys(file);
+    let default = PathBuf::from(crate::CONTROL_SOCKET);
+    let control_socket = top.key("control_socket").text(
+        &file.control_socket,
+        Some(default),
+        values::SOCKET_PATH,
+        values::socket_path,
+    );
+    let workers = workers(&top.key("workers"), &file.workers);
+    let uplink = uplink::uplink(&top.key("uplink"), &file.uplink);
+    let (networks, taken) = network::networks(&top.key("networks"), &file.networks, &uplink);
+    let at = top.key("endpoints");
+    let endpoints = endpoint::endpoints(&at, &file.endpoints, taken, control_socket.as_deref());
+    let (uplink, control_socket) = (uplink.plan?, control_socket?);
+    // Entries with mistakes are not in the lists, and then the places in them mean nothing.
+    report.is_clean().then_some(Plan { workers, uplink, networks, endpoints, control_socket })
+}
+
+/// Cores beyond are not in a `cpu_set_t`, and so cannot be pinned to.
+const CORE_MAX: usize = 1023;
+
+fn workers(at: &At<'_>, field: &List<Worker>) -> Vec<WorkerPlan> {
+    const RULE: &str = "one [[workers]] table: this version runs one worker";
+    let mut cores = Claims::new();
+    let mut plans = Vec::new();
+    for (at, entry) in at.list(field, 1..=1, RULE) {
+        let Some(raw) = at.table(entry, "a table with the key core") else { continue };
+        let at = at.key("core");
+        let Some(core) = at.number(&raw.core, 0..=CORE_MAX, None) else { continue };
+        cores.claim(core, &at, raw.core.shown());
+        plans.push(WorkerPlan { core: CoreId(core) });
+    }
+    plans
+}

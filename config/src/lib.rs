@@ -1,0 +1,114 @@
+//! Peregrine's configuration: a TOML file in, a checked [`Plan`] out, or all mistakes at once.
+//!
+//! [`load`] and [`parse`] are called by `peregrine run` and `peregrine check`. Nothing here asks the machine: that
+//! the interface, the address or the core exist is seen at start. A plan that comes out keeps every limit below,
+//! and its indexes are in range. A mistake is one line with the key path, the value and what would be right:
+//!
+//! ```text
+//! peregrine.toml: networks[1].vni = 16777216: must be a number from 1 to 16777215
+//! peregrine.toml: endpoints[0].adresses: unknown key: did you mean `addresses`?
+//! ```
+//!
+//! What is not TOML at all is told alone, with line and column. Secrets are never shown.
+//!
+//! # The format
+//!
+//! `examples/` holds files to start from; `full.toml` has every key. Keys without a default are required.
+//!
+//! | key | what, unit | default | limits |
+//! |---|---|---|---|
+//! | `control_socket` | path | `"/run/peregrine/control.sock"` | absolute, 107 bytes, no `..` |
+//! | **`[[workers]]`** | a pinned thread | | exactly one in this version |
+//! | `core` | CPU number | | 0 to 1023, each once |
+//! | **`[uplink]`** | | | |
+//! | `interface` | name | | 1 to 15 bytes, no space, `/`, `:` |
+//! | `queues` | receive queues | `"all"` | `"all"` or a list of different numbers from 0 to 4095 |
+//! | `mode` | how AF_XDP is bound | `"prefer-zero-copy"` | `"require-zero-copy"`, `"prefer-zero-copy"`, `"copy"`, `"generic"` |
+//! | `local` | our VTEP address | | IPv4 unicast |
+//! | `port` | UDP port of VXLAN | 4789 | 1 to 65535 |
+//! | `ttl` | outer TTL, hops | 64 | 1 to 255 |
+//! | `source_ports` | UDP source ports, first and last | `[49152, 65535]` | 1 to 65535, in order |
+//! | `chunk_size` | UMEM chunk, bytes | 2048 | 2048 or 4096 |
+//! | `ring_size` | descriptors in each ring | 2048 | a power of two from 64 to 32768 |
+//! | **`[[networks]]`** | an overlay network | | 1 to 4096 |
+//! | `name` | | | 1 to 63 of `A-Z a-z 0-9 _ . -`, unique |
+//! | `vni` | VXLAN network identifier | | 1 to 16777215, unique |
+//! | `mtu` | largest inner IP packet, bytes | 1450 | 576 to 9000; at most 1728 in chunks of 2048, 3776 in chunks of 4096 |
+//! | `remotes` | VTEPs that broadcast goes to | `[]` | at most 1024, IPv4 unicast, unique, not `local`; 65535 different ones over all networks |
+//! | `learning` | learn MAC addresses behind remotes | `true` | |
+//! | `ageing` | life of a learned address | `"300s"` | `"1s"` to `"24h"`, in `s`, `m` or `h` |
+//! | `fdb_limit` | learned addresses | 4096 | 1 to 1000000; 16777216 over all networks |
+//! | `static_macs` | tables of `mac` and `remote` | `[]` | at most 65536; `mac` of a station, unique in the network; `remote` one of `remotes` |
+//! | **`[[endpoints]]`** | a tenant's address | | at most 65534 |
+//! | `name` | | | as a network's, unique |
+//! | `network` | a network's name | | |
+//! | `mac` | Ethernet address | | of a station, unique in the network |
+//! | `addresses` | IP addresses, v4 or v6 | `[]` | at most 64, unicast, unique in the network |
+//! | `anti_spoofing` | drop other source MACs | `true` | |
+//! | **`memif`** | table: how it is attached | | |
+//! | `socket` | path, or `"@name"` for abstract | | absolute, 107 bytes, no `..`; not `control_socket` |
+//! | `id` | interface id on the socket | 0 | 0 to 4294967295, unique on the socket |
+//! | `secret` | what the tenant must know | none | 1 to 24 bytes |
+//! | `mode` | permission bits of a path socket | `"0660"` | `"0000"` to `"0777"`, the same for all on one socket |
+//! | `allow_unsealed` | accept memory that the tenant could truncate | `false` | |
+//!
+//! # The way of a file
+//!
+//! text → `syntax` (TOML or not) → `raw` (serde: keys and types, nothing refused) → `check` (every key read at its `at::At`, every mistake
+//! reported) → [`Plan`].
+
+mod at;
+mod check;
+mod error;
+mod nearest;
+mod raw;
+mod syntax;
+mod values;
+
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use peregrine_dataplane::plan::Plan;
+
+pub use crate::error::{ConfigError, ConfigErrors};
+
+/// Where the daemon listens for `peregrine status` and the like, unless the file says otherwise.
+pub const CONTROL_SOCKET: &str = "/run/peregrine/control.sock";
+
+/// Longer files are refused unread. All limits used up at once would be longer still; nobody has that.
+pub const FILE_BYTES_MAX: usize = 32 << 20;
+
+/// Reads and checks a file.
+pub fn load(path: &Path) -> Result<Plan, ConfigErrors> {
+    let origin = path.display().to_string();
+    let mut bytes = Vec::new();
+    // One byte more than the limit, so that `parse` sees it passed.
+    let read = File::open(path).and_then(|file| file.take(FILE_BYTES_MAX as u64 + 1).read_to_end(&mut bytes));
+    if let Err(source) = read {
+        return Err(ConfigErrors::one(&origin, ConfigError::Read { source }));
+    }
+    if bytes.len() > FILE_BYTES_MAX {
+        return Err(ConfigErrors::one(&origin, ConfigError::TooLong { limit_bytes: FILE_BYTES_MAX }));
+    }
+    match std::str::from_utf8(&bytes) {
+        Ok(text) => parse(text, &origin),
+        Err(error) => {
+            let (line, column) = syntax::position(&bytes, error.valid_up_to());
+            Err(ConfigErrors::one(&origin, ConfigError::NotText { line, column }))
+        }
+    }
+}
+
+/// Checks a text; `origin` is what errors call it, such as a file's name.
+pub fn parse(text: &str, origin: &str) -> Result<Plan, ConfigErrors> {
+    if text.len() > FILE_BYTES_MAX {
+        return Err(ConfigErrors::one(origin, ConfigError::TooLong { limit_bytes: FILE_BYTES_MAX }));
+    }
+    let file = syntax::read(text).map_err(|error| ConfigErrors::one(origin, error))?;
+    let report = at::Report::default();
+    match check::file(&file, &report) {
+        Some(plan) => Ok(plan),
+        None => Err(report.into_errors(origin)),
+    }
+}

@@ -1,0 +1,208 @@
+//! The file as it is written: every key of the format and its TOML type, nothing checked yet.
+//!
+//! serde stops at the first mistake, and `deny_unknown_fields` is one of the ways in which it does. We want all of
+//! them, so here nothing is a mistake: a key that is absent, or whose value has another type, is a [`Field`]
+//! that says so, and keys that the format does not have are kept by name. `check` makes the errors.
+
+use std::collections::BTreeMap;
+
+use serde::de::{DeserializeOwned, IgnoredAny};
+use serde::{Deserialize, Deserializer};
+use toml::Value;
+
+/// What stands at a key.
+#[derive(Default)]
+pub enum Field<T> {
+    /// Nothing.
+    #[default]
+    Absent,
+    /// A value.
+    Given {
+        /// As errors show it.
+        shown: String,
+        /// `None` when it has another type.
+        value: Option<T>,
+    },
+}
+
+impl<T> Field<T> {
+    /// The value, when there is one and its type is right.
+    pub fn value(&self) -> Option<&T> {
+        match self {
+            Field::Given { value, .. } => value.as_ref(),
+            Field::Absent => None,
+        }
+    }
+
+    /// As errors show it.
+    pub fn shown(&self) -> &str {
+        match self {
+            Field::Given { shown, .. } => shown,
+            Field::Absent => "(not given)",
+        }
+    }
+}
+
+impl<'de, T: DeserializeOwned> Deserialize<'de> for Field<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let value = Value::deserialize(deserializer)?;
+        Ok(Field::Given { shown: show(&value), value: value.try_into().ok() })
+    }
+}
+
+/// A text that errors must not show.
+pub struct Secret(pub String);
+
+impl<'de> Deserialize<'de> for Secret {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer).map(Secret)
+    }
+}
+
+/// A list of values or tables, each right or wrong for itself.
+pub type List<T> = Field<Vec<Field<T>>>;
+
+/// A table of the format.
+pub trait Table {
+    /// The keys that it may have.
+    const KEYS: &'static [&'static str];
+    /// The keys that it has and may not.
+    fn unknown(&self) -> impl Iterator<Item = &str>;
+}
+
+macro_rules! table {
+    ($(#[$doc:meta])* $name:ident { $($key:ident: $kind:ty,)* }) => {
+        $(#[$doc])*
+        #[derive(Default, Deserialize)]
+        #[serde(default)]
+        pub struct $name {
+            $(pub $key: $kind,)*
+            #[serde(flatten)]
+            unknown: BTreeMap<String, IgnoredAny>,
+        }
+
+        impl Table for $name {
+            const KEYS: &'static [&'static str] = &[$(stringify!($key)),*];
+
+            fn unknown(&self) -> impl Iterator<Item = &str> {
+                self.unknown.keys().map(String::as_str)
+            }
+        }
+    };
+}
+
+table!(
+    /// The whole file.
+    File {
+        control_socket: Field<String>,
+        workers: List<Worker>,
+        uplink: Field<Uplink>,
+        networks: List<Network>,
+        endpoints: List<Endpoint>,
+    }
+);
+
+table!(
+    /// `[[workers]]`
+    Worker {
+        core: Field<i64>,
+    }
+);
+
+table!(
+    /// `[uplink]`
+    Uplink {
+        interface: Field<String>,
+        queues: Field<Value>,
+        mode: Field<String>,
+        local: Field<String>,
+        port: Field<i64>,
+        ttl: Field<i64>,
+        source_ports: Field<Vec<i64>>,
+        chunk_size: Field<i64>,
+        ring_size: Field<i64>,
+    }
+);
+
+table!(
+    /// `[[networks]]`
+    Network {
+        name: Field<String>,
+        vni: Field<i64>,
+        mtu: Field<i64>,
+        remotes: List<String>,
+        learning: Field<bool>,
+        ageing: Field<String>,
+        fdb_limit: Field<i64>,
+        static_macs: List<StaticMac>,
+    }
+);
+
+table!(
+    /// One of a network's `static_macs`.
+    StaticMac {
+        mac: Field<String>,
+        remote: Field<String>,
+    }
+);
+
+table!(
+    /// `[[endpoints]]`
+    Endpoint {
+        name: Field<String>,
+        network: Field<String>,
+        mac: Field<String>,
+        addresses: List<String>,
+        anti_spoofing: Field<bool>,
+        memif: Field<Memif>,
+    }
+);
+
+table!(
+    /// An endpoint's `memif`.
+    Memif {
+        socket: Field<String>,
+        id: Field<i64>,
+        secret: Field<Secret>,
+        mode: Field<String>,
+        allow_unsealed: Field<bool>,
+    }
+);
+
+/// Values in errors are cut to so many characters,
+const SHOWN_CHARS_MAX: usize = 60;
+/// and lists to so many entries.
+const SHOWN_ENTRIES_MAX: usize = 8;
+
+/// A value as errors show it: on one line, short. What is inside a table stays out, it may be secret.
+fn show(value: &Value) -> String {
+    match value {
+        Value::Table(_) => "{…}".to_owned(),
+        Value::Array(list) => {
+            let mut parts: Vec<String> = list.iter().take(SHOWN_ENTRIES_MAX).map(show_entry).collect();
+            if list.len() > SHOWN_ENTRIES_MAX {
+                parts.push("…".to_owned());
+            }
+            format!("[{}]", parts.join(", "))
+        }
+        other => show_entry(other),
+    }
+}
+
+/// A value within a list: lists are not followed further.
+fn show_entry(value: &Value) -> String {
+    match value {
+        Value::Table(_) => "{…}".to_owned(),
+        Value::Array(_) => "[…]".to_owned(),
+        Value::String(text) => show_text(text),
+        other => other.to_string(),
+    }
+}
+
+/// A text in quotes, cut where it is too long.
+pub fn show_text(text: &str) -> String {
+    match text.char_indices().nth(SHOWN_CHARS_MAX) {
+        None => format!("{text:?}"),
+        Some((end, _)) => format!("{:?}…", text.get(..end).unwrap_or_default()),
+    }
+}

@@ -1,0 +1,133 @@
+//! Texts that stand for something: names, addresses, durations, modes. Each returns `None` for what it is not; the
+//! rule that says what would be right stands beside it.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::{Component, Path, PathBuf};
+use std::time::Duration;
+
+use peregrine_dataplane::types::MacAddr;
+use peregrine_memif::SocketAddr;
+
+use crate::raw::Field;
+
+pub const NAME: &str = "1 to 63 letters, digits, '_', '.' or '-'";
+
+/// A network's or endpoint's name.
+pub fn name(text: &str) -> Option<String> {
+    let good = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-');
+    ((1..=63).contains(&text.len()) && text.bytes().all(good)).then(|| text.to_owned())
+}
+
+pub const INTERFACE: &str = "the name of an interface: 1 to 15 bytes, without spaces, '/' and ':'";
+
+/// An interface name that the kernel would take (`dev_valid_name`).
+pub fn interface(text: &str) -> Option<String> {
+    let bad = |c: char| c.is_whitespace() || c.is_control() || c == '/' || c == ':';
+    let good = (1..=15).contains(&text.len()) && !text.contains(bad) && text != "." && text != "..";
+    good.then(|| text.to_owned())
+}
+
+pub const MAC: &str = "a station's Ethernet address, such as \"02:00:00:00:00:01\" (not multicast, not zero)";
+
+/// The Ethernet address of one station.
+pub fn station_mac(text: &str) -> Option<MacAddr> {
+    text.parse().ok().filter(|mac: &MacAddr| !mac.is_group() && !mac.is_zero())
+}
+
+pub const VTEP: &str =
+    "a VTEP's IPv4 address, such as \"192.0.2.1\" (not multicast, broadcast, loopback or unspecified)";
+const VTEP_V6: &str = "an IPv4 address: an IPv6 underlay is not supported yet";
+
+/// The address of a VTEP.
+pub fn vtep(text: &str) -> Option<IpAddr> {
+    text.parse().ok().filter(|ip: &Ipv4Addr| is_unicast_v4(*ip)).map(IpAddr::V4)
+}
+
+/// The rule for [`vtep`] that helps most against what was given.
+pub fn vtep_rule(given: &Field<String>) -> &'static str {
+    match given.value() {
+        Some(text) if text.parse::<Ipv6Addr>().is_ok() => VTEP_V6,
+        _ => VTEP,
+    }
+}
+
+pub const ADDRESS: &str =
+    "a station's IP address, such as \"10.42.0.1\" (not multicast, broadcast, loopback or unspecified)";
+
+/// The IP address of a tenant.
+pub fn station_ip(text: &str) -> Option<IpAddr> {
+    text.parse().ok().filter(|ip| match ip {
+        IpAddr::V4(ip) => is_unicast_v4(*ip),
+        IpAddr::V6(ip) => !ip.is_multicast() && !ip.is_loopback() && !ip.is_unspecified(),
+    })
+}
+
+fn is_unicast_v4(ip: Ipv4Addr) -> bool {
+    let [first, ..] = ip.octets();
+    first != 0 && !ip.is_loopback() && !ip.is_multicast() && !ip.is_broadcast()
+}
+
+pub const AGEING: &str = "a duration from \"1s\" to \"24h\", such as \"300s\" or \"5m\"";
+
+/// How long learned addresses live.
+pub fn ageing(text: &str) -> Option<Duration> {
+    const DAY: Duration = Duration::from_secs(24 * 3600);
+    duration(text).filter(|d| (Duration::from_secs(1)..=DAY).contains(d))
+}
+
+/// A whole number of seconds, minutes or hours.
+fn duration(text: &str) -> Option<Duration> {
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    let seconds = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        _ => return None,
+    };
+    if !digits.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    digits.parse::<u64>().ok()?.checked_mul(seconds).map(Duration::from_secs)
+}
+
+pub const SOCKET_PATH: &str = "an absolute path of at most 107 bytes, without \"..\"";
+
+/// The path of a unix socket. One socket has one path here, so that sharing is seen: `..` is refused, and paths
+/// compare by their components.
+pub fn socket_path(text: &str) -> Option<PathBuf> {
+    let path = Path::new(text);
+    let good = path.is_absolute()
+        && text.parse::<SocketAddr>().is_ok()
+        && path.file_name().is_some()
+        && !text.ends_with(['/', '.'])
+        && !path.components().any(|part| part == Component::ParentDir)
+        && !text.contains(char::is_control);
+    good.then(|| path.to_owned())
+}
+
+pub const SOCKET: &str =
+    "an absolute path of at most 107 bytes, without \"..\", or \"@name\" for an abstract socket";
+
+/// Where a memif server listens.
+pub fn memif_socket(text: &str) -> Option<SocketAddr> {
+    if text.starts_with('@') {
+        return text.parse().ok().filter(|_| !text.contains(char::is_control));
+    }
+    socket_path(text).map(SocketAddr::Path)
+}
+
+pub const MODE: &str = "an octal text from \"0000\" to \"0777\", such as \"0660\"";
+
+/// Permission bits.
+pub fn mode(text: &str) -> Option<u32> {
+    let digits = (3..=4).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_digit());
+    let bits = digits.then(|| u32::from_str_radix(text, 8).ok()).flatten();
+    bits.filter(|bits| *bits <= 0o777)
+}
+
+pub const SECRET: &str = "1 to 24 bytes without NUL; leave the key out for no secret";
+
+/// What a tenant must know. A NUL would end it early in C programs, and empty would be no secret at all.
+pub fn secret(text: &str) -> Option<Vec<u8>> {
+    ((1..=24).contains(&text.len()) && !text.contains('\0')).then(|| text.as_bytes().to_vec())
+}

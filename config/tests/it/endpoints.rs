@@ -1,0 +1,214 @@
+//! Endpoints and their memifs.
+
+use peregrine_config::parse;
+
+use crate::good::{GOOD, refused, replaced};
+
+const STATION: &str =
+    "must be a station's Ethernet address, such as \"02:00:00:00:00:01\" (not multicast, not zero)";
+
+#[test]
+fn names() {
+    let rule = ": must be 1 to 63 letters, digits, '_', '.' or '-'";
+    refused(
+        &[
+            ("name = \"web\"", "name = \"\"", "endpoints[0].name = \"\""),
+            ("name = \"web\"", "name = \"a b\"", "endpoints[0].name = \"a b\""),
+            ("name = \"web\"", "name = \"ä\"", "endpoints[0].name = \"ä\""),
+            ("name = \"web\"", "name = \"a\\nb\"", "endpoints[0].name = \"a\\nb\""),
+            ("name = \"web\"", "", "endpoints[0].name: missing"),
+        ],
+        rule,
+    );
+    // Told once, and not again where the endpoints refer to it.
+    let errors = parse(&GOOD.replace("\"green\"", "\"gr/n\""), "t").unwrap_err();
+    assert_eq!(errors.to_string(), format!("t: networks[1].name = \"gr/n\"{rule}"));
+    let long = "x".repeat(64);
+    let errors = parse(&replaced("name = \"web\"", &format!("name = \"{long}\"")), "t").unwrap_err();
+    assert_eq!(errors.to_string(), format!("t: endpoints[0].name = \"{}\"…{rule}", &long[..60]));
+}
+
+#[test]
+fn station_addresses() {
+    for bad in [
+        "01:00:5e:00:00:01",
+        "ff:ff:ff:ff:ff:ff",
+        "00:00:00:00:00:00",
+        "2:0:0:0:0:1",
+        "02-00-00-00-00-01",
+        "",
+    ] {
+        let errors =
+            parse(&replaced("mac = \"02:00:00:00:00:01\"", &format!("mac = \"{bad}\"")), "t").unwrap_err();
+        assert_eq!(errors.to_string(), format!("t: endpoints[0].mac = \"{bad}\": {STATION}"));
+        let pair = format!("{{ mac = \"{bad}\", remote = \"192.0.2.2\" }}");
+        let line = "{ mac = \"02:00:00:00:00:99\", remote = \"192.0.2.2\" }";
+        let errors = parse(&replaced(line, &pair), "t").unwrap_err();
+        assert_eq!(errors.to_string(), format!("t: networks[0].static_macs[0].mac = \"{bad}\": {STATION}"));
+    }
+    let rule = "must be a station's IP address, such as \"10.42.0.1\" (not multicast, broadcast, loopback or unspecified)";
+    for bad in ["224.0.0.1", "ff02::1", "::", "::1", "127.0.0.1", "0.0.0.0", "10.0.0.0/8", ""] {
+        let line = "addresses = [\"10.42.0.1\", \"fd00::1\"]";
+        let errors =
+            parse(&replaced(line, &format!("addresses = [\"10.42.0.1\", \"{bad}\"]")), "t").unwrap_err();
+        assert_eq!(errors.to_string(), format!("t: endpoints[0].addresses[1] = \"{bad}\": {rule}"));
+    }
+}
+
+#[test]
+fn endpoints() {
+    refused(
+        &[
+            (
+                "network = \"green\"",
+                "network = \"gren\"",
+                "endpoints[2].network = \"gren\": must be the name of a network: did you mean \"green\"?",
+            ),
+            (
+                "network = \"green\"",
+                "network = \"yellow\"",
+                "endpoints[2].network = \"yellow\": must be the name of a network, such as \"blue\", \"green\"",
+            ),
+            ("network = \"green\"", "network = 1", "endpoints[2].network = 1: must be the name of a network"),
+            ("network = \"green\"", "", "endpoints[2].network: missing: must be the name of a network"),
+            (
+                "name = \"database\"",
+                "name = \"web\"",
+                "endpoints[1].name = \"web\": must be unique: endpoints[0].name is the same",
+            ),
+            (
+                "mac = \"02:00:00:00:00:02\"",
+                "mac = \"02:00:00:00:00:01\"",
+                "endpoints[1].mac = \"02:00:00:00:00:01\": must be unique: endpoints[0].mac is the same",
+            ),
+            (
+                "addresses = [\"10.42.0.2\"]",
+                "addresses = [\"10.42.0.1\"]",
+                "endpoints[1].addresses[0] = \"10.42.0.1\": must be unique: endpoints[0].addresses[0] is the same",
+            ),
+            (
+                "anti_spoofing = true",
+                "anti_spoofing = \"no\"",
+                "endpoints[0].anti_spoofing = \"no\": must be true or false",
+            ),
+            (
+                "memif = { socket = \"@green\" }",
+                "",
+                "endpoints[2].memif: missing: must be a table, such as { socket = \"/run/peregrine/memif.sock\", id = 0 }",
+            ),
+        ],
+        "",
+    );
+}
+
+#[test]
+fn memif_sockets() {
+    let rule =
+        "must be an absolute path of at most 107 bytes, without \"..\", or \"@name\" for an abstract socket";
+    let long = format!("/{}", "x".repeat(107));
+    for bad in [
+        "",
+        "@",
+        "run/x.sock",
+        "/",
+        "/run/",
+        "/run/.",
+        "/run/..",
+        "/run/../x",
+        "/run/a\\u0000b",
+        "@a\\u0000",
+        &long,
+    ] {
+        let errors = parse(&replaced("\"@green\"", &format!("\"{bad}\"")), "t").unwrap_err().to_string();
+        assert!(errors.starts_with("t: endpoints[2].memif.socket = \""), "{errors}");
+        assert!(errors.ends_with(rule) && errors.lines().count() == 1, "{errors}");
+    }
+    for good in [format!("/{}", "x".repeat(106)), format!("@{}", "x".repeat(107)), "/run/x.sock".into()] {
+        parse(&replaced("\"@green\"", &format!("\"{good}\"")), "t").unwrap();
+    }
+}
+
+#[test]
+fn what_endpoints_on_one_socket_must_agree_on() {
+    let second = "memif = { socket = \"/run/peregrine/memif.sock\", id = 1, mode = \"0660\" }";
+    refused(
+        &[
+            (
+                second,
+                "memif = { socket = \"/run//peregrine/./memif.sock\", id = 0, mode = \"0660\" }",
+                "endpoints[1].memif.id = 0 on \"/run//peregrine/./memif.sock\": must be unique: endpoints[0].memif.id is the same",
+            ),
+            (
+                second,
+                "memif = { socket = \"/run/peregrine/memif.sock\", mode = \"0660\" }",
+                "endpoints[1].memif.id = 0 (the default) on \"/run/peregrine/memif.sock\": must be unique: endpoints[0].memif.id is the same",
+            ),
+            (
+                second,
+                "memif = { socket = \"/run/peregrine/memif.sock\", id = 1, mode = \"0600\" }",
+                "endpoints[1].memif.mode = \"0600\": must be the same for one socket: endpoints[0].memif.mode = \"0660\"",
+            ),
+            (
+                "\"@green\"",
+                "\"@green\", mode = \"0660\"",
+                "endpoints[2].memif.mode = \"0660\": must be left out: an abstract socket has no permission bits",
+            ),
+            (
+                "\"@green\"",
+                "\"/run/peregrine/control.sock\"",
+                "endpoints[2].memif.socket = \"/run/peregrine/control.sock\": must be unique: control_socket is the same",
+            ),
+        ],
+        "",
+    );
+}
+
+#[test]
+fn a_mode_left_out_is_the_default_and_counts_as_given() {
+    let second = "id = 1, mode = \"0660\"";
+    let plan = parse(&replaced(second, "id = 1"), "t").unwrap();
+    assert_eq!(
+        plan.endpoints.iter().map(|e| e.memif.mode).collect::<Vec<_>>(),
+        [Some(0o660), Some(0o660), None]
+    );
+    let first = "id = 0, mode = \"0660\"";
+    let errors =
+        parse(&replaced(first, "id = 0, mode = \"0600\"").replace(second, "id = 1"), "t").unwrap_err();
+    let want = "t: endpoints[1].memif.mode = \"0660\" (the default): must be the same for one socket: \
+        endpoints[0].memif.mode = \"0600\"";
+    assert_eq!(errors.to_string(), want);
+}
+
+#[test]
+fn what_a_memif_says_for_itself() {
+    let mode = "must be an octal text from \"0000\" to \"0777\", such as \"0660\"";
+    for bad in ["\"1000\"", "\"0888\"", "\"rw\"", "\"\"", "\"+660\"", "660", "\"00660\""] {
+        let errors = parse(&replaced("\"@green\"", &format!("\"/run/g\", mode = {bad}")), "t").unwrap_err();
+        assert_eq!(errors.to_string(), format!("t: endpoints[2].memif.mode = {bad}: {mode}"));
+    }
+    for bad in ["-1", "4294967296", "\"0\""] {
+        let errors = parse(&replaced("\"@green\"", &format!("\"/run/g\", id = {bad}")), "t").unwrap_err();
+        let rule = "must be a number from 0 to 4294967295";
+        assert_eq!(errors.to_string(), format!("t: endpoints[2].memif.id = {bad}: {rule}"));
+    }
+    parse(&replaced("\"@green\"", "\"/run/g\", mode = \"777\", id = 4294967295"), "t").unwrap();
+}
+
+#[test]
+fn secrets_are_bounded_and_never_shown() {
+    let rule = "must be 1 to 24 bytes without NUL; leave the key out for no secret";
+    for bad in ["\"\"", "\"hunter2hunter2hunter2hunt\"", "\"hunter2\\u0000\"", "[\"hunter2\"]", "2"] {
+        let errors = parse(&replaced("\"@green\"", &format!("\"@g\", secret = {bad}")), "t").unwrap_err();
+        assert_eq!(errors.to_string(), format!("t: endpoints[2].memif.secret = (not shown): {rule}"));
+        assert!(!format!("{errors:?}").contains("hunter2"));
+    }
+    for leak in ["sekret = \"hunter2\"", "secret = \"hunter2\", id = {secret = \"hunter2\"}"] {
+        let errors = parse(&replaced("\"@green\"", &format!("\"@g\", {leak}")), "t").unwrap_err();
+        assert!(!format!("{errors} {errors:?}").contains("hunter2"), "{errors}");
+    }
+    // Not even when the file is not TOML right after it.
+    let errors = parse("[[endpoints]]\nmemif = { secret = \"hunter2\" x }", "t").unwrap_err();
+    assert!(!format!("{errors} {errors:?}").contains("hunter2"), "{errors:?}");
+    let plan = parse(&replaced("\"@green\"", "\"@g\", secret = \"123456789012345678901234\""), "t").unwrap();
+    assert_eq!(plan.endpoints[2].memif.secret.len(), 24);
+}

@@ -1,0 +1,8 @@
+//! What the crate promises to who runs it, from outside.
+
+mod endpoints;
+mod files;
+mod good;
+mod hostile;
+mod networks;
+mod uplink;

@@ -1,0 +1,180 @@
+//! The file as a whole, workers and the uplink.
+
+use peregrine_config::parse;
+
+use crate::good::{GOOD, VTEP, refused, replaced};
+
+#[test]
+fn the_good_file_loads() {
+    parse(GOOD, "t").unwrap();
+}
+
+#[test]
+fn workers() {
+    refused(
+        &[
+            ("core = 1", "core = -1", "workers[0].core = -1: must be a number from 0 to 1023"),
+            ("core = 1", "core = 1024", "workers[0].core = 1024: must be a number from 0 to 1023"),
+            ("core = 1", "core = 1.0", "workers[0].core = 1.0: must be a number from 0 to 1023"),
+            ("core = 1", "", "workers[0].core: missing: must be a number from 0 to 1023"),
+            (
+                "core = 1",
+                "core = 1\n[[workers]]\ncore = 2",
+                "workers: 2 entries: must be one [[workers]] table: this version runs one worker",
+            ),
+            (
+                "[[workers]]\ncore = 1",
+                "",
+                "workers: missing: must be one [[workers]] table: this version runs one worker",
+            ),
+            (
+                "[[workers]]\ncore = 1",
+                "workers = []",
+                "workers: 0 entries: must be one [[workers]] table: this version runs one worker",
+            ),
+            (
+                "[[workers]]",
+                "[workers]",
+                "workers = {…}: must be one [[workers]] table: this version runs one worker",
+            ),
+        ],
+        "",
+    );
+}
+
+#[test]
+fn the_interface_is_a_name_that_the_kernel_takes() {
+    let rule = ": must be the name of an interface: 1 to 15 bytes, without spaces, '/' and ':'";
+    refused(
+        &[
+            ("interface = \"eth0\"", "interface = \"\"", "uplink.interface = \"\""),
+            ("interface = \"eth0\"", "interface = \"e/0\"", "uplink.interface = \"e/0\""),
+            ("interface = \"eth0\"", "interface = \"e 0\"", "uplink.interface = \"e 0\""),
+            ("interface = \"eth0\"", "interface = \"e:0\"", "uplink.interface = \"e:0\""),
+            ("interface = \"eth0\"", "interface = \"e\\u0000\"", "uplink.interface = \"e\\0\""),
+            ("interface = \"eth0\"", "interface = \"..\"", "uplink.interface = \"..\""),
+            (
+                "interface = \"eth0\"",
+                "interface = \"a123456789012345\"",
+                "uplink.interface = \"a123456789012345\"",
+            ),
+            ("interface = \"eth0\"", "interface = 0", "uplink.interface = 0"),
+            ("interface = \"eth0\"", "", "uplink.interface: missing"),
+        ],
+        rule,
+    );
+}
+
+#[test]
+fn queues_are_all_or_a_list() {
+    let rule = ": must be \"all\" or a list of different queue numbers from 0 to 4095, such as [0, 1]";
+    refused(
+        &[
+            ("queues = \"all\"", "queues = \"some\"", "uplink.queues = \"some\""),
+            ("queues = \"all\"", "queues = []", "uplink.queues = []"),
+            ("queues = \"all\"", "queues = [0, 0]", "uplink.queues = [0, 0]"),
+            ("queues = \"all\"", "queues = [4096]", "uplink.queues = [4096]"),
+            ("queues = \"all\"", "queues = [-1]", "uplink.queues = [-1]"),
+            ("queues = \"all\"", "queues = [\"0\"]", "uplink.queues = [\"0\"]"),
+            ("queues = \"all\"", "queues = 1", "uplink.queues = 1"),
+        ],
+        rule,
+    );
+}
+
+#[test]
+fn vtep_addresses_are_ipv4_unicast() {
+    for address in ["224.0.0.1", "127.0.0.1", "0.0.0.0", "0.1.2.3", "255.255.255.255", "192.0.2", "eth0", ""]
+    {
+        let bad = format!("\"{address}\"");
+        for (line, key) in
+            [("local = \"192.0.2.1\"", "uplink.local"), ("remotes = [\"192.0.2.2\", \"192.0.2.3\"]", "")]
+        {
+            let (instead, key) = match key {
+                "" => (format!("remotes = [\"192.0.2.2\", {bad}]"), "networks[0].remotes[1]"),
+                key => (format!("local = {bad}"), key),
+            };
+            let errors = parse(&replaced(line, &instead), "t").unwrap_err();
+            assert_eq!(errors.to_string(), format!("t: {key} = {bad}: {VTEP}"));
+        }
+    }
+    refused(
+        &[
+            ("local = \"192.0.2.1\"", "local = \"2001:db8::1\"", "uplink.local = \"2001:db8::1\""),
+            (
+                "remotes = [\"192.0.2.2\", \"192.0.2.3\"]",
+                "remotes = [\"192.0.2.2\", \"2001:db8::2\"]",
+                "networks[0].remotes[1] = \"2001:db8::2\"",
+            ),
+        ],
+        ": must be an IPv4 address: an IPv6 underlay is not supported yet",
+    );
+}
+
+#[test]
+fn the_uplinks_numbers() {
+    let ports = "must be two numbers from 1 to 65535 in order, such as [49152, 65535]";
+    let power = "must be a power of two from 64 to 32768";
+    let mode = "must be \"require-zero-copy\", \"prefer-zero-copy\", \"copy\" or \"generic\"";
+    for (line, instead, got, rule) in [
+        ("port = 4789", "port = 0", "port = 0", "must be a number from 1 to 65535"),
+        ("port = 4789", "port = 65536", "port = 65536", "must be a number from 1 to 65535"),
+        ("port = 4789", "port = \"4789\"", "port = \"4789\"", "must be a number from 1 to 65535"),
+        ("ttl = 64", "ttl = 0", "ttl = 0", "must be a number from 1 to 255"),
+        ("ttl = 64", "ttl = 256", "ttl = 256", "must be a number from 1 to 255"),
+        ("source_ports = [49152, 65535]", "source_ports = [2, 1]", "source_ports = [2, 1]", ports),
+        ("source_ports = [49152, 65535]", "source_ports = [0, 1]", "source_ports = [0, 1]", ports),
+        ("source_ports = [49152, 65535]", "source_ports = [1, 65536]", "source_ports = [1, 65536]", ports),
+        ("source_ports = [49152, 65535]", "source_ports = [1]", "source_ports = [1]", ports),
+        ("source_ports = [49152, 65535]", "source_ports = [[], {a=1}]", "source_ports = [[…], {…}]", ports),
+        ("chunk_size = 2048", "chunk_size = 1024", "chunk_size = 1024", "must be 2048 or 4096"),
+        ("ring_size = 2048", "ring_size = 32", "ring_size = 32", power),
+        ("ring_size = 2048", "ring_size = 65536", "ring_size = 65536", power),
+        ("ring_size = 2048", "ring_size = 100", "ring_size = 100", power),
+        ("mode = \"copy\"", "mode = \"zero-copy\"", "mode = \"zero-copy\"", mode),
+    ] {
+        let errors = parse(&replaced(line, instead), "t").unwrap_err();
+        assert_eq!(errors.to_string(), format!("t: uplink.{got}: {rule}"));
+    }
+}
+
+#[test]
+fn control_socket() {
+    let rule = "must be an absolute path of at most 107 bytes, without \"..\"";
+    for bad in ["", "control.sock", "@control", "/", "/run/../c"] {
+        let text = format!("control_socket = \"{bad}\"\n{GOOD}");
+        let errors = parse(&text, "t").unwrap_err();
+        assert_eq!(errors.to_string(), format!("t: control_socket = \"{bad}\": {rule}"));
+    }
+}
+
+#[test]
+fn what_is_just_right_loads() {
+    for (line, instead) in [
+        ("core = 1", "core = 0"),
+        ("core = 1", "core = 1023"),
+        ("interface = \"eth0\"", "interface = \"a12345678901234\""),
+        ("queues = \"all\"", "queues = [4095, 0]"),
+        ("port = 4789", "port = 65535"),
+        ("ttl = 64", "ttl = 255"),
+        ("source_ports = [49152, 65535]", "source_ports = [1, 1]"),
+        ("ring_size = 2048", "ring_size = 64"),
+        ("ring_size = 2048", "ring_size = 32768"),
+        ("mode = \"copy\"", "mode = \"generic\""),
+        ("vni = 42", "vni = 16777215"),
+        ("mtu = 1450", "mtu = 576"),
+        ("mtu = 1450", "mtu = 1728"),
+        ("fdb_limit = 4096", "fdb_limit = 1_000_000"),
+        // One network's addresses say nothing about another's.
+        ("mac = \"02:00:00:00:00:03\"", "mac = \"02:00:00:00:00:01\"\naddresses = [\"10.42.0.1\"]"),
+    ] {
+        parse(&replaced(line, instead), "t").unwrap_or_else(|errors| panic!("{errors}"));
+    }
+    let wide = replaced("chunk_size = 2048", "chunk_size = 4096").replace("mtu = 1450", "mtu = 3776");
+    assert_eq!(parse(&wide, "t").unwrap().networks[0].mtu, 3776);
+    let errors = parse(&wide.replace("mtu = 3776", "mtu = 3777"), "t").unwrap_err();
+    assert_eq!(
+        errors.to_string(),
+        "t: networks[0].mtu = 3777: must be at most 3776: mtu + 320 bytes must fit uplink.chunk_size = 4096"
+    );
+}
