@@ -142,7 +142,7 @@ pub struct EndpointPlan {
 }
 
 /// A memif interface where we are the server: the tenant connects and owns the memory.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct MemifPlan {
     /// The socket we listen on. Endpoints may share one, each with its own id.
     pub socket: peregrine_memif::SocketAddr,
@@ -154,4 +154,16 @@ pub struct MemifPlan {
     pub secret: Vec<u8>,
     /// Accept memory that the tenant could truncate (it did not or could not seal it).
     pub allow_unsealed: bool,
+}
+
+/// Without the secret: a plan may be printed.
+impl std::fmt::Debug for MemifPlan {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("MemifPlan")
+            .field("socket", &self.socket)
+            .field("mode", &self.mode)
+            .field("id", &self.id)
+            .field("allow_unsealed", &self.allow_unsealed)
+            .finish_non_exhaustive()
+    }
 }

@@ -93,6 +93,7 @@ impl Tenants {
     }
 
     /// Begins to serve a tenant. If there is one already, or no such endpoint, the rings come back.
+    #[allow(clippy::result_large_err, reason = "boxed, the worker would free memory in the middle of its work")]
     pub fn attach(&mut self, id: EndpointId, rings: TenantRings) -> Result<(), TenantRings> {
         match self.slots.get_mut(id.index()) {
             Some(slot @ None) => {

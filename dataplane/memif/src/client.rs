@@ -1,0 +1,317 @@
+//! The client's side of the handshake, and the configuration of a client.
+//!
+//! The client owns all memory. It makes it only after HELLO, whose limits it keeps to, and offers its receive buffers only after
+//! CONNECTED: libmemif and DPDK servers set every head and tail to 0 just before they send it.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::addr::SocketAddr;
+use crate::channel::{Channel, Incoming};
+use crate::error::{ConfigError, HandshakeError, Reject};
+use crate::interface::{ControlSocket, Interface};
+use crate::memory::{ClientMemory, Layout};
+use crate::message::{Hello, Init, MODE_ETHERNET, Message, Secret, VERSION};
+use crate::ring::Role;
+use crate::server::Progress;
+use crate::sys::{self, Credentials};
+
+/// Pause between two attempts to connect, in [`Client::connect_blocking`].
+const RETRY_PAUSE: Duration = Duration::from_millis(20);
+
+/// How to attach to a server.
+#[derive(Clone, Debug)]
+pub struct ClientConfig {
+    /// The interface id at the server.
+    pub id: u32,
+    /// Our name, in INIT and CONNECT; up to 31 bytes.
+    pub name: String,
+    /// The secret that the server may want.
+    pub secret: Secret,
+    /// log2 of the slots of each ring, 5..=14.
+    pub ring_log2: u8,
+    /// Bytes of each buffer, 2048..=16384: the longest packet, each way.
+    pub buffer_bytes: u32,
+    /// Rings in each direction, 1..=8. A server that takes fewer gets fewer.
+    pub queue_pairs: u16,
+}
+
+impl Default for ClientConfig {
+    /// Id 0, name `memif`, no secret, 1 queue pair of 1024 slots, buffers of 2048 bytes.
+    fn default() -> Self {
+        Self {
+            id: 0,
+            name: "memif".to_owned(),
+            secret: Secret::default(),
+            ring_log2: 10,
+            buffer_bytes: 2048,
+            queue_pairs: 1,
+        }
+    }
+}
+
+impl ClientConfig {
+    /// Whether the values can be.
+    ///
+    /// # Errors
+    /// The first one that cannot.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        if !(5..=14).contains(&self.ring_log2) {
+            return Err(ConfigError::RingLog2 { got: self.ring_log2 });
+        }
+        if !(2048..=16384).contains(&self.buffer_bytes) {
+            return Err(ConfigError::BufferBytes { got: self.buffer_bytes });
+        }
+        if !(1..=8).contains(&self.queue_pairs) {
+            return Err(ConfigError::QueuePairs { got: self.queue_pairs });
+        }
+        let slots = (u32::from(self.queue_pairs) * 2) << self.ring_log2;
+        if slots >= 1 << 16 { Err(ConfigError::Slots { got: slots }) } else { Ok(()) }
+    }
+
+    /// What the server's limits leave. They are highest indexes, so one less than a count.
+    fn layout(&self, hello: &Hello) -> Result<Layout, Reject> {
+        let layout = Layout {
+            s2m_rings: self.queue_pairs.min(hello.max_s2m_ring.saturating_add(1)),
+            m2s_rings: self.queue_pairs.min(hello.max_m2s_ring.saturating_add(1)),
+            log2: self.ring_log2.min(hello.max_log2),
+            buffer_bytes: self.buffer_bytes,
+        };
+        if layout.log2 == 0 { Err(Reject::Limits) } else { Ok(layout) }
+    }
+}
+
+/// A message of the client's script, and which descriptor goes with it.
+#[derive(Debug)]
+enum Line {
+    Region,
+    Ring { s2m: bool, index: u16 },
+    Connect,
+}
+
+#[derive(Debug)]
+enum State {
+    /// Waiting for HELLO.
+    Hello,
+    /// Waiting for ACK; then the next line of the script is sent.
+    Script,
+    /// Waiting for CONNECTED.
+    Connected,
+}
+
+/// A client between connect and CONNECTED.
+#[derive(Debug)]
+pub struct Client {
+    /// `None` once the handshake has ended, either way.
+    channel: Option<Channel>,
+    config: ClientConfig,
+    state: State,
+    script: VecDeque<Line>,
+    memory: Option<ClientMemory>,
+    peer_name: String,
+    credentials: Option<Credentials>,
+}
+
+impl Client {
+    /// Connects to a server's socket; the handshake is then driven by [`step`](Self::step). Never blocks.
+    ///
+    /// # Errors
+    /// [`HandshakeError::Config`] before anything is done; [`HandshakeError::Io`] if nobody listens (`NotFound`,
+    /// `ConnectionRefused`) or too many wait there (`WouldBlock`): try again later.
+    pub fn connect(addr: &SocketAddr, config: ClientConfig) -> Result<Self, HandshakeError> {
+        config.check()?;
+        let connect = || {
+            let socket = sys::socket()?;
+            sys::connect(socket.as_fd(), &addr.to_raw()?)?;
+            Ok(socket)
+        };
+        let socket = connect().map_err(HandshakeError::io("connect to the memif socket"))?;
+        Ok(Self::over(socket, config))
+    }
+
+    /// Connects and goes through the handshake, within `timeout` in all. While nobody listens, or too many wait, it tries again.
+    ///
+    /// # Errors
+    /// As [`connect`](Self::connect) and [`step`](Self::step); [`Reject::TimedOut`] when the server does not answer.
+    pub fn connect_blocking(
+        addr: &SocketAddr,
+        config: ClientConfig,
+        timeout: Duration,
+    ) -> Result<Interface, HandshakeError> {
+        let deadline = Instant::now() + timeout;
+        let mut client = loop {
+            match Self::connect(addr, config.clone()) {
+                Err(HandshakeError::Io { source, .. })
+                    if is_transient(&source) && Instant::now() < deadline =>
+                {
+                    thread::sleep(RETRY_PAUSE.min(deadline.saturating_duration_since(Instant::now())));
+                }
+                result => break result?,
+            }
+        };
+        client.finish(deadline)
+    }
+
+    /// Over a connected socket.
+    pub(crate) fn over(socket: OwnedFd, config: ClientConfig) -> Self {
+        let credentials = sys::credentials(socket.as_fd()).ok();
+        Self {
+            channel: Some(Channel::new(socket)),
+            config,
+            state: State::Hello,
+            script: VecDeque::new(),
+            memory: None,
+            peer_name: String::new(),
+            credentials,
+        }
+    }
+
+    fn finish(&mut self, deadline: Instant) -> Result<Interface, HandshakeError> {
+        loop {
+            if let Progress::Connected(interface) = self.step()? {
+                return Ok(*interface);
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return self.end(Err(Reject::TimedOut.into()));
+            }
+            let channel = self.channel.as_ref().ok_or(HandshakeError::Finished)?;
+            sys::wait_readable(channel.as_fd(), left).map_err(HandshakeError::io("wait for the server"))?;
+        }
+    }
+
+    /// Handles everything that has arrived. Never blocks. The caller keeps the time: drop the client when it takes too long.
+    ///
+    /// # Errors
+    /// [`HandshakeError`]; the server has been told and the socket is closed.
+    pub fn step(&mut self) -> Result<Progress, HandshakeError> {
+        let result = self.run();
+        self.end(result)
+    }
+
+    /// On an error: tells the server why and closes.
+    fn end<T>(&mut self, result: Result<T, HandshakeError>) -> Result<T, HandshakeError> {
+        if let Err(why) = &result
+            && let Some(channel) = self.channel.take()
+            && let HandshakeError::Rejected(why) = why
+        {
+            channel.send_disconnect(&why.to_string());
+        }
+        result
+    }
+
+    fn run(&mut self) -> Result<Progress, HandshakeError> {
+        loop {
+            let channel = self.channel.as_ref().ok_or(HandshakeError::Finished)?;
+            let message = match channel.receive()? {
+                Incoming::Empty => return Ok(Progress::Pending),
+                Incoming::Closed => return Err(HandshakeError::Closed),
+                Incoming::Message(_, Some(_)) => return Err(Reject::UnexpectedFd.into()),
+                Incoming::Message(message, None) => message,
+            };
+            match (&self.state, message) {
+                (_, Message::Disconnect { code, text }) => {
+                    return Err(HandshakeError::Disconnected { code, text });
+                }
+                (State::Hello, Message::Hello(hello)) => self.greet(hello)?,
+                (State::Script, Message::Ack) => self.send_next()?,
+                (State::Connected, Message::Connected { name }) => return self.connected(name),
+                (_, message) => return Err(Reject::UnexpectedMessage { kind: message.kind() }.into()),
+            }
+        }
+    }
+
+    /// HELLO: makes the memory and answers INIT.
+    fn greet(&mut self, hello: Hello) -> Result<(), HandshakeError> {
+        if !(hello.min_version..=hello.max_version).contains(&VERSION) {
+            return Err(Reject::Version { min: hello.min_version, max: hello.max_version }.into());
+        }
+        let layout = self.config.layout(&hello)?;
+        self.memory = Some(ClientMemory::new(layout).map_err(HandshakeError::io("make shared memory"))?);
+        self.script.push_back(Line::Region);
+        self.script.extend((0..layout.s2m_rings).map(|index| Line::Ring { s2m: true, index }));
+        self.script.extend((0..layout.m2s_rings).map(|index| Line::Ring { s2m: false, index }));
+        self.script.push_back(Line::Connect);
+        self.peer_name = hello.name;
+        self.state = State::Script;
+        let name = self.config.name.clone();
+        let init = Init {
+            version: VERSION,
+            id: self.config.id,
+            mode: MODE_ETHERNET,
+            secret: self.config.secret,
+            name,
+        };
+        self.send(&Message::Init(init), None)
+    }
+
+    /// ACK: the next line of the script.
+    fn send_next(&mut self) -> Result<(), HandshakeError> {
+        let (line, memory) =
+            self.script.pop_front().zip(self.memory.as_ref()).ok_or(HandshakeError::Finished)?;
+        match line {
+            Line::Region => {
+                let size = u64::from(memory.layout.bytes());
+                self.send(&Message::AddRegion { index: 0, size }, Some(memory.file.as_fd()))
+            }
+            Line::Ring { s2m, index } => {
+                let event = memory.event(s2m, index).map(AsFd::as_fd);
+                self.send(&Message::AddRing(memory.layout.add_ring(s2m, index)), event)
+            }
+            Line::Connect => {
+                self.state = State::Connected;
+                self.send(&Message::Connect { name: self.config.name.clone() }, None)
+            }
+        }
+    }
+
+    /// A server that refuses us may have closed before it read this: then its reason waits to be read, and sending fails. So a
+    /// closed connection is left for the next `receive` to find.
+    fn send(&self, message: &Message, fd: Option<BorrowedFd<'_>>) -> Result<(), HandshakeError> {
+        match self.channel.as_ref().ok_or(HandshakeError::Finished)?.send(message, fd) {
+            Err(HandshakeError::Closed) => Ok(()),
+            result => result,
+        }
+    }
+
+    fn connected(&mut self, peer_if_name: String) -> Result<Progress, HandshakeError> {
+        let (channel, memory) =
+            self.channel.take().zip(self.memory.take()).ok_or(HandshakeError::Finished)?;
+        let (rx, tx) = memory.connect();
+        Ok(Progress::Connected(Box::new(Interface {
+            id: self.config.id,
+            role: Role::Client,
+            name: self.config.name.clone(),
+            peer_name: std::mem::take(&mut self.peer_name),
+            peer_if_name,
+            credentials: self.credentials,
+            rx,
+            tx,
+            control: ControlSocket::new(channel),
+        })))
+    }
+
+    /// The socket, while the handshake runs; `None` once it has ended.
+    pub fn socket(&self) -> Option<BorrowedFd<'_>> {
+        self.channel.as_ref().map(AsFd::as_fd)
+    }
+
+    /// The socket's number, while the handshake runs; `None` once it has ended.
+    pub fn raw_socket(&self) -> Option<RawFd> {
+        self.socket().map(|fd| fd.as_raw_fd())
+    }
+}
+
+/// Whether trying to connect again later can help.
+fn is_transient(err: &io::Error) -> bool {
+    matches!(
+        err.kind(),
+        io::ErrorKind::WouldBlock
+            | io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::NotFound
+            | io::ErrorKind::Interrupted
+    )
+}

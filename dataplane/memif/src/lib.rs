@@ -1,0 +1,161 @@
+//! memif 2.0: packets between two processes of one host over shared memory, in both roles, and proof against a hostile peer.
+//!
+//! The other side can be DPDK (`net_memif`), VPP, libmemif, gomemif or this crate. Linux only; Ethernet mode only.
+//!
+//! # Concepts
+//!
+//! A **client** (in older texts: slave) connects to a **server**'s (master's) socket and names an interface id. The client
+//! provides *all* memory: one or more regions, each a file that the server maps as well. In them lie the rings and the packets'
+//! buffers. **S2M** rings carry packets from client to server, **M2S** rings from server to client.
+//!
+//! Every ring has two free-running indexes. The client writes `head` and the server writes `tail`, *on both kinds of ring*; only
+//! their meaning changes:
+//!
+//! | ring | client                                                            | server                                             |
+//! |------|-------------------------------------------------------------------|----------------------------------------------------|
+//! | S2M  | fills a buffer, moves `head`: a packet is there                   | copies it out, moves `tail`: the buffer is free    |
+//! | M2S  | offers an empty buffer with its size, moves `head`                | copies a packet in, moves `tail`: a packet is there |
+//!
+//! So a server without offered buffers cannot send, and what does not fit is dropped by whoever sends: nobody ever waits for a
+//! peer. Each ring also has an eventfd (made by the client), which the sender writes unless the receiver has set the ring's mask.
+//!
+//! In this crate a connection is an [`Interface`]: a list of [`RxRing`] and of [`TxRing`] halves, each of which one thread owns,
+//! and a [`ControlSocket`]. The halves work alike in both roles. A [`Listener`] gives a [`Handshake`] for each client; a
+//! [`Client`] is the other side. All are driven by readiness, and fit any event loop.
+//!
+//! ```
+//! use peregrine_memif::{ClientConfig, ServerConfig, pair};
+//!
+//! // Both sides in one process; over a real socket: `Listener::bind` and `Client::connect_blocking`.
+//! let (mut tenant, mut host) = pair(ClientConfig::default(), ServerConfig::default())?;
+//! tenant.tx[0].push(b"\xff\xff\xff\xff\xff\xff\x02\0\0\0\0\x01\x08\0hello")?;
+//! tenant.tx[0].flush()?;
+//!
+//! // The host sends back whatever has come.
+//! let mut packet = [0; 2048];
+//! host.rx[0].pending()?;
+//! while let Some(taken) = host.rx[0].next_packet() {
+//!     let length = taken?.copy_to(&mut packet).ok_or("packet too long")?;
+//!     host.tx[0].push(&packet[..length])?;
+//! }
+//! host.rx[0].release();
+//! host.tx[0].flush()?;
+//!
+//! assert_eq!(tenant.rx[0].pending()?, 1);
+//! assert_eq!(tenant.rx[0].next_packet().ok_or("lost")??.len(), 19);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # Life cycle
+//!
+//! | from        | to           | by whom, how                                                                                  |
+//! |-------------|--------------|-----------------------------------------------------------------------------------------------|
+//! | nothing     | handshake    | client: [`Client::connect`]; server: [`Listener::accept`]                                     |
+//! | handshake   | handshake    | either: `step` when the socket is readable                                                    |
+//! | handshake   | connected    | `step` gives [`Progress::Connected`]; only now does the client offer its receive buffers      |
+//! | handshake   | closed       | error of `step`, deadline, drop; a refusal is sent as DISCONNECT first                        |
+//! | connected   | disconnected | [`ControlSocket::poll_disconnect`] says so, a [`Violation`], or our own [`ControlSocket::disconnect`] |
+//! | disconnected| closed       | the threads drop their ring halves; the last one unmaps the memory                            |
+//!
+//! Not possible, or not allowed, and why:
+//! - *disconnected → connected*: a client that comes back does so with a new handshake and new memory.
+//! - *unmapping under a running thread*: each half keeps the memory by itself, so a half that is still polled is harmless; its ring
+//!   is just silent.
+//! - *two clients on one id*: the lookup passed to [`Handshake::step`] must refuse the second, and because two handshakes can be
+//!   under way at once, the caller must look again at [`Progress::Connected`].
+//! - *one half in two threads*: halves are `Send` but every method that moves takes `&mut self`.
+//!
+//! # Security
+//!
+//! The peer can write every byte of the shared memory at any time, and is not believed:
+//! - There is no reference to shared memory, anywhere. A descriptor is copied once and only the copy is checked and used; a packet
+//!   is copied to private memory by [`Packet::copy_to`], and is to be parsed there.
+//! - Region, offset and length are checked against the mapping, in 64 bits; the peer's index may not run ahead of what the ring can
+//!   hold; our own positions are never read back. Chains are refused.
+//! - Regions must be sealed against shrinking, and be plain memory: otherwise the owner could truncate them, and our next access would
+//!   be a SIGBUS that ends the process. [`ServerConfig::allow_unsealed`] gives that up, for peers that cannot seal (old programs,
+//!   VPP with huge pages); use it only for peers that are trusted like this process, or handle SIGBUS.
+//! - A peer cannot stop our threads through the eventfds that it shares with us: they are written and read in ways that never wait.
+//! - Each step of the handshake has limits ([`Limits`], [`ServerConfig`]) and a time; unwanted descriptors are closed.
+//! - Names and texts of the peer contain only printable ASCII by the time the caller sees them.
+//! - A server copies all packets. The memory stays the tenant's: never put another tenant's bytes into a region, apart from packets
+//!   meant for it.
+//!
+//! What is left to the caller: socket permissions ([`ListenerConfig`]), users ([`Request::credentials`]), disconnecting a peer that
+//! keeps sending bad descriptors, and limiting the work done for one peer at a time (every call here is bounded).
+//!
+//! # Code map
+//!
+//! `addr`, `message`, `channel` → `listener`, `server` with `offer`, `client` with `memory` → `interface` with `rx`, `tx` → `cursor`,
+//! `ring`, `region` → `sys`. Code with `unsafe` is in `ring` (header words and descriptors), `region` (copies), `sys` (system
+//! calls) and `doorbell` (those for waking), and nowhere else. No public function is unsafe.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::indexing_slicing,
+        clippy::unreachable
+    )
+)]
+
+/// Where a socket lives.
+mod addr;
+/// Messages over a socket.
+mod channel;
+/// The client's handshake.
+mod client;
+/// The ring's index protocol, without memory.
+#[cfg(not(loom))]
+mod cursor;
+#[cfg(loom)]
+#[doc(hidden)]
+pub mod cursor;
+/// Waking a peer without waiting for it.
+mod doorbell;
+/// Everything that can go wrong.
+mod error;
+/// An established connection.
+mod interface;
+/// The server's socket.
+mod listener;
+/// The client's shared memory.
+mod memory;
+/// The control messages, to the byte.
+mod message;
+/// What a client offers, checked.
+mod offer;
+/// Both sides in one process.
+mod pair;
+/// Mapped memory and spans of it.
+mod region;
+/// One ring in shared memory.
+mod ring;
+/// The receiving half.
+mod rx;
+/// The server's handshake.
+mod server;
+/// System calls.
+mod sys;
+/// The sending half.
+mod tx;
+
+pub use addr::{ADDRESS_BYTES_MAX, AddrError, SocketAddr};
+pub use client::{Client, ClientConfig};
+pub use error::{BadDescriptor, ConfigError, DisconnectReason, HandshakeError, PushError, Reject, Violation};
+pub use interface::{ControlSocket, Interface};
+pub use listener::{Limits, Listener, ListenerConfig};
+pub use message::Secret;
+pub use pair::pair;
+pub use ring::Role;
+pub use rx::{Packet, RxRing};
+pub use server::{Handshake, Progress, Refusal, Request, ServerConfig};
+pub use sys::Credentials;
+pub use tx::TxRing;
+
+/// Shortest packet, in bytes: an Ethernet header.
+pub const PACKET_BYTES_MIN: u32 = 14;
+
+#[cfg(test)]
+mod tests;

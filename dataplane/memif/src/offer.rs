@@ -1,0 +1,110 @@
+//! What a client offers during the handshake, collected and checked: its regions and its rings. Used by the server only.
+//!
+//! Each piece is checked as soon as it comes, so that the reason in DISCONNECT names it. Regions are mapped, and rings looked at,
+//! only at CONNECT, when all is known.
+
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use crate::error::Reject;
+use crate::message::{AddRing, LOG2_MAX};
+use crate::region::{Mapping, Regions};
+use crate::ring::{RingMemory, RingPlace, Role};
+use crate::rx::RxRing;
+use crate::server::ServerConfig;
+use crate::sys;
+use crate::tx::TxRing;
+
+/// Regions and rings so far.
+#[derive(Debug)]
+pub(crate) struct Offer {
+    regions_max: u16,
+    rings_max: u16,
+    regions: Vec<(File, u64)>,
+    s2m: Vec<(RingPlace, OwnedFd)>,
+    m2s: Vec<(RingPlace, OwnedFd)>,
+}
+
+impl Offer {
+    pub fn new(regions_max: u16, rings_max: u16) -> Self {
+        Self { regions_max, rings_max, regions: Vec::new(), s2m: Vec::new(), m2s: Vec::new() }
+    }
+
+    /// ADD_REGION.
+    pub fn add_region(
+        &mut self,
+        index: u16,
+        bytes: u64,
+        fd: Option<OwnedFd>,
+        config: &ServerConfig,
+    ) -> Result<(), Reject> {
+        let file = File::from(fd.ok_or(Reject::MissingRegionFd)?);
+        let due = self.regions.len() as u16;
+        if index != due {
+            return Err(Reject::RegionIndex { got: index, due });
+        }
+        if index >= self.regions_max {
+            return Err(Reject::TooManyRegions { max: self.regions_max });
+        }
+        let known: u64 = self.regions.iter().map(|(_, bytes)| bytes).sum();
+        let max = config.memory_bytes_max;
+        if known.checked_add(bytes).is_none_or(|total| total > max) {
+            return Err(Reject::TooMuchMemory { max });
+        }
+        // The seal first: a size that can still change says nothing.
+        if !config.allow_unsealed && !sys::is_sealed_memory(&file) {
+            return Err(Reject::RegionUnsealed);
+        }
+        let actual = file.metadata().map(|meta| meta.len()).unwrap_or(0);
+        if bytes == 0 || actual < bytes {
+            return Err(Reject::RegionSize { announced: bytes, actual });
+        }
+        self.regions.push((file, bytes));
+        Ok(())
+    }
+
+    /// ADD_RING.
+    pub fn add_ring(&mut self, ring: AddRing, fd: Option<OwnedFd>) -> Result<(), Reject> {
+        let event = fd.ok_or(Reject::MissingRingFd)?;
+        let rings = if ring.s2m { &mut self.s2m } else { &mut self.m2s };
+        let due = rings.len() as u16;
+        if ring.index != due {
+            return Err(Reject::RingIndex { got: ring.index, due });
+        }
+        if ring.index >= self.rings_max {
+            return Err(Reject::TooManyRings { max: self.rings_max });
+        }
+        if ring.private_header != 0 {
+            return Err(Reject::PrivateHeader);
+        }
+        if !(1..=LOG2_MAX).contains(&ring.log2) {
+            return Err(Reject::RingSize { log2: ring.log2 });
+        }
+        // Anything else could block when written, which our data thread must not.
+        if !sys::is_eventfd(event.as_fd()) || sys::set_nonblocking(event.as_fd()).is_err() {
+            return Err(Reject::NotAnEventFd);
+        }
+        rings.push((RingPlace { region: ring.region, offset: ring.offset, log2: ring.log2 }, event));
+        Ok(())
+    }
+
+    /// CONNECT: maps all regions and makes the server's halves of all rings.
+    pub fn connect(self, packet_bytes_max: u32) -> Result<(Vec<RxRing>, Vec<TxRing>), Reject> {
+        if self.s2m.is_empty() || self.m2s.is_empty() {
+            return Err(Reject::NoRings);
+        }
+        let map = |(file, bytes): &(File, u64)| {
+            let bytes = usize::try_from(*bytes).map_err(|_| Reject::RegionMap)?;
+            Mapping::new(file, bytes, false).map_err(|_| Reject::RegionMap)
+        };
+        let regions = Arc::new(Regions::new(self.regions.iter().map(map).collect::<Result<_, _>>()?));
+        let ring = |place| RingMemory::new(Arc::clone(&regions), place, Role::Server);
+        let rx = self
+            .s2m
+            .into_iter()
+            .map(|(place, event)| Ok(RxRing::server(ring(place)?, event, packet_bytes_max)));
+        let tx = self.m2s.into_iter().map(|(place, event)| Ok(TxRing::server(ring(place)?, event)));
+        Ok((rx.collect::<Result<_, Reject>>()?, tx.collect::<Result<_, Reject>>()?))
+    }
+}

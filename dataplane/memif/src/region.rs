@@ -1,0 +1,122 @@
+//! Memory that a peer can write at any time, and the only ways to touch it.
+//!
+//! Two rules hold here and so in the whole crate: there is never a `&` or `&mut` to a byte of shared memory (an atomic, which
+//! expects to be written by others, is the one exception), and no span leaves this file unless it lies inside its mapping.
+//! A [`Span`] is a pointer and a length that were checked together, from numbers that were read once.
+
+use std::fmt;
+use std::fs::File;
+use std::io;
+use std::marker::PhantomData;
+use std::ptr::{self, NonNull};
+
+use crate::error::BadDescriptor;
+use crate::sys;
+
+/// One file mapped MAP_SHARED, unmapped on drop.
+pub(crate) struct Mapping {
+    base: NonNull<u8>,
+    bytes: usize,
+}
+
+// SAFETY: a mapping is a range of addresses valid in every thread. All access goes through `Span` and the ring's volatile and
+// atomic operations, which expect concurrent writers (the peer is one).
+unsafe impl Send for Mapping {}
+// SAFETY: as above; no method gives out a reference to the memory.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    /// Maps the first `bytes` of `file`. The caller has checked that the file is that long and cannot shrink.
+    pub fn new(file: &File, bytes: usize, populate: bool) -> io::Result<Self> {
+        sys::map(file, bytes, populate).map(|base| Self { base, bytes })
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: from `sys::map` with the same length. Every user of the memory holds an `Arc<Regions>` that owns this mapping,
+        // so none is left.
+        unsafe { sys::unmap(self.base, self.bytes) };
+    }
+}
+
+/// All regions of one connection, by index. Kept in an `Arc` by every ring half: the last one unmaps.
+pub(crate) struct Regions(Box<[Mapping]>);
+
+impl Regions {
+    pub fn new(mappings: Vec<Mapping>) -> Self {
+        Self(mappings.into_boxed_slice())
+    }
+
+    /// The bytes `offset .. offset + length` of a region, if they are all inside it.
+    #[inline(always)]
+    pub fn span(&self, region: u16, offset: u32, length: u32) -> Result<Span<'_>, BadDescriptor> {
+        let mapping = self.0.get(usize::from(region)).ok_or(BadDescriptor::Region)?;
+        if u64::from(offset) + u64::from(length) > mapping.bytes as u64 {
+            return Err(BadDescriptor::Span);
+        }
+        // SAFETY: offset ≤ offset + length ≤ the mapping's length: inside the mapping or at its end.
+        let start = unsafe { mapping.base.add(offset as usize) };
+        Ok(Span { start, length, regions: PhantomData })
+    }
+}
+
+impl fmt::Debug for Regions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.0.iter().map(|mapping| mapping.bytes)).finish()
+    }
+}
+
+/// A checked piece of shared memory: `length` bytes from `start` are mapped for as long as `'a`.
+#[derive(Clone, Copy)]
+pub(crate) struct Span<'a> {
+    start: NonNull<u8>,
+    length: u32,
+    regions: PhantomData<&'a Regions>,
+}
+
+// SAFETY: a span only names mapped memory, which is valid in every thread; see `Mapping`.
+unsafe impl Send for Span<'_> {}
+
+impl Span<'_> {
+    pub fn start(&self) -> NonNull<u8> {
+        self.start
+    }
+
+    pub fn length(&self) -> u32 {
+        self.length
+    }
+
+    /// Copies all of it to the front of `to`; `None`, and nothing copied, if `to` is shorter.
+    #[inline(always)]
+    pub fn copy_to(&self, to: &mut [u8]) -> Option<usize> {
+        let length = self.length as usize;
+        let to = to.get_mut(..length)?;
+        // SAFETY: both sides are `length` bytes; `to` is private memory, so they do not overlap. The peer may write while we
+        // copy: the copy is then a mixture, which is why all checks are made on the copy.
+        unsafe { ptr::copy_nonoverlapping(self.start.as_ptr(), to.as_mut_ptr(), length) };
+        Some(length)
+    }
+
+    /// Copies `from` to the front of it; `None`, and nothing copied, if `from` is longer.
+    #[inline(always)]
+    pub fn copy_from(&self, from: &[u8]) -> Option<()> {
+        if from.len() > self.length as usize {
+            return None;
+        }
+        // SAFETY: `from` fits the span; it is private memory, so they do not overlap.
+        unsafe { ptr::copy_nonoverlapping(from.as_ptr(), self.start.as_ptr(), from.len()) };
+        Some(())
+    }
+
+    /// Asks the processor to fetch the first cache line. Only a hint.
+    #[inline(always)]
+    pub fn prefetch(&self) {
+        #[cfg(target_arch = "x86_64")]
+        {
+            use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            // SAFETY: SSE is part of x86_64, and a prefetch never faults and changes nothing.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(self.start.as_ptr().cast()) };
+        }
+    }
+}

@@ -1,0 +1,233 @@
+//! The receiving half of a ring: packets that come to us, in either role. Owned by one thread; never blocks, except [`RxRing::wait`].
+//!
+//! A burst is: [`pending`](RxRing::pending) once, [`next_packet`](RxRing::next_packet) as often as wanted,
+//! [`release`](RxRing::release) once.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use crate::PACKET_BYTES_MIN;
+use crate::cursor::{Cursor, Indices};
+use crate::error::{BadDescriptor, Violation};
+use crate::region::Span;
+use crate::ring::{Descriptor, RingMemory, Role};
+use crate::sys;
+
+/// Longest sleep between two looks at the ring, in [`RxRing::wait`]: some senders read the mask without a full fence, so a
+/// wake-up can be lost.
+const SLEEP_MAX: Duration = Duration::from_millis(10);
+
+/// The client's own buffers for one ring, one per slot, in region 0.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Buffers {
+    /// Offset of slot 0's buffer, in bytes.
+    pub start: u32,
+    /// From one buffer to the next, in bytes.
+    pub stride: u32,
+    /// Bytes of one buffer.
+    pub bytes: u32,
+}
+
+impl Buffers {
+    /// The descriptor of a slot's buffer with this length.
+    #[inline(always)]
+    pub fn descriptor(&self, slot: u16, length: u32) -> Descriptor {
+        Descriptor { flags: 0, region: 0, length, offset: self.start + u32::from(slot) * self.stride }
+    }
+}
+
+/// Packets from the peer: an S2M ring for a server, an M2S ring for a client.
+#[derive(Debug)]
+pub struct RxRing {
+    ring: RingMemory,
+    cursor: Cursor,
+    event: OwnedFd,
+    /// Longest packet taken, in bytes.
+    packet_bytes_max: u32,
+    /// The client's buffers, which go back with every packet taken; a server has none.
+    buffers: Option<Buffers>,
+    /// Whether the slot before `cursor` had NEXT: the current one belongs to the same chain.
+    in_chain: bool,
+}
+
+/// One packet, still in shared memory: its place and length were checked, its bytes can change at any time. Copy it out, and
+/// parse only the copy. As long as it lives its slot cannot be released.
+#[derive(Clone, Copy)]
+pub struct Packet<'a>(Span<'a>);
+
+impl Packet<'_> {
+    /// Bytes of the packet, at least [`PACKET_BYTES_MIN`] and at most the ring's maximum.
+    #[allow(clippy::len_without_is_empty, reason = "a packet is never empty")]
+    pub fn len(&self) -> usize {
+        self.0.length() as usize
+    }
+
+    /// Copies the packet to the front of `to` and returns its length; `None`, and nothing copied, if `to` is shorter.
+    #[inline(always)]
+    #[must_use]
+    pub fn copy_to(&self, to: &mut [u8]) -> Option<usize> {
+        self.0.copy_to(to)
+    }
+}
+
+impl std::fmt::Debug for Packet<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Packet({} bytes)", self.len())
+    }
+}
+
+impl RxRing {
+    /// A server's half. It starts polling: the sender is asked not to wake us.
+    pub(crate) fn server(ring: RingMemory, event: OwnedFd, packet_bytes_max: u32) -> Self {
+        let cursor = Cursor::server(ring.size(), ring.load_own());
+        ring.set_masked(true);
+        Self { ring, cursor, event, packet_bytes_max, buffers: None, in_chain: false }
+    }
+
+    /// A client's half; offers all its buffers. Only after CONNECTED: some servers set both indexes to 0 just before they send it.
+    pub(crate) fn client(ring: RingMemory, event: OwnedFd, buffers: Buffers) -> Self {
+        let tail = ring.load_peer();
+        for slot in 0..ring.size() {
+            ring.write(slot, buffers.descriptor(slot, buffers.bytes));
+        }
+        ring.set_masked(true);
+        ring.store_own(tail.wrapping_add(ring.size()));
+        let cursor = Cursor::client_rx(ring.size(), tail);
+        Self { ring, cursor, event, packet_bytes_max: buffers.bytes, buffers: Some(buffers), in_chain: false }
+    }
+
+    /// Which side of the connection this half is.
+    pub fn role(&self) -> Role {
+        if self.buffers.is_some() { Role::Client } else { Role::Server }
+    }
+
+    /// Slots of the ring.
+    pub fn size(&self) -> u16 {
+        self.cursor.size()
+    }
+
+    /// Looks at the peer's index (once, Acquire) and returns how many packets [`next_packet`](Self::next_packet) can give,
+    /// including those that earlier calls saw.
+    ///
+    /// # Errors
+    /// [`Violation`] if the index cannot be true: disconnect.
+    #[inline]
+    pub fn pending(&mut self) -> Result<u16, Violation> {
+        self.cursor.look(&self.ring)
+    }
+
+    /// The next packet that [`pending`](Self::pending) saw; `None` when there is none. Every call uses up one slot, whether its
+    /// descriptor is good or bad, so a burst of `n` calls does a bounded amount of work. Of a chain every piece is one
+    /// [`BadDescriptor::Chained`].
+    #[inline]
+    pub fn next_packet(&mut self) -> Option<Result<Packet<'_>, BadDescriptor>> {
+        let index = self.cursor.peek()?;
+        let descriptor = self.ring.read(index);
+        if let Some(buffers) = self.buffers {
+            // Restored now while its line is at hand; the peer may use it only after `release`.
+            let slot = index & (self.ring.size() - 1);
+            self.ring.write(index, buffers.descriptor(slot, buffers.bytes));
+        }
+        self.cursor.advance();
+        let was_in_chain = std::mem::replace(&mut self.in_chain, descriptor.is_chained());
+        if was_in_chain || descriptor.is_chained() {
+            return Some(Err(BadDescriptor::Chained));
+        }
+        Some(self.checked(descriptor).map(Packet))
+    }
+
+    #[inline(always)]
+    fn checked(&self, descriptor: Descriptor) -> Result<Span<'_>, BadDescriptor> {
+        if descriptor.length > self.packet_bytes_max {
+            return Err(BadDescriptor::TooLong);
+        }
+        if descriptor.length < PACKET_BYTES_MIN {
+            return Err(BadDescriptor::TooShort);
+        }
+        self.ring.regions().span(descriptor.region, descriptor.offset, descriptor.length)
+    }
+
+    /// Asks the processor to fetch the packet `ahead` places after the next one. Only a hint: nothing is used up or believed.
+    #[inline]
+    pub fn prefetch(&self, ahead: u16) {
+        if ahead >= self.cursor.available() {
+            return;
+        }
+        let Some(index) = self.cursor.peek() else { return };
+        let descriptor = self.ring.read(index.wrapping_add(ahead));
+        if let Ok(span) = self.ring.regions().span(descriptor.region, descriptor.offset, descriptor.length) {
+            span.prefetch();
+        }
+    }
+
+    /// Gives the slots of all packets taken so far back to the peer, in one Release store. For a client this also offers their
+    /// buffers again.
+    #[inline]
+    pub fn release(&mut self) {
+        self.cursor.publish(&self.ring);
+    }
+
+    /// Asks the sender to write [`event_fd`](Self::event_fd) when it has sent. Before a sleep use [`arm`](Self::arm) instead.
+    pub fn enable_interrupt(&mut self) {
+        self.ring.set_masked(false);
+    }
+
+    /// Asks the sender not to write [`event_fd`](Self::event_fd) (MASK_INT): for polling. So every ring starts.
+    pub fn disable_interrupt(&mut self) {
+        self.ring.set_masked(true);
+    }
+
+    /// The eventfd that the sender writes: readable after a burst, unless masked.
+    pub fn event_fd(&self) -> BorrowedFd<'_> {
+        self.event.as_fd()
+    }
+
+    /// Before a sleep: asks to be woken, then looks once more. True: packets are pending, do not sleep.
+    ///
+    /// Sleep at most some 10 ms: some senders (DPDK, VPP) read the mask without a full fence, so a wake-up can be lost.
+    ///
+    /// # Errors
+    /// [`Violation`] as from [`pending`](Self::pending).
+    pub fn arm(&mut self) -> Result<bool, Violation> {
+        self.cursor.arm(&self.ring)
+    }
+
+    /// After a wake-up: sets the eventfd's count to 0, so that it is not readable until the next burst. Never blocks.
+    ///
+    /// # Errors
+    /// Those of reading the eventfd.
+    pub fn drain_event(&mut self) -> io::Result<()> {
+        sys::eventfd_drain(self.event.as_fd())
+    }
+
+    /// Sleeps until packets are pending, at most `timeout`; true if there are. Leaves the interrupt disabled.
+    ///
+    /// # Errors
+    /// Those of poll(2); a [`Violation`] comes as [`io::ErrorKind::InvalidData`].
+    pub fn wait(&mut self, timeout: Duration) -> io::Result<bool> {
+        let deadline = Instant::now() + timeout;
+        let result = self.wait_until(deadline);
+        self.ring.set_masked(true);
+        result
+    }
+
+    fn wait_until(&mut self, deadline: Instant) -> io::Result<bool> {
+        loop {
+            if self.arm().map_err(invalid)? {
+                return Ok(true);
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(false);
+            }
+            if sys::wait_readable(self.event.as_fd(), left.min(SLEEP_MAX))? {
+                self.drain_event()?;
+            }
+        }
+    }
+}
+
+fn invalid(why: Violation) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, why)
+}

@@ -1,0 +1,305 @@
+//! The server's side of the handshake: one client from accept to CONNECTED, driven by whatever event loop the caller has.
+//!
+//! ```text
+//! client                                server
+//!   connect ─────────────────────────▶  HELLO (at once)
+//!   INIT(id, mode, secret, name) ────▶  ACK          the id is looked up here
+//!   ADD_REGION i + fd ───────────────▶  ACK          size and seals are checked here
+//!   ADD_RING S2M i, M2S i + eventfd ─▶  ACK
+//!   CONNECT ─────────────────────────▶  CONNECTED    memory is mapped, rings are checked here
+//! ```
+//! Whatever is wrong: DISCONNECT with the reason, and the socket is closed.
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::time::Instant;
+
+use crate::channel::{Channel, Incoming};
+use crate::error::{HandshakeError, Reject};
+use crate::interface::{ControlSocket, Interface};
+use crate::listener::Limits;
+use crate::message::{Hello, Init, LOG2_MAX, MODE_ETHERNET, Message, Secret, VERSION};
+use crate::offer::Offer;
+use crate::ring::Role;
+use crate::sys::{self, Credentials};
+
+/// What a client asks for, to be looked up.
+#[derive(Debug)]
+pub struct Request<'a> {
+    /// The interface id.
+    pub id: u32,
+    /// The client's name, printable characters only.
+    pub name: &'a str,
+    /// The process that connected; `None` if the kernel would not tell.
+    pub credentials: Option<Credentials>,
+}
+
+/// Why an interface may not be attached to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// No such interface id on this socket.
+    UnknownId,
+    /// Another client has it.
+    AlreadyConnected,
+    /// This client may not (its user, its name, …).
+    NotAllowed,
+}
+
+impl From<Refusal> for Reject {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::UnknownId => Self::UnknownId,
+            Refusal::AlreadyConnected => Self::AlreadyConnected,
+            Refusal::NotAllowed => Self::NotAllowed,
+        }
+    }
+}
+
+/// How to serve one interface.
+#[derive(Clone, Debug)]
+pub struct ServerConfig {
+    /// The interface's name, given to the client in CONNECTED; up to 31 bytes.
+    pub name: String,
+    /// What the client must know; `None`: nothing.
+    pub secret: Option<Secret>,
+    /// Most rings in each direction; the socket's limit applies as well.
+    pub rings_max: u16,
+    /// Longest packet accepted from the client, in bytes.
+    pub packet_bytes_max: u32,
+    /// Most memory of the client that we map, in bytes, over all regions. Pages of it that we touch may count as ours.
+    pub memory_bytes_max: u64,
+    /// Also take regions that can shrink (not sealed) or are huge pages.
+    ///
+    /// **Danger**: such a client can make its memory vanish under us, and the next access is SIGBUS: the whole process dies.
+    /// Only for a peer that is trusted as much as this process itself.
+    pub allow_unsealed: bool,
+}
+
+impl Default for ServerConfig {
+    /// Name `memif`, no secret, 8 rings each way, packets up to 9216 bytes, 1 GiB, sealed memory only.
+    fn default() -> Self {
+        Self {
+            name: "memif".to_owned(),
+            secret: None,
+            rings_max: 8,
+            packet_bytes_max: 9216,
+            memory_bytes_max: 1 << 30,
+            allow_unsealed: false,
+        }
+    }
+}
+
+/// Where a handshake is after a step.
+#[derive(Debug)]
+pub enum Progress {
+    /// Waiting for the peer: step again when the socket is readable.
+    Pending,
+    /// Done. The socket has moved into [`Interface::control`], with the same file descriptor number.
+    Connected(Box<Interface>),
+}
+
+/// What has been settled so far.
+#[derive(Debug)]
+enum State {
+    Hello,
+    Init,
+    Offers(Box<Accepted>),
+}
+
+/// A client that was let in and is describing its memory.
+#[derive(Debug)]
+struct Accepted {
+    id: u32,
+    peer_name: String,
+    config: ServerConfig,
+    offer: Offer,
+}
+
+/// A client between accept and CONNECTED. Drop it to refuse silently.
+#[derive(Debug)]
+pub struct Handshake {
+    /// `None` once the handshake has ended, either way.
+    channel: Option<Channel>,
+    state: State,
+    name: String,
+    limits: Limits,
+    deadline: Instant,
+    credentials: Option<Credentials>,
+}
+
+impl Handshake {
+    /// Over a connected socket. Never fails: what goes wrong with HELLO shows in the first step.
+    pub(crate) fn new(socket: OwnedFd, name: String, limits: Limits) -> Self {
+        let credentials = sys::credentials(socket.as_fd()).ok();
+        let deadline = Instant::now() + limits.handshake_timeout;
+        let mut handshake = Self {
+            channel: Some(Channel::new(socket)),
+            state: State::Hello,
+            name,
+            limits,
+            deadline,
+            credentials,
+        };
+        if handshake.send(&handshake.hello()).is_ok() {
+            handshake.state = State::Init;
+        }
+        handshake
+    }
+
+    /// When the handshake must be over: call [`step`](Self::step) then, and it ends.
+    pub fn deadline(&self) -> Instant {
+        self.deadline
+    }
+
+    /// The process that connected; `None` if the kernel would not tell.
+    pub fn credentials(&self) -> Option<Credentials> {
+        self.credentials
+    }
+
+    /// The interface id, once the client has named it and was let in.
+    pub fn id(&self) -> Option<u32> {
+        match &self.state {
+            State::Offers(accepted) => Some(accepted.id),
+            State::Hello | State::Init => None,
+        }
+    }
+
+    /// Handles everything that has arrived. Never blocks. `lookup` is called once, at INIT; two handshakes for one id can both
+    /// get past it, so check again when one connects.
+    ///
+    /// # Errors
+    /// [`HandshakeError`]; the client has been told and the socket is closed. Drop the handshake.
+    pub fn step(
+        &mut self,
+        lookup: &mut dyn FnMut(&Request<'_>) -> Result<ServerConfig, Refusal>,
+    ) -> Result<Progress, HandshakeError> {
+        let result = self.run(lookup);
+        if let Err(why) = &result
+            && let Some(channel) = self.channel.take()
+            && let HandshakeError::Rejected(why) = why
+        {
+            channel.send_disconnect(&why.to_string());
+        }
+        result
+    }
+
+    fn run(
+        &mut self,
+        lookup: &mut dyn FnMut(&Request<'_>) -> Result<ServerConfig, Refusal>,
+    ) -> Result<Progress, HandshakeError> {
+        loop {
+            let channel = self.channel.as_ref().ok_or(HandshakeError::Finished)?;
+            if matches!(self.state, State::Hello) {
+                return Err(HandshakeError::Closed);
+            }
+            if Instant::now() >= self.deadline {
+                return Err(Reject::TimedOut.into());
+            }
+            let (message, fd) = match channel.receive()? {
+                Incoming::Empty => return Ok(Progress::Pending),
+                Incoming::Closed => return Err(HandshakeError::Closed),
+                Incoming::Message(message, fd) => (message, fd),
+            };
+            if let Some(if_name) = self.handle(message, fd, lookup)? {
+                return self.connect(if_name);
+            }
+            self.send(&Message::Ack)?;
+        }
+    }
+
+    /// One message. Gives the client's interface name when it was CONNECT.
+    fn handle(
+        &mut self,
+        message: Message,
+        fd: Option<OwnedFd>,
+        lookup: &mut dyn FnMut(&Request<'_>) -> Result<ServerConfig, Refusal>,
+    ) -> Result<Option<String>, HandshakeError> {
+        if fd.is_some() && !matches!(message, Message::AddRegion { .. } | Message::AddRing(_)) {
+            return Err(Reject::UnexpectedFd.into());
+        }
+        match (&mut self.state, message) {
+            (_, Message::Disconnect { code, text }) => {
+                return Err(HandshakeError::Disconnected { code, text });
+            }
+            (State::Init, Message::Init(init)) => {
+                self.state = State::Offers(Box::new(self.let_in(init, lookup)?))
+            }
+            (State::Offers(accepted), Message::AddRegion { index, size }) => {
+                accepted.offer.add_region(index, size, fd, &accepted.config)?;
+            }
+            (State::Offers(accepted), Message::AddRing(ring)) => accepted.offer.add_ring(ring, fd)?,
+            (State::Offers(_), Message::Connect { name }) => return Ok(Some(name)),
+            (_, message) => return Err(Reject::UnexpectedMessage { kind: message.kind() }.into()),
+        }
+        Ok(None)
+    }
+
+    fn let_in(
+        &self,
+        init: Init,
+        lookup: &mut dyn FnMut(&Request<'_>) -> Result<ServerConfig, Refusal>,
+    ) -> Result<Accepted, Reject> {
+        if init.version != VERSION {
+            return Err(Reject::Version { min: init.version, max: init.version });
+        }
+        if init.mode != MODE_ETHERNET {
+            return Err(Reject::Mode { mode: init.mode });
+        }
+        let config = lookup(&Request { id: init.id, name: &init.name, credentials: self.credentials })?;
+        if let Some(secret) = &config.secret
+            && !secret.matches(&init.secret)
+        {
+            return Err(if init.secret.is_empty() { Reject::SecretRequired } else { Reject::SecretWrong });
+        }
+        let offer = Offer::new(self.limits.regions_max, self.limits.rings_max.min(config.rings_max));
+        Ok(Accepted { id: init.id, peer_name: init.name, config, offer })
+    }
+
+    /// The client is done: map, check, answer CONNECTED.
+    fn connect(&mut self, peer_if_name: String) -> Result<Progress, HandshakeError> {
+        let State::Offers(accepted) = std::mem::replace(&mut self.state, State::Hello) else {
+            return Err(HandshakeError::Finished);
+        };
+        let Accepted { id, peer_name, config, offer } = *accepted;
+        let (rx, tx) = offer.connect(config.packet_bytes_max)?;
+        self.send(&Message::Connected { name: config.name.clone() })?;
+        let channel = self.channel.take().ok_or(HandshakeError::Finished)?;
+        Ok(Progress::Connected(Box::new(Interface {
+            id,
+            role: Role::Server,
+            name: config.name,
+            peer_name,
+            peer_if_name,
+            credentials: self.credentials,
+            rx,
+            tx,
+            control: ControlSocket::new(channel),
+        })))
+    }
+
+    fn send(&self, message: &Message) -> Result<(), HandshakeError> {
+        self.channel.as_ref().ok_or(HandshakeError::Finished)?.send(message, None)
+    }
+
+    /// Always log2 14: VPP as a client announces its configured size even when it was told a smaller one.
+    fn hello(&self) -> Message {
+        Message::Hello(Hello {
+            name: self.name.clone(),
+            min_version: VERSION,
+            max_version: VERSION,
+            max_region: self.limits.regions_max.saturating_sub(1),
+            max_m2s_ring: self.limits.rings_max.saturating_sub(1),
+            max_s2m_ring: self.limits.rings_max.saturating_sub(1),
+            max_log2: LOG2_MAX,
+        })
+    }
+
+    /// The socket, while the handshake runs; `None` once it has ended.
+    pub fn socket(&self) -> Option<BorrowedFd<'_>> {
+        self.channel.as_ref().map(AsFd::as_fd)
+    }
+
+    /// The socket's number, while the handshake runs; `None` once it has ended.
+    pub fn raw_socket(&self) -> Option<RawFd> {
+        self.socket().map(|fd| fd.as_raw_fd())
+    }
+}

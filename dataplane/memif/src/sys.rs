@@ -1,0 +1,303 @@
+//! Every system call that the standard library does not wrap, each as a thin safe function. Nothing else in the crate calls libc, except
+//! `doorbell` for its own few.
+//!
+//! All descriptors made or received here are close-on-exec, and all sockets are non-blocking.
+
+use std::fs::File;
+use std::io;
+use std::mem;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::ptr::{self, NonNull};
+use std::time::Duration;
+
+use libc::{c_int, c_void};
+
+/// Room for ancillary data: one `SCM_CREDENTIALS` (a peer may have set `SO_PASSCRED` for us) and far more `SCM_RIGHTS` than the
+/// one descriptor that any message carries. What does not fit is closed by the kernel and flagged `MSG_CTRUNC`.
+const CONTROL_BYTES: usize = 256;
+
+/// Ancillary data must be aligned like `cmsghdr`.
+#[repr(C, align(8))]
+struct Control([u8; CONTROL_BYTES]);
+
+/// What one `recvmsg` brought.
+pub(crate) struct Received {
+    /// Bytes read; 0 is the end of file.
+    pub bytes: usize,
+    /// The message was longer than the buffer.
+    pub truncated: bool,
+    /// Ancillary data was lost.
+    pub control_truncated: bool,
+    /// Every descriptor that came; dropping closes it.
+    pub fds: Vec<OwnedFd>,
+}
+
+/// Who is at the other end of a socket, as the kernel recorded it at `connect`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Credentials {
+    /// Process id, in our pid namespace (0 if it is not visible there).
+    pub pid: i32,
+    /// Effective user id, in our user namespace.
+    pub uid: u32,
+    /// Effective group id, in our user namespace.
+    pub gid: u32,
+}
+
+/// Turns the result of a system call that gives -1 on error into a `Result`.
+fn check(result: c_int) -> io::Result<c_int> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+/// Takes over a descriptor that the kernel has just given us.
+fn owned(fd: RawFd) -> OwnedFd {
+    // SAFETY: every caller passes the result of a system call that makes a new descriptor, checked not to be negative, and
+    // passes it once.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+/// A non-blocking SOCK_SEQPACKET socket of the UNIX family.
+pub(crate) fn socket() -> io::Result<OwnedFd> {
+    let kind = libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    // SAFETY: no pointers.
+    check(unsafe { libc::socket(libc::AF_UNIX, kind, 0) }).map(owned)
+}
+
+/// Two connected sockets of that kind.
+pub(crate) fn socket_pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    let kind = libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    let mut fds = [-1; 2];
+    // SAFETY: the kernel writes two ints to `fds`, which has room for two.
+    check(unsafe { libc::socketpair(libc::AF_UNIX, kind, 0, fds.as_mut_ptr()) })?;
+    let [a, b] = fds;
+    Ok((owned(a), owned(b)))
+}
+
+type RawAddr = (libc::sockaddr_un, libc::socklen_t);
+
+pub(crate) fn bind(fd: BorrowedFd<'_>, (addr, len): &RawAddr) -> io::Result<()> {
+    // SAFETY: `addr` is a whole sockaddr_un and `len` no more than its size (checked where it is made).
+    check(unsafe { libc::bind(fd.as_raw_fd(), ptr::from_ref(addr).cast(), *len) }).map(drop)
+}
+
+pub(crate) fn connect(fd: BorrowedFd<'_>, (addr, len): &RawAddr) -> io::Result<()> {
+    // SAFETY: as in `bind`.
+    check(unsafe { libc::connect(fd.as_raw_fd(), ptr::from_ref(addr).cast(), *len) }).map(drop)
+}
+
+pub(crate) fn listen(fd: BorrowedFd<'_>, backlog: c_int) -> io::Result<()> {
+    // SAFETY: no pointers.
+    check(unsafe { libc::listen(fd.as_raw_fd(), backlog) }).map(drop)
+}
+
+/// The next waiting connection; `None` when there is none.
+pub(crate) fn accept(fd: BorrowedFd<'_>) -> io::Result<Option<OwnedFd>> {
+    let flags = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    // SAFETY: the address is not asked for, so both pointers may be null.
+    match check(unsafe { libc::accept4(fd.as_raw_fd(), ptr::null_mut(), ptr::null_mut(), flags) }) {
+        Ok(fd) => Ok(Some(owned(fd))),
+        Err(err) => match err.kind() {
+            // A client that has gone again by now is no reason to stop listening.
+            io::ErrorKind::WouldBlock | io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted => {
+                Ok(None)
+            }
+            _ => Err(err),
+        },
+    }
+}
+
+/// The credentials of the process that connected.
+pub(crate) fn credentials(fd: BorrowedFd<'_>) -> io::Result<Credentials> {
+    let mut raw = libc::ucred { pid: 0, uid: 0, gid: 0 };
+    let mut len = mem::size_of::<libc::ucred>() as libc::socklen_t;
+    let to = ptr::from_mut(&mut raw).cast();
+    // SAFETY: the kernel writes at most `len` bytes, the size of `raw`.
+    check(unsafe { libc::getsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, libc::SO_PEERCRED, to, &mut len) })?;
+    Ok(Credentials { pid: raw.pid, uid: raw.uid, gid: raw.gid })
+}
+
+/// An all-zero message header over one buffer and one control buffer.
+fn message_header(iov: &mut libc::iovec, control: &mut Control, control_bytes: usize) -> libc::msghdr {
+    // SAFETY: msghdr is plain integers and pointers; all zero is a header without anything.
+    let mut header: libc::msghdr = unsafe { mem::zeroed() };
+    header.msg_iov = iov;
+    header.msg_iovlen = 1;
+    if control_bytes > 0 {
+        header.msg_control = control.0.as_mut_ptr().cast();
+        header.msg_controllen = control_bytes as _;
+    }
+    header
+}
+
+/// Sends one packet, with one descriptor if there is one. Never blocks and never raises SIGPIPE.
+pub(crate) fn send(socket: BorrowedFd<'_>, bytes: &[u8], fd: Option<BorrowedFd<'_>>) -> io::Result<()> {
+    // SAFETY: CMSG_SPACE and CMSG_LEN only calculate.
+    let (space, len) = unsafe { (libc::CMSG_SPACE(4), libc::CMSG_LEN(4)) };
+    let mut iov = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+    let mut control = Control([0; CONTROL_BYTES]);
+    let header = message_header(&mut iov, &mut control, if fd.is_some() { space as usize } else { 0 });
+    if let Some(fd) = fd {
+        // SAFETY: the control buffer is aligned for cmsghdr, zeroed, and has `space` bytes (24) of its 256 announced, so the
+        // first header and four bytes of data lie inside it.
+        unsafe {
+            let first = libc::CMSG_FIRSTHDR(&header);
+            (*first).cmsg_level = libc::SOL_SOCKET;
+            (*first).cmsg_type = libc::SCM_RIGHTS;
+            (*first).cmsg_len = len as _;
+            libc::CMSG_DATA(first).cast::<RawFd>().write_unaligned(fd.as_raw_fd());
+        }
+    }
+    // SAFETY: header, iov, bytes and control live until the call returns; the kernel only reads them.
+    let sent = unsafe { libc::sendmsg(socket.as_raw_fd(), &header, libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT) };
+    if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Receives one packet and every descriptor with it. `WouldBlock` when there is none.
+pub(crate) fn receive(socket: BorrowedFd<'_>, bytes: &mut [u8]) -> io::Result<Received> {
+    let mut iov = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
+    let mut control = Control([0; CONTROL_BYTES]);
+    let mut header = message_header(&mut iov, &mut control, CONTROL_BYTES);
+    let flags = libc::MSG_CMSG_CLOEXEC | libc::MSG_DONTWAIT;
+    // SAFETY: the kernel writes at most iov_len bytes to `bytes` and CONTROL_BYTES to `control`; all live until it returns.
+    let count = unsafe { libc::recvmsg(socket.as_raw_fd(), &mut header, flags) };
+    if count < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(Received {
+        bytes: count as usize,
+        truncated: header.msg_flags & libc::MSG_TRUNC != 0,
+        control_truncated: header.msg_flags & libc::MSG_CTRUNC != 0,
+        fds: received_fds(&header),
+    })
+}
+
+/// Takes over all descriptors in the ancillary data, wanted or not.
+fn received_fds(header: &libc::msghdr) -> Vec<OwnedFd> {
+    let mut fds = Vec::new();
+    // SAFETY: the kernel has filled the control buffer, which outlives this call, and set msg_controllen; the macros stay inside
+    // it. Data of SCM_RIGHTS is ints, maybe unaligned, each a new descriptor that nobody else knows of; each is taken once.
+    unsafe {
+        let mut next = libc::CMSG_FIRSTHDR(header);
+        while let Some(control) = next.as_ref() {
+            if control.cmsg_level == libc::SOL_SOCKET && control.cmsg_type == libc::SCM_RIGHTS {
+                let count = (control.cmsg_len - libc::CMSG_LEN(0) as usize) / mem::size_of::<RawFd>();
+                let data = libc::CMSG_DATA(next).cast::<RawFd>();
+                fds.extend((0..count).map(|i| owned(data.add(i).read_unaligned())));
+            }
+            next = libc::CMSG_NXTHDR(header, next);
+        }
+    }
+    fds
+}
+
+/// A non-blocking eventfd with count 0.
+pub(crate) fn eventfd() -> io::Result<OwnedFd> {
+    // SAFETY: no pointers.
+    check(unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) }).map(owned)
+}
+
+/// Whether a descriptor is an eventfd, and not a pipe or file whose write could do anything at all.
+pub(crate) fn is_eventfd(fd: BorrowedFd<'_>) -> bool {
+    let link = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()));
+    link.is_ok_and(|path| path.as_os_str() == "anon_inode:[eventfd]")
+}
+
+/// Sets O_NONBLOCK on an open file (which the peer shares, if it came from there).
+pub(crate) fn set_nonblocking(fd: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: no pointers.
+    let flags = check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GETFL) })?;
+    if flags & libc::O_NONBLOCK != 0 {
+        return Ok(());
+    }
+    // SAFETY: no pointers.
+    check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, flags | libc::O_NONBLOCK) }).map(drop)
+}
+
+/// Adds 1 to an eventfd. A full one already wakes its reader, so that is no error. Waits if it is full and the peer has cleared
+/// O_NONBLOCK: `doorbell` does better.
+pub(crate) fn eventfd_signal(fd: BorrowedFd<'_>) -> io::Result<()> {
+    let one = 1u64.to_ne_bytes();
+    // SAFETY: the kernel reads the eight bytes of `one`.
+    let written = unsafe { libc::write(fd.as_raw_fd(), one.as_ptr().cast(), one.len()) };
+    ignore_would_block(written)
+}
+
+/// Sets an eventfd to 0. Does not block even if the peer has cleared O_NONBLOCK on the file we share with it.
+pub(crate) fn eventfd_drain(fd: BorrowedFd<'_>) -> io::Result<()> {
+    let mut count = [0u8; 8];
+    let iov = libc::iovec { iov_base: count.as_mut_ptr().cast(), iov_len: count.len() };
+    // SAFETY: the kernel writes at most the eight bytes of `count`. Offset -1: a file without positions.
+    let read = unsafe { libc::preadv2(fd.as_raw_fd(), &iov, 1, -1, libc::RWF_NOWAIT) };
+    ignore_would_block(read)
+}
+
+fn ignore_would_block(result: isize) -> io::Result<()> {
+    if result >= 0 {
+        return Ok(());
+    }
+    match io::Error::last_os_error() {
+        err if err.kind() == io::ErrorKind::WouldBlock => Ok(()),
+        err => Err(err),
+    }
+}
+
+/// Waits until a descriptor is readable (or closed), or `timeout` (rounded up to ms, at most 2^31 of them) is over. A signal
+/// ends the wait early.
+pub(crate) fn wait_readable(fd: BorrowedFd<'_>, timeout: Duration) -> io::Result<bool> {
+    let timeout_ms = c_int::try_from(timeout.as_micros().div_ceil(1000)).unwrap_or(c_int::MAX);
+    let mut poll = libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    // SAFETY: one pollfd, alive for the call.
+    match check(unsafe { libc::poll(&mut poll, 1, timeout_ms) }) {
+        Ok(ready) => Ok(ready > 0),
+        Err(err) if err.kind() == io::ErrorKind::Interrupted => Ok(false),
+        Err(err) => Err(err),
+    }
+}
+
+/// An anonymous memory file of `bytes` bytes that can never shrink, so that mapping it cannot lead to SIGBUS.
+pub(crate) fn sealed_memory(bytes: u64) -> io::Result<File> {
+    // SAFETY: the name is a NUL-terminated literal.
+    let fd =
+        check(unsafe { libc::memfd_create(c"memif".as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING) })?;
+    let file = File::from(owned(fd));
+    file.set_len(bytes)?;
+    // SAFETY: no pointers.
+    check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, libc::F_SEAL_SHRINK) })?;
+    Ok(file)
+}
+
+/// Whether the file is plain shared memory that can never shrink. A huge-page file does not count: its pages can be punched
+/// out, and a fault then raises SIGBUS when the pool is empty.
+pub(crate) fn is_sealed_memory(file: &File) -> bool {
+    // SAFETY: no pointers. A file without seals gives EINVAL.
+    let seals = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GET_SEALS) };
+    seals >= 0 && seals & libc::F_SEAL_SHRINK != 0 && filesystem(file) == Some(libc::TMPFS_MAGIC)
+}
+
+fn filesystem(file: &File) -> Option<libc::__fsword_t> {
+    // SAFETY: statfs is plain integers, for which all zero is a value.
+    let mut stat: libc::statfs = unsafe { mem::zeroed() };
+    // SAFETY: the kernel writes one statfs.
+    let result = unsafe { libc::fstatfs(file.as_raw_fd(), &mut stat) };
+    (result == 0).then_some(stat.f_type)
+}
+
+/// Maps the first `bytes` of a file, shared, for reading and writing. `populate` touches every page now.
+pub(crate) fn map(file: &File, bytes: usize, populate: bool) -> io::Result<NonNull<u8>> {
+    let flags = libc::MAP_SHARED | if populate { libc::MAP_POPULATE } else { 0 };
+    let protection = libc::PROT_READ | libc::PROT_WRITE;
+    // SAFETY: address null: the kernel chooses a free range, so no existing memory changes.
+    let base = unsafe { libc::mmap(ptr::null_mut(), bytes, protection, flags, file.as_fd().as_raw_fd(), 0) };
+    if base == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    NonNull::new(base.cast()).ok_or_else(|| io::Error::from(io::ErrorKind::OutOfMemory))
+}
+
+/// Undoes [`map`].
+///
+/// # Safety
+/// `base` and `bytes` are those of one `map`, and nothing uses that memory from here on.
+pub(crate) unsafe fn unmap(base: NonNull<u8>, bytes: usize) {
+    // SAFETY: the caller's promise. It cannot fail for such a range; nothing could be done about it in a drop anyway.
+    unsafe { libc::munmap(base.as_ptr().cast::<c_void>(), bytes) };
+}

@@ -1,0 +1,348 @@
+//! The server's handshake: what is refused, with which words, and that nothing stays open.
+
+use std::time::Instant;
+
+use super::*;
+use crate::error::Reject;
+use crate::server::Refusal;
+
+/// The server refuses this message with this reason, and says so.
+#[track_caller]
+fn refuses(bench: &mut Bench, message: &Message, fd: Option<BorrowedFd<'_>>, why: Reject) {
+    match bench.say(message, fd) {
+        Err(HandshakeError::Rejected(given)) => assert_eq!(given, why),
+        other => panic!("expected {why:?}, got {other:?}"),
+    }
+    assert_eq!(bench.farewell(), why.to_string());
+    assert!(matches!(bench.step(), Err(HandshakeError::Finished)));
+}
+
+#[test]
+fn init_is_checked() {
+    let secret = |text: &str| Secret::new(text.as_bytes()).unwrap();
+    let guarded = ServerConfig { secret: Some(secret("right")), ..ServerConfig::default() };
+    let table = [
+        (Init { version: 0x0100, ..init() }, Reject::Version { min: 0x0100, max: 0x0100 }),
+        (Init { version: 0x0201, ..init() }, Reject::Version { min: 0x0201, max: 0x0201 }),
+        (Init { mode: 1, ..init() }, Reject::Mode { mode: 1 }),
+        (init(), Reject::SecretRequired),
+        (Init { secret: secret("wrong"), ..init() }, Reject::SecretWrong),
+        (Init { secret: secret("right "), ..init() }, Reject::SecretWrong),
+    ];
+    for (message, why) in table {
+        refuses(&mut Bench::new(guarded.clone()), &Message::Init(message), None, why);
+    }
+    let mut bench = Bench::new(guarded);
+    bench.say_and_hear_ack(&Message::Init(Init { secret: secret("right"), ..init() }), None);
+    assert_eq!(bench.server.id(), Some(3));
+}
+
+#[test]
+fn the_lookup_decides_and_sees_who_asks() {
+    let table = [
+        (Refusal::UnknownId, "unmatched interface id"),
+        (Refusal::AlreadyConnected, "already connected"),
+        (Refusal::NotAllowed, "not allowed"),
+    ];
+    for (refusal, text) in table {
+        let mut bench = Bench::new(ServerConfig::default());
+        bench.channel.send(&Message::Init(init()), None).unwrap();
+        let result = bench.server.step(&mut |request| {
+            assert_eq!((request.id, request.name), (3, "tenant"));
+            assert_eq!(request.credentials.unwrap().pid, std::process::id() as i32);
+            Err(refusal)
+        });
+        assert!(matches!(result, Err(HandshakeError::Rejected(_))));
+        assert_eq!(bench.farewell(), text);
+    }
+}
+
+#[test]
+fn messages_out_of_order_are_refused() {
+    let before_init = [
+        Message::Ack,
+        Message::AddRegion { index: 0, size: 4096 },
+        Message::AddRing(s2m()),
+        Message::Connect { name: String::new() },
+        Message::Connected { name: String::new() },
+    ];
+    for message in before_init {
+        refuses(
+            &mut Bench::new(ServerConfig::default()),
+            &message,
+            None,
+            Reject::UnexpectedMessage { kind: message.kind() },
+        );
+    }
+    for message in [Message::Init(init()), Message::Ack, Message::Connected { name: String::new() }] {
+        let mut bench = Bench::described(ServerConfig::default());
+        refuses(&mut bench, &message, None, Reject::UnexpectedMessage { kind: message.kind() });
+    }
+}
+
+#[test]
+fn malformed_packets_are_refused() {
+    let ack = Message::Ack.encode();
+    let table = [
+        (&ack[..127], Reject::MessageSize { bytes: 127 }),
+        (&ack[..1], Reject::MessageSize { bytes: 1 }),
+        (&[ack, ack].concat()[..129], Reject::MessageSize { bytes: 129 }),
+        (&[9; 128], Reject::UnknownMessage { kind: 0x0909 }),
+        (&[0; 128], Reject::UnknownMessage { kind: 0 }),
+    ];
+    for (bytes, why) in table {
+        let mut bench = Bench::new(ServerConfig::default());
+        let tracer = Tracer::new();
+        sys::send(bench.channel.as_fd(), bytes, Some(tracer.sent.as_fd())).unwrap();
+        assert!(matches!(bench.step(), Err(HandshakeError::Rejected(given)) if given == why), "{why}");
+        assert_eq!(bench.farewell(), why.to_string());
+        tracer.assert_closed();
+    }
+    // A packet of no bytes looks like the end of file.
+    let mut bench = Bench::new(ServerConfig::default());
+    sys::send(bench.channel.as_fd(), &[], None).unwrap();
+    assert!(matches!(bench.step(), Err(HandshakeError::Closed)));
+}
+
+#[test]
+fn unexpected_descriptors_are_refused_and_closed() {
+    let tracer = Tracer::new();
+    let mut bench = Bench::new(ServerConfig::default());
+    refuses(&mut bench, &Message::Init(init()), Some(tracer.sent.as_fd()), Reject::UnexpectedFd);
+    tracer.assert_closed();
+    let tracer = Tracer::new();
+    let mut bench = Bench::described(ServerConfig::default());
+    let connect = Message::Connect { name: "if0".into() };
+    refuses(&mut bench, &connect, Some(tracer.sent.as_fd()), Reject::UnexpectedFd);
+    tracer.assert_closed();
+}
+
+/// Sends one message with `count` copies of a descriptor.
+fn send_many(channel: &Channel, message: &Message, fd: BorrowedFd<'_>, count: usize) {
+    use std::os::fd::AsRawFd;
+    let bytes = message.encode();
+    let fds = vec![fd.as_raw_fd(); count];
+    let mut control = vec![0u64; 2 + count.div_ceil(2)];
+    let mut iov = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+    // SAFETY: `control` is 8-byte aligned and holds a cmsghdr (16 bytes) and `count` ints; everything outlives the call.
+    unsafe {
+        let mut header: libc::msghdr = std::mem::zeroed();
+        header.msg_iov = &mut iov;
+        header.msg_iovlen = 1;
+        header.msg_control = control.as_mut_ptr().cast();
+        header.msg_controllen = control.len() * 8;
+        let first = libc::CMSG_FIRSTHDR(&header);
+        (*first).cmsg_level = libc::SOL_SOCKET;
+        (*first).cmsg_type = libc::SCM_RIGHTS;
+        (*first).cmsg_len = libc::CMSG_LEN(4 * count as u32) as _;
+        fds.as_ptr().copy_to_nonoverlapping(libc::CMSG_DATA(first).cast(), count);
+        assert_eq!(libc::sendmsg(channel.as_fd().as_raw_fd(), &header, 0), 128);
+    }
+}
+
+#[test]
+fn too_many_descriptors_are_refused_and_all_closed() {
+    for (count, why) in [(2, Reject::UnexpectedFd), (200, Reject::ControlTruncated)] {
+        let tracer = Tracer::new();
+        let mut bench = Bench::new(ServerConfig::default());
+        bench.init();
+        let message = Message::AddRegion { index: 0, size: 4096 };
+        send_many(&bench.channel, &message, tracer.sent.as_fd(), count);
+        assert!(matches!(bench.step(), Err(HandshakeError::Rejected(given)) if given == why));
+        assert_eq!(bench.farewell(), why.to_string());
+        tracer.assert_closed();
+    }
+}
+
+#[test]
+fn regions_are_checked() {
+    let limits = Limits { regions_max: 2, ..Limits::default() };
+    let config = ServerConfig { memory_bytes_max: 2 * REGION_BYTES, ..ServerConfig::default() };
+    let good = sys::sealed_memory(REGION_BYTES).unwrap();
+    let sized = |index, size| Message::AddRegion { index, size };
+    let table = [
+        (sized(1, 4096), Reject::RegionIndex { got: 1, due: 0 }),
+        (sized(0, 0), Reject::RegionSize { announced: 0, actual: REGION_BYTES }),
+        (
+            sized(0, REGION_BYTES + 1),
+            Reject::RegionSize { announced: REGION_BYTES + 1, actual: REGION_BYTES },
+        ),
+        (sized(0, 2 * REGION_BYTES + 1), Reject::TooMuchMemory { max: 2 * REGION_BYTES }),
+        (sized(0, u64::MAX), Reject::TooMuchMemory { max: 2 * REGION_BYTES }),
+    ];
+    for (message, why) in table {
+        let mut bench = Bench::with_limits(config.clone(), limits);
+        bench.init();
+        refuses(&mut bench, &message, Some(good.as_fd()), why);
+    }
+    let mut bench = Bench::with_limits(config.clone(), limits);
+    bench.init();
+    refuses(&mut bench, &sized(0, 4096), None, Reject::MissingRegionFd);
+    let mut bench = Bench::with_limits(config.clone(), limits);
+    bench.init();
+    bench.say_and_hear_ack(&sized(0, REGION_BYTES), Some(good.as_fd()));
+    bench.say_and_hear_ack(&sized(1, 4096), Some(good.as_fd()));
+    refuses(&mut bench, &sized(2, 4096), Some(good.as_fd()), Reject::TooManyRegions { max: 2 });
+    let mut bench = Bench::with_limits(config, limits);
+    bench.init();
+    bench.say_and_hear_ack(&sized(0, REGION_BYTES), Some(good.as_fd()));
+    refuses(
+        &mut bench,
+        &sized(1, REGION_BYTES + 1),
+        Some(good.as_fd()),
+        Reject::TooMuchMemory { max: 2 * REGION_BYTES },
+    );
+}
+
+#[test]
+fn memory_that_can_shrink_is_refused_unless_allowed() {
+    let message = Message::AddRegion { index: 0, size: 4096 };
+    let unsealed = tempfile::tempfile().unwrap();
+    unsealed.set_len(4096).unwrap();
+    let tracer = Tracer::new();
+    for fd in [unsealed.as_fd(), tracer.sent.as_fd()] {
+        let mut bench = Bench::new(ServerConfig::default());
+        bench.init();
+        refuses(&mut bench, &message, Some(fd), Reject::RegionUnsealed);
+    }
+    tracer.assert_closed();
+    let trusting = ServerConfig { allow_unsealed: true, ..ServerConfig::default() };
+    let mut bench = Bench::new(trusting.clone());
+    bench.init();
+    bench.say_and_hear_ack(&message, Some(unsealed.as_fd()));
+    // Even then it must be as long as announced.
+    unsealed.set_len(4095).unwrap();
+    let mut bench = Bench::new(trusting);
+    bench.init();
+    refuses(
+        &mut bench,
+        &message,
+        Some(unsealed.as_fd()),
+        Reject::RegionSize { announced: 4096, actual: 4095 },
+    );
+}
+
+#[test]
+fn rings_are_checked_when_they_come() {
+    let event = sys::eventfd().unwrap();
+    let table = [
+        (AddRing { index: 1, ..s2m() }, Reject::RingIndex { got: 1, due: 0 }),
+        (AddRing { private_header: 1, ..s2m() }, Reject::PrivateHeader),
+        (AddRing { log2: 0, ..s2m() }, Reject::RingSize { log2: 0 }),
+        (AddRing { log2: 15, ..s2m() }, Reject::RingSize { log2: 15 }),
+        (AddRing { log2: 255, ..m2s() }, Reject::RingSize { log2: 255 }),
+    ];
+    for (ring, why) in table {
+        let mut bench = Bench::new(ServerConfig::default());
+        bench.init();
+        refuses(&mut bench, &Message::AddRing(ring), Some(event.as_fd()), why);
+    }
+    let mut bench = Bench::new(ServerConfig::default());
+    bench.init();
+    refuses(&mut bench, &Message::AddRing(s2m()), None, Reject::MissingRingFd);
+    let mut bench = Bench::new(ServerConfig { rings_max: 1, ..ServerConfig::default() });
+    bench.init();
+    bench.ring(s2m());
+    bench.ring(m2s());
+    let second = Message::AddRing(AddRing { index: 1, ..m2s() });
+    refuses(&mut bench, &second, Some(event.as_fd()), Reject::TooManyRings { max: 1 });
+    let tracer = Tracer::new();
+    let mut bench = Bench::new(ServerConfig::default());
+    bench.init();
+    refuses(&mut bench, &Message::AddRing(s2m()), Some(tracer.sent.as_fd()), Reject::NotAnEventFd);
+    tracer.assert_closed();
+}
+
+#[test]
+fn rings_are_checked_in_memory_at_connect() {
+    let end = REGION_BYTES as u32;
+    let bytes = 128 + 16 * 32;
+    let table = [
+        (AddRing { region: 1, ..m2s() }, Reject::RingOutside),
+        (AddRing { offset: end - bytes + 8, ..m2s() }, Reject::RingOutside),
+        (AddRing { offset: u32::MAX - 7, ..m2s() }, Reject::RingOutside),
+        (AddRing { offset: 0, log2: 14, ..m2s() }, Reject::RingOutside),
+        (AddRing { offset: M2S_AT as u32 + 4, ..m2s() }, Reject::RingMisaligned),
+        (AddRing { offset: M2S_AT as u32 + 1, ..m2s() }, Reject::RingMisaligned),
+        (AddRing { offset: M2S_AT as u32 + 8, ..m2s() }, Reject::RingCookie),
+    ];
+    let connect = Message::Connect { name: "if0".into() };
+    for (ring, why) in table {
+        let mut bench = Bench::new(ServerConfig::default());
+        bench.init();
+        bench.region();
+        bench.ring(s2m());
+        bench.ring(ring);
+        refuses(&mut bench, &connect, None, why);
+    }
+    let mut bench = Bench::new(ServerConfig::default());
+    bench.init();
+    bench.region();
+    bench.ring(s2m());
+    refuses(&mut bench, &connect, None, Reject::NoRings);
+    // A ring that ends exactly where the region does is good, and so is the smallest.
+    let mut bench = Bench::new(ServerConfig::default());
+    bench.memory.write(u64::from(end - bytes), &0x03E3_1F20u32.to_ne_bytes());
+    bench.init();
+    bench.region();
+    bench.ring(AddRing { log2: 1, ..s2m() });
+    bench.ring(AddRing { offset: end - bytes, ..m2s() });
+    assert_eq!(bench.connect().unwrap().rx[0].size(), 2);
+}
+
+/// The handshake up to its n-th message, 0 to 5.
+fn up_to(count: usize) -> Bench {
+    let mut bench = Bench::new(ServerConfig::default());
+    let steps: [fn(&mut Bench); 4] = [Bench::init, Bench::region, |b| b.ring(s2m()), |b| b.ring(m2s())];
+    steps.iter().take(count).for_each(|step| step(&mut bench));
+    bench
+}
+
+#[test]
+fn the_end_of_file_at_every_step_ends_the_handshake() {
+    for count in 0..5 {
+        let Bench { channel, mut server, memory, .. } = up_to(count);
+        drop((channel, memory));
+        let result = server.step(&mut |_| panic!("lookup after the end"));
+        assert!(matches!(result, Err(HandshakeError::Closed)), "step {count}");
+    }
+    for count in 0..5 {
+        let mut bench = up_to(count);
+        let message = Message::Disconnect { code: 7, text: "changed\nmy mind".into() };
+        match bench.say(&message, None) {
+            Err(HandshakeError::Disconnected { code: 7, text }) => assert_eq!(text, "changed?my mind"),
+            other => panic!("step {count}: {other:?}"),
+        }
+    }
+    // After CONNECTED it is a disconnect.
+    let mut bench = up_to(4);
+    let interface = bench.connect().unwrap();
+    assert_eq!(interface.control.poll_disconnect().unwrap(), None);
+    drop(bench.channel);
+    let reason = interface.control.poll_disconnect().unwrap();
+    assert_eq!(reason, Some(crate::DisconnectReason::Closed));
+}
+
+#[test]
+fn a_silent_client_is_told_when_its_time_is_over() {
+    let mut bench = Bench::with_limits(
+        ServerConfig::default(),
+        Limits { handshake_timeout: Duration::ZERO, ..Limits::default() },
+    );
+    assert!(bench.server.deadline() <= Instant::now());
+    assert!(matches!(bench.step(), Err(HandshakeError::Rejected(Reject::TimedOut))));
+    assert_eq!(bench.farewell(), "handshake timed out");
+}
+
+#[test]
+fn hello_says_what_the_limits_are() {
+    let (ours, theirs) = sys::socket_pair().unwrap();
+    let limits = Limits { regions_max: 16, rings_max: 4, ..Limits::default() };
+    let _server = Handshake::new(theirs, "srv".into(), limits);
+    let mut bytes = [0xee; 128];
+    assert_eq!(sys::receive(ours.as_fd(), &mut bytes).unwrap().bytes, 128);
+    let mut golden = [0; 128];
+    golden[..5].copy_from_slice(b"\x02\x00srv");
+    golden[34..45].copy_from_slice(&[0, 2, 0, 2, 15, 0, 3, 0, 3, 0, 14]);
+    assert_eq!(bytes, golden);
+}

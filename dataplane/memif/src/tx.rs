@@ -1,0 +1,151 @@
+//! The sending half of a ring: packets to the peer, in either role. Owned by one thread; never blocks.
+//!
+//! A burst is: [`push`](TxRing::push) for each packet, [`flush`](TxRing::flush) once.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+
+use crate::PACKET_BYTES_MIN;
+use crate::cursor::{Cursor, Indices, must_wake};
+use crate::doorbell;
+use crate::error::{BadDescriptor, PushError, Violation};
+use crate::ring::{Descriptor, RingMemory, Role};
+use crate::rx::Buffers;
+
+/// Packets to the peer: an M2S ring for a server, an S2M ring for a client.
+#[derive(Debug)]
+pub struct TxRing {
+    ring: RingMemory,
+    cursor: Cursor,
+    event: OwnedFd,
+    /// The client's buffers; a server fills those that the client offers.
+    buffers: Option<Buffers>,
+}
+
+impl TxRing {
+    /// A server's half.
+    pub(crate) fn server(ring: RingMemory, event: OwnedFd) -> Self {
+        let cursor = Cursor::server(ring.size(), ring.load_own());
+        Self { ring, cursor, event, buffers: None }
+    }
+
+    /// A client's half, empty. Only after CONNECTED, as for [`RxRing::client`](crate::rx::RxRing::client).
+    pub(crate) fn client(ring: RingMemory, event: OwnedFd, buffers: Buffers) -> Self {
+        let tail = ring.load_peer();
+        ring.store_own(tail);
+        let cursor = Cursor::client_tx(ring.size(), tail);
+        Self { ring, cursor, event, buffers: Some(buffers) }
+    }
+
+    /// Which side of the connection this half is.
+    pub fn role(&self) -> Role {
+        if self.buffers.is_some() { Role::Client } else { Role::Server }
+    }
+
+    /// Slots of the ring.
+    pub fn size(&self) -> u16 {
+        self.cursor.size()
+    }
+
+    /// Looks at the peer's index (once, Acquire) and returns how many packets can be pushed.
+    ///
+    /// # Errors
+    /// [`Violation`] if the index cannot be true: disconnect.
+    #[inline]
+    pub fn free(&mut self) -> Result<u16, Violation> {
+        self.cursor.look(&self.ring)
+    }
+
+    /// Copies one packet into the next slot. The peer sees it after [`flush`](Self::flush). Looks at the peer's index only when
+    /// no slot is left of those that it last saw.
+    ///
+    /// # Errors
+    /// See [`PushError`]; the packet has not been sent then, and nothing of it was written.
+    #[inline]
+    pub fn push(&mut self, packet: &[u8]) -> Result<(), PushError> {
+        // A length that does not fit u32 fits no buffer either.
+        let length = u32::try_from(packet.len()).unwrap_or(u32::MAX);
+        if length < PACKET_BYTES_MIN {
+            return Err(PushError::TooShort);
+        }
+        let index = match self.cursor.peek() {
+            Some(index) => index,
+            None => self.look_again()?,
+        };
+        match self.buffers {
+            Some(buffers) => self.fill_own(index, buffers, packet, length)?,
+            None => self.fill_offered(index, packet, length)?,
+        }
+        self.cursor.advance();
+        Ok(())
+    }
+
+    #[cold]
+    fn look_again(&mut self) -> Result<u16, PushError> {
+        self.cursor.look(&self.ring)?;
+        self.cursor.peek().ok_or(PushError::Full)
+    }
+
+    /// Client: the slot's own buffer, whatever the peer has written into the descriptor.
+    #[inline(always)]
+    fn fill_own(&self, index: u16, buffers: Buffers, packet: &[u8], length: u32) -> Result<(), PushError> {
+        let too_long = PushError::TooLong { capacity: buffers.bytes };
+        if length > buffers.bytes {
+            return Err(too_long);
+        }
+        let slot = index & (self.ring.size() - 1);
+        let descriptor = buffers.descriptor(slot, length);
+        let span =
+            self.ring.regions().span(0, descriptor.offset, length).map_err(PushError::BadDescriptor)?;
+        span.copy_from(packet).ok_or(too_long)?;
+        self.ring.write(index, descriptor);
+        Ok(())
+    }
+
+    /// Server: the buffer that the client's descriptor offers, read once and checked.
+    #[inline(always)]
+    fn fill_offered(&mut self, index: u16, packet: &[u8], length: u32) -> Result<(), PushError> {
+        let offered = self.ring.read(index);
+        if length > offered.length && offered.length >= PACKET_BYTES_MIN {
+            return Err(PushError::TooLong { capacity: offered.length });
+        }
+        let span = match self.checked(offered) {
+            Ok(span) => span,
+            Err(why) => return Err(self.pass_over(index, offered, why)),
+        };
+        span.copy_from(packet).ok_or(PushError::TooLong { capacity: offered.length })?;
+        // Flags 0: a client may have left a stale NEXT there.
+        self.ring.write_first_half(index, Descriptor { flags: 0, length, ..offered });
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn checked(&self, offered: Descriptor) -> Result<crate::region::Span<'_>, BadDescriptor> {
+        if offered.length < PACKET_BYTES_MIN {
+            return Err(BadDescriptor::TooShort);
+        }
+        self.ring.regions().span(offered.region, offered.offset, offered.length)
+    }
+
+    /// Gives an unusable buffer back with length 0: kept, it would stop the ring for good.
+    #[cold]
+    fn pass_over(&mut self, index: u16, offered: Descriptor, why: BadDescriptor) -> PushError {
+        self.ring.write_first_half(index, Descriptor { flags: 0, length: 0, ..offered });
+        self.cursor.advance();
+        PushError::BadDescriptor(why)
+    }
+
+    /// Publishes everything pushed, in one Release store, and wakes the receiver if it asked for that: at most one eventfd write, which
+    /// never waits, whatever the peer does to the eventfd.
+    /// Returns whether it was woken. Without anything to publish it does nothing.
+    ///
+    /// # Errors
+    /// Those of signalling the eventfd; the packets are published all the same. A full eventfd is no error.
+    #[inline]
+    pub fn flush(&mut self) -> io::Result<bool> {
+        if !self.cursor.publish(&self.ring) || !must_wake(&self.ring) {
+            return Ok(false);
+        }
+        doorbell::ring(self.event.as_fd()).map(|()| true)
+    }
+}

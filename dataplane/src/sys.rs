@@ -1,0 +1,270 @@
+//! The system calls that no crate wraps, each behind a safe function that checks what came back.
+//!
+//! Called by `xsk` (interface facts at start; wake-ups while running). The wake-ups are the only ones on the
+//! data path: they allocate nothing and never block.
+
+use std::ffi::CStr;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+use crate::types::MacAddr;
+
+/// What `getifaddrs` says about one interface.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(crate) struct InterfaceAddresses {
+    pub(crate) index: u32,
+    pub(crate) up: bool,
+    pub(crate) mac: Option<MacAddr>,
+    pub(crate) addresses: Vec<IpAddr>,
+}
+
+/// The addresses of the interface with this name in this thread's network namespace; `None` if there is no such one.
+pub(crate) fn interface_addresses(name: &str) -> io::Result<Option<InterfaceAddresses>> {
+    let mut list: *mut libc::ifaddrs = std::ptr::null_mut();
+    // SAFETY: on success the call stores a list that is freed below, once.
+    check(unsafe { libc::getifaddrs(&mut list) })?;
+    let mut found: Option<InterfaceAddresses> = None;
+    let mut next = list;
+    // SAFETY: `next` is null or a node of the list, which lives until freeifaddrs.
+    while let Some(node) = unsafe { next.as_ref() } {
+        next = node.ifa_next;
+        // SAFETY: the kernel's names are terminated strings.
+        if unsafe { CStr::from_ptr(node.ifa_name) }.to_bytes() == name.as_bytes() {
+            let entry = found.get_or_insert_default();
+            entry.up = node.ifa_flags & libc::IFF_UP as u32 != 0;
+            // SAFETY: null, or an address of the family that it names.
+            unsafe { take_address(node.ifa_addr, entry) };
+        }
+    }
+    // SAFETY: from getifaddrs, not freed yet, and no reference into it is left.
+    unsafe { libc::freeifaddrs(list) };
+    Ok(found)
+}
+
+/// # Safety
+/// `address` is null or points to a socket address of the family that it names.
+unsafe fn take_address(address: *const libc::sockaddr, entry: &mut InterfaceAddresses) {
+    if address.is_null() {
+        return;
+    }
+    // SAFETY: not null, so it is a socket address, whose family says which kind it is (this function's contract).
+    unsafe {
+        match i32::from((*address).sa_family) {
+            libc::AF_INET => {
+                let v4 = address.cast::<libc::sockaddr_in>().read_unaligned();
+                entry.addresses.push(Ipv4Addr::from(v4.sin_addr.s_addr.to_ne_bytes()).into());
+            }
+            libc::AF_INET6 => {
+                let v6 = address.cast::<libc::sockaddr_in6>().read_unaligned();
+                entry.addresses.push(Ipv6Addr::from(v6.sin6_addr.s6_addr).into());
+            }
+            libc::AF_PACKET => {
+                let link = address.cast::<libc::sockaddr_ll>().read_unaligned();
+                entry.index = u32::try_from(link.sll_ifindex).unwrap_or(0);
+                let [a, b, c, d, e, f, ..] = link.sll_addr;
+                entry.mac = (link.sll_halen == 6).then_some(MacAddr([a, b, c, d, e, f]));
+            }
+            _ => {}
+        }
+    }
+}
+
+/// The interface's MTU in bytes.
+pub(crate) fn interface_mtu(name: &str) -> io::Result<u32> {
+    let mut request = interface_request(name)?;
+    interface_ioctl(libc::SIOCGIFMTU, &mut request)?;
+    // SAFETY: SIOCGIFMTU stores the MTU in this member of the union.
+    let mtu = unsafe { request.ifr_ifru.ifru_mtu };
+    u32::try_from(mtu).map_err(|_| io::ErrorKind::InvalidData.into())
+}
+
+/// `struct ethtool_drvinfo` of linux/ethtool.h.
+#[repr(C)]
+struct EthtoolDriver {
+    command: u32,
+    driver: [u8; 32],
+    version: [u8; 32],
+    firmware: [u8; 32],
+    bus: [u8; 32],
+    expansion_rom: [u8; 32],
+    reserved: [u8; 12],
+    counts: [u32; 5],
+}
+
+const _: () = assert!(size_of::<EthtoolDriver>() == 196);
+
+/// The name of the driver behind the interface.
+pub(crate) fn interface_driver(name: &str) -> io::Result<String> {
+    const ETHTOOL_GDRVINFO: u32 = 0x03;
+    let mut info = EthtoolDriver {
+        command: ETHTOOL_GDRVINFO,
+        driver: [0; 32],
+        version: [0; 32],
+        firmware: [0; 32],
+        bus: [0; 32],
+        expansion_rom: [0; 32],
+        reserved: [0; 12],
+        counts: [0; 5],
+    };
+    // SAFETY: ETHTOOL_GDRVINFO fills in a `struct ethtool_drvinfo`, which this is.
+    unsafe { ethtool(name, (&raw mut info).cast()) }?;
+    let text = info.driver.split(|byte| *byte == 0).next().unwrap_or_default();
+    Ok(String::from_utf8_lossy(text).into_owned())
+}
+
+/// `struct ethtool_channels` of linux/ethtool.h.
+#[repr(C)]
+struct EthtoolChannels {
+    command: u32,
+    max: [u32; 4],
+    rx: u32,
+    tx: u32,
+    other: u32,
+    combined: u32,
+}
+
+/// How many receive queues the interface has, if its driver tells.
+pub(crate) fn interface_channels(name: &str) -> io::Result<u32> {
+    const ETHTOOL_GCHANNELS: u32 = 0x3c;
+    let mut channels =
+        EthtoolChannels { command: ETHTOOL_GCHANNELS, max: [0; 4], rx: 0, tx: 0, other: 0, combined: 0 };
+    // SAFETY: ETHTOOL_GCHANNELS fills in a `struct ethtool_channels`, which this is.
+    unsafe { ethtool(name, (&raw mut channels).cast()) }?;
+    Ok(channels.rx.saturating_add(channels.combined))
+}
+
+/// # Safety
+/// `data` points to the structure that the ethtool command in its first member needs, writable.
+unsafe fn ethtool(name: &str, data: *mut libc::c_char) -> io::Result<()> {
+    const SIOCETHTOOL: libc::c_ulong = 0x8946;
+    let mut request = interface_request(name)?;
+    request.ifr_ifru.ifru_data = data;
+    interface_ioctl(SIOCETHTOOL, &mut request)
+}
+
+fn interface_request(name: &str) -> io::Result<libc::ifreq> {
+    // SAFETY: all zero is a valid `ifreq`: an empty name, and a union of numbers and a null pointer.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    if name.len() >= request.ifr_name.len() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from as libc::c_char;
+    }
+    Ok(request)
+}
+
+fn interface_ioctl(command: libc::c_ulong, request: &mut libc::ifreq) -> io::Result<()> {
+    // SAFETY: no pointers.
+    let fd = check(unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) })?;
+    // SAFETY: just made, owned by nobody else.
+    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+    // SAFETY: the commands used here read and write an `ifreq`, and what `ethtool` has put behind it.
+    check(unsafe { libc::ioctl(socket.as_raw_fd(), command as _, std::ptr::from_mut(request)) }).map(drop)
+}
+
+/// Lifts the limit on locked memory (a UMEM is locked). False if that is not permitted: then the limit stands.
+pub(crate) fn raise_memlock() -> bool {
+    let limit = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
+    // SAFETY: reads the structure only.
+    unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &limit) == 0 }
+}
+
+/// The counters of an AF_XDP socket (`struct xdp_statistics` of linux/if_xdp.h).
+#[repr(C)]
+#[derive(Clone, Copy, Default, Debug)]
+pub(crate) struct XdpStatistics {
+    pub(crate) rx_dropped: u64,
+    pub(crate) rx_invalid_descs: u64,
+    pub(crate) tx_invalid_descs: u64,
+    pub(crate) rx_ring_full: u64,
+    pub(crate) rx_fill_ring_empty_descs: u64,
+    pub(crate) tx_ring_empty_descs: u64,
+}
+
+/// Reads the counters of an AF_XDP socket.
+pub(crate) fn xdp_statistics(socket: BorrowedFd<'_>) -> io::Result<XdpStatistics> {
+    let mut statistics = XdpStatistics::default();
+    // SAFETY: integers only, so that any bytes are a valid value.
+    unsafe { xdp_option(socket, libc::XDP_STATISTICS, &mut statistics) }?;
+    Ok(statistics)
+}
+
+/// Whether the kernel has bound an AF_XDP socket with zero-copy.
+pub(crate) fn xdp_is_zero_copy(socket: BorrowedFd<'_>) -> io::Result<bool> {
+    let mut flags = 0u32;
+    // SAFETY: an integer.
+    unsafe { xdp_option(socket, libc::XDP_OPTIONS, &mut flags) }?;
+    Ok(flags & libc::XDP_OPTIONS_ZEROCOPY != 0)
+}
+
+/// # Safety
+/// Any bytes are a valid `T`.
+unsafe fn xdp_option<T>(socket: BorrowedFd<'_>, option: libc::c_int, value: &mut T) -> io::Result<()> {
+    let mut length = size_of::<T>() as libc::socklen_t;
+    // SAFETY: the kernel writes at most `length` bytes to `value`.
+    check(unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_XDP,
+            option,
+            std::ptr::from_mut(value).cast(),
+            &mut length,
+        )
+    })
+    .map(drop)
+}
+
+/// Makes the kernel look at the tx ring of an AF_XDP socket. Never blocks.
+#[inline]
+pub(crate) fn wake_transmit(socket: libc::c_int) -> Result<(), libc::c_int> {
+    // SAFETY: no buffer and no address are passed.
+    let sent = unsafe { libc::sendto(socket, std::ptr::null(), 0, libc::MSG_DONTWAIT, std::ptr::null(), 0) };
+    if sent >= 0 { Ok(()) } else { Err(errno()) }
+}
+
+/// Makes the kernel look at the fill ring of an AF_XDP socket. Never blocks.
+#[inline]
+pub(crate) fn wake_receive(socket: libc::c_int) -> Result<(), libc::c_int> {
+    // SAFETY: no buffer and no address are passed.
+    let got = unsafe {
+        libc::recvfrom(
+            socket,
+            std::ptr::null_mut(),
+            0,
+            libc::MSG_DONTWAIT,
+            std::ptr::null_mut(),
+            std::ptr::null_mut(),
+        )
+    };
+    if got >= 0 { Ok(()) } else { Err(errno()) }
+}
+
+/// The kernel's reason for the last failure in this thread.
+fn errno() -> libc::c_int {
+    // SAFETY: always a valid pointer to this thread's own number.
+    unsafe { *libc::__errno_location() }
+}
+
+fn check(result: libc::c_int) -> io::Result<libc::c_int> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_loopback_interface_is_described() {
+        let lo = interface_addresses("lo").unwrap().unwrap();
+        assert!(lo.index > 0);
+        assert!(interface_mtu("lo").unwrap() >= 1500);
+        assert_eq!(interface_addresses("no such one").unwrap(), None);
+    }
+
+    #[test]
+    fn an_interface_name_that_is_too_long_is_refused() {
+        assert_eq!(interface_mtu("sixteen_letters_").map_err(|e| e.kind()), Err(io::ErrorKind::InvalidInput));
+    }
+}

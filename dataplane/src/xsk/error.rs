@@ -1,0 +1,357 @@
+//! What can go wrong when the uplink is opened: each error says what, where and what to do, in one line.
+
+use std::fmt;
+use std::io;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use crate::plan::XdpMode;
+use crate::types::QueueId;
+
+/// Why the uplink cannot be opened or changed.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum XskError {
+    /// There is no interface with this name.
+    NoInterface {
+        /// The name asked for.
+        interface: String,
+    },
+    /// It is there but down.
+    InterfaceDown {
+        /// Its name.
+        interface: String,
+    },
+    /// Not an Ethernet interface.
+    NotEthernet {
+        /// Its name.
+        interface: String,
+    },
+    /// Our VTEP address is not one of the interface's.
+    NoAddress {
+        /// Its name.
+        interface: String,
+        /// The address asked for.
+        wanted: IpAddr,
+        /// The addresses that it has.
+        has: Vec<IpAddr>,
+    },
+    /// The privileges are missing.
+    NotPermitted {
+        /// What was refused.
+        what: &'static str,
+    },
+    /// A packet of the interface's MTU does not fit a chunk.
+    MtuTooLarge {
+        /// Its name.
+        interface: String,
+        /// Its MTU.
+        mtu: u32,
+        /// The chunk size asked for.
+        chunk_size: u32,
+    },
+    /// The kernel takes 2048 or 4096 only.
+    ChunkSize {
+        /// What was asked for.
+        got: u32,
+    },
+    /// Not a power of two, or out of bounds.
+    RingSize {
+        /// What was asked for.
+        got: u32,
+    },
+    /// More frames for transmission than the completion ring has places.
+    TxFrames {
+        /// What was asked for.
+        got: u32,
+        /// The most.
+        ring_size: u32,
+    },
+    /// The interface has fewer queues.
+    NoQueue {
+        /// Its name.
+        interface: String,
+        /// The queue asked for.
+        queue: QueueId,
+        /// How many it has.
+        has: u32,
+    },
+    /// A queue stands in the list twice.
+    QueueTwice {
+        /// Which.
+        queue: QueueId,
+    },
+    /// Another socket has the queue.
+    QueueTaken {
+        /// Name of the interface.
+        interface: String,
+        /// Which queue.
+        queue: QueueId,
+        /// How long it was tried.
+        waited: Duration,
+    },
+    /// Zero-copy was required and the driver has none.
+    NoZeroCopy {
+        /// Name of the interface.
+        interface: String,
+        /// Name of its driver.
+        driver: String,
+        /// The kernel's reason.
+        source: io::Error,
+    },
+    /// The kernel refused the socket.
+    Bind {
+        /// Name of the interface.
+        interface: String,
+        /// Which queue.
+        queue: QueueId,
+        /// The kernel's reason.
+        source: io::Error,
+    },
+    /// No memory for the frames.
+    Umem {
+        /// How much was asked for.
+        bytes: usize,
+        /// The kernel's reason.
+        source: io::Error,
+    },
+    /// Another XDP program is on the interface; it is never replaced.
+    ForeignProgram {
+        /// Name of the interface.
+        interface: String,
+        /// The program's name in the kernel.
+        name: String,
+        /// The program's number in the kernel.
+        id: u32,
+    },
+    /// The driver or the kernel refused the XDP program.
+    ProgramRefused {
+        /// Name of the interface.
+        interface: String,
+        /// Name of its driver.
+        driver: String,
+        /// The mode asked for.
+        mode: XdpMode,
+        /// The interface's MTU.
+        mtu: u32,
+        /// The kernel's reason.
+        source: io::Error,
+    },
+    /// The XDP program could not be loaded, or one of its maps not be used.
+    Program {
+        /// What was tried.
+        what: &'static str,
+        /// Why it failed.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// Another system call failed.
+    System {
+        /// What was tried.
+        what: String,
+        /// The kernel's reason.
+        source: io::Error,
+    },
+}
+
+impl fmt::Display for XskError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        use XskError as E;
+        match self {
+            E::NoInterface { interface } => {
+                write!(f, "there is no interface '{interface}': `ip link` lists those that there are")
+            }
+            E::InterfaceDown { interface } => {
+                write!(f, "interface {interface} is down: bring it up with `ip link set dev {interface} up`")
+            }
+            E::NotEthernet { interface } => {
+                write!(f, "interface {interface} has no Ethernet address: choose an Ethernet interface")
+            }
+            E::NoAddress { interface, wanted, has } => no_address(f, interface, wanted, has),
+            E::NotPermitted { what } => write!(
+                f,
+                "{what} is not permitted: run as root, or with the capabilities CAP_NET_ADMIN, CAP_NET_RAW and CAP_BPF"
+            ),
+            E::MtuTooLarge { interface, mtu, chunk_size } => mtu_too_large(f, interface, *mtu, *chunk_size),
+            E::ChunkSize { got } => write!(f, "a chunk of {got} bytes is not possible: use 2048 or 4096"),
+            E::RingSize { got } => {
+                write!(f, "a ring of {got} descriptors is not possible: use a power of two from 64 to 32768")
+            }
+            E::TxFrames { got, ring_size } => {
+                write!(
+                    f,
+                    "{got} frames for transmission are not possible: use 1 to {ring_size}, the ring size"
+                )
+            }
+            E::NoQueue { interface, queue, has } => {
+                let last = has.saturating_sub(1);
+                write!(f, "{interface} has no queue {}: its queues are 0 to {last}", queue.0)
+            }
+            E::QueueTwice { queue } => write!(f, "queue {} is listed twice: list each queue once", queue.0),
+            E::QueueTaken { interface, queue, waited } => write!(
+                f,
+                "queue {} of {interface} has had another AF_XDP socket on it for {} s: stop the program that holds \
+                 it (`ss --xdp -e -p` lists them)",
+                queue.0,
+                waited.as_secs()
+            ),
+            E::NoZeroCopy { interface, driver, source } => write!(
+                f,
+                "{interface} (driver {driver}) has no zero-copy ({source}): use mode 'prefer-zero-copy' or 'copy'"
+            ),
+            E::Bind { interface, queue, source } => {
+                write!(f, "no AF_XDP socket on queue {} of {interface}: {source}", queue.0)
+            }
+            E::Umem { bytes, source } => write!(
+                f,
+                "no {} MiB of memory for frames ({source}): free memory, raise the limit on locked memory \
+                 (`ulimit -l`), or use smaller rings",
+                bytes.div_ceil(1 << 20)
+            ),
+            E::ForeignProgram { interface, name, id } => write!(
+                f,
+                "{interface} already has an XDP program '{name}' (id {id}): detach it with \
+                 `ip link set dev {interface} xdp off`, or choose another interface"
+            ),
+            E::ProgramRefused { .. } => program_refused(f, self),
+            E::Program { what, source } => write!(f, "{what}: {}", causes(source.as_ref())),
+            E::System { what, source } => write!(f, "{what}: {source}"),
+        }
+    }
+}
+
+/// An error and what caused it, in one line: the verifier's log stays out of it, and what an error has said of its
+/// cause already is not said again.
+fn causes(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = String::new();
+    let mut next = Some(error);
+    while let Some(error) = next {
+        let part = error.to_string();
+        let part = part.lines().next().unwrap_or_default();
+        if !text.contains(part) {
+            text.push_str(if text.is_empty() { "" } else { ": " });
+            text.push_str(part);
+        }
+        next = error.source();
+    }
+    text
+}
+
+fn no_address(f: &mut fmt::Formatter<'_>, interface: &str, wanted: &IpAddr, has: &[IpAddr]) -> fmt::Result {
+    write!(f, "{wanted} is not an address of {interface}")?;
+    match has {
+        [] => f.write_str(", which has none")?,
+        [first, rest @ ..] => {
+            write!(f, ", which has {first}")?;
+            rest.iter().try_for_each(|address| write!(f, ", {address}"))?;
+        }
+    }
+    let prefix = if wanted.is_ipv4() { 24 } else { 64 };
+    write!(
+        f,
+        ": use one of its addresses, or add this one with `ip address add {wanted}/{prefix} dev {interface}`"
+    )
+}
+
+fn mtu_too_large(f: &mut fmt::Formatter<'_>, interface: &str, mtu: u32, chunk_size: u32) -> fmt::Result {
+    let most = super::largest_mtu(chunk_size);
+    write!(f, "{interface} has an MTU of {mtu}, but a chunk of {chunk_size} bytes holds {most}: ")?;
+    if chunk_size < 4096 && mtu <= super::largest_mtu(4096) {
+        write!(f, "use chunks of 4096 bytes, or `ip link set dev {interface} mtu {most}`")
+    } else {
+        write!(f, "use `ip link set dev {interface} mtu {most}`")
+    }
+}
+
+fn program_refused(f: &mut fmt::Formatter<'_>, error: &XskError) -> fmt::Result {
+    let XskError::ProgramRefused { interface, driver, mode, mtu, source } = error else { return Ok(()) };
+    write!(
+        f,
+        "{interface} (driver {driver}, MTU {mtu}) refused the XDP program in mode '{}': {source}; ",
+        mode.name()
+    )?;
+    match source.raw_os_error() {
+        Some(libc::EBUSY | libc::EEXIST) => {
+            f.write_str("another program was attached at the same moment: detach it")
+        }
+        _ if *mode == XdpMode::Generic => f.write_str("choose another interface"),
+        Some(libc::EOPNOTSUPP) => f.write_str("its driver has no native XDP: use mode 'generic'"),
+        _ => write!(
+            f,
+            "try a smaller MTU (on both ends of a veth), fewer queues (`ethtool -L {interface}`), large receive \
+             offload off (`ethtool -K {interface} lro off`), or mode 'generic'"
+        ),
+    }
+}
+
+impl std::error::Error for XskError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            XskError::NoZeroCopy { source, .. }
+            | XskError::Bind { source, .. }
+            | XskError::Umem { source, .. }
+            | XskError::ProgramRefused { source, .. }
+            | XskError::System { source, .. } => Some(source),
+            XskError::Program { source, .. } => Some(source.as_ref()),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_foreign_program_is_named_with_the_command_that_detaches_it() {
+        let error = XskError::ForeignProgram { interface: "eth0".into(), name: "firewall".into(), id: 12 };
+        assert_eq!(
+            error.to_string(),
+            "eth0 already has an XDP program 'firewall' (id 12): detach it with `ip link set dev eth0 xdp off`, \
+             or choose another interface"
+        );
+    }
+
+    #[test]
+    fn a_wrong_address_is_answered_with_the_right_ones() {
+        let error = |has: &[IpAddr]| XskError::NoAddress {
+            interface: "eth0".into(),
+            wanted: [10, 0, 0, 1].into(),
+            has: has.to_vec(),
+        };
+        assert!(error(&[]).to_string().starts_with("10.0.0.1 is not an address of eth0, which has none: "));
+        let two = error(&[[10, 0, 0, 2].into(), [10, 0, 0, 3].into()]).to_string();
+        assert!(two.contains("which has 10.0.0.2, 10.0.0.3: use one"), "{two}");
+    }
+
+    #[test]
+    fn an_mtu_that_larger_chunks_would_hold_says_so() {
+        let error =
+            |mtu, chunk_size| XskError::MtuTooLarge { interface: "eth0".into(), mtu, chunk_size }.to_string();
+        assert!(error(3000, 2048).contains("use chunks of 4096 bytes"), "{}", error(3000, 2048));
+        assert!(error(9000, 2048).ends_with("use `ip link set dev eth0 mtu 1774`"), "{}", error(9000, 2048));
+    }
+
+    #[test]
+    fn every_text_is_one_line() {
+        let refused = |mode, errno| XskError::ProgramRefused {
+            interface: "eth0".into(),
+            driver: "ena".into(),
+            mode,
+            mtu: 9001,
+            source: io::Error::from_raw_os_error(errno),
+        };
+        for error in [
+            refused(XdpMode::Copy, libc::EOPNOTSUPP),
+            refused(XdpMode::PreferZeroCopy, libc::EINVAL),
+            refused(XdpMode::Generic, libc::EINVAL),
+            XskError::QueueTaken {
+                interface: "eth0".into(),
+                queue: QueueId(3),
+                waited: Duration::from_secs(5),
+            },
+            XskError::Program { what: "load", source: Box::from("a\nb") },
+        ] {
+            assert_eq!(error.to_string().lines().count(), 1, "{error}");
+        }
+    }
+}

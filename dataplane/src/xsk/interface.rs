@@ -1,0 +1,207 @@
+//! Facts about the interface, and the checks that need nothing but them.
+//!
+//! Called by [`open`](super::open), by the daemon to show and to split up the queues, and by the generator. All
+//! of it looks at the network namespace of the calling thread.
+
+use std::io;
+use std::net::IpAddr;
+
+use crate::plan::Queues;
+use crate::sys;
+use crate::types::{MacAddr, QueueId};
+
+use super::{HEADROOM, XskConfig, XskError};
+
+/// Ethernet header and one VLAN tag: what a frame has beyond the MTU.
+const LINK_HEADER: u32 = 14 + 4;
+
+/// An Ethernet interface as it is now.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Interface {
+    /// Its name.
+    pub name: String,
+    /// Its number.
+    pub index: u32,
+    /// Its driver, as ethtool names it; empty if the driver does not tell.
+    pub driver: String,
+    /// Its Ethernet address.
+    pub mac: MacAddr,
+    /// Its MTU: the largest IP packet.
+    pub mtu: u32,
+    /// Whether it is up.
+    pub up: bool,
+    /// Its IP addresses.
+    pub addresses: Vec<IpAddr>,
+    /// How many receive queues it has.
+    pub queue_count: u32,
+}
+
+/// Looks at an interface. It may be down.
+pub fn interface(name: &str) -> Result<Interface, XskError> {
+    let system = |what: &str| {
+        let what = format!("reading the {what} of {name}");
+        move |source| XskError::System { what, source }
+    };
+    let found = sys::interface_addresses(name).map_err(system("addresses"))?;
+    let found = found
+        .filter(|found| found.index > 0)
+        .ok_or_else(|| XskError::NoInterface { interface: name.into() })?;
+    Ok(Interface {
+        name: name.into(),
+        index: found.index,
+        driver: sys::interface_driver(name).unwrap_or_default(),
+        mac: found.mac.ok_or_else(|| XskError::NotEthernet { interface: name.into() })?,
+        mtu: sys::interface_mtu(name).map_err(system("MTU"))?,
+        up: found.up,
+        addresses: found.addresses,
+        queue_count: queue_count(name),
+    })
+}
+
+/// How many receive queues the interface has. What neither its driver nor sysfs tells is one.
+fn queue_count(name: &str) -> u32 {
+    let told = sys::interface_channels(name).ok().filter(|count| *count > 0);
+    told.or_else(|| listed_queues(name).ok()).unwrap_or(1).max(1)
+}
+
+fn listed_queues(name: &str) -> io::Result<u32> {
+    let entries = std::fs::read_dir(format!("/sys/class/net/{name}/queues"))?;
+    let rx = entries.filter(|entry| {
+        entry.as_ref().is_ok_and(|entry| entry.file_name().as_encoded_bytes().starts_with(b"rx-"))
+    });
+    Ok(u32::try_from(rx.count()).unwrap_or(u32::MAX))
+}
+
+impl Interface {
+    /// The queues meant by `queues`: those that it has, or the list if it has them all.
+    pub fn queues(&self, queues: &Queues) -> Result<Vec<QueueId>, XskError> {
+        let list = match queues {
+            Queues::All => (0..self.queue_count).map(QueueId).collect(),
+            Queues::List(list) => list.clone(),
+        };
+        self.check_queues(list.iter().copied())?;
+        Ok(list)
+    }
+
+    fn check_queues(&self, queues: impl Iterator<Item = QueueId>) -> Result<(), XskError> {
+        let mut seen = Vec::new();
+        for queue in queues {
+            if queue.0 >= self.queue_count {
+                return Err(XskError::NoQueue { interface: self.name.clone(), queue, has: self.queue_count });
+            }
+            if seen.contains(&queue) {
+                return Err(XskError::QueueTwice { queue });
+            }
+            seen.push(queue);
+        }
+        Ok(())
+    }
+
+    /// Everything about `config` that can be wrong before the kernel is asked.
+    pub(super) fn check(
+        &self,
+        config: &XskConfig,
+        queues: impl Iterator<Item = QueueId>,
+    ) -> Result<(), XskError> {
+        let XskConfig { chunk_size, ring_size, tx_frames, .. } = *config;
+        if chunk_size != 2048 && chunk_size != 4096 {
+            return Err(XskError::ChunkSize { got: chunk_size });
+        }
+        if !ring_size.is_power_of_two() || !(64..=32768).contains(&ring_size) {
+            return Err(XskError::RingSize { got: ring_size });
+        }
+        if tx_frames == 0 || tx_frames > ring_size {
+            return Err(XskError::TxFrames { got: tx_frames, ring_size });
+        }
+        if !self.up {
+            return Err(XskError::InterfaceDown { interface: self.name.clone() });
+        }
+        if self.mtu > largest_mtu(chunk_size) {
+            return Err(XskError::MtuTooLarge { interface: self.name.clone(), mtu: self.mtu, chunk_size });
+        }
+        if let Some(steering) = &config.steering
+            && !self.addresses.contains(&steering.local)
+        {
+            let (interface, has) = (self.name.clone(), self.addresses.clone());
+            return Err(XskError::NoAddress { interface, wanted: steering.local, has });
+        }
+        self.check_queues(queues)
+    }
+}
+
+/// The largest MTU whose frames fit a chunk behind the headroom.
+pub(super) const fn largest_mtu(chunk_size: u32) -> u32 {
+    chunk_size.saturating_sub(HEADROOM as u32 + LINK_HEADER)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::XdpMode;
+    use crate::xsk::Steering;
+
+    fn eth0() -> Interface {
+        Interface {
+            name: "eth0".into(),
+            index: 2,
+            driver: "ice".into(),
+            mac: MacAddr([2, 0, 0, 0, 0, 1]),
+            mtu: 1500,
+            up: true,
+            addresses: vec![[10, 0, 0, 1].into()],
+            queue_count: 4,
+        }
+    }
+
+    fn config() -> XskConfig {
+        let steering = Steering { local: [10, 0, 0, 1].into(), port: 4789, vnis: vec![] };
+        XskConfig { steering: Some(steering), ..XskConfig::new("eth0", XdpMode::Copy) }
+    }
+
+    #[test]
+    fn the_defaults_are_accepted() {
+        assert!(eth0().check(&config(), (0..4).map(QueueId)).is_ok());
+    }
+
+    #[test]
+    fn each_bad_number_is_refused() {
+        type Change = fn(&mut Interface, &mut XskConfig);
+        let cases: [(Change, &str); 9] = [
+            (|_, c| c.chunk_size = 3000, "chunk of 3000"),
+            (|_, c| c.ring_size = 1000, "ring of 1000"),
+            (|_, c| c.ring_size = 32, "ring of 32"),
+            (|_, c| c.tx_frames = 0, "0 frames"),
+            (|_, c| c.tx_frames = c.ring_size + 1, "frames for transmission"),
+            (|i, _| i.up = false, "eth0 is down"),
+            (|i, _| i.mtu = 1775, "MTU of 1775"),
+            (|i, _| i.addresses.clear(), "not an address of eth0, which has none"),
+            (|i, _| i.queue_count = 3, "no queue 3: its queues are 0 to 2"),
+        ];
+        for (change, text) in cases {
+            let (mut interface, mut config) = (eth0(), config());
+            change(&mut interface, &mut config);
+            let error = interface.check(&config, (0..4).map(QueueId)).unwrap_err().to_string();
+            assert!(error.contains(text), "{error}");
+        }
+    }
+
+    #[test]
+    fn an_mtu_that_just_fits_is_accepted() {
+        let interface = Interface { mtu: 1774, ..eth0() };
+        assert!(interface.check(&config(), [].into_iter()).is_ok());
+    }
+
+    #[test]
+    fn queues_are_all_or_the_list_and_never_twice() {
+        assert_eq!(eth0().queues(&Queues::All).unwrap(), [0, 1, 2, 3].map(QueueId));
+        assert_eq!(eth0().queues(&Queues::List(vec![QueueId(2)])).unwrap(), [QueueId(2)]);
+        let twice = eth0().queues(&Queues::List(vec![QueueId(2), QueueId(2)])).unwrap_err().to_string();
+        assert_eq!(twice, "queue 2 is listed twice: list each queue once");
+    }
+
+    #[test]
+    fn an_interface_that_is_not_there_is_named() {
+        let error = interface("nosuch0").unwrap_err().to_string();
+        assert!(error.contains("no interface 'nosuch0'"), "{error}");
+    }
+}

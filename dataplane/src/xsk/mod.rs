@@ -1,0 +1,296 @@
+//! The AF_XDP uplink: the XDP program, the UMEMs and the sockets. The only place that knows `xsk-rs`.
+//!
+//! ```text
+//! open() --> Uplink       control half: what was got, counters, the served VNIs; dropping it detaches the program
+//!        \-> WorkerPort   data half, one per worker: a pool of frames in one UMEM and the sockets of its queues
+//! ```
+//!
+//! - `error`: what can go wrong, in words
+//! - `interface`: facts about the interface, and checks of the config against them
+//! - `umem`: one worker's memory; addresses and chunks
+//! - `socket`: the four rings of one queue; what runs per burst
+//! - `program`: the XDP program in the kernel
+//! - `uplink`: the control half
+//!
+//! What must hold: the fill rings are full before the program is attached, so no frame is steered into an empty
+//! ring; and a program that is not ours is never replaced.
+
+mod error;
+mod interface;
+mod program;
+mod socket;
+mod umem;
+mod uplink;
+
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use xsk_rs::config::{BindFlags, LibxdpFlags, QueueSize, SocketConfig};
+use xsk_rs::socket::SocketCreateError;
+
+use crate::frame::FramePool;
+use crate::plan::XdpMode;
+use crate::sys;
+use crate::types::{QueueId, Vni};
+
+pub use error::XskError;
+pub use interface::{Interface, interface};
+pub use program::{PassedCounters, SteeringCounters};
+pub use socket::{Kicks, XskSocket};
+pub use uplink::{ActualMode, SocketStatistics, Uplink, UplinkInfo};
+
+use interface::largest_mtu;
+use program::{AttachError, Program};
+use socket::Parts;
+use umem::Area;
+use uplink::ControlSocket;
+
+/// Bytes in front of each packet in its chunk, which the kernel keeps for XDP (XDP_PACKET_HEADROOM of linux/bpf.h).
+pub const HEADROOM: usize = 256;
+
+/// How long a queue that has another socket is tried: the kernel frees the sockets of a dead process late.
+const QUEUE_PATIENCE: Duration = Duration::from_secs(5);
+
+/// What is to be opened.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct XskConfig {
+    /// Name of the interface.
+    pub interface: String,
+    /// How the sockets are bound and the program attached.
+    pub mode: XdpMode,
+    /// Bytes per chunk: 2048 or 4096.
+    pub chunk_size: u32,
+    /// Descriptors in each of a socket's four rings: a power of two from 64 to 32768.
+    pub ring_size: u32,
+    /// How many frames per socket may be on their way out at once, at most `ring_size`.
+    pub tx_frames: u32,
+    /// The watchdog wakes a socket that has had frames out and got none back for so many ticks of the clock that
+    /// [`XskSocket::kick`] is given.
+    pub watchdog_ticks: u64,
+    /// What is steered to us. `None`: no program is attached, and the sockets only transmit.
+    pub steering: Option<Steering>,
+}
+
+impl XskConfig {
+    /// The defaults for an interface: chunks of 2048 bytes, rings of 2048, transmission only, and a watchdog of
+    /// 10 ms when its clock counts nanoseconds.
+    pub fn new(interface: &str, mode: XdpMode) -> XskConfig {
+        XskConfig {
+            interface: interface.into(),
+            mode,
+            chunk_size: 2048,
+            ring_size: 2048,
+            tx_frames: 2048,
+            watchdog_ticks: 10_000_000,
+            steering: None,
+        }
+    }
+}
+
+/// What the XDP program gives to us.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Steering {
+    /// Packets to this address, which the interface must have,
+    pub local: IpAddr,
+    /// and this UDP port,
+    pub port: u16,
+    /// of these networks ([`Uplink::serve`] and [`Uplink::release`] change them).
+    pub vnis: Vec<Vni>,
+}
+
+/// The data half of the uplink for one worker. The sockets share the pool's UMEM.
+#[derive(Debug)]
+pub struct WorkerPort {
+    // First, so that the sockets are closed before the memory that they use may go.
+    /// One per queue of this worker, in the order asked for.
+    pub sockets: Vec<XskSocket>,
+    /// Their frames. Empty (no chunks) if the worker has no queue.
+    pub pool: FramePool,
+}
+
+// Control and the workers are threads of their own.
+const _: fn() = || {
+    fn is_send<T: Send>() {}
+    is_send::<Uplink>();
+    is_send::<WorkerPort>();
+};
+
+/// Opens the sockets of each worker's queues, fills their fill rings, loads the program and attaches it.
+///
+/// What fails leaves nothing behind. Takes some seconds at most, when a queue is still held by somebody else.
+pub fn open(config: &XskConfig, workers: &[Vec<QueueId>]) -> Result<(Uplink, Vec<WorkerPort>), XskError> {
+    let interface = interface(&config.interface)?;
+    interface.check(config, workers.iter().flatten().copied())?;
+    sys::raise_memlock(); // where that is not permitted, the UMEM may not fit the limit: then its own error says so
+    // SAFETY: sets a function pointer. The library's remarks would mix with ours on standard error; what matters in
+    // them we get as errors.
+    unsafe { libxdp_sys::libxdp_set_print(None) };
+
+    let program = match &config.steering {
+        None => None,
+        Some(steering) => {
+            refuse_foreign_program(&interface)?;
+            Some(Program::load(steering, interface.queue_count)?)
+        }
+    };
+    let deadline = Instant::now() + QUEUE_PATIENCE;
+    let (mut ports, mut control, mut huge_pages) = (Vec::new(), Vec::new(), true);
+    for queues in workers {
+        let (port, huge) = open_port(config, &interface, queues, deadline, &mut control)?;
+        huge_pages &= huge;
+        ports.push(port);
+    }
+    let program = program.map(|program| start_program(program, config, &interface, &control)).transpose()?;
+    let frames = ports.iter().map(|port| port.pool.capacity()).sum();
+    let info = UplinkInfo::new(config, &interface, &control, huge_pages, frames);
+    Ok((Uplink::new(info, program, control), ports))
+}
+
+fn refuse_foreign_program(interface: &Interface) -> Result<(), XskError> {
+    match program::attached(interface.index)? {
+        None => Ok(()),
+        Some((id, name)) => Err(XskError::ForeignProgram { interface: interface.name.clone(), name, id }),
+    }
+}
+
+/// One worker's UMEM and sockets, their fill rings full.
+fn open_port(
+    config: &XskConfig,
+    interface: &Interface,
+    queues: &[QueueId],
+    deadline: Instant,
+    control: &mut Vec<ControlSocket>,
+) -> Result<(WorkerPort, bool), XskError> {
+    if queues.is_empty() {
+        let pool = FramePool::anonymous(config.chunk_size as usize, 0, HEADROOM);
+        return Ok((WorkerPort { sockets: Vec::new(), pool }, true));
+    }
+    let (area, mut pool, huge_pages) = umem::create(config, queues.len())?;
+    let mut sockets = Vec::with_capacity(queues.len());
+    for queue in queues {
+        let mut socket = bind(config, interface, &area, *queue, deadline)?;
+        socket.refill(&mut pool);
+        socket.kick(0); // some drivers want to be told of the first frames
+        control.push(control_socket(&socket)?);
+        sockets.push(socket);
+    }
+    Ok((WorkerPort { sockets, pool }, huge_pages))
+}
+
+fn control_socket(socket: &XskSocket) -> Result<ControlSocket, XskError> {
+    let fd: OwnedFd = socket.fd().try_clone_to_owned().map_err(|source| XskError::System {
+        what: format!("keeping the socket of queue {}", socket.queue().0),
+        source,
+    })?;
+    Ok(ControlSocket { queue: socket.queue(), zero_copy: socket.is_zero_copy(), fd })
+}
+
+/// One socket, tried until the deadline while another one has the queue.
+fn bind(
+    config: &XskConfig,
+    interface: &Interface,
+    area: &Area,
+    queue: QueueId,
+    deadline: Instant,
+) -> Result<XskSocket, XskError> {
+    let mut pause = Duration::from_millis(5);
+    loop {
+        let error = match try_bind(config, interface, area, queue) {
+            Ok(socket) => return Ok(socket),
+            Err(error) => error,
+        };
+        if error.raw_os_error() != Some(libc::EBUSY) {
+            return Err(bind_error(config, interface, queue, error));
+        }
+        if Instant::now() >= deadline {
+            let interface = interface.name.clone();
+            return Err(XskError::QueueTaken { interface, queue, waited: QUEUE_PATIENCE });
+        }
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(200));
+    }
+}
+
+fn bind_error(config: &XskConfig, interface: &Interface, queue: QueueId, source: io::Error) -> XskError {
+    let name = interface.name.clone();
+    match source.raw_os_error() {
+        Some(libc::EPERM) => XskError::NotPermitted { what: "opening an AF_XDP socket" },
+        Some(libc::ENETDOWN) => XskError::InterfaceDown { interface: name },
+        _ if config.mode == XdpMode::RequireZeroCopy => {
+            XskError::NoZeroCopy { interface: name, driver: interface.driver.clone(), source }
+        }
+        _ => XskError::Bind { interface: name, queue, source },
+    }
+}
+
+fn try_bind(config: &XskConfig, interface: &Interface, area: &Area, queue: QueueId) -> io::Result<XskSocket> {
+    let ring_size = QueueSize::new(config.ring_size).map_err(io::Error::other)?;
+    let mode = match config.mode {
+        XdpMode::RequireZeroCopy => BindFlags::XDP_ZEROCOPY,
+        XdpMode::PreferZeroCopy => BindFlags::empty(),
+        XdpMode::Copy | XdpMode::Generic => BindFlags::XDP_COPY,
+    };
+    let socket_config = SocketConfig::builder()
+        .rx_queue_size(ring_size)
+        .tx_queue_size(ring_size)
+        .libxdp_flags(LibxdpFlags::XSK_LIBXDP_FLAGS_INHIBIT_PROG_LOAD)
+        .bind_flags(mode | BindFlags::XDP_USE_NEED_WAKEUP)
+        .build();
+    let name = interface.name.parse().map_err(io::Error::other)?;
+    // SAFETY: the library loads no program (the flag above), and no queue is bound twice (`Interface::check`).
+    let opened = unsafe { xsk_rs::Socket::new(socket_config, &area.umem, &name, queue.0) };
+    let (tx, rx, rings) = opened.map_err(|error: SocketCreateError| kernel_error(&error))?;
+    let (fill, completion) = rings.ok_or_else(|| io::Error::other("the library gave no fill ring"))?;
+    let bound = rx.fd().as_raw_fd();
+    // SAFETY: `rx` keeps it open during the call.
+    let zero_copy = sys::xdp_is_zero_copy(unsafe { BorrowedFd::borrow_raw(bound) })?;
+    Ok(XskSocket::new(Parts {
+        queue,
+        area: area.clone(),
+        rx,
+        tx,
+        fill,
+        completion,
+        zero_copy,
+        ring_size: config.ring_size,
+        tx_frames: config.tx_frames,
+        watchdog_ticks: config.watchdog_ticks,
+    }))
+}
+
+/// The kernel's reason inside one of the library's errors.
+fn kernel_error(error: &(dyn std::error::Error + 'static)) -> io::Error {
+    let inner = error.source().and_then(|source| source.downcast_ref::<io::Error>());
+    match inner.and_then(io::Error::raw_os_error) {
+        Some(errno) => io::Error::from_raw_os_error(errno),
+        None => io::Error::other(error.to_string()),
+    }
+}
+
+/// Enters the sockets and attaches the program.
+fn start_program(
+    mut program: Program,
+    config: &XskConfig,
+    interface: &Interface,
+    sockets: &[ControlSocket],
+) -> Result<Program, XskError> {
+    for socket in sockets {
+        program.set_socket(socket.queue, socket.fd.as_fd())?;
+    }
+    match program.attach(interface.index, config.mode == XdpMode::Generic) {
+        Ok(()) => Ok(program),
+        Err(AttachError::Other(error)) => Err(error),
+        Err(AttachError::Refused(source)) => {
+            refuse_foreign_program(interface)?; // if one came in just now, that is the reason
+            Err(XskError::ProgramRefused {
+                interface: interface.name.clone(),
+                driver: interface.driver.clone(),
+                mode: config.mode,
+                mtu: interface.mtu,
+                source,
+            })
+        }
+    }
+}

@@ -1,0 +1,453 @@
+//! The data half of one AF_XDP socket: four rings of one queue, driven by one worker.
+//!
+//! ```text
+//!   pool --refill--> fill ring ..kernel.. rx ring --receive--> burst
+//!   burst --transmit--> tx ring ..kernel.. completion ring --complete--> pool
+//! ```
+//!
+//! Called by the worker that owns the [`WorkerPort`](super::WorkerPort) and by the generator. What must hold:
+//! - The pool handed in is the port's own. A frame of another one is a bug: it is counted and lost, never sent.
+//! - A chunk is lent (`FramePool::lend`) exactly while it is in one of the kernel's hands, so what the kernel names
+//!   is a chunk that was lent. The kernel is trusted to name each one once; its ranges are checked all the same.
+//! - No lock, allocation, wait or panic in here; system calls in [`kick`](XskSocket::kick) only.
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+
+use xsk_rs::{CompQueue, FillQueue, FrameDesc, RxQueue, TxQueue};
+
+use crate::frame::{BURST, Burst, Frame, FramePool};
+use crate::sys;
+use crate::types::QueueId;
+
+use super::umem::Area;
+
+/// What one transmit wake-up may leave undone: the kernel's copy mode sends so many per call (TX_BATCH_SIZE in
+/// net/xdp/xsk.c; 16 in old kernels, which then need more turns).
+const KERNEL_TX_BATCH: u32 = 32;
+
+/// One queue's socket.
+#[derive(Debug)]
+pub struct XskSocket {
+    queue: QueueId,
+    zero_copy: bool,
+    area: Area,
+    rx: RxQueue,
+    fill: FillQueue,
+    tx: TxQueue,
+    completion: CompQueue,
+    fd: libc::c_int,
+    ring_size: u32,
+    tx_frames: u32,
+    /// Chunks in the fill ring, with the kernel, or in the rx ring.
+    rx_lent: u32,
+    /// Chunks in the tx ring, with the kernel, or in the completion ring.
+    tx_lent: u32,
+    /// The fill ring got frames since it was last woken.
+    filled: bool,
+    watchdog: Watchdog,
+    /// The interface was down at the last wake-up.
+    down: bool,
+    rx_woken: u64,
+    faults: u64,
+    scratch: [FrameDesc; BURST],
+}
+
+/// What [`XskSocket::kick`] did, to be added to the worker's counters.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Kicks {
+    /// System calls that told the kernel of frames to send.
+    pub transmit: u32,
+    /// Those that the kernel put off (EAGAIN without progress, EBUSY, ENOBUFS): tried again in a later turn.
+    pub deferred: u32,
+    /// Those that found the interface down (ENETDOWN, ENXIO): frames wait in the ring until it is up.
+    pub down: u32,
+    /// Those that failed for another reason.
+    pub failed: u32,
+    /// System calls that told the kernel of free frames.
+    pub receive: u32,
+    /// Wake-ups because frames were outstanding without a completion for too long.
+    pub watchdog: u32,
+}
+
+impl std::ops::AddAssign for Kicks {
+    fn add_assign(&mut self, other: Kicks) {
+        self.transmit += other.transmit;
+        self.deferred += other.deferred;
+        self.down += other.down;
+        self.failed += other.failed;
+        self.receive += other.receive;
+        self.watchdog += other.watchdog;
+    }
+}
+
+/// The four rings and what they were made with.
+pub(super) struct Parts {
+    pub(super) queue: QueueId,
+    pub(super) area: Area,
+    pub(super) rx: RxQueue,
+    pub(super) tx: TxQueue,
+    pub(super) fill: FillQueue,
+    pub(super) completion: CompQueue,
+    pub(super) zero_copy: bool,
+    pub(super) ring_size: u32,
+    pub(super) tx_frames: u32,
+    pub(super) watchdog_ticks: u64,
+}
+
+impl XskSocket {
+    pub(super) fn new(parts: Parts) -> XskSocket {
+        let fd = parts.rx.fd().as_raw_fd();
+        XskSocket {
+            queue: parts.queue,
+            zero_copy: parts.zero_copy,
+            area: parts.area,
+            rx: parts.rx,
+            fill: parts.fill,
+            tx: parts.tx,
+            completion: parts.completion,
+            fd,
+            ring_size: parts.ring_size,
+            tx_frames: parts.tx_frames,
+            rx_lent: 0,
+            tx_lent: 0,
+            filled: false,
+            watchdog: Watchdog { limit: parts.watchdog_ticks, since: 0, reset: true },
+            down: false,
+            rx_woken: 0,
+            faults: 0,
+            scratch: [FrameDesc::default(); BURST],
+        }
+    }
+
+    /// Which queue it is bound to.
+    pub fn queue(&self) -> QueueId {
+        self.queue
+    }
+
+    /// Whether the kernel bound it with zero-copy.
+    pub fn is_zero_copy(&self) -> bool {
+        self.zero_copy
+    }
+
+    /// For `poll`: readable when frames have arrived, writable when the tx ring has room.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.as_fd()
+    }
+
+    /// Frames given to [`transmit`](Self::transmit) that have not come home yet.
+    #[inline]
+    pub fn tx_outstanding(&self) -> usize {
+        self.tx_lent as usize
+    }
+
+    /// How many frames may be taken from the pool for transmission now. Who keeps to it never takes what the fill
+    /// ring needs.
+    #[inline]
+    pub fn tx_budget(&self) -> usize {
+        self.tx_frames.saturating_sub(self.tx_lent) as usize
+    }
+
+    /// Frames lent for receiving: in the fill ring, with the kernel, or in the rx ring.
+    pub fn rx_outstanding(&self) -> usize {
+        self.rx_lent as usize
+    }
+
+    /// Chunks lost because the kernel named one that is not there or a span outside of it, or because a frame of
+    /// another pool or without a packet was to be sent. Always 0 unless there is a bug.
+    pub fn faults(&self) -> u64 {
+        self.faults
+    }
+
+    /// Moves what has arrived into `burst`, as many as it takes, and returns how many. Their metadata is unknown.
+    #[inline]
+    pub fn receive(&mut self, pool: &mut FramePool, burst: &mut Burst) -> usize {
+        let room = burst.room();
+        let Some(descriptors) = self.scratch.get_mut(..room) else { return 0 };
+        // SAFETY: the ring and its descriptors are of this UMEM.
+        let count = unsafe { self.rx.consume(descriptors) };
+        for descriptor in descriptors.iter().take(count) {
+            let (index, start) = self.area.locate(descriptor.addr());
+            let length = descriptor.lengths().data();
+            // SAFETY: the kernel gives back chunks from the fill ring, which `refill` has lent.
+            let frame = start.and_then(|start| unsafe { pool.regain(index, start, length) });
+            match frame.map(|frame| burst.push(frame)) {
+                Some(Ok(())) => {}
+                Some(Err(frame)) => pool.put(frame), // never: `room` was asked for
+                None => self.faults += 1,
+            }
+        }
+        self.rx_lent = self.rx_lent.saturating_sub(count as u32);
+        count
+    }
+
+    /// Tops the fill ring up from the pool, in batches, and returns how many frames it took.
+    #[inline]
+    pub fn refill(&mut self, pool: &mut FramePool) -> usize {
+        let mut total = 0;
+        loop {
+            match self.refill_batch(pool) {
+                0 => break,
+                count => total += count,
+            }
+        }
+        self.filled |= total > 0;
+        total
+    }
+
+    fn refill_batch(&mut self, pool: &mut FramePool) -> usize {
+        let batch = (BURST as u32).min(self.ring_size / 2);
+        // What circulates is bounded: the pool has been dimensioned for a full fill ring and a full rx ring.
+        let share = (2 * self.ring_size).saturating_sub(self.rx_lent);
+        if self.fill.nb_free(batch) < batch || share < batch {
+            return 0;
+        }
+        let mut count = 0;
+        for slot in self.scratch.iter_mut().take(batch as usize) {
+            let Some(frame) = pool.take() else { break };
+            let Some(descriptor) = lend(pool, &self.area, frame, &mut self.faults) else { continue };
+            *slot = descriptor;
+            count += 1;
+        }
+        let Some(descriptors) = self.scratch.get(..count) else { return 0 };
+        // SAFETY: chunks of this UMEM, lent just now, so nobody else has them. There is room (checked above, and only
+        // this function puts anything into the ring), so all of them are taken.
+        let taken = unsafe { self.fill.produce(descriptors) };
+        debug_assert_eq!(taken, count);
+        self.rx_lent += taken as u32;
+        taken
+    }
+
+    /// Hands frames from the front of `burst`, in order, to the tx ring and returns how many; what does not fit stays.
+    /// The kernel is told by [`kick`](Self::kick).
+    ///
+    /// A packet must begin where the data segment does (`headroom() == 0`); one that does not is moved there first,
+    /// which costs a copy: give frames just the headroom that their headers fill.
+    #[inline]
+    pub fn transmit(&mut self, pool: &mut FramePool, burst: &mut Burst) -> usize {
+        let wanted = burst.len().min(self.tx_budget());
+        if wanted == 0 {
+            return 0;
+        }
+        let room = self.tx.nb_free(wanted as u32) as usize;
+        if self.tx_lent == 0 {
+            self.watchdog.reset = true;
+        }
+        let (mut taken, mut count) = (0, 0);
+        for mut frame in burst.drain_front(wanted.min(room)) {
+            taken += 1;
+            let length = frame.len();
+            if length == 0 {
+                self.faults += 1;
+                pool.put(frame); // the kernel would refuse it and never give it back
+                continue;
+            }
+            if frame.headroom() != 0 && !move_to_start(&mut frame) {
+                self.faults += 1;
+                pool.put(frame);
+                continue;
+            }
+            let Some(mut descriptor) = lend(pool, &self.area, frame, &mut self.faults) else { continue };
+            // SAFETY: a chunk of this UMEM, lent just now: no frame has it, and the kernel not yet.
+            unsafe { self.area.umem.data_mut(&mut descriptor) }.cursor().set_pos(length);
+            if let Some(slot) = self.scratch.get_mut(count) {
+                *slot = descriptor;
+                count += 1;
+            }
+        }
+        let Some(descriptors) = self.scratch.get(..count) else { return taken };
+        // SAFETY: chunks of this UMEM, lent above, so nobody else has them. There is room: no more were drained.
+        let produced = unsafe { self.tx.produce(descriptors) };
+        debug_assert_eq!(produced, count);
+        self.tx_lent += produced as u32;
+        taken
+    }
+
+    /// Brings frames home that have been sent, and returns how many.
+    #[inline]
+    pub fn complete(&mut self, pool: &mut FramePool) -> usize {
+        let mut total = 0;
+        while self.tx_lent > 0 {
+            // SAFETY: the ring and its descriptors are of this UMEM.
+            let count = unsafe { self.completion.consume(&mut self.scratch) };
+            for descriptor in self.scratch.iter().take(count) {
+                let (index, _) = self.area.locate(descriptor.addr());
+                // SAFETY: the kernel gives back chunks from the tx ring, which `transmit` has lent.
+                match unsafe { pool.regain(index, 0, 0) } {
+                    Some(frame) => pool.put(frame),
+                    None => self.faults += 1,
+                }
+            }
+            self.tx_lent = self.tx_lent.saturating_sub(count as u32);
+            total += count;
+            if count < BURST {
+                break;
+            }
+        }
+        self.watchdog.reset |= total > 0;
+        total
+    }
+
+    /// Wakes the kernel where it must be woken: for frames in the tx ring, for free frames in the fill ring, and when
+    /// nothing has come back for too long. Once per turn of the loop; `now` is in the ticks of
+    /// [`XskConfig::watchdog_ticks`](super::XskConfig::watchdog_ticks).
+    #[inline]
+    pub fn kick(&mut self, now: u64) -> Kicks {
+        let mut kicks = Kicks::default();
+        if self.tx_lent > 0 {
+            // While the interface is down, the watchdog's pace is enough to find out that it is up again.
+            if !self.down {
+                self.kick_transmit(&mut kicks);
+            }
+            if self.watchdog.expired(now) {
+                kicks.watchdog += 1;
+                self.wake_transmit(&mut kicks);
+            }
+        }
+        if self.fill.needs_wakeup() {
+            self.kick_receive(now, &mut kicks);
+        }
+        kicks
+    }
+
+    /// At most one call per batch that the kernel takes, and none after one that brought nothing.
+    fn kick_transmit(&mut self, kicks: &mut Kicks) {
+        let mut pending = self.tx_pending();
+        let mut calls = pending.div_ceil(KERNEL_TX_BATCH);
+        // Copy mode sends in the call only. A zero-copy driver that is at work already says that it needs no call.
+        while calls > 0 && pending > 0 && (!self.zero_copy || self.tx.needs_wakeup()) {
+            calls -= 1;
+            let again = self.wake_transmit(kicks);
+            let left = self.tx_pending();
+            if left >= pending {
+                // A zero-copy driver goes on by itself; copy mode is tried again in the next turn.
+                kicks.deferred += u32::from(again && !self.zero_copy);
+                break;
+            }
+            if !again {
+                break;
+            }
+            pending = left;
+        }
+    }
+
+    /// One call. True unless the kernel has said that there is no use in another one now.
+    fn wake_transmit(&mut self, kicks: &mut Kicks) -> bool {
+        kicks.transmit += 1;
+        self.down = false;
+        match sys::wake_transmit(self.fd) {
+            // EAGAIN from copy mode also means that its batch is full and more is in the ring.
+            Ok(()) | Err(libc::EAGAIN) => return true,
+            Err(libc::EBUSY | libc::ENOBUFS) => kicks.deferred += 1,
+            Err(libc::ENETDOWN | libc::ENXIO) => {
+                kicks.down += 1;
+                self.down = true;
+            }
+            Err(_) => kicks.failed += 1,
+        }
+        false
+    }
+
+    /// Only after new frames were put in, or when the watchdog's time has passed: a driver that is out of frames keeps
+    /// asking.
+    #[cold]
+    fn kick_receive(&mut self, now: u64, kicks: &mut Kicks) {
+        if self.filled || now.wrapping_sub(self.rx_woken) >= self.watchdog.limit {
+            self.filled = false;
+            self.rx_woken = now;
+            kicks.receive += 1;
+            // Whatever it answers (nothing to read, interface down), there is nothing to do but to try again later.
+            let _ = sys::wake_receive(self.fd);
+        }
+    }
+
+    /// Descriptors in the tx ring that the kernel has not taken.
+    fn tx_pending(&mut self) -> u32 {
+        self.ring_size.saturating_sub(self.tx.nb_free_exact())
+    }
+}
+
+impl AsFd for XskSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: the queues keep the socket open as long as `self` lives.
+        unsafe { BorrowedFd::borrow_raw(self.fd) }
+    }
+}
+
+/// Lends a frame's chunk. A frame of another pool is lost, and counted.
+#[inline]
+fn lend(pool: &mut FramePool, area: &Area, frame: Frame, faults: &mut u64) -> Option<FrameDesc> {
+    let descriptor = pool.lend(frame).ok().and_then(|index| area.descriptor(index));
+    if descriptor.is_none() {
+        *faults += 1;
+    }
+    descriptor
+}
+
+/// Moves the packet to the start of the data segment: a descriptor cannot point anywhere else.
+#[cold]
+fn move_to_start(frame: &mut Frame) -> bool {
+    let (headroom, length) = (frame.headroom(), frame.len());
+    let Some(segment) = frame.reset(0, headroom + length) else { return false };
+    segment.copy_within(headroom.., 0);
+    frame.truncate(length)
+}
+
+/// Finds out that frames are outstanding and nothing comes back.
+#[derive(Debug)]
+struct Watchdog {
+    /// After so many ticks.
+    limit: u64,
+    since: u64,
+    /// Something moved: count from the next look on.
+    reset: bool,
+}
+
+impl Watchdog {
+    #[inline]
+    fn expired(&mut self, now: u64) -> bool {
+        if !self.reset && now.wrapping_sub(self.since) < self.limit {
+            return false;
+        }
+        self.since = now;
+        !std::mem::take(&mut self.reset)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_packet_is_moved_to_the_start_of_its_chunk() {
+        let mut pool = FramePool::anonymous(2048, 1, 256);
+        let mut frame = pool.take().unwrap();
+        frame.reset(3, 5).unwrap().copy_from_slice(b"hello");
+        assert!(move_to_start(&mut frame));
+        assert_eq!((frame.headroom(), frame.bytes()), (0, &b"hello"[..]));
+        pool.put(frame);
+    }
+
+    #[test]
+    fn a_packet_at_the_far_end_of_its_chunk_is_moved_whole() {
+        let mut pool = FramePool::anonymous(2048, 1, 256);
+        let mut frame = pool.take().unwrap();
+        frame.reset(50, 1742).unwrap().fill(7);
+        assert!(move_to_start(&mut frame));
+        assert_eq!((frame.headroom(), frame.len()), (0, 1742));
+        assert!(frame.bytes().iter().all(|byte| *byte == 7));
+        pool.put(frame);
+    }
+
+    #[test]
+    fn the_watchdog_bites_only_when_nothing_moves() {
+        let mut dog = Watchdog { limit: 10, since: 0, reset: true };
+        assert!(!dog.expired(100), "counting begins here");
+        assert!(!dog.expired(109));
+        assert!(dog.expired(110));
+        assert!(!dog.expired(119), "and again after the same time");
+        dog.reset = true;
+        assert!(!dog.expired(125));
+        assert!(!dog.expired(134));
+        assert!(dog.expired(135));
+    }
+}

@@ -1,0 +1,144 @@
+//! One worker's UMEM: the memory that its sockets share, and how its addresses map to chunks.
+//!
+//! Called by [`open`](super::open). What must hold: the layout here is the one that [`FramePool`] was made with, so
+//! that a chunk index means the same chunk to both.
+
+use std::io;
+use std::num::NonZeroU32;
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use xsk_rs::FrameDesc;
+use xsk_rs::Umem;
+use xsk_rs::config::{FrameSize, QueueSize, UmemConfig};
+
+use crate::frame::FramePool;
+
+use super::{HEADROOM, XskConfig, XskError};
+
+/// What a huge page holds where its size is the usual one. Elsewhere the mapping fails and ordinary pages are used.
+const HUGE_PAGE: usize = 2 << 20;
+
+/// Frames per socket beyond its rings: bursts on their way through the stages.
+const SLACK: u32 = 256;
+
+/// How many chunks the sockets of one worker need: each its fill ring, its rx ring, its frames for transmission, and
+/// what is on its way between them. Transmission is held to its share (`XskSocket::tx_budget`), so that the fill
+/// ring can always be filled.
+pub(super) fn chunk_count(config: &XskConfig, sockets: usize) -> usize {
+    let wanted = sockets * (2 * config.ring_size + config.tx_frames + SLACK) as usize;
+    let chunk_size = config.chunk_size as usize;
+    // A mapping of huge pages is a whole number of them.
+    (wanted * chunk_size).next_multiple_of(HUGE_PAGE) / chunk_size
+}
+
+/// A UMEM as its sockets see it. Cheap to clone; the memory lives until the last clone is gone.
+#[derive(Clone)]
+pub(super) struct Area {
+    pub(super) umem: Umem,
+    /// The descriptor of each chunk, as the library made it: it cannot be built from an address.
+    pub(super) descriptors: Arc<[FrameDesc]>,
+    chunk_log2: u32,
+}
+
+/// A new UMEM, the pool of its frames, and whether it lies on huge pages.
+pub(super) fn create(config: &XskConfig, sockets: usize) -> Result<(Area, FramePool, bool), XskError> {
+    let chunk_size = config.chunk_size as usize;
+    let count = chunk_count(config, sockets);
+    let failed = |source| XskError::Umem { bytes: count * chunk_size, source };
+    let frames = u32::try_from(count).ok().and_then(NonZeroU32::new);
+    let frames = frames.ok_or_else(|| failed(io::ErrorKind::InvalidInput.into()))?;
+    let umem_config = umem_config(config).map_err(|error| failed(io::Error::other(error)))?;
+
+    let (umem, mut descriptors, huge_pages) = match Umem::new(umem_config, frames, true) {
+        Ok((umem, descriptors)) => (umem, descriptors, true),
+        Err(_) => match Umem::new(umem_config, frames, false) {
+            Ok((umem, descriptors)) => (umem, descriptors, false),
+            Err(error) => return Err(umem_error(error, failed)),
+        },
+    };
+    let first = descriptors.first_mut().ok_or_else(|| failed(io::ErrorKind::InvalidData.into()))?;
+    // SAFETY: the descriptor is of this UMEM, whose memory nobody else knows yet.
+    let data = unsafe { umem.data(first) }.contents().as_ptr();
+    // The library shows a slice of this one packet only. The area is a mapping from outside of Rust's own memory, so
+    // a pointer to all of it is made from the address.
+    let base = std::ptr::with_exposed_provenance_mut::<u8>(data.expose_provenance() - HEADROOM);
+    let base = NonNull::new(base).ok_or_else(|| failed(io::ErrorKind::InvalidData.into()))?;
+    let memory = Box::new(umem.clone());
+    // SAFETY: the UMEM is `count` chunks of `chunk_size` from `base` on: its first packet begins behind the headroom
+    // of the first chunk. It is mapped until its last clone is dropped, one of which the pool keeps. Only the pool and
+    // the sockets, which the pool lends to, touch it. `Interface::check` has checked the chunk size.
+    let pool = unsafe { FramePool::from_raw(base, chunk_size, count, HEADROOM, memory) };
+    let area = Area { umem, descriptors: descriptors.into(), chunk_log2: config.chunk_size.trailing_zeros() };
+    Ok((area, pool, huge_pages))
+}
+
+fn umem_config(config: &XskConfig) -> Result<UmemConfig, Box<dyn std::error::Error + Send + Sync>> {
+    let ring_size = QueueSize::new(config.ring_size)?;
+    Ok(UmemConfig::builder()
+        .frame_size(FrameSize::new(config.chunk_size)?)
+        .fill_queue_size(ring_size)
+        .comp_queue_size(ring_size)
+        .build()?)
+}
+
+fn umem_error(error: xsk_rs::umem::UmemCreateError, failed: impl Fn(io::Error) -> XskError) -> XskError {
+    match super::kernel_error(&error) {
+        reason if reason.raw_os_error() == Some(libc::EPERM) => {
+            XskError::NotPermitted { what: "opening an AF_XDP socket" }
+        }
+        reason => failed(reason),
+    }
+}
+
+impl Area {
+    /// The descriptor of a chunk. `None` for a chunk that is not there.
+    #[inline]
+    pub(super) fn descriptor(&self, index: u32) -> Option<FrameDesc> {
+        self.descriptors.get(index as usize).copied()
+    }
+
+    /// Which chunk an address lies in, and where in its data segment.
+    #[inline]
+    pub(super) fn locate(&self, address: usize) -> (u32, Option<usize>) {
+        locate(address, self.chunk_log2)
+    }
+}
+
+impl std::fmt::Debug for Area {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Area").field("chunks", &self.descriptors.len()).finish_non_exhaustive()
+    }
+}
+
+/// Which chunk an address lies in, and where in its data segment (`None`: in front of it, where no packet of ours is).
+/// An address beyond all chunks gives an index beyond all, which the pool refuses.
+#[inline]
+fn locate(address: usize, chunk_log2: u32) -> (u32, Option<usize>) {
+    let index = u32::try_from(address >> chunk_log2).unwrap_or(u32::MAX);
+    let offset = address & ((1 << chunk_log2) - 1);
+    (index, offset.checked_sub(HEADROOM))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::XdpMode;
+
+    #[test]
+    fn an_address_is_a_chunk_and_a_place_behind_the_headroom() {
+        assert_eq!(locate(256, 11), (0, Some(0)));
+        assert_eq!(locate(3 * 2048 + 256 + 7, 11), (3, Some(7)));
+        assert_eq!(locate(3 * 2048 + 255, 11), (3, None));
+        assert_eq!(locate(5 * 4096 + 4095, 12), (5, Some(4095 - 256)));
+        assert_eq!(locate(usize::MAX, 11).0, u32::MAX);
+    }
+
+    #[test]
+    fn the_memory_is_a_whole_number_of_huge_pages_and_enough() {
+        let config = XskConfig { ring_size: 64, tx_frames: 64, ..XskConfig::new("eth0", XdpMode::Copy) };
+        let count = chunk_count(&config, 3);
+        assert!(count >= 3 * (64 + 64 + 64 + 256));
+        assert_eq!(count * 2048 % HUGE_PAGE, 0);
+    }
+}

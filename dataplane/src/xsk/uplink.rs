@@ -1,0 +1,175 @@
+//! The control half of the uplink: what was got, the counters, and the VNIs that are served.
+//!
+//! Owned by the control thread. Dropping it detaches the XDP program; the sockets close when their
+//! [`WorkerPort`](super::WorkerPort)s are gone as well.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use serde::Serialize;
+
+use crate::plan::XdpMode;
+use crate::sys;
+use crate::types::{MacAddr, QueueId, Vni};
+
+use super::program::Program;
+use super::{Interface, SteeringCounters, XskConfig, XskError};
+
+/// What the kernel gave, beside what was asked for.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct UplinkInfo {
+    /// Name of the interface.
+    pub interface: String,
+    /// Its driver.
+    pub driver: String,
+    /// Its number.
+    pub ifindex: u32,
+    /// Its Ethernet address.
+    pub mac: MacAddr,
+    /// Its MTU.
+    pub mtu: u32,
+    /// The queues that have a socket.
+    pub queues: Vec<QueueId>,
+    /// How many queues it has.
+    pub queue_count: u32,
+    /// The mode asked for.
+    pub mode_requested: XdpMode,
+    /// The mode got: read back from the kernel.
+    pub mode_actual: ActualMode,
+    /// The frames lie on huge pages.
+    pub huge_pages: bool,
+    /// Bytes per chunk.
+    pub chunk_size: u32,
+    /// Descriptors per ring.
+    pub ring_size: u32,
+    /// Chunks, over all workers.
+    pub frames: usize,
+}
+
+/// How frames come in.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ActualMode {
+    /// The NIC writes into our memory.
+    ZeroCopy,
+    /// Native XDP; the kernel copies.
+    Copy,
+    /// XDP on socket buffers; the kernel copies.
+    Generic,
+}
+
+impl UplinkInfo {
+    pub(super) fn new(
+        config: &XskConfig,
+        interface: &Interface,
+        sockets: &[ControlSocket],
+        huge_pages: bool,
+        frames: usize,
+    ) -> UplinkInfo {
+        UplinkInfo {
+            interface: interface.name.clone(),
+            driver: interface.driver.clone(),
+            ifindex: interface.index,
+            mac: interface.mac,
+            mtu: interface.mtu,
+            queues: sockets.iter().map(|socket| socket.queue).collect(),
+            queue_count: interface.queue_count,
+            mode_requested: config.mode,
+            mode_actual: actual_mode(config.mode, sockets),
+            huge_pages,
+            chunk_size: config.chunk_size,
+            ring_size: config.ring_size,
+            frames,
+        }
+    }
+}
+
+/// Zero-copy only if all sockets have it.
+fn actual_mode(requested: XdpMode, sockets: &[ControlSocket]) -> ActualMode {
+    match requested {
+        XdpMode::Generic => ActualMode::Generic, // the program is attached that way, or not at all
+        _ if !sockets.is_empty() && sockets.iter().all(|socket| socket.zero_copy) => ActualMode::ZeroCopy,
+        _ => ActualMode::Copy,
+    }
+}
+
+/// The kernel's counters of one socket (XDP_STATISTICS).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+pub struct SocketStatistics {
+    /// The socket's queue.
+    pub queue: QueueId,
+    /// Dropped on receipt for other reasons than those below: too long for a chunk, say.
+    pub rx_dropped: u64,
+    /// Dropped because the rx ring was full: the worker does not keep up.
+    pub rx_ring_full: u64,
+    /// Descriptors in the fill ring that the kernel refused.
+    pub rx_invalid_descs: u64,
+    /// How often the fill ring was found empty.
+    pub rx_fill_ring_empty_descs: u64,
+    /// Descriptors in the tx ring that the kernel refused.
+    pub tx_invalid_descs: u64,
+    /// How often the tx ring was found empty: no loss.
+    pub tx_ring_empty_descs: u64,
+}
+
+/// A socket as control sees it. Its descriptor is a duplicate, for reading only.
+#[derive(Debug)]
+pub(super) struct ControlSocket {
+    pub(super) queue: QueueId,
+    pub(super) zero_copy: bool,
+    pub(super) fd: OwnedFd,
+}
+
+/// The control half of an open uplink.
+#[derive(Debug)]
+pub struct Uplink {
+    info: UplinkInfo,
+    program: Option<Program>,
+    sockets: Vec<ControlSocket>,
+}
+
+impl Uplink {
+    pub(super) fn new(info: UplinkInfo, program: Option<Program>, sockets: Vec<ControlSocket>) -> Uplink {
+        Uplink { info, program, sockets }
+    }
+
+    /// What was asked for and what was got.
+    pub fn info(&self) -> &UplinkInfo {
+        &self.info
+    }
+
+    /// What the XDP program did so far, by receive queue from 0 on. Empty when there is none.
+    pub fn steering(&self) -> Result<Vec<SteeringCounters>, XskError> {
+        self.program.as_ref().map_or(Ok(Vec::new()), Program::counters)
+    }
+
+    /// The kernel's counters of each socket.
+    pub fn sockets(&self) -> Result<Vec<SocketStatistics>, XskError> {
+        self.sockets.iter().map(socket_statistics).collect()
+    }
+
+    /// From now on frames of this network are steered to us.
+    pub fn serve(&mut self, vni: Vni) -> Result<(), XskError> {
+        self.program.as_mut().map_or(Ok(()), |program| program.serve(vni))
+    }
+
+    /// From now on frames of this network pass to the kernel.
+    pub fn release(&mut self, vni: Vni) -> Result<(), XskError> {
+        self.program.as_mut().map_or(Ok(()), |program| program.release(vni))
+    }
+}
+
+fn socket_statistics(socket: &ControlSocket) -> Result<SocketStatistics, XskError> {
+    let statistics = sys::xdp_statistics(socket.fd.as_fd()).map_err(|source| XskError::System {
+        what: format!("reading the counters of the socket of queue {}", socket.queue.0),
+        source,
+    })?;
+    Ok(SocketStatistics {
+        queue: socket.queue,
+        rx_dropped: statistics.rx_dropped,
+        rx_ring_full: statistics.rx_ring_full,
+        rx_invalid_descs: statistics.rx_invalid_descs,
+        rx_fill_ring_empty_descs: statistics.rx_fill_ring_empty_descs,
+        tx_invalid_descs: statistics.tx_invalid_descs,
+        tx_ring_empty_descs: statistics.tx_ring_empty_descs,
+    })
+}
