@@ -216,6 +216,12 @@ unsafe fn xdp_option<T>(socket: BorrowedFd<'_>, option: libc::c_int, value: &mut
     .map(drop)
 }
 
+/// Keeps a descriptor from the programs that this process starts.
+pub(crate) fn close_on_exec(fd: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: no pointers.
+    check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFD, libc::FD_CLOEXEC) }).map(drop)
+}
+
 /// Makes the kernel look at the tx ring of an AF_XDP socket. Never blocks.
 #[inline]
 pub(crate) fn wake_transmit(socket: libc::c_int) -> Result<(), libc::c_int> {

@@ -243,9 +243,10 @@ fn try_bind(config: &XskConfig, interface: &Interface, area: &Area, queue: Queue
     let opened = unsafe { xsk_rs::Socket::new(socket_config, &area.umem, &name, queue.0) };
     let (tx, rx, rings) = opened.map_err(|error: SocketCreateError| kernel_error(&error))?;
     let (fill, completion) = rings.ok_or_else(|| io::Error::other("the library gave no fill ring"))?;
-    let bound = rx.fd().as_raw_fd();
-    // SAFETY: `rx` keeps it open during the call.
-    let zero_copy = sys::xdp_is_zero_copy(unsafe { BorrowedFd::borrow_raw(bound) })?;
+    // SAFETY: `rx` keeps it open while this is used.
+    let fd = unsafe { BorrowedFd::borrow_raw(rx.fd().as_raw_fd()) };
+    sys::close_on_exec(fd)?; // the library does not: a child process would hold the queue after our end
+    let zero_copy = sys::xdp_is_zero_copy(fd)?;
     Ok(XskSocket::new(Parts {
         queue,
         area: area.clone(),

@@ -1,0 +1,476 @@
+//! The uplink against the kernel, over a veth between two network namespaces: what is steered and what passes, that
+//! nothing is lost either way, and that nothing stays behind.
+#![allow(unsafe_code, reason = "namespaces and packet sockets have no safe wrapper")]
+
+mod veth;
+
+use std::io::{BufRead, BufReader};
+use std::net::UdpSocket;
+use std::os::fd::AsRawFd;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use peregrine_dataplane::frame::Burst;
+use peregrine_dataplane::plan::XdpMode;
+use peregrine_dataplane::types::QueueId;
+use peregrine_dataplane::xsk::{ActualMode, PassedCounters, XskConfig, interface, open};
+
+use veth::{
+    End, OUR_ADDRESS, PATIENCE, RawSocket, THEIR_ADDRESS, Vxlan, Wire, config, filled, run, until, vni,
+};
+
+/// Set in a child process: what it is to do is the value.
+const CHILD: &str = "PEREGRINE_TEST_CHILD";
+
+fn kernel_socket(port: u16) -> UdpSocket {
+    let socket = UdpSocket::bind((OUR_ADDRESS, port)).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket
+}
+
+fn kernel_receives(socket: &UdpSocket) -> Vec<u8> {
+    let mut buffer = [0; 2048];
+    let length = socket.recv(&mut buffer).expect("the kernel gets what is not for us");
+    buffer[..length].to_vec()
+}
+
+#[test]
+#[ignore = "needs root: make test runs it"]
+fn vxlan_for_us_is_steered_and_everything_else_reaches_the_kernel() {
+    let wire = Wire::new(1);
+    let mut end = End::open(&config("a0", OUR_ADDRESS), &[0]).unwrap();
+    let (vxlan_port, other_port) = (kernel_socket(4789), kernel_socket(4790));
+    let peer = wire.in_theirs(|| RawSocket::new("b0"));
+
+    let plain = Vxlan::default();
+    let ours = [
+        plain.build(),
+        Vxlan { options: true, ..plain.clone() }.build(),
+        Vxlan { flags: 0xff, ..plain.clone() }.build(),
+    ];
+    ours.iter().for_each(|frame| peer.send(frame));
+    assert_eq!(end.receive(3), ours, "in order and unchanged");
+
+    let text = |text: &str| text.as_bytes().to_vec();
+    let spoilt = Vxlan { vni: 8, payload: text("other VNI"), ..plain.clone() };
+    peer.send(&spoilt.build());
+    assert!(kernel_receives(&vxlan_port).ends_with(b"other VNI"));
+    peer.send(&Vxlan { flags: 0xf7, payload: text("no I flag"), ..plain.clone() }.build());
+    assert!(kernel_receives(&vxlan_port).ends_with(b"no I flag"));
+    peer.send(&Vxlan { port: 4790, payload: text("other port"), ..plain.clone() }.build());
+    assert!(kernel_receives(&other_port).ends_with(b"other port"));
+    peer.send(&Vxlan { fragment: true, ..plain.clone() }.build());
+    peer.send(&Vxlan { to: [10, 9, 0, 77], ..plain.clone() }.build());
+    let mut cut = plain.build();
+    cut.truncate(14 + 20 + 8 + 7);
+    peer.send(&cut);
+    peer.send(&[0xff; 60]); // no EtherType of ours
+
+    let passed = PassedCounters { malformed: 1, not_ip: 1, ..PassedCounters::default() };
+    let passed = PassedCounters {
+        other_vni: 1,
+        no_vni_flag: 1,
+        other_port: 1,
+        fragment: 1,
+        other_address: 1,
+        ..passed
+    };
+    until("all are counted", || end.uplink.steering().unwrap()[0].passed.total() >= passed.total());
+    let counted = end.uplink.steering().unwrap();
+    assert_eq!((counted[0].steered, counted[0].no_socket, counted[0].passed), (3, 0, passed), "{end:?}");
+
+    wire.in_theirs(|| run("ping -c 2 -i 0.01 -W 10 10.9.0.1")); // ARP and ICMP
+    let counted = end.uplink.steering().unwrap()[0].passed;
+    assert!(counted.not_udp == 2 && counted.not_ip > 1, "{counted:?}");
+    end.assert_frames_are_home();
+}
+
+#[test]
+#[ignore = "needs root: make test runs it"]
+fn networks_are_served_and_released_while_frames_arrive() {
+    let wire = Wire::new(1);
+    let mut end = End::open(&config("a0", OUR_ADDRESS), &[0]).unwrap();
+    let peer = wire.in_theirs(|| RawSocket::new("b0"));
+    let other = Vxlan { vni: 0xff_ffff, ..Vxlan::default() }.build();
+
+    end.uplink.serve(vni(0xff_ffff)).unwrap();
+    peer.send(&other);
+    assert_eq!(end.receive(1), std::slice::from_ref(&other));
+    end.uplink.release(vni(0xff_ffff)).unwrap();
+    end.uplink.release(vni(0xff_ffff)).unwrap();
+    peer.send(&other);
+    until("it has passed", || end.uplink.steering().unwrap()[0].passed.other_vni == 1);
+    assert!(end.turn().is_empty());
+}
+
+#[test]
+#[ignore = "needs root: make test runs it"]
+fn ipv6_to_our_address_is_steered() {
+    let wire = Wire::new(1);
+    std::fs::write("/proc/sys/net/ipv6/conf/a0/disable_ipv6", "0").unwrap();
+    run("ip address add fd00:9::1/64 dev a0 nodad");
+    let mut config = config("a0", OUR_ADDRESS);
+    config.steering.as_mut().unwrap().local = "fd00:9::1".parse().unwrap();
+    let mut end = End::open(&config, &[0]).unwrap();
+    let peer = wire.in_theirs(|| RawSocket::new("b0"));
+
+    let frame = |to: &str, next_header: u8| {
+        let from: std::net::Ipv6Addr = "fd00:9::2".parse().unwrap();
+        let to: std::net::Ipv6Addr = to.parse().unwrap();
+        let rest = &Vxlan::default().build()[34..];
+        let mut frame =
+            [&[2, 0, 0, 0, 9, 1, 2, 0, 0, 0, 9, 2, 0x86, 0xdd, 0x60, 0, 0, 0], &[0; 2][..]].concat();
+        frame[18..20].copy_from_slice(&u16::try_from(rest.len()).unwrap().to_be_bytes());
+        frame.extend([next_header, 64]);
+        frame.extend(from.octets().iter().chain(&to.octets()).chain(rest));
+        frame
+    };
+    let ours = frame("fd00:9::1", 17);
+    peer.send(&frame("fd00:9::3", 17));
+    peer.send(&frame("fd00:9::1", 44));
+    peer.send(&Vxlan::default().build());
+    peer.send(&ours);
+    assert_eq!(end.receive(1), [ours]);
+    let counted = end.uplink.steering().unwrap()[0];
+    assert_eq!(
+        (counted.steered, counted.passed.other_address, counted.passed.fragment),
+        (1, 2, 1),
+        "{end:?}"
+    );
+}
+
+/// Sends `count` frames from ours to theirs, never more on the way than the wire and the rings hold, and checks that each arrives.
+fn transmit_all(ours: &mut End, theirs: &mut End, count: usize) {
+    let frame = |number: usize| {
+        let payload = [&(number as u64).to_be_bytes()[..], &[7; 56]].concat();
+        Vxlan { to: THEIR_ADDRESS.octets(), payload, ..Vxlan::default() }.build()
+    };
+    let on_the_way_max = (ours.uplink.info().ring_size as usize / 2).min(128);
+    let (mut made, mut arrived, mut burst) = (0, 0, Burst::new());
+    let deadline = Instant::now() + PATIENCE;
+    while arrived < count {
+        let socket = &mut ours.port.sockets[0];
+        let budget = socket.tx_budget().saturating_sub(burst.len());
+        for _ in 0..budget.min(burst.room()).min(count - made).min(on_the_way_max - (made - arrived)) {
+            burst.push(filled(&mut ours.port.pool, &frame(made), 0)).unwrap();
+            made += 1;
+        }
+        ours.port.sockets[0].transmit(&mut ours.port.pool, &mut burst);
+        assert!(ours.turn().is_empty());
+        for got in theirs.turn() {
+            assert_eq!(got, frame(arrived), "frame {arrived}");
+            arrived += 1;
+        }
+        assert!(Instant::now() < deadline, "{arrived} of {count} arrived: {ours:?} {theirs:?}");
+    }
+    until("all frames have come home", || {
+        ours.turn();
+        ours.port.sockets[0].tx_outstanding() == 0
+    });
+    ours.assert_frames_are_home();
+    theirs.assert_frames_are_home();
+}
+
+#[test]
+#[ignore = "needs root: make test runs it"]
+fn every_frame_sent_arrives_in_order_and_comes_home() {
+    for (mode, ring_size) in [(XdpMode::Copy, 2048), (XdpMode::PreferZeroCopy, 64), (XdpMode::Generic, 512)] {
+        let wire = Wire::new(1);
+        let sized = |config: XskConfig| XskConfig { mode, ring_size, tx_frames: ring_size, ..config };
+        let mut theirs = wire.in_theirs(|| End::open(&sized(config("b0", THEIR_ADDRESS)), &[0]).unwrap());
+        let mut ours = End::open(&sized(config("a0", OUR_ADDRESS)), &[0]).unwrap();
+        let generic = mode == XdpMode::Generic;
+        assert_eq!(
+            ours.uplink.info().mode_actual,
+            if generic { ActualMode::Generic } else { ActualMode::Copy }
+        );
+        transmit_all(&mut ours, &mut theirs, 10_000);
+        assert!(ours.kicks.transmit as usize <= 10_000 && ours.kicks.failed == 0, "{ours:?}");
+    }
+}
+
+#[test]
+#[ignore = "needs root: make test runs it"]
+fn what_does_not_fit_the_budget_stays_in_the_burst() {
+    let _wire = Wire::new(1);
+    let config = XskConfig { ring_size: 64, tx_frames: 40, ..XskConfig::new("a0", XdpMode::Copy) };
+    let mut end = End::open(&config, &[0]).unwrap();
+    let (pool, socket) = (&mut end.port.pool, &mut end.port.sockets[0]);
+    let mut burst = Burst::new();
+    for number in 0..64 {
+        burst.push(filled(pool, &[number; 60], 0)).unwrap();
+    }
+    assert_eq!((socket.transmit(pool, &mut burst), socket.tx_outstanding(), socket.tx_budget()), (40, 40, 0));
+    assert_eq!(socket.transmit(pool, &mut burst), 0);
+    assert!(burst.iter().map(|frame| frame.bytes()[0]).eq(40..64), "the rest, in order");
+    burst.drain().for_each(|frame| pool.put(frame));
+    until("the others have come home", || {
+        end.turn();
+        end.port.sockets[0].tx_outstanding() == 0
+    });
+    end.assert_frames_are_home();
+}
+
+#[test]
+#[ignore = "needs root: make test runs it"]
+fn a_packet_behind_headroom_is_sent_whole_and_an_empty_one_is_refused() {
+    let wire = Wire::new(1);
+    let mut theirs = wire.in_theirs(|| End::open(&config("b0", THEIR_ADDRESS), &[0]).unwrap());
+    let mut ours = End::open(&config("a0", OUR_ADDRESS), &[0]).unwrap();
+    let frame = Vxlan { to: THEIR_ADDRESS.octets(), ..Vxlan::default() }.build();
+    assert_eq!(ours.transmit(0, &frame, 50), 1);
+    ours.turn();
+    assert_eq!(theirs.receive(1), [frame]);
+    assert_eq!(ours.transmit(0, &[], 0), 1);
+    assert_eq!(ours.port.sockets[0].faults(), 1);
+    until("the frame has come home", || {
+        ours.turn();
+        ours.port.sockets[0].tx_outstanding() == 0
+    });
+}
+
+#[test]
+#[ignore = "needs root: make test runs it"]
+fn a_link_that_goes_down_and_up_loses_no_chunk() {
+    let wire = Wire::new(1);
+    let mut theirs = wire.in_theirs(|| End::open(&config("b0", THEIR_ADDRESS), &[0]).unwrap());
+    let watchful = XskConfig { watchdog_ticks: 1_000_000, ..config("a0", OUR_ADDRESS) };
+    let mut ours = End::open(&watchful, &[0]).unwrap();
+    let frame = Vxlan { to: THEIR_ADDRESS.octets(), ..Vxlan::default() }.build();
+    run("ip link set a0 down");
+    (0..10).for_each(|_| assert_eq!(ours.transmit(0, &frame, 0), 1));
+    until("the watchdog has looked three times", || {
+        ours.turn();
+        ours.kicks.watchdog == 3
+    });
+    assert_eq!((ours.kicks.down, ours.kicks.transmit, ours.kicks.failed), (4, 4, 0), "{ours:?}");
+    run("ip link set a0 up");
+    assert_eq!(theirs_after(&mut ours, &mut theirs), 10, "{ours:?} {theirs:?}");
+    ours.assert_frames_are_home();
+}
+
+/// How many frames arrive until all of ours have come home.
+fn theirs_after(ours: &mut End, theirs: &mut End) -> usize {
+    let mut arrived = 0;
+    until("all frames have come home", || {
+        ours.turn();
+        arrived += theirs.turn().len();
+        ours.port.sockets[0].tx_outstanding() == 0
+    });
+    arrived + theirs.turn().len()
+}
+
+#[test]
+#[ignore = "needs root: make test runs it"]
+fn queues_without_a_socket_pass_to_the_kernel() {
+    let wire = Wire::new(4);
+    assert_eq!(interface("a0").unwrap().queue_count, 4);
+    let mut ours = End::open(&config("a0", OUR_ADDRESS), &[0, 2]).unwrap();
+    assert_eq!(ours.uplink.info().queues, [QueueId(0), QueueId(2)]);
+    let kernel = kernel_socket(4789);
+    let sending = XskConfig { steering: None, ..config("b0", THEIR_ADDRESS) };
+    let mut theirs = wire.in_theirs(|| End::open(&sending, &[0, 1, 2, 3]).unwrap());
+    for socket in 0..4 {
+        let frame = Vxlan { payload: vec![socket as u8; 20], ..Vxlan::default() }.build();
+        (0..10).for_each(|_| assert_eq!(theirs.transmit(socket, &frame, 0), 1));
+    }
+    theirs.turn();
+    let arrived = ours.receive(20);
+    assert!(arrived.iter().all(|frame| matches!(frame.last(), Some(0 | 2))));
+    for _ in 0..20 {
+        assert!(matches!(kernel_receives(&kernel).last(), Some(1 | 3)));
+    }
+    let counted: Vec<_> = ours.uplink.steering().unwrap().iter().map(|q| (q.steered, q.no_socket)).collect();
+    assert_eq!(counted, [(10, 0), (0, 10), (10, 0), (0, 10)], "{ours:?}");
+    ours.assert_frames_are_home();
+}
+
+#[test]
+#[ignore = "needs root: make test runs it"]
+fn each_worker_has_its_own_frames_and_one_without_queues_has_none() {
+    let _wire = Wire::new(2);
+    let workers = [vec![QueueId(1)], vec![], vec![QueueId(0)]];
+    let (uplink, ports) = open(&config("a0", OUR_ADDRESS), &workers).unwrap();
+    let sizes: Vec<_> = ports.iter().map(|port| (port.sockets.len(), port.pool.capacity())).collect();
+    assert!(matches!(sizes[..], [(1, a), (0, 0), (1, b)] if a == b && a > 6000), "{sizes:?}");
+    assert_eq!(uplink.info().frames, sizes[0].1 * 2);
+    for socket in ports.iter().flat_map(|port| &port.sockets) {
+        // SAFETY: asks for the flags of an open descriptor.
+        let flags = unsafe { libc::fcntl(socket.fd().as_raw_fd(), libc::F_GETFD) };
+        assert_eq!(flags, libc::FD_CLOEXEC, "no child process holds a queue");
+    }
+}
+
+/// Loads a program that passes everything and attaches it as `ip link set xdp` does.
+fn attach_foreign_program(name: &str) {
+    let index = i32::try_from(interface("a0").unwrap().index).unwrap();
+    // r0 = XDP_PASS; exit
+    let code = [(0xb7u8, 2), (0x95, 0)].map(|(code, imm)| libxdp_sys::bpf_insn {
+        code,
+        _bitfield_align_1: [],
+        _bitfield_1: libxdp_sys::bpf_insn::new_bitfield_1(0, 0),
+        off: 0,
+        imm,
+    });
+    let (name, licence) = (std::ffi::CString::new(name).unwrap(), c"MIT");
+    let kind = libxdp_sys::bpf_prog_type_BPF_PROG_TYPE_XDP;
+    let none = std::ptr::null_mut();
+    // SAFETY: terminated strings and two instructions; the attachment holds the program, so its descriptor is closed.
+    unsafe {
+        let fd = libxdp_sys::bpf_prog_load(kind, name.as_ptr(), licence.as_ptr(), code.as_ptr(), 2, none);
+        assert!(fd >= 0, "{fd}");
+        assert_eq!(libxdp_sys::bpf_xdp_attach(index, fd, 0, std::ptr::null()), 0);
+        libc::close(fd);
+    }
+}
+
+/// Not at once after the end: a command that another test starts just then may have a copy of the link until its exec.
+fn program_on_a0() -> bool {
+    run("ip link show a0").contains("prog/xdp")
+}
+
+#[test]
+#[ignore = "needs root: make test runs it"]
+fn a_foreign_program_is_named_and_left_alone() {
+    let _wire = Wire::new(1);
+    attach_foreign_program("firewall");
+    let before = run("ip link show a0");
+    let error = End::open(&config("a0", OUR_ADDRESS), &[0]).unwrap_err().to_string();
+    assert!(error.starts_with("a0 already has an XDP program 'firewall' (id "), "{error}");
+    assert_eq!(run("ip link show a0"), before);
+    run("ip link set dev a0 xdp off");
+    let first = End::open(&config("a0", OUR_ADDRESS), &[0]).unwrap();
+    let error = End::open(&config("a0", OUR_ADDRESS), &[0]).unwrap_err().to_string();
+    assert!(error.contains("'peregrine_steer'"), "a second daemon is told of the first: {error}");
+    assert!(program_on_a0());
+    drop(first);
+    until("it is detached", || !program_on_a0());
+}
+
+#[test]
+#[ignore = "needs root: make test runs it"]
+fn it_opens_again_right_after_it_was_closed() {
+    let wire = Wire::new(1);
+    let peer = wire.in_theirs(|| RawSocket::new("b0"));
+    for _ in 0..5 {
+        let mut end = End::open(&config("a0", OUR_ADDRESS), &[0]).unwrap();
+        peer.send(&Vxlan::default().build());
+        end.receive(1);
+    }
+    until("it is detached", || !program_on_a0());
+}
+
+#[test]
+#[ignore = "needs root: make test runs it"]
+fn a_queue_that_stays_taken_is_named() {
+    let _wire = Wire::new(1);
+    let _first = End::open(&XskConfig { steering: None, ..config("a0", OUR_ADDRESS) }, &[0]).unwrap();
+    let begin = Instant::now();
+    let error = End::open(&config("a0", OUR_ADDRESS), &[0]).unwrap_err().to_string();
+    assert!(error.starts_with("queue 0 of a0 has had another AF_XDP socket on it for 5 s"), "{error}");
+    assert!((5..10).contains(&begin.elapsed().as_secs()));
+    assert!(!program_on_a0(), "nothing stays behind");
+}
+
+#[test]
+#[ignore = "needs root: make test runs it"]
+fn a_queue_that_becomes_free_is_taken() {
+    let _wire = Wire::new(1);
+    let sending = XskConfig { steering: None, ..config("a0", OUR_ADDRESS) };
+    let first = End::open(&sending, &[0]).unwrap();
+    let releasing = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(300)); // the next open is at its retries by then
+        drop(first);
+    });
+    let mut second = End::open(&config("a0", OUR_ADDRESS), &[0]).unwrap();
+    releasing.join().unwrap();
+    second.turn();
+    second.assert_frames_are_home();
+}
+
+#[test]
+#[ignore = "needs root: make test runs it"]
+fn zero_copy_is_not_pretended() {
+    let _wire = Wire::new(1);
+    let required = XskConfig { mode: XdpMode::RequireZeroCopy, ..config("a0", OUR_ADDRESS) };
+    let error = End::open(&required, &[0]).unwrap_err().to_string();
+    assert!(error.starts_with("a0 (driver veth) has no zero-copy ("), "{error}");
+    assert!(!program_on_a0());
+    let preferred = XskConfig { mode: XdpMode::PreferZeroCopy, ..required };
+    let end = End::open(&preferred, &[0]).unwrap();
+    assert_eq!(end.uplink.info().mode_requested, XdpMode::PreferZeroCopy);
+    assert_eq!(end.uplink.info().mode_actual, ActualMode::Copy);
+}
+
+#[test]
+#[ignore = "needs root: make test runs it"]
+fn what_is_wrong_with_the_interface_is_said() {
+    let _wire = Wire::new(1);
+    let error = |config: &XskConfig| End::open(config, &[0]).unwrap_err().to_string();
+    let wrong = error(&config("a0", THEIR_ADDRESS));
+    assert!(wrong.starts_with("10.9.0.2 is not an address of a0, which has 10.9.0.1: "), "{wrong}");
+    run("ip link set a0 mtu 3000");
+    let wrong = error(&config("a0", OUR_ADDRESS));
+    assert!(wrong.contains("MTU of 3000"), "{wrong}");
+    run("ip link set a0 mtu 1500");
+    run("ip link set a0 down");
+    assert!(error(&config("a0", OUR_ADDRESS)).starts_with("interface a0 is down"));
+}
+
+#[test]
+#[ignore = "needs root: make test runs it"]
+fn a_program_that_the_driver_refuses_is_reported() {
+    let wire = Wire::new(1);
+    wire.in_theirs(|| run("ip link set b0 mtu 9000")); // veth: too long for one page at our end
+    let error = End::open(&config("a0", OUR_ADDRESS), &[0]).unwrap_err().to_string();
+    assert!(
+        error.starts_with("a0 (driver veth, MTU 1500) refused the XDP program in mode 'copy': "),
+        "{error}"
+    );
+    End::open(&XskConfig { mode: XdpMode::Generic, ..config("a0", OUR_ADDRESS) }, &[0])
+        .expect("generic XDP works");
+}
+
+#[test]
+#[ignore = "needs root: make test runs it"]
+fn without_privileges_it_says_so() {
+    let _wire = Wire::new(1);
+    // SAFETY: by the system call itself, not by libc's function, this thread alone gives its privileges up.
+    assert_eq!(unsafe { libc::syscall(libc::SYS_setresuid, 65534, 65534, 65534) }, 0);
+    for config in [config("a0", OUR_ADDRESS), XskConfig { steering: None, ..config("a0", OUR_ADDRESS) }] {
+        let error = End::open(&config, &[0]).unwrap_err().to_string();
+        assert!(error.contains("not permitted: run as root"), "{error}");
+    }
+}
+
+#[test]
+#[ignore = "needs root: make test runs it"]
+fn the_program_is_gone_after_sigkill() {
+    if std::env::var_os(CHILD).is_some() {
+        return hold_until_killed();
+    }
+    let _wire = Wire::new(1);
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["--ignored", "--exact", "the_program_is_gone_after_sigkill", "--nocapture"])
+        .env(CHILD, "hold")
+        .stdout(Stdio::piped())
+        .process_group(0)
+        .spawn()
+        .unwrap();
+    let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let ready = lines.map_while(Result::ok).any(|line| line.contains("holding"));
+    let attached = program_on_a0();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(ready && attached, "the child had it: ready {ready}, attached {attached}");
+    until("it is detached", || !program_on_a0());
+    End::open(&config("a0", OUR_ADDRESS), &[0]).expect("the queue is free again");
+}
+
+/// The child's part: open, say so, and wait for the end.
+fn hold_until_killed() {
+    let _end = End::open(&config("a0", OUR_ADDRESS), &[0]).unwrap();
+    println!("holding");
+    std::thread::sleep(PATIENCE);
+}
