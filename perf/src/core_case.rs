@@ -1,0 +1,335 @@
+//! One worker's stages on one core, a tenant on another, shared memory between them, no wire.
+//!
+//! *in*: VXLAN frames that lie ready in memory go through classify, decap, lookup and deliver into a memif ring; the
+//! tenant reads the first 8 bytes of each packet. *out*: a tenant sends as fast as it can; collect, lookup and encap
+//! make frames that are then counted and thrown away. The frames are never copied but by the stages themselves, and
+//! always the same 256 chunks, so they stay in the cache: what is measured is the instructions, not the memory.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use peregrine_dataplane::clock::{cycles, cycles_per_second};
+use peregrine_dataplane::counters::WorkerCounters;
+use peregrine_dataplane::fdb::{Destination, Fdb};
+use peregrine_dataplane::frame::{BURST, Burst, FramePool};
+use peregrine_dataplane::plan::{
+    EndpointPlan, MemifPlan, NetworkPlan, Plan, Queues, UplinkPlan, WorkerPlan, XdpMode,
+};
+use peregrine_dataplane::stages::{self, Cx, Stage, collect};
+use peregrine_dataplane::tables::{NextHop, Tables};
+use peregrine_dataplane::tenants::{TenantRings, Tenants};
+use peregrine_dataplane::types::{CoreId, EndpointId, MacAddr, NetworkId, RemoteId, Vni};
+use peregrine_dataplane::wire::outer::{OVERHEAD_IPV4, OuterFields, OuterTemplate};
+use peregrine_memif::{ClientConfig, Interface, ServerConfig};
+use serde::Serialize;
+
+const LOCAL: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+const REMOTE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
+const TENANT: MacAddr = MacAddr([2, 0, 0, 0, 0, 1]);
+const FAR: MacAddr = MacAddr([2, 0, 0, 0, 0, 2]);
+const NETWORK: NetworkId = NetworkId(0);
+/// Frames that are presented again and again.
+const FRAMES: usize = 256;
+/// Runs of each case; the median counts.
+const RUNS: usize = 5;
+
+/// What one case gave, in the median of its runs.
+#[derive(Clone, Debug, Serialize)]
+pub struct Case {
+    name: String,
+    inner_bytes: usize,
+    mpps: f64,
+    mpps_lowest: f64,
+    mpps_highest: f64,
+    cycles_per_packet: f64,
+    lost: u64,
+}
+
+/// All cases.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    cores: usize,
+    runs: usize,
+    cases: Vec<Case>,
+}
+
+impl Report {
+    /// One object.
+    pub fn json(&self) -> String {
+        format!("{}\n", serde_json::json!(self))
+    }
+
+    /// A table.
+    pub fn text(&self) -> String {
+        let mut out = format!("{:<10}{:>12}{:>10}{:>18}{:>16}{:>12}\n", "case", "inner bytes", "Mpps", "lowest–highest", "cycles/packet", "lost");
+        for case in &self.cases {
+            let spread = format!("{:.1}–{:.1}", case.mpps_lowest, case.mpps_highest);
+            out += &format!(
+                "{:<10}{:>12}{:>10.1}{:>18}{:>16.0}{:>12}\n",
+                case.name, case.inner_bytes, case.mpps, spread, case.cycles_per_packet, case.lost
+            );
+        }
+        out + &format!("Median of {} runs; one core for the stages, one for the tenant, {} in all.\n", self.runs, self.cores)
+    }
+}
+
+/// Runs all cases.
+pub fn run(quick: bool) -> Result<Report, String> {
+    let cores = core_affinity::get_core_ids().unwrap_or_default();
+    let [tenant, worker, ..] = cores[..] else {
+        return Err("it needs two cores: one for the stages and one for the tenant".into());
+    };
+    let duration = Duration::from_millis(if quick { 500 } else { 2000 });
+    let hertz = cycles_per_second();
+    core_affinity::set_for_current(worker);
+    let mut cases = Vec::new();
+    for inner_bytes in [64, 1400] {
+        for (name, way) in [("in", way_in as Way), ("out", way_out)] {
+            let mut runs = Vec::new();
+            for _ in 0..RUNS {
+                runs.push(measure(way, inner_bytes, duration, tenant)?);
+            }
+            cases.push(summary(name, inner_bytes, runs, hertz));
+        }
+    }
+    Ok(Report { cores: 2, runs: RUNS, cases })
+}
+
+/// Packets, seconds, packets lost.
+type Run = (u64, f64, u64);
+
+fn summary(name: &str, inner_bytes: usize, runs: Vec<Run>, hertz: u64) -> Case {
+    let mut rates: Vec<f64> = runs.iter().map(|(packets, seconds, _)| *packets as f64 / seconds).collect();
+    rates.sort_by(f64::total_cmp);
+    let at = |index: usize| rates.get(index).copied().unwrap_or(0.0);
+    let median = at(rates.len() / 2);
+    Case {
+        name: name.into(),
+        inner_bytes,
+        mpps: median / 1e6,
+        mpps_lowest: at(0) / 1e6,
+        mpps_highest: at(rates.len().saturating_sub(1)) / 1e6,
+        cycles_per_packet: hertz as f64 / median,
+        lost: runs.iter().map(|(_, _, lost)| lost).sum(),
+    }
+}
+
+/// Runs until `deadline`; returns what was moved and what was lost.
+type Way = fn(&mut Rig, deadline: Instant) -> (u64, u64);
+
+fn measure(way: Way, inner_bytes: usize, duration: Duration, core: core_affinity::CoreId) -> Result<Run, String> {
+    let (mut rig, client) = Rig::new(inner_bytes)?;
+    let (stop, read) = (AtomicBool::new(false), AtomicU64::new(0));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            core_affinity::set_for_current(core);
+            tenant(client, inner_bytes, &stop, &read);
+        });
+        let start = Instant::now();
+        let (moved, lost) = way(&mut rig, start + duration);
+        let seconds = start.elapsed().as_secs_f64();
+        stop.store(true, Ordering::Relaxed);
+        Ok((moved, seconds, lost))
+    })
+}
+
+/// Reads what comes and sends what fits, as fast as it can.
+fn tenant(mut client: Interface, inner_bytes: usize, stop: &AtomicBool, read: &AtomicU64) {
+    let (Some(rx), Some(tx)) = (client.rx.first_mut(), client.tx.first_mut()) else { return };
+    let packet = inner(TENANT, FAR, inner_bytes);
+    let mut head = [0u8; 2048];
+    let mut count = 0u64;
+    while !stop.load(Ordering::Relaxed) {
+        let _peer = rx.pending();
+        while let Some(packet) = rx.next_packet() {
+            count += u64::from(packet.is_ok_and(|packet| packet.copy_to(&mut head).is_some()));
+        }
+        rx.release();
+        for _ in 0..BURST {
+            if tx.push(&packet).is_err() {
+                break;
+            }
+        }
+        let _woken = tx.flush();
+    }
+    read.store(count, Ordering::Relaxed);
+}
+
+/// One burst after the other from memory to the tenant. What its ring does not take is dropped and shown as lost: then
+/// the tenant was the slower side, and only what it got counts.
+fn way_in(rig: &mut Rig, deadline: Instant) -> (u64, u64) {
+    let len = rig.frame_len;
+    let mut next_look = cycles();
+    loop {
+        let mut cx = rig.cx();
+        let mut burst = Burst::new();
+        while let Some(mut frame) = cx.pool.take() {
+            let _there = frame.reset(0, len);
+            if let Err(frame) = burst.push(frame) {
+                cx.pool.put(frame);
+                break;
+            }
+        }
+        cx.counters.uplink_rx.frames.add(burst.len() as u64);
+        stages::run_from(Stage::Classify, (&mut burst, &mut Burst::new()), &mut cx);
+        if cycles() > next_look {
+            if Instant::now() >= deadline {
+                break;
+            }
+            next_look = cycles() + 1_000_000;
+        }
+    }
+    (rig.counters.tenant_tx.frames.get(), rig.counters.dropped.total())
+}
+
+/// One burst after the other from the tenant; what is ready for the wire is counted and thrown away.
+fn way_out(rig: &mut Rig, deadline: Instant) -> (u64, u64) {
+    let mut sent = 0;
+    let mut bursts = (Burst::new(), Burst::new());
+    let mut next_look = cycles();
+    loop {
+        let mut cx = rig.cx();
+        collect::run(&mut bursts.0, &mut cx);
+        stages::run_from(Stage::Lookup, (&mut bursts.0, &mut bursts.1), &mut cx);
+        for frame in bursts.0.drain().chain(bursts.1.drain()) {
+            sent += 1;
+            cx.pool.put(frame);
+        }
+        if cycles() > next_look {
+            if Instant::now() >= deadline {
+                break;
+            }
+            next_look = cycles() + 1_000_000;
+        }
+    }
+    (sent, rig.counters.dropped.total())
+}
+
+/// A worker's things without the worker's thread.
+struct Rig {
+    tables: Tables,
+    fdb: Fdb,
+    counters: WorkerCounters,
+    pool: FramePool,
+    tenants: Tenants,
+    frame_len: usize,
+}
+
+impl Rig {
+    fn new(inner_bytes: usize) -> Result<(Rig, Interface), String> {
+        let hop = NextHop { destination: FAR, source: TENANT };
+        let tables = Tables::new(&plan(), 1500).with_next_hop(RemoteId(0), Some(hop));
+        let fdb = Fdb::new(1024, 1);
+        let placed = fdb.set_fixed(NETWORK, TENANT, Destination::Local(EndpointId(0)));
+        fdb.learn(NETWORK, FAR, RemoteId(0), 0, 1024);
+        let config = ClientConfig { ring_log2: 11, ..ClientConfig::default() };
+        let (client, mut server) =
+            peregrine_memif::pair(config, ServerConfig::default()).map_err(|error| error.to_string())?;
+        let mut tenants = Tenants::new(1);
+        let rings = TenantRings { rx: server.rx.remove(0), tx: server.tx.remove(0) };
+        let attached = tenants.attach(EndpointId(0), rings).is_ok();
+        if !placed || !attached {
+            return Err("the tenant could not be attached".into());
+        }
+        let frame = [&outer(inner_bytes)[..], &inner(FAR, TENANT, inner_bytes)].concat();
+        let mut pool = FramePool::anonymous(2048, FRAMES, 256);
+        fill(&mut pool, &frame)?;
+        let counters = WorkerCounters::new(1, 1, 1);
+        Ok((Rig { tables, fdb, counters, pool, tenants, frame_len: frame.len() }, client))
+    }
+
+    fn cx(&mut self) -> Cx<'_> {
+        Cx {
+            tables: &self.tables,
+            fdb: &self.fdb,
+            counters: &self.counters,
+            pool: &mut self.pool,
+            tenants: &mut self.tenants,
+            now_s: 0,
+            tx_allowance: FRAMES,
+        }
+    }
+}
+
+/// Writes the frame into every chunk; the stages change none of its bytes on the way in.
+fn fill(pool: &mut FramePool, frame: &[u8]) -> Result<(), String> {
+    let mut all = Vec::new();
+    while let Some(mut chunk) = pool.take() {
+        chunk.reset(0, frame.len()).ok_or("the frame does not fit a chunk")?.copy_from_slice(frame);
+        all.push(chunk);
+    }
+    all.into_iter().for_each(|chunk| pool.put(chunk));
+    Ok(())
+}
+
+fn outer(inner_bytes: usize) -> [u8; OVERHEAD_IPV4] {
+    let template = OuterTemplate::new(&OuterFields {
+        destination_mac: TENANT,
+        source_mac: FAR,
+        source: REMOTE,
+        destination: LOCAL,
+        port: 4789,
+        ttl: 64,
+    });
+    let mut head = [0; OVERHEAD_IPV4];
+    template.write(&mut head, inner_bytes as u16, VNI, 50000);
+    head
+}
+
+/// An inner UDP packet; nobody looks at what is behind its ports.
+fn inner(source: MacAddr, destination: MacAddr, bytes: usize) -> Vec<u8> {
+    let mut packet = Vec::with_capacity(bytes);
+    packet.extend(destination.0);
+    packet.extend(source.0);
+    packet.extend([8, 0, 0x45, 0]);
+    packet.extend(((bytes - 14) as u16).to_be_bytes());
+    packet.extend([0, 0, 0x40, 0, 64, 17, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2, 0x4e, 0x20, 0x23, 0x28]);
+    packet.resize(bytes, 0);
+    packet
+}
+
+const VNI: Vni = Vni::from_bytes([0, 0, 42]);
+
+fn plan() -> Plan {
+    Plan {
+        workers: vec![WorkerPlan { core: CoreId(0) }],
+        uplink: UplinkPlan {
+            interface: String::new(),
+            queues: Queues::All,
+            mode: XdpMode::Copy,
+            local: IpAddr::V4(LOCAL),
+            port: 4789,
+            source_ports: 49152..=65535,
+            ttl: 64,
+            chunk_size: 2048,
+            ring_size: 2048,
+        },
+        networks: vec![NetworkPlan {
+            name: "perf".into(),
+            vni: VNI,
+            mtu: 1450,
+            remotes: vec![IpAddr::V4(REMOTE)],
+            learning: true,
+            ageing: Duration::from_secs(300),
+            fdb_limit: 1024,
+            static_macs: vec![(FAR, IpAddr::V4(REMOTE))],
+        }],
+        endpoints: vec![EndpointPlan {
+            name: "tenant".into(),
+            network: NETWORK,
+            mac: TENANT,
+            addresses: vec![],
+            anti_spoofing: true,
+            memif: MemifPlan {
+                socket: peregrine_memif::SocketAddr::Abstract("peregrine-perf".into()),
+                mode: None,
+                id: 0,
+                secret: vec![],
+                allow_unsealed: false,
+            },
+        }],
+        control_socket: PathBuf::new(),
+    }
+}

@@ -1,0 +1,44 @@
+//! `peregrine-perf`: measures the dataplane where a wire would be the limit. Figures are of the machine it runs on;
+//! each run says how many cores it used.
+#![forbid(unsafe_code)]
+
+mod core_case;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Measurements of Peregrine.
+#[derive(Debug, Parser)]
+#[command(name = "peregrine-perf", version, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// One worker's path without a wire: frames from memory to a memif tenant on another core, and the way back.
+    Core {
+        /// Shorter runs: some seconds in all.
+        #[arg(long)]
+        quick: bool,
+        /// Print one JSON object and nothing else.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+fn main() -> ExitCode {
+    let Cli { command: Command::Core { quick, json } } = Cli::parse();
+    match core_case::run(quick) {
+        Ok(report) => {
+            print!("{}", if json { report.json() } else { report.text() });
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("peregrine-perf: error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
