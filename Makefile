@@ -27,7 +27,7 @@ lint: setup ## formatting, clippy without a warning, documentation without a war
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --locked --document-private-items
 
 bench: build ## measurements, in figures that this machine gives
-	target/release/peregrine-perf memif --quick
+	target/release/peregrine-perf core --quick
 
 clean:
 	$(CARGO) clean

@@ -3,7 +3,7 @@
 # On Debian and its children with apt (with sudo where we are not root); elsewhere it names the packages and stops.
 set -eu
 
-# command or file that shows it is there : Debian package
+# command or file that shows it is there (a pattern may stand for the architecture) : Debian package
 wanted='
 cc:gcc
 make:make
@@ -16,14 +16,17 @@ clang:clang
 ip:iproute2
 ping:iputils-ping
 ethtool:ethtool
-dpdk-testpmd:dpdk
+dpdk-testpmd:dpdk-dev
+/usr/lib/*/librte_net_memif.so.*:librte-net-memif23
+/usr/lib/*/librte_mempool_ring.so.*:librte-mempool-ring23
 tshark:tshark
 /usr/lib/python3/dist-packages/scapy/__init__.py:python3-scapy
 '
 
 there() {
     case $1 in
-    /*) [ -e "$1" ] ;;
+    # shellcheck disable=SC2086 # a pattern, to be expanded
+    /*) ls $1 >/dev/null 2>&1 ;;
     *) command -v "$1" >/dev/null 2>&1 || [ -x "/usr/sbin/$1" ] || [ -x "/sbin/$1" ] ;;
     esac
 }

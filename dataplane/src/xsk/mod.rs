@@ -53,6 +53,9 @@ pub const HEADROOM: usize = 256;
 /// How long a queue that has another socket is tried: the kernel frees the sockets of a dead process late.
 const QUEUE_PATIENCE: Duration = Duration::from_secs(5);
 
+/// How long a program of ours is given to go away: the process that had it may just be ending.
+const PREDECESSOR_PATIENCE: Duration = Duration::from_secs(1);
+
 /// What is to be opened.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct XskConfig {
@@ -131,6 +134,7 @@ pub fn open(config: &XskConfig, workers: &[Vec<QueueId>]) -> Result<(Uplink, Vec
     let program = match &config.steering {
         None => None,
         Some(steering) => {
+            wait_for_predecessor(&interface)?;
             refuse_foreign_program(&interface)?;
             Some(Program::load(steering, interface.queue_count)?)
         }
@@ -146,6 +150,18 @@ pub fn open(config: &XskConfig, workers: &[Vec<QueueId>]) -> Result<(Uplink, Vec
     let frames = ports.iter().map(|port| port.pool.capacity()).sum();
     let info = UplinkInfo::new(config, &interface, &control, huge_pages, frames);
     Ok((Uplink::new(info, program, control), ports))
+}
+
+/// A program of ours may be that of a process which is about to end: it is given a moment.
+fn wait_for_predecessor(interface: &Interface) -> Result<(), XskError> {
+    let deadline = Instant::now() + PREDECESSOR_PATIENCE;
+    while program::attached(interface.index)?.is_some_and(|(_, name)| name == program::NAME) {
+        if Instant::now() >= deadline {
+            break; // then it is refused like any other
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Ok(())
 }
 
 fn refuse_foreign_program(interface: &Interface) -> Result<(), XskError> {

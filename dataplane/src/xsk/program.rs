@@ -22,6 +22,9 @@ use super::{Steering, XskError};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/steer.o"));
 
+/// The function in bpf/steer.c, and the program's name in the kernel, which keeps 15 letters of it.
+pub(super) const NAME: &str = "peregrine_steer";
+
 /// `enum verdict` of bpf/steer.c has this many values.
 const VERDICTS: u32 = 10;
 
@@ -90,7 +93,7 @@ impl Program {
             .load(OBJECT)
             .map_err(failed("loading the XDP program's maps"))?;
         let program: &mut Xdp = ebpf
-            .program_mut("peregrine_steer")
+            .program_mut(NAME)
             .ok_or_else(|| missing("its function"))?
             .try_into()
             .map_err(failed("loading the XDP program"))?;
@@ -134,7 +137,7 @@ impl Program {
 
     /// Attaches the program: from here on frames are steered.
     pub(super) fn attach(&mut self, interface_index: u32, generic: bool) -> Result<(), AttachError> {
-        let program = self.ebpf.program("peregrine_steer").ok_or_else(|| missing("its function"))?;
+        let program = self.ebpf.program(NAME).ok_or_else(|| missing("its function"))?;
         let program: &Xdp = program.try_into().map_err(failed("attaching the XDP program"))?;
         let fd = program.fd().map_err(failed("attaching the XDP program"))?;
         self.link = Some(link(fd.as_fd(), interface_index, generic).map_err(AttachError::Refused)?);
