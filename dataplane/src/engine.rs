@@ -23,6 +23,7 @@ use crate::worker::{Shared, Worker};
 use crate::xsk::{self, Steering, Uplink, UplinkInfo, XskConfig, XskError};
 
 pub use crate::tables::NextHop;
+use crate::tenants::Detached;
 pub use crate::tenants::TenantRings;
 
 /// What the workers had to say.
@@ -34,6 +35,11 @@ pub enum Event {
         endpoint: EndpointId,
         /// What it did.
         reason: String,
+    },
+    /// A worker ended without having been told to: a bug. What it served stands still; start again.
+    WorkerDied {
+        /// The CPU that it ran on.
+        core: CoreId,
     },
 }
 
@@ -115,7 +121,9 @@ pub struct Engine {
     fdb: Arc<Fdb>,
     seconds: Seconds,
     workers: Vec<WorkerHandle>,
-    attached: Vec<bool>,
+    /// By endpoint: the serial number of the connection that is attached.
+    attached: Vec<Option<u64>>,
+    last_serial: u64,
     stop: Arc<AtomicBool>,
     age_from: usize,
 }
@@ -167,7 +175,8 @@ impl Engine {
             fdb,
             seconds: shared.seconds.clone(),
             workers: Vec::new(),
-            attached: vec![false; plan.endpoints.len()],
+            attached: vec![None; plan.endpoints.len()],
+            last_serial: 0,
             stop: Arc::default(),
             age_from: 0,
         };
@@ -223,15 +232,22 @@ impl Engine {
         self.workers.iter().filter_map(|worker| worker.counters.remote(remote)).map(Counter::get).sum()
     }
 
-    /// Sets how a remote is reached; `None` when the kernel does not know.
-    pub fn set_next_hop(&mut self, remote: RemoteId, hop: Option<NextHop>) {
-        match self.next_hops.get_mut(remote.index()) {
-            Some(known) if *known != hop => *known = hop,
-            _ => return,
+    /// Sets how remotes are reached; `None` where the kernel does not know. However many change, the workers get one
+    /// new set of tables.
+    pub fn set_next_hops(&mut self, changes: impl IntoIterator<Item = (RemoteId, Option<NextHop>)>) {
+        let mut tables = None;
+        for (remote, hop) in changes {
+            let Some(known) = self.next_hops.get_mut(remote.index()).filter(|known| **known != hop) else {
+                continue;
+            };
+            *known = hop;
+            tables.get_or_insert_with(|| Tables::clone(&self.tables)).set_next_hop(remote, hop);
         }
-        self.tables = Arc::new(self.tables.with_next_hop(remote, hop));
-        for worker in &mut self.workers {
-            worker.send(Order::Tables(self.tables.clone()));
+        if let Some(tables) = tables {
+            self.tables = Arc::new(tables);
+            for worker in &mut self.workers {
+                worker.send(Order::Tables(self.tables.clone()));
+            }
         }
     }
 
@@ -242,22 +258,24 @@ impl Engine {
     pub fn attach(&mut self, endpoint: EndpointId, rings: TenantRings) -> Result<(), AttachError> {
         match self.attached.get_mut(endpoint.index()) {
             None => return Err(AttachError::NoSuchEndpoint),
-            Some(true) => return Err(AttachError::AlreadyAttached),
-            Some(attached) => *attached = true,
+            Some(Some(_)) => return Err(AttachError::AlreadyAttached),
+            Some(attached) => {
+                self.last_serial += 1;
+                *attached = Some(self.last_serial);
+            }
         }
         if let Some(worker) = self.workers.first_mut() {
-            worker.send(Order::Attach(endpoint, rings));
+            worker.send(Order::Attach { endpoint, serial: self.last_serial, rings });
         }
         Ok(())
     }
 
     /// Stops serving a tenant. Its memory is unmapped once the worker has let go, in a later [`poll`](Self::poll).
     pub fn detach(&mut self, endpoint: EndpointId) {
-        if let Some(attached @ true) = self.attached.get_mut(endpoint.index()) {
-            *attached = false;
-            if let Some(worker) = self.workers.first_mut() {
-                worker.send(Order::Detach(endpoint));
-            }
+        if let Some(serial) = self.attached.get_mut(endpoint.index()).and_then(Option::take)
+            && let Some(worker) = self.workers.first_mut()
+        {
+            worker.send(Order::Detach { endpoint, serial });
         }
     }
 
@@ -270,12 +288,15 @@ impl Engine {
             worker.flush();
             while let Some(returned) = worker.mailbox.take_returned() {
                 let Returned::Tenant(detached) = returned else { continue };
-                let Some(fault) = detached.fault else { continue };
-                if let Some(attached @ true) = self.attached.get_mut(detached.endpoint.index()) {
-                    *attached = false;
-                    events
-                        .push(Event::TenantFault { endpoint: detached.endpoint, reason: fault.to_string() });
+                let Detached { endpoint, serial, fault: Some(fault), .. } = detached else { continue };
+                // A fault of a connection that is gone says nothing about the one that came after it.
+                if let Some(attached) = self.attached.get_mut(endpoint.index()).filter(|a| **a == Some(serial)) {
+                    *attached = None;
+                    events.push(Event::TenantFault { endpoint, reason: fault.to_string() });
                 }
+            }
+            if worker.thread.as_ref().is_some_and(JoinHandle::is_finished) {
+                events.push(Event::WorkerDied { core: worker.core });
             }
         }
         events
@@ -351,7 +372,7 @@ impl Engine {
                     .map(|network| network.name.clone())
                     .unwrap_or_default(),
                 mac: endpoint.mac,
-                connected: self.attached.get(index).copied().unwrap_or(false),
+                connected: self.attached.get(index).is_some_and(Option::is_some),
                 from_tenant: sum_traffic(counters().map(|c| c.from_tenant.read())),
                 to_tenant: sum_traffic(counters().map(|c| c.to_tenant.read())),
                 dropped: counters().map(|c| c.dropped.get()).sum(),

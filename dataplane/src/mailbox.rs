@@ -19,9 +19,21 @@ pub(crate) enum Order {
     /// Forward by these from now on.
     Tables(Arc<Tables>),
     /// Serve this tenant.
-    Attach(EndpointId, TenantRings),
-    /// Stop serving this tenant.
-    Detach(EndpointId),
+    Attach {
+        /// Whose address it has.
+        endpoint: EndpointId,
+        /// Tells this connection from those before it.
+        serial: u64,
+        /// What it is served through.
+        rings: TenantRings,
+    },
+    /// Stop serving this tenant, if it is still this connection.
+    Detach {
+        /// Whose address it has.
+        endpoint: EndpointId,
+        /// Which connection.
+        serial: u64,
+    },
 }
 
 /// What a worker gives back.
@@ -47,7 +59,10 @@ impl Mailbox {
     }
 
     /// Control: sends an order. A full mailbox gives it back.
-    #[allow(clippy::result_large_err, reason = "boxed, the worker would free memory in the middle of its work")]
+    #[allow(
+        clippy::result_large_err,
+        reason = "boxed, the worker would free memory in the middle of its work"
+    )]
     pub(crate) fn send(&self, order: Order) -> Result<(), Order> {
         self.orders.push(order)
     }

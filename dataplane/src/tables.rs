@@ -153,23 +153,19 @@ impl Tables {
         }
     }
 
-    /// A copy in which the remote's next hop is this one.
-    #[must_use]
-    pub fn with_next_hop(&self, remote: RemoteId, hop: Option<NextHop>) -> Tables {
-        let mut tables = self.clone();
-        if let Some(entry) = tables.remotes.get_mut(remote.index()) {
-            entry.outer = hop.map(|hop| {
-                OuterTemplate::new(&OuterFields {
-                    destination_mac: hop.destination,
-                    source_mac: hop.source,
-                    source: self.vtep.address,
-                    destination: entry.address,
-                    port: self.vtep.port,
-                    ttl: self.ttl,
-                })
-            });
-        }
-        tables
+    /// Sets how a remote is reached; `None` when the kernel does not know.
+    pub fn set_next_hop(&mut self, remote: RemoteId, hop: Option<NextHop>) {
+        let Some(entry) = self.remotes.get_mut(remote.index()) else { return };
+        entry.outer = hop.map(|hop| {
+            OuterTemplate::new(&OuterFields {
+                destination_mac: hop.destination,
+                source_mac: hop.source,
+                source: self.vtep.address,
+                destination: entry.address,
+                port: self.vtep.port,
+                ttl: self.ttl,
+            })
+        });
     }
 
     /// The network with this VNI.

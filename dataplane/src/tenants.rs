@@ -50,6 +50,8 @@ impl std::fmt::Display for Fault {
 /// A tenant that is attached.
 #[derive(Debug)]
 struct Tenant {
+    /// Tells this connection from those before it.
+    serial: u64,
     /// `None` only while [`collect`](crate::stages::collect) has it in hand.
     rx: Option<RxRing>,
     tx: TxRing,
@@ -64,6 +66,8 @@ struct Tenant {
 pub struct Detached {
     /// Whose it was.
     pub endpoint: EndpointId,
+    /// The number that it was attached with.
+    pub serial: u64,
     /// To be dropped by control: that unmaps memory.
     pub rings: Option<TenantRings>,
     /// Why, if the worker did it by itself.
@@ -93,12 +97,22 @@ impl Tenants {
     }
 
     /// Begins to serve a tenant. If there is one already, or no such endpoint, the rings come back.
-    #[allow(clippy::result_large_err, reason = "boxed, the worker would free memory in the middle of its work")]
-    pub fn attach(&mut self, id: EndpointId, rings: TenantRings) -> Result<(), TenantRings> {
+    #[allow(
+        clippy::result_large_err,
+        reason = "boxed, the worker would free memory in the middle of its work"
+    )]
+    pub fn attach(&mut self, id: EndpointId, serial: u64, rings: TenantRings) -> Result<(), TenantRings> {
         match self.slots.get_mut(id.index()) {
             Some(slot @ None) => {
                 let TenantRings { rx, tx } = rings;
-                *slot = Some(Tenant { rx: Some(rx), tx, bad_descriptors: 0, fault: None, unflushed: false });
+                *slot = Some(Tenant {
+                    serial,
+                    rx: Some(rx),
+                    tx,
+                    bad_descriptors: 0,
+                    fault: None,
+                    unflushed: false,
+                });
                 self.turns.push_back(id);
                 Ok(())
             }
@@ -106,14 +120,14 @@ impl Tenants {
         }
     }
 
-    /// Stops serving a tenant and gives its rings up.
-    pub fn detach(&mut self, id: EndpointId) -> Detached {
+    /// Stops serving a tenant and gives its rings up. `None` if the connection with this number is not there.
+    pub fn detach(&mut self, id: EndpointId, serial: u64) -> Option<Detached> {
+        let slot = self.slots.get_mut(id.index())?;
+        let tenant = slot.take_if(|tenant| tenant.serial == serial)?;
         self.turns.retain(|&other| other != id);
         self.unflushed.retain(|&other| other != id);
-        let tenant = self.slots.get_mut(id.index()).and_then(Option::take);
-        let fault = tenant.as_ref().and_then(|tenant| tenant.fault);
-        let rings = tenant.and_then(|tenant| Some(TenantRings { rx: tenant.rx?, tx: tenant.tx }));
-        Detached { endpoint: id, rings, fault }
+        let rings = tenant.rx.map(|rx| TenantRings { rx, tx: tenant.tx });
+        Some(Detached { endpoint: id, serial, rings, fault: tenant.fault })
     }
 
     /// How many are attached.
@@ -228,17 +242,14 @@ impl Tenants {
         if !self.faulty {
             return None;
         }
-        let id = self.turns.iter().copied().find(|id| {
-            self.slots
-                .get(id.index())
-                .is_some_and(|slot| slot.as_ref().is_some_and(|tenant| tenant.fault.is_some()))
-        });
-        match id {
-            Some(id) => Some(self.detach(id)),
-            None => {
-                self.faulty = false;
-                None
-            }
-        }
+        let faulty = |&id: &EndpointId| {
+            let tenant = self.slots.get(id.index())?.as_ref()?;
+            tenant.fault.map(|_| (id, tenant.serial))
+        };
+        let Some((id, serial)) = self.turns.iter().find_map(faulty) else {
+            self.faulty = false;
+            return None;
+        };
+        self.detach(id, serial)
     }
 }

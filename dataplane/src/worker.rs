@@ -164,10 +164,15 @@ impl Worker {
         let Some(order) = self.mailbox.next_order() else { return };
         let answer = match order {
             Order::Tables(tables) => Returned::Tables(std::mem::replace(&mut self.tables, tables)),
-            Order::Detach(endpoint) => Returned::Tenant(self.tenants.detach(endpoint)),
-            Order::Attach(endpoint, rings) => match self.tenants.attach(endpoint, rings) {
+            Order::Detach { endpoint, serial } => match self.tenants.detach(endpoint, serial) {
+                Some(detached) => Returned::Tenant(detached),
+                None => return, // it was put out before
+            },
+            Order::Attach { endpoint, serial, rings } => match self.tenants.attach(endpoint, serial, rings) {
                 Ok(()) => return,
-                Err(rings) => Returned::Tenant(Detached { endpoint, rings: Some(rings), fault: None }),
+                Err(rings) => {
+                    Returned::Tenant(Detached { endpoint, serial, rings: Some(rings), fault: None })
+                }
             },
         };
         self.mailbox.give_back(answer);

@@ -120,9 +120,10 @@ struct Rig {
 impl Rig {
     fn new() -> Rig {
         let plan = plan();
-        let tables = Tables::new(&plan, 1500);
+        let mut tables = Tables::new(&plan, 1500);
         let hop = NextHop { destination: mac(0xaa), source: mac(0xbb) };
-        let tables = tables.with_next_hop(RemoteId(0), Some(hop)).with_next_hop(RemoteId(1), Some(hop));
+        tables.set_next_hop(RemoteId(0), Some(hop));
+        tables.set_next_hop(RemoteId(1), Some(hop));
         let fdb = Fdb::new(256, 2);
         let mut tenants = Tenants::new(3);
         let mut clients = Vec::new();
@@ -131,7 +132,7 @@ impl Rig {
             assert!(fdb.set_fixed(endpoint.network, endpoint.mac, Destination::Local(id)));
             let (client, server) =
                 peregrine_memif::pair(ClientConfig::default(), ServerConfig::default()).unwrap();
-            tenants.attach(id, rings(server)).unwrap();
+            tenants.attach(id, 7, rings(server)).unwrap();
             clients.push(client);
         }
         Rig {
@@ -386,7 +387,7 @@ fn the_mtu_is_kept_both_ways() {
 #[test]
 fn without_a_next_hop_frames_are_dropped_and_asked_for() {
     let mut rig = Rig::new();
-    rig.tables = rig.tables.with_next_hop(RemoteId(0), None);
+    rig.tables.set_next_hop(RemoteId(0), None);
     assert_eq!(
         rig.tenant_sends(WEB, &inner(mac(1), MacAddr::BROADCAST, 10)).len(),
         1,
@@ -413,7 +414,8 @@ fn a_tenant_that_does_not_read_loses_its_own_packets_only() {
 #[test]
 fn an_absent_tenant_costs_a_counted_drop() {
     let mut rig = Rig::new();
-    let detached = rig.tenants.detach(WEB);
+    assert!(rig.tenants.detach(WEB, 6).is_none(), "another connection's number");
+    let detached = rig.tenants.detach(WEB, 7).unwrap();
     assert!(detached.rings.is_some() && detached.fault.is_none());
     rig.receive(&[vxlan(REMOTE_A, BLUE, &inner(mac(FAR), mac(1), 10))]);
     assert_eq!(rig.dropped(DropReason::TenantAbsent), 1);

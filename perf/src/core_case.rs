@@ -63,7 +63,10 @@ impl Report {
 
     /// A table.
     pub fn text(&self) -> String {
-        let mut out = format!("{:<10}{:>12}{:>10}{:>18}{:>16}{:>12}\n", "case", "inner bytes", "Mpps", "lowest–highest", "cycles/packet", "lost");
+        let mut out = format!(
+            "{:<10}{:>12}{:>10}{:>18}{:>16}{:>12}\n",
+            "case", "inner bytes", "Mpps", "lowest–highest", "cycles/packet", "lost"
+        );
         for case in &self.cases {
             let spread = format!("{:.1}–{:.1}", case.mpps_lowest, case.mpps_highest);
             out += &format!(
@@ -71,7 +74,10 @@ impl Report {
                 case.name, case.inner_bytes, case.mpps, spread, case.cycles_per_packet, case.lost
             );
         }
-        out + &format!("Median of {} runs; one core for the stages, one for the tenant, {} in all.\n", self.runs, self.cores)
+        out + &format!(
+            "Median of {} runs; one core for the stages, one for the tenant, {} in all.\n",
+            self.runs, self.cores
+        )
     }
 }
 
@@ -119,7 +125,12 @@ fn summary(name: &str, inner_bytes: usize, runs: Vec<Run>, hertz: u64) -> Case {
 /// Runs until `deadline`; returns what was moved and what was lost.
 type Way = fn(&mut Rig, deadline: Instant) -> (u64, u64);
 
-fn measure(way: Way, inner_bytes: usize, duration: Duration, core: core_affinity::CoreId) -> Result<Run, String> {
+fn measure(
+    way: Way,
+    inner_bytes: usize,
+    duration: Duration,
+    core: core_affinity::CoreId,
+) -> Result<Run, String> {
     let (mut rig, client) = Rig::new(inner_bytes)?;
     let (stop, read) = (AtomicBool::new(false), AtomicU64::new(0));
     std::thread::scope(|scope| {
@@ -220,7 +231,8 @@ struct Rig {
 impl Rig {
     fn new(inner_bytes: usize) -> Result<(Rig, Interface), String> {
         let hop = NextHop { destination: FAR, source: TENANT };
-        let tables = Tables::new(&plan(), 1500).with_next_hop(RemoteId(0), Some(hop));
+        let mut tables = Tables::new(&plan(), 1500);
+        tables.set_next_hop(RemoteId(0), Some(hop));
         let fdb = Fdb::new(1024, 1);
         let placed = fdb.set_fixed(NETWORK, TENANT, Destination::Local(EndpointId(0)));
         fdb.learn(NETWORK, FAR, RemoteId(0), 0, 1024);
@@ -229,7 +241,7 @@ impl Rig {
             peregrine_memif::pair(config, ServerConfig::default()).map_err(|error| error.to_string())?;
         let mut tenants = Tenants::new(1);
         let rings = TenantRings { rx: server.rx.remove(0), tx: server.tx.remove(0) };
-        let attached = tenants.attach(EndpointId(0), rings).is_ok();
+        let attached = tenants.attach(EndpointId(0), 1, rings).is_ok();
         if !placed || !attached {
             return Err("the tenant could not be attached".into());
         }

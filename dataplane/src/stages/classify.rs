@@ -3,7 +3,8 @@
 use super::Cx;
 use crate::counters::DropReason;
 use crate::frame::{Burst, Frame, Source};
-use crate::wire::outer;
+use crate::wire::outer::{self, OVERHEAD_IPV4, Outer};
+use crate::wire::partial;
 
 /// Empties `input`; what goes on starts with its VXLAN header.
 pub fn run(input: &mut Burst, output: &mut Burst, cx: &mut Cx<'_>) {
@@ -17,7 +18,10 @@ pub fn run(input: &mut Burst, output: &mut Burst, cx: &mut Cx<'_>) {
 
 #[inline]
 fn classify(frame: &mut Frame, cx: &Cx<'_>) -> Result<(), DropReason> {
-    let outer = outer::parse(frame.bytes(), cx.tables.vtep)?;
+    let outer = match outer::parse(frame.bytes(), cx.tables.vtep) {
+        Err(DropReason::OuterUdpChecksum) => finish_checksum(frame, cx)?,
+        outer => outer?,
+    };
     let remote = cx.tables.remote_by_address(outer.source).ok_or(DropReason::RemoteUnknown)?;
     frame.meta.source = Source::Remote(remote);
     frame.meta.flow_hash = outer.flow_hash;
@@ -26,5 +30,17 @@ fn classify(frame: &mut Frame, cx: &Cx<'_>) -> Result<(), DropReason> {
         Ok(())
     } else {
         Err(DropReason::OuterTruncated)
+    }
+}
+
+/// The outer checksum is wrong as the frame stands, but may be right once the inner one is finished, which a local
+/// sender left to a network card that a veth does not have.
+#[cold]
+fn finish_checksum(frame: &mut Frame, cx: &Cx<'_>) -> Result<Outer, DropReason> {
+    let inner = frame.bytes_mut().get_mut(OVERHEAD_IPV4..).ok_or(DropReason::OuterUdpChecksum)?;
+    if partial::complete(inner) {
+        outer::parse(frame.bytes(), cx.tables.vtep)
+    } else {
+        Err(DropReason::OuterUdpChecksum)
     }
 }

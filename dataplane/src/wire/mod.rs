@@ -8,6 +8,7 @@ pub mod eth;
 pub mod flow;
 pub mod ip;
 pub mod outer;
+pub mod partial;
 pub mod udp;
 pub mod vxlan;
 

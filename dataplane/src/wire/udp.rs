@@ -34,11 +34,15 @@ impl UdpHeader {
         Ok((header, payload))
     }
 
-    /// True when there is no checksum, or it is right. `pseudo` is the sum over the IP addresses, protocol and
-    /// length; `payload` what [`split`](Self::split) gave.
+    /// True when there is no checksum, it is right, or it was left to the sender's network card and holds the sum of
+    /// the pseudo header only (see [`partial`](super::partial)). `pseudo` is the sum over the IP addresses, protocol
+    /// and length; `payload` what [`split`](Self::split) gave.
     #[inline]
     pub fn checksum_holds(&self, pseudo: Sum, payload: &[u8]) -> bool {
-        self.checksum.get() == 0 || pseudo.bytes(bytemuck::bytes_of(self)).bytes(payload).fold() == 0xffff
+        let checksum = self.checksum.get();
+        checksum == 0
+            || checksum == pseudo.fold()
+            || pseudo.bytes(bytemuck::bytes_of(self)).bytes(payload).fold() == 0xffff
     }
 
     /// Destination port.
@@ -100,6 +104,9 @@ mod tests {
         wrong[9] ^= 1;
         let (header, rest) = UdpHeader::split(&wrong).unwrap();
         assert!(!header.checksum_holds(udp_pseudo_header(a, b, 11), rest));
+        wrong[6..8].copy_from_slice(&udp_pseudo_header(a, b, 11).fold().to_be_bytes());
+        let (header, rest) = UdpHeader::split(&wrong).unwrap();
+        assert!(header.checksum_holds(udp_pseudo_header(a, b, 11), rest), "left to a card that is not there");
         wrong[6..8].fill(0);
         let (header, rest) = UdpHeader::split(&wrong).unwrap();
         assert!(header.checksum_holds(udp_pseudo_header(a, b, 11), rest), "zero means none");

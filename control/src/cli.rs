@@ -1,0 +1,212 @@
+//! The arguments of `peregrine`, and what each subcommand does. Exit status: 0 done, 1 it ran and failed, 2 bad
+//! arguments or config. Errors are lines that start with `peregrine: error: ` on standard error.
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+use peregrine_dataplane::plan::Plan;
+use serde_json::Value;
+
+use crate::client::Client;
+use crate::demo::{self, DemoArgs};
+use crate::error::Error;
+use crate::table::{count, percent, thousands};
+use crate::{daemon, render};
+
+/// A userspace VXLAN dataplane: AF_XDP towards the network, memif towards the tenants.
+#[derive(Debug, Parser)]
+#[command(name = "peregrine", version, arg_required_else_help = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the dataplane in the foreground, until SIGINT or SIGTERM.
+    Run {
+        /// The config, in TOML.
+        #[arg(short, long, value_name = "FILE")]
+        config: PathBuf,
+    },
+    /// Check a config and tell all its mistakes.
+    Check {
+        /// The config, in TOML.
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+    },
+    /// Show peregrine on real traffic in network namespaces, beside the kernel's overlay (needs root).
+    Demo(DemoArgs),
+    /// Show what runs: uplink, workers, networks, next hops, tenants.
+    Status(Ask),
+    /// Show the counters: traffic, drops by reason, conservation.
+    Stats {
+        /// Where and how.
+        #[command(flatten)]
+        ask: Ask,
+        /// Print a line of rates every second until interrupted.
+        #[arg(short, long, conflicts_with = "json")]
+        watch: bool,
+    },
+    /// Show where addresses are: learned, from the config, or on this host.
+    Fdb(Ask),
+}
+
+/// Whom to ask, and how to print the answer.
+#[derive(Debug, Args)]
+pub struct Ask {
+    /// Print one JSON object and nothing else.
+    #[arg(long)]
+    pub json: bool,
+    /// The daemon's control socket.
+    #[arg(long, value_name = "PATH", default_value = peregrine_config::CONTROL_SOCKET)]
+    pub socket: PathBuf,
+}
+
+/// The program: parses the arguments, does what they say, tells what went wrong.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse(); // clap ends the process with status 2 on a mistake
+    match execute(&cli.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Error::Output(e)) if e.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(error) => {
+            for line in error.to_string().lines() {
+                let _unread = writeln!(io::stderr(), "peregrine: error: {line}");
+            }
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+/// Does what a subcommand says.
+pub fn execute(command: &Command) -> Result<(), Error> {
+    match command {
+        Command::Run { config } => daemon::run(&load(config)?),
+        Command::Check { file } => {
+            let plan = load(file)?;
+            print(&format!("{}: ok — {}\n", file.display(), summary(&plan)))
+        }
+        Command::Demo(args) => print(&demo::run(args).map_err(Error::Demo)?),
+        Command::Status(ask) => show(ask, "status", render::status),
+        Command::Fdb(ask) => show(ask, "fdb", render::fdb),
+        Command::Stats { ask, watch: true } => watch(&ask.socket),
+        Command::Stats { ask, watch: false } => show(ask, "stats", render::stats),
+    }
+}
+
+fn load(path: &Path) -> Result<Plan, Error> {
+    peregrine_config::load(path).map_err(Error::Config)
+}
+
+/// `1 worker, 2 networks, 3 endpoints`.
+fn summary(plan: &Plan) -> String {
+    [
+        count(plan.workers.len(), "worker"),
+        count(plan.networks.len(), "network"),
+        count(plan.endpoints.len(), "endpoint"),
+    ]
+    .join(", ")
+}
+
+fn print(text: &str) -> Result<(), Error> {
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(Error::Output)
+}
+
+fn show(ask: &Ask, method: &str, human: impl FnOnce(&Value) -> String) -> Result<(), Error> {
+    let answer = Client::connect(&ask.socket)?.call(method)?;
+    print(&if ask.json { format!("{answer}\n") } else { human(&answer) })
+}
+
+/// One line a second, until the daemon ends or somebody presses Ctrl-C.
+fn watch(socket: &Path) -> Result<(), Error> {
+    let mut client = Client::connect(socket)?;
+    let mut before = client.call("stats")?;
+    print("  frames/s in          out      dropped   Mbit/s in        out   busy\n")?;
+    loop {
+        std::thread::sleep(Duration::from_secs(1));
+        let after = client.call("stats")?;
+        print(&rates(&before, &after))?;
+        before = after;
+    }
+}
+
+/// What changed in a second.
+fn rates(before: &Value, after: &Value) -> String {
+    let total = |stats: &Value, keys: [&str; 2], unit: &str| -> u64 {
+        keys.iter().filter_map(|key| stats["totals"][key][unit].as_u64()).sum()
+    };
+    let rate = |keys, unit| total(after, keys, unit).saturating_sub(total(before, keys, unit));
+    let (rx, tx) = (["uplink_rx", "tenant_rx"], ["uplink_tx", "tenant_tx"]);
+    let dropped = |stats: &Value| stats["totals"]["dropped"].as_u64().unwrap_or(0);
+    let busy: Vec<String> = after["workers"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(|w| percent(w["busy"].as_f64().unwrap_or(0.0)))
+        .collect();
+    format!(
+        "{:>13} {:>12} {:>12} {:>11} {:>10}   {}\n",
+        thousands(rate(rx, "frames")),
+        thousands(rate(tx, "frames")),
+        thousands(dropped(after).saturating_sub(dropped(before))),
+        thousands(rate(rx, "bytes") * 8 / 1_000_000),
+        thousands(rate(tx, "bytes") * 8 / 1_000_000),
+        busy.join(", ")
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+    use serde_json::json;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(line.split(' '))
+    }
+
+    #[test]
+    fn the_arguments_are_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_contract_is_kept() {
+        assert!(matches!(parse("peregrine run -c x.toml").unwrap().command,
+            Command::Run { config } if config == Path::new("x.toml")));
+        assert!(matches!(parse("peregrine check x.toml").unwrap().command, Command::Check { .. }));
+        let Command::Status(ask) = parse("peregrine status --json").unwrap().command else { panic!() };
+        assert!(ask.json && ask.socket == Path::new(peregrine_config::CONTROL_SOCKET));
+        let Command::Stats { ask, watch } = parse("peregrine stats --socket /x").unwrap().command else {
+            panic!()
+        };
+        assert!(!watch && !ask.json && ask.socket == Path::new("/x"));
+    }
+
+    #[test]
+    fn mistakes_have_status_two() {
+        for line in
+            ["peregrine run", "peregrine check", "peregrine status --jsn", "peregrine stats --json --watch"]
+        {
+            assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line}");
+        }
+        assert_eq!(parse("peregrine --help").unwrap_err().exit_code(), 0);
+    }
+
+    #[test]
+    fn rates_are_differences() {
+        let stats = |frames: u64| {
+            json!({"totals": {"uplink_rx": {"frames": frames, "bytes": frames * 1_000_000}, "dropped": frames / 2},
+                "workers": [{"busy": 0.5}]})
+        };
+        let line = rates(&stats(1000), &stats(3000));
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        assert_eq!(fields, ["2,000", "0", "1,000", "16,000", "0", "50.0", "%"]);
+    }
+}

@@ -1,0 +1,237 @@
+//! The control thread: starts everything, keeps it going, stops it. It never touches a frame; when it is slow, or
+//! gone, packets flow on what was last published.
+//!
+//! One loop on one poll set: signals, the control socket, tenants, the kernel's notices; and a timer. Each part has a
+//! `ready` that only notes, and a `turn` that does a bounded share of work.
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Poll, Token};
+use peregrine_dataplane::engine::{Engine, Event};
+use peregrine_dataplane::plan::Plan;
+use peregrine_dataplane::stats::Stats;
+use serde_json::Value;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook_mio::v1_0::Signals;
+
+use crate::api::Api;
+use crate::error::Error;
+use crate::preflight;
+use crate::render;
+use crate::rpc::{RpcError, code};
+use crate::status::{self, Status, VERSION, WorkerStatus};
+use crate::table::{count, thousands};
+use crate::tenants::Tenants;
+use crate::underlay::Underlay;
+
+const SIGNALS: Token = Token(0);
+const NETLINK: Token = Token(1);
+const API: Token = Token(2);
+const TENANTS: Token = Token(API.0 + Api::TOKENS);
+
+/// The engine has no descriptor to wait on: what workers report is looked at this often.
+const TURN_MAX: Duration = Duration::from_millis(100);
+/// Ageing, and the busy shares.
+const SECOND: Duration = Duration::from_secs(1);
+/// Networks and endpoints that are listed at start, each.
+const LISTED_AT_START: usize = 8;
+
+/// Runs a plan until SIGINT or SIGTERM. A second signal ends the process at once.
+pub fn run(plan: &Plan) -> Result<(), Error> {
+    let began = Instant::now();
+    preflight::check(plan)?;
+    let mut signals = catch_signals().map_err(|source| Error::System { doing: "catch signals", source })?;
+    let mut daemon = Daemon::start(plan, &mut signals)?;
+    preflight::leave_workers_alone(plan);
+    say(&format!("peregrine {VERSION}, process {}", std::process::id()));
+    daemon.introduce();
+    say(&format!("ready in {} ms", began.elapsed().as_millis()));
+    let result = daemon.serve(&mut signals);
+    let stats = daemon.stop();
+    say(&format!("stopped; {}", conservation(&stats)));
+    result
+}
+
+/// Lines at start and end. That nobody reads them is no reason to stop.
+fn say(text: &str) {
+    use io::Write;
+    let _unread = writeln!(io::stderr(), "{}", text.trim_end());
+}
+
+fn conservation(stats: &Stats) -> String {
+    serde_json::to_value(stats.totals).map(|totals| render::conservation(&totals)).unwrap_or_default()
+}
+
+/// The first signal is told through the poll set; the second ends the process there and then.
+fn catch_signals() -> io::Result<Signals> {
+    let stopping = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        signal_hook::flag::register_conditional_shutdown(signal, 1, stopping.clone())?;
+        signal_hook::flag::register(signal, stopping.clone())?;
+    }
+    Signals::new([SIGINT, SIGTERM])
+}
+
+struct Daemon<'p> {
+    plan: &'p Plan,
+    poll: Poll,
+    api: Api,
+    tenants: Tenants,
+    underlay: Underlay,
+    engine: Engine,
+    started: Instant,
+    last_second: Instant,
+    busy: Vec<f64>,
+}
+
+impl<'p> Daemon<'p> {
+    /// In this order: the control socket first, so that a second daemon stops before it disturbs the first; the
+    /// tenants' sockets last, so that who finds them finds everything running.
+    fn start(plan: &'p Plan, signals: &mut Signals) -> Result<Daemon<'p>, Error> {
+        let system = |doing| move |source| Error::System { doing, source };
+        let poll = Poll::new().map_err(system("make an epoll descriptor"))?;
+        let registry = poll.registry();
+        registry.register(signals, SIGNALS, Interest::READABLE).map_err(system("watch for signals"))?;
+        let mut api = Api::bind(&plan.control_socket, API)?;
+        let mut engine = Engine::start(plan).map_err(Error::Engine)?;
+        let mut underlay = Underlay::open(engine.uplink().ifindex, plan.uplink.local, engine.remotes())
+            .map_err(system("open a netlink socket"))?;
+        let now = Instant::now();
+        publish(&mut underlay, &mut engine, now);
+        let mut tenants = Tenants::bind(plan, TENANTS)?;
+        let watch = system("watch a socket");
+        registry.register(&mut SourceFd(&underlay.raw_fd()), NETLINK, Interest::READABLE).map_err(watch)?;
+        api.register(registry).map_err(watch)?;
+        tenants.register(registry).map_err(watch)?;
+        let busy = vec![0.0; plan.workers.len()];
+        Ok(Daemon { plan, poll, api, tenants, underlay, engine, started: now, last_second: now, busy })
+    }
+
+    fn serve(&mut self, signals: &mut Signals) -> Result<(), Error> {
+        let mut events = Events::with_capacity(256);
+        let mut more = false;
+        loop {
+            let timeout = if more { Duration::ZERO } else { self.timeout(Instant::now()) };
+            match self.poll.poll(&mut events, Some(timeout)) {
+                Err(e) if e.kind() != io::ErrorKind::Interrupted => {
+                    return Err(Error::System { doing: "wait for events", source: e });
+                }
+                _ => {}
+            }
+            let now = Instant::now();
+            for event in &events {
+                match event.token() {
+                    SIGNALS => {}
+                    NETLINK => self.underlay.readable(),
+                    token if token < TENANTS => self.api.ready(token, now),
+                    token => self.tenants.ready(token, now),
+                }
+            }
+            if signals.pending().next().is_some() {
+                return Ok(());
+            }
+            more = self.turn(now)?;
+        }
+    }
+
+    fn turn(&mut self, now: Instant) -> Result<bool, Error> {
+        for event in self.engine.poll() {
+            match event {
+                Event::TenantFault { endpoint, reason } => {
+                    self.tenants.fault(endpoint, &reason, &mut self.engine);
+                }
+                Event::WorkerDied { core } => return Err(Error::WorkerDied { core }),
+            }
+        }
+        self.tenants.turn(self.poll.registry(), now, &mut self.engine);
+        publish(&mut self.underlay, &mut self.engine, now);
+        if now.saturating_duration_since(self.last_second) >= SECOND {
+            self.last_second = now;
+            self.engine.age();
+            self.busy = self.engine.stats().workers.iter().map(|w| w.busy).collect();
+        }
+        let Daemon { plan, poll, api, tenants, underlay, engine, started, busy, .. } = self;
+        Ok(api.turn(poll.registry(), now, |method| match method {
+            "status" => to_value(&Status {
+                version: VERSION,
+                pid: std::process::id(),
+                uptime_seconds: now.saturating_duration_since(*started).as_secs(),
+                control_socket: &plan.control_socket,
+                uplink: status::uplink(engine.uplink(), plan, underlay.link()),
+                workers: workers(plan, busy),
+                networks: status::networks(plan),
+                endpoints: status::endpoints(plan, tenants.records(), now),
+                next_hops: status::next_hops(underlay),
+                handshakes: tenants.handshakes(),
+            }),
+            "stats" => {
+                let mut stats = engine.stats();
+                stats.workers.iter_mut().zip(busy.iter()).for_each(|(worker, busy)| worker.busy = *busy);
+                to_value(&stats)
+            }
+            "fdb" => to_value(&status::fdb(engine, plan)),
+            "version" => Ok(Value::from(VERSION)),
+            other => {
+                let text = format!("no method {other:.32}: there are status, stats, fdb and version");
+                Err(RpcError::new(code::NO_METHOD, text))
+            }
+        }))
+    }
+
+    fn timeout(&self, now: Instant) -> Duration {
+        let parts = [Some(self.underlay.deadline(now)), self.tenants.deadline(), self.api.deadline()];
+        let next = parts.into_iter().flatten().min().unwrap_or(now + TURN_MAX);
+        next.saturating_duration_since(now).min(TURN_MAX)
+    }
+
+    /// Tenants are told first, while the engine still runs; then the sockets go, then the workers and the uplink.
+    fn stop(self) -> Stats {
+        let Daemon { mut engine, tenants, api, underlay, .. } = self;
+        tenants.stop(&mut engine);
+        drop((api, underlay));
+        engine.stop()
+    }
+
+    /// What was asked for and what was got, on standard error.
+    fn introduce(&self) {
+        let uplink = status::uplink(self.engine.uplink(), self.plan, self.underlay.link());
+        let mut pairs = render::uplink(&Value::Object(uplink));
+        let cores = self.plan.workers.iter().map(|w| w.core.0.to_string()).collect::<Vec<_>>().join(", ");
+        pairs.push(("workers".into(), format!("{} on core {cores}", self.plan.workers.len())));
+        for network in self.plan.networks.iter().take(LISTED_AT_START) {
+            let remotes = count(network.remotes.len(), "remote");
+            let text = format!("{} (VNI {}), MTU {}, {remotes}", network.name, network.vni, network.mtu);
+            pairs.push(("network".into(), text));
+        }
+        and_more(&mut pairs, self.plan.networks.len());
+        for endpoint in self.plan.endpoints.iter().take(LISTED_AT_START) {
+            let memif = &endpoint.memif;
+            let text = format!("{}, {}: memif {} id {}", endpoint.name, endpoint.mac, memif.socket, memif.id);
+            pairs.push(("endpoint".into(), text));
+        }
+        and_more(&mut pairs, self.plan.endpoints.len());
+        pairs.push(("control".into(), self.api.path().display().to_string()));
+        say(&render::lines(&pairs));
+    }
+}
+
+fn and_more(pairs: &mut Vec<(String, String)>, total: usize) {
+    if let Some(rest @ 1..) = total.checked_sub(LISTED_AT_START) {
+        pairs.push((String::new(), format!("and {} more", thousands(rest as u64))));
+    }
+}
+
+fn workers(plan: &Plan, busy: &[f64]) -> Vec<WorkerStatus> {
+    plan.workers.iter().zip(busy).map(|(w, &busy)| WorkerStatus { core: w.core, busy }).collect()
+}
+
+fn publish(underlay: &mut Underlay, engine: &mut Engine, now: Instant) {
+    let changes = underlay.turn(now, |remote| engine.frames_towards(remote));
+    engine.set_next_hops(changes);
+}
+
+fn to_value(value: &impl serde::Serialize) -> Result<Value, RpcError> {
+    serde_json::to_value(value).map_err(|e| RpcError::new(code::INTERNAL, e.to_string()))
+}

@@ -1,0 +1,119 @@
+//! The two measurements that both halves take with the same generator: a stream at full rate, and round trips at a
+//! fixed rate.
+
+use std::process::Command;
+use std::time::Duration;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use super::Demo;
+use super::hosts::{FAR, GENERATOR, NEAR, VNI};
+use crate::lab::{LabError, Process};
+
+/// Round trips per second.
+pub(super) const RTT_RATE: u64 = 10_000;
+/// Bytes of an inner frame.
+pub(super) const FRAME_BYTES: u64 = 64;
+/// UDP port that tenants listen on.
+pub(super) const PORT: u16 = 9000;
+/// Programs are ready within this, or something is wrong.
+pub(super) const READY: Duration = Duration::from_secs(10);
+
+/// Microseconds.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(super) struct Percentiles {
+    pub(super) p50: f64,
+    pub(super) p90: f64,
+    pub(super) p99: f64,
+    pub(super) p999: f64,
+    pub(super) max: f64,
+}
+
+/// What one half achieved.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Figures {
+    pub(super) offered_pps: f64,
+    pub(super) received_pps: f64,
+    pub(super) sent: u64,
+    pub(super) received: u64,
+    pub(super) lost: u64,
+    pub(super) reordered: u64,
+    /// Of the round trips.
+    pub(super) rtt_us: Percentiles,
+    pub(super) rtt_sent: u64,
+    pub(super) rtt_lost: u64,
+}
+
+/// What `peregrine-pktgen send` says.
+#[derive(Debug, Deserialize)]
+struct Sent {
+    sent: u64,
+    offered_pps: f64,
+    lost: Option<u64>,
+    rtt_us: Option<Percentiles>,
+}
+
+/// What `peregrine-pktgen sink` says.
+#[derive(Debug, Deserialize)]
+struct Sunk {
+    received: u64,
+    received_pps: f64,
+    duplicates: u64,
+    reordered: u64,
+}
+
+/// A stream at full rate from the far host to the tenant `(ip, mac)`, taken by the program `sink`.
+pub(super) fn stream(demo: &Demo, to: (&str, &str), sink: &mut Command) -> Result<Figures, LabError> {
+    let mut sink = Process::start(sink)?;
+    sink.wait_for_line("ready", READY)?;
+    let sent: Sent = parse("peregrine-pktgen send", &generate(demo, to, "max", &[])?)?;
+    // It ends by itself when nothing has come for a while.
+    let sunk: Sunk = parse("peregrine-pktgen sink", &sink.finish(READY, &|| demo.stopped())?)?;
+    let distinct = sunk.received - sunk.duplicates;
+    Ok(Figures {
+        offered_pps: sent.offered_pps,
+        received_pps: sunk.received_pps,
+        sent: sent.sent,
+        received: sunk.received,
+        lost: sent.sent.saturating_sub(distinct),
+        reordered: sunk.reordered,
+        rtt_us: Percentiles { p50: 0.0, p90: 0.0, p99: 0.0, p999: 0.0, max: 0.0 },
+        rtt_sent: 0,
+        rtt_lost: 0,
+    })
+}
+
+/// Round trips between the far host and the tenant `(ip, mac)`, which already answers; added to `figures`.
+pub(super) fn round_trips(demo: &Demo, to: (&str, &str), figures: &mut Figures) -> Result<(), LabError> {
+    let sent: Sent = parse("peregrine-pktgen send", &generate(demo, to, &RTT_RATE.to_string(), &["--rtt"])?)?;
+    let why =
+        || LabError::Answer { what: "peregrine-pktgen send --rtt".into(), why: "no packet came back".into() };
+    figures.rtt_us = sent.rtt_us.ok_or_else(why)?;
+    figures.rtt_sent = sent.sent;
+    figures.rtt_lost = sent.lost.unwrap_or(0);
+    Ok(())
+}
+
+/// Runs the generator on the far host and returns its report.
+fn generate(demo: &Demo, to: (&str, &str), rate: &str, more: &[&str]) -> Result<String, LabError> {
+    let mut command = demo.hosts.far.command(&demo.pktgen);
+    command.args(["send", "--json", "--interface", FAR.1, "--mode", "copy", "--next-hop", NEAR.2]);
+    command.args(["--local", FAR.0, "--remote", NEAR.0, "--vni", &VNI.to_string()]);
+    command.args(["--inner-source-mac", GENERATOR.1, "--inner-source", GENERATOR.0]);
+    command.args(["--inner-destination-mac", to.1, "--inner-destination", &format!("{}:{PORT}", to.0)]);
+    command.args(["--size", &FRAME_BYTES.to_string(), "--rate", rate]);
+    command.args([
+        "--seconds",
+        &demo.duration.as_secs().to_string(),
+        "--core",
+        &demo.cores.generator.to_string(),
+    ]);
+    command.args(more);
+    Process::start(&mut command)?.finish(demo.duration + READY, &|| demo.stopped())
+}
+
+/// A report in JSON.
+pub(super) fn parse<T: DeserializeOwned>(what: &str, text: &str) -> Result<T, LabError> {
+    serde_json::from_str(text).map_err(|error| LabError::Answer { what: what.into(), why: error.to_string() })
+}

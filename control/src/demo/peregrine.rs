@@ -1,0 +1,114 @@
+//! The first half: `peregrine run` on the near host, with two tenants on memif.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use serde::Serialize;
+use serde_json::Value;
+
+use super::hosts::{ECHO, FAR, NEAR, SINK, VNI};
+use super::measure::{Figures, READY, parse, round_trips, stream};
+use super::{Demo, DemoError, say};
+use crate::client::Client;
+use crate::lab::{LabError, Process, run};
+
+/// What ping said.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Ping {
+    pub(super) sent: u64,
+    pub(super) received: u64,
+    pub(super) rtt_us_p50: f64,
+}
+
+/// What the daemon said at the end.
+#[derive(Clone, Debug)]
+pub(super) struct Daemon {
+    pub(super) status: Value,
+    pub(super) stats: Value,
+}
+
+/// Pings to send.
+const PINGS: u64 = 20;
+/// A daemon that was asked to stop is gone within this.
+const STOP: Duration = Duration::from_secs(2);
+
+/// Ping, stream, round trips; then the daemon is asked for its counters and stopped.
+pub(super) fn measure(demo: &Demo) -> Result<(Figures, Ping, Daemon), DemoError> {
+    let config = demo.hosts.file("demo.toml");
+    std::fs::write(&config, config_text(demo))
+        .map_err(|error| DemoError::Here(format!("cannot write {}: {error}", config.display())))?;
+    say("starting peregrine on one host, and a kernel vxlan device on another");
+    let mut daemon = Process::start(demo.hosts.near.command(&demo.daemon).args(["run", "-c"]).arg(&config))?;
+    daemon.wait_for_line("ready", READY)?;
+    let mut echo = Process::start(&mut tenant(demo, "echo", 0, &["--mac", ECHO.1, "--ip", ECHO.0]))?;
+    echo.wait_for_line("ready", READY)?;
+
+    say("(a) the far host's kernel pings a tenant through the overlay");
+    let ping = ping(demo)?;
+    say(&format!("(b) a stream at full rate through peregrine, {:?}", demo.duration));
+    let mut figures = stream(demo, SINK, &mut tenant(demo, "sink", 1, &["--idle-ms", "300"]))?;
+    say(&format!("(c) 10,000 round trips a second through peregrine, {:?}", demo.duration));
+    round_trips(demo, ECHO, &mut figures)?;
+
+    let answers = ask(&demo.hosts.file("control.sock"))?;
+    echo.stop(STOP)?;
+    daemon.stop(STOP)?;
+    Ok((figures, ping, answers))
+}
+
+fn config_text(demo: &Demo) -> String {
+    let memif = demo.hosts.file("memif.sock");
+    let endpoint = |name: &str, id: u32, (ip, mac): (&str, &str)| {
+        format!(
+            "\n[[endpoints]]\nname = \"{name}\"\nnetwork = \"demo\"\nmac = \"{mac}\"\naddresses = [\"{ip}\"]\n\
+             memif = {{ socket = \"{}\", id = {id} }}\n",
+            memif.display()
+        )
+    };
+    format!(
+        "control_socket = \"{}\"\n\n[[workers]]\ncore = {}\n\n\
+         [uplink]\ninterface = \"{}\"\nlocal = \"{}\"\nmode = \"copy\"\n\n\
+         [[networks]]\nname = \"demo\"\nvni = {VNI}\nmtu = 1450\nremotes = [\"{}\"]\n{}{}",
+        demo.hosts.file("control.sock").display(),
+        demo.cores.worker,
+        NEAR.1,
+        NEAR.0,
+        FAR.0,
+        endpoint("echo", 0, ECHO),
+        endpoint("sink", 1, SINK),
+    )
+}
+
+/// A tenant: the packet generator as a memif client. It needs no namespace: its network is the shared memory.
+fn tenant(demo: &Demo, what: &str, id: u32, more: &[&str]) -> Command {
+    let mut command = Command::new(&demo.pktgen);
+    command
+        .args([what, "--json", "--memif"])
+        .arg(demo.hosts.file("memif.sock"))
+        .args(["--id", &id.to_string()]);
+    command.args(["--ring-size", "16384", "--core", &demo.cores.tenants.to_string()]).args(more);
+    command
+}
+
+fn ping(demo: &Demo) -> Result<Ping, LabError> {
+    let mut command = demo.hosts.far.command("ping");
+    let text = run(command.args(["-n", "-i", "0.02", "-W", "1", "-c", &PINGS.to_string(), ECHO.0]))?;
+    let mut times: Vec<f64> = text
+        .lines()
+        .filter_map(|line| line.split_once("time=")?.1.split_whitespace().next()?.parse().ok())
+        .collect();
+    times.sort_by(f64::total_cmp);
+    let middle = times.get(times.len() / 2).copied().unwrap_or(0.0);
+    Ok(Ping { sent: PINGS, received: times.len() as u64, rtt_us_p50: middle * 1000.0 })
+}
+
+fn ask(socket: &Path) -> Result<Daemon, LabError> {
+    let call = |method: &str| {
+        let answer = Client::connect(socket).and_then(|mut client| client.call(method));
+        answer
+            .map_err(|error| LabError::Answer { what: format!("peregrine {method}"), why: error.to_string() })
+    };
+    let (status, stats) = (call("status")?, call("stats")?);
+    Ok(Daemon { status: parse("peregrine status", &status.to_string())?, stats })
+}

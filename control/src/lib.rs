@@ -1,0 +1,38 @@
+//! Peregrine's daemon and its command line. The binary `peregrine` is [`cli::main`]; everything is a library so
+//! that tests can use it.
+//!
+//! The daemon is one control thread that never touches a frame: it starts the engine, keeps next hops and tenants
+//! up to date in it, and answers questions. Workers go on with what was last published, whatever happens here.
+#![forbid(unsafe_code)]
+#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::unreachable))]
+
+// The control socket's server.
+pub mod api;
+// The arguments, and what each subcommand does.
+pub mod cli;
+// The control socket's client.
+pub mod client;
+// The control thread: start, loop, stop.
+pub mod daemon;
+// `peregrine demo`.
+pub mod demo;
+// What can go wrong, in one line each.
+pub mod error;
+// Hosts on one machine, for the demo and for tests.
+pub mod lab;
+// What must be true before anything is started.
+pub mod preflight;
+// `status` and `stats` for people.
+pub mod render;
+// JSON-RPC, without I/O.
+pub mod rpc;
+// Socket files.
+pub mod socket;
+// What `status` tells.
+pub mod status;
+// Columns and figures.
+pub mod table;
+// The memif tenants: listeners, handshakes, connections.
+pub mod tenants;
+// Next hops, from the kernel.
+pub mod underlay;

@@ -1,0 +1,371 @@
+//! `status` and `stats` for people, and the daemon's lines at start: from the same JSON that `--json` prints, so that
+//! both always tell the same. A field that is missing shows as `-`.
+
+use serde_json::Value;
+
+use crate::table::{Table, duration, percent, thousands};
+
+/// What stands where there is nothing to tell.
+const NONE: &str = "-";
+
+fn text(value: &Value) -> String {
+    match value {
+        Value::Null => NONE.to_owned(),
+        Value::String(text) => text.clone(),
+        Value::Bool(yes) => if *yes { "yes" } else { "no" }.to_owned(),
+        Value::Number(number) => number.as_u64().map_or_else(|| number.to_string(), thousands),
+        Value::Array(list) if list.is_empty() => NONE.to_owned(),
+        Value::Array(list) => list.iter().map(text).collect::<Vec<_>>().join(", "),
+        Value::Object(_) => value.to_string(),
+    }
+}
+
+fn figure(value: &Value) -> u64 {
+    value.as_u64().unwrap_or(0)
+}
+
+fn list<'a>(value: &'a Value, key: &str) -> &'a [Value] {
+    value.get(key).and_then(Value::as_array).map_or(&[], Vec::as_slice)
+}
+
+fn section(out: &mut String, title: &str, table: &Table) {
+    let body = table.render();
+    if !body.is_empty() {
+        out.push_str(&format!("\n{title}\n{body}"));
+    }
+}
+
+/// The uplink: what was asked for and what was got.
+pub fn uplink(uplink: &Value) -> Vec<(String, String)> {
+    let link = &uplink["link"];
+    let state = match (link.is_null(), &link["up"], &link["carrier"]) {
+        (true, ..) => "gone",
+        (_, Value::Bool(false), _) => "down",
+        (_, _, Value::Bool(false)) => "no carrier",
+        _ => "up",
+    };
+    let (interface, driver) = (text(&uplink["interface"]), text(&uplink["driver"]));
+    let (mac, mtu) = (text(&uplink["mac"]), &uplink["mtu"]);
+    let queues = match list(uplink, "queues").len() {
+        0 => format!("{} got", text(&uplink["queues"])),
+        got => format!("{got} got: {}", text(&uplink["queues"])),
+    };
+    let (asked, of) = (text(&uplink["queues_requested"]), text(&uplink["queue_count"]));
+    vec![
+        ("uplink".into(), format!("{interface}, {state}: driver {driver}, address {mac}, MTU {mtu}")),
+        ("VTEP".into(), format!("{}, UDP port {}", text(&uplink["local"]), uplink["port"])),
+        (
+            "mode".into(),
+            format!("{} asked, {} got", text(&uplink["mode_requested"]), text(&uplink["mode_actual"])),
+        ),
+        ("queues".into(), format!("{asked} of {of} asked, {queues}")),
+        ("huge pages".into(), huge_pages(&uplink["huge_pages"])),
+    ]
+}
+
+fn huge_pages(value: &Value) -> String {
+    let got = match value {
+        Value::Bool(yes) => *yes,
+        Value::Number(count) => count.as_u64().unwrap_or(0) > 0,
+        Value::Null => return NONE.to_owned(),
+        other => return text(other),
+    };
+    if got {
+        "yes".to_owned()
+    } else {
+        "no: none free; `sysctl vm.nr_hugepages=64` before the start gives some (fewer TLB misses)".to_owned()
+    }
+}
+
+/// Titles and texts under each other, the texts aligned.
+pub fn lines(pairs: &[(String, String)]) -> String {
+    let width = pairs.iter().map(|(title, _)| title.chars().count()).max().unwrap_or(0);
+    pairs.iter().map(|(title, text)| format!("  {title:<width$}  {text}\n")).collect()
+}
+
+/// All of `status`.
+pub fn status(status: &Value) -> String {
+    let mut out = format!(
+        "peregrine {}, process {}, up {}\n",
+        text(&status["version"]),
+        status["pid"],
+        duration(figure(&status["uptime_seconds"]))
+    );
+    out.push_str(&lines(&uplink(&status["uplink"])));
+    let mut workers = Table::new(&[">worker", ">core", ">busy"]);
+    for (index, worker) in list(status, "workers").iter().enumerate() {
+        let busy = percent(worker["busy"].as_f64().unwrap_or(0.0));
+        workers.row(vec![index.to_string(), text(&worker["core"]), busy]);
+    }
+    section(&mut out, "Workers", &workers);
+    let mut networks = Table::new(&["network", ">VNI", ">MTU", "learning", "remotes"]);
+    for n in list(status, "networks") {
+        let (vni, mtu) = (n["vni"].to_string(), n["mtu"].to_string());
+        networks.row(vec![text(&n["name"]), vni, mtu, text(&n["learning"]), text(&n["remotes"])]);
+    }
+    section(&mut out, "Networks", &networks);
+    section(&mut out, "Next hops", &next_hops(status));
+    section(&mut out, "Endpoints", &endpoints(status));
+    out
+}
+
+fn next_hops(status: &Value) -> Table {
+    let mut table = Table::new(&["remote", "next hop", "gateway", "state"]);
+    for hop in list(status, "next_hops") {
+        let state = match hop["resolved"].as_bool() {
+            Some(true) => "resolved".to_owned(),
+            _ => format!("unresolved: {}", text(&hop["reason"])),
+        };
+        table.row(vec![text(&hop["remote"]), text(&hop["next_hop"]), text(&hop["gateway"]), state]);
+    }
+    table
+}
+
+fn endpoints(status: &Value) -> Table {
+    let mut table = Table::new(&["endpoint", "network", "address", "memif", "tenant"]);
+    for endpoint in list(status, "endpoints") {
+        let (peer, ended) = (&endpoint["peer"], &endpoint["last_end"]);
+        let tenant = match (peer.is_null(), ended.is_null()) {
+            (false, _) => {
+                let since = duration(figure(&peer["connected_seconds"]));
+                format!(
+                    "{} (process {}, user {}), for {since}",
+                    name(&peer["name"]),
+                    peer["pid"],
+                    peer["uid"]
+                )
+            }
+            (true, true) => "not connected".to_owned(),
+            (true, false) => format!("not connected ({})", text(ended)),
+        };
+        let faults = figure(&endpoint["faults"]);
+        let faults =
+            if faults > 0 { format!("; {} protocol faults", thousands(faults)) } else { String::new() };
+        table.row(vec![
+            text(&endpoint["name"]),
+            text(&endpoint["network"]),
+            text(&endpoint["mac"]),
+            format!("{} id {}", text(&endpoint["socket"]), endpoint["id"]),
+            tenant + &faults,
+        ]);
+    }
+    table
+}
+
+fn name(value: &Value) -> String {
+    match value.as_str() {
+        None | Some("") => "unnamed".to_owned(),
+        Some(name) => name.to_owned(),
+    }
+}
+
+fn traffic(cells: &mut Vec<String>, traffic: &Value) {
+    cells.push(thousands(figure(&traffic["frames"])));
+    cells.push(thousands(figure(&traffic["bytes"])));
+}
+
+/// All of `fdb`.
+pub fn fdb(fdb: &Value) -> String {
+    let mut table = Table::new(&["network", "address", "where", ">age"]);
+    let entries = list(fdb, "entries");
+    for entry in entries {
+        let place = match entry["endpoint"].as_str() {
+            Some(endpoint) => format!("endpoint {endpoint}"),
+            None => format!("remote {}", text(&entry["remote"])),
+        };
+        let age = entry["age_seconds"].as_u64().map_or_else(|| "fixed".to_owned(), duration);
+        table.row(vec![text(&entry["network"]), text(&entry["mac"]), place, age]);
+    }
+    let rest = figure(&fdb["total"]).saturating_sub(entries.len() as u64);
+    let rest = if rest > 0 { format!("  and {} more\n", thousands(rest)) } else { String::new() };
+    format!("{} addresses\n{}{rest}", text(&fdb["total"]), table.render())
+}
+
+/// All of `stats`.
+pub fn stats(stats: &Value) -> String {
+    let mut out = format!("{}\n", conservation(&stats["totals"]));
+    let totals = &stats["totals"];
+    let mut flows = Table::new(&["", ">frames", ">bytes"]);
+    for (title, key) in [
+        ("from the uplink", "uplink_rx"),
+        ("from tenants", "tenant_rx"),
+        ("to the uplink", "uplink_tx"),
+        ("to tenants", "tenant_tx"),
+    ] {
+        let mut cells = vec![title.to_owned()];
+        traffic(&mut cells, &totals[key]);
+        flows.row(cells);
+    }
+    section(&mut out, "Traffic", &flows);
+    let mut drops = Table::new(&["reason", ">frames"]);
+    for (reason, count) in stats["drops"].as_object().into_iter().flatten() {
+        drops.row(vec![reason.clone(), thousands(figure(count))]);
+    }
+    section(&mut out, "Drops", &drops);
+    section(&mut out, "Workers", &worker_stats(stats));
+    section(&mut out, "Networks", &network_stats(stats));
+    section(&mut out, "Endpoints", &endpoint_stats(stats));
+    let mut remotes = Table::new(&["remote", ">frames", "next hop"]);
+    for remote in list(stats, "remotes") {
+        let hop = if remote["next_hop"].is_null() { "unresolved".into() } else { text(&remote["next_hop"]) };
+        remotes.row(vec![text(&remote["address"]), text(&remote["frames"]), hop]);
+    }
+    section(&mut out, "Remotes", &remotes);
+    before_us(&mut out, &stats["uplink"]);
+    out
+}
+
+/// `in 12 + 3 copies = out 10 + dropped 5`, and what is on its way.
+pub fn conservation(totals: &Value) -> String {
+    let frames = |key: &str| figure(&totals[key]["frames"]);
+    let arrived = frames("uplink_rx") + frames("tenant_rx");
+    let left = frames("uplink_tx") + frames("tenant_tx");
+    let (copies, dropped) = (figure(&totals["replicated"]), figure(&totals["dropped"]));
+    let copies = if copies > 0 { format!(" + {} copies", thousands(copies)) } else { String::new() };
+    let in_flight = totals["in_flight"].as_i64().unwrap_or(0);
+    let verdict = match in_flight {
+        0 => "conserved".to_owned(),
+        n if n > 0 => format!("{} on their way", thousands(n.unsigned_abs())),
+        n => format!("{} counted while they moved", thousands(n.unsigned_abs())),
+    };
+    format!(
+        "frames in {}{copies} = frames out {} + drops {}: {verdict}",
+        thousands(arrived),
+        thousands(left),
+        thousands(dropped)
+    )
+}
+
+fn worker_stats(stats: &Value) -> Table {
+    let mut table = Table::new(&[
+        ">worker",
+        ">core",
+        ">busy",
+        ">tx kicks",
+        ">deferred",
+        ">watchdog",
+        ">wake-ups",
+        ">free frames",
+    ]);
+    for (index, worker) in list(stats, "workers").iter().enumerate() {
+        let mut cells = vec![index.to_string(), text(&worker["core"])];
+        cells.push(percent(worker["busy"].as_f64().unwrap_or(0.0)));
+        for key in ["kicks", "kicks_deferred", "watchdog_kicks", "tenant_wakeups"] {
+            cells.push(text(&worker[key]));
+        }
+        cells.push(format!("{} of {}", text(&worker["frames_free"]), text(&worker["frames_total"])));
+        table.row(cells);
+    }
+    table
+}
+
+fn network_stats(stats: &Value) -> Table {
+    let mut table = Table::new(&[
+        "network",
+        ">VNI",
+        ">from underlay",
+        ">bytes",
+        ">to underlay",
+        ">bytes",
+        ">dropped",
+        ">learned now",
+        ">moved",
+        ">refused",
+    ]);
+    for network in list(stats, "networks") {
+        let mut cells = vec![text(&network["name"]), network["vni"].to_string()];
+        traffic(&mut cells, &network["from_underlay"]);
+        traffic(&mut cells, &network["to_underlay"]);
+        for key in ["dropped", "fdb_learned", "moved", "learn_refused"] {
+            cells.push(text(&network[key]));
+        }
+        table.row(cells);
+    }
+    table
+}
+
+fn endpoint_stats(stats: &Value) -> Table {
+    let mut table = Table::new(&[
+        "endpoint",
+        "connected",
+        ">from tenant",
+        ">bytes",
+        ">to tenant",
+        ">bytes",
+        ">dropped",
+        ">bad descriptors",
+    ]);
+    for endpoint in list(stats, "endpoints") {
+        let mut cells = vec![text(&endpoint["name"]), text(&endpoint["connected"])];
+        traffic(&mut cells, &endpoint["from_tenant"]);
+        traffic(&mut cells, &endpoint["to_tenant"]);
+        for key in ["dropped", "bad_descriptors"] {
+            cells.push(text(&endpoint[key]));
+        }
+        table.row(cells);
+    }
+    table
+}
+
+/// What the XDP program and the kernel's sockets counted: summed over queues, only what is not zero.
+fn before_us(out: &mut String, uplink: &Value) {
+    let mut table = Table::new(&["before the dataplane", ">frames"]);
+    for (title, key) in [("XDP program", "program"), ("AF_XDP sockets", "sockets")] {
+        let mut sums: Vec<(&str, u64)> = Vec::new();
+        let counters = list(uplink, key).iter().filter_map(Value::as_object).flatten();
+        for (name, value) in counters.filter(|(name, _)| !matches!(name.as_str(), "queue" | "queue_id")) {
+            let Some(value) = value.as_u64() else { continue };
+            match sums.iter_mut().find(|(known, _)| known == name) {
+                Some((_, sum)) => *sum += value,
+                None => sums.push((name, value)),
+            }
+        }
+        for (name, sum) in sums.iter().filter(|(_, sum)| *sum > 0) {
+            table.row(vec![format!("{title}: {}", name.replace('_', " ")), thousands(*sum)]);
+        }
+    }
+    section(out, "Uplink", &table);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn conservation_is_told_with_figures() {
+        let totals = json!({"uplink_rx": {"frames": 1000}, "tenant_rx": {"frames": 2}, "replicated": 3,
+            "uplink_tx": {"frames": 4}, "tenant_tx": {"frames": 1000}, "dropped": 1, "in_flight": 0});
+        let want = "frames in 1,002 + 3 copies = frames out 1,004 + drops 1: conserved";
+        assert_eq!(conservation(&totals), want);
+        assert!(conservation(&json!({"in_flight": 7})).ends_with("7 on their way"));
+    }
+
+    #[test]
+    fn asked_and_got_stand_side_by_side() {
+        let info = json!({"interface": "ov0", "driver": "veth", "mac": "02:00:00:00:00:01", "mtu": 1550,
+            "mode_requested": "prefer-zero-copy", "mode_actual": "copy", "queues": [0, 1],
+            "queues_requested": "all", "queue_count": 2, "huge_pages": false, "link": {"up": true, "carrier": false}});
+        let text = lines(&uplink(&info));
+        assert!(text.contains("prefer-zero-copy asked, copy got"), "{text}");
+        assert!(text.contains("all of 2 asked, 2 got: 0, 1"), "{text}");
+        assert!(text.contains("no carrier") && text.contains("vm.nr_hugepages"), "{text}");
+    }
+
+    #[test]
+    fn nothing_is_shown_of_what_is_missing_and_nothing_breaks() {
+        for value in [json!(null), json!({}), json!([]), json!({"workers": 7, "uplink": "x", "drops": []})] {
+            assert!(status(&value).starts_with("peregrine"));
+            assert!(stats(&value).starts_with("frames in 0"));
+        }
+    }
+
+    #[test]
+    fn drops_are_named_and_kernel_counters_summed() {
+        let text = stats(&json!({"drops": {"vni_unknown": 1234},
+            "uplink": {"program": [{"queue": 0, "steered": 5, "passed": 0}, {"queue": 1, "steered": 6}]}}));
+        assert!(text.contains("vni_unknown   1,234"), "{text}");
+        assert!(text.contains("XDP program: steered") && text.contains("11"), "{text}");
+        assert!(!text.contains("passed") && !text.contains("queue"), "{text}");
+    }
+}

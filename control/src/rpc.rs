@@ -1,0 +1,254 @@
+//! JSON-RPC 2.0, one object per line: cutting what a client sends into lines, reading requests, writing answers.
+//! No I/O: bytes in, bytes out. Called by [`api`](crate::api) for each client.
+//!
+//! What must hold: whatever the bytes are, at most [`LINE_BYTES_MAX`] of them are kept and every line gets at most
+//! one answer. A line that is too long cannot be answered in order, so it ends the conversation.
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+/// The longest request.
+pub const LINE_BYTES_MAX: usize = 64 * 1024;
+
+/// JSON-RPC's error codes.
+pub mod code {
+    /// Not JSON.
+    pub const PARSE: i64 = -32700;
+    /// JSON, but not a request.
+    pub const INVALID_REQUEST: i64 = -32600;
+    /// No such method.
+    pub const NO_METHOD: i64 = -32601;
+    /// The method has no such parameters.
+    pub const INVALID_PARAMS: i64 = -32602;
+    /// The daemon failed.
+    pub const INTERNAL: i64 = -32603;
+}
+
+/// An error that a client is told.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct RpcError {
+    /// One of [`code`].
+    pub code: i64,
+    /// One line.
+    pub message: String,
+}
+
+impl RpcError {
+    /// With this code and text.
+    pub fn new(code: i64, message: impl Into<String>) -> RpcError {
+        RpcError { code, message: message.into() }
+    }
+}
+
+#[derive(Deserialize)]
+struct RawRequest {
+    jsonrpc: Option<Value>,
+    method: Option<Value>,
+    params: Option<Value>,
+    #[serde(default, deserialize_with = "present")]
+    id: Option<Value>,
+}
+
+/// Tells `"id": null` from no id at all: the second is a notification, which gets no answer.
+fn present<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Value>, D::Error> {
+    Value::deserialize(deserializer).map(Some)
+}
+
+/// Answers one line: calls `method` if the line is a request, and returns the line to send, if any is due.
+pub fn answer(line: &[u8], method: impl FnOnce(&str) -> Result<Value, RpcError>) -> Option<Vec<u8>> {
+    let line = line.trim_ascii();
+    if line.is_empty() {
+        return None;
+    }
+    let (id, result) = match read(line) {
+        Ok((name, id)) => {
+            let result = method(&name);
+            (id?, result)
+        }
+        Err((id, error)) => (id, Err(error)),
+    };
+    let body = match result {
+        Ok(result) => json!({"jsonrpc": "2.0", "id": id, "result": result}),
+        Err(e) => {
+            json!({"jsonrpc": "2.0", "id": id, "error": {"code": e.code, "message": e.message}})
+        }
+    };
+    let mut bytes = body.to_string().into_bytes();
+    bytes.push(b'\n');
+    Some(bytes)
+}
+
+/// The method's name, and the id if an answer is wanted; or the error and the id to send it with.
+fn read(line: &[u8]) -> Result<(String, Option<Value>), (Value, RpcError)> {
+    let invalid = |text: &str| RpcError::new(code::INVALID_REQUEST, text);
+    let value: Value = serde_json::from_slice(line)
+        .map_err(|e| (Value::Null, RpcError::new(code::PARSE, format!("not JSON: {e}"))))?;
+    if value.is_array() {
+        return Err((Value::Null, invalid("batches are not supported: send one request per line")));
+    }
+    let request: RawRequest = serde_json::from_value(value)
+        .map_err(|_| (Value::Null, invalid("a request is an object with jsonrpc, id and method")))?;
+    let id = match request.id {
+        None => None,
+        Some(id @ (Value::Null | Value::String(_) | Value::Number(_))) => Some(id),
+        Some(_) => return Err((Value::Null, invalid("id must be a string, a number or null"))),
+    };
+    let told = id.clone().unwrap_or(Value::Null);
+    if request.jsonrpc != Some(Value::from("2.0")) {
+        return Err((told, invalid("jsonrpc must be \"2.0\"")));
+    }
+    let Some(Value::String(method)) = request.method else {
+        return Err((told, invalid("method must be a string")));
+    };
+    match request.params {
+        None | Some(Value::Null) => Ok((method, id)),
+        Some(Value::Array(list)) if list.is_empty() => Ok((method, id)),
+        Some(Value::Object(map)) if map.is_empty() => Ok((method, id)),
+        Some(_) => Err((told, RpcError::new(code::INVALID_PARAMS, format!("{method} takes no parameters")))),
+    }
+}
+
+/// The one answer to a line that is too long.
+pub fn too_long() -> Vec<u8> {
+    let message = format!("a request has at most {LINE_BYTES_MAX} bytes");
+    let mut bytes =
+        json!({"jsonrpc": "2.0", "id": null, "error": {"code": code::INVALID_REQUEST, "message": message}})
+            .to_string()
+            .into_bytes();
+    bytes.push(b'\n');
+    bytes
+}
+
+/// A client's bytes, until they make lines.
+#[derive(Debug, Default)]
+pub struct Lines {
+    bytes: Vec<u8>,
+    /// Up to here there is no line feed.
+    searched: usize,
+}
+
+/// What is at the front of [`Lines`].
+#[derive(PartialEq, Eq, Debug)]
+pub enum Next {
+    /// A line, without its end.
+    Line(Vec<u8>),
+    /// Not a whole line yet.
+    More,
+    /// More bytes than a line may have.
+    TooLong,
+}
+
+impl Lines {
+    /// How many more bytes may be [pushed](Self::push) now.
+    pub fn room(&self) -> usize {
+        (LINE_BYTES_MAX + 1).saturating_sub(self.bytes.len())
+    }
+
+    /// Adds what was read; never more than [`room`](Self::room) is kept.
+    pub fn push(&mut self, bytes: &[u8]) {
+        self.bytes.extend_from_slice(bytes.get(..self.room()).unwrap_or(bytes));
+    }
+
+    /// Bytes of a line that has begun.
+    pub fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
+    /// Takes the next line.
+    pub fn take(&mut self) -> Next {
+        let found =
+            self.bytes.iter().skip(self.searched).position(|&b| b == b'\n').map(|at| at + self.searched);
+        match found {
+            Some(end) => {
+                let rest = self.bytes.split_off(end + 1);
+                let mut line = std::mem::replace(&mut self.bytes, rest);
+                self.searched = 0;
+                line.pop();
+                Next::Line(line)
+            }
+            None if self.room() == 0 => Next::TooLong,
+            None => {
+                self.searched = self.bytes.len();
+                Next::More
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reply(line: &str) -> Option<Value> {
+        let bytes = answer(line.as_bytes(), |method| match method {
+            "version" => Ok(json!("1.2.3")),
+            other => Err(RpcError::new(code::NO_METHOD, format!("no method {other}"))),
+        })?;
+        assert_eq!(bytes.iter().filter(|&&b| b == b'\n').count(), 1, "one line");
+        Some(serde_json::from_slice(&bytes).unwrap())
+    }
+
+    #[test]
+    fn a_request_is_answered_with_its_id() {
+        let want = json!({"jsonrpc": "2.0", "id": 7, "result": "1.2.3"});
+        assert_eq!(reply(r#"{"jsonrpc":"2.0","id":7,"method":"version"}"#), Some(want));
+        let reply =
+            reply("{\"jsonrpc\":\"2.0\",\"id\":\"a\",\"method\":\"version\",\"params\":[]}\r").unwrap();
+        assert_eq!(reply["id"], "a");
+    }
+
+    #[test]
+    fn a_notification_gets_no_answer_and_a_null_id_does() {
+        assert_eq!(reply(r#"{"jsonrpc":"2.0","method":"version"}"#), None);
+        assert_eq!(reply(r#"{"jsonrpc":"2.0","method":"nonsense"}"#), None);
+        assert_eq!(reply(r#"{"jsonrpc":"2.0","id":null,"method":"version"}"#).unwrap()["result"], "1.2.3");
+        assert_eq!(reply("  "), None);
+    }
+
+    #[test]
+    fn nonsense_gets_the_right_error() {
+        let deep = "[".repeat(5000);
+        for (line, want) in [
+            ("{", code::PARSE),
+            ("\u{0}\u{1}", code::PARSE),
+            (deep.as_str(), code::PARSE),
+            ("[]", code::INVALID_REQUEST),
+            ("7", code::INVALID_REQUEST),
+            ("{}", code::INVALID_REQUEST),
+            (r#"{"jsonrpc":"1.0","id":1,"method":"version"}"#, code::INVALID_REQUEST),
+            (r#"{"jsonrpc":"2.0","id":{},"method":"version"}"#, code::INVALID_REQUEST),
+            (r#"{"jsonrpc":"2.0","id":1,"method":7}"#, code::INVALID_REQUEST),
+            (r#"{"jsonrpc":"2.0","id":1,"method":"no"}"#, code::NO_METHOD),
+            (r#"{"jsonrpc":"2.0","id":1,"method":"version","params":[1]}"#, code::INVALID_PARAMS),
+        ] {
+            assert_eq!(reply(line).unwrap()["error"]["code"], want, "{line}");
+        }
+        assert!(answer(b"\xff\xfe", |_| Ok(Value::Null)).is_some(), "not UTF-8");
+    }
+
+    #[test]
+    fn lines_are_put_together_from_any_pieces() {
+        let mut lines = Lines::default();
+        let mut got = Vec::new();
+        for byte in b"ab\n\ncd\ne" {
+            lines.push(&[*byte]);
+            while let Next::Line(line) = lines.take() {
+                got.push(line);
+            }
+        }
+        assert_eq!(got, [b"ab".to_vec(), b"".to_vec(), b"cd".to_vec()]);
+        assert_eq!(lines.take(), Next::More);
+    }
+
+    #[test]
+    fn a_giant_line_is_bounded() {
+        let mut lines = Lines::default();
+        lines.push(&vec![b'x'; LINE_BYTES_MAX]);
+        assert_eq!(lines.take(), Next::More);
+        lines.push(&vec![b'x'; LINE_BYTES_MAX]);
+        assert_eq!((lines.take(), lines.room()), (Next::TooLong, 0));
+        let mut lines = Lines::default();
+        lines.push(&[vec![b'x'; LINE_BYTES_MAX], vec![b'\n']].concat());
+        assert!(matches!(lines.take(), Next::Line(l) if l.len() == LINE_BYTES_MAX));
+    }
+}

@@ -1,0 +1,254 @@
+//! What `status` tells: what was asked for and what was got, side by side. Plain data, made by the
+//! [daemon](crate::daemon) when somebody asks; [`render`](crate::render) shows it to people.
+
+use std::net::IpAddr;
+use std::path::Path;
+use std::time::Instant;
+
+use peregrine_dataplane::engine::Engine;
+use peregrine_dataplane::fdb::{Destination, Entry};
+use peregrine_dataplane::plan::{EndpointPlan, NetworkPlan, Plan, Queues};
+use peregrine_dataplane::types::{CoreId, MacAddr, Vni};
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+
+use crate::tenants::{Peer, TenantRecord};
+use crate::underlay::facts::LinkFact;
+use crate::underlay::{RemoteView, Underlay};
+
+/// This program's version.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// Everything but the counters.
+#[derive(Clone, Debug, Serialize)]
+pub struct Status<'a> {
+    /// The daemon's version.
+    pub version: &'static str,
+    /// Its process.
+    pub pid: u32,
+    /// Since it began to forward.
+    pub uptime_seconds: u64,
+    /// Where it answers.
+    pub control_socket: &'a Path,
+    /// The engine's account of the uplink, with `queues_requested` and `link` (what the kernel says now) added.
+    pub uplink: Map<String, Value>,
+    /// The polling threads.
+    pub workers: Vec<WorkerStatus>,
+    /// The overlay networks.
+    pub networks: Vec<NetworkStatus<'a>>,
+    /// The tenants' endpoints.
+    pub endpoints: Vec<EndpointStatus<'a>>,
+    /// The remote VTEPs and how they are reached.
+    pub next_hops: Vec<NextHopStatus>,
+    /// memif handshakes in progress.
+    pub handshakes: usize,
+}
+
+/// One polling thread.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct WorkerStatus {
+    /// Its core.
+    pub core: CoreId,
+    /// Share of its time with work to do, over the last second; 0 to 1.
+    pub busy: f64,
+}
+
+/// One network.
+#[derive(Clone, Debug, Serialize)]
+pub struct NetworkStatus<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// Its number.
+    pub vni: Vni,
+    /// The tenants' MTU.
+    pub mtu: u16,
+    /// Whether addresses are learned.
+    pub learning: bool,
+    /// Its VTEPs.
+    pub remotes: &'a [IpAddr],
+}
+
+/// One endpoint and its tenant.
+#[derive(Clone, Debug, Serialize)]
+pub struct EndpointStatus<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// Its network's name.
+    pub network: &'a str,
+    /// Its address.
+    pub mac: MacAddr,
+    /// The memif socket.
+    pub socket: String,
+    /// The interface id on that socket.
+    pub id: u32,
+    /// A secret is required.
+    pub secret: bool,
+    /// A tenant is connected.
+    pub connected: bool,
+    /// Who.
+    pub peer: Option<PeerStatus<'a>>,
+    /// Tenants attached since the start.
+    pub attached: u64,
+    /// Tenants put out because they broke the protocol.
+    pub faults: u64,
+    /// Clients that were refused.
+    pub refused: u64,
+    /// Why the last one left or was refused.
+    pub last_end: Option<&'a str>,
+}
+
+/// A connected tenant.
+#[derive(Clone, Debug, Serialize)]
+pub struct PeerStatus<'a> {
+    /// Its name, as it says.
+    pub name: &'a str,
+    /// Its interface's name, as it says.
+    pub interface: &'a str,
+    /// The process that connected.
+    pub pid: Option<i32>,
+    /// Its user.
+    pub uid: Option<u32>,
+    /// How long it has been connected.
+    pub connected_seconds: u64,
+}
+
+/// How a remote is reached.
+#[derive(Clone, Debug, Serialize)]
+pub struct NextHopStatus {
+    /// The remote VTEP.
+    pub remote: IpAddr,
+    /// The kernel knows the way.
+    pub resolved: bool,
+    /// The neighbour's link-layer address.
+    pub next_hop: Option<MacAddr>,
+    /// The gateway, if it is not on our link.
+    pub gateway: Option<IpAddr>,
+    /// Why it is not resolved.
+    pub reason: Option<String>,
+}
+
+/// What of the plan's queues was asked for: `"all"`, or a list.
+pub fn queues_requested(queues: &Queues) -> Value {
+    match queues {
+        Queues::All => Value::from("all"),
+        Queues::List(list) => json!(list),
+    }
+}
+
+/// The engine's account of the uplink, with what we know besides.
+pub fn uplink(info: &impl Serialize, plan: &Plan, link: Option<&LinkFact>) -> Map<String, Value> {
+    let mut map = match serde_json::to_value(info) {
+        Ok(Value::Object(map)) => map,
+        _ => Map::new(),
+    };
+    map.entry("queues_requested").or_insert_with(|| queues_requested(&plan.uplink.queues));
+    map.insert("local".into(), json!(plan.uplink.local));
+    map.insert("port".into(), json!(plan.uplink.port));
+    map.insert("link".into(), json!(link));
+    map
+}
+
+/// The networks of a plan.
+pub fn networks(plan: &Plan) -> Vec<NetworkStatus<'_>> {
+    fn network(n: &NetworkPlan) -> NetworkStatus<'_> {
+        NetworkStatus { name: &n.name, vni: n.vni, mtu: n.mtu, learning: n.learning, remotes: &n.remotes }
+    }
+    plan.networks.iter().map(network).collect()
+}
+
+/// The endpoints of a plan, with their tenants.
+pub fn endpoints<'a>(
+    plan: &'a Plan,
+    records: impl Iterator<Item = &'a TenantRecord>,
+    now: Instant,
+) -> Vec<EndpointStatus<'a>> {
+    let endpoint = |(plan_endpoint, record): (&'a EndpointPlan, &'a TenantRecord)| EndpointStatus {
+        name: &plan_endpoint.name,
+        network: plan.network(plan_endpoint.network).map_or("", |n| &n.name),
+        mac: plan_endpoint.mac,
+        socket: plan_endpoint.memif.socket.to_string(),
+        id: plan_endpoint.memif.id,
+        secret: !plan_endpoint.memif.secret.is_empty(),
+        connected: record.peer.is_some(),
+        peer: record.peer.as_ref().map(|p| peer(p, now)),
+        attached: record.attached,
+        faults: record.faults,
+        refused: record.refused,
+        last_end: record.last_end.as_deref(),
+    };
+    plan.endpoints.iter().zip(records).map(endpoint).collect()
+}
+
+fn peer(peer: &Peer, now: Instant) -> PeerStatus<'_> {
+    PeerStatus {
+        name: &peer.name,
+        interface: &peer.interface,
+        pid: peer.credentials.map(|c| c.pid),
+        uid: peer.credentials.map(|c| c.uid),
+        connected_seconds: now.saturating_duration_since(peer.since).as_secs(),
+    }
+}
+
+/// The remotes and how they are reached.
+pub fn next_hops(underlay: &Underlay) -> Vec<NextHopStatus> {
+    let next_hop = |remote: RemoteView<'_>| NextHopStatus {
+        remote: remote.address,
+        resolved: remote.hop.is_ok(),
+        next_hop: remote.hop.ok().map(|hop| hop.destination),
+        gateway: remote.neighbour.filter(|neighbour| *neighbour != remote.address),
+        reason: remote.hop.err().map(ToString::to_string),
+    };
+    underlay.remotes().map(next_hop).collect()
+}
+
+/// Entries that one answer to `fdb` holds at most: the rest is counted.
+pub const FDB_LISTED_MAX: usize = 10_000;
+
+/// The forwarding database.
+#[derive(Clone, Debug, Serialize)]
+pub struct FdbStatus<'a> {
+    /// The first of them.
+    pub entries: Vec<FdbEntry<'a>>,
+    /// How many there are.
+    pub total: usize,
+}
+
+/// Where one address is.
+#[derive(Clone, Debug, Serialize)]
+pub struct FdbEntry<'a> {
+    /// The network's name.
+    pub network: &'a str,
+    /// The address.
+    pub mac: MacAddr,
+    /// The endpoint's name, if it is on this host.
+    pub endpoint: Option<&'a str>,
+    /// The remote VTEP, if it is behind one.
+    pub remote: Option<IpAddr>,
+    /// From the config; never forgotten.
+    pub fixed: bool,
+    /// Since a frame last came from it; `null` for those that are fixed.
+    pub age_seconds: Option<u32>,
+}
+
+/// What the engine knows of where addresses are.
+pub fn fdb<'a>(engine: &'a Engine, plan: &'a Plan) -> FdbStatus<'a> {
+    let now = engine.uptime_s();
+    let mut total = 0;
+    let entry = |entry: Entry| {
+        let (endpoint, remote) = match entry.destination {
+            Destination::Local(id) => (plan.endpoint(id).map(|e| e.name.as_str()), None),
+            Destination::Remote(id) => (None, engine.remotes().get(id.index()).copied()),
+        };
+        FdbEntry {
+            network: plan.network(entry.network).map_or("", |n| &n.name),
+            mac: entry.mac,
+            endpoint,
+            remote,
+            fixed: entry.fixed,
+            age_seconds: (!entry.fixed).then(|| now.saturating_sub(entry.seen_s)),
+        }
+    };
+    let all = engine.fdb().inspect(|_| total += 1).enumerate();
+    let entries = all.filter(|(index, _)| *index < FDB_LISTED_MAX).map(|(_, e)| entry(e)).collect();
+    FdbStatus { entries, total }
+}

@@ -1,0 +1,292 @@
+//! The tenants' sockets against honest and hostile clients, with rings that go nowhere.
+
+use std::os::unix::net::UnixStream as StreamSocket;
+
+use mio::{Events, Poll};
+use peregrine_dataplane::plan::{MemifPlan, NetworkPlan, Queues, UplinkPlan, XdpMode};
+use peregrine_dataplane::types::{MacAddr, NetworkId, Vni};
+use peregrine_memif::{Client, ClientConfig, HandshakeError};
+
+use super::*;
+
+#[derive(Default)]
+struct Shelf {
+    rings: HashMap<EndpointId, TenantRings>,
+    attached: usize,
+}
+
+impl Rings for Shelf {
+    fn attach(&mut self, endpoint: EndpointId, rings: TenantRings) -> Result<(), String> {
+        self.attached += 1;
+        assert!(self.rings.insert(endpoint, rings).is_none(), "attached twice");
+        Ok(())
+    }
+
+    fn detach(&mut self, endpoint: EndpointId) {
+        assert!(self.rings.remove(&endpoint).is_some(), "detached twice");
+    }
+}
+
+struct Bench {
+    poll: Poll,
+    tenants: Tenants,
+    shelf: Shelf,
+    path: SocketAddr,
+    dir: tempfile::TempDir,
+}
+
+fn endpoint(path: &SocketAddr, id: u32, secret: &[u8]) -> EndpointPlan {
+    let memif = MemifPlan {
+        socket: path.clone(),
+        mode: Some(0o600),
+        id,
+        secret: secret.to_vec(),
+        allow_unsealed: false,
+    };
+    EndpointPlan {
+        name: format!("e{id}"),
+        network: NetworkId(0),
+        mac: MacAddr([2, 0, 0, 0, 0, id as u8]),
+        addresses: Vec::new(),
+        anti_spoofing: true,
+        memif,
+    }
+}
+
+fn plan(endpoints: Vec<EndpointPlan>) -> Plan {
+    let network = NetworkPlan {
+        name: "n".into(),
+        vni: Vni::new(7).unwrap(),
+        mtu: 1450,
+        remotes: Vec::new(),
+        learning: true,
+        ageing: Duration::from_secs(300),
+        fdb_limit: 10,
+        static_macs: Vec::new(),
+    };
+    let uplink = UplinkPlan {
+        interface: "x".into(),
+        queues: Queues::All,
+        mode: XdpMode::Copy,
+        local: [10, 0, 0, 1].into(),
+        port: 4789,
+        source_ports: 49152..=65535,
+        ttl: 64,
+        chunk_size: 2048,
+        ring_size: 64,
+    };
+    Plan { workers: Vec::new(), uplink, networks: vec![network], endpoints, control_socket: "/x".into() }
+}
+
+impl Bench {
+    fn new() -> Bench {
+        let dir = tempfile::tempdir().unwrap();
+        let path = SocketAddr::Path(dir.path().join("sockets").join("m.sock"));
+        let plan = plan(vec![endpoint(&path, 0, b""), endpoint(&path, 5, b"hush")]);
+        let poll = Poll::new().unwrap();
+        let mut tenants = Tenants::bind(&plan, Token(100)).unwrap();
+        tenants.register(poll.registry()).unwrap();
+        Bench { poll, tenants, shelf: Shelf::default(), path, dir }
+    }
+
+    /// Turns until nothing is ready any more.
+    fn settle(&mut self) {
+        self.settle_at(Instant::now());
+    }
+
+    fn settle_at(&mut self, now: Instant) {
+        let mut events = Events::with_capacity(64);
+        loop {
+            self.poll.poll(&mut events, Some(Duration::ZERO)).unwrap();
+            events.iter().for_each(|event| self.tenants.ready(event.token(), now));
+            self.tenants.turn(self.poll.registry(), now, &mut self.shelf);
+            if events.is_empty() {
+                return;
+            }
+        }
+    }
+
+    /// A client that has done all its steps.
+    fn connect(&mut self, config: ClientConfig) -> Result<Interface, HandshakeError> {
+        let mut client = Client::connect(&self.path, config)?;
+        for _ in 0..100 {
+            self.settle();
+            if let Progress::Connected(interface) = client.step()? {
+                self.settle();
+                return Ok(*interface);
+            }
+        }
+        panic!("100 steps and not connected");
+    }
+
+    fn raw(&self) -> std::os::fd::OwnedFd {
+        use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, connect, socket};
+        let fd = socket(AddressFamily::UNIX, SocketType::SEQPACKET, None).unwrap();
+        connect(&fd, &SocketAddrUnix::new(self.path.path().unwrap()).unwrap()).unwrap();
+        fd
+    }
+
+    fn record(&self, index: usize) -> TenantRecord {
+        self.tenants.records().nth(index).unwrap().clone()
+    }
+}
+
+fn client(id: u32, secret: &[u8]) -> ClientConfig {
+    ClientConfig {
+        id,
+        name: "tester".into(),
+        secret: Secret::new(secret).unwrap(),
+        ..ClientConfig::default()
+    }
+}
+
+#[test]
+fn a_tenant_connects_leaves_and_comes_back_at_once() {
+    let mut bench = Bench::new();
+    for round in 1..=3 {
+        let interface = bench.connect(client(0, b"")).unwrap();
+        let record = bench.record(0);
+        let peer = record.peer.unwrap();
+        assert_eq!((peer.name.as_str(), record.attached), ("tester", round));
+        assert_eq!(peer.credentials.unwrap().pid, std::process::id() as i32);
+        assert!(bench.shelf.rings.contains_key(&EndpointId(0)));
+        drop(interface); // no turn in between: the next client arrives before this end is noticed
+    }
+    bench.settle();
+    assert!(bench.shelf.rings.is_empty());
+    assert!(bench.record(0).last_end.unwrap().contains("closed"));
+}
+
+#[test]
+fn an_id_in_use_is_refused_and_its_tenant_not_disturbed() {
+    let mut bench = Bench::new();
+    let _first = bench.connect(client(0, b"")).unwrap();
+    let error = bench.connect(client(0, b"")).unwrap_err().to_string();
+    assert!(error.contains("already connected"), "{error}");
+    assert_eq!((bench.shelf.rings.len(), bench.record(0).refused), (1, 1));
+    assert!(bench.record(0).peer.is_some());
+}
+
+#[test]
+fn of_two_that_shake_hands_for_one_id_one_wins() {
+    let mut bench = Bench::new();
+    let mut clients: Vec<Client> =
+        (0..2).map(|_| Client::connect(&bench.path, client(0, b"")).unwrap()).collect();
+    let mut results = [None, None];
+    for _ in 0..100 {
+        bench.settle();
+        for (client, result) in clients.iter_mut().zip(&mut results) {
+            if result.is_none() {
+                *result = match client.step() {
+                    Ok(Progress::Pending) => None,
+                    Ok(Progress::Connected(interface)) => Some(Ok(interface)),
+                    Err(e) => Some(Err(e.to_string())),
+                };
+            }
+        }
+    }
+    bench.settle();
+    assert_eq!((bench.shelf.attached, bench.shelf.rings.len(), bench.record(0).refused), (1, 1, 1));
+    // The loser hears of it in its handshake, or right after CONNECTED.
+    assert!(results.iter().all(Option::is_some));
+}
+
+#[test]
+fn the_secret_and_the_id_must_be_right() {
+    let mut bench = Bench::new();
+    for (config, want) in [
+        (client(5, b""), "secret required"),
+        (client(5, b"wrong"), "incorrect secret"),
+        (client(9, b""), "unmatched interface id"),
+    ] {
+        let error = bench.connect(config).unwrap_err().to_string();
+        assert!(error.contains(want), "{error}");
+    }
+    assert!(bench.connect(client(5, b"hush")).is_ok());
+    assert_eq!(bench.record(1).refused, 2);
+}
+
+#[test]
+fn a_fault_puts_the_tenant_out_and_tells_it_why() {
+    let mut bench = Bench::new();
+    let first = bench.connect(client(0, b"")).unwrap();
+    bench.tenants.fault(EndpointId(0), "ring index jump", &mut bench.shelf);
+    let told = first.control.poll_disconnect().unwrap().unwrap().to_string();
+    assert!(told.contains("ring index jump"), "{told}");
+    assert!(bench.shelf.rings.is_empty());
+    assert_eq!((bench.record(0).faults, bench.record(0).peer.is_some()), (1, false));
+    bench.tenants.fault(EndpointId(0), "late news of the same", &mut bench.shelf);
+    bench.tenants.fault(EndpointId(77), "no such endpoint", &mut bench.shelf);
+    assert_eq!(bench.record(0).faults, 1);
+    assert!(bench.connect(client(0, b"")).is_ok());
+}
+
+#[test]
+fn silent_clients_are_bounded_and_time_out() {
+    let mut bench = Bench::new();
+    let silent: Vec<_> = (0..3 * HANDSHAKES_MAX).map(|_| bench.raw()).collect();
+    bench.settle();
+    assert_eq!(bench.tenants.handshakes(), HANDSHAKES_MAX);
+    // An honest client behind them all gets through as the old ones are put out.
+    let mut honest = Client::connect(&bench.path, client(0, b"")).unwrap();
+    let mut now = Instant::now();
+    let connected = (0..50).any(|_| {
+        now += EVICT_AFTER;
+        bench.settle_at(now);
+        matches!(honest.step(), Ok(Progress::Connected(_)))
+    });
+    assert!(connected);
+    assert!(bench.tenants.deadline().is_some());
+    drop(silent);
+    bench.settle();
+    assert_eq!(bench.tenants.handshakes(), 0);
+}
+
+#[test]
+fn nonsense_costs_only_the_connection_that_sends_it() {
+    let mut bench = Bench::new();
+    let tenant = bench.connect(client(0, b"")).unwrap();
+    for bytes in [&[0xffu8; 128][..], &[0; 1], &[7; 500], &[]] {
+        let fd = bench.raw();
+        bench.settle();
+        rustix::net::send(&fd, bytes, rustix::net::SendFlags::NOSIGNAL).unwrap();
+        bench.settle();
+        assert_eq!(bench.tenants.handshakes(), 0, "{} bytes", bytes.len());
+    }
+    assert!(tenant.control.poll_disconnect().unwrap().is_none());
+    assert!(bench.shelf.rings.contains_key(&EndpointId(0)));
+}
+
+#[test]
+fn a_connected_tenant_that_speaks_out_of_turn_is_put_out() {
+    let mut bench = Bench::new();
+    let first = bench.connect(client(0, b"")).unwrap();
+    rustix::net::send(&first.control, &[1u8; 128], rustix::net::SendFlags::NOSIGNAL).unwrap();
+    bench.settle();
+    assert!(bench.shelf.rings.is_empty() && bench.record(0).peer.is_none());
+}
+
+#[test]
+fn stopping_tells_everybody_and_removes_the_socket() {
+    let mut bench = Bench::new();
+    let first = bench.connect(client(0, b"")).unwrap();
+    let path = bench.path.path().unwrap().to_owned();
+    assert!(path.exists());
+    bench.tenants.stop(&mut bench.shelf);
+    assert!(bench.shelf.rings.is_empty() && !path.exists());
+    let told = first.control.poll_disconnect().unwrap().unwrap().to_string();
+    assert!(told.contains("stopping"), "{told}");
+}
+
+#[test]
+fn a_socket_that_is_taken_is_an_error_that_names_it() {
+    let bench = Bench::new();
+    let error = Tenants::bind(&plan(vec![endpoint(&bench.path, 1, b"")]), Token(0)).unwrap_err().to_string();
+    assert!(error.contains("m.sock") && error.contains("another process listens"), "{error}");
+    // A stream socket of somebody else does not fool it either.
+    let other = bench.dir.path().join("other.sock");
+    let _listener = std::os::unix::net::UnixListener::bind(&other).unwrap();
+    assert!(StreamSocket::connect(&other).is_ok());
+    let other = SocketAddr::Path(other);
+    assert!(Tenants::bind(&plan(vec![endpoint(&other, 1, b"")]), Token(0)).is_err());
+}

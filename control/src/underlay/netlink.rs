@@ -1,0 +1,290 @@
+//! The two rtnetlink sockets: [`Requests`] asks and gets its answer at once (the kernel answers inside the send),
+//! [`Notices`] hears of changes and belongs in the poll set. Nothing here decides anything.
+
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::{AsRawFd, RawFd};
+
+use netlink_packet_core::{
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_REQUEST, NetlinkBuffer, NetlinkHeader, NetlinkMessage, NetlinkPayload,
+};
+use netlink_packet_route::link::LinkMessage;
+use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourFlags, NeighbourMessage};
+use netlink_packet_route::route::{RouteAttribute, RouteFlags, RouteMessage};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use netlink_sys::protocols::NETLINK_ROUTE;
+use netlink_sys::{Socket, SocketAddr};
+
+use super::facts::{self, Affects, LinkFact, NeighbourFact, RouteFact};
+
+/// Larger than any message the kernel builds (NLMSG_GOODSIZE, and 32 KiB for a dump).
+const MESSAGE_BYTES_MAX: usize = 64 * 1024;
+/// Answers to older questions that may be in the way of ours.
+const STALE_ANSWERS_MAX: usize = 64;
+/// Datagrams taken from the notices in one turn, so that a storm of routes does not stop the control thread.
+const NOTICES_PER_TURN: usize = 512;
+/// Room for notices before the kernel says ENOBUFS.
+const NOTICE_BUFFER_BYTES: usize = 1 << 20;
+
+/// Groups that tell of links, neighbours, addresses, routes, rules and next-hop objects (linux/rtnetlink.h).
+const GROUPS: &[u32] = &[1, 3, 5, 7, 8, 9, 11, 19, 32];
+
+/// The message inside, if it is one of rtnetlink's that the parser knows.
+pub fn parse(bytes: &[u8]) -> Option<RouteNetlinkMessage> {
+    match NetlinkMessage::<RouteNetlinkMessage>::deserialize(bytes).ok()?.payload {
+        NetlinkPayload::InnerMessage(message) => Some(message),
+        _ => None,
+    }
+}
+
+fn family(address: IpAddr) -> AddressFamily {
+    if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 }
+}
+
+fn prefix(address: IpAddr) -> u8 {
+    if address.is_ipv4() { 32 } else { 128 }
+}
+
+/// Questions to the kernel.
+pub struct Requests {
+    socket: Socket,
+    sequence: u32,
+    buffer: Vec<u8>,
+}
+
+impl Requests {
+    /// Opens the socket.
+    pub fn open() -> io::Result<Requests> {
+        let mut socket = Socket::new(NETLINK_ROUTE)?;
+        socket.bind_auto()?;
+        socket.connect(&SocketAddr::new(0, 0))?;
+        socket.set_non_blocking(true)?;
+        Ok(Requests { socket, sequence: 0, buffer: Vec::with_capacity(MESSAGE_BYTES_MAX) })
+    }
+
+    /// The interface with this number; `None` when there is none.
+    pub fn link(&mut self, ifindex: u32) -> io::Result<Option<LinkFact>> {
+        let mut message = LinkMessage::default();
+        message.header.index = ifindex;
+        match self.ask(RouteNetlinkMessage::GetLink(message), 0) {
+            Ok(payload) => facts::link(&payload).map(Some).ok_or_else(|| garbled("interface")),
+            Err(e) if e.raw_os_error() == Some(rustix::io::Errno::NODEV.raw_os_error()) => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// The route from `local` to `remote`. Of several equal ways the one over `preferred` is taken, if there is one.
+    pub fn route(&mut self, local: IpAddr, remote: IpAddr, preferred: u32) -> io::Result<RouteFact> {
+        let message = self.route_message(Some(local), remote, RouteFlags::empty())?;
+        let fact = facts::route(&message);
+        match fact {
+            RouteFact::Unicast { ifindex, .. } if ifindex != preferred => {
+                let whole = self.route_message(Some(local), remote, RouteFlags::FibMatch);
+                Ok(whole.ok().and_then(|m| facts::route_through(&m, preferred)).unwrap_or(fact))
+            }
+            _ => Ok(fact),
+        }
+    }
+
+    /// Whether this host has the address.
+    pub fn is_ours(&mut self, address: IpAddr) -> bool {
+        let message = self.route_message(None, address, RouteFlags::empty());
+        message.is_ok_and(|message| facts::route(&message) == RouteFact::Local)
+    }
+
+    fn route_message(
+        &mut self,
+        source: Option<IpAddr>,
+        destination: IpAddr,
+        flags: RouteFlags,
+    ) -> io::Result<RouteMessage> {
+        let mut message = RouteMessage::default();
+        message.header.address_family = family(destination);
+        message.header.destination_prefix_length = prefix(destination);
+        message.header.flags = flags;
+        message.attributes = vec![RouteAttribute::Destination(destination.into())];
+        if let Some(source) = source {
+            message.header.source_prefix_length = prefix(source);
+            message.attributes.push(RouteAttribute::Source(source.into()));
+        }
+        self.ask(RouteNetlinkMessage::GetRoute(message), 0)?;
+        match parse(&self.buffer) {
+            Some(RouteNetlinkMessage::NewRoute(message)) => Ok(message),
+            _ => Err(garbled("route")),
+        }
+    }
+
+    /// The neighbour entry for `address` on an interface; `None` when there is none.
+    pub fn neighbour(&mut self, ifindex: u32, address: IpAddr) -> io::Result<Option<NeighbourFact>> {
+        let message = neighbour_message(ifindex, address, NeighbourFlags::empty());
+        match self.ask(RouteNetlinkMessage::GetNeighbour(message), 0) {
+            Ok(_) => {}
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(e),
+        }
+        match parse(&self.buffer) {
+            Some(RouteNetlinkMessage::NewNeighbour(message)) => Ok(Some(facts::neighbour(&message))),
+            _ => Err(garbled("neighbour")),
+        }
+    }
+
+    /// Makes the kernel act as if it had a packet for `address`: it resolves what is unknown and probes what is
+    /// stale. Not for permanent entries, which this would make temporary.
+    pub fn use_neighbour(&mut self, ifindex: u32, address: IpAddr) -> io::Result<()> {
+        let message = neighbour_message(ifindex, address, NeighbourFlags::Use);
+        self.ask(RouteNetlinkMessage::NewNeighbour(message), NLM_F_CREATE | NLM_F_ACK).map(|_| ())
+    }
+
+    /// Sends a request and returns the payload of its answer; the whole message stays in `self.buffer`.
+    fn ask(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<Vec<u8>> {
+        self.sequence = self.sequence.wrapping_add(1);
+        let mut header = NetlinkHeader::default();
+        header.flags = NLM_F_REQUEST | flags;
+        header.sequence_number = self.sequence;
+        let mut message = NetlinkMessage::new(header, NetlinkPayload::from(message));
+        message.finalize();
+        let mut bytes = vec![0; message.buffer_len()];
+        message.serialize(&mut bytes);
+        self.socket.send(&bytes, 0)?;
+        for _ in 0..STALE_ANSWERS_MAX {
+            self.buffer.clear();
+            self.socket.recv(&mut self.buffer, 0)?;
+            let answer = NetlinkBuffer::new_checked(&self.buffer[..]).map_err(|_| garbled("message"))?;
+            if answer.sequence_number() != self.sequence {
+                continue;
+            }
+            let payload = answer.payload().to_vec();
+            if answer.message_type() == NLMSG_ERROR {
+                return refusal(&payload).map_or(Ok(payload), Err);
+            }
+            return Ok(payload);
+        }
+        Err(garbled("sequence of answers"))
+    }
+}
+
+const NLMSG_ERROR: u16 = 2;
+
+/// The error of an NLMSG_ERROR; `None` when it is the acknowledgement.
+fn refusal(payload: &[u8]) -> Option<io::Error> {
+    let code = payload.get(..4).and_then(|b| b.try_into().ok()).map_or(-1, i32::from_ne_bytes);
+    (code != 0).then(|| io::Error::from_raw_os_error(code.wrapping_neg()))
+}
+
+fn neighbour_message(ifindex: u32, address: IpAddr, flags: NeighbourFlags) -> NeighbourMessage {
+    let mut message = NeighbourMessage::default();
+    message.header.family = family(address);
+    message.header.ifindex = ifindex;
+    message.header.flags = flags;
+    message.attributes = vec![NeighbourAttribute::Destination(address.into())];
+    message
+}
+
+fn garbled(what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("the kernel's answer ({what}) was not understood"))
+}
+
+impl std::fmt::Debug for Requests {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Requests").field("sequence", &self.sequence).finish_non_exhaustive()
+    }
+}
+
+/// What one turn of listening found.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Heard {
+    /// Nothing more to read.
+    All,
+    /// There is more: come back without waiting for the poll.
+    More,
+    /// The kernel could not keep up with telling us: everything must be read again.
+    Overrun,
+}
+
+/// Changes, as the kernel tells of them.
+pub struct Notices {
+    socket: Socket,
+    buffer: Vec<u8>,
+}
+
+impl Notices {
+    /// Opens the socket and joins the groups.
+    pub fn open() -> io::Result<Notices> {
+        let mut socket = Socket::new(NETLINK_ROUTE)?;
+        socket.bind_auto()?;
+        socket.set_non_blocking(true)?;
+        socket.set_rx_buf_sz(NOTICE_BUFFER_BYTES as i32)?;
+        for &group in GROUPS {
+            socket.add_membership(group)?;
+        }
+        Ok(Notices { socket, buffer: Vec::with_capacity(MESSAGE_BYTES_MAX) })
+    }
+
+    /// For the poll set.
+    pub fn raw_fd(&self) -> RawFd {
+        self.socket.as_raw_fd()
+    }
+
+    /// Reads what is there, up to a bound, and says of each message what it changes for `ifindex`.
+    pub fn read(&mut self, ifindex: u32, mut changed: impl FnMut(Affects)) -> io::Result<Heard> {
+        for _ in 0..NOTICES_PER_TURN {
+            self.buffer.clear();
+            match self.socket.recv(&mut self.buffer, 0) {
+                Ok(_) => each_message(&self.buffer, |message| changed(facts::affects(message, ifindex))),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(Heard::All),
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) if e.raw_os_error() == Some(rustix::io::Errno::NOBUFS.raw_os_error()) => {
+                    return Ok(Heard::Overrun);
+                }
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(Heard::More)
+    }
+}
+
+impl std::fmt::Debug for Notices {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Notices").field("fd", &self.raw_fd()).finish_non_exhaustive()
+    }
+}
+
+/// Cuts a datagram into its messages.
+fn each_message(mut bytes: &[u8], mut visit: impl FnMut(&[u8])) {
+    while let Ok(message) = NetlinkBuffer::new_checked(bytes) {
+        let length = message.length() as usize;
+        let Some(one) = bytes.get(..length) else { return };
+        visit(one);
+        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_datagram_is_cut_into_its_messages() {
+        let mut bytes = Vec::new();
+        for len in [17u32, 16, 20] {
+            bytes.extend(len.to_ne_bytes());
+            bytes.resize(bytes.len() + (len as usize).next_multiple_of(4) - 4, 0);
+        }
+        let mut seen = Vec::new();
+        each_message(&bytes, |m| seen.push(m.len()));
+        assert_eq!(seen, [17, 16, 20]);
+        for len in 0..bytes.len() {
+            each_message(&bytes[..len], |m| assert!(m.len() >= 16));
+        }
+        each_message(&[4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0], |_| {
+            panic!("shorter than its header")
+        });
+    }
+
+    #[test]
+    fn an_acknowledgement_is_no_refusal() {
+        assert!(refusal(&[0; 20]).is_none());
+        assert_eq!(refusal(&(-2i32).to_ne_bytes()).unwrap().kind(), io::ErrorKind::NotFound);
+        assert!(refusal(&[]).is_some() && refusal(&i32::MIN.to_ne_bytes()).is_some());
+    }
+}

@@ -1,0 +1,253 @@
+//! The program as it is run: start, questions, tenants, stop; and everything that can be wrong with a start.
+//! `here: ov0 10.9.0.1/24 ── ov1 10.9.0.2/24 :there`.
+
+mod common;
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use common::{Net, text, until};
+use peregrine_memif::{Client, ClientConfig, Interface, SocketAddr};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_peregrine");
+
+struct Host {
+    net: Net,
+    dir: tempfile::TempDir,
+}
+
+/// A daemon that has said that it is ready. Killed when dropped.
+struct Daemon {
+    child: Child,
+    said: Vec<String>,
+    stderr: BufReader<std::process::ChildStderr>,
+}
+
+impl Host {
+    fn new() -> Host {
+        Host { net: Net::new(), dir: tempfile::tempdir().unwrap() }
+    }
+
+    fn control(&self) -> PathBuf {
+        self.dir.path().join("run").join("control.sock")
+    }
+
+    fn memif(&self) -> PathBuf {
+        self.dir.path().join("run").join("tenant.sock")
+    }
+
+    /// A config file; `change` replaces a text in it.
+    fn config(&self, change: (&str, &str)) -> PathBuf {
+        let core = peregrine_control::preflight::allowed_cores().unwrap().last().unwrap().0;
+        let good = format!(
+            "control_socket = \"{}\"\n[[workers]]\ncore = {core}\n[uplink]\ninterface = \"ov0\"\nmode = \"copy\"\n\
+             local = \"10.9.0.1\"\nring_size = 512\n[[networks]]\nname = \"blue\"\nvni = 7\nremotes = [\"10.9.0.2\"]\n\
+             [[endpoints]]\nname = \"web\"\nnetwork = \"blue\"\nmac = \"02:00:00:00:07:01\"\n\
+             memif = {{ socket = \"{}\", id = 3 }}\n",
+            self.control().display(),
+            self.memif().display()
+        );
+        let file = self.dir.path().join("peregrine.toml");
+        std::fs::write(&file, good.replace(change.0, change.1)).unwrap();
+        file
+    }
+
+    fn run(&self, config: &Path) -> Command {
+        let mut command = self.net.command(PROGRAM);
+        command.args(["run", "-c"]).arg(config).stdin(Stdio::null());
+        command
+    }
+
+    fn start(&self) -> Daemon {
+        let mut child = self.run(&self.config(("", ""))).stderr(Stdio::piped()).spawn().unwrap();
+        let stderr = BufReader::new(child.stderr.take().unwrap());
+        let mut daemon = Daemon { child, said: Vec::new(), stderr };
+        daemon.listen_for("ready in ");
+        daemon
+    }
+
+    /// Runs a config that cannot be run: the one line of error.
+    fn refused(&self, change: (&str, &str)) -> String {
+        let output = self.run(&self.config(change)).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!((output.status.code(), said.lines().count()), (Some(1), 1), "{}", text(&output));
+        assert!(said.starts_with("peregrine: error: "), "{said}");
+        assert!(!self.control().exists() && !self.memif().exists());
+        said
+    }
+
+    fn ask(&self, arguments: &[&str]) -> Output {
+        Command::new(PROGRAM).args(arguments).arg("--socket").arg(self.control()).output().unwrap()
+    }
+
+    fn json(&self, what: &str) -> Value {
+        let output = self.ask(&[what, "--json"]);
+        assert!(output.status.success(), "{}", text(&output));
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+
+    fn connect(&self) -> Interface {
+        let config = ClientConfig { id: 3, name: "tester".into(), ..ClientConfig::default() };
+        let address = SocketAddr::Path(self.memif());
+        Client::connect_blocking(&address, config, Duration::from_secs(5)).unwrap()
+    }
+
+    fn program_attached(&self) -> bool {
+        self.net.here("-d link show ov0").contains("xdp")
+    }
+}
+
+impl Daemon {
+    fn listen_for(&mut self, text: &str) {
+        loop {
+            let mut line = String::new();
+            let count = self.stderr.read_line(&mut line).unwrap();
+            assert!(count > 0, "it ended before it said '{text}':\n{}", self.said.concat());
+            self.said.push(line);
+            if self.said.last().is_some_and(|line| line.starts_with(text)) {
+                return;
+            }
+        }
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+
+    fn end(&mut self, seconds: u64) -> std::process::ExitStatus {
+        let mut status = None;
+        until(seconds, "the daemon's end", || {
+            status = self.child.try_wait().unwrap();
+            status.is_some()
+        });
+        status.unwrap()
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ended = self.child.kill();
+        let _ended = self.child.wait();
+    }
+}
+
+#[test]
+#[ignore = "needs root: make test runs it"]
+fn it_starts_answers_and_stops_and_leaves_nothing() {
+    let host = Host::new();
+    let mut daemon = host.start();
+    let said = daemon.said.concat();
+    assert!(said.contains("copy asked, copy got") && said.contains("VNI 7"), "{said}");
+    assert!(host.program_attached());
+    let status = host.json("status");
+    assert_eq!(status["pid"], daemon.child.id());
+    assert_eq!(
+        (&status["uplink"]["mode_requested"], &status["uplink"]["mode_actual"]),
+        (&"copy".into(), &"copy".into())
+    );
+    until(5, "a next hop", || host.json("status")["next_hops"][0]["resolved"] == true);
+    until(5, "the same in the engine", || host.json("stats")["remotes"][0]["resolved"] == true);
+    let stats = host.json("stats");
+    for key in ["totals", "drops", "workers", "networks", "endpoints", "remotes", "uplink"] {
+        assert!(!stats[key].is_null(), "{key}");
+    }
+    assert_eq!(host.json("fdb")["entries"][0]["endpoint"], "web");
+    for (what, want) in [("status", "Next hops"), ("stats", "frames in"), ("fdb", "endpoint web")] {
+        let output = host.ask(&[what]);
+        assert!(output.status.success() && text(&output).contains(want), "{}", text(&output));
+    }
+    let began = Instant::now();
+    daemon.signal(Signal::TERM);
+    assert!(daemon.end(5).success());
+    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+    assert!(!host.program_attached() && !host.control().exists() && !host.memif().exists());
+    let output = host.ask(&["status"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output).contains("no daemon answers at"), "{}", text(&output));
+}
+
+#[test]
+#[ignore = "needs root: make test runs it"]
+fn tenants_come_and_go() {
+    let host = Host::new();
+    let mut daemon = host.start();
+    for round in 1..=3 {
+        let tenant = host.connect();
+        let endpoint = host.json("status")["endpoints"][0].clone();
+        assert_eq!((&endpoint["connected"], &endpoint["attached"]), (&true.into(), &round.into()));
+        assert_eq!(
+            (&endpoint["peer"]["name"], &endpoint["peer"]["pid"]),
+            (&"tester".into(), &std::process::id().into())
+        );
+        assert_eq!(host.json("stats")["endpoints"][0]["connected"], true);
+        drop(tenant);
+    }
+    until(5, "its end noticed", || host.json("status")["endpoints"][0]["connected"] == false);
+    let tenant = host.connect();
+    daemon.signal(Signal::INT);
+    assert!(daemon.end(5).success());
+    let why = tenant.control.poll_disconnect().unwrap().unwrap().to_string();
+    assert!(why.contains("stopping"), "{why}");
+}
+
+#[test]
+#[ignore = "needs root: make test runs it"]
+fn a_second_daemon_is_refused_and_the_first_not_disturbed() {
+    let host = Host::new();
+    let _first = host.start();
+    let output = host.run(&host.config(("", ""))).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output).contains("a daemon already answers at"), "{}", text(&output));
+    assert!(host.program_attached());
+    host.json("status");
+    host.connect();
+}
+
+#[test]
+#[ignore = "needs root: make test runs it"]
+fn after_a_kill_it_starts_again() {
+    let host = Host::new();
+    let mut daemon = host.start();
+    daemon.signal(Signal::KILL);
+    daemon.end(5);
+    until(5, "the program detached", || !host.program_attached());
+    assert!(host.control().exists(), "left behind by the dead daemon");
+    let _again = host.start();
+    host.json("status");
+    host.connect();
+}
+
+#[test]
+#[ignore = "needs root: make test runs it"]
+fn what_is_wrong_at_start_is_one_line() {
+    let host = Host::new();
+    assert!(host.refused(("interface = \"ov0\"", "interface = \"none0\"")).contains("none0"));
+    assert!(host.refused(("local = \"10.9.0.1\"", "local = \"10.9.0.77\"")).contains("10.9.0.77"));
+    assert!(host.refused(("core = ", "core = 99")).contains("this process may use cores"));
+    let elsewhere = format!("{}/not/there/c.sock", host.dir.path().display());
+    let control = host.control().display().to_string();
+    assert!(host.refused((&control, &elsewhere)).contains("cannot make the directory"));
+    host.net.here("link set ov0 down");
+    assert!(host.refused(("", "")).contains("down"));
+}
+
+#[test]
+#[ignore = "needs root: make test runs it"]
+fn a_reader_that_stops_reading_is_no_panic() {
+    let host = Host::new();
+    let _daemon = host.start();
+    let mut child = Command::new(PROGRAM)
+        .args(["stats", "--socket"])
+        .arg(host.control())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success() && output.stderr.is_empty(), "{}", text(&output));
+}

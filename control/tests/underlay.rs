@@ -1,0 +1,241 @@
+//! Next hops, against the kernel's own routes and neighbours. Each test has a wire of its own:
+//! `here: ov0 10.9.0.1/24 ── ov1 10.9.0.2/24 :there`.
+
+mod common;
+
+use std::cell::Cell;
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use common::{Net, until};
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Poll, Token};
+use peregrine_control::underlay::Underlay;
+use peregrine_dataplane::engine::NextHop;
+use peregrine_dataplane::types::{MacAddr, RemoteId};
+
+const PEER: &str = "10.9.0.2";
+
+/// An underlay that is turned by its notices and its timer, as the daemon does.
+struct Bench {
+    net: Net,
+    poll: Poll,
+    underlay: Underlay,
+    hops: Vec<Option<NextHop>>,
+    frames: Cell<u64>,
+}
+
+impl Bench {
+    fn new(remotes: &[&str]) -> Bench {
+        let net = Net::new();
+        net.enter();
+        let ifindex = ifindex(&net);
+        let remotes: Vec<IpAddr> = remotes.iter().map(|r| r.parse().unwrap()).collect();
+        let underlay = Underlay::open(ifindex, "10.9.0.1".parse().unwrap(), &remotes).unwrap();
+        let poll = Poll::new().unwrap();
+        let fd = underlay.raw_fd();
+        poll.registry().register(&mut SourceFd(&fd), Token(0), Interest::READABLE).unwrap();
+        Bench { net, poll, underlay, hops: vec![None; remotes.len()], frames: Cell::new(0) }
+    }
+
+    fn turn(&mut self) {
+        let mut events = Events::with_capacity(4);
+        let now = Instant::now();
+        let wait = self.underlay.deadline(now).saturating_duration_since(now).min(Duration::from_millis(50));
+        self.poll.poll(&mut events, Some(wait)).unwrap();
+        if !events.is_empty() {
+            self.underlay.readable();
+        }
+        for (remote, hop) in self.underlay.turn(Instant::now(), |_: RemoteId| self.frames.get()) {
+            self.hops[remote.index()] = hop;
+        }
+    }
+
+    fn reason(&self, index: usize) -> String {
+        let remote = self.underlay.remotes().nth(index).unwrap();
+        remote.hop.err().map(ToString::to_string).unwrap_or_default()
+    }
+
+    fn expect_mac(&mut self, index: usize, mac: &str) {
+        let mac: MacAddr = mac.parse().unwrap();
+        until(5, "the next hop", || {
+            self.turn();
+            self.hops[index].is_some_and(|hop| hop.destination == mac)
+        });
+    }
+
+    fn expect_none(&mut self, index: usize, reason: &str) {
+        until(5, reason, || {
+            self.turn();
+            self.hops[index].is_none() && self.reason(index).contains(reason)
+        });
+    }
+}
+
+fn ifindex(net: &Net) -> u32 {
+    let text = net.here("-o link show ov0");
+    text.split(':').next().unwrap().trim().parse().unwrap()
+}
+
+fn mac_of(text: &str) -> String {
+    let mut words = text.split_whitespace().skip_while(|w| *w != "link/ether").skip(1);
+    words.next().unwrap().to_owned()
+}
+
+#[test]
+#[ignore = "needs root: make test runs it"]
+fn a_neighbour_is_resolved_and_its_changes_are_followed() {
+    let mut bench = Bench::new(&[PEER]);
+    let mac = mac_of(&bench.net.there("-o link show ov1"));
+    bench.expect_mac(0, &mac);
+    let ours: MacAddr = mac_of(&bench.net.here("-o link show ov0")).parse().unwrap();
+    assert_eq!(bench.hops[0].unwrap().source, ours);
+    bench.net.here("neigh replace 10.9.0.2 lladdr 02:00:00:00:00:77 dev ov0 nud permanent");
+    bench.expect_mac(0, "02:00:00:00:00:77");
+    bench.net.here("neigh del 10.9.0.2 dev ov0");
+    bench.expect_mac(0, &mac); // gone, asked for again, found again
+}
+
+#[test]
+#[ignore = "needs root: make test runs it"]
+fn our_own_address_is_the_source_also_when_it_changes() {
+    let mut bench = Bench::new(&[PEER]);
+    let mac = mac_of(&bench.net.there("-o link show ov1"));
+    bench.expect_mac(0, &mac);
+    bench.net.here("link set ov0 address 02:00:00:00:00:55");
+    until(5, "the new source", || {
+        bench.turn();
+        bench.hops[0].is_some_and(|hop| hop.source == "02:00:00:00:00:55".parse().unwrap())
+    });
+}
+
+#[test]
+#[ignore = "needs root: make test runs it"]
+fn a_silent_neighbour_is_unresolved_until_it_answers() {
+    let mut bench = Bench::new(&["10.9.0.99"]);
+    bench.expect_none(0, "10.9.0.99 does not answer");
+    bench.net.there("addr add 10.9.0.99/24 dev ov1");
+    let mac = mac_of(&bench.net.there("-o link show ov1"));
+    // Somebody wants it: it is asked for again within a second or two.
+    until(15, "an answer", || {
+        bench.frames.set(bench.frames.get() + 1);
+        bench.turn();
+        bench.hops[0].is_some_and(|hop| hop.destination == mac.parse().unwrap())
+    });
+}
+
+#[test]
+#[ignore = "needs root: make test runs it"]
+fn a_stale_entry_in_use_is_validated_and_a_new_address_noticed() {
+    let mut bench = Bench::new(&[PEER]);
+    let mac = mac_of(&bench.net.there("-o link show ov1"));
+    bench.expect_mac(0, &mac);
+    // The entry is stale and wrong: only a probe can find that out. Five seconds of DELAY are the kernel's rule;
+    // shorter here.
+    std::fs::write("/proc/sys/net/ipv4/neigh/ov0/delay_first_probe_time", "1").unwrap();
+    bench.net.here("neigh replace 10.9.0.2 lladdr 02:00:00:00:00:66 dev ov0 nud stale");
+    bench.expect_mac(0, "02:00:00:00:00:66");
+    until(15, "the probe's answer", || {
+        bench.frames.set(bench.frames.get() + 1);
+        bench.turn();
+        bench.hops[0].is_some_and(|hop| hop.destination == mac.parse().unwrap())
+    });
+}
+
+#[test]
+#[ignore = "needs root: make test runs it"]
+fn a_stale_entry_that_nobody_uses_is_left_alone() {
+    let mut bench = Bench::new(&[PEER]);
+    bench.turn();
+    bench.net.here("neigh replace 10.9.0.2 lladdr 02:00:00:00:00:66 dev ov0 nud stale");
+    bench.expect_mac(0, "02:00:00:00:00:66");
+    let end = Instant::now() + Duration::from_millis(2500);
+    while Instant::now() < end {
+        bench.turn();
+        assert!(bench.net.here("neigh show 10.9.0.2 dev ov0").contains("STALE"));
+    }
+}
+
+#[test]
+#[ignore = "needs root: make test runs it"]
+fn routes_decide_gateway_other_interface_or_none() {
+    let mut bench = Bench::new(&["192.168.7.7"]);
+    bench.expect_none(0, "no route");
+    let mac = mac_of(&bench.net.there("-o link show ov1"));
+    bench.net.here("route add 192.168.7.0/24 via 10.9.0.2");
+    bench.expect_mac(0, &mac);
+    assert_eq!(bench.underlay.remotes().next().unwrap().neighbour, PEER.parse().ok());
+    bench.net.there("addr add 10.9.0.3/24 dev ov1");
+    bench.net.here("neigh replace 10.9.0.3 lladdr 02:00:00:00:00:03 dev ov0 nud permanent");
+    bench.net.here("route replace 192.168.7.0/24 via 10.9.0.3");
+    bench.expect_mac(0, "02:00:00:00:00:03");
+    bench.net.here("link add other0 type veth peer name other1");
+    bench.net.here("link set other0 up");
+    bench.net.here("link set other1 up");
+    bench.net.here("route add 192.168.7.7/32 dev other0");
+    bench.expect_none(0, "the route leads over other0");
+    bench.net.here("route replace unreachable 192.168.7.7/32");
+    bench.expect_none(0, "unreachable");
+    bench.net.here("route replace prohibit 192.168.7.7/32");
+    bench.expect_none(0, "prohibit");
+    bench.net.here("route replace blackhole 192.168.7.7/32");
+    bench.expect_none(0, "");
+    bench.net.here("route del 192.168.7.7/32");
+    bench.expect_mac(0, "02:00:00:00:00:03");
+    bench.net.here("route del 192.168.7.0/24");
+    bench.expect_none(0, "no route");
+}
+
+#[test]
+#[ignore = "needs root: make test runs it"]
+fn of_equal_routes_the_one_over_the_uplink_is_taken() {
+    let mut bench = Bench::new(&["192.168.7.1", "192.168.7.2", "192.168.7.3", "192.168.7.4"]);
+    bench.net.here("link add other0 type veth peer name other1");
+    bench.net.here("addr add 10.8.0.1/24 dev other0");
+    bench.net.here("link set other0 up");
+    bench.net.here("link set other1 up");
+    bench.net.here("route add 192.168.7.0/24 nexthop via 10.8.0.2 dev other0 nexthop via 10.9.0.2 dev ov0");
+    let mac = mac_of(&bench.net.there("-o link show ov1"));
+    (0..4).for_each(|index| bench.expect_mac(index, &mac));
+}
+
+#[test]
+#[ignore = "needs root: make test runs it"]
+fn a_link_that_goes_down_or_away_is_noticed() {
+    let mut bench = Bench::new(&[PEER]);
+    let mac = mac_of(&bench.net.there("-o link show ov1"));
+    bench.expect_mac(0, &mac);
+    bench.net.there("link set ov1 down");
+    bench.expect_none(0, "no carrier");
+    bench.net.there("link set ov1 up");
+    bench.expect_mac(0, &mac);
+    bench.net.here("link set ov0 down");
+    bench.expect_none(0, "the uplink is down");
+    bench.net.here("link set ov0 up");
+    bench.expect_mac(0, &mac);
+    bench.net.here("addr del 10.9.0.1/24 dev ov0");
+    bench.expect_none(0, "not on this host");
+    bench.net.here("addr add 10.9.0.1/24 dev ov0");
+    bench.expect_mac(0, &mac);
+    bench.net.here("link del ov0");
+    bench.expect_none(0, "gone");
+    assert!(bench.underlay.link().is_none());
+}
+
+#[test]
+#[ignore = "needs root: make test runs it"]
+fn a_storm_of_notices_loses_nothing() {
+    let mut bench = Bench::new(&[PEER]);
+    let mac = mac_of(&bench.net.there("-o link show ov1"));
+    bench.expect_mac(0, &mac);
+    // More than the notices' buffer holds while nobody reads: the kernel says ENOBUFS.
+    let batch: String = (0..20_000)
+        .map(|n| format!("route add 172.{}.{}.{}/32 dev ov0\n", 16 + n / 65_536, n / 256 % 256, n % 256))
+        .chain(["neigh replace 10.9.0.2 lladdr 02:00:00:00:00:44 dev ov0 nud permanent\n".to_owned()])
+        .collect();
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("batch");
+    std::fs::write(&file, batch).unwrap();
+    bench.net.here(&format!("-batch {}", file.display()));
+    bench.expect_mac(0, "02:00:00:00:00:44");
+}
