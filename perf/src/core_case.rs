@@ -7,6 +7,7 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
+use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -133,11 +134,14 @@ fn measure(
 ) -> Result<Run, String> {
     let (mut rig, client) = Rig::new(inner_bytes)?;
     let (stop, read) = (AtomicBool::new(false), AtomicU64::new(0));
+    let on_its_core = Barrier::new(2);
     std::thread::scope(|scope| {
         scope.spawn(|| {
             core_affinity::set_for_current(core);
+            on_its_core.wait();
             tenant(client, inner_bytes, &stop, &read);
         });
+        on_its_core.wait();
         let start = Instant::now();
         let (moved, lost) = way(&mut rig, start + duration);
         let seconds = start.elapsed().as_secs_f64();

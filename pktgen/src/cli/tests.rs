@@ -1,0 +1,109 @@
+//! What the flags mean, and what is refused.
+
+use clap::CommandFactory;
+
+use super::*;
+
+const SEND: &str = "send --interface eth0 --next-hop 02:00:00:00:00:02 --local 192.0.2.1 --remote 192.0.2.2 --vni 7 \
+                    --inner-source-mac 02:00:00:00:01:01 --inner-destination-mac 02:00:00:00:01:02 \
+                    --inner-source 10.0.0.1 --inner-destination 10.0.0.2:7";
+
+fn parse(line: &str) -> Result<Command, clap::Error> {
+    Cli::try_parse_from(std::iter::once("peregrine-pktgen").chain(line.split_whitespace()))
+        .map(|cli| cli.command)
+}
+
+/// What is said about a command line that is refused.
+fn refused(line: &str) -> String {
+    let error = match parse(line) {
+        Err(error) => return error.to_string(),
+        Ok(Command::Send(args)) => args.settings().map(drop).unwrap_err(),
+        Ok(Command::Sink(args)) => args.settings().map(drop).unwrap_err(),
+        Ok(Command::Echo(args)) => args.settings().map(drop).unwrap_err(),
+    };
+    assert_eq!(error.exit_status(), 2);
+    error.to_string()
+}
+
+#[test]
+fn the_definition_holds_together() {
+    Cli::command().debug_assert();
+}
+
+#[test]
+fn send_has_the_documented_defaults() {
+    let Command::Send(args) = parse(SEND).unwrap() else { panic!() };
+    let settings = args.settings().unwrap();
+    assert_eq!((settings.queue, settings.mode, settings.port), (QueueId(0), XdpMode::PreferZeroCopy, 4789));
+    assert_eq!((settings.inner.flows, settings.inner.size), (1, 64));
+    assert_eq!(settings.inner.source, "10.0.0.1:20000".parse().unwrap());
+    assert_eq!(settings.inner.destination, "10.0.0.2:7".parse().unwrap());
+    assert_eq!(
+        (settings.rate.to_string(), settings.wait, settings.rtt),
+        ("10000".into(), SendWait::Yield, false)
+    );
+    assert_eq!((settings.limits.seconds, settings.limits.count), (Some(Duration::from_secs(10)), None));
+    assert!(!args.common.json && args.common.core.is_none());
+}
+
+#[test]
+fn a_count_alone_has_no_time_limit() {
+    let Command::Send(args) = parse(&format!("{SEND} --count 5 --rate max")).unwrap() else { panic!() };
+    let settings = args.settings().unwrap();
+    assert_eq!((settings.limits.seconds, settings.limits.count, settings.rate), (None, Some(5), Rate::Max));
+}
+
+#[test]
+fn sink_and_echo_take_memif_or_a_socket() {
+    let Command::Sink(args) =
+        parse("sink --memif @tenant --id 3 --secret s --ring-size 4096 --wait pause").unwrap()
+    else {
+        panic!()
+    };
+    let (port, settings) = args.settings().unwrap();
+    let PortSettings::Memif(socket, config) = port else { panic!("{port:?}") };
+    assert_eq!(socket, SocketAddr::Abstract("tenant".into()));
+    assert_eq!((config.id, config.ring_log2, config.buffer_bytes), (3, 12, 2048));
+    assert_eq!((settings.wait, settings.flows), (Wait::Pause(Duration::from_micros(300)), 1024));
+
+    let Command::Echo(args) = parse("echo --udp 10.0.0.2:9000 --idle-ms 20 --seconds 0.5").unwrap() else {
+        panic!()
+    };
+    let (port, identity, settings) = args.settings().unwrap();
+    assert!(matches!(port, PortSettings::Udp(_)) && identity.is_none());
+    assert_eq!(settings.limits.seconds, Some(Duration::from_millis(500)));
+    assert_eq!((settings.limits.idle, settings.wait), (Some(Duration::from_millis(20)), Wait::Interrupt));
+}
+
+#[test]
+fn bad_arguments_are_refused_with_what_would_be_right() {
+    for (line, said) in [
+        (format!("{SEND} --size 59"), "60 to"),
+        (format!("{SEND} --rate 0"), "'max'"),
+        (format!("{SEND} --rate fast"), "'max'"),
+        (format!("{SEND} --flows 0"), "--flows"),
+        (format!("{SEND} --flows 50000"), "45536"),
+        (format!("{SEND} --seconds=-1"), "--seconds"),
+        (format!("{SEND} --seconds nan"), "--seconds"),
+        (format!("{SEND} --count 0"), "--count"),
+        (format!("{SEND} --mode fastest"), "require-zero-copy"),
+        (SEND.replace("--vni 7", "--vni 16777216"), "16777215"),
+        (SEND.replace("02:00:00:00:01:01", "03:00:00:00:01:01"), "--inner-source-mac"),
+        (SEND.replace("02:00:00:00:01:01", "02:00"), "six pairs"),
+        (SEND.replace("10.0.0.1", "10.0.0"), "IPv4"),
+        ("send".into(), "--interface"),
+        ("sink".into(), "--memif"),
+        ("sink --memif a --udp 1.2.3.4:5".into(), "--udp"),
+        ("sink --memif a --ring-size 1000".into(), "power of two"),
+        ("sink --memif a --ring-size 16".into(), "5..=14"),
+        ("sink --memif a --buffer-size 100".into(), "2048..=16384"),
+        ("sink --memif a --secret 1234567890123456789012345".into(), "24"),
+        ("sink --memif a --flows 65537".into(), "--flows"),
+        ("echo --memif a --mac 02:00:00:00:00:01".into(), "--ip"),
+        ("echo --udp 1.2.3.4:5 --mac 02:00:00:00:00:01".into(), "--udp"),
+        ("dance".into(), "dance"),
+    ] {
+        let text = refused(&line);
+        assert!(text.contains(said), "{line}: {text}");
+    }
+}

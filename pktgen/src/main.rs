@@ -1,0 +1,117 @@
+//! `peregrine-pktgen`: reads the command line, runs the command, prints its report. Exit status: 0 done; 1 it ran and
+//! failed; 2 bad arguments.
+#![forbid(unsafe_code)]
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use clap::error::ErrorKind;
+use peregrine_pktgen::cli::{Cli, Command, EchoArgs, PortSettings, SendArgs, SinkArgs};
+use peregrine_pktgen::echo::{self, MemifResponder};
+use peregrine_pktgen::error::Error;
+use peregrine_pktgen::limits::{Stop, pin};
+use peregrine_pktgen::port::memif::MemifPort;
+use peregrine_pktgen::port::udp::UdpPort;
+use peregrine_pktgen::report::{self, Outcome, Report};
+use peregrine_pktgen::send::Sender;
+use peregrine_pktgen::sink;
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error),
+    };
+    let result = match &cli.command {
+        Command::Send(args) => send(args),
+        Command::Sink(args) => run_sink(args),
+        Command::Echo(args) => run_echo(args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::from(error.exit_status())
+        }
+    }
+}
+
+/// Help goes out as it is; of an error only what is wrong, in one line.
+fn usage(error: &clap::Error) -> ExitCode {
+    let text = error.to_string();
+    if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
+        print!("{text}");
+        return ExitCode::SUCCESS;
+    }
+    if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        eprintln!("error: no command is given: use send, sink or echo; `peregrine-pktgen --help` tells more");
+        return ExitCode::from(2);
+    }
+    let lines: Vec<&str> =
+        text.lines().map(str::trim).take_while(|line| !line.starts_with("Usage:")).collect();
+    let what = lines.join(" ").split_whitespace().collect::<Vec<_>>().join(" ");
+    let what = what.replace(" For more information, try '--help'.", "");
+    eprintln!("{what}: see `peregrine-pktgen --help`");
+    ExitCode::from(2)
+}
+
+/// Whoever started us may go on: the socket is open, the ring connected.
+fn ready() {
+    eprintln!("ready");
+}
+
+fn finish<R: Report>(outcome: Outcome<R>, json: bool) -> Result<(), Error> {
+    report::print(&outcome.report, json)?;
+    outcome.failure.map_or(Ok(()), Err)
+}
+
+fn send(args: &SendArgs) -> Result<(), Error> {
+    let settings = args.settings()?;
+    pin(args.common.core)?;
+    let sender = Sender::open(settings)?;
+    let stop = Stop::at_signals()?;
+    ready();
+    finish(sender.run(&stop)?, args.common.json)
+}
+
+fn run_sink(args: &SinkArgs) -> Result<(), Error> {
+    let (port, settings) = args.settings()?;
+    pin(args.common.core)?;
+    let outcome = match port {
+        PortSettings::Memif(socket, config) => {
+            let port = MemifPort::connect(&socket, config)?;
+            let stop = Stop::at_signals()?;
+            ready();
+            sink::run(port.rx, &settings, stop)?
+        }
+        PortSettings::Udp(address) => {
+            let port = UdpPort::bind(address)?;
+            let stop = Stop::at_signals()?;
+            ready();
+            sink::run(port, &settings, stop)?
+        }
+    };
+    finish(outcome, args.common.json)
+}
+
+fn run_echo(args: &EchoArgs) -> Result<(), Error> {
+    let (port, identity, settings) = args.settings()?;
+    pin(args.common.core)?;
+    let outcome = match (port, identity) {
+        (PortSettings::Memif(socket, config), Some(identity)) => {
+            let port = MemifPort::connect(&socket, config)?;
+            let stop = Stop::at_signals()?;
+            ready();
+            echo::run(MemifResponder { port, identity }, &settings, stop)
+        }
+        (PortSettings::Memif(..), None) => {
+            return Err(Error::Arguments("echo --memif needs --mac and --ip".into()));
+        }
+        (PortSettings::Udp(address), _) => {
+            let port = UdpPort::bind(address)?;
+            let stop = Stop::at_signals()?;
+            ready();
+            echo::run(port, &settings, stop)
+        }
+    };
+    finish(outcome, args.common.json)
+}

@@ -1,0 +1,80 @@
+//! The binary from outside: exit status, error lines, signals. Needs no privilege.
+
+mod common;
+
+use std::time::Instant;
+
+use common::{output, pktgen};
+use rustix::process::Signal;
+
+const SEND: &str = "send --next-hop 02:00:00:00:00:02 --local 192.0.2.1 --remote 192.0.2.2 --vni 7 \
+                    --inner-source-mac 02:00:00:00:01:01 --inner-destination-mac 02:00:00:00:01:02 \
+                    --inner-source 10.0.0.1 --inner-destination 10.0.0.2";
+
+#[test]
+fn bad_arguments_are_one_line_and_status_2() {
+    for line in [
+        "",
+        "dance",
+        "send",
+        "sink",
+        "sink --memif x --ring-size 1000",
+        "sink --udp 127.0.0.1:0 --core 4000",
+        "echo --memif x",
+        &format!("{SEND} --interface lo --size 10"),
+    ] {
+        let got = output(line);
+        let stderr = String::from_utf8(got.stderr).unwrap();
+        assert_eq!(got.status.code(), Some(2), "{line}: {stderr}");
+        assert!(stderr.starts_with("error: ") && stderr.lines().count() == 1, "{line}: {stderr}");
+        assert!(got.stdout.is_empty());
+    }
+}
+
+#[test]
+fn what_fails_is_one_line_and_status_1() {
+    for (line, said) in [
+        (format!("{SEND} --interface no-such-one"), "no-such-one"),
+        ("sink --udp 192.0.2.77:9000".into(), "192.0.2.77:9000"),
+    ] {
+        let got = output(&line);
+        let stderr = String::from_utf8(got.stderr).unwrap();
+        assert_eq!(got.status.code(), Some(1), "{line}: {stderr}");
+        assert!(stderr.contains(said) && stderr.lines().count() == 1, "{line}: {stderr}");
+        assert!(got.stdout.is_empty());
+    }
+}
+
+#[test]
+fn help_and_version_go_to_standard_output() {
+    for line in ["--help", "send --help", "sink --help", "echo --help", "--version"] {
+        let got = output(line);
+        assert_eq!(got.status.code(), Some(0), "{line}");
+        assert!(!got.stdout.is_empty() && got.stderr.is_empty());
+    }
+}
+
+#[test]
+fn a_signal_ends_a_run_with_its_report() {
+    for signal in [Signal::INT, Signal::TERM] {
+        for wait in ["poll", "interrupt", "pause"] {
+            let sink = pktgen(&format!("sink --udp 127.0.0.1:0 --json --wait {wait}")).ready();
+            let before = Instant::now();
+            sink.signal(signal);
+            let report = sink.end().report();
+            assert!(before.elapsed().as_millis() < 1000);
+            assert_eq!(
+                (report["command"].as_str(), report["ended"].as_str()),
+                (Some("sink"), Some("signal"))
+            );
+            assert_eq!((report["received"].as_u64(), report["latency_us"].is_null()), (Some(0), true));
+        }
+    }
+}
+
+#[test]
+fn without_json_there_is_a_table() {
+    let echo = pktgen("echo --udp 127.0.0.1:0 --seconds 0.05").ready().end();
+    assert_eq!(echo.status, Some(0));
+    assert!(echo.stdout.starts_with("received  0 packets"), "{}", echo.stdout);
+}

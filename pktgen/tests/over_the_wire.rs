@@ -1,0 +1,139 @@
+//! `send` against Linux's own vxlan device, which checks every header and checksum of ours:
+//!
+//! ```text
+//! namespace a                              namespace b
+//!   send (AF_XDP) - wa 192.0.2.1 ---veth--- wb 192.0.2.2 - vxlan vx, VNI 77, 10.9.0.2 - UDP socket: sink or echo
+//! ```
+
+mod common;
+
+use common::{NetNs, Process};
+use rustix::process::Signal;
+use serde_json::Value;
+
+struct Wire {
+    a: NetNs,
+    b: NetNs,
+}
+
+impl Wire {
+    fn new() -> Wire {
+        let (a, b) = (NetNs::new("a"), NetNs::new("b"));
+        a.run(&format!("ip link add wa address 04:00:00:00:00:01 type veth peer name wb netns {}", b.name()));
+        a.run("ip addr add 192.0.2.1/24 dev wa");
+        a.run("ip link set wa up");
+        for line in [
+            "ip link set wb address 04:00:00:00:00:02 up",
+            "ip addr add 192.0.2.2/24 dev wb",
+            "ip link add vx address 02:00:00:00:01:02 type vxlan id 77 dstport 4789 local 192.0.2.2 remote 192.0.2.1",
+            "ip addr add 10.9.0.2/24 dev vx",
+            "ip link set vx up",
+            "ip neigh add 10.9.0.1 lladdr 02:00:00:00:01:01 dev vx",
+            "ip neigh add 192.0.2.1 lladdr 04:00:00:00:00:01 dev wb",
+        ] {
+            b.run(line);
+        }
+        Wire { a, b }
+    }
+
+    fn send(&self, arguments: &str) -> Process {
+        self.a.pktgen(&format!(
+            "send --json --interface wa --next-hop 04:00:00:00:00:02 --local 192.0.2.1 --remote 192.0.2.2 --vni 77 \
+             --inner-source-mac 02:00:00:00:01:01 --inner-destination-mac 02:00:00:00:01:02 \
+             --inner-source 10.9.0.1 --inner-destination 10.9.0.2:9000 {arguments}"
+        ))
+    }
+}
+
+fn number(report: &Value, key: &str) -> u64 {
+    report[key].as_u64().unwrap_or_else(|| panic!("no {key} in {report}"))
+}
+
+#[test]
+#[ignore = "needs root: make test runs it"]
+fn the_kernel_takes_every_one_of_10000_packets() {
+    for size in [60, 65, 1464] {
+        let wire = Wire::new();
+        let sink = wire.b.pktgen("sink --udp 10.9.0.2:9000 --json --seconds 15 --count 10000").ready();
+        let before = wire.a.counter("wa", "tx_packets");
+        let sent = wire.send(&format!("--rate 20000 --count 10000 --flows 7 --size {size}")).end().report();
+        let got = sink.end().report();
+        assert_eq!((number(&sent, "sent"), number(&sent, "uncompleted")), (10_000, 0), "{sent}");
+        assert_eq!(number(&sent, "bytes"), 10_000 * (size + 50));
+        assert_eq!(wire.a.counter("wa", "tx_packets") - before, 10_000, "the kernel counts as we do");
+        assert_eq!((number(&got, "received"), number(&got, "flows")), (10_000, 7), "{got}");
+        for none in ["lost", "reordered", "duplicates", "not_ours", "unknown_flow", "beyond_window"] {
+            assert_eq!(number(&got, none), 0, "{got}");
+        }
+        assert_eq!(number(&got, "bytes"), 10_000 * size);
+        let rate = sent["offered_pps"].as_f64().unwrap();
+        assert!((19_800.0..20_200.0).contains(&rate), "{sent}");
+    }
+}
+
+#[test]
+#[ignore = "needs root: make test runs it"]
+fn the_kernels_echo_answers_every_packet() {
+    for wait in ["poll", "yield", "block"] {
+        let wire = Wire::new();
+        let echo = wire.b.pktgen("echo --udp 10.9.0.2:9000 --json --seconds 18").ready();
+        let sent =
+            wire.send(&format!("--rtt --rate 5000 --count 5000 --flows 3 --wait {wait}")).end().report();
+        echo.signal(Signal::TERM);
+        let echoed = echo.end().report();
+        assert_eq!((number(&sent, "sent"), number(&sent, "received")), (5000, 5000), "{sent} {echoed}");
+        for none in ["lost", "duplicates", "reordered"] {
+            assert_eq!(number(&sent, none), 0, "{wait}: {sent}");
+        }
+        let rtt = &sent["rtt_us"];
+        assert!(rtt["p50"].as_f64().unwrap() > 1.0 && rtt["p99"].as_f64() <= rtt["max"].as_f64(), "{sent}");
+        assert_eq!(number(&echoed["answered"], "udp"), 5000);
+    }
+}
+
+#[test]
+#[ignore = "needs root: make test runs it"]
+fn full_rate_sends_all_it_says() {
+    let wire = Wire::new();
+    let _sink = wire.b.pktgen("sink --udp 10.9.0.2:9000 --seconds 15").ready(); // else the kernel says that nobody is there
+    let before = wire.a.counter("wa", "tx_packets");
+    let sent = wire.send("--rate max --count 50000").end().report();
+    assert_eq!((number(&sent, "sent"), number(&sent, "uncompleted")), (50_000, 0), "{sent}");
+    assert_eq!(wire.a.counter("wa", "tx_packets") - before, 50_000);
+}
+
+#[test]
+#[ignore = "needs root: make test runs it"]
+fn a_signal_ends_a_sender_with_its_report_and_detaches_the_program() {
+    let wire = Wire::new();
+    let sender = wire.send("--rtt --rate 1000 --seconds 60").ready();
+    assert!(wire.a.run("ip -d link show wa").contains("xdp"));
+    sender.signal(Signal::INT);
+    let report = sender.end().report();
+    assert_eq!(report["ended"], "signal");
+    assert!(!wire.a.run("ip -d link show wa").contains("prog/xdp"));
+}
+
+#[test]
+#[ignore = "needs root: make test runs it"]
+fn what_the_interface_cannot_do_is_refused_in_one_line() {
+    let wire = Wire::new();
+    for (arguments, status, said) in [
+        ("--size 1465", 2, "at most 1464"),
+        ("--queue 9", 1, "no queue 9"),
+        ("--mode require-zero-copy", 1, "zero-copy"),
+    ] {
+        let got = wire.send(arguments).end();
+        assert_eq!(
+            (got.status, got.stdout.as_str(), got.stderr.len()),
+            (Some(status), "", 1),
+            "{:?}",
+            got.stderr
+        );
+        assert!(got.stderr[0].contains(said), "{:?}", got.stderr);
+    }
+    wire.a.run("ip addr del 192.0.2.1/24 dev wa");
+    let got = wire.send("--rtt").end();
+    assert_eq!((got.status, got.stderr.len()), (Some(1), 1), "{:?}", got.stderr);
+    assert!(got.stderr[0].contains("192.0.2.1"), "{:?}", got.stderr);
+}
