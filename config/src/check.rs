@@ -40,16 +40,22 @@ pub fn file(file: &File, report: &Report) -> Option<Plan> {
 /// Cores beyond are not in a `cpu_set_t`, and so cannot be pinned to.
 const CORE_MAX: usize = 1023;
 
+/// Those of setpriority(2).
+const NICE_MIN: i8 = -20;
+const NICE_MAX: i8 = 19;
+
 fn workers(at: &At<'_>, field: &List<Worker>) -> Vec<WorkerPlan> {
     const RULE: &str = "one [[workers]] table: this version runs one worker";
     let mut cores = Claims::new();
     let mut plans = Vec::new();
     for (at, entry) in at.list(field, 1..=1, RULE) {
         let Some(raw) = at.table(entry, "a table with the key core") else { continue };
+        let nice = at.key("nice").number(&raw.nice, NICE_MIN..=NICE_MAX, Some(0));
         let at = at.key("core");
         let Some(core) = at.number(&raw.core, 0..=CORE_MAX, None) else { continue };
         cores.claim(core, &at, raw.core.shown());
-        plans.push(WorkerPlan { core: CoreId(core) });
+        let Some(nice) = nice else { continue };
+        plans.push(WorkerPlan { core: CoreId(core), nice });
     }
     plans
 }

@@ -106,6 +106,7 @@ table!(
     /// `[[workers]]`
     Worker {
         core: Field<i64>,
+        nice: Field<i64>,
     }
 );
 

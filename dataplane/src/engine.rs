@@ -5,18 +5,19 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::io;
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 
 use crate::clock::{Seconds, cycles_per_second};
 use crate::counters::{Counter, TrafficStats, WorkerCounters};
 use crate::fdb::{Destination, Entry, Fdb};
 use crate::mailbox::{Mailbox, Order, Returned};
-use crate::plan::{Plan, UplinkPlan};
+use crate::plan::{Plan, UplinkPlan, WorkerPlan};
 use crate::stats::{
     EndpointStats, NetworkStats, RemoteStats, Stats, Totals, UplinkStats, WorkerStats, drops_by_name,
 };
+use crate::sys;
 use crate::tables::{Tables, remote_addresses};
 use crate::types::{CoreId, EndpointId, NetworkId, QueueId, RemoteId};
 use crate::worker::{Shared, Worker};
@@ -55,6 +56,15 @@ pub enum StartError {
         /// Those that we may use.
         usable: Vec<usize>,
     },
+    /// The worker did not get its priority.
+    Nice {
+        /// Its CPU.
+        core: CoreId,
+        /// What was asked for.
+        nice: i8,
+        /// Why not.
+        source: io::Error,
+    },
     /// The system started no thread.
     Thread(io::Error),
     /// Two fixed addresses too many for one place of the forwarding database: so unlikely that it points to a bug.
@@ -72,6 +82,11 @@ impl fmt::Display for StartError {
                     core.0
                 )
             }
+            StartError::Nice { core, nice, source } => write!(
+                f,
+                "cannot give the worker on core {} nice {nice}: {source}: run as root (CAP_SYS_NICE), or leave `nice` out",
+                core.0
+            ),
             StartError::Thread(error) => write!(f, "cannot start a worker thread: {error}"),
             StartError::FdbFull => f.write_str(
                 "the forwarding database has no room for the configured addresses: raise fdb_limit",
@@ -85,6 +100,7 @@ impl std::error::Error for StartError {
         match self {
             StartError::Uplink(error) => Some(error),
             StartError::Thread(error) => Some(error),
+            StartError::Nice { source, .. } => Some(source),
             StartError::Core { .. } | StartError::FdbFull => None,
         }
     }
@@ -148,8 +164,7 @@ impl Engine {
     /// # Errors
     /// [`StartError`]; whatever was opened is closed again.
     pub fn start(plan: &Plan) -> Result<Engine, StartError> {
-        let usable: Vec<usize> =
-            core_affinity::get_core_ids().unwrap_or_default().iter().map(|core| core.id).collect();
+        let usable = usable_cores();
         if let Some(worker) = plan.workers.iter().find(|worker| !usable.contains(&worker.core.0)) {
             return Err(StartError::Core { core: worker.core, usable });
         }
@@ -181,13 +196,19 @@ impl Engine {
             age_from: 0,
         };
         for (worker, port) in plan.workers.iter().zip(ports) {
-            let handle = engine.spawn(worker.core, port, shared.clone())?;
+            let handle = engine.spawn(worker, port, shared.clone())?;
             engine.workers.push(handle);
         }
         Ok(engine)
     }
 
-    fn spawn(&self, core: CoreId, port: xsk::WorkerPort, shared: Shared) -> Result<WorkerHandle, StartError> {
+    fn spawn(
+        &self,
+        plan: &WorkerPlan,
+        port: xsk::WorkerPort,
+        shared: Shared,
+    ) -> Result<WorkerHandle, StartError> {
+        let WorkerPlan { core, nice } = *plan;
         let counters = Arc::new(WorkerCounters::new(
             self.plan.networks.len(),
             self.plan.endpoints.len(),
@@ -198,14 +219,16 @@ impl Engine {
         counters.frames_free.set(port.pool.available() as u64);
         let worker = Worker::new(port, shared, counters.clone(), mailbox.clone());
         let stop = self.stop.clone();
-        let thread = std::thread::Builder::new()
-            .name(format!("worker-{}", core.0))
-            .spawn(move || {
-                core_affinity::set_for_current(core_affinity::CoreId { id: core.0 });
-                worker.run(&stop)
-            })
-            .map_err(StartError::Thread)?;
-        let thread = Some(thread);
+        let (ready, placed) = mpsc::sync_channel(1);
+        let body = move || {
+            let result = settle(core, nice);
+            let stays = result.is_ok();
+            let _started = ready.send(result);
+            if stays { worker.run(&stop) } else { worker }
+        };
+        let thread = std::thread::Builder::new().name(format!("worker-{}", core.0)).spawn(body);
+        let thread = Some(thread.map_err(StartError::Thread)?);
+        placed.recv().map_err(|_| StartError::Thread(io::ErrorKind::Interrupted.into()))??;
         Ok(WorkerHandle {
             core,
             thread,
@@ -290,7 +313,9 @@ impl Engine {
                 let Returned::Tenant(detached) = returned else { continue };
                 let Detached { endpoint, serial, fault: Some(fault), .. } = detached else { continue };
                 // A fault of a connection that is gone says nothing about the one that came after it.
-                if let Some(attached) = self.attached.get_mut(endpoint.index()).filter(|a| **a == Some(serial)) {
+                if let Some(attached) =
+                    self.attached.get_mut(endpoint.index()).filter(|a| **a == Some(serial))
+                {
                     *attached = None;
                     events.push(Event::TenantFault { endpoint, reason: fault.to_string() });
                 }
@@ -467,6 +492,18 @@ fn sum_traffic(parts: impl Iterator<Item = TrafficStats>) -> TrafficStats {
         sum += part;
         sum
     })
+}
+
+/// Puts the calling thread on its core, with its priority.
+fn settle(core: CoreId, nice: i8) -> Result<(), StartError> {
+    if !core_affinity::set_for_current(core_affinity::CoreId { id: core.0 }) {
+        return Err(StartError::Core { core, usable: usable_cores() });
+    }
+    sys::set_thread_nice(nice).map_err(|source| StartError::Nice { core, nice, source })
+}
+
+fn usable_cores() -> Vec<usize> {
+    core_affinity::get_core_ids().unwrap_or_default().iter().map(|core| core.id).collect()
 }
 
 /// Queue by queue to one worker after the other.

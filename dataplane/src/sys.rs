@@ -164,6 +164,12 @@ fn interface_ioctl(command: libc::c_ulong, request: &mut libc::ifreq) -> io::Res
     check(unsafe { libc::ioctl(socket.as_raw_fd(), command as _, std::ptr::from_mut(request)) }).map(drop)
 }
 
+/// Sets the calling thread's nice value: −20 (highest priority) to 19.
+pub(crate) fn set_thread_nice(nice: i8) -> io::Result<()> {
+    // SAFETY: plain numbers; on Linux "process 0" is the calling thread (setpriority(2), NOTES).
+    check(unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, nice.into()) }).map(drop)
+}
+
 /// Lifts the limit on locked memory (a UMEM is locked). False if that is not permitted: then the limit stands.
 pub(crate) fn raise_memlock() -> bool {
     let limit = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };

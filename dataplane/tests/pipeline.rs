@@ -88,7 +88,7 @@ fn plan() -> Plan {
         },
     };
     Plan {
-        workers: vec![WorkerPlan { core: CoreId(0) }],
+        workers: vec![WorkerPlan { core: CoreId(0), nice: 0 }],
         uplink: UplinkPlan {
             interface: "unused".into(),
             queues: Queues::All,

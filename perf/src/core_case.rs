@@ -310,7 +310,7 @@ const VNI: Vni = Vni::from_bytes([0, 0, 42]);
 
 fn plan() -> Plan {
     Plan {
-        workers: vec![WorkerPlan { core: CoreId(0) }],
+        workers: vec![WorkerPlan { core: CoreId(0), nice: 0 }],
         uplink: UplinkPlan {
             interface: String::new(),
             queues: Queues::All,

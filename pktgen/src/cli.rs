@@ -211,6 +211,8 @@ enum SendWaitName {
 enum WaitName {
     /// Look again at once
     Poll,
+    /// Look again after others that share the core had their turn (sched_yield).
+    Yield,
     /// Sleep until woken
     Interrupt,
     /// Sleep for --pause-us between looks
@@ -343,6 +345,7 @@ impl RunArgs {
     fn wait(&self) -> Wait {
         match self.wait {
             WaitName::Poll => Wait::Poll,
+            WaitName::Yield => Wait::Yield,
             WaitName::Interrupt => Wait::Interrupt,
             WaitName::Pause => Wait::Pause(Duration::from_micros(self.pause_us)),
         }

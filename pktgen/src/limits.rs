@@ -127,6 +127,8 @@ impl Until {
 pub enum Wait {
     /// Looks again at once: lowest latency, a core of its own.
     Poll,
+    /// Looks again after others that share the core have had their turn.
+    Yield,
     /// Sleeps until the kernel or the peer wakes it.
     Interrupt,
     /// Sleeps so long between two looks: leaves the core to others, whatever the rate.

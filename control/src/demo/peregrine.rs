@@ -67,8 +67,8 @@ fn config_text(demo: &Demo) -> String {
         )
     };
     format!(
-        "control_socket = \"{}\"\n\n[[workers]]\ncore = {}\n\n\
-         [uplink]\ninterface = \"{}\"\nlocal = \"{}\"\nmode = \"copy\"\n\n\
+        "control_socket = \"{}\"\n\n[[workers]]\ncore = {}\nnice = -20\n\n\
+         [uplink]\ninterface = \"{}\"\nlocal = \"{}\"\nmode = \"copy\"\nring_size = 8192\n\n\
          [[networks]]\nname = \"demo\"\nvni = {VNI}\nmtu = 1450\nremotes = [\"{}\"]\n{}{}",
         demo.hosts.file("control.sock").display(),
         demo.cores.worker,
@@ -87,7 +87,10 @@ fn tenant(demo: &Demo, what: &str, id: u32, more: &[&str]) -> Command {
         .args([what, "--json", "--memif"])
         .arg(demo.hosts.file("memif.sock"))
         .args(["--id", &id.to_string()]);
-    command.args(["--ring-size", "16384", "--core", &demo.cores.tenants.to_string()]).args(more);
+    // They poll, and leave their core to the generator in between: on two cores it is the same one.
+    command
+        .args(["--ring-size", "16384", "--wait", "yield", "--core", &demo.cores.tenants.to_string()])
+        .args(more);
     command
 }
 

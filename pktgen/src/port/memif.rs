@@ -118,6 +118,7 @@ impl Port for MemifRx {
     fn rest(&mut self, wait: Wait, longest_ns: u64) -> Result<(), Error> {
         match wait {
             Wait::Poll => std::hint::spin_loop(),
+            Wait::Yield => std::thread::yield_now(),
             Wait::Interrupt => {
                 let what = format!("waiting for {}", self.peer);
                 self.ring.wait(Duration::from_nanos(longest_ns)).map_err(Error::system(what))?;

@@ -105,7 +105,7 @@ impl UdpPort {
     fn receive_batch(&mut self, wait: Wait) -> Result<usize, Error> {
         let flags = match wait {
             Wait::Interrupt => MsgFlags::MSG_WAITFORONE,
-            Wait::Poll | Wait::Pause(_) => MsgFlags::MSG_DONTWAIT,
+            Wait::Poll | Wait::Yield | Wait::Pause(_) => MsgFlags::MSG_DONTWAIT,
         };
         let mut chunks = self.buffers.chunks_exact_mut(DATAGRAM_BYTES_MAX);
         let mut slices: [[IoSliceMut<'_>; 1]; BURST] =
@@ -149,6 +149,7 @@ impl Port for UdpPort {
     fn rest(&mut self, wait: Wait, longest_ns: u64) -> Result<(), Error> {
         match wait {
             Wait::Poll => std::hint::spin_loop(),
+            Wait::Yield => std::thread::yield_now(),
             Wait::Interrupt => {} // the next receive sleeps by itself
             Wait::Pause(pause) => std::thread::sleep(pause.min(Duration::from_nanos(longest_ns))),
         }

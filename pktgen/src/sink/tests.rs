@@ -43,7 +43,7 @@ fn memif() -> (MemifPort, Interface) {
 
 #[test]
 fn injected_faults_are_reported_exactly_so() {
-    for wait in [Wait::Poll, Wait::Interrupt, Wait::Pause(Duration::from_micros(300))] {
+    for wait in [Wait::Poll, Wait::Yield, Wait::Interrupt, Wait::Pause(Duration::from_micros(300))] {
         let (port, mut server) = memif();
         for (flow, sequence) in [(0, 0), (0, 1), (0, 1), (0, 4), (0, 3), (1, 0), (1, 2), (3, 0), (2, 0)] {
             push(&mut server, flow, sequence);
@@ -95,7 +95,7 @@ fn a_stall_of_the_receiver_shows_in_the_histogram() {
 
 #[test]
 fn datagrams_are_counted_and_what_is_not_ours_is_told() {
-    for wait in [Wait::Poll, Wait::Interrupt, Wait::Pause(Duration::from_micros(300))] {
+    for wait in [Wait::Poll, Wait::Yield, Wait::Interrupt, Wait::Pause(Duration::from_micros(300))] {
         let port = UdpPort::bind(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0)).unwrap();
         let sender = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         sender.send_to(b"not ours", port.local()).unwrap();
