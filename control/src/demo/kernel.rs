@@ -44,7 +44,7 @@ fn overlay(demo: &Demo) -> Result<Namespace, LabError> {
 
 /// A program with a UDP socket, on a core of its own: the worker's, which is free now.
 fn program(demo: &Demo, tenant: &Namespace, what: &str, more: &[&str]) -> Command {
-    let mut command = tenant.command(&demo.pktgen);
+    let mut command = demo.pktgen(Some(tenant));
     command.args([what, "--json", "--udp", &format!("{}:{PORT}", ECHO.0)]);
     command.args(["--core", &demo.cores.worker.to_string()]).args(more);
     command

@@ -97,7 +97,7 @@ pub(super) fn round_trips(demo: &Demo, to: (&str, &str), figures: &mut Figures) 
 
 /// Runs the generator on the far host and returns its report.
 fn generate(demo: &Demo, to: (&str, &str), rate: &str, more: &[&str]) -> Result<String, LabError> {
-    let mut command = demo.hosts.far.command(&demo.pktgen);
+    let mut command = demo.pktgen(Some(&demo.hosts.far));
     command.args(["send", "--json", "--interface", FAR.1, "--mode", "copy", "--next-hop", NEAR.2]);
     command.args(["--local", FAR.0, "--remote", NEAR.0, "--vni", &VNI.to_string()]);
     command.args(["--inner-source-mac", GENERATOR.1, "--inner-source", GENERATOR.0]);

@@ -18,11 +18,12 @@ mod peregrine;
 mod report;
 
 use std::path::PathBuf;
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crate::lab::LabError;
+use crate::lab::{LabError, Namespace};
 use hosts::{Cores, Hosts};
 
 /// What `peregrine demo` was asked for.
@@ -79,6 +80,17 @@ struct Demo {
 impl Demo {
     fn stopped(&self) -> bool {
         self.interrupted.load(Ordering::Relaxed)
+    }
+
+    /// The packet generator, in one of its roles, on a host or (a memif tenant) in none. In all of them and in both
+    /// halves it runs with the highest ordinary priority, so that other programs on these cores show less.
+    fn pktgen(&self, host: Option<&Namespace>) -> Command {
+        let mut command = match host {
+            Some(host) => host.command("nice"),
+            None => Command::new("nice"),
+        };
+        command.args(["-n", "-20"]).arg(&self.pktgen);
+        command
     }
 
     /// Between two steps: go on, or has somebody pressed Ctrl-C?

@@ -82,7 +82,7 @@ fn config_text(demo: &Demo) -> String {
 
 /// A tenant: the packet generator as a memif client. It needs no namespace: its network is the shared memory.
 fn tenant(demo: &Demo, what: &str, id: u32, more: &[&str]) -> Command {
-    let mut command = Command::new(&demo.pktgen);
+    let mut command = demo.pktgen(None);
     command
         .args([what, "--json", "--memif"])
         .arg(demo.hosts.file("memif.sock"))
