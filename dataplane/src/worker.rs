@@ -98,7 +98,7 @@ impl Worker {
     /// Frames that may be taken for transmission now without starving the receive side.
     #[inline]
     fn tx_allowance(&self) -> usize {
-        self.sockets.first().map_or(0, |socket| socket.tx_budget().saturating_sub(socket.tx_outstanding()))
+        self.sockets.first().map_or(0, XskSocket::tx_budget)
     }
 
     /// One burst from an uplink queue.
