@@ -2,12 +2,12 @@
 
 CARGO ?= cargo
 # What needs root is run with sudo when we are not root.
-SUDO := $(if $(filter 0,$(shell id -u)),,sudo -E env "PATH=$(PATH)")
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
 .PHONY: help setup build demo test lint bench clean
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | column -t -s '	'
+	@sed -n 's/^\([a-z]*\):.*## /  \1: /p' Makefile
 
 setup: ## install the Debian packages that are missing; name them elsewhere
 	@./setup.sh
@@ -19,7 +19,7 @@ demo: build ## Peregrine on real traffic in namespaces, beside the kernel's over
 	$(SUDO) target/release/peregrine demo $(DEMO_ARGS)
 
 test: build ## every test, those that need root included
-	@CARGO="$(CARGO)" SUDO='$(SUDO)' tests/run.sh
+	@CARGO="$(CARGO)" tests/run.sh
 
 lint: setup ## formatting, clippy without a warning, documentation without a warning
 	$(CARGO) fmt --all --check

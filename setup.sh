@@ -16,6 +16,9 @@ clang:clang
 ip:iproute2
 ping:iputils-ping
 ethtool:ethtool
+sysctl:procps
+nice:coreutils
+setpriv:util-linux
 dpdk-testpmd:dpdk-dev
 /usr/lib/*/librte_net_memif.so.*:librte-net-memif23
 /usr/lib/*/librte_mempool_ring.so.*:librte-mempool-ring23
@@ -42,7 +45,13 @@ if [ -n "$missing" ]; then
         exit 1
     fi
     sudo=
-    [ "$(id -u)" -eq 0 ] || sudo=sudo
+    if [ "$(id -u)" -ne 0 ]; then
+        command -v sudo >/dev/null 2>&1 || {
+            echo "setup: error: missing:$missing, and neither root nor sudo to install them: run this as root" >&2
+            exit 1
+        }
+        sudo=sudo
+    fi
     echo "setup: installing$missing"
     $sudo apt-get update -qq
     # shellcheck disable=SC2086 # a list of words
@@ -58,3 +67,9 @@ if [ "$(printf '1.90\n%s\n' "$have" | sort -V | head -n 1)" != 1.90 ]; then
     echo "setup: error: Rust $have is too old: 1.90 or newer is needed (rustup update)" >&2
     exit 1
 fi
+for tool in cargo-fmt cargo-clippy; do
+    command -v "$tool" >/dev/null 2>&1 || {
+        echo "setup: error: $tool not found: rustup component add rustfmt clippy" >&2
+        exit 1
+    }
+done

@@ -3,7 +3,7 @@
 # First all that any user can run, then, as root, those marked `ignore = "needs root …"`, one at a time: they share
 # the machine's cores.
 set -u
-: "${CARGO:=cargo}" "${SUDO:=}"
+: "${CARGO:=cargo}"
 cd "$(dirname "$0")/.." || exit 1
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
@@ -15,7 +15,12 @@ run() {
 }
 
 run $CARGO test --workspace --locked --no-fail-fast
-run $SUDO $CARGO test --workspace --locked --no-fail-fast -- --ignored --test-threads=1
+# cargo itself stays with the user; only the test programs run as root.
+if [ "$(id -u)" -ne 0 ]; then
+    triple=$(rustc -vV | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_')
+    export "CARGO_TARGET_${triple}_RUNNER=sudo -E env PATH=$PATH:/usr/sbin:/sbin"
+fi
+run $CARGO test --workspace --locked --no-fail-fast -- --ignored --test-threads=1
 RUSTFLAGS="--cfg loom" run $CARGO test --locked --release -p peregrine-memif --test loom --target-dir target/loom
 
 failed_runs=$(grep -c '^run failed: ' "$log")

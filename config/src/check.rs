@@ -43,6 +43,8 @@ const CORE_MAX: usize = 1023;
 /// Those of setpriority(2).
 const NICE_MIN: i8 = -20;
 const NICE_MAX: i8 = 19;
+/// Stands for a key that was left out; not in the range.
+const NICE_OF_THE_PROCESS: i8 = i8::MAX;
 
 fn workers(at: &At<'_>, field: &List<Worker>) -> Vec<WorkerPlan> {
     const RULE: &str = "one [[workers]] table: this version runs one worker";
@@ -50,12 +52,15 @@ fn workers(at: &At<'_>, field: &List<Worker>) -> Vec<WorkerPlan> {
     let mut plans = Vec::new();
     for (at, entry) in at.list(field, 1..=1, RULE) {
         let Some(raw) = at.table(entry, "a table with the key core") else { continue };
-        let nice = at.key("nice").number(&raw.nice, NICE_MIN..=NICE_MAX, Some(0));
+        let nice = at.key("nice").number(&raw.nice, NICE_MIN..=NICE_MAX, Some(NICE_OF_THE_PROCESS));
         let at = at.key("core");
         let Some(core) = at.number(&raw.core, 0..=CORE_MAX, None) else { continue };
         cores.claim(core, &at, raw.core.shown());
         let Some(nice) = nice else { continue };
-        plans.push(WorkerPlan { core: CoreId(core), nice });
+        plans.push(WorkerPlan {
+            core: CoreId(core),
+            nice: Some(nice).filter(|&nice| nice != NICE_OF_THE_PROCESS),
+        });
     }
     plans
 }

@@ -20,7 +20,7 @@
 //! | `control_socket` | path | `"/run/peregrine/control.sock"` | absolute, 107 bytes, no `..` |
 //! | **`[[workers]]`** | a pinned thread | | exactly one in this version |
 //! | `core` | CPU number | | 0 to 1023, each once |
-//! | `nice` | priority against other programs on that CPU | 0 | -20 (highest) to 19 |
+//! | `nice` | priority against other programs on that CPU | the process's | -20 (highest) to 19 |
 //! | **`[uplink]`** | | | |
 //! | `interface` | name | | 1 to 15 bytes, no space, `/`, `:` |
 //! | `queues` | receive queues | `"all"` | `"all"` or a list of different numbers from 0 to 4095 |

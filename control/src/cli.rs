@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand};
 use peregrine_dataplane::plan::Plan;
 use serde_json::Value;
@@ -70,7 +71,10 @@ pub struct Ask {
 
 /// The program: parses the arguments, does what they say, tells what went wrong.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse(); // clap ends the process with status 2 on a mistake
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return usage("peregrine", &error),
+    };
     match execute(&cli.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(Error::Output(e)) if e.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
@@ -83,6 +87,26 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// What clap has to say: help goes out as it is; of a mistake only what is wrong, in one line, with exit status 2.
+pub fn usage(program: &str, error: &clap::Error) -> ExitCode {
+    let text = error.to_string();
+    if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
+        let _nobody_reads = io::stdout().write_all(text.as_bytes());
+        return ExitCode::SUCCESS;
+    }
+    let what = match error.kind() {
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => "no command is given".into(),
+        _ => {
+            let lines = text.lines().map(str::trim).take_while(|line| !line.starts_with("Usage:"));
+            let words: Vec<&str> = lines.flat_map(str::split_whitespace).collect();
+            words.join(" ").replace(" For more information, try '--help'.", "")
+        }
+    };
+    let what = what.strip_prefix("error: ").unwrap_or(&what);
+    let _nobody_reads = writeln!(io::stderr(), "{program}: error: {what}: see `{program} --help`");
+    ExitCode::from(2)
+}
+
 /// Does what a subcommand says.
 pub fn execute(command: &Command) -> Result<(), Error> {
     match command {
@@ -91,7 +115,7 @@ pub fn execute(command: &Command) -> Result<(), Error> {
             let plan = load(file)?;
             print(&format!("{}: ok — {}\n", file.display(), summary(&plan)))
         }
-        Command::Demo(args) => print(&demo::run(args).map_err(Error::Demo)?),
+        Command::Demo(args) => demo::run(args, print),
         Command::Status(ask) => show(ask, "status", render::status),
         Command::Fdb(ask) => show(ask, "fdb", render::fdb),
         Command::Stats { ask, watch: true } => watch(&ask.socket),

@@ -12,6 +12,7 @@ use mio::{Events, Interest, Poll, Token};
 use peregrine_dataplane::engine::{Engine, Event};
 use peregrine_dataplane::plan::Plan;
 use peregrine_dataplane::stats::Stats;
+use peregrine_dataplane::types::CoreId;
 use serde_json::Value;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook_mio::v1_0::Signals;
@@ -83,7 +84,6 @@ struct Daemon<'p> {
     engine: Engine,
     started: Instant,
     last_second: Instant,
-    busy: Vec<f64>,
 }
 
 impl<'p> Daemon<'p> {
@@ -105,8 +105,7 @@ impl<'p> Daemon<'p> {
         registry.register(&mut SourceFd(&underlay.raw_fd()), NETLINK, Interest::READABLE).map_err(watch)?;
         api.register(registry).map_err(watch)?;
         tenants.register(registry).map_err(watch)?;
-        let busy = vec![0.0; plan.workers.len()];
-        Ok(Daemon { plan, poll, api, tenants, underlay, engine, started: now, last_second: now, busy })
+        Ok(Daemon { plan, poll, api, tenants, underlay, engine, started: now, last_second: now })
     }
 
     fn serve(&mut self, signals: &mut Signals) -> Result<(), Error> {
@@ -150,9 +149,8 @@ impl<'p> Daemon<'p> {
         if now.saturating_duration_since(self.last_second) >= SECOND {
             self.last_second = now;
             self.engine.age();
-            self.busy = self.engine.stats().workers.iter().map(|w| w.busy).collect();
         }
-        let Daemon { plan, poll, api, tenants, underlay, engine, started, busy, .. } = self;
+        let Daemon { plan, poll, api, tenants, underlay, engine, started, .. } = self;
         Ok(api.turn(poll.registry(), now, |method| match method {
             "status" => to_value(&Status {
                 version: VERSION,
@@ -160,17 +158,13 @@ impl<'p> Daemon<'p> {
                 uptime_seconds: now.saturating_duration_since(*started).as_secs(),
                 control_socket: &plan.control_socket,
                 uplink: status::uplink(engine.uplink(), plan, underlay.link()),
-                workers: workers(plan, busy),
+                workers: workers(&engine.busy()),
                 networks: status::networks(plan),
                 endpoints: status::endpoints(plan, tenants.records(), now),
                 next_hops: status::next_hops(underlay),
                 handshakes: tenants.handshakes(),
             }),
-            "stats" => {
-                let mut stats = engine.stats();
-                stats.workers.iter_mut().zip(busy.iter()).for_each(|(worker, busy)| worker.busy = *busy);
-                to_value(&stats)
-            }
+            "stats" => to_value(&engine.stats()),
             "fdb" => to_value(&status::fdb(engine, plan)),
             "version" => Ok(Value::from(VERSION)),
             other => {
@@ -223,8 +217,8 @@ fn and_more(pairs: &mut Vec<(String, String)>, total: usize) {
     }
 }
 
-fn workers(plan: &Plan, busy: &[f64]) -> Vec<WorkerStatus> {
-    plan.workers.iter().zip(busy).map(|(w, &busy)| WorkerStatus { core: w.core, busy }).collect()
+fn workers(busy: &[(CoreId, f64)]) -> Vec<WorkerStatus> {
+    busy.iter().map(|&(core, busy)| WorkerStatus { core, busy }).collect()
 }
 
 fn publish(underlay: &mut Underlay, engine: &mut Engine, now: Instant) {

@@ -113,6 +113,12 @@ impl Error {
     }
 }
 
+impl From<DemoError> for Error {
+    fn from(error: DemoError) -> Error {
+        Error::Demo(error)
+    }
+}
+
 impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {

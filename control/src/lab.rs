@@ -3,9 +3,12 @@
 //!
 //! Everything goes away again: a [`Namespace`] ends the programs in it and removes itself (and with it its devices)
 //! when it is dropped; what a run that was killed left behind is removed by the next one that asks for the same name.
+//! The programs themselves die with the thread that started them (setpriv, PR_SET_PDEATHSIG), and a Ctrl-C in the
+//! terminal reaches only us (process groups of their own), so that clean-up is not disturbed.
 
 use std::fmt;
 use std::io::{self, BufRead, BufReader};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
@@ -86,11 +89,19 @@ fn words(command: &Command) -> String {
 /// # Errors
 /// [`LabError::Start`] or [`LabError::Failed`].
 pub fn run(command: &mut Command) -> Result<String, LabError> {
+    run_even_if(0, command)
+}
+
+/// The same, for a program whose exit status `also` is no failure.
+///
+/// # Errors
+/// [`LabError::Start`] or [`LabError::Failed`].
+pub fn run_even_if(also: i32, command: &mut Command) -> Result<String, LabError> {
     let what = words(command);
-    let output = command.stdin(Stdio::null()).output();
+    let output = command.stdin(Stdio::null()).process_group(0).output();
     let Output { status, stdout, stderr } =
         output.map_err(|source| LabError::Start { what: what.clone(), source })?;
-    if status.success() {
+    if status.success() || status.code() == Some(also) {
         return Ok(String::from_utf8_lossy(&stdout).into_owned());
     }
     Err(LabError::Failed { what, status, said: String::from_utf8_lossy(&stderr).into_owned() })
@@ -175,6 +186,23 @@ impl Drop for Namespace {
     }
 }
 
+/// The same program, but killed by the kernel when we die, however we die.
+fn tethered(command: &Command) -> Command {
+    let mut tethered = Command::new("setpriv");
+    tethered.args(["--pdeathsig", "KILL", "--"]).arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => tethered.env(name, value),
+            None => tethered.env_remove(name),
+        };
+    }
+    if let Some(directory) = command.get_current_dir() {
+        tethered.current_dir(directory);
+    }
+    tethered.process_group(0);
+    tethered
+}
+
 /// A program that runs in the background; it is killed when this is dropped.
 #[derive(Debug)]
 pub struct Process {
@@ -191,6 +219,7 @@ impl Process {
     /// [`LabError::Start`].
     pub fn start(command: &mut Command) -> Result<Process, LabError> {
         let what = words(command);
+        let mut command = tethered(command);
         let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
         let mut child = child.map_err(|source| LabError::Start { what: what.clone(), source })?;
         let (sender, stderr) = channel();
@@ -210,6 +239,11 @@ impl Process {
     /// Its process id.
     pub fn id(&self) -> u32 {
         self.child.id()
+    }
+
+    /// What it has written to standard error, as far as it was waited for.
+    pub fn said(&self) -> &[String] {
+        &self.said
     }
 
     /// Waits until it writes a line that begins with `start` to standard error.

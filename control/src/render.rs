@@ -243,6 +243,7 @@ fn worker_stats(stats: &Value) -> Table {
         ">busy",
         ">tx kicks",
         ">deferred",
+        ">device drops",
         ">watchdog",
         ">wake-ups",
         ">free frames",
@@ -250,7 +251,7 @@ fn worker_stats(stats: &Value) -> Table {
     for (index, worker) in list(stats, "workers").iter().enumerate() {
         let mut cells = vec![index.to_string(), text(&worker["core"])];
         cells.push(percent(worker["busy"].as_f64().unwrap_or(0.0)));
-        for key in ["kicks", "kicks_deferred", "watchdog_kicks", "tenant_wakeups"] {
+        for key in ["kicks", "kicks_deferred", "device_drops", "watchdog_kicks", "tenant_wakeups"] {
             cells.push(text(&worker[key]));
         }
         cells.push(format!("{} of {}", text(&worker["frames_free"]), text(&worker["frames_total"])));

@@ -121,7 +121,14 @@ drop_reasons! {
     UplinkTooLong => "uplink_too_long",
     /// No free frame for a copy (flooding).
     NoFreeFrame => "no_free_frame",
-    /// A burst was full: a bound of ours, sized so that it is not reached.
+    /// Too much flooding in one turn: copies for some tenant's broadcasts would have kept everybody waiting.
+    FloodLimited => "flood_limited",
+    /// The tenant broke the ring protocol just now and is being put out.
+    TenantFault => "tenant_fault",
+    /// The tenant sent a chain of buffers; chains are not taken here.
+    TenantChained => "tenant_chained",
+    /// A burst was full: a bound of ours that is never reached, since no stage but encap makes frames, and encap
+    /// empties its burst when it is full.
     BurstFull => "burst_full",
 }
 
@@ -130,7 +137,7 @@ drop_reasons! {
 pub struct Traffic {
     /// Frames.
     pub frames: Counter,
-    /// Their bytes, inner frame without FCS.
+    /// Their bytes without FCS: outer frames at the uplink, inner ones everywhere else.
     pub bytes: Counter,
 }
 
@@ -204,7 +211,7 @@ pub struct EndpointCounters {
     pub from_tenant: Traffic,
     /// Packets handed to the tenant.
     pub to_tenant: Traffic,
-    /// Frames from or for this tenant that were dropped.
+    /// Frames from this tenant that were dropped, and frames for it that it could not be given.
     pub dropped: Counter,
     /// Descriptors of the tenant that broke the protocol; none of their bytes were read.
     pub bad_descriptors: Counter,
@@ -232,7 +239,7 @@ pub struct WorkerCounters {
     pub cycles_busy: Counter,
     /// Cycles in all turns.
     pub cycles_total: Counter,
-    /// Transmit kicks that the kernel answered with EAGAIN, EBUSY or ENOBUFS: tried again later.
+    /// Transmit kicks that the kernel put off (EAGAIN, ENOBUFS, EBUSY in zero-copy mode): tried again in the next turn.
     pub kicks_deferred: Counter,
     /// Transmit kicks: system calls that make the kernel look at the tx ring.
     pub kicks: Counter,
@@ -240,6 +247,10 @@ pub struct WorkerCounters {
     pub kicks_link_down: Counter,
     /// Transmit kicks that failed otherwise.
     pub kicks_failed: Counter,
+    /// Frames that the device dropped in the kick (EBUSY in copy mode): handed over, completed, never sent.
+    pub device_drops: Counter,
+    /// Chunks lost, and frames refused, because of a bug of ours or the kernel's: always 0.
+    pub chunk_faults: Gauge,
     /// Receive kicks: the driver had run out of fill descriptors and asked to be woken.
     pub receive_kicks: Counter,
     /// Kicks by the watchdog: frames were outstanding without a completion for too long.
@@ -276,6 +287,8 @@ impl WorkerCounters {
             kicks: Counter::default(),
             kicks_link_down: Counter::default(),
             kicks_failed: Counter::default(),
+            device_drops: Counter::default(),
+            chunk_faults: Gauge::default(),
             receive_kicks: Counter::default(),
             watchdog_kicks: Counter::default(),
             tenant_wakeups: Counter::default(),

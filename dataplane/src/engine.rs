@@ -20,6 +20,7 @@ use crate::stats::{
 use crate::sys;
 use crate::tables::{Tables, remote_addresses};
 use crate::types::{CoreId, EndpointId, NetworkId, QueueId, RemoteId};
+use crate::wire::outer::OVERHEAD_IPV4;
 use crate::worker::{Shared, Worker};
 use crate::xsk::{self, Steering, Uplink, UplinkInfo, XskConfig, XskError};
 
@@ -56,6 +57,17 @@ pub enum StartError {
         /// Those that we may use.
         usable: Vec<usize>,
     },
+    /// A network's packets do not fit the uplink once they are encapsulated.
+    Mtu {
+        /// The network's name.
+        network: String,
+        /// Its MTU, in bytes.
+        mtu: u16,
+        /// The uplink's interface.
+        interface: String,
+        /// Its MTU, in bytes.
+        uplink_mtu: u32,
+    },
     /// The worker did not get its priority.
     Nice {
         /// Its CPU.
@@ -82,6 +94,12 @@ impl fmt::Display for StartError {
                     core.0
                 )
             }
+            StartError::Mtu { network, mtu, interface, uplink_mtu } => write!(
+                f,
+                "network {network}: its MTU of {mtu} and {OUTER_BYTES} bytes of outer headers do not fit the MTU of {interface}, {uplink_mtu}: set it to {} or less, or raise the interface's (ip link set dev {interface} mtu {})",
+                uplink_mtu.saturating_sub(OUTER_BYTES),
+                u32::from(*mtu) + OUTER_BYTES
+            ),
             StartError::Nice { core, nice, source } => write!(
                 f,
                 "cannot give the worker on core {} nice {nice}: {source}: run as root (CAP_SYS_NICE), or leave `nice` out",
@@ -101,7 +119,7 @@ impl std::error::Error for StartError {
             StartError::Uplink(error) => Some(error),
             StartError::Thread(error) => Some(error),
             StartError::Nice { source, .. } => Some(source),
-            StartError::Core { .. } | StartError::FdbFull => None,
+            StartError::Core { .. } | StartError::Mtu { .. } | StartError::FdbFull => None,
         }
     }
 }
@@ -154,8 +172,9 @@ struct WorkerHandle {
     /// Orders that the mailbox had no room for yet.
     outbox: VecDeque<Order>,
     frames_total: u64,
-    /// Busy and total cycles when somebody last asked.
+    /// Busy and total cycles at the last [`Engine::age`], and the share between the last two.
     cycles_seen: (u64, u64),
+    busy: f64,
 }
 
 impl Engine {
@@ -174,7 +193,10 @@ impl Engine {
         let (uplink, ports) =
             xsk::open(&config, &deal(&queues, plan.workers.len())).map_err(StartError::Uplink)?;
 
-        let tables = Arc::new(Tables::new(plan, uplink.info().mtu as usize));
+        check_mtu(plan, uplink.info().mtu)?;
+        let mut tables = Tables::new(plan, uplink.info().mtu as usize);
+        tables.cardless = uplink.info().driver == "veth";
+        let tables = Arc::new(tables);
         let fdb = Arc::new(make_fdb(plan, &tables)?);
         let shared = Shared { tables: tables.clone(), fdb: fdb.clone(), seconds: Seconds::start() };
         let mut by_id: Vec<(RemoteId, IpAddr)> =
@@ -222,6 +244,7 @@ impl Engine {
         let (ready, placed) = mpsc::sync_channel(1);
         let body = move || {
             let result = settle(core, nice);
+            peregrine_memif::warm_up(); // what the first wake-up of a tenant would otherwise set up
             let stays = result.is_ok();
             let _started = ready.send(result);
             if stays { worker.run(&stop) } else { worker }
@@ -237,6 +260,7 @@ impl Engine {
             outbox: VecDeque::new(),
             frames_total,
             cycles_seen: (0, 0),
+            busy: 0.0,
         })
     }
 
@@ -327,9 +351,11 @@ impl Engine {
         events
     }
 
-    /// Forgets learned addresses that are too old, a part of the table at a time: call it once a second.
+    /// What is due once a second: forgets learned addresses that are too old, a part of the table at a time, and
+    /// measures how busy the workers were.
     pub fn age(&mut self) {
         self.seconds.tick();
+        self.workers.iter_mut().for_each(WorkerHandle::measure_busy);
         let step = (self.fdb.buckets() / 8).max(4096);
         let ageing_s = |network: NetworkId| {
             self.plan.network(network).map_or(0, |n| u32::try_from(n.ageing.as_secs()).unwrap_or(u32::MAX))
@@ -348,8 +374,13 @@ impl Engine {
         self.seconds.now()
     }
 
+    /// Each worker's core, and its busy share in the last second.
+    pub fn busy(&self) -> Vec<(CoreId, f64)> {
+        self.workers.iter().map(|worker| (worker.core, worker.busy)).collect()
+    }
+
     /// All counters now.
-    pub fn stats(&mut self) -> Stats {
+    pub fn stats(&self) -> Stats {
         let mut totals = Totals::default();
         self.workers.iter().for_each(|worker| totals.add(&worker.counters));
         let counters = || self.workers.iter().map(|worker| &*worker.counters);
@@ -362,7 +393,7 @@ impl Engine {
             program: self.uplink.steering().unwrap_or_default(),
             sockets: self.uplink.sockets().unwrap_or_default(),
         };
-        let workers = self.workers.iter_mut().map(WorkerHandle::stats).collect();
+        let workers = self.workers.iter().map(WorkerHandle::stats).collect();
         Stats { totals, drops, workers, networks, endpoints, remotes, uplink }
     }
 
@@ -450,7 +481,11 @@ impl Drop for Engine {
 }
 
 impl WorkerHandle {
+    /// Tables that wait are replaced by newer ones, so the list stays as short as there are tenants.
     fn send(&mut self, order: Order) {
+        if matches!(order, Order::Tables(_)) {
+            self.outbox.retain(|waiting| !matches!(waiting, Order::Tables(_)));
+        }
         self.outbox.push_back(order);
         self.flush();
     }
@@ -465,14 +500,21 @@ impl WorkerHandle {
         }
     }
 
-    fn stats(&mut self) -> WorkerStats {
-        let counters = &self.counters;
-        let cycles = (counters.cycles_busy.get(), counters.cycles_total.get());
+    /// The busy share since the last call.
+    fn measure_busy(&mut self) {
+        let cycles = (self.counters.cycles_busy.get(), self.counters.cycles_total.get());
         let (busy, total) = (cycles.0 - self.cycles_seen.0, cycles.1 - self.cycles_seen.1);
         self.cycles_seen = cycles;
+        self.busy = if total == 0 { 0.0 } else { (busy as f64 / total as f64).min(1.0) };
+    }
+
+    fn stats(&self) -> WorkerStats {
+        let counters = &self.counters;
         WorkerStats {
             core: self.core,
-            busy: if total == 0 { 0.0 } else { (busy as f64 / total as f64).min(1.0) },
+            busy: self.busy,
+            device_drops: counters.device_drops.get(),
+            chunk_faults: counters.chunk_faults.get(),
             turns: counters.turns.get(),
             kicks: counters.kicks.get(),
             kicks_deferred: counters.kicks_deferred.get(),
@@ -494,11 +536,27 @@ fn sum_traffic(parts: impl Iterator<Item = TrafficStats>) -> TrafficStats {
     })
 }
 
+/// What an inner IP packet grows by within the outer IP packet: its Ethernet header, VXLAN, UDP and IPv4.
+const OUTER_BYTES: u32 = OVERHEAD_IPV4 as u32;
+
+fn check_mtu(plan: &Plan, uplink_mtu: u32) -> Result<(), StartError> {
+    match plan.networks.iter().find(|network| u32::from(network.mtu) + OUTER_BYTES > uplink_mtu) {
+        None => Ok(()),
+        Some(network) => Err(StartError::Mtu {
+            network: network.name.clone(),
+            mtu: network.mtu,
+            interface: plan.uplink.interface.clone(),
+            uplink_mtu,
+        }),
+    }
+}
+
 /// Puts the calling thread on its core, with its priority.
-fn settle(core: CoreId, nice: i8) -> Result<(), StartError> {
+fn settle(core: CoreId, nice: Option<i8>) -> Result<(), StartError> {
     if !core_affinity::set_for_current(core_affinity::CoreId { id: core.0 }) {
         return Err(StartError::Core { core, usable: usable_cores() });
     }
+    let Some(nice) = nice else { return Ok(()) };
     sys::set_thread_nice(nice).map_err(|source| StartError::Nice { core, nice, source })
 }
 

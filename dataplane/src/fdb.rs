@@ -14,6 +14,7 @@
 //!
 //! Called by the lookup stage (every frame) and by the engine (static entries, ageing).
 
+use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use crate::types::{EndpointId, MacAddr, NetworkId, RemoteId};
@@ -37,7 +38,7 @@ pub enum Learned {
     New,
     /// It was known behind another remote.
     Moved,
-    /// Not learned: the address is static or local here.
+    /// Not learned: the address is fixed, and somewhere else.
     Fixed,
     /// Not learned: the network's limit is reached, or both buckets are full.
     Refused,
@@ -76,6 +77,8 @@ const _: () = assert!(size_of::<Bucket>() == 64, "a bucket is a cache line");
 #[derive(Debug)]
 pub struct Fdb {
     buckets: Box<[Bucket]>,
+    /// Different in each process, so that nobody can choose addresses that fill the buckets of another's.
+    secret: u64,
     learned: Box<[AtomicU32]>,
 }
 
@@ -90,6 +93,7 @@ impl Fdb {
         let buckets = (entries * 2).div_ceil(SLOTS).next_power_of_two().max(2);
         Fdb {
             buckets: std::iter::repeat_with(Bucket::default).take(buckets).collect(),
+            secret: RandomState::new().hash_one(0u64),
             learned: std::iter::repeat_with(AtomicU32::default).take(networks).collect(),
         }
     }
@@ -99,6 +103,16 @@ impl Fdb {
     pub fn lookup(&self, network: NetworkId, mac: MacAddr) -> Option<Destination> {
         let key = key_of(network, mac);
         self.slots_of(key).find_map(|slot| slot.read(key)).map(Value::destination)
+    }
+
+    /// Where the address is, if that is fixed.
+    #[inline]
+    pub fn lookup_fixed(&self, network: NetworkId, mac: MacAddr) -> Option<Destination> {
+        let key = key_of(network, mac);
+        self.slots_of(key)
+            .find_map(|slot| slot.read(key))
+            .filter(|value| value.is_fixed())
+            .map(Value::destination)
     }
 
     /// Notes that the address was seen behind `remote` in second `now_s`.
@@ -193,8 +207,16 @@ impl Fdb {
 
     /// Empties the slot if it still holds `key` and its value is `unwanted`.
     fn take(&self, slot: &Slot, key: u64, unwanted: impl Fn(Value) -> bool) -> bool {
-        let Some(value) = slot.read(key).filter(|value| unwanted(*value)) else { return false };
+        if !slot.read(key).is_some_and(&unwanted) {
+            return false;
+        }
         if slot.key.compare_exchange(key, BUSY, Ordering::AcqRel, Ordering::Relaxed).is_err() {
+            return false;
+        }
+        // It may have been seen again since it was judged.
+        let value = Value(slot.value.load(Ordering::Acquire));
+        if !unwanted(value) {
+            slot.key.store(key, Ordering::Release);
             return false;
         }
         if !value.is_fixed()
@@ -223,7 +245,7 @@ impl Fdb {
     #[inline]
     fn buckets_of(&self, key: u64) -> [&Bucket; 2] {
         let mask = self.buckets.len() - 1;
-        let hash = mix(key, 0x9e37_79b9_7f4a_7c15);
+        let hash = mix(key ^ self.secret, 0x9e37_79b9_7f4a_7c15);
         let first = hash as usize & mask;
         let second = (hash >> 32) as usize & mask;
         let second = if second == first { first ^ 1 } else { second };
@@ -259,7 +281,7 @@ impl Slot {
     #[inline]
     fn see_again(&self, key: u64, old: Value, new: Value) -> Learned {
         if old.is_fixed() {
-            return Learned::Fixed;
+            return if old.destination() == new.destination() { Learned::Known } else { Learned::Fixed };
         }
         if old == new {
             return Learned::Known;
@@ -367,6 +389,9 @@ mod tests {
         assert!(fdb.set_fixed(NET, mac(1), Destination::Local(EndpointId(7))));
         assert_eq!(fdb.learned(NET), 0, "the learned entry gave way");
         assert_eq!(fdb.learn(NET, mac(1), B, 9, 10), Learned::Fixed);
+        assert_eq!(fdb.lookup_fixed(NET, mac(1)), Some(Destination::Local(EndpointId(7))));
+        assert!(fdb.set_fixed(NET, mac(2), Destination::Remote(A)));
+        assert_eq!(fdb.learn(NET, mac(2), A, 9, 10), Learned::Known, "it is where it should be");
         assert_eq!(fdb.age(0, fdb.buckets(), u32::MAX, |_| 0), 0);
         assert_eq!(fdb.lookup(NET, mac(1)), Some(Destination::Local(EndpointId(7))));
         assert!(fdb.remove(NET, mac(1)) && !fdb.remove(NET, mac(1)));

@@ -328,6 +328,12 @@ impl FramePool {
         usize::from(self.room)
     }
 
+    /// Where the memory begins: no two pools that are alive begin at the same address.
+    #[inline]
+    pub(crate) fn base(&self) -> usize {
+        self.base.as_ptr().addr()
+    }
+
     /// Gives the chunk to the kernel (a fill or tx ring) and returns its index. A frame of another pool comes back.
     #[inline]
     pub(crate) fn lend(&mut self, frame: Frame) -> Result<u32, Frame> {
@@ -344,7 +350,7 @@ impl FramePool {
     /// the kernel named a chunk or a span that is not there.
     ///
     /// # Safety
-    /// The chunk was lent and has not been regained since.
+    /// This pool has lent the chunk and has not regained it since.
     #[inline]
     pub(crate) unsafe fn regain(&mut self, index: u32, start: usize, len: usize) -> Option<Frame> {
         let (start, len) = (u16::try_from(start).ok()?, u16::try_from(len).ok()?);

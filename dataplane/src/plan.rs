@@ -44,8 +44,9 @@ pub struct WorkerPlan {
     /// The CPU it runs on, best alone.
     pub core: CoreId,
     /// Its priority where it is not alone: −20 (highest) to 19, as for setpriority(2). A worker that loses its core
-    /// for milliseconds loses frames that the rings cannot hold; one with −20 leaves little to the others.
-    pub nice: i8,
+    /// for milliseconds loses frames that the rings cannot hold; one with −20 leaves little to the others. `None`: that
+    /// of the process.
+    pub nice: Option<i8>,
 }
 
 /// The uplink: an interface, its AF_XDP sockets and our address as a VTEP.

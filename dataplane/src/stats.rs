@@ -53,7 +53,7 @@ pub struct Totals {
 impl Totals {
     /// Adds one worker's counters.
     pub fn add(&mut self, worker: &WorkerCounters) {
-        // Outputs first: a frame that moves on while we read is then seen as in flight, never as made of nothing.
+        // Outputs first: a frame that moves on while we read is then rather seen as in flight than as made of nothing.
         self.uplink_tx += worker.uplink_tx.read();
         self.tenant_tx += worker.tenant_tx.read();
         self.dropped += worker.dropped.total();
@@ -72,18 +72,23 @@ impl Totals {
 pub struct WorkerStats {
     /// The CPU that it is pinned to.
     pub core: CoreId,
-    /// Share of its cycles, since the last time somebody asked, in which it found work; 0 to 1.
+    /// Share of its cycles in the last second in which it found work; 0 to 1.
     pub busy: f64,
     /// Turns of its loop since the start.
     pub turns: u64,
     /// Transmit kicks (syscalls).
     pub kicks: u64,
-    /// Kicks that the kernel put off (EAGAIN, EBUSY, ENOBUFS).
+    /// Kicks that the kernel put off (EAGAIN, ENOBUFS, EBUSY in zero-copy mode).
     pub kicks_deferred: u64,
     /// Kicks that failed because the interface was down.
     pub kicks_link_down: u64,
     /// Kicks that failed otherwise.
     pub kicks_failed: u64,
+    /// Frames that the device dropped after they were handed over (EBUSY in copy mode, a veth whose other end is full
+    /// for one). They count as `uplink_tx` too.
+    pub device_drops: u64,
+    /// Chunks lost, and frames refused, because of a bug: always 0.
+    pub chunk_faults: u64,
     /// Receive kicks (syscalls): the driver had run out of fill descriptors.
     pub receive_kicks: u64,
     /// Kicks by the watchdog.

@@ -30,7 +30,9 @@ pub(crate) fn interface_addresses(name: &str) -> io::Result<Option<InterfaceAddr
     while let Some(node) = unsafe { next.as_ref() } {
         next = node.ifa_next;
         // SAFETY: the kernel's names are terminated strings.
-        if unsafe { CStr::from_ptr(node.ifa_name) }.to_bytes() == name.as_bytes() {
+        let label = unsafe { CStr::from_ptr(node.ifa_name) }.to_bytes();
+        // An address with a label has that for a name (`eth0:1`); a colon is in no interface's own name.
+        if label.split(|byte| *byte == b':').next() == Some(name.as_bytes()) {
             let entry = found.get_or_insert_default();
             entry.up = node.ifa_flags & libc::IFF_UP as u32 != 0;
             // SAFETY: null, or an address of the family that it names.

@@ -84,6 +84,8 @@ pub struct Tables {
     pub remotes: Box<[Remote]>,
     /// Longest frame that the uplink takes: its MTU and an Ethernet header.
     pub uplink_frame_max: usize,
+    /// The uplink is a wire without a network card: checksums that senders left to one arrive unfinished.
+    pub cardless: bool,
     by_vni: Index,
     by_address: Index,
     source_port_first: u16,
@@ -147,6 +149,7 @@ impl Tables {
             endpoints: endpoints.collect(),
             remotes: remotes.into_iter().map(|(_, address)| Remote { address, outer: None }).collect(),
             uplink_frame_max: uplink_mtu + EthHeader::LEN,
+            cardless: false,
             source_port_first: ports.0,
             source_port_count: ports.1,
             ttl: plan.uplink.ttl,

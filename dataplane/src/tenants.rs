@@ -8,11 +8,20 @@ use std::collections::VecDeque;
 
 use peregrine_memif::{PushError, RxRing, TxRing, Violation};
 
+use crate::clock::cycles;
 use crate::counters::{DropReason, WorkerCounters};
-use crate::types::EndpointId;
+use crate::tables::Tables;
+use crate::types::{EndpointId, NetworkId};
 
 /// Bad descriptors after which a tenant is put out. A correct tenant sends none.
 pub const BAD_DESCRIPTORS_MAX: u32 = 256;
+
+/// A wake-up that takes longer than so many cycles (some 100 µs; a usual one takes 1) is slow.
+const SLOW_WAKEUP_CYCLES: u64 = 300_000;
+/// Points after which a tenant is put out: a slow wake-up gives [`SLOW_WAKEUP_POINTS`], any other takes one away, so that a
+/// worker that loses its core now and then in the middle of one blames nobody.
+const SLOW_WAKEUPS_MAX: u32 = 64;
+const SLOW_WAKEUP_POINTS: u32 = 8;
 
 /// Both directions of a tenant's connection.
 #[derive(Debug)]
@@ -30,6 +39,8 @@ pub enum Fault {
     Protocol(Violation),
     /// It sent too many bad descriptors.
     BadDescriptors,
+    /// Waking it takes so long, again and again, that others suffer: its eventfd has very many waiters.
+    SlowWakeups,
 }
 
 impl From<Violation> for Fault {
@@ -42,6 +53,7 @@ impl std::fmt::Display for Fault {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Fault::Protocol(violation) => violation.fmt(f),
+            Fault::SlowWakeups => f.write_str("waking it through its eventfd takes too long"),
             Fault::BadDescriptors => write!(f, "more than {BAD_DESCRIPTORS_MAX} bad descriptors"),
         }
     }
@@ -56,6 +68,7 @@ struct Tenant {
     rx: Option<RxRing>,
     tx: TxRing,
     bad_descriptors: u32,
+    slow_wakeups: u32,
     fault: Option<Fault>,
     /// Pushed to since the last flush.
     unflushed: bool,
@@ -78,22 +91,43 @@ pub struct Detached {
 #[derive(Debug)]
 pub struct Tenants {
     slots: Box<[Option<Tenant>]>,
+    /// By endpoint.
+    networks: Box<[NetworkId]>,
+    /// By network: who is attached. Each has room for all endpoints of its network, so none ever grows.
+    attached: Box<[Vec<EndpointId>]>,
     /// Who is attached, the next one to be served in front. Never grows beyond `slots`.
     turns: VecDeque<EndpointId>,
     unflushed: Vec<EndpointId>,
-    /// Somebody has a fault.
-    faulty: bool,
+    /// Who is to be put out.
+    faulty: Vec<EndpointId>,
 }
 
 impl Tenants {
-    /// Room for so many endpoints; none is attached.
-    pub fn new(endpoints: usize) -> Tenants {
+    /// Room for all endpoints; none is attached.
+    pub fn new(tables: &Tables) -> Tenants {
+        let endpoints = tables.endpoints.len();
         Tenants {
             slots: std::iter::repeat_with(|| None).take(endpoints).collect(),
+            networks: tables.endpoints.iter().map(|endpoint| endpoint.network).collect(),
+            attached: tables
+                .networks
+                .iter()
+                .map(|network| Vec::with_capacity(network.endpoints.len()))
+                .collect(),
             turns: VecDeque::with_capacity(endpoints),
             unflushed: Vec::with_capacity(endpoints),
-            faulty: false,
+            faulty: Vec::with_capacity(endpoints),
         }
+    }
+
+    /// The tenants of a network that are attached.
+    #[inline]
+    pub fn attached(&self, network: NetworkId) -> &[EndpointId] {
+        self.attached.get(network.index()).map_or(&[], Vec::as_slice)
+    }
+
+    fn attached_with(&mut self, id: EndpointId) -> Option<&mut Vec<EndpointId>> {
+        self.attached.get_mut(self.networks.get(id.index())?.index())
     }
 
     /// Begins to serve a tenant. If there is one already, or no such endpoint, the rings come back.
@@ -110,10 +144,14 @@ impl Tenants {
                     rx: Some(rx),
                     tx,
                     bad_descriptors: 0,
+                    slow_wakeups: 0,
                     fault: None,
                     unflushed: false,
                 });
                 self.turns.push_back(id);
+                if let Some(attached) = self.attached_with(id) {
+                    attached.push(id);
+                }
                 Ok(())
             }
             _ => Err(rings),
@@ -126,6 +164,10 @@ impl Tenants {
         let tenant = slot.take_if(|tenant| tenant.serial == serial)?;
         self.turns.retain(|&other| other != id);
         self.unflushed.retain(|&other| other != id);
+        self.faulty.retain(|&other| other != id);
+        if let Some(attached) = self.attached_with(id) {
+            attached.retain(|&other| other != id);
+        }
         let rings = tenant.rx.map(|rx| TenantRings { rx, tx: tenant.tx });
         Some(Detached { endpoint: id, serial, rings, fault: tenant.fault })
     }
@@ -209,16 +251,18 @@ impl Tenants {
             }
             PushError::Violation(violation) => {
                 self.set_fault(id, Fault::Protocol(violation));
-                DropReason::TenantRingFull
+                DropReason::TenantFault
             }
         }
     }
 
     #[cold]
     fn set_fault(&mut self, id: EndpointId, fault: Fault) {
-        if let Some(Some(tenant)) = self.slots.get_mut(id.index()) {
-            tenant.fault.get_or_insert(fault);
-            self.faulty = true;
+        if let Some(Some(tenant)) = self.slots.get_mut(id.index())
+            && tenant.fault.is_none()
+        {
+            tenant.fault = Some(fault);
+            self.faulty.push(id); // never grows: each is in it once
         }
     }
 
@@ -226,11 +270,19 @@ impl Tenants {
     #[inline]
     pub fn flush(&mut self, counters: &WorkerCounters) {
         while let Some(id) = self.unflushed.pop() {
-            if let Some(Some(tenant)) = self.slots.get_mut(id.index()) {
-                tenant.unflushed = false;
-                // A failed wake-up is the tenant's own doing (it owns the eventfd); the packets are published.
-                if let Ok(true) = tenant.tx.flush() {
-                    counters.tenant_wakeups.add(1);
+            let Some(Some(tenant)) = self.slots.get_mut(id.index()) else { continue };
+            tenant.unflushed = false;
+            let before = cycles();
+            // A failed wake-up is the tenant's own doing (it owns the eventfd); the packets are published.
+            if let Ok(true) = tenant.tx.flush() {
+                counters.tenant_wakeups.add(1);
+                let slow = cycles().wrapping_sub(before) > SLOW_WAKEUP_CYCLES;
+                tenant.slow_wakeups = match slow {
+                    true => tenant.slow_wakeups + SLOW_WAKEUP_POINTS,
+                    false => tenant.slow_wakeups.saturating_sub(1),
+                };
+                if tenant.slow_wakeups > SLOW_WAKEUPS_MAX {
+                    self.set_fault(id, Fault::SlowWakeups);
                 }
             }
         }
@@ -239,17 +291,8 @@ impl Tenants {
     /// Takes off one tenant that has a fault, if there is one.
     #[inline]
     pub fn put_out(&mut self) -> Option<Detached> {
-        if !self.faulty {
-            return None;
-        }
-        let faulty = |&id: &EndpointId| {
-            let tenant = self.slots.get(id.index())?.as_ref()?;
-            tenant.fault.map(|_| (id, tenant.serial))
-        };
-        let Some((id, serial)) = self.turns.iter().find_map(faulty) else {
-            self.faulty = false;
-            return None;
-        };
+        let id = self.faulty.pop()?;
+        let serial = self.slots.get(id.index())?.as_ref()?.serial;
         self.detach(id, serial)
     }
 }

@@ -9,11 +9,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::clock::{Seconds, cycles};
-use crate::counters::{DropReason, WorkerCounters};
+use crate::counters::WorkerCounters;
 use crate::fdb::Fdb;
 use crate::frame::{Burst, FramePool};
 use crate::mailbox::{Mailbox, Order, Returned};
-use crate::stages::{self, Cx, Stage, collect};
+use crate::stages::{self, Cx, Stage, Wire, collect};
 use crate::tables::Tables;
 use crate::tenants::{Detached, Tenants};
 use crate::xsk::{Kicks, WorkerPort, XskSocket};
@@ -22,7 +22,7 @@ use crate::xsk::{Kicks, WorkerPort, XskSocket};
 #[derive(Debug)]
 pub(crate) struct Worker {
     pool: FramePool,
-    sockets: Vec<XskSocket>,
+    uplink: Uplink,
     tenants: Tenants,
     tables: Arc<Tables>,
     fdb: Arc<Fdb>,
@@ -30,7 +30,12 @@ pub(crate) struct Worker {
     mailbox: Arc<Mailbox>,
     seconds: Seconds,
     bursts: (Burst, Burst),
+    flood_budget: usize,
 }
+
+/// Copies for flooding in one turn, all tenants and remotes together. A flood that has begun is finished, so a turn can
+/// take longer by one network's size, and no more.
+const FLOOD_COPIES_PER_TURN: usize = 256;
 
 /// What all workers share.
 #[derive(Clone, Debug)]
@@ -49,14 +54,15 @@ impl Worker {
     ) -> Worker {
         Worker {
             pool: port.pool,
-            sockets: port.sockets,
-            tenants: Tenants::new(shared.tables.endpoints.len()),
+            uplink: Uplink { sockets: port.sockets },
+            tenants: Tenants::new(&shared.tables),
             tables: shared.tables,
             fdb: shared.fdb,
             counters,
             mailbox,
             seconds: shared.seconds,
             bursts: (Burst::new(), Burst::new()),
+            flood_budget: 0,
         }
     }
 
@@ -82,35 +88,34 @@ impl Worker {
     #[inline]
     fn turn(&mut self, now_cycles: u64) -> usize {
         self.obey();
+        self.flood_budget = FLOOD_COPIES_PER_TURN;
         let mut moved = 0;
-        for queue in 0..self.sockets.len() {
+        for queue in 0..self.uplink.sockets.len() {
             moved += self.way_in(queue);
         }
         moved += self.way_out();
-        for socket in &mut self.sockets {
+        let mut faults = 0;
+        for socket in &mut self.uplink.sockets {
             moved += socket.complete(&mut self.pool);
             socket.refill(&mut self.pool);
             count(socket.kick(now_cycles), &self.counters);
+            faults += socket.faults();
         }
+        self.counters.chunk_faults.set(faults);
         moved
-    }
-
-    /// Frames that may be taken for transmission now without starving the receive side.
-    #[inline]
-    fn tx_allowance(&self) -> usize {
-        self.sockets.first().map_or(0, XskSocket::tx_budget)
     }
 
     /// One burst from an uplink queue.
     #[inline]
     fn way_in(&mut self, queue: usize) -> usize {
-        let Some(socket) = self.sockets.get_mut(queue) else { return 0 };
+        let Some(socket) = self.uplink.sockets.get_mut(queue) else { return 0 };
         let received = socket.receive(&mut self.pool, &mut self.bursts.0);
         if received > 0 {
             let bytes: usize = self.bursts.0.iter().map(|frame| frame.len()).sum();
             self.counters.uplink_rx.frames.add(received as u64);
             self.counters.uplink_rx.bytes.add(bytes as u64);
-            self.pipeline(Stage::Classify);
+            let (bursts, mut cx) = self.parts();
+            stages::run_from(Stage::Classify, bursts, &mut cx);
         }
         received
     }
@@ -118,34 +123,23 @@ impl Worker {
     /// One burst from the tenants, who take turns.
     #[inline]
     fn way_out(&mut self) -> usize {
-        let allowance = self.tx_allowance();
-        let (input, _, mut cx) = self.parts(allowance);
-        collect::run(input, &mut cx);
-        let taken = input.len();
+        let (bursts, mut cx) = self.parts();
+        collect::run(bursts.0, &mut cx);
+        let taken = bursts.0.len();
         if taken > 0 {
-            self.pipeline(Stage::Lookup);
+            stages::run_from(Stage::Lookup, bursts, &mut cx);
         }
-        if let Some(detached) = self.mailbox.can_return().then(|| self.tenants.put_out()).flatten() {
+        if self.mailbox.can_return()
+            && let Some(detached) = self.tenants.put_out()
+        {
             self.mailbox.give_back(Returned::Tenant(detached));
         }
         taken
     }
 
-    /// Sends the burst through the stages from `first` on; what is left then leaves through the uplink.
-    #[inline]
-    fn pipeline(&mut self, first: Stage) {
-        let allowance = self.tx_allowance().saturating_sub(self.bursts.0.len());
-        let (input, output, mut cx) = self.parts(allowance);
-        stages::run_from(first, (input, output), &mut cx);
-        // What is left is in one of the two.
-        for burst in [&mut self.bursts.0, &mut self.bursts.1] {
-            transmit(burst, self.sockets.first_mut(), &mut self.pool, &self.counters);
-        }
-    }
-
     /// The two bursts, and everything else that a stage works with.
     #[inline]
-    fn parts(&mut self, tx_allowance: usize) -> (&mut Burst, &mut Burst, Cx<'_>) {
+    fn parts(&mut self) -> ((&mut Burst, &mut Burst), Cx<'_>) {
         let cx = Cx {
             tables: &self.tables,
             fdb: &self.fdb,
@@ -153,9 +147,10 @@ impl Worker {
             pool: &mut self.pool,
             tenants: &mut self.tenants,
             now_s: self.seconds.now(),
-            tx_allowance,
+            wire: &mut self.uplink,
+            flood_budget: &mut self.flood_budget,
         };
-        (&mut self.bursts.0, &mut self.bursts.1, cx)
+        ((&mut self.bursts.0, &mut self.bursts.1), cx)
     }
 
     /// Does what control asks; one order a turn is plenty.
@@ -179,30 +174,21 @@ impl Worker {
     }
 }
 
-/// Hands the burst to the uplink, in order; what its ring does not take is dropped.
-#[inline]
-fn transmit(
-    burst: &mut Burst,
-    socket: Option<&mut XskSocket>,
-    pool: &mut FramePool,
-    counters: &WorkerCounters,
-) {
-    if burst.is_empty() {
-        return;
+/// The worker's sockets. The first one sends everything, so that a flow keeps its order.
+#[derive(Debug)]
+struct Uplink {
+    sockets: Vec<XskSocket>,
+}
+
+impl Wire for Uplink {
+    #[inline]
+    fn transmit(&mut self, frames: &mut Burst, pool: &mut FramePool) -> (usize, usize) {
+        let Some(socket) = self.sockets.first_mut() else { return (0, 0) };
+        let bytes = |frames: &Burst| frames.iter().map(|frame| frame.len()).sum::<usize>();
+        let before = bytes(frames);
+        let sent = socket.transmit(pool, frames);
+        (sent, before - bytes(frames))
     }
-    let bytes: usize = burst.iter().map(|frame| frame.len()).sum();
-    let sent = socket.map_or(0, |socket| socket.transmit(pool, burst));
-    counters.uplink_tx.frames.add(sent as u64);
-    let mut dropped_bytes = 0;
-    for frame in burst.drain() {
-        dropped_bytes += frame.len();
-        counters.dropped.one(DropReason::UplinkRingFull);
-        if let Some(network) = counters.network(frame.meta.network) {
-            network.dropped.add(1);
-        }
-        pool.put(frame);
-    }
-    counters.uplink_tx.bytes.add((bytes - dropped_bytes) as u64);
 }
 
 #[inline]
@@ -216,4 +202,5 @@ fn count(kicks: Kicks, counters: &WorkerCounters) {
     counters.kicks_failed.add(u64::from(kicks.failed));
     counters.receive_kicks.add(u64::from(kicks.receive));
     counters.watchdog_kicks.add(u64::from(kicks.watchdog));
+    counters.device_drops.add(u64::from(kicks.lost));
 }

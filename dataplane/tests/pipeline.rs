@@ -15,7 +15,7 @@ use peregrine_dataplane::frame::{BURST, Burst, FramePool};
 use peregrine_dataplane::plan::{
     EndpointPlan, MemifPlan, NetworkPlan, Plan, Queues, UplinkPlan, WorkerPlan, XdpMode,
 };
-use peregrine_dataplane::stages::{self, Cx, Stage, collect};
+use peregrine_dataplane::stages::{self, Cx, Stage, Wire, collect};
 use peregrine_dataplane::stats::Totals;
 use peregrine_dataplane::tables::{NextHop, Tables};
 use peregrine_dataplane::tenants::{TenantRings, Tenants};
@@ -88,7 +88,7 @@ fn plan() -> Plan {
         },
     };
     Plan {
-        workers: vec![WorkerPlan { core: CoreId(0), nice: 0 }],
+        workers: vec![WorkerPlan { core: CoreId(0), nice: None }],
         uplink: UplinkPlan {
             interface: "unused".into(),
             queues: Queues::All,
@@ -115,17 +115,44 @@ struct Rig {
     tenants: Tenants,
     clients: Vec<Interface>,
     bursts: (Burst, Burst),
+    wire: Sent,
+    flood_budget: usize,
+}
+
+/// The far end of the wire: keeps what is sent, as long as it has room.
+struct Sent {
+    frames: Vec<Vec<u8>>,
+    room: usize,
+}
+
+impl Wire for Sent {
+    fn transmit(&mut self, frames: &mut Burst, pool: &mut FramePool) -> (usize, usize) {
+        let (mut sent, mut bytes) = (0, 0);
+        for frame in frames.drain_front(self.room.min(frames.len())) {
+            assert_eq!(frame.headroom(), 0, "ready for the wire: starts where the kernel wants it");
+            sent += 1;
+            bytes += frame.len();
+            self.frames.push(frame.bytes().to_vec());
+            pool.put(frame);
+        }
+        self.room -= sent;
+        (sent, bytes)
+    }
 }
 
 impl Rig {
     fn new() -> Rig {
-        let plan = plan();
+        Rig::with(plan())
+    }
+
+    fn with(plan: Plan) -> Rig {
         let mut tables = Tables::new(&plan, 1500);
         let hop = NextHop { destination: mac(0xaa), source: mac(0xbb) };
-        tables.set_next_hop(RemoteId(0), Some(hop));
-        tables.set_next_hop(RemoteId(1), Some(hop));
+        for remote in 0..tables.remotes.len() {
+            tables.set_next_hop(RemoteId(remote as u16), Some(hop));
+        }
         let fdb = Fdb::new(256, 2);
-        let mut tenants = Tenants::new(3);
+        let mut tenants = Tenants::new(&tables);
         let mut clients = Vec::new();
         for (index, endpoint) in plan.endpoints.iter().enumerate() {
             let id = EndpointId(index as u16);
@@ -136,17 +163,19 @@ impl Rig {
             clients.push(client);
         }
         Rig {
-            counters: WorkerCounters::new(2, 3, 2),
+            counters: WorkerCounters::new(2, 3, tables.remotes.len()),
             tables,
             fdb,
             pool: FramePool::anonymous(2048, 256, 256),
             tenants,
             clients,
             bursts: Default::default(),
+            wire: Sent { frames: Vec::new(), room: usize::MAX },
+            flood_budget: usize::MAX,
         }
     }
 
-    /// Runs `work` with a context; whatever it leaves in the bursts is taken out as the uplink would.
+    /// Runs `work` with a context; returns what left for the underlay.
     fn run(&mut self, work: impl FnOnce((&mut Burst, &mut Burst), &mut Cx<'_>)) -> Vec<Vec<u8>> {
         let mut cx = Cx {
             tables: &self.tables,
@@ -155,18 +184,13 @@ impl Rig {
             pool: &mut self.pool,
             tenants: &mut self.tenants,
             now_s: 0,
-            tx_allowance: 128,
+            wire: &mut self.wire,
+            flood_budget: &mut self.flood_budget,
         };
         work((&mut self.bursts.0, &mut self.bursts.1), &mut cx);
-        let mut sent = Vec::new();
-        for frame in self.bursts.0.drain().chain(self.bursts.1.drain()) {
-            assert_eq!(frame.headroom(), 0, "ready for the wire: starts where the kernel wants it");
-            self.counters.uplink_tx.one(frame.len());
-            sent.push(frame.bytes().to_vec());
-            self.pool.put(frame);
-        }
+        assert!(self.bursts.0.is_empty() && self.bursts.1.is_empty());
         self.check();
-        sent
+        std::mem::take(&mut self.wire.frames)
     }
 
     /// Frames from the underlay; returns what goes back to it.
@@ -440,21 +464,96 @@ fn tenants_take_turns() {
 }
 
 #[test]
-fn the_allowance_keeps_frames_for_the_receive_side() {
+fn a_stuck_uplink_stops_nobody_but_those_who_use_it() {
     let mut rig = Rig::new();
-    let packet = inner(mac(1), mac(FAR), 10);
-    for _ in 0..10 {
-        rig.clients[0].tx[0].push(&packet).unwrap();
+    rig.fdb.learn(NetworkId(0), mac(FAR), RemoteId(0), 0, 64);
+    rig.wire.room = 3;
+    for round in 0..100 {
+        rig.tenant_sends(WEB, &inner(mac(1), mac(FAR), 10));
+        rig.tenant_sends(WEB, &inner(mac(1), mac(2), 10));
+        assert_eq!(rig.tenant_gets(DB).len(), 1, "round {round}: the way to a neighbour is free");
+    }
+    assert_eq!(rig.dropped(DropReason::UplinkRingFull), 97);
+    assert_eq!(rig.counters.endpoints[0].dropped.get(), 97, "the sender is told");
+}
+
+#[test]
+fn a_broadcast_reaches_more_remotes_than_a_burst_holds() {
+    let mut plan = plan();
+    plan.networks[0].remotes = (1..=100).map(|n| IpAddr::V4(Ipv4Addr::new(198, 51, 100, n))).collect();
+    let mut rig = Rig::with(plan);
+    let sent = rig.tenant_sends(WEB, &inner(mac(1), MacAddr::BROADCAST, 10));
+    let to: std::collections::BTreeSet<u8> = sent.iter().map(|frame| frame[33]).collect();
+    assert_eq!((sent.len(), to.len()), (100, 100), "each remote once");
+    assert_eq!(rig.counters.dropped.total(), 0);
+}
+
+#[test]
+fn a_broadcast_in_a_full_burst_costs_nobody_a_frame() {
+    let mut rig = Rig::new();
+    rig.fdb.learn(NetworkId(0), mac(FAR), RemoteId(0), 0, 64);
+    for tenant in [WEB, DB] {
+        let own = mac(tenant.0 as u8 + 1);
+        for n in 0..32 {
+            let to = if n % 8 == 0 { MacAddr::BROADCAST } else { mac(FAR) };
+            rig.clients[tenant.index()].tx[0].push(&inner(own, to, 10)).unwrap();
+        }
+        rig.clients[tenant.index()].tx[0].flush().unwrap();
+    }
+    assert_eq!(rig.collect().len(), 2 * (28 + 4 * 2));
+    assert_eq!((rig.tenant_gets(WEB).len(), rig.tenant_gets(DB).len()), (4, 4));
+    assert_eq!(rig.counters.dropped.total(), 0);
+}
+
+#[test]
+fn flooding_is_bounded_and_leaves_other_traffic_alone() {
+    let mut rig = Rig::new();
+    rig.flood_budget = 5;
+    for n in 0..10 {
+        let to = if n % 2 == 0 { MacAddr::BROADCAST } else { mac(2) };
+        rig.clients[0].tx[0].push(&inner(mac(1), to, 10)).unwrap();
     }
     rig.clients[0].tx[0].flush().unwrap();
-    let sent = rig.run(|bursts, cx| {
-        cx.tx_allowance = 3;
-        collect::run(bursts.0, cx);
-        assert_eq!(bursts.0.len(), 3, "the rest stays in the tenant's ring");
-        stages::run_from(Stage::Lookup, bursts, cx);
-    });
-    // Unknown address: flooded to two remotes, but the copies have no allowance left.
-    assert_eq!((sent.len(), rig.dropped(DropReason::NoFreeFrame)), (3, 3));
+    rig.collect();
+    // Each costs a copy for the neighbour and two for the remotes: the second one ends the budget and is finished.
+    assert_eq!((rig.flood_budget, rig.dropped(DropReason::FloodLimited)), (0, 3));
+    assert_eq!(rig.tenant_gets(DB).len(), 2 + 5);
+    rig.tenant_sends(WEB, &inner(mac(1), mac(0x55), 10));
+    assert_eq!(rig.dropped(DropReason::FloodLimited), 4, "an unknown address as well");
+    rig.tenant_sends(WEB, &inner(mac(1), mac(2), 10));
+    assert_eq!(rig.tenant_gets(DB).len(), 1, "what is not flooded passes");
+}
+
+#[test]
+fn a_remote_cannot_pretend_to_be_a_tenant_of_ours() {
+    for learning in [true, false] {
+        let mut plan = plan();
+        plan.networks[0].learning = learning;
+        let mut rig = Rig::with(plan);
+        rig.receive(&[vxlan(REMOTE_A, BLUE, &inner(mac(2), mac(1), 10))]);
+        assert_eq!(rig.dropped(DropReason::SourceSpoofed), 1);
+        assert!(rig.tenant_gets(WEB).is_empty());
+        // A static address is where the config says, and nowhere else.
+        assert!(rig.fdb.set_fixed(NetworkId(0), mac(FAR), Destination::Remote(RemoteId(0))));
+        rig.receive(&[
+            vxlan(REMOTE_A, BLUE, &inner(mac(FAR), mac(1), 10)),
+            vxlan(REMOTE_B, BLUE, &inner(mac(FAR), mac(1), 10)),
+        ]);
+        assert_eq!((rig.tenant_gets(WEB).len(), rig.dropped(DropReason::SourceSpoofed)), (1, 2));
+    }
+}
+
+#[test]
+fn a_drop_is_counted_on_the_tenant_that_it_concerns() {
+    let mut rig = Rig::new();
+    let full = u64::from(rig.clients[1].rx[0].size());
+    for _ in 0..full + 3 {
+        rig.tenant_sends(WEB, &inner(mac(1), mac(2), 10));
+    }
+    let dropped = |rig: &Rig| rig.counters.endpoints.iter().map(|e| e.dropped.get()).collect::<Vec<_>>();
+    assert_eq!(dropped(&rig), [0, 3, 0], "the receiver that does not read");
+    rig.receive(&[vxlan(REMOTE_A, BLUE, &inner(mac(FAR), MacAddr::BROADCAST, 10))]);
+    assert_eq!(dropped(&rig), [0, 4, 0], "and its copy of a broadcast");
 }
 
 #[test]
@@ -515,12 +614,18 @@ fn the_path_allocates_nothing() {
     let mut rig = Rig::new();
     let frame = vxlan(REMOTE_A, BLUE, &inner(mac(FAR), mac(1), 60));
     let answer = inner(mac(1), mac(FAR), 60);
+    let broadcast = inner(mac(1), MacAddr::BROADCAST, 60);
+    let spoofed = inner(mac(9), mac(2), 60);
+    peregrine_memif::warm_up();
     for round in 0..50 {
-        for _ in 0..BURST {
-            let _ = rig.clients[0].tx[0].push(&answer);
+        for n in 0..BURST {
+            let packet = [&answer, &broadcast, &spoofed][n % 3];
+            let _ = rig.clients[0].tx[0].push(packet);
         }
+        rig.clients[1].rx[0].enable_interrupt();
         rig.clients[0].tx[0].flush().unwrap();
         let before = ALLOCATIONS.with(Cell::get);
+        let mut nowhere = Nowhere;
         let mut cx = Cx {
             tables: &rig.tables,
             fdb: &rig.fdb,
@@ -528,7 +633,8 @@ fn the_path_allocates_nothing() {
             pool: &mut rig.pool,
             tenants: &mut rig.tenants,
             now_s: round,
-            tx_allowance: 128,
+            wire: &mut nowhere,
+            flood_budget: &mut rig.flood_budget,
         };
         for _ in 0..BURST {
             let mut taken = cx.pool.take().unwrap();
@@ -538,11 +644,22 @@ fn the_path_allocates_nothing() {
         stages::run_from(Stage::Classify, (&mut rig.bursts.0, &mut rig.bursts.1), &mut cx);
         collect::run(&mut rig.bursts.0, &mut cx);
         stages::run_from(Stage::Lookup, (&mut rig.bursts.0, &mut rig.bursts.1), &mut cx);
-        for burst in [&mut rig.bursts.0, &mut rig.bursts.1] {
-            burst.drain().for_each(|frame| cx.pool.put(frame));
-        }
         assert_eq!(ALLOCATIONS.with(Cell::get) - before, 0, "round {round}");
         rig.tenant_gets(WEB);
+        rig.tenant_gets(DB);
     }
-    assert!(rig.counters.tenant_rx.frames.get() > 0);
+    assert!(rig.counters.tenant_rx.frames.get() > 0 && rig.counters.tenant_wakeups.get() > 0);
+    assert!(rig.counters.replicated.get() > 0 && rig.dropped(DropReason::SourceSpoofed) > 0);
+}
+
+/// Takes everything and keeps nothing.
+struct Nowhere;
+
+impl Wire for Nowhere {
+    fn transmit(&mut self, frames: &mut Burst, pool: &mut FramePool) -> (usize, usize) {
+        let sent = frames.len();
+        let bytes = frames.iter().map(|frame| frame.len()).sum();
+        frames.drain().for_each(|frame| pool.put(frame));
+        (sent, bytes)
+    }
 }

@@ -11,10 +11,10 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use peregrine_dataplane::frame::Burst;
+use peregrine_dataplane::frame::{Burst, FramePool};
 use peregrine_dataplane::plan::XdpMode;
 use peregrine_dataplane::types::QueueId;
-use peregrine_dataplane::xsk::{ActualMode, PassedCounters, XskConfig, interface, open};
+use peregrine_dataplane::xsk::{ActualMode, PassedCounters, XskConfig, XskSocket, interface, open};
 
 use veth::{
     End, OUR_ADDRESS, PATIENCE, RawSocket, THEIR_ADDRESS, Vxlan, Wire, config, filled, run, until, vni,
@@ -140,7 +140,8 @@ fn ipv6_to_our_address_is_steered() {
     );
 }
 
-/// Sends `count` frames from ours to theirs, never more on the way than the wire and the rings hold, and checks that each arrives.
+/// Sends `count` frames from ours to theirs and checks that each arrives. Never more are on the way than the wire and
+/// the rings hold, and new ones are made when half of that is free, however slowly the others arrive.
 fn transmit_all(ours: &mut End, theirs: &mut End, count: usize) {
     let frame = |number: usize| {
         let payload = [&(number as u64).to_be_bytes()[..], &[7; 56]].concat();
@@ -150,11 +151,13 @@ fn transmit_all(ours: &mut End, theirs: &mut End, count: usize) {
     let (mut made, mut arrived, mut burst) = (0, 0, Burst::new());
     let deadline = Instant::now() + PATIENCE;
     while arrived < count {
-        let socket = &mut ours.port.sockets[0];
-        let budget = socket.tx_budget().saturating_sub(burst.len());
-        for _ in 0..budget.min(burst.room()).min(count - made).min(on_the_way_max - (made - arrived)) {
-            burst.push(filled(&mut ours.port.pool, &frame(made), 0)).unwrap();
-            made += 1;
+        let budget = ours.port.sockets[0].tx_budget().saturating_sub(burst.len());
+        let free = on_the_way_max - (made - arrived);
+        if free >= on_the_way_max / 2 {
+            for _ in 0..budget.min(burst.room()).min(count - made).min(free) {
+                burst.push(filled(&mut ours.port.pool, &frame(made), 0)).unwrap();
+                made += 1;
+            }
         }
         ours.port.sockets[0].transmit(&mut ours.port.pool, &mut burst);
         assert!(ours.turn().is_empty());
@@ -186,7 +189,8 @@ fn every_frame_sent_arrives_in_order_and_comes_home() {
             if generic { ActualMode::Generic } else { ActualMode::Copy }
         );
         transmit_all(&mut ours, &mut theirs, 10_000);
-        assert!(ours.kicks.transmit as usize <= 10_000 && ours.kicks.failed == 0, "{ours:?}");
+        assert!(ours.kicks.transmit < 10_000 / 8, "one system call is for many frames: {ours:?}");
+        assert_eq!((ours.kicks.lost, ours.kicks.failed), (0, 0), "{ours:?}");
     }
 }
 
@@ -222,12 +226,77 @@ fn a_packet_behind_headroom_is_sent_whole_and_an_empty_one_is_refused() {
     assert_eq!(ours.transmit(0, &frame, 50), 1);
     ours.turn();
     assert_eq!(theirs.receive(1), [frame]);
-    assert_eq!(ours.transmit(0, &[], 0), 1);
+    assert_eq!(ours.transmit(0, &[], 0), 0);
     assert_eq!(ours.port.sockets[0].faults(), 1);
     until("the frame has come home", || {
         ours.turn();
         ours.port.sockets[0].tx_outstanding() == 0
     });
+}
+
+/// The four ways to hand a socket a pool that is not its own.
+fn assert_refused(socket: &mut XskSocket, pool: &mut FramePool) {
+    let before = (socket.faults(), socket.rx_outstanding(), socket.tx_outstanding(), pool.available());
+    let mut burst = Burst::new();
+    burst.push(filled(pool, &[7; 60], 0)).unwrap();
+    assert_eq!((socket.transmit(pool, &mut burst), burst.len()), (0, 1));
+    assert_eq!((socket.receive(pool, &mut burst), burst.len()), (0, 1));
+    assert_eq!((socket.complete(pool), socket.refill(pool)), (0, 0));
+    burst.drain().for_each(|frame| pool.put(frame));
+    let after = (socket.faults() - 4, socket.rx_outstanding(), socket.tx_outstanding(), pool.available());
+    assert_eq!(after, before);
+}
+
+#[test]
+#[ignore = "needs root: make test runs it"]
+fn a_pool_that_is_not_the_ports_own_is_refused() {
+    let wire = Wire::new(1);
+    let small = |config| XskConfig { ring_size: 64, tx_frames: 64, ..config };
+    let mut theirs = wire.in_theirs(|| End::open(&small(config("b0", THEIR_ADDRESS)), &[0]).unwrap());
+    let mut ours = End::open(&small(config("a0", OUR_ADDRESS)), &[0]).unwrap();
+    let mut anonymous = FramePool::anonymous(2048, 128, 256);
+
+    // With frames in the rx ring and the completion ring, and then with room in the fill ring.
+    (0..40).for_each(|_| assert_eq!(theirs.transmit(0, &Vxlan::default().build(), 0), 1));
+    until("all have been steered to us", || {
+        theirs.turn();
+        ours.uplink.steering().unwrap()[0].steered == 40
+    });
+    assert_eq!(ours.transmit(0, &Vxlan::default().build(), 0), 1);
+    let (pool, socket) = (&mut ours.port.pool, &mut ours.port.sockets[0]);
+    socket.kick(0);
+    assert_refused(socket, &mut theirs.port.pool);
+    assert_refused(socket, &mut anonymous);
+    let mut burst = Burst::new();
+    until("all have arrived", || {
+        socket.receive(pool, &mut burst);
+        burst.len() == 40
+    });
+    burst.drain().for_each(|frame| pool.put(frame));
+    assert_refused(socket, &mut theirs.port.pool);
+    assert_refused(socket, &mut anonymous);
+    until("the fill ring is filled from the port's own pool", || socket.refill(pool) > 0);
+    until("ours has come home", || socket.complete(pool) == 1);
+    assert_eq!(pool.available() + socket.rx_outstanding(), pool.capacity());
+}
+
+#[test]
+#[ignore = "needs root: make test runs it"]
+fn a_frame_that_the_device_drops_is_counted_as_lost_and_comes_home() {
+    for mode in [XdpMode::Copy, XdpMode::Generic] {
+        let wire = Wire::new(1);
+        let mut ours = End::open(&XskConfig { mode, ..config("a0", OUR_ADDRESS) }, &[0]).unwrap();
+        wire.in_theirs(|| run("ip link set b0 down")); // up, but without a carrier
+        let frame = Vxlan { to: THEIR_ADDRESS.octets(), ..Vxlan::default() }.build();
+        (0..10).for_each(|_| assert_eq!(ours.transmit(0, &frame, 0), 1));
+        until("all have come home", || {
+            ours.turn();
+            ours.port.sockets[0].tx_outstanding() == 0
+        });
+        let kicks = ours.kicks;
+        assert_eq!((kicks.lost, kicks.deferred, kicks.down, kicks.failed), (10, 0, 0, 0), "{ours:?}");
+        ours.assert_frames_are_home();
+    }
 }
 
 #[test]
@@ -416,6 +485,17 @@ fn what_is_wrong_with_the_interface_is_said() {
     run("ip link set a0 mtu 1500");
     run("ip link set a0 down");
     assert!(error(&config("a0", OUR_ADDRESS)).starts_with("interface a0 is down"));
+}
+
+#[test]
+#[ignore = "needs root: make test runs it"]
+fn an_address_with_a_label_is_one_of_the_interface() {
+    let _wire = Wire::new(1);
+    run("ip address add 10.9.0.9/24 dev a0 label a0:vtep");
+    let labelled = std::net::Ipv4Addr::new(10, 9, 0, 9);
+    assert_eq!(interface("a0").unwrap().addresses, [OUR_ADDRESS, labelled]);
+    assert!(interface("a0:vtep").unwrap_err().to_string().contains("no interface 'a0:vtep'"));
+    End::open(&config("a0", labelled), &[0]).expect("the VTEP's address may have a label");
 }
 
 #[test]

@@ -1,14 +1,14 @@
 //! One worker's stages on one core, a tenant on another, shared memory between them, no wire.
 //!
 //! *in*: VXLAN frames that lie ready in memory go through classify, decap, lookup and deliver into a memif ring; the
-//! tenant reads the first 8 bytes of each packet. *out*: a tenant sends as fast as it can; collect, lookup and encap
+//! tenant copies each packet out. *out*: a tenant sends as fast as it can; collect, lookup and encap
 //! make frames that are then counted and thrown away. The frames are never copied but by the stages themselves, and
 //! always the same 256 chunks, so they stay in the cache: what is measured is the instructions, not the memory.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::sync::Barrier;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use peregrine_dataplane::clock::{cycles, cycles_per_second};
@@ -18,7 +18,7 @@ use peregrine_dataplane::frame::{BURST, Burst, FramePool};
 use peregrine_dataplane::plan::{
     EndpointPlan, MemifPlan, NetworkPlan, Plan, Queues, UplinkPlan, WorkerPlan, XdpMode,
 };
-use peregrine_dataplane::stages::{self, Cx, Stage, collect};
+use peregrine_dataplane::stages::{self, Cx, Stage, Wire, collect};
 use peregrine_dataplane::tables::{NextHop, Tables};
 use peregrine_dataplane::tenants::{TenantRings, Tenants};
 use peregrine_dataplane::types::{CoreId, EndpointId, MacAddr, NetworkId, RemoteId, Vni};
@@ -133,13 +133,13 @@ fn measure(
     core: core_affinity::CoreId,
 ) -> Result<Run, String> {
     let (mut rig, client) = Rig::new(inner_bytes)?;
-    let (stop, read) = (AtomicBool::new(false), AtomicU64::new(0));
+    let stop = AtomicBool::new(false);
     let on_its_core = Barrier::new(2);
     std::thread::scope(|scope| {
         scope.spawn(|| {
             core_affinity::set_for_current(core);
             on_its_core.wait();
-            tenant(client, inner_bytes, &stop, &read);
+            tenant(client, inner_bytes, &stop);
         });
         on_its_core.wait();
         let start = Instant::now();
@@ -151,15 +151,14 @@ fn measure(
 }
 
 /// Reads what comes and sends what fits, as fast as it can.
-fn tenant(mut client: Interface, inner_bytes: usize, stop: &AtomicBool, read: &AtomicU64) {
+fn tenant(mut client: Interface, inner_bytes: usize, stop: &AtomicBool) {
     let (Some(rx), Some(tx)) = (client.rx.first_mut(), client.tx.first_mut()) else { return };
     let packet = inner(TENANT, FAR, inner_bytes);
     let mut head = [0u8; 2048];
-    let mut count = 0u64;
     while !stop.load(Ordering::Relaxed) {
         let _peer = rx.pending();
         while let Some(packet) = rx.next_packet() {
-            count += u64::from(packet.is_ok_and(|packet| packet.copy_to(&mut head).is_some()));
+            let _read = packet.is_ok_and(|packet| packet.copy_to(&mut head).is_some());
         }
         rx.release();
         for _ in 0..BURST {
@@ -169,7 +168,6 @@ fn tenant(mut client: Interface, inner_bytes: usize, stop: &AtomicBool, read: &A
         }
         let _woken = tx.flush();
     }
-    read.store(count, Ordering::Relaxed);
 }
 
 /// One burst after the other from memory to the tenant. What its ring does not take is dropped and shown as lost: then
@@ -201,17 +199,12 @@ fn way_in(rig: &mut Rig, deadline: Instant) -> (u64, u64) {
 
 /// One burst after the other from the tenant; what is ready for the wire is counted and thrown away.
 fn way_out(rig: &mut Rig, deadline: Instant) -> (u64, u64) {
-    let mut sent = 0;
     let mut bursts = (Burst::new(), Burst::new());
     let mut next_look = cycles();
     loop {
         let mut cx = rig.cx();
         collect::run(&mut bursts.0, &mut cx);
         stages::run_from(Stage::Lookup, (&mut bursts.0, &mut bursts.1), &mut cx);
-        for frame in bursts.0.drain().chain(bursts.1.drain()) {
-            sent += 1;
-            cx.pool.put(frame);
-        }
         if cycles() > next_look {
             if Instant::now() >= deadline {
                 break;
@@ -219,7 +212,7 @@ fn way_out(rig: &mut Rig, deadline: Instant) -> (u64, u64) {
             next_look = cycles() + 1_000_000;
         }
     }
-    (sent, rig.counters.dropped.total())
+    (rig.wire.sent, rig.counters.dropped.total())
 }
 
 /// A worker's things without the worker's thread.
@@ -230,6 +223,23 @@ struct Rig {
     pool: FramePool,
     tenants: Tenants,
     frame_len: usize,
+    wire: Nowhere,
+    flood_budget: usize,
+}
+
+/// Counts what would leave, and keeps nothing.
+#[derive(Default)]
+struct Nowhere {
+    sent: u64,
+}
+
+impl Wire for Nowhere {
+    fn transmit(&mut self, frames: &mut Burst, pool: &mut FramePool) -> (usize, usize) {
+        let sent = frames.len();
+        self.sent += sent as u64;
+        frames.drain().for_each(|frame| pool.put(frame));
+        (sent, 0)
+    }
 }
 
 impl Rig {
@@ -243,7 +253,7 @@ impl Rig {
         let config = ClientConfig { ring_log2: 11, ..ClientConfig::default() };
         let (client, mut server) =
             peregrine_memif::pair(config, ServerConfig::default()).map_err(|error| error.to_string())?;
-        let mut tenants = Tenants::new(1);
+        let mut tenants = Tenants::new(&tables);
         let rings = TenantRings { rx: server.rx.remove(0), tx: server.tx.remove(0) };
         let attached = tenants.attach(EndpointId(0), 1, rings).is_ok();
         if !placed || !attached {
@@ -253,7 +263,19 @@ impl Rig {
         let mut pool = FramePool::anonymous(2048, FRAMES, 256);
         fill(&mut pool, &frame)?;
         let counters = WorkerCounters::new(1, 1, 1);
-        Ok((Rig { tables, fdb, counters, pool, tenants, frame_len: frame.len() }, client))
+        Ok((
+            Rig {
+                tables,
+                fdb,
+                counters,
+                pool,
+                tenants,
+                frame_len: frame.len(),
+                wire: Nowhere::default(),
+                flood_budget: usize::MAX,
+            },
+            client,
+        ))
     }
 
     fn cx(&mut self) -> Cx<'_> {
@@ -264,7 +286,8 @@ impl Rig {
             pool: &mut self.pool,
             tenants: &mut self.tenants,
             now_s: 0,
-            tx_allowance: FRAMES,
+            wire: &mut self.wire,
+            flood_budget: &mut self.flood_budget,
         }
     }
 }
@@ -310,7 +333,7 @@ const VNI: Vni = Vni::from_bytes([0, 0, 42]);
 
 fn plan() -> Plan {
     Plan {
-        workers: vec![WorkerPlan { core: CoreId(0), nice: 0 }],
+        workers: vec![WorkerPlan { core: CoreId(0), nice: None }],
         uplink: UplinkPlan {
             interface: String::new(),
             queues: Queues::All,

@@ -4,6 +4,7 @@
 
 mod core_case;
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -30,11 +31,17 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let Cli { command: Command::Core { quick, json } } = Cli::parse();
+    let Cli { command: Command::Core { quick, json } } = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return peregrine_control::cli::usage("peregrine-perf", &error),
+    };
     match core_case::run(quick) {
         Ok(report) => {
-            print!("{}", if json { report.json() } else { report.text() });
-            ExitCode::SUCCESS
+            let text = if json { report.json() } else { report.text() };
+            match std::io::stdout().write_all(text.as_bytes()) {
+                Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => ExitCode::FAILURE,
+                _ => ExitCode::SUCCESS,
+            }
         }
         Err(error) => {
             eprintln!("peregrine-perf: error: {error}");

@@ -2,6 +2,7 @@
 //! failed; 2 bad arguments.
 #![forbid(unsafe_code)]
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -29,7 +30,7 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error}");
+            let _nobody_reads = writeln!(std::io::stderr(), "error: {error}");
             ExitCode::from(error.exit_status())
         }
     }
@@ -39,7 +40,7 @@ fn main() -> ExitCode {
 fn usage(error: &clap::Error) -> ExitCode {
     let text = error.to_string();
     if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
-        print!("{text}");
+        let _nobody_reads = std::io::stdout().write_all(text.as_bytes());
         return ExitCode::SUCCESS;
     }
     if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
@@ -56,7 +57,7 @@ fn usage(error: &clap::Error) -> ExitCode {
 
 /// Whoever started us may go on: the socket is open, the ring connected.
 fn ready() {
-    eprintln!("ready");
+    let _nobody_reads = writeln!(std::io::stderr(), "ready");
 }
 
 fn finish<R: Report>(outcome: Outcome<R>, json: bool) -> Result<(), Error> {

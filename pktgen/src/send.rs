@@ -118,6 +118,8 @@ pub struct KickCounts {
     pub transmit: u64,
     /// Those that it put off.
     pub deferred: u64,
+    /// Frames that the device dropped after they were handed over; they count as sent.
+    pub lost: u64,
     /// Those that found the interface down.
     pub down: u64,
     /// Those that failed for another reason.
@@ -133,6 +135,7 @@ impl KickCounts {
     fn add(&mut self, kicks: Kicks) {
         self.transmit += u64::from(kicks.transmit);
         self.deferred += u64::from(kicks.deferred);
+        self.lost += u64::from(kicks.lost);
         self.down += u64::from(kicks.down);
         self.failed += u64::from(kicks.failed);
         self.receive += u64::from(kicks.receive);

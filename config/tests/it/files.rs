@@ -79,11 +79,13 @@ fn full_says_the_defaults_and_holds_every_key() {
         plan.networks[0].static_macs,
         [(MacAddr([2, 0, 0, 0, 0, 0x99]), IpAddr::from([192, 0, 2, 2]))]
     );
+    assert_eq!(plan.workers[0].nice, Some(0));
     assert_eq!(plan.endpoints[0].memif.mode, Some(0o660));
     assert_eq!(plan.endpoints[0].memif.secret, b"change me");
 
     // Apart from what only `full` sets, it is `one_tenant`: so what it calls a default is one.
     let mut plan = plan;
+    plan.workers[0].nice = None;
     plan.networks[0].static_macs.clear();
     plan.endpoints[0].memif.secret.clear();
     assert_eq!(format!("{plan:?}"), format!("{:?}", example("one_tenant.toml")));

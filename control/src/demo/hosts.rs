@@ -2,6 +2,7 @@
 
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::thread::{CpuSet, sched_getaffinity};
 
@@ -10,6 +11,9 @@ use crate::lab::Namespace;
 
 /// Where the sockets and the config of a run are. Fixed, so that a run cleans up after one that was killed.
 const DIRECTORY: &str = "/run/peregrine-demo";
+
+/// A lock that is still taken after this belongs to a demo that runs.
+const LOCK_PATIENCE: Duration = Duration::from_secs(1);
 
 /// The network of the demo.
 pub(super) const VNI: u32 = 42;
@@ -26,15 +30,14 @@ pub(super) const ECHO: (&str, &str) = ("10.42.0.1", "02:00:00:00:42:01");
 /// The tenant that counts.
 pub(super) const SINK: (&str, &str) = ("10.42.0.3", "02:00:00:00:42:03");
 
-/// Which CPU does what. The machine may have two only, so roles share.
-#[derive(Clone, Copy, Debug)]
+/// Which CPU does what: two, however many there are, so that both halves have the same.
+#[derive(Clone, Copy, Debug, serde::Serialize)]
 pub(super) struct Cores {
-    /// The generator, and with it the wire: over veth the sender's core does the kernel's work of both ends.
+    /// The generator, and with it the wire: over veth the sender's core does the kernel's work of both ends. Memif
+    /// tenants share it.
     pub(super) generator: usize,
-    /// Peregrine's worker; in the kernel's turn the socket's program.
+    /// Peregrine's worker; in the kernel's half the program with the socket.
     pub(super) worker: usize,
-    /// The tenants that poll.
-    pub(super) tenants: usize,
 }
 
 impl Cores {
@@ -44,16 +47,20 @@ impl Cores {
             .map_err(|error| DemoError::Here(format!("cannot read the CPU affinity: {error}")))?;
         let usable: Vec<usize> = (0..CpuSet::MAX_CPU).filter(|&core| set.is_set(core)).collect();
         match usable[..] {
-            [generator, worker, tenants, ..] => Ok(Cores { generator, worker, tenants }),
-            [generator, worker] => Ok(Cores { generator, worker, tenants: generator }),
+            [generator, worker, ..] => Ok(Cores { generator, worker }),
             _ => Err(DemoError::Here("it needs two cores: one for the traffic, one for the worker".into())),
         }
     }
+}
 
-    /// How many different ones these are.
-    pub(super) fn count(self) -> usize {
-        if self.tenants == self.generator { 2 } else { 3 }
-    }
+/// The namespaces that a run makes, the kernel's tenant included.
+const NAMESPACES: [&str; 3] = ["peregrine-demo-far", "peregrine-demo-near", TENANT];
+/// The host of the kernel's tenant.
+pub(super) const TENANT: &str = "peregrine-demo-tenant";
+
+/// What of a run is still there after it; empty when all is well.
+pub(super) fn left_behind() -> Vec<&'static str> {
+    NAMESPACES.into_iter().filter(|name| Path::new("/run/netns").join(name).exists()).collect()
 }
 
 /// Both hosts. Dropped, they are gone.
@@ -73,8 +80,9 @@ impl Hosts {
         let _absent = std::fs::remove_dir_all(&directory);
         std::fs::create_dir_all(&directory)
             .map_err(|error| DemoError::Here(format!("cannot make {DIRECTORY}: {error}")))?;
-        let far = Namespace::create("peregrine-demo-far")?;
-        let near = Namespace::create("peregrine-demo-near")?;
+        let [far, near, tenant] = NAMESPACES.map(Namespace::create);
+        let (far, near) = (far?, near?);
+        drop(tenant?); // made anew when its turn comes: a killed run may have left it
         far.wire((FAR.1, FAR.2), &near, (NEAR.1, NEAR.2), 1500)?;
         far.ip(&format!("addr add {}/24 dev {}", FAR.0, FAR.1))?;
         near.ip(&format!("addr add {}/24 dev {}", NEAR.0, NEAR.1))?;
@@ -104,7 +112,14 @@ fn lock() -> Result<File, DemoError> {
     let path = Path::new("/run/peregrine-demo.lock");
     let file = File::create(path)
         .map_err(|error| DemoError::Here(format!("cannot make {}: {error}", path.display())))?;
-    match file.try_lock() {
+    // A demo that was killed while it started a program leaves the lock to that program until its `exec`.
+    let deadline = Instant::now() + LOCK_PATIENCE;
+    let mut locked = file.try_lock();
+    while matches!(locked, Err(TryLockError::WouldBlock)) && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(20));
+        locked = file.try_lock();
+    }
+    match locked {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => {
             Err(DemoError::Here("another demo is running: wait until it is done".into()))

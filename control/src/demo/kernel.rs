@@ -3,7 +3,7 @@
 
 use std::process::Command;
 
-use super::hosts::{ECHO, FAR, GENERATOR, NEAR, VNI};
+use super::hosts::{ECHO, FAR, GENERATOR, NEAR, TENANT, VNI};
 use super::measure::{Figures, PORT, READY, round_trips, stream};
 use super::{Demo, DemoError, say};
 use crate::lab::{LabError, Namespace, Process};
@@ -13,7 +13,7 @@ pub(super) fn measure(demo: &Demo) -> Result<Figures, DemoError> {
     demo.check()?;
     let tenant = overlay(demo)?;
     say(&format!("(b) the same stream through the kernel's overlay, {:?}", demo.duration));
-    let mut figures = stream(demo, ECHO, &mut program(demo, &tenant, "sink", &["--idle-ms", "300"]))?;
+    let mut figures = stream(demo, ECHO, &mut program(demo, &tenant, "sink", &["--idle-ms", "1000"]))?;
     say(&format!("(c) 10,000 round trips a second through the kernel's overlay, {:?}", demo.duration));
     let mut echo = Process::start(&mut program(demo, &tenant, "echo", &[]))?;
     echo.wait_for_line("ready", READY)?;
@@ -24,7 +24,7 @@ pub(super) fn measure(demo: &Demo) -> Result<Figures, DemoError> {
 
 /// vxlan, bridge and veth on the near host; the tenant's namespace.
 fn overlay(demo: &Demo) -> Result<Namespace, LabError> {
-    let tenant = Namespace::create("peregrine-demo-tenant")?;
+    let tenant = Namespace::create(TENANT)?;
     let near = &demo.hosts.near;
     near.wire(("tap0", "02:00:00:00:0f:03"), &tenant, ("eth0", ECHO.1), 1450)?;
     near.ip(&format!(
@@ -46,6 +46,7 @@ fn overlay(demo: &Demo) -> Result<Namespace, LabError> {
 fn program(demo: &Demo, tenant: &Namespace, what: &str, more: &[&str]) -> Command {
     let mut command = demo.pktgen(Some(tenant));
     command.args([what, "--json", "--udp", &format!("{}:{PORT}", ECHO.0)]);
-    command.args(["--core", &demo.cores.worker.to_string()]).args(more);
+    // It polls, as Peregrine's tenants do, so that neither half pays for waking a program up.
+    command.args(["--wait", "yield", "--core", &demo.cores.worker.to_string()]).args(more);
     command
 }

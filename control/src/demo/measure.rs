@@ -43,6 +43,10 @@ pub(super) struct Figures {
     pub(super) rtt_us: Percentiles,
     pub(super) rtt_sent: u64,
     pub(super) rtt_lost: u64,
+    /// Packets of both measurements that left more than a millisecond after their time.
+    pub(super) late: u64,
+    /// Packets of both that were given up because the generator was 100 ms behind: they are missing in the figures.
+    pub(super) skipped: u64,
 }
 
 /// What `peregrine-pktgen send` says.
@@ -50,6 +54,8 @@ pub(super) struct Figures {
 struct Sent {
     sent: u64,
     offered_pps: f64,
+    late: u64,
+    skipped: u64,
     lost: Option<u64>,
     rtt_us: Option<Percentiles>,
 }
@@ -81,6 +87,8 @@ pub(super) fn stream(demo: &Demo, to: (&str, &str), sink: &mut Command) -> Resul
         rtt_us: Percentiles { p50: 0.0, p90: 0.0, p99: 0.0, p999: 0.0, max: 0.0 },
         rtt_sent: 0,
         rtt_lost: 0,
+        late: sent.late,
+        skipped: sent.skipped,
     })
 }
 
@@ -92,6 +100,8 @@ pub(super) fn round_trips(demo: &Demo, to: (&str, &str), figures: &mut Figures) 
     figures.rtt_us = sent.rtt_us.ok_or_else(why)?;
     figures.rtt_sent = sent.sent;
     figures.rtt_lost = sent.lost.unwrap_or(0);
+    figures.late += sent.late;
+    figures.skipped += sent.skipped;
     Ok(())
 }
 

@@ -9,7 +9,7 @@
 //! ```
 //!
 //! Everything runs as the programs that a user runs: this file starts them, waits for them, and reads what they say.
-//! `lab` makes the hosts, [`peregrine`] and [`kernel`] are the two halves, [`report`] shows the figures.
+//! `hosts` makes them, `peregrine` and `kernel` are the two halves, `measure` is what both do, `report` shows the figures.
 
 mod hosts;
 mod kernel;
@@ -17,14 +17,18 @@ mod measure;
 mod peregrine;
 mod report;
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+
 use crate::lab::{LabError, Namespace};
 use hosts::{Cores, Hosts};
+use report::Report;
 
 /// What `peregrine demo` was asked for.
 #[derive(Clone, Debug, clap::Args)]
@@ -37,23 +41,33 @@ pub struct DemoArgs {
     pub json: bool,
 }
 
-/// Why the demo ended without its figures. One line.
+/// Why the demo ended without its figures, or with bad ones. One line.
 #[derive(Debug)]
 pub enum DemoError {
     /// Something in the lab failed.
     Lab(LabError),
     /// It cannot run here.
     Here(String),
+    /// Somebody pressed Ctrl-C. What is still there of it, if anything.
+    Interrupted(Vec<&'static str>),
+    /// It ran to its end, but not as it should have.
+    Bad(String),
 }
 
 impl std::fmt::Display for DemoError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            DemoError::Lab(LabError::Interrupted) => {
-                f.write_str("demo: interrupted; everything it made was removed")
-            }
             DemoError::Lab(error) => write!(f, "demo: {error}"),
             DemoError::Here(why) => write!(f, "demo: {why}"),
+            DemoError::Interrupted(left) if left.is_empty() => {
+                f.write_str("demo: interrupted; everything that it made was removed")
+            }
+            DemoError::Interrupted(left) => write!(
+                f,
+                "demo: interrupted; these namespaces are still there: {}: remove them with `ip netns del NAME`, or run the demo again",
+                left.join(", ")
+            ),
+            DemoError::Bad(why) => write!(f, "demo: {why}"),
         }
     }
 }
@@ -99,13 +113,23 @@ impl Demo {
     }
 }
 
-/// Runs the demo and returns what is to be printed on standard output.
+/// Runs the demo and shows its figures with `print`.
 ///
 /// # Errors
 /// [`DemoError`]; namespaces and programs are gone by then.
-pub fn run(args: &DemoArgs) -> Result<String, DemoError> {
+pub fn run<E: From<DemoError>>(args: &DemoArgs, print: impl FnOnce(&str) -> Result<(), E>) -> Result<(), E> {
     let interrupted = Arc::new(AtomicBool::new(false));
-    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+    let report = match measure(args, &interrupted) {
+        // Whatever failed then, it failed because of that.
+        _ if interrupted.load(Ordering::Relaxed) => Err(DemoError::Interrupted(hosts::left_behind())),
+        result => result,
+    }?;
+    print(&if args.json { report.json() } else { report.text() })?;
+    report.verdict().map_err(|why| E::from(DemoError::Bad(why)))
+}
+
+fn measure(args: &DemoArgs, interrupted: &Arc<AtomicBool>) -> Result<Report, DemoError> {
+    for signal in [SIGINT, SIGTERM, SIGHUP] {
         signal_hook::flag::register(signal, interrupted.clone())
             .map_err(|error| DemoError::Here(format!("cannot catch signal {signal}: {error}")))?;
     }
@@ -116,14 +140,16 @@ pub fn run(args: &DemoArgs) -> Result<String, DemoError> {
         daemon,
         pktgen,
         duration: Duration::from_secs(args.seconds),
-        interrupted,
+        interrupted: interrupted.clone(),
     };
     let (peregrine, ping, daemon) = peregrine::measure(&demo)?;
     let kernel = kernel::measure(&demo)?;
-    let report = report::Report::new(peregrine, kernel, ping, daemon);
-    demo.check()?;
-    Ok(if args.json { report.json() } else { report.text(&demo) })
+    Ok(Report::new(peregrine, kernel, ping, daemon, demo.cores))
 }
+
+/// What the lab and the demo are made with, and the Debian package of each.
+const TOOLS: [(&str, &str); 4] =
+    [("ip", "iproute2"), ("ping", "iputils-ping"), ("nice", "coreutils"), ("setpriv", "util-linux")];
 
 /// Ourselves, and the packet generator that is built beside us.
 fn programs() -> Result<(PathBuf, PathBuf), DemoError> {
@@ -131,6 +157,11 @@ fn programs() -> Result<(PathBuf, PathBuf), DemoError> {
         return Err(DemoError::Here(
             "it makes network namespaces, so it needs root: run it with sudo, or `make demo`".into(),
         ));
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let there = |tool: &str| std::env::split_paths(&path).any(|folder| folder.join(tool).is_file());
+    if let Some((tool, package)) = TOOLS.into_iter().find(|(tool, _)| !there(tool)) {
+        return Err(DemoError::Here(format!("{tool} is missing: run `make setup`, or install {package}")));
     }
     let daemon = std::env::current_exe()
         .map_err(|error| DemoError::Here(format!("cannot find this program: {error}")))?;
@@ -144,5 +175,5 @@ fn programs() -> Result<(PathBuf, PathBuf), DemoError> {
 
 /// Tells what is being done now; on standard error, so that `--json` stays alone on the other.
 fn say(text: &str) {
-    eprintln!("demo: {text}");
+    let _nobody_reads = writeln!(std::io::stderr(), "demo: {text}");
 }

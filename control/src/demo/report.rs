@@ -1,9 +1,11 @@
 //! The figures, for people and for programs.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::Demo;
+use super::hosts::Cores;
 use super::measure::{FRAME_BYTES, Figures, RTT_RATE};
 use super::peregrine::{Daemon, Ping};
 use crate::table::thousands;
@@ -15,9 +17,11 @@ pub(super) struct Report {
     kernel: Figures,
     ratio: Ratio,
     ping: Ping,
-    drops: Value,
+    /// Peregrine's, by reason, and those of the kernel before the frames were Peregrine's (`before_…`).
+    drops: BTreeMap<String, u64>,
     conserved: bool,
     uplink: Value,
+    cores: Cores,
 }
 
 /// Peregrine's figure divided by the kernel's.
@@ -29,7 +33,13 @@ struct Ratio {
 }
 
 impl Report {
-    pub(super) fn new(peregrine: Figures, kernel: Figures, ping: Ping, daemon: Daemon) -> Report {
+    pub(super) fn new(
+        peregrine: Figures,
+        kernel: Figures,
+        ping: Ping,
+        daemon: Daemon,
+        cores: Cores,
+    ) -> Report {
         let uplink = &daemon.status["uplink"];
         Report {
             ratio: Ratio {
@@ -40,7 +50,7 @@ impl Report {
             peregrine,
             kernel,
             ping,
-            drops: daemon.stats["drops"].clone(),
+            drops: drops(&daemon.stats),
             conserved: daemon.stats["totals"]["conserved"] == json!(true),
             uplink: json!({
                 "driver": uplink["driver"],
@@ -48,14 +58,34 @@ impl Report {
                 "mode_actual": uplink["mode_actual"],
                 "queues": uplink["queues"],
             }),
+            cores,
         }
+    }
+
+    /// A demo that shows something else than Peregrine working has failed.
+    pub(super) fn verdict(&self) -> Result<(), String> {
+        if !self.conserved {
+            return Err(
+                "frames in are not frames out + drops: this is a bug; `peregrine stats` would show where"
+                    .into(),
+            );
+        }
+        for (who, figures) in [("peregrine", &self.peregrine), ("the kernel's overlay", &self.kernel)] {
+            if figures.received == 0 {
+                return Err(format!("nothing of the stream came through {who}"));
+            }
+        }
+        if self.ping.received == 0 {
+            return Err("no ping was answered".into());
+        }
+        Ok(())
     }
 
     pub(super) fn json(&self) -> String {
         format!("{}\n", json!(self))
     }
 
-    pub(super) fn text(&self, demo: &Demo) -> String {
+    pub(super) fn text(&self) -> String {
         let mut out = String::new();
         let mut line = |text: String| {
             out.push_str(text.trim_end());
@@ -90,7 +120,13 @@ impl Report {
         ] {
             row(name, tenth(pick(ours)), tenth(pick(theirs)), times(pick(ours) / pick(theirs)));
         }
-        row("round trip: lost", thousands(ours.rtt_lost), thousands(theirs.rtt_lost), String::new());
+        for (name, ours, theirs) in [
+            ("round trip: lost", ours.rtt_lost, theirs.rtt_lost),
+            ("generator: sent over 1 ms late", ours.late, theirs.late),
+            ("generator: given up", ours.skipped, theirs.skipped),
+        ] {
+            row(name, thousands(ours), thousands(theirs), String::new());
+        }
         line(format!(
             "\nping through the overlay (kernel → tenant): {} of {} answered, median {} µs",
             self.ping.received,
@@ -104,26 +140,21 @@ impl Report {
         ));
         line(format!("uplink: {}", self.uplink_text()));
         line(format!(
-            "\nInner frames of {FRAME_BYTES} bytes, one flow; round trips at {} a second. {} cores: {} generator{}, {} {}.",
-            thousands(RTT_RATE),
-            demo.cores.count(),
-            demo.cores.generator,
-            if demo.cores.count() == 2 { " and tenants" } else { "" },
-            demo.cores.worker,
-            "peregrine's worker, in the kernel's turn the program with the socket",
+            "\nInner frames of {FRAME_BYTES} bytes, one flow; round trips at {} a second, timed from when each packet was due.",
+            thousands(RTT_RATE)
         ));
-        line("Over veth the sender's core does the kernel's share of the wire, so the wire is the limit of the stream.".into());
+        line(format!(
+            "Two cores in both halves: {0} generator{1}; {2} peregrine's worker, or the program with the socket (it polls too).",
+            self.cores.generator, " and memif tenants", self.cores.worker
+        ));
+        line("Over veth the sender's core does the kernel's share of the wire, and here, without RPS, of its overlay too.".into());
+        line("So the wire limits peregrine's stream; on a NIC both halves would look different.".into());
         out
     }
 
     fn drops_text(&self) -> String {
-        let drops: Vec<String> = self
-            .drops
-            .as_object()
-            .into_iter()
-            .flatten()
-            .map(|(reason, count)| format!("{reason} {count}"))
-            .collect();
+        let drops: Vec<String> =
+            self.drops.iter().map(|(reason, count)| format!("{reason} {count}")).collect();
         if drops.is_empty() { "none".into() } else { drops.join(", ") }
     }
 
@@ -137,6 +168,27 @@ impl Report {
             self.uplink["queues"]
         )
     }
+}
+
+/// The dataplane's drops by reason, and what the kernel lost of the uplink's frames before they reached it.
+fn drops(stats: &Value) -> BTreeMap<String, u64> {
+    let mut drops: BTreeMap<String, u64> = BTreeMap::new();
+    for (reason, count) in stats["drops"].as_object().into_iter().flatten() {
+        drops.insert(reason.clone(), count.as_u64().unwrap_or(0));
+    }
+    let sum = |list: &str, key: &str| -> u64 {
+        stats["uplink"][list].as_array().into_iter().flatten().filter_map(|entry| entry[key].as_u64()).sum()
+    };
+    for (name, count) in [
+        ("before_no_socket", sum("program", "no_socket")),
+        ("before_rx_ring_full", sum("sockets", "rx_ring_full")),
+        ("before_rx_dropped", sum("sockets", "rx_dropped")),
+    ] {
+        if count > 0 {
+            drops.insert(name.into(), count);
+        }
+    }
+    drops
 }
 
 fn whole(figure: f64) -> String {

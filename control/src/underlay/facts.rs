@@ -168,9 +168,11 @@ fn mac(bytes: &[u8]) -> Option<MacAddr> {
 pub fn affects(message: &[u8], ifindex: u32) -> Affects {
     let Ok(buffer) = NetlinkBuffer::new_checked(message) else { return Affects::Everything };
     match buffer.message_type() {
+        // Another interface that goes down takes its IPv4 routes with it without a word about them, and the way to a
+        // remote may then lead over ours.
         RTM_NEWLINK | RTM_DELLINK => match link(buffer.payload()) {
-            Some(link) if link.ifindex == ifindex => Affects::Everything,
-            _ => Affects::Nothing,
+            Some(_) => Affects::Everything,
+            None => Affects::Nothing, // of a bridge's port
         },
         _ => match super::netlink::parse(message) {
             Some(RouteNetlinkMessage::NewNeighbour(n) | RouteNetlinkMessage::DelNeighbour(n)) => {
@@ -239,7 +241,11 @@ mod tests {
     fn a_bridge_port_that_leaves_its_bridge_is_not_an_interface_that_is_gone() {
         assert_eq!(affects(&framed(RTM_DELLINK, &newlink(7, 1)), 7), Affects::Nothing);
         assert_eq!(affects(&framed(RTM_DELLINK, &newlink(0, 1)), 7), Affects::Everything);
-        assert_eq!(affects(&framed(RTM_DELLINK, &newlink(0, 1)), 8), Affects::Nothing);
+        assert_eq!(
+            affects(&framed(RTM_DELLINK, &newlink(0, 1)), 8),
+            Affects::Everything,
+            "routes go with it"
+        );
         assert_eq!(affects(&framed(RTM_NEWLINK, &newlink(0, 1)), 7), Affects::Everything);
     }
 

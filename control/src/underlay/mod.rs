@@ -41,7 +41,10 @@ pub struct Underlay {
     asks: HashMap<IpAddr, Backoff>,
     dirty: Dirty,
     unread: bool,
+    /// When an evaluation last ended.
     evaluated: Option<Instant>,
+    /// When everything was last read.
+    reread: Option<Instant>,
     looked: Option<Instant>,
 }
 
@@ -99,6 +102,7 @@ impl Underlay {
             dirty: Dirty { all: true, neighbours: HashSet::new() },
             unread: true,
             evaluated: None,
+            reread: None,
             looked: None,
         })
     }
@@ -119,15 +123,20 @@ impl Underlay {
         if self.unread {
             self.hear();
         }
-        if self.evaluated.is_some_and(|at| now.saturating_duration_since(at) >= REREAD_EVERY) {
+        if self.reread.is_some_and(|at| now.saturating_duration_since(at) >= REREAD_EVERY) {
             self.dirty.all = true;
         }
         let looking = self.looked.is_none_or(|at| now.saturating_duration_since(at) >= LOOK_EVERY);
         let settled = self.evaluated.is_none_or(|at| now.saturating_duration_since(at) >= SETTLE);
         let mut changes = Vec::new();
         if self.dirty.any() && settled {
+            if self.dirty.all {
+                self.reread = Some(now);
+            }
             changes = self.evaluate();
-            self.evaluated = Some(now);
+            // From its end: however long it takes, the control thread has as much time for everything else.
+            let took = now.elapsed();
+            self.evaluated = Some(now + took + took);
             self.nudge(now);
         }
         if looking {
@@ -190,7 +199,19 @@ impl Underlay {
             if !(dirty.all || touched) {
                 continue;
             }
-            let verdict = self.judge(remote.address).unwrap_or_else(Verdict::no);
+            let (address, was_known) = (remote.address, remote.verdict.hop.is_ok());
+            let verdict = match self.judge(address) {
+                Ok(verdict) => verdict,
+                // No answer says nothing about the way: what was known stands until there is one.
+                Err(Why::Refused(Refusal::Other(_))) if was_known => {
+                    self.dirty.all = true;
+                    continue;
+                }
+                Err(why) => {
+                    self.dirty.all |= matches!(why, Why::Refused(Refusal::Other(_)));
+                    Verdict::no(why)
+                }
+            };
             let Some(remote) = self.remotes.get_mut(index) else { break };
             let (before, after) = (remote.verdict.hop.as_ref().ok(), verdict.hop.as_ref().ok());
             if before != after {

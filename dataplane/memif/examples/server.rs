@@ -16,6 +16,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut args = std::env::args().skip(1);
     let addr: SocketAddr = args.next().ok_or("usage: server SOCKET [SECONDS]")?.parse()?;
     let seconds = args.next().map_or(Ok(3600), |text| text.parse())?;
+    // This thread will wake the clients.
+    peregrine_memif::warm_up();
     let end = Instant::now() + Duration::from_secs(seconds);
     let listener = Listener::bind(&addr, ListenerConfig::default())?;
     let (mut handshakes, mut clients) = (Vec::new(), Vec::new());

@@ -5,13 +5,13 @@
 //! as long as it likes. The kernel's own signal never waits: asynchronous I/O (`io_submit`) raises it when a request with
 //! IOCB_FLAG_RESFD completes. Our request is to read one byte of a memory file of our own, which completes within the call.
 //!
-//! Each thread that rings makes one context when it first does. Where asynchronous I/O is not to be had (a seccomp filter, a kernel
-//! without it) it falls back to the plain write, with that one weakness.
+//! Each thread that rings makes one context, in [`warm_up`] or when it first rings. Where asynchronous I/O is not to be had (a
+//! seccomp filter, a kernel without it) it falls back to the plain write, with that one weakness.
 
 use std::cell::OnceCell;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use crate::sys;
 
@@ -54,6 +54,18 @@ struct Context {
 
 thread_local! {
     static CONTEXT: OnceCell<Option<Context>> = const { OnceCell::new() };
+}
+
+/// Prepares this thread for [`TxRing::flush`](crate::TxRing::flush): call it once, at the start, on each thread that will flush.
+/// Otherwise its first wake-up makes what waking needs (system calls and allocations, some 100 µs). Calling it again does no
+/// harm.
+///
+/// Returns whether wake-ups on this thread never wait for a peer; false if asynchronous I/O (`io_setup`) is not to be had here (a
+/// seccomp filter, `fs.aio-max-nr` used up), so that a hostile peer could hold the thread in its own eventfd.
+pub fn warm_up() -> bool {
+    // Once for real, into an eventfd that nobody reads: the code and the kernel's side are then warm as well.
+    let rung = sys::eventfd().and_then(|event| ring(event.as_fd()));
+    rung.is_ok() && CONTEXT.try_with(|cell| matches!(cell.get(), Some(Some(_)))).unwrap_or(false)
 }
 
 /// Adds 1 to an eventfd. Never waits; a count at its largest stays there, and its reader is awake anyway.
@@ -136,7 +148,7 @@ fn check(result: libc::c_long) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::fd::{AsFd, OwnedFd};
+    use std::os::fd::OwnedFd;
 
     use super::*;
 
@@ -144,6 +156,17 @@ mod tests {
         let mut bytes = [0; 8];
         io::Read::read_exact(&mut File::from(event.try_clone().unwrap()), &mut bytes).unwrap();
         u64::from_ne_bytes(bytes)
+    }
+
+    #[test]
+    fn a_warm_thread_has_its_context() {
+        let has_context = || CONTEXT.with(|cell| cell.get().is_some());
+        std::thread::spawn(move || {
+            assert!(!has_context());
+            assert!(warm_up() && has_context() && warm_up());
+        })
+        .join()
+        .unwrap();
     }
 
     #[test]

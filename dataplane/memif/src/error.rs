@@ -200,8 +200,19 @@ pub enum Reject {
     },
     /// The file behind a region is not sealed against shrinking, or not plain memory.
     RegionUnsealed,
+    /// The file behind a region is sealed against writing, so that it cannot be mapped: most likely we sealed it for an earlier
+    /// connection. Every connection needs new memory.
+    RegionReadOnly,
+    /// The file behind a region could not be sealed with F_SEAL_FUTURE_WRITE, so the client could take pages out of it: it has
+    /// forbidden more seals (F_SEAL_SEAL), or this kernel is older than Linux 5.1.
+    RegionUnsealable,
+    /// The file behind a region was locked by the client (it was writing to it, punching holes, …) for too long to be sealed, now
+    /// or in an earlier handshake that is still stuck.
+    RegionBusy,
     /// The region could not be mapped.
     RegionMap,
+    /// A page of the region could not be made present: no memory, or the file has become shorter.
+    RegionPopulate,
     /// ADD_RING's private header size is not 0.
     PrivateHeader,
     /// log2 of the ring size is outside 1..=14.
@@ -250,7 +261,11 @@ impl fmt::Display for Reject {
             }
             Self::TooMuchMemory { max } => write!(f, "regions exceed {max} bytes"),
             Self::RegionUnsealed => f.write_str("region is not a memfd sealed with F_SEAL_SHRINK"),
+            Self::RegionReadOnly => f.write_str("region is sealed against writing, connect with new memory"),
+            Self::RegionUnsealable => f.write_str("region cannot be sealed with F_SEAL_FUTURE_WRITE"),
+            Self::RegionBusy => f.write_str("region cannot be sealed, its file is in use"),
             Self::RegionMap => f.write_str("cannot map region"),
+            Self::RegionPopulate => f.write_str("cannot populate region"),
             Self::PrivateHeader => f.write_str("private headers not supported"),
             Self::RingSize { log2 } => write!(f, "log2 ring size {log2} is not in 1..14"),
             Self::RingOutside => f.write_str("ring is outside its region"),

@@ -72,10 +72,20 @@
 //!   is copied to private memory by [`Packet::copy_to`], and is to be parsed there.
 //! - Region, offset and length are checked against the mapping, in 64 bits; the peer's index may not run ahead of what the ring can
 //!   hold; our own positions are never read back. Chains are refused.
-//! - Regions must be sealed against shrinking, and be plain memory: otherwise the owner could truncate them, and our next access would
-//!   be a SIGBUS that ends the process. [`ServerConfig::allow_unsealed`] gives that up, for peers that cannot seal (old programs,
-//!   VPP with huge pages); use it only for peers that are trusted like this process, or handle SIGBUS.
-//! - A peer cannot stop our threads through the eventfds that it shares with us: they are written and read in ways that never wait.
+//! - Regions must be plain memory, sealed by the client against shrinking; the server maps them, then seals them against holes
+//!   (F_SEAL_FUTURE_WRITE, Linux 5.1) and then makes every page present (Linux 5.14; older kernels leave that to the first
+//!   access). So the client can neither truncate them, which would make our next access a SIGBUS that ends the process, nor punch
+//!   holes, which would let our threads sleep in page faults while it does.
+//! - What is left of page faults is the kernel's own business: memory that it swaps out or moves (compaction; huge pages, also at
+//!   the client's request) is faulted in again at the next access, and a client's cgroup may have its pages swapped out. No such
+//!   fault waits for the client. Use no swap, or mlockall(2).
+//!   SIGBUS can also still come from broken memory (ECC), and before Linux 5.14 from a page that could not be allocated.
+//! - [`ServerConfig::allow_unsealed`] gives all that up, for peers that cannot be sealed (old programs, VPP with huge pages); use it
+//!   only for peers that are trusted like this process, or handle SIGBUS.
+//! - The eventfds that a peer shares with us are written and read in ways that never wait for it (writing: where `io_setup` is to
+//!   be had, see [`warm_up`]). But waking is not free of the peer's influence: the kernel walks everything that waits for the
+//!   eventfd (epoll sets, sleeping threads), and a peer can register a great many, so that one wake-up costs more. Whoever runs a
+//!   worker should watch the time of [`TxRing::flush`] and disconnect a peer whose wake-ups are slow.
 //! - Each step of the handshake has limits ([`Limits`], [`ServerConfig`]) and a time; unwanted descriptors are closed.
 //! - Names and texts of the peer contain only printable ASCII by the time the caller sees them.
 //! - A server copies all packets. The memory stays the tenant's: never put another tenant's bytes into a region, apart from packets
@@ -86,9 +96,9 @@
 //!
 //! # Code map
 //!
-//! `addr`, `message`, `channel` → `listener`, `server` with `offer`, `client` with `memory` → `interface` with `rx`, `tx` → `cursor`,
-//! `ring`, `region` → `sys`. Code with `unsafe` is in `ring` (header words and descriptors), `region` (copies), `sys` (system
-//! calls) and `doorbell` (those for waking), and nowhere else. No public function is unsafe.
+//! `addr`, `message`, `channel` → `listener`, `server` with `offer` and `seal`, `client` with `memory` → `interface` with `rx`,
+//! `tx` → `cursor`, `ring`, `region` → `sys`. Code with `unsafe` is in `ring` (header words and descriptors), `region` (copies),
+//! `sys` (system calls) and `doorbell` (those for waking), and nowhere else. No public function is unsafe.
 #![cfg_attr(
     not(test),
     deny(
@@ -134,6 +144,8 @@ mod region;
 mod ring;
 /// The receiving half.
 mod rx;
+/// Sealing a client's memory.
+mod seal;
 /// The server's handshake.
 mod server;
 /// System calls.
@@ -143,6 +155,7 @@ mod tx;
 
 pub use addr::{ADDRESS_BYTES_MAX, AddrError, SocketAddr};
 pub use client::{Client, ClientConfig};
+pub use doorbell::warm_up;
 pub use error::{BadDescriptor, ConfigError, DisconnectReason, HandshakeError, PushError, Reject, Violation};
 pub use interface::{ControlSocket, Interface};
 pub use listener::{Limits, Listener, ListenerConfig};

@@ -12,6 +12,7 @@ use crate::message::{AddRing, LOG2_MAX};
 use crate::region::{Mapping, Regions};
 use crate::ring::{RingMemory, RingPlace, Role};
 use crate::rx::RxRing;
+use crate::seal;
 use crate::server::ServerConfig;
 use crate::sys;
 use crate::tx::TxRing;
@@ -56,6 +57,9 @@ impl Offer {
         if !config.allow_unsealed && !sys::is_sealed_memory(&file) {
             return Err(Reject::RegionUnsealed);
         }
+        if sys::is_sealed_against_writing(&file) {
+            return Err(Reject::RegionReadOnly);
+        }
         let actual = file.metadata().map(|meta| meta.len()).unwrap_or(0);
         if bytes == 0 || actual < bytes {
             return Err(Reject::RegionSize { announced: bytes, actual });
@@ -90,7 +94,10 @@ impl Offer {
     }
 
     /// CONNECT: maps all regions and makes the server's halves of all rings.
-    pub fn connect(self, packet_bytes_max: u32) -> Result<(Vec<RxRing>, Vec<TxRing>), Reject> {
+    ///
+    /// The order matters. All files are mapped first, because the seal forbids new writable mappings (and one file may be several
+    /// regions); then sealed, because until then the client can punch a page out again; then every page is made present.
+    pub fn connect(self, config: &ServerConfig) -> Result<(Vec<RxRing>, Vec<TxRing>), Reject> {
         if self.s2m.is_empty() || self.m2s.is_empty() {
             return Err(Reject::NoRings);
         }
@@ -98,12 +105,20 @@ impl Offer {
             let bytes = usize::try_from(*bytes).map_err(|_| Reject::RegionMap)?;
             Mapping::new(file, bytes, false).map_err(|_| Reject::RegionMap)
         };
-        let regions = Arc::new(Regions::new(self.regions.iter().map(map).collect::<Result<_, _>>()?));
+        let mappings: Vec<Mapping> = self.regions.iter().map(map).collect::<Result<_, _>>()?;
+        // A trusted client's memory is left as it is: it may want to map it again, or connect elsewhere with it.
+        if !config.allow_unsealed {
+            seal::seal(&config.name, self.regions.into_iter().map(|(file, _)| file).collect())?;
+        }
+        for mapping in &mappings {
+            mapping.populate().map_err(|_| Reject::RegionPopulate)?;
+        }
+        let regions = Arc::new(Regions::new(mappings));
         let ring = |place| RingMemory::new(Arc::clone(&regions), place, Role::Server);
         let rx = self
             .s2m
             .into_iter()
-            .map(|(place, event)| Ok(RxRing::server(ring(place)?, event, packet_bytes_max)));
+            .map(|(place, event)| Ok(RxRing::server(ring(place)?, event, config.packet_bytes_max)));
         let tx = self.m2s.into_iter().map(|(place, event)| Ok(TxRing::server(ring(place)?, event)));
         Ok((rx.collect::<Result<_, Reject>>()?, tx.collect::<Result<_, Reject>>()?))
     }

@@ -30,6 +30,11 @@ impl Mapping {
     pub fn new(file: &File, bytes: usize, populate: bool) -> io::Result<Self> {
         sys::map(file, bytes, populate).map(|base| Self { base, bytes })
     }
+
+    /// Makes every page present, or says that one cannot be. Pages stay so only if nobody can take them out of the file.
+    pub fn populate(&self) -> io::Result<()> {
+        sys::populate(self.base, self.bytes)
+    }
 }
 
 impl Drop for Mapping {

@@ -6,7 +6,7 @@
 //!   INIT(id, mode, secret, name) ────▶  ACK          the id is looked up here
 //!   ADD_REGION i + fd ───────────────▶  ACK          size and seals are checked here
 //!   ADD_RING S2M i, M2S i + eventfd ─▶  ACK
-//!   CONNECT ─────────────────────────▶  CONNECTED    memory is mapped, rings are checked here
+//!   CONNECT ─────────────────────────▶  CONNECTED    memory is mapped and sealed, rings are checked here
 //! ```
 //! Whatever is wrong: DISCONNECT with the reason, and the socket is closed.
 
@@ -65,24 +65,33 @@ pub struct ServerConfig {
     pub rings_max: u16,
     /// Longest packet accepted from the client, in bytes.
     pub packet_bytes_max: u32,
-    /// Most memory of the client that we map, in bytes, over all regions. Pages of it that we touch may count as ours.
+    /// Most memory of the client that we map, in bytes, over all regions. All of it is made present at CONNECT, and what the
+    /// client had not touched before counts as ours (cgroup): so this is also what a client can make us pay, in memory and in the
+    /// time of that step. 65535 slots of 16 KiB would be 1 GiB. Buffers of 2 KiB always fit the default; raise it for larger ones
+    /// in many long rings, and for clients that share whole memory pools (VPP and DPDK with zero-copy).
     pub memory_bytes_max: u64,
-    /// Also take regions that can shrink (not sealed) or are huge pages.
+    /// Also take regions that can shrink (not sealed), that cannot be sealed any further, or are huge pages; and add no seal to
+    /// any region. Also needed on kernels before Linux 5.1, which have no seal against holes. Pages are made present all the
+    /// same.
     ///
-    /// **Danger**: such a client can make its memory vanish under us, and the next access is SIGBUS: the whole process dies.
-    /// Only for a peer that is trusted as much as this process itself.
+    /// **Danger**: such a client can make its memory vanish under us, and the next access is SIGBUS: the whole process dies. Or
+    /// it punches holes into it again and again, and the thread that touches them sleeps meanwhile. Only for a peer that is
+    /// trusted as much as this process itself.
+    ///
+    /// Without this, a region gets the seal F_SEAL_FUTURE_WRITE at CONNECT. The client must have mapped it before (all known ones
+    /// have), cannot use write(2) on it any more, and needs new memory for its next connection.
     pub allow_unsealed: bool,
 }
 
 impl Default for ServerConfig {
-    /// Name `memif`, no secret, 8 rings each way, packets up to 9216 bytes, 1 GiB, sealed memory only.
+    /// Name `memif`, no secret, 8 rings each way, packets up to 9216 bytes, 128 MiB, sealed memory only.
     fn default() -> Self {
         Self {
             name: "memif".to_owned(),
             secret: None,
             rings_max: 8,
             packet_bytes_max: 9216,
-            memory_bytes_max: 1 << 30,
+            memory_bytes_max: 128 << 20,
             allow_unsealed: false,
         }
     }
@@ -163,8 +172,11 @@ impl Handshake {
         }
     }
 
-    /// Handles everything that has arrived. Never blocks. `lookup` is called once, at INIT; two handshakes for one id can both
-    /// get past it, so check again when one connects.
+    /// Handles everything that has arrived. Never waits for more. The step that finds CONNECT makes all the client's memory
+    /// present (up to [`memory_bytes_max`](ServerConfig::memory_bytes_max)) and waits up to 200 ms if the client has locked its
+    /// file (one thread then stays behind until it lets go, and the interface's name is refused until then): not for a thread
+    /// that moves packets. `lookup` is called once, at INIT; two handshakes for one id can both get past it, so check again when
+    /// one connects.
     ///
     /// # Errors
     /// [`HandshakeError`]; the client has been told and the socket is closed. Drop the handshake.
@@ -260,7 +272,7 @@ impl Handshake {
             return Err(HandshakeError::Finished);
         };
         let Accepted { id, peer_name, config, offer } = *accepted;
-        let (rx, tx) = offer.connect(config.packet_bytes_max)?;
+        let (rx, tx) = offer.connect(&config)?;
         self.send(&Message::Connected { name: config.name.clone() })?;
         let channel = self.channel.take().ok_or(HandshakeError::Finished)?;
         Ok(Progress::Connected(Box::new(Interface {

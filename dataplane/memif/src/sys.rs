@@ -16,6 +16,10 @@ use libc::{c_int, c_void};
 /// one descriptor that any message carries. What does not fit is closed by the kernel and flagged `MSG_CTRUNC`.
 const CONTROL_BYTES: usize = 256;
 
+/// Most bytes that one call of [`populate`] works on: others that wait for our address space are let in between. A multiple of any
+/// base page size.
+const POPULATE_BYTES: usize = 4 << 20;
+
 /// Ancillary data must be aligned like `cmsghdr`.
 #[repr(C, align(8))]
 struct Control([u8; CONTROL_BYTES]);
@@ -253,7 +257,7 @@ pub(crate) fn wait_readable(fd: BorrowedFd<'_>, timeout: Duration) -> io::Result
     }
 }
 
-/// An anonymous memory file of `bytes` bytes that can never shrink, so that mapping it cannot lead to SIGBUS.
+/// An anonymous memory file of `bytes` bytes that can never shrink, so that no access inside it is beyond its end.
 pub(crate) fn sealed_memory(bytes: u64) -> io::Result<File> {
     // SAFETY: the name is a NUL-terminated literal.
     let fd =
@@ -265,12 +269,31 @@ pub(crate) fn sealed_memory(bytes: u64) -> io::Result<File> {
     Ok(file)
 }
 
+/// Forbids whatever would take a page out of the file: punching holes (fallocate, MADV_REMOVE), and on the way also write(2) and
+/// new writable mappings. Mappings that exist stay writable, so map first. Linux 5.1; EINVAL before. Can wait for the owner of
+/// the file: `seal` does better.
+pub(crate) fn seal_against_holes(file: &File) -> io::Result<()> {
+    // SAFETY: no pointers.
+    check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, libc::F_SEAL_FUTURE_WRITE) }).map(drop)
+}
+
+/// The file's seals; `None` for a file that has none.
+fn seals(file: &File) -> Option<c_int> {
+    // SAFETY: no pointers. A file without seals gives EINVAL.
+    let seals = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GET_SEALS) };
+    (seals >= 0).then_some(seals)
+}
+
+/// Whether the file can no longer be mapped for writing.
+pub(crate) fn is_sealed_against_writing(file: &File) -> bool {
+    seals(file).is_some_and(|seals| seals & (libc::F_SEAL_WRITE | libc::F_SEAL_FUTURE_WRITE) != 0)
+}
+
 /// Whether the file is plain shared memory that can never shrink. A huge-page file does not count: its pages can be punched
 /// out, and a fault then raises SIGBUS when the pool is empty.
 pub(crate) fn is_sealed_memory(file: &File) -> bool {
-    // SAFETY: no pointers. A file without seals gives EINVAL.
-    let seals = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GET_SEALS) };
-    seals >= 0 && seals & libc::F_SEAL_SHRINK != 0 && filesystem(file) == Some(libc::TMPFS_MAGIC)
+    seals(file).is_some_and(|seals| seals & libc::F_SEAL_SHRINK != 0)
+        && filesystem(file) == Some(libc::TMPFS_MAGIC)
 }
 
 fn filesystem(file: &File) -> Option<libc::__fsword_t> {
@@ -291,6 +314,21 @@ pub(crate) fn map(file: &File, bytes: usize, populate: bool) -> io::Result<NonNu
         return Err(io::Error::last_os_error());
     }
     NonNull::new(base.cast()).ok_or_else(|| io::Error::from(io::ErrorKind::OutOfMemory))
+}
+
+/// Makes every page of mapped memory present and writable, so that using it needs no page fault. Where an access would be a
+/// SIGBUS, this is an error instead. Linux 5.14; before that it does nothing.
+pub(crate) fn populate(base: NonNull<u8>, bytes: usize) -> io::Result<()> {
+    for start in (0..bytes).step_by(POPULATE_BYTES) {
+        let slice = base.as_ptr().wrapping_add(start).cast::<c_void>();
+        let length = POPULATE_BYTES.min(bytes - start);
+        // SAFETY: this advice changes no byte of any memory, and addresses that are not mapped are reported.
+        match check(unsafe { libc::madvise(slice, length, libc::MADV_POPULATE_WRITE) }) {
+            Err(err) if err.raw_os_error() == Some(libc::EINVAL) => return Ok(()),
+            result => result?,
+        };
+    }
+    Ok(())
 }
 
 /// Undoes [`map`].

@@ -135,8 +135,11 @@ impl TxRing {
         PushError::BadDescriptor(why)
     }
 
-    /// Publishes everything pushed, in one Release store, and wakes the receiver if it asked for that: at most one eventfd write, which
-    /// never waits, whatever the peer does to the eventfd.
+    /// Publishes everything pushed, in one Release store, and wakes the receiver if it asked for that: at most one eventfd write,
+    /// which never waits for the peer, whatever it does to the eventfd. But the write walks the list of those who wait for the
+    /// eventfd, and the peer can make that list long: watch the time that this takes, and disconnect a peer whose wake-ups are
+    /// slow. The first wake-up of a thread is slow by itself, unless [`warm_up`](crate::warm_up) was called there.
+    ///
     /// Returns whether it was woken. Without anything to publish it does nothing.
     ///
     /// # Errors

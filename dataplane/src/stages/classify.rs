@@ -5,6 +5,7 @@ use crate::counters::DropReason;
 use crate::frame::{Burst, Frame, Source};
 use crate::wire::outer::{self, OVERHEAD_IPV4, Outer};
 use crate::wire::partial;
+use crate::wire::vxlan::VxlanHeader;
 
 /// Empties `input`; what goes on starts with its VXLAN header.
 pub fn run(input: &mut Burst, output: &mut Burst, cx: &mut Cx<'_>) {
@@ -22,6 +23,9 @@ fn classify(frame: &mut Frame, cx: &Cx<'_>) -> Result<(), DropReason> {
         Err(DropReason::OuterUdpChecksum) => finish_checksum(frame, cx)?,
         outer => outer?,
     };
+    if cx.tables.cardless {
+        finish_inner_checksum(frame, &outer);
+    }
     let remote = cx.tables.remote_by_address(outer.source).ok_or(DropReason::RemoteUnknown)?;
     frame.meta.source = Source::Remote(remote);
     frame.meta.flow_hash = outer.flow_hash;
@@ -30,6 +34,13 @@ fn classify(frame: &mut Frame, cx: &Cx<'_>) -> Result<(), DropReason> {
         Ok(())
     } else {
         Err(DropReason::OuterTruncated)
+    }
+}
+
+/// Without an outer checksum nothing but the inner one itself tells that it was left to a card.
+fn finish_inner_checksum(frame: &mut Frame, outer: &Outer) {
+    if let Some(inner) = frame.bytes_mut().get_mut(outer.header_len + VxlanHeader::LEN..) {
+        partial::complete(inner); // false: there was nothing to finish
     }
 }
 

@@ -23,26 +23,36 @@ pub fn run(input: &mut Burst, output: &mut Burst, cx: &mut Cx<'_>) {
     cx.tenants.flush(cx.counters);
 }
 
-/// One copy for each tenant of the network but the one it came from; then on to the remotes if a tenant sent it.
+/// One copy for each attached tenant of the network but the one it came from; then on to the remotes if a tenant sent
+/// it.
 fn flood(frame: Frame, output: &mut Burst, cx: &mut Cx<'_>) {
     let tables = cx.tables;
     let Some(network) = tables.network(frame.meta.network) else {
         return cx.drop(frame, DropReason::VniUnknown);
     };
+    if !cx.may_flood() {
+        return cx.drop(frame, DropReason::FloodLimited);
+    }
     let source = frame.meta.source;
-    let mut copies: u64 = 0;
-    for &to in network.endpoints.iter().filter(|&&to| source != Source::Endpoint(to)) {
+    let goes_on = matches!(source, Source::Endpoint(_)) && !network.remotes.is_empty();
+    let mut copies: usize = 0;
+    for place in 0..cx.tenants.attached(frame.meta.network).len() {
+        let to = match cx.tenants.attached(frame.meta.network).get(place) {
+            Some(&to) if source != Source::Endpoint(to) => to,
+            _ => continue,
+        };
         copies += 1;
+        // The first copy is the frame itself, unless that goes on to the remotes.
+        cx.counters.replicated.add(u64::from(goes_on || copies > 1));
         if let Err(reason) = give(&frame, to, cx) {
-            cx.count_drop(&frame, reason);
+            cx.count_drop(&frame, Some(to), reason);
         }
     }
-    let goes_on = matches!(source, Source::Endpoint(_)) && !network.remotes.is_empty();
+    cx.charge_flood(copies);
     if goes_on {
-        cx.counters.replicated.add(copies);
+        cx.charge_flood(network.remotes.len());
         cx.pass(frame, output);
     } else if copies > 0 {
-        cx.counters.replicated.add(copies - 1); // the first copy is the frame itself
         cx.pool.put(frame);
     } else {
         cx.drop(frame, DropReason::FloodNobody);

@@ -25,33 +25,28 @@ fn replicate(frame: Frame, output: &mut Burst, cx: &mut Cx<'_>) {
     let Some((&last, others)) = remotes.split_last() else { return cx.drop(frame, DropReason::FloodNobody) };
     for &to in others {
         cx.counters.replicated.add(1);
-        match copy(&frame, output, cx) {
+        match copy(&frame, cx) {
             Ok(copy) => send(copy, to, output, cx),
-            Err(reason) => cx.count_drop(&frame, reason),
+            Err(reason) => cx.count_drop(&frame, None, reason),
         }
     }
     send(frame, last, output, cx);
 }
 
-/// A copy in a chunk of its own, if there is one to spare and room to hand it on.
-fn copy(frame: &Frame, output: &Burst, cx: &mut Cx<'_>) -> Result<Frame, DropReason> {
-    if output.room() <= 1 {
-        return Err(DropReason::BurstFull); // the last place is for the original
-    }
-    if cx.tx_allowance == 0 {
-        return Err(DropReason::NoFreeFrame);
-    }
+/// A copy in a chunk of its own, if there is one.
+fn copy(frame: &Frame, cx: &mut Cx<'_>) -> Result<Frame, DropReason> {
     let mut copy = cx.pool.take().ok_or(DropReason::NoFreeFrame)?;
-    cx.tx_allowance -= 1;
     copy.meta = frame.meta;
     match copy.reset(frame.headroom(), frame.len()) {
-        Some(bytes) => bytes.copy_from_slice(frame.bytes()),
+        Some(bytes) => {
+            bytes.copy_from_slice(frame.bytes());
+            Ok(copy)
+        }
         None => {
             cx.pool.put(copy);
-            return Err(DropReason::UplinkTooLong);
+            Err(DropReason::UplinkTooLong)
         }
     }
-    Ok(copy)
 }
 
 fn send(mut frame: Frame, to: RemoteId, output: &mut Burst, cx: &mut Cx<'_>) {
@@ -61,6 +56,10 @@ fn send(mut frame: Frame, to: RemoteId, output: &mut Burst, cx: &mut Cx<'_>) {
         Ok(()) => {
             if let Some(counter) = cx.counters.network(frame.meta.network) {
                 counter.to_underlay.one(inner_len);
+            }
+            // Copies can be more than a burst holds, and every input still needs its place.
+            if output.room() == 0 {
+                cx.transmit(output);
             }
             cx.pass(frame, output);
         }

@@ -29,16 +29,12 @@ fn lookup(frame: &Frame, cx: &Cx<'_>) -> Result<Target, DropReason> {
     let id = frame.meta.network;
     let network = cx.tables.network(id).ok_or(DropReason::VniUnknown)?;
     let (eth, _) = EthHeader::split(frame.bytes()).ok_or(DropReason::InnerTruncated)?;
-    if let Source::Remote(remote) = frame.meta.source
-        && network.learning
-    {
-        learn(id, network, eth.source(), remote, cx);
+    if let Source::Remote(remote) = frame.meta.source {
+        learn(id, network, eth.source(), remote, cx)?;
     }
     let destination = eth.destination();
-    if destination.is_group() {
-        return Ok(Target::Flood);
-    }
-    let Some(found) = find(id, network, destination, cx) else { return Ok(Target::Flood) };
+    let found = if destination.is_group() { None } else { find(id, network, destination, cx) };
+    let Some(found) = found else { return Ok(Target::Flood) };
     match (frame.meta.source, found) {
         (Source::Endpoint(from), Destination::Local(to)) if from == to => Err(DropReason::Hairpin),
         (_, Destination::Local(to)) => Ok(Target::Endpoint(to)),
@@ -60,14 +56,28 @@ fn find(id: NetworkId, network: &Network, mac: MacAddr, cx: &Cx<'_>) -> Option<D
     })
 }
 
+/// Notes where the sender is. An address that is fixed elsewhere, a tenant of ours for one, cannot be taken over.
 #[inline]
-fn learn(id: NetworkId, network: &Network, mac: MacAddr, remote: RemoteId, cx: &Cx<'_>) {
+fn learn(
+    id: NetworkId,
+    network: &Network,
+    mac: MacAddr,
+    remote: RemoteId,
+    cx: &Cx<'_>,
+) -> Result<(), DropReason> {
+    if !network.learning {
+        return match cx.fdb.lookup_fixed(id, mac) {
+            Some(place) if place != Destination::Remote(remote) => Err(DropReason::SourceSpoofed),
+            _ => Ok(()),
+        };
+    }
     let learned = cx.fdb.learn(id, mac, remote, cx.now_s, network.fdb_limit);
     if learned != Learned::Known
         && let Some(counters) = cx.counters.network(id)
     {
         count(learned, counters);
     }
+    if learned == Learned::Fixed { Err(DropReason::SourceSpoofed) } else { Ok(()) }
 }
 
 #[cold]

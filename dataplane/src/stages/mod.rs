@@ -9,8 +9,8 @@
 //! a reason. No stage blocks, allocates or panics, and none knows which worker runs it or what comes before: that is
 //! the worker's business, so stages can be spread over cores without being changed.
 //!
-//! A stage's output never holds more frames than a burst. Only [`encap`] makes frames (copies for flooding), and
-//! it stops where the burst is full.
+//! A stage's output never holds more frames than its input, but for [`encap`]: it makes copies for flooding, and
+//! hands its output to the uplink whenever it is full.
 
 pub mod classify;
 pub mod collect;
@@ -24,6 +24,7 @@ use crate::fdb::Fdb;
 use crate::frame::{Burst, Frame, FramePool, Source, Target};
 use crate::tables::Tables;
 use crate::tenants::Tenants;
+use crate::types::EndpointId;
 
 /// A step between two ports.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -65,8 +66,15 @@ impl Stage {
     }
 }
 
-/// Sends the frames in the first burst through the stages from `first` on. What is left is for the uplink and is in
-/// one of the two bursts; the other is empty.
+/// Where frames leave that are ready for the wire: the uplink's transmit ring.
+pub trait Wire {
+    /// Takes the frames from the front, in order; what it has no room for stays. Returns how many it took and their
+    /// bytes.
+    fn transmit(&mut self, frames: &mut Burst, pool: &mut FramePool) -> (usize, usize);
+}
+
+/// Sends the frames in the first burst through the stages from `first` on, and what is left to the wire. Both bursts
+/// are empty then.
 #[inline]
 pub fn run_from(first: Stage, bursts: (&mut Burst, &mut Burst), cx: &mut Cx<'_>) {
     let (mut input, mut output) = bursts;
@@ -78,10 +86,10 @@ pub fn run_from(first: Stage, bursts: (&mut Burst, &mut Burst), cx: &mut Cx<'_>)
         std::mem::swap(&mut input, &mut output);
         stage = current.next();
     }
+    cx.transmit(input);
 }
 
 /// What the stages work with: the worker's own things, lent for one burst.
-#[derive(Debug)]
 pub struct Cx<'a> {
     /// What to forward by.
     pub tables: &'a Tables,
@@ -95,38 +103,79 @@ pub struct Cx<'a> {
     pub tenants: &'a mut Tenants,
     /// Seconds since the engine started: the FDB's clock.
     pub now_s: u32,
-    /// Frames that may still be taken for transmission, so that the receive side never runs dry.
-    pub tx_allowance: usize,
+    /// The way out.
+    pub wire: &'a mut dyn Wire,
+    /// Copies that flooding may still make in this turn.
+    pub flood_budget: &'a mut usize,
+}
+
+impl std::fmt::Debug for Cx<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Cx")
+            .field("pool", &self.pool)
+            .field("flood_budget", &self.flood_budget)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Cx<'_> {
     /// Sends the frame home and counts why.
     #[cold]
     pub fn drop(&mut self, frame: Frame, reason: DropReason) {
-        self.count_drop(&frame, reason);
+        let at_fault = match (frame.meta.target, frame.meta.source) {
+            // It is the receiver that has no room, whoever sent.
+            (Target::Endpoint(to), _) => Some(to),
+            (_, Source::Endpoint(from)) => Some(from),
+            _ => None,
+        };
+        self.count_drop(&frame, at_fault, reason);
         self.pool.put(frame);
     }
 
-    /// Counts a drop of a copy that was never made of this frame.
-    pub fn count_drop(&self, frame: &Frame, reason: DropReason) {
+    /// Counts a drop, of the frame or of a copy that was not made of it, on its network and the endpoint that it
+    /// concerns.
+    pub fn count_drop(&self, frame: &Frame, endpoint: Option<EndpointId>, reason: DropReason) {
         self.counters.dropped.one(reason);
         if let Some(network) = self.counters.network(frame.meta.network) {
             network.dropped.add(1);
         }
-        let endpoint = match (frame.meta.source, frame.meta.target) {
-            (Source::Endpoint(id), _) | (_, Target::Endpoint(id)) => self.counters.endpoint(id),
-            _ => None,
-        };
-        if let Some(endpoint) = endpoint {
+        if let Some(endpoint) = endpoint.and_then(|id| self.counters.endpoint(id)) {
             endpoint.dropped.add(1);
         }
     }
 
-    /// Hands the frame on; if the burst is full (it never is: outputs are as large as inputs) it is dropped.
+    /// Hands the frame on; if the burst is full (it never is, see the module) it is dropped.
     #[inline]
     pub fn pass(&mut self, frame: Frame, output: &mut Burst) {
         if let Err(frame) = output.push(frame) {
             self.drop(frame, DropReason::BurstFull);
         }
+    }
+
+    /// Hands the burst to the wire; what that has no room for is dropped.
+    #[inline]
+    pub fn transmit(&mut self, frames: &mut Burst) {
+        if frames.is_empty() {
+            return;
+        }
+        let (sent, bytes) = self.wire.transmit(frames, self.pool);
+        self.counters.uplink_tx.frames.add(sent as u64);
+        self.counters.uplink_tx.bytes.add(bytes as u64);
+        for frame in frames.drain() {
+            self.drop(frame, DropReason::UplinkRingFull);
+        }
+    }
+
+    /// May this frame be flooded now? Once begun, a flood reaches everybody; what it costs is taken from the turn's
+    /// budget, which may be overdrawn by one network's size.
+    #[inline]
+    pub fn may_flood(&self) -> bool {
+        *self.flood_budget > 0
+    }
+
+    /// Takes copies from the turn's budget.
+    #[inline]
+    pub fn charge_flood(&mut self, copies: usize) {
+        *self.flood_budget = self.flood_budget.saturating_sub(copies);
     }
 }

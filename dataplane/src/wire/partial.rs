@@ -3,8 +3,8 @@
 //! Linux writes only the sum of the pseudo header into the checksum field of a TCP or UDP packet and lets the card
 //! add the rest (`CHECKSUM_PARTIAL`, include/linux/skbuff.h). Over a veth there is no card, and a receiver that is not
 //! the kernel sees the unfinished sum. In a VXLAN packet it is either the outer UDP checksum that is unfinished, or
-//! the inner one; in the second case the outer one is right for the packet as it would be once the inner is finished
-//! (`lco_csum`, include/linux/skbuff.h; Documentation/networking/checksum-offloads.rst).
+//! the inner one; in the second case the outer one is absent, or right for the packet as it would be once the inner
+//! is finished (`lco_csum`, include/linux/skbuff.h; Documentation/networking/checksum-offloads.rst).
 
 use super::checksum::Sum;
 use super::eth::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_QINQ, ETHERTYPE_VLAN, EthHeader};
@@ -15,11 +15,12 @@ use super::ip::{PROTOCOL_TCP, PROTOCOL_UDP};
 pub fn complete(frame: &mut [u8]) -> bool {
     let Some(found) = find(frame) else { return false };
     let Some(segment) = frame.get_mut(found.start..found.end) else { return false };
-    let sum = Sum::ZERO.bytes(segment); // the pseudo header's sum stands in the field
-    let Some(field) = segment.get_mut(found.field..found.field + 2) else { return false };
-    if field != found.pseudo.fold().to_be_bytes() {
+    let place = found.field..found.field + 2;
+    if segment.get(place.clone()) != Some(&found.pseudo.fold().to_be_bytes()[..]) {
         return false;
     }
+    let sum = Sum::ZERO.bytes(segment); // the pseudo header's sum stands in the field
+    let Some(field) = segment.get_mut(place) else { return false };
     // A UDP checksum of zero would say "none" (RFC 768).
     let checksum = match sum.checksum() {
         0 if found.protocol == PROTOCOL_UDP => 0xffff,

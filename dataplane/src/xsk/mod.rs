@@ -67,7 +67,8 @@ pub struct XskConfig {
     pub chunk_size: u32,
     /// Descriptors in each of a socket's four rings: a power of two from 64 to 32768.
     pub ring_size: u32,
-    /// How many frames per socket may be on their way out at once, at most `ring_size`.
+    /// How many frames per socket may be on their way out at once, at most `ring_size`. Every socket can send, so every
+    /// one gets this many chunks, even where its owner sends on one of its sockets only.
     pub tx_frames: u32,
     /// The watchdog wakes a socket that has had frames out and got none back for so many ticks of the clock that
     /// [`XskSocket::kick`] is given.

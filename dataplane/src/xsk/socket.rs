@@ -6,7 +6,8 @@
 //! ```
 //!
 //! Called by the worker that owns the [`WorkerPort`](super::WorkerPort) and by the generator. What must hold:
-//! - The pool handed in is the port's own. A frame of another one is a bug: it is counted and lost, never sent.
+//! - The pool handed in is the port's own. Another one is a bug of the caller's: it is counted, and nothing is done. A
+//!   frame of another one is counted and lost, never sent.
 //! - A chunk is lent (`FramePool::lend`) exactly while it is in one of the kernel's hands, so what the kernel names
 //!   is a chunk that was lent. The kernel is trusted to name each one once; its ranges are checked all the same.
 //! - No lock, allocation, wait or panic in here; system calls in [`kick`](XskSocket::kick) only.
@@ -57,8 +58,13 @@ pub struct XskSocket {
 pub struct Kicks {
     /// System calls that told the kernel of frames to send.
     pub transmit: u32,
-    /// Those that the kernel put off (EAGAIN without progress, EBUSY, ENOBUFS): tried again in a later turn.
+    /// Those that the kernel put off (EAGAIN without progress, ENOBUFS, and EBUSY in zero-copy mode): tried again in a
+    /// later turn.
     pub deferred: u32,
+    /// Frames that the device dropped, each told by one of these system calls: what EBUSY means in the copy modes.
+    /// `__xsk_generic_xmit` (net/xdp/xsk.c) answers so when `__dev_direct_xmit` gave NET_XMIT_DROP: no carrier, or, on a
+    /// veth, a full ring at the other end. The chunk comes home like that of a frame which was sent.
+    pub lost: u32,
     /// Those that found the interface down (ENETDOWN, ENXIO): frames wait in the ring until it is up.
     pub down: u32,
     /// Those that failed for another reason.
@@ -73,6 +79,7 @@ impl std::ops::AddAssign for Kicks {
     fn add_assign(&mut self, other: Kicks) {
         self.transmit += other.transmit;
         self.deferred += other.deferred;
+        self.lost += other.lost;
         self.down += other.down;
         self.failed += other.failed;
         self.receive += other.receive;
@@ -153,36 +160,52 @@ impl XskSocket {
     }
 
     /// Chunks lost because the kernel named one that is not there or a span outside of it, or because a frame of
-    /// another pool or without a packet was to be sent. Always 0 unless there is a bug.
+    /// another pool was to be sent; frames without a packet that were to be sent; and calls with a pool that is not the
+    /// port's own, which do nothing else. Always 0 unless there is a bug.
     pub fn faults(&self) -> u64 {
         self.faults
     }
 
-    /// Moves what has arrived into `burst`, as many as it takes, and returns how many. Their metadata is unknown.
+    /// Whether the pool is the port's own; counted if not.
+    #[inline]
+    fn owns(&mut self, pool: &FramePool) -> bool {
+        let ours = self.area.has(pool);
+        self.faults += u64::from(!ours);
+        ours
+    }
+
+    /// Moves what has arrived into `burst`, as many as it takes, and returns how many it got. Their metadata is unknown.
     #[inline]
     pub fn receive(&mut self, pool: &mut FramePool, burst: &mut Burst) -> usize {
+        if !self.owns(pool) {
+            return 0;
+        }
         let room = burst.room();
+        let mut received = 0;
         let Some(descriptors) = self.scratch.get_mut(..room) else { return 0 };
         // SAFETY: the ring and its descriptors are of this UMEM.
         let count = unsafe { self.rx.consume(descriptors) };
         for descriptor in descriptors.iter().take(count) {
             let (index, start) = self.area.locate(descriptor.addr());
             let length = descriptor.lengths().data();
-            // SAFETY: the kernel gives back chunks from the fill ring, which `refill` has lent.
+            // SAFETY: the kernel gives back chunks from the fill ring, which `refill` has lent from this pool.
             let frame = start.and_then(|start| unsafe { pool.regain(index, start, length) });
             match frame.map(|frame| burst.push(frame)) {
-                Some(Ok(())) => {}
+                Some(Ok(())) => received += 1,
                 Some(Err(frame)) => pool.put(frame), // never: `room` was asked for
                 None => self.faults += 1,
             }
         }
         self.rx_lent = self.rx_lent.saturating_sub(count as u32);
-        count
+        received
     }
 
     /// Tops the fill ring up from the pool, in batches, and returns how many frames it took.
     #[inline]
     pub fn refill(&mut self, pool: &mut FramePool) -> usize {
+        if !self.owns(pool) {
+            return 0;
+        }
         let mut total = 0;
         loop {
             match self.refill_batch(pool) {
@@ -217,13 +240,17 @@ impl XskSocket {
         taken
     }
 
-    /// Hands frames from the front of `burst`, in order, to the tx ring and returns how many; what does not fit stays.
-    /// The kernel is told by [`kick`](Self::kick).
+    /// Hands frames from the front of `burst`, in order, to the tx ring and returns how many it got; what does not fit
+    /// stays. What cannot be sent at all is taken out and counted in [`faults`](Self::faults), not in the result. The
+    /// kernel is told by [`kick`](Self::kick).
     ///
     /// A packet must begin where the data segment does (`headroom() == 0`); one that does not is moved there first,
     /// which costs a copy: give frames just the headroom that their headers fill.
     #[inline]
     pub fn transmit(&mut self, pool: &mut FramePool, burst: &mut Burst) -> usize {
+        if !self.owns(pool) {
+            return 0;
+        }
         let wanted = burst.len().min(self.tx_budget());
         if wanted == 0 {
             return 0;
@@ -232,9 +259,8 @@ impl XskSocket {
         if self.tx_lent == 0 {
             self.watchdog.reset = true;
         }
-        let (mut taken, mut count) = (0, 0);
+        let mut count = 0;
         for mut frame in burst.drain_front(wanted.min(room)) {
-            taken += 1;
             let length = frame.len();
             if length == 0 {
                 self.faults += 1;
@@ -254,36 +280,41 @@ impl XskSocket {
                 count += 1;
             }
         }
-        let Some(descriptors) = self.scratch.get(..count) else { return taken };
+        let Some(descriptors) = self.scratch.get(..count) else { return 0 };
         // SAFETY: chunks of this UMEM, lent above, so nobody else has them. There is room: no more were drained.
         let produced = unsafe { self.tx.produce(descriptors) };
         debug_assert_eq!(produced, count);
         self.tx_lent += produced as u32;
-        taken
+        produced
     }
 
-    /// Brings frames home that have been sent, and returns how many.
+    /// Brings frames home that have been sent, and returns how many came.
     #[inline]
     pub fn complete(&mut self, pool: &mut FramePool) -> usize {
+        if !self.owns(pool) {
+            return 0;
+        }
         let mut total = 0;
         while self.tx_lent > 0 {
             // SAFETY: the ring and its descriptors are of this UMEM.
             let count = unsafe { self.completion.consume(&mut self.scratch) };
             for descriptor in self.scratch.iter().take(count) {
                 let (index, _) = self.area.locate(descriptor.addr());
-                // SAFETY: the kernel gives back chunks from the tx ring, which `transmit` has lent.
+                // SAFETY: the kernel gives back chunks from the tx ring, which `transmit` has lent from this pool.
                 match unsafe { pool.regain(index, 0, 0) } {
-                    Some(frame) => pool.put(frame),
+                    Some(frame) => {
+                        pool.put(frame);
+                        total += 1;
+                    }
                     None => self.faults += 1,
                 }
             }
             self.tx_lent = self.tx_lent.saturating_sub(count as u32);
-            total += count;
+            self.watchdog.reset |= count > 0;
             if count < BURST {
                 break;
             }
         }
-        self.watchdog.reset |= total > 0;
         total
     }
 
@@ -337,6 +368,8 @@ impl XskSocket {
         match sys::wake_transmit(self.fd) {
             // EAGAIN from copy mode also means that its batch is full and more is in the ring.
             Ok(()) | Err(libc::EAGAIN) => return true,
+            // Copy mode has taken the frame out of the ring, and will complete it, but the device has dropped it.
+            Err(libc::EBUSY) if !self.zero_copy => kicks.lost += 1,
             Err(libc::EBUSY | libc::ENOBUFS) => kicks.deferred += 1,
             Err(libc::ENETDOWN | libc::ENXIO) => {
                 kicks.down += 1;

@@ -39,6 +39,8 @@ pub(super) struct Area {
     /// The descriptor of each chunk, as the library made it: it cannot be built from an address.
     pub(super) descriptors: Arc<[FrameDesc]>,
     chunk_log2: u32,
+    /// Where the pool's memory begins.
+    base: usize,
 }
 
 /// A new UMEM, the pool of its frames, and whether it lies on huge pages.
@@ -69,7 +71,8 @@ pub(super) fn create(config: &XskConfig, sockets: usize) -> Result<(Area, FrameP
     // of the first chunk. It is mapped until its last clone is dropped, one of which the pool keeps. Only the pool and
     // the sockets, which the pool lends to, touch it. `Interface::check` has checked the chunk size.
     let pool = unsafe { FramePool::from_raw(base, chunk_size, count, HEADROOM, memory) };
-    let area = Area { umem, descriptors: descriptors.into(), chunk_log2: config.chunk_size.trailing_zeros() };
+    let chunk_log2 = config.chunk_size.trailing_zeros();
+    let area = Area { umem, descriptors: descriptors.into(), chunk_log2, base: pool.base() };
     Ok((area, pool, huge_pages))
 }
 
@@ -92,6 +95,13 @@ fn umem_error(error: xsk_rs::umem::UmemCreateError, failed: impl Fn(io::Error) -
 }
 
 impl Area {
+    /// Whether the pool is the one that was made with this UMEM: only its indexes mean the same chunks. The clone in
+    /// here keeps the memory mapped, so no other pool can begin where it does.
+    #[inline]
+    pub(super) fn has(&self, pool: &FramePool) -> bool {
+        pool.base() == self.base
+    }
+
     /// The descriptor of a chunk. `None` for a chunk that is not there.
     #[inline]
     pub(super) fn descriptor(&self, index: u32) -> Option<FrameDesc> {

@@ -57,9 +57,9 @@ impl Peer {
         );
         peer.say(&Message::Ack).unwrap();
         let (Message::AddRegion { index: 0, size }, Some(fd)) = peer.heard() else { panic!("no ADD_REGION") };
-        let memory = Memory(File::from(fd));
-        assert_eq!(memory.0.metadata().unwrap().len(), size);
-        assert!(sys::is_sealed_memory(&memory.0));
+        let memory = Memory::new(File::from(fd));
+        assert_eq!(memory.file.metadata().unwrap().len(), size);
+        assert!(sys::is_sealed_memory(&memory.file));
         let mut rings = Vec::new();
         loop {
             peer.say(&Message::Ack).unwrap();

@@ -346,3 +346,48 @@ fn hello_says_what_the_limits_are() {
     golden[34..45].copy_from_slice(&[0, 2, 0, 2, 15, 0, 3, 0, 3, 0, 14]);
     assert_eq!(bytes, golden);
 }
+
+/// Adds seals to a memory file.
+fn add_seals(file: &File, seals: i32) {
+    // SAFETY: no pointers.
+    let result = unsafe { libc::fcntl(std::os::fd::AsRawFd::as_raw_fd(file), libc::F_ADD_SEALS, seals) };
+    assert_eq!(result, 0);
+}
+
+#[test]
+fn memory_that_cannot_be_sealed_against_holes_is_refused_unless_allowed() {
+    let connect = Message::Connect { name: "if0".into() };
+    let mut bench = Bench::described(ServerConfig::default());
+    add_seals(&bench.memory.file, libc::F_SEAL_SEAL);
+    refuses(&mut bench, &connect, None, Reject::RegionUnsealable);
+    let trusting = ServerConfig { allow_unsealed: true, ..ServerConfig::default() };
+    let mut bench = Bench::described(trusting.clone());
+    add_seals(&bench.memory.file, libc::F_SEAL_SEAL);
+    bench.connect().unwrap();
+    // Truncated between ADD_REGION and CONNECT: an error, no SIGBUS.
+    let mut bench = Bench::new(trusting);
+    bench.init();
+    let unsealed = tempfile::tempfile().unwrap();
+    unsealed.set_len(8192).unwrap();
+    bench.say_and_hear_ack(&Message::AddRegion { index: 0, size: 8192 }, Some(unsealed.as_fd()));
+    bench.ring(s2m());
+    bench.ring(m2s());
+    unsealed.set_len(4096).unwrap();
+    refuses(&mut bench, &connect, None, Reject::RegionPopulate);
+}
+
+#[test]
+fn memory_serves_one_connection_only_unless_left_unsealed() {
+    let message = Message::AddRegion { index: 0, size: REGION_BYTES };
+    let mut first = Bench::described(ServerConfig::default());
+    first.connect().unwrap();
+    let mut second = Bench::new(ServerConfig::default());
+    second.init();
+    refuses(&mut second, &message, Some(first.memory.file.as_fd()), Reject::RegionReadOnly);
+    let trusting = ServerConfig { allow_unsealed: true, ..ServerConfig::default() };
+    let mut first = Bench::described(trusting.clone());
+    first.connect().unwrap();
+    let mut second = Bench::new(trusting);
+    second.init();
+    second.say_and_hear_ack(&message, Some(first.memory.file.as_fd()));
+}

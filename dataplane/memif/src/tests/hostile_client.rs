@@ -241,3 +241,57 @@ fn an_eventfd_filled_and_made_blocking_by_the_client_does_not_stop_us() {
     });
     assert_eq!(finished.recv_timeout(Duration::from_secs(10)), Ok(true), "stopped by the client's eventfd");
 }
+
+/// Tries to take the second page out of the file: by fallocate, then by MADV_REMOVE on a mapping. The errors.
+fn punch(file: &File) -> [Option<i32>; 2] {
+    use std::os::fd::AsRawFd;
+    let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+    let error = |result| (result != 0).then(|| std::io::Error::last_os_error().raw_os_error().unwrap());
+    // SAFETY: no pointers.
+    let by_fallocate = error(unsafe { libc::fallocate(file.as_raw_fd(), mode, 4096, 4096) });
+    // A read-only mapping can still be made, but is not enough.
+    // SAFETY: a new mapping at an address of the kernel's choice, unmapped again.
+    let by_advice = unsafe {
+        let base =
+            libc::mmap(std::ptr::null_mut(), 8192, libc::PROT_READ, libc::MAP_SHARED, file.as_raw_fd(), 0);
+        assert_ne!(base, libc::MAP_FAILED);
+        let error = error(libc::madvise(base.byte_add(4096), 4096, libc::MADV_REMOVE));
+        libc::munmap(base, 8192);
+        error
+    };
+    [by_fallocate, by_advice]
+}
+
+#[test]
+fn a_client_that_punches_holes_is_stopped_by_the_seal() {
+    let mut bench = Bench::described(ServerConfig::default());
+    assert_eq!(punch(&bench.memory.file)[0], None, "until CONNECT it can");
+    let mut interface = bench.connect().unwrap();
+    assert_eq!(punch(&bench.memory.file)[0], Some(libc::EPERM));
+    assert!(punch(&bench.memory.file)[1].is_some());
+    // Its own mapping, made before, stays writable, and everything works.
+    bench.memory.write(4096, &[3; 64]);
+    bench.memory.set_slot(S2M_AT, 0, descriptor(0, 0, 64, 4096));
+    bench.memory.set_head(S2M_AT, 1);
+    assert_eq!(interface.rx[0].pending(), Ok(1));
+    assert_eq!(taken(&mut interface.rx[0]), [3; 64]);
+    // All pages are there, touched or not.
+    use std::os::unix::fs::MetadataExt;
+    assert_eq!(bench.memory.file.metadata().unwrap().blocks() * 512, REGION_BYTES);
+}
+
+#[test]
+fn a_client_that_locks_its_file_does_not_stop_us() {
+    // Stands for an owner who never lets go: the thread of this name is still busy.
+    let config = ServerConfig { name: "locked".into(), ..ServerConfig::default() };
+    let done = crate::seal::pretend_late(&config.name);
+    let mut bench = Bench::described(config.clone());
+    let refused = bench.say(&Message::Connect { name: "if0".into() }, None);
+    assert!(
+        matches!(refused, Err(HandshakeError::Rejected(crate::error::Reject::RegionBusy))),
+        "{refused:?}"
+    );
+    Bench::described(ServerConfig::default()).connect().expect("another interface is not concerned");
+    drop(done);
+    Bench::described(config).connect().expect("the lock is free again");
+}

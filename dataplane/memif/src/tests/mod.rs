@@ -1,5 +1,5 @@
-//! Peers made by hand: they speak the protocol message by message and write the shared memory byte by byte (through the memfd,
-//! without mapping it), so they can do what no honest peer would.
+//! Peers made by hand: they speak the protocol message by message and write the shared memory byte by byte, so they can do what no
+//! honest peer would.
 
 mod client_side;
 mod handshake;
@@ -9,7 +9,6 @@ mod model;
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
 use crate::channel::{Channel, Incoming};
@@ -17,6 +16,7 @@ use crate::error::HandshakeError;
 use crate::interface::Interface;
 use crate::listener::Limits;
 use crate::message::{AddRing, Init, MODE_ETHERNET, Message, Secret, VERSION};
+use crate::region::{Mapping, Regions};
 use crate::server::{Handshake, Progress, ServerConfig};
 use crate::sys;
 
@@ -39,17 +39,26 @@ fn descriptor(flags: u16, region: u16, length: u32, offset: u32) -> [u8; 16] {
     bytes
 }
 
-/// Someone else's view of shared memory, through its file.
-struct Memory(File);
+/// Someone else's view of shared memory, through a mapping of its own.
+struct Memory {
+    file: File,
+    regions: Regions,
+}
 
 impl Memory {
+    fn new(file: File) -> Self {
+        let bytes = file.metadata().unwrap().len() as usize;
+        let regions = Regions::new(vec![Mapping::new(&file, bytes, false).unwrap()]);
+        Self { file, regions }
+    }
+
     fn write(&self, at: u64, bytes: &[u8]) {
-        self.0.write_all_at(bytes, at).unwrap();
+        self.regions.span(0, at as u32, bytes.len() as u32).unwrap().copy_from(bytes).unwrap();
     }
 
     fn read<const N: usize>(&self, at: u64) -> [u8; N] {
         let mut bytes = [0; N];
-        self.0.read_exact_at(&mut bytes, at).unwrap();
+        self.regions.span(0, at as u32, N as u32).unwrap().copy_to(&mut bytes).unwrap();
         bytes
     }
 
@@ -104,7 +113,7 @@ impl Bench {
     /// HELLO has been read.
     fn with_limits(config: ServerConfig, limits: Limits) -> Self {
         let (ours, theirs) = sys::socket_pair().unwrap();
-        let memory = Memory(sys::sealed_memory(REGION_BYTES).unwrap());
+        let memory = Memory::new(sys::sealed_memory(REGION_BYTES).unwrap());
         memory.write(S2M_AT, &0x03E3_1F20u32.to_ne_bytes());
         memory.write(M2S_AT, &0x03E3_1F20u32.to_ne_bytes());
         let bench = Self {
@@ -148,7 +157,7 @@ impl Bench {
     }
 
     fn region(&mut self) {
-        let fd = self.memory.0.try_clone().unwrap();
+        let fd = self.memory.file.try_clone().unwrap();
         self.say_and_hear_ack(&Message::AddRegion { index: 0, size: REGION_BYTES }, Some(fd.as_fd()));
     }
 

@@ -1,0 +1,75 @@
+//! The test itself as a tenant, and frames for it.
+
+use std::time::{Duration, Instant};
+
+use etherparse::PacketBuilder;
+use peregrine_memif::Interface;
+
+use crate::{Net, PATIENCE, Tenant};
+
+/// A connected memif client that sends and receives when it is told to.
+#[derive(Debug)]
+pub struct Guest {
+    /// The connection.
+    pub interface: Interface,
+}
+
+impl Guest {
+    /// Connects at a tenant's endpoint.
+    ///
+    /// # Panics
+    /// If it cannot.
+    pub fn new(net: &Net, tenant: Tenant) -> Guest {
+        Guest { interface: tenant.connect(net) }
+    }
+
+    /// Sends a frame.
+    ///
+    /// # Panics
+    /// If the ring does not take it.
+    #[track_caller]
+    pub fn send(&mut self, frame: &[u8]) {
+        let ring = self.interface.tx.first_mut().expect("a ring");
+        ring.push(frame).expect("room in the ring");
+        ring.flush().expect("flushed");
+    }
+
+    /// Everything up to the frame that equals `last`, in order, without it.
+    ///
+    /// # Panics
+    /// If that does not come within [`PATIENCE`].
+    #[track_caller]
+    pub fn receive_until(&mut self, last: &[u8]) -> Vec<Vec<u8>> {
+        let deadline = Instant::now() + PATIENCE;
+        let ring = self.interface.rx.first_mut().expect("a ring");
+        let mut received = Vec::new();
+        while Instant::now() < deadline {
+            ring.wait(Duration::from_millis(5)).expect("the ring");
+            ring.pending().expect("an honest peer");
+            while let Some(packet) = ring.next_packet() {
+                let packet = packet.expect("an honest peer");
+                let mut bytes = vec![0; packet.len()];
+                packet.copy_to(&mut bytes).expect("it fits");
+                received.push(bytes);
+            }
+            ring.release();
+            if let Some(at) = received.iter().position(|frame| frame == last) {
+                received.truncate(at);
+                return received;
+            }
+        }
+        panic!("the frame did not come; what came: {received:?}");
+    }
+}
+
+/// A datagram with this text between two stations; addresses as `02:00:00:00:42:01`.
+///
+/// # Panics
+/// If that is no address.
+pub fn frame(from: &str, to: &str, text: &str) -> Vec<u8> {
+    let mac = |text: &str| text.parse::<peregrine_dataplane::types::MacAddr>().expect("an address").0;
+    let builder = PacketBuilder::ethernet2(mac(from), mac(to)).ipv4([10, 42, 0, 99], [10, 42, 0, 98], 64);
+    let mut frame = Vec::new();
+    builder.udp(20000, 9000).write(&mut frame, text.as_bytes()).expect("a frame");
+    frame
+}
