@@ -10,10 +10,10 @@
 //! | client tx | cursor ≠ tail + size (slot free)  | head = cursor          |
 //! | client rx | cursor ≠ tail (packet filled)     | head = cursor + size   |
 //!
-//! The client's rx half offers every buffer it is not holding, hence `head = cursor + size`. One [`Cursor`] with two constants
+//! The client's rx half offers every buffer it is not holding, hence `head = cursor + size`. One `Cursor` with two constants
 //! does all four. The cursor is private: what we wrote to shared memory is never read back as truth.
 //!
-//! Generic over [`Indices`] so that the same code runs over shared memory and, in `tests/loom.rs`, under the loom model checker.
+//! Generic over `Indices` so that the same code runs over shared memory and, in `tests/loom.rs`, under the loom model checker.
 
 use crate::error::Violation;
 

@@ -2,7 +2,7 @@
 //!
 //! Two rules hold here and so in the whole crate: there is never a `&` or `&mut` to a byte of shared memory (an atomic, which
 //! expects to be written by others, is the one exception), and no span leaves this file unless it lies inside its mapping.
-//! A [`Span`] is a pointer and a length that were checked together, from numbers that were read once.
+//! A `Span` is a pointer and a length that were checked together, from numbers that were read once.
 
 use std::fmt;
 use std::fs::File;

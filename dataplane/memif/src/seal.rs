@@ -2,7 +2,7 @@
 //!
 //! Adding a seal takes the inode's lock, and the owner of the file can hold that for as long as it likes (a write(2) into the
 //! file from memory whose page fault it serves itself, through FUSE or userfaultfd). So a thread of its own does it, and the
-//! handshake gives up on it after [`WAIT_MAX`]. Such a thread cannot be stopped: it stays, asleep, until the owner lets go of the
+//! handshake gives up on it after `WAIT_MAX`. Such a thread cannot be stopped: it stays, asleep, until the owner lets go of the
 //! lock or dies (this process cannot end completely before that either). There is at most one for each interface name.
 
 use std::fs::File;
