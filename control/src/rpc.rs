@@ -149,11 +149,6 @@ impl Lines {
         self.bytes.extend_from_slice(bytes.get(..self.room()).unwrap_or(bytes));
     }
 
-    /// Bytes of a line that has begun.
-    pub fn is_empty(&self) -> bool {
-        self.bytes.is_empty()
-    }
-
     /// Takes the next line.
     pub fn take(&mut self) -> Next {
         let found =
