@@ -8,7 +8,6 @@ cd "$(dirname "$0")/.." || exit 1
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 
-failed_runs=0
 run() {
     echo "tests: $*"
     { "$@" 2>&1 || echo "run failed: $*"; } | tee -a "$log"

@@ -23,7 +23,7 @@ use std::ptr::NonNull;
 
 use arrayvec::ArrayVec;
 
-use crate::types::{Class, EndpointId, NetworkId, RemoteId};
+use crate::types::{EndpointId, NetworkId, RemoteId};
 
 /// Frames that move together, at most.
 pub const BURST: usize = 64;
@@ -55,7 +55,7 @@ pub enum Target {
 /// What the stages found out about a frame; it travels in the handle, not in the chunk.
 #[derive(Clone, Copy, Debug)]
 pub struct Meta {
-    /// Hash of the inner flow, or of the outer one before decapsulation.
+    /// Hash of the inner flow of a frame from a tenant: it chooses the outer source port.
     pub flow_hash: u32,
     /// Valid once `source` is known.
     pub network: NetworkId,
@@ -63,8 +63,6 @@ pub struct Meta {
     pub source: Source,
     /// Where it goes.
     pub target: Target,
-    /// Its priority.
-    pub class: Class,
 }
 
 impl Meta {
@@ -74,7 +72,6 @@ impl Meta {
         network: NetworkId(NetworkId::LIMIT),
         source: Source::Unknown,
         target: Target::Unknown,
-        class: Class::Normal,
     };
 }
 

@@ -173,18 +173,6 @@ index_type!(
     RemoteId
 );
 
-/// A priority level. Frames of one flow in one class keep their order.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize)]
-#[serde(rename_all = "lowercase")]
-#[repr(u8)]
-pub enum Class {
-    /// Taken before any other.
-    Urgent,
-    /// Everything that no rule made urgent.
-    #[default]
-    Normal,
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

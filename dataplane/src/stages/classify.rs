@@ -1,4 +1,4 @@
-//! Way in, first step: the outer headers are checked and taken off; the sender, the class and the flow are noted.
+//! Way in, first step: the outer headers are checked and taken off, and the sender is noted.
 
 use super::Cx;
 use crate::counters::DropReason;
@@ -28,7 +28,6 @@ fn classify(frame: &mut Frame, cx: &Cx<'_>) -> Result<(), DropReason> {
     }
     let remote = cx.tables.remote_by_address(outer.source).ok_or(DropReason::RemoteUnknown)?;
     frame.meta.source = Source::Remote(remote);
-    frame.meta.flow_hash = outer.flow_hash;
     // `parse` has seen that both lengths lie inside the frame.
     if frame.pull(outer.header_len) && frame.truncate(outer.payload_len) {
         Ok(())

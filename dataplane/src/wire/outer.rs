@@ -27,8 +27,6 @@ pub struct Vtep {
 pub struct Outer {
     /// The VTEP that sent it.
     pub source: Ipv4Addr,
-    /// Hash of the outer flow; the sender put the inner flow into the source port.
-    pub flow_hash: u32,
     /// Bytes of Ethernet, IP and UDP, up to the VXLAN header.
     pub header_len: usize,
     /// Bytes of VXLAN header and inner frame.
@@ -41,6 +39,23 @@ pub struct Outer {
 /// The reason for which to drop it.
 #[inline]
 pub fn parse(frame: &[u8], vtep: Vtep) -> Result<Outer, DropReason> {
+    let (outer, ip, udp, payload) = split(frame, vtep)?;
+    let pseudo = udp_pseudo_header(ip.source(), ip.destination(), udp.length());
+    if udp.checksum_holds(pseudo, payload) { Ok(outer) } else { Err(DropReason::OuterUdpChecksum) }
+}
+
+/// The same without a look at the UDP checksum, for a measuring tool to which it is all the same.
+///
+/// # Errors
+/// The reason for which to drop it.
+#[inline]
+pub fn parse_unsummed(frame: &[u8], vtep: Vtep) -> Result<Outer, DropReason> {
+    split(frame, vtep).map(|(outer, ..)| outer)
+}
+
+/// Everything but the UDP checksum, with what that is computed from.
+#[inline]
+fn split(frame: &[u8], vtep: Vtep) -> Result<(Outer, &Ipv4Header, &UdpHeader, &[u8]), DropReason> {
     let (eth, packet) = EthHeader::split(frame).ok_or(DropReason::OuterTruncated)?;
     if eth.ethertype() != ETHERTYPE_IPV4 {
         return Err(DropReason::OuterNotOurs);
@@ -56,15 +71,9 @@ pub fn parse(frame: &[u8], vtep: Vtep) -> Result<Outer, DropReason> {
     if udp.destination() != vtep.port {
         return Err(DropReason::OuterNotOurs);
     }
-    let pseudo = udp_pseudo_header(ip.source(), ip.destination(), udp.length());
-    if !udp.checksum_holds(pseudo, payload) {
-        return Err(DropReason::OuterUdpChecksum);
-    }
     // The payload is a part of `frame`: what lies before it is header, options included.
     let header_len = payload.as_ptr().addr() - frame.as_ptr().addr();
-    let flow =
-        super::flow::mix(u64::from(u32::from(ip.source())), u64::from(udp.source()) ^ 0x9e37_79b9_7f4a_7c15);
-    Ok(Outer { source: ip.source(), flow_hash: flow as u32, header_len, payload_len: payload.len() })
+    Ok((Outer { source: ip.source(), header_len, payload_len: payload.len() }, ip, udp, payload))
 }
 
 /// Outer headers towards one remote, ready but for lengths, source port and VNI.
