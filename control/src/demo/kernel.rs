@@ -13,13 +13,13 @@ pub(super) fn measure(demo: &Demo) -> Result<Figures, DemoError> {
     demo.check()?;
     let tenant = overlay(demo)?;
     say(&format!("(b) the same stream through the kernel's overlay, {:?}", demo.duration));
-    let mut figures = stream(demo, ECHO, &mut program(demo, &tenant, "sink", &["--idle-ms", "1000"]))?;
+    let stream = stream(demo, ECHO, &mut program(demo, &tenant, "sink", &["--idle-ms", "1000"]))?;
     say(&format!("(c) 10,000 round trips a second through the kernel's overlay, {:?}", demo.duration));
     let mut echo = Process::start(&mut program(demo, &tenant, "echo", &[]))?;
     echo.wait_for_line("ready", READY)?;
-    round_trips(demo, ECHO, &mut figures)?;
+    let round_trips = round_trips(demo, ECHO)?;
     echo.stop(READY)?;
-    Ok(figures)
+    Ok(Figures::new(stream, round_trips))
 }
 
 /// vxlan, bridge and veth on the near host; the tenant's namespace.

@@ -33,20 +33,49 @@ pub(super) struct Percentiles {
 /// What one half achieved.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Figures {
+    #[serde(flatten)]
+    pub(super) stream: Stream,
+    #[serde(flatten)]
+    pub(super) round_trips: RoundTrips,
+    /// Packets of both measurements that left more than a millisecond after their time.
+    pub(super) late: u64,
+    /// Packets of both that were given up because the generator was 100 ms behind: they are missing in the figures.
+    pub(super) skipped: u64,
+}
+
+impl Figures {
+    pub(super) fn new(stream: Stream, round_trips: RoundTrips) -> Figures {
+        let late = stream.late + round_trips.late;
+        let skipped = stream.skipped + round_trips.skipped;
+        Figures { stream, round_trips, late, skipped }
+    }
+}
+
+/// The stream at full rate.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Stream {
     pub(super) offered_pps: f64,
     pub(super) received_pps: f64,
     pub(super) sent: u64,
     pub(super) received: u64,
     pub(super) lost: u64,
     pub(super) reordered: u64,
-    /// Of the round trips.
+    #[serde(skip)]
+    late: u64,
+    #[serde(skip)]
+    skipped: u64,
+}
+
+/// The round trips.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct RoundTrips {
     pub(super) rtt_us: Percentiles,
     pub(super) rtt_sent: u64,
     pub(super) rtt_lost: u64,
-    /// Packets of both measurements that left more than a millisecond after their time.
-    pub(super) late: u64,
-    /// Packets of both that were given up because the generator was 100 ms behind: they are missing in the figures.
-    pub(super) skipped: u64,
+    #[serde(skip)]
+    late: u64,
+    #[serde(skip)]
+    skipped: u64,
 }
 
 /// What `peregrine-pktgen send` says.
@@ -70,39 +99,37 @@ struct Sunk {
 }
 
 /// A stream at full rate from the far host to the tenant `(ip, mac)`, taken by the program `sink`.
-pub(super) fn stream(demo: &Demo, to: (&str, &str), sink: &mut Command) -> Result<Figures, LabError> {
+pub(super) fn stream(demo: &Demo, to: (&str, &str), sink: &mut Command) -> Result<Stream, LabError> {
     let mut sink = Process::start(sink)?;
     sink.wait_for_line("ready", READY)?;
     let sent: Sent = parse("peregrine-pktgen send", &generate(demo, to, "max", &[])?)?;
     // It ends by itself when nothing has come for a while.
     let sunk: Sunk = parse("peregrine-pktgen sink", &sink.finish(READY, &|| demo.stopped())?)?;
     let distinct = sunk.received - sunk.duplicates;
-    Ok(Figures {
+    Ok(Stream {
         offered_pps: sent.offered_pps,
         received_pps: sunk.received_pps,
         sent: sent.sent,
         received: sunk.received,
         lost: sent.sent.saturating_sub(distinct),
         reordered: sunk.reordered,
-        rtt_us: Percentiles { p50: 0.0, p90: 0.0, p99: 0.0, p999: 0.0, max: 0.0 },
-        rtt_sent: 0,
-        rtt_lost: 0,
         late: sent.late,
         skipped: sent.skipped,
     })
 }
 
-/// Round trips between the far host and the tenant `(ip, mac)`, which already answers; added to `figures`.
-pub(super) fn round_trips(demo: &Demo, to: (&str, &str), figures: &mut Figures) -> Result<(), LabError> {
+/// Round trips between the far host and the tenant `(ip, mac)`, which already answers.
+pub(super) fn round_trips(demo: &Demo, to: (&str, &str)) -> Result<RoundTrips, LabError> {
     let sent: Sent = parse("peregrine-pktgen send", &generate(demo, to, &RTT_RATE.to_string(), &["--rtt"])?)?;
     let why =
         || LabError::Answer { what: "peregrine-pktgen send --rtt".into(), why: "no packet came back".into() };
-    figures.rtt_us = sent.rtt_us.ok_or_else(why)?;
-    figures.rtt_sent = sent.sent;
-    figures.rtt_lost = sent.lost.unwrap_or(0);
-    figures.late += sent.late;
-    figures.skipped += sent.skipped;
-    Ok(())
+    Ok(RoundTrips {
+        rtt_us: sent.rtt_us.ok_or_else(why)?,
+        rtt_sent: sent.sent,
+        rtt_lost: sent.lost.unwrap_or(0),
+        late: sent.late,
+        skipped: sent.skipped,
+    })
 }
 
 /// Runs the generator on the far host and returns its report.

@@ -48,14 +48,14 @@ pub(super) fn measure(demo: &Demo) -> Result<(Figures, Ping, Daemon), DemoError>
     say("(a) the far host's kernel pings a tenant through the overlay");
     let ping = ping(demo)?;
     say(&format!("(b) a stream at full rate through peregrine, {:?}", demo.duration));
-    let mut figures = stream(demo, SINK, &mut tenant(demo, "sink", 1, &["--idle-ms", "1000"]))?;
+    let stream = stream(demo, SINK, &mut tenant(demo, "sink", 1, &["--idle-ms", "1000"]))?;
     say(&format!("(c) 10,000 round trips a second through peregrine, {:?}", demo.duration));
-    round_trips(demo, ECHO, &mut figures)?;
+    let round_trips = round_trips(demo, ECHO)?;
 
     let answers = ask(&demo.hosts.file("control.sock"))?;
     echo.stop(STOP)?;
     daemon.stop(STOP)?;
-    Ok((figures, ping, answers))
+    Ok((Figures::new(stream, round_trips), ping, answers))
 }
 
 fn config_text(demo: &Demo) -> String {

@@ -43,9 +43,9 @@ impl Report {
         let uplink = &daemon.status["uplink"];
         Report {
             ratio: Ratio {
-                received_pps: peregrine.received_pps / kernel.received_pps,
-                p50: peregrine.rtt_us.p50 / kernel.rtt_us.p50,
-                p99: peregrine.rtt_us.p99 / kernel.rtt_us.p99,
+                received_pps: peregrine.stream.received_pps / kernel.stream.received_pps,
+                p50: peregrine.round_trips.rtt_us.p50 / kernel.round_trips.rtt_us.p50,
+                p99: peregrine.round_trips.rtt_us.p99 / kernel.round_trips.rtt_us.p99,
             },
             peregrine,
             kernel,
@@ -71,7 +71,7 @@ impl Report {
             );
         }
         for (who, figures) in [("peregrine", &self.peregrine), ("the kernel's overlay", &self.kernel)] {
-            if figures.received == 0 {
+            if figures.stream.received == 0 {
                 return Err(format!("nothing of the stream came through {who}"));
             }
         }
@@ -96,32 +96,37 @@ impl Report {
         let mut row = |name: &str, a: String, b: String, ratio: String| {
             line(format!("{name:<34}{a:>14}{b:>14}{ratio:>14}"))
         };
-        row("stream: offered, packets/s", whole(ours.offered_pps), whole(theirs.offered_pps), String::new());
+        row(
+            "stream: offered, packets/s",
+            whole(ours.stream.offered_pps),
+            whole(theirs.stream.offered_pps),
+            String::new(),
+        );
         row(
             "stream: received, packets/s",
-            whole(ours.received_pps),
-            whole(theirs.received_pps),
+            whole(ours.stream.received_pps),
+            whole(theirs.stream.received_pps),
             times(self.ratio.received_pps),
         );
         for (name, ours, theirs) in [
-            ("stream: sent", ours.sent, theirs.sent),
-            ("stream: received", ours.received, theirs.received),
-            ("stream: lost", ours.lost, theirs.lost),
-            ("stream: reordered", ours.reordered, theirs.reordered),
+            ("stream: sent", ours.stream.sent, theirs.stream.sent),
+            ("stream: received", ours.stream.received, theirs.stream.received),
+            ("stream: lost", ours.stream.lost, theirs.stream.lost),
+            ("stream: reordered", ours.stream.reordered, theirs.stream.reordered),
         ] {
             row(name, thousands(ours), thousands(theirs), String::new());
         }
         for (name, pick) in [
-            ("round trip p50, µs", (|f| f.rtt_us.p50) as fn(&Figures) -> f64),
-            ("round trip p90, µs", |f| f.rtt_us.p90),
-            ("round trip p99, µs", |f| f.rtt_us.p99),
-            ("round trip p99.9, µs", |f| f.rtt_us.p999),
-            ("round trip max, µs", |f| f.rtt_us.max),
+            ("round trip p50, µs", (|f| f.round_trips.rtt_us.p50) as fn(&Figures) -> f64),
+            ("round trip p90, µs", |f| f.round_trips.rtt_us.p90),
+            ("round trip p99, µs", |f| f.round_trips.rtt_us.p99),
+            ("round trip p99.9, µs", |f| f.round_trips.rtt_us.p999),
+            ("round trip max, µs", |f| f.round_trips.rtt_us.max),
         ] {
             row(name, tenth(pick(ours)), tenth(pick(theirs)), times(pick(ours) / pick(theirs)));
         }
         for (name, ours, theirs) in [
-            ("round trip: lost", ours.rtt_lost, theirs.rtt_lost),
+            ("round trip: lost", ours.round_trips.rtt_lost, theirs.round_trips.rtt_lost),
             ("generator: sent over 1 ms late", ours.late, theirs.late),
             ("generator: given up", ours.skipped, theirs.skipped),
         ] {
