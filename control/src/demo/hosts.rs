@@ -9,7 +9,9 @@ use rustix::thread::{CpuSet, sched_getaffinity};
 use super::DemoError;
 use crate::lab::Namespace;
 
-/// Where the sockets and the config of a run are. Fixed, so that a run cleans up after one that was killed.
+/// Where the runs' sockets and configs are, each in a directory of its own. Fixed, so that a run cleans up after one
+/// that was killed; and its own, because a program that was just being started at the kill goes on for some seconds
+/// looking for the socket that it was told, and must not find the next run's.
 const DIRECTORY: &str = "/run/peregrine-demo";
 
 /// A lock that is still taken after this belongs to a demo that runs.
@@ -76,8 +78,8 @@ impl Hosts {
     /// Makes them, in place of what a killed run left.
     pub(super) fn create() -> Result<Hosts, DemoError> {
         let lock = lock()?;
-        let directory = PathBuf::from(DIRECTORY);
-        let _absent = std::fs::remove_dir_all(&directory);
+        let directory = Path::new(DIRECTORY).join(std::process::id().to_string());
+        let _absent = std::fs::remove_dir_all(DIRECTORY);
         std::fs::create_dir_all(&directory)
             .map_err(|error| DemoError::Here(format!("cannot make {DIRECTORY}: {error}")))?;
         let [far, near, tenant] = NAMESPACES.map(Namespace::create);
@@ -103,7 +105,7 @@ impl Hosts {
 
 impl Drop for Hosts {
     fn drop(&mut self) {
-        let _left_for_the_next_run = std::fs::remove_dir_all(&self.directory);
+        let _left_for_the_next_run = std::fs::remove_dir_all(DIRECTORY);
     }
 }
 
