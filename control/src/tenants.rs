@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
 use peregrine_dataplane::engine::{Engine, TenantRings};
-use peregrine_dataplane::plan::{EndpointPlan, Plan};
+use peregrine_dataplane::plan::{EndpointPlan, MemifRole, Plan};
 use peregrine_dataplane::types::EndpointId;
 use peregrine_memif::{
     ControlSocket, Credentials, Handshake, Interface, Limits, Listener, ListenerConfig, Progress, Refusal,
@@ -333,10 +333,9 @@ impl Tenants {
         let token = Token(self.first.0 + self.listeners.len() + HANDSHAKES_MAX + id.index());
         let Some(endpoint) = self.endpoints.get_mut(id.index()) else { return };
         let Interface { name: _, peer_name, peer_if_name, credentials, rx, tx, control, .. } = interface;
-        let refusal = match (endpoint.control.is_some(), rx.into_iter().next(), tx.into_iter().next()) {
-            (true, ..) => Some("already connected".to_owned()),
-            (false, Some(rx), Some(tx)) => rings.attach(id, TenantRings { rx, tx }).err(),
-            (false, ..) => Some("a ring in each direction is needed".to_owned()),
+        let refusal = match endpoint.control.is_some() {
+            true => Some("already connected".to_owned()),
+            false => rings.attach(id, TenantRings { rx, tx }).err(),
         };
         if let Some(reason) = refusal {
             endpoint.record.refused += 1;
@@ -367,7 +366,7 @@ impl Endpoint {
         Ok(Endpoint {
             name: plan.name.clone(),
             secret,
-            allow_unsealed: plan.memif.allow_unsealed,
+            allow_unsealed: matches!(plan.memif.role, MemifRole::Server { allow_unsealed: true, .. }),
             control: None,
             readable: false,
             record: TenantRecord::default(),
@@ -408,7 +407,8 @@ fn listen(endpoint: &EndpointPlan, id: EndpointId) -> Result<Listening, Error> {
     }
     let limits =
         Limits { handshake_timeout: HANDSHAKE_TIMEOUT, regions_max: REGIONS_MAX, rings_max: RINGS_MAX };
-    let config = ListenerConfig { mode: memif.mode, limits, ..ListenerConfig::default() };
+    let MemifRole::Server { mode, .. } = memif.role else { unreachable!() };
+    let config = ListenerConfig { mode, limits, ..ListenerConfig::default() };
     let listener = Listener::bind(&memif.socket, config).map_err(|e| memif_error(endpoint, &e))?;
     let ids = HashMap::from([(memif.id, id)]);
     Ok(Listening { listener, ids, accept_from: None })

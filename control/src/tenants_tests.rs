@@ -36,13 +36,7 @@ struct Bench {
 }
 
 fn endpoint(path: &SocketAddr, id: u32, secret: &[u8]) -> EndpointPlan {
-    let memif = MemifPlan {
-        socket: path.clone(),
-        mode: Some(0o600),
-        id,
-        secret: secret.to_vec(),
-        allow_unsealed: false,
-    };
+    let memif = MemifPlan { secret: secret.to_vec(), ..MemifPlan::server(path.clone(), id) };
     EndpointPlan {
         name: format!("e{id}"),
         network: NetworkId(0),

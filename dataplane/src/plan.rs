@@ -145,19 +145,62 @@ pub struct EndpointPlan {
     pub memif: MemifPlan,
 }
 
-/// A memif interface where we are the server: the tenant connects and owns the memory.
+/// How an endpoint is attached: a memif interface, in either role.
 #[derive(Clone, PartialEq, Eq)]
 pub struct MemifPlan {
-    /// The socket we listen on. Endpoints may share one, each with its own id.
+    /// Where the server's socket is. Endpoints may share one, each with its own id, if all on it have the same role.
     pub socket: peregrine_memif::SocketAddr,
-    /// Permission bits of a path socket.
-    pub mode: Option<u32>,
     /// Interface id within the socket.
     pub id: u32,
-    /// What the tenant must know, up to 24 bytes; empty for none.
+    /// What the client must know, up to 24 bytes; empty for none.
     pub secret: Vec<u8>,
-    /// Accept memory that the tenant could truncate (it did not or could not seal it).
-    pub allow_unsealed: bool,
+    /// Rings in each direction, 1 to 8: as server the most that we take, as client what we offer.
+    pub queue_pairs: u16,
+    /// Take and send packets in several buffers (chains), if one is too small.
+    pub chains: bool,
+    /// Which side we are.
+    pub role: MemifRole,
+}
+
+impl MemifPlan {
+    /// A server with the defaults: one queue pair, no secret, no chains, sealed memory of at most 128 MiB, and a socket for us
+    /// and our group.
+    pub fn server(socket: peregrine_memif::SocketAddr, id: u32) -> MemifPlan {
+        let mode = socket.path().map(|_| 0o660);
+        let role = MemifRole::Server {
+            mode,
+            owner: None,
+            group: None,
+            allow_unsealed: false,
+            memory_bytes_max: 128 << 20,
+        };
+        MemifPlan { socket, id, secret: Vec::new(), queue_pairs: 1, chains: false, role }
+    }
+}
+
+/// Which side of a memif connection we are, and what only that side decides.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum MemifRole {
+    /// We listen; the tenant connects and owns the memory.
+    Server {
+        /// Permission bits of a path socket.
+        mode: Option<u32>,
+        /// Owner of a path socket (uid); `None`: ours.
+        owner: Option<u32>,
+        /// Group of a path socket (gid); `None`: ours.
+        group: Option<u32>,
+        /// Accept memory that the tenant could truncate (it did not or could not seal it).
+        allow_unsealed: bool,
+        /// Most memory of the tenant that we map, in bytes.
+        memory_bytes_max: u64,
+    },
+    /// We connect, and again after each end; the memory is ours. So the tenant outlives a restart of the daemon.
+    Client {
+        /// log2 of the slots of each ring, 5 to 14.
+        ring_log2: u8,
+        /// Bytes of each buffer, 2048 to 16384.
+        buffer_bytes: u32,
+    },
 }
 
 /// Without the secret: a plan may be printed.
@@ -165,9 +208,10 @@ impl std::fmt::Debug for MemifPlan {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("MemifPlan")
             .field("socket", &self.socket)
-            .field("mode", &self.mode)
             .field("id", &self.id)
-            .field("allow_unsealed", &self.allow_unsealed)
+            .field("queue_pairs", &self.queue_pairs)
+            .field("chains", &self.chains)
+            .field("role", &self.role)
             .finish_non_exhaustive()
     }
 }

@@ -23,13 +23,13 @@ const SLOW_WAKEUP_CYCLES: u64 = 300_000;
 const SLOW_WAKEUPS_MAX: u32 = 64;
 const SLOW_WAKEUP_POINTS: u32 = 8;
 
-/// Both directions of a tenant's connection.
+/// Both directions of a tenant's connection: at least one ring each.
 #[derive(Debug)]
 pub struct TenantRings {
     /// Packets from the tenant.
-    pub rx: RxRing,
+    pub rx: Vec<RxRing>,
     /// Packets to the tenant.
-    pub tx: TxRing,
+    pub tx: Vec<TxRing>,
 }
 
 /// Why a tenant is put out.
@@ -65,8 +65,8 @@ struct Tenant {
     /// Tells this connection from those before it.
     serial: u64,
     /// `None` only while [`collect`](crate::stages::collect) has it in hand.
-    rx: Option<RxRing>,
-    tx: TxRing,
+    rx: Option<Vec<RxRing>>,
+    tx: Vec<TxRing>,
     bad_descriptors: u32,
     slow_wakeups: u32,
     fault: Option<Fault>,
@@ -181,7 +181,7 @@ impl Tenants {
     /// Takes the one whose turn it is in hand, to be given back with [`turn_over`](Self::turn_over); it is then last
     /// in the row.
     #[inline]
-    pub fn next_turn(&mut self) -> Option<(EndpointId, RxRing)> {
+    pub fn next_turn(&mut self) -> Option<(EndpointId, Vec<RxRing>)> {
         let &id = self.turns.front()?;
         let rx = self.slots.get_mut(id.index())?.as_mut()?.rx.take()?;
         self.turns.rotate_left(1);
@@ -190,7 +190,7 @@ impl Tenants {
 
     /// Gives a tenant back after its turn, with the number of bad descriptors or the fault that was found.
     #[inline]
-    pub fn turn_over(&mut self, id: EndpointId, rx: RxRing, result: Result<usize, Fault>) {
+    pub fn turn_over(&mut self, id: EndpointId, rx: Vec<RxRing>, result: Result<usize, Fault>) {
         let Some(Some(tenant)) = self.slots.get_mut(id.index()) else { return };
         tenant.rx = Some(rx);
         match result {
@@ -217,7 +217,7 @@ impl Tenants {
         counters: &WorkerCounters,
     ) -> Result<(), DropReason> {
         let Some(Some(tenant)) = self.slots.get_mut(to.index()) else { return Err(DropReason::TenantAbsent) };
-        if let Err(error) = tenant.tx.push(packet) {
+        if let Err(error) = tenant.tx[0].push(packet) {
             return Err(self.refused(to, error, counters));
         }
         if !tenant.unflushed {
@@ -274,7 +274,7 @@ impl Tenants {
             tenant.unflushed = false;
             let before = cycles();
             // A failed wake-up is the tenant's own doing (it owns the eventfd); the packets are published.
-            if let Ok(true) = tenant.tx.flush() {
+            if let Ok(true) = tenant.tx[0].flush() {
                 counters.tenant_wakeups.add(1);
                 let slow = cycles().wrapping_sub(before) > SLOW_WAKEUP_CYCLES;
                 tenant.slow_wakeups = match slow {

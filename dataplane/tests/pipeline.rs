@@ -79,13 +79,7 @@ fn plan() -> Plan {
         mac: mac(last),
         addresses: vec![],
         anti_spoofing: true,
-        memif: MemifPlan {
-            socket: peregrine_memif::SocketAddr::Abstract("unused".into()),
-            mode: None,
-            id: u32::from(last),
-            secret: vec![],
-            allow_unsealed: false,
-        },
+        memif: MemifPlan::server(peregrine_memif::SocketAddr::Abstract("unused".into()), last.into()),
     };
     Plan {
         workers: vec![WorkerPlan { core: CoreId(0), nice: None }],
@@ -251,8 +245,8 @@ impl Rig {
     }
 }
 
-fn rings(mut server: Interface) -> TenantRings {
-    TenantRings { rx: server.rx.remove(0), tx: server.tx.remove(0) }
+fn rings(server: Interface) -> TenantRings {
+    TenantRings { rx: server.rx, tx: server.tx }
 }
 
 fn inner(source: MacAddr, destination: MacAddr, payload: usize) -> Vec<u8> {

@@ -251,10 +251,10 @@ impl Rig {
         let placed = fdb.set_fixed(NETWORK, TENANT, Destination::Local(EndpointId(0)));
         fdb.learn(NETWORK, FAR, RemoteId(0), 0, 1024);
         let config = ClientConfig { ring_log2: 11, ..ClientConfig::default() };
-        let (client, mut server) =
+        let (client, server) =
             peregrine_memif::pair(config, ServerConfig::default()).map_err(|error| error.to_string())?;
         let mut tenants = Tenants::new(&tables);
-        let rings = TenantRings { rx: server.rx.remove(0), tx: server.tx.remove(0) };
+        let rings = TenantRings { rx: server.rx, tx: server.tx };
         let attached = tenants.attach(EndpointId(0), 1, rings).is_ok();
         if !placed || !attached {
             return Err("the tenant could not be attached".into());
@@ -361,13 +361,7 @@ fn plan() -> Plan {
             mac: TENANT,
             addresses: vec![],
             anti_spoofing: true,
-            memif: MemifPlan {
-                socket: peregrine_memif::SocketAddr::Abstract("peregrine-perf".into()),
-                mode: None,
-                id: 0,
-                secret: vec![],
-                allow_unsealed: false,
-            },
+            memif: MemifPlan::server(peregrine_memif::SocketAddr::Abstract("peregrine-perf".into()), 0),
         }],
         control_socket: PathBuf::new(),
     }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::path::Path;
 
-use peregrine_dataplane::plan::{EndpointPlan, MemifPlan};
+use peregrine_dataplane::plan::{EndpointPlan, MemifPlan, MemifRole};
 use peregrine_dataplane::types::NetworkId;
 use peregrine_memif::SocketAddr;
 
@@ -136,7 +136,10 @@ fn memif(at: &At<'_>, raw: &Memif, shared: &mut Shared<'_>) -> Option<MemifPlan>
         shared.memifs.claim((socket.clone(), id), &at.key("id"), &format!("{got} on {}", raw.socket.shown()));
     }
     let mode = one_mode(&at.key("mode"), &raw.mode, &socket, mode?, shared);
-    Some(MemifPlan { socket, mode, id: id?, secret: secret?, allow_unsealed: allow_unsealed? })
+    let allow_unsealed = allow_unsealed?;
+    let role =
+        MemifRole::Server { mode, owner: None, group: None, allow_unsealed, memory_bytes_max: 128 << 20 };
+    Some(MemifPlan { socket, id: id?, secret: secret?, queue_pairs: 1, chains: false, role })
 }
 
 /// Never shows what was given.

@@ -29,7 +29,7 @@ pub fn run(output: &mut Burst, cx: &mut Cx<'_>) {
             return;
         }
         let Some((id, mut rx)) = cx.tenants.next_turn() else { return };
-        let result = take(id, &mut rx, quota, output, cx);
+        let result = take(id, &mut rx[0], quota, output, cx);
         cx.tenants.turn_over(id, rx, result);
     }
 }
