@@ -26,7 +26,7 @@ use crate::xsk::{self, Steering, Uplink, UplinkInfo, XskConfig, XskError};
 
 pub use crate::tables::NextHop;
 use crate::tenants::Detached;
-pub use crate::tenants::TenantRings;
+pub use crate::tenants::{QUEUES_MAX, TenantRings};
 
 /// What the workers had to say.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -131,6 +131,8 @@ pub enum AttachError {
     NoSuchEndpoint,
     /// A tenant is attached there.
     AlreadyAttached,
+    /// It has no ring in one direction, or more than [`QUEUES_MAX`].
+    Rings,
 }
 
 impl fmt::Display for AttachError {
@@ -138,6 +140,7 @@ impl fmt::Display for AttachError {
         f.write_str(match self {
             AttachError::NoSuchEndpoint => "no such endpoint",
             AttachError::AlreadyAttached => "already connected",
+            AttachError::Rings => "1 to 8 rings in each direction are needed",
         })
     }
 }
@@ -303,6 +306,9 @@ impl Engine {
     /// # Errors
     /// [`AttachError`]; the rings are dropped.
     pub fn attach(&mut self, endpoint: EndpointId, rings: TenantRings) -> Result<(), AttachError> {
+        if !rings.is_complete() {
+            return Err(AttachError::Rings);
+        }
         match self.attached.get_mut(endpoint.index()) {
             None => return Err(AttachError::NoSuchEndpoint),
             Some(Some(_)) => return Err(AttachError::AlreadyAttached),

@@ -8,7 +8,7 @@
 //! | [`engine`] | a plan made to run: workers started, changed, stopped |
 //! | `worker`, `mailbox` | one pinned thread; how control talks to it |
 //! | [`stages`] | the steps of a frame's way: classify, decap, lookup, deliver; collect, encap |
-//! | [`tables`], [`fdb`], [`tenants`] | what the stages look up: networks and remotes; MAC addresses; rings |
+//! | [`tables`], [`fdb`], [`tenants`], `turns` | what the stages look up: networks and remotes; MAC addresses; rings; whose turn it is |
 //! | [`xsk`] | UMEM, AF_XDP sockets, the XDP program: the only place that knows xsk-rs and aya |
 //! | [`wire`] | headers: checked views and templates, no I/O |
 //! | [`counters`], [`clock`] | per-worker counters and drop reasons; cycles and seconds |
@@ -40,6 +40,11 @@ mod sys;
 pub mod tables;
 #[deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 pub mod tenants;
+#[cfg_attr(
+    not(test),
+    deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)
+)]
+mod turns;
 pub mod types;
 #[cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 pub mod wire;

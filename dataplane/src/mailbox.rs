@@ -59,10 +59,6 @@ impl Mailbox {
     }
 
     /// Control: sends an order. A full mailbox gives it back.
-    #[allow(
-        clippy::result_large_err,
-        reason = "boxed, the worker would free memory in the middle of its work"
-    )]
     pub(crate) fn send(&self, order: Order) -> Result<(), Order> {
         self.orders.push(order)
     }

@@ -1,20 +1,25 @@
-//! The tenants that a worker serves: their rings, whose turn it is, and what they did wrong.
+//! The tenants that a worker serves: their rings and what they did wrong; whose turn it is, is up to `turns`.
 //!
-//! Each ring has one user, the worker that it was attached to. A tenant that breaks the ring protocol, or sends more
+//! Each ring has one user, the worker that it was attached to: it is moved here and has no second owner. A tenant may have
+//! several each way (queue pairs): what it sends is taken from all of them in turn, what is for it is spread over them by
+//! flow, so that each flow keeps its order. A tenant that breaks the ring protocol, or sends more
 //! than [`BAD_DESCRIPTORS_MAX`] bad descriptors, is put out: its rings go back to control, which hangs up and unmaps.
 //! Nobody else notices.
-
-use std::collections::VecDeque;
 
 use peregrine_memif::{PushError, RxRing, TxRing, Violation};
 
 use crate::clock::cycles;
 use crate::counters::{DropReason, WorkerCounters};
 use crate::tables::Tables;
+use crate::turns::Turns;
 use crate::types::{EndpointId, NetworkId};
+use crate::wire::flow::flow_hash;
 
 /// Bad descriptors after which a tenant is put out. A correct tenant sends none.
 pub const BAD_DESCRIPTORS_MAX: u32 = 256;
+
+/// Most rings of a tenant in one direction.
+pub const QUEUES_MAX: usize = 8;
 
 /// A wake-up that takes longer than so many cycles (some 100 µs; a usual one takes 1) is slow.
 const SLOW_WAKEUP_CYCLES: u64 = 300_000;
@@ -23,13 +28,21 @@ const SLOW_WAKEUP_CYCLES: u64 = 300_000;
 const SLOW_WAKEUPS_MAX: u32 = 64;
 const SLOW_WAKEUP_POINTS: u32 = 8;
 
-/// Both directions of a tenant's connection: at least one ring each.
+/// Both directions of a tenant's connection: 1 to [`QUEUES_MAX`] rings each.
 #[derive(Debug)]
 pub struct TenantRings {
     /// Packets from the tenant.
     pub rx: Vec<RxRing>,
     /// Packets to the tenant.
     pub tx: Vec<TxRing>,
+}
+
+impl TenantRings {
+    /// The numbers of rings are within the bounds.
+    pub fn is_complete(&self) -> bool {
+        let good = 1..=QUEUES_MAX;
+        good.contains(&self.rx.len()) && good.contains(&self.tx.len())
+    }
 }
 
 /// Why a tenant is put out.
@@ -61,17 +74,53 @@ impl std::fmt::Display for Fault {
 
 /// A tenant that is attached.
 #[derive(Debug)]
-struct Tenant {
+pub struct Tenant {
     /// Tells this connection from those before it.
     serial: u64,
-    /// `None` only while [`collect`](crate::stages::collect) has it in hand.
-    rx: Option<Vec<RxRing>>,
-    tx: Vec<TxRing>,
+    rings: TenantRings,
+    /// The queue that its next turn begins with.
+    first_queue: usize,
     bad_descriptors: u32,
     slow_wakeups: u32,
     fault: Option<Fault>,
-    /// Pushed to since the last flush.
-    unflushed: bool,
+    /// Queues pushed to since the last flush, one bit each.
+    unflushed: u8,
+}
+
+impl Tenant {
+    /// Its receive queues, the one whose turn it is first.
+    #[inline]
+    pub fn queues(&mut self) -> impl Iterator<Item = &mut RxRing> {
+        let queues = self.rings.rx.len();
+        let first = self.first_queue;
+        self.first_queue = if first + 1 < queues { first + 1 } else { 0 };
+        let (wrapped, rest) = self.rings.rx.split_at_mut(first.min(queues));
+        rest.iter_mut().chain(wrapped)
+    }
+
+    /// Whether there is something to take, be it a violation.
+    #[inline]
+    fn has_packets(&mut self) -> bool {
+        self.rings.rx.iter_mut().any(|queue| queue.pending() != Ok(0))
+    }
+
+    /// The queue for a packet: that of its flow.
+    #[inline]
+    fn queue_for(&self, packet: &[u8]) -> usize {
+        match self.rings.tx.len() {
+            1 => 0,
+            queues => ((u64::from(flow_hash(packet)) * queues as u64) >> 32) as usize,
+        }
+    }
+}
+
+/// What one turn of a tenant gave.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct Taken {
+    /// Slots used up.
+    pub slots: usize,
+    /// Descriptors that broke the protocol.
+    pub bad: usize,
 }
 
 /// A tenant that was taken off its worker.
@@ -82,7 +131,7 @@ pub struct Detached {
     /// The number that it was attached with.
     pub serial: u64,
     /// To be dropped by control: that unmaps memory.
-    pub rings: Option<TenantRings>,
+    pub rings: TenantRings,
     /// Why, if the worker did it by itself.
     pub fault: Option<Fault>,
 }
@@ -95,8 +144,7 @@ pub struct Tenants {
     networks: Box<[NetworkId]>,
     /// By network: who is attached. Each has room for all endpoints of its network, so none ever grows.
     attached: Box<[Vec<EndpointId>]>,
-    /// Who is attached, the next one to be served in front. Never grows beyond `slots`.
-    turns: VecDeque<EndpointId>,
+    turns: Turns,
     unflushed: Vec<EndpointId>,
     /// Who is to be put out.
     faulty: Vec<EndpointId>,
@@ -114,7 +162,7 @@ impl Tenants {
                 .iter()
                 .map(|network| Vec::with_capacity(network.endpoints.len()))
                 .collect(),
-            turns: VecDeque::with_capacity(endpoints),
+            turns: Turns::new(endpoints),
             unflushed: Vec::with_capacity(endpoints),
             faulty: Vec::with_capacity(endpoints),
         }
@@ -130,25 +178,20 @@ impl Tenants {
         self.attached.get_mut(self.networks.get(id.index())?.index())
     }
 
-    /// Begins to serve a tenant. If there is one already, or no such endpoint, the rings come back.
-    #[allow(
-        clippy::result_large_err,
-        reason = "boxed, the worker would free memory in the middle of its work"
-    )]
+    /// Begins to serve a tenant. If there is one already, or no such endpoint, or rings are missing, they come back.
     pub fn attach(&mut self, id: EndpointId, serial: u64, rings: TenantRings) -> Result<(), TenantRings> {
         match self.slots.get_mut(id.index()) {
-            Some(slot @ None) => {
-                let TenantRings { rx, tx } = rings;
+            Some(slot @ None) if rings.is_complete() => {
                 *slot = Some(Tenant {
                     serial,
-                    rx: Some(rx),
-                    tx,
+                    rings,
+                    first_queue: 0,
                     bad_descriptors: 0,
                     slow_wakeups: 0,
                     fault: None,
-                    unflushed: false,
+                    unflushed: 0,
                 });
-                self.turns.push_back(id);
+                self.turns.join(id);
                 if let Some(attached) = self.attached_with(id) {
                     attached.push(id);
                 }
@@ -162,46 +205,56 @@ impl Tenants {
     pub fn detach(&mut self, id: EndpointId, serial: u64) -> Option<Detached> {
         let slot = self.slots.get_mut(id.index())?;
         let tenant = slot.take_if(|tenant| tenant.serial == serial)?;
-        self.turns.retain(|&other| other != id);
+        self.turns.leave(id);
         self.unflushed.retain(|&other| other != id);
         self.faulty.retain(|&other| other != id);
         if let Some(attached) = self.attached_with(id) {
             attached.retain(|&other| other != id);
         }
-        let rings = tenant.rx.map(|rx| TenantRings { rx, tx: tenant.tx });
-        Some(Detached { endpoint: id, serial, rings, fault: tenant.fault })
+        Some(Detached { endpoint: id, serial, rings: tenant.rings, fault: tenant.fault })
     }
 
-    /// How many are attached.
+    /// Looks at some of the quiet tenants, so that those with something to say have their turn. Returns how many turns
+    /// there are then.
     #[inline]
-    pub fn served(&self) -> usize {
-        self.turns.len()
-    }
-
-    /// Takes the one whose turn it is in hand, to be given back with [`turn_over`](Self::turn_over); it is then last
-    /// in the row.
-    #[inline]
-    pub fn next_turn(&mut self) -> Option<(EndpointId, Vec<RxRing>)> {
-        let &id = self.turns.front()?;
-        let rx = self.slots.get_mut(id.index())?.as_mut()?.rx.take()?;
-        self.turns.rotate_left(1);
-        Some((id, rx))
-    }
-
-    /// Gives a tenant back after its turn, with the number of bad descriptors or the fault that was found.
-    #[inline]
-    pub fn turn_over(&mut self, id: EndpointId, rx: Vec<RxRing>, result: Result<usize, Fault>) {
-        let Some(Some(tenant)) = self.slots.get_mut(id.index()) else { return };
-        tenant.rx = Some(rx);
-        match result {
-            Ok(0) => {}
-            Ok(bad) => {
-                tenant.bad_descriptors = tenant.bad_descriptors.saturating_add(bad as u32);
-                if tenant.bad_descriptors > BAD_DESCRIPTORS_MAX {
-                    self.set_fault(id, Fault::BadDescriptors);
-                }
+    pub fn begin_turns(&mut self) -> usize {
+        for _ in 0..self.turns.quiet_looks() {
+            let Some(id) = self.turns.next_quiet() else { continue };
+            let Some(Some(tenant)) = self.slots.get_mut(id.index()) else { continue };
+            if tenant.has_packets() {
+                self.turns.wake(id);
+            } else {
+                self.turns.still_quiet(id);
             }
+        }
+        self.turns.busy_looks()
+    }
+
+    /// The tenant whose turn it is; its turn ends with [`turn_over`](Self::turn_over).
+    #[inline]
+    pub fn next_turn(&mut self) -> Option<(EndpointId, &mut Tenant)> {
+        let id = self.turns.next_busy()?;
+        let tenant = self.slots.get_mut(id.index())?.as_mut()?;
+        Some((id, tenant))
+    }
+
+    /// Ends a tenant's turn, in which so many packets were taken and so many descriptors were bad, or that showed a fault.
+    #[inline]
+    pub fn turn_over(&mut self, id: EndpointId, result: Result<Taken, Fault>) {
+        self.turns.served(id, result != Ok(Taken::default()));
+        match result {
+            Ok(Taken { bad: 0, .. }) => {}
+            Ok(Taken { bad, .. }) => self.add_bad_descriptors(id, bad as u32),
             Err(fault) => self.set_fault(id, fault),
+        }
+    }
+
+    #[cold]
+    fn add_bad_descriptors(&mut self, id: EndpointId, bad: u32) {
+        let Some(Some(tenant)) = self.slots.get_mut(id.index()) else { return };
+        tenant.bad_descriptors = tenant.bad_descriptors.saturating_add(bad);
+        if tenant.bad_descriptors > BAD_DESCRIPTORS_MAX {
+            self.set_fault(id, Fault::BadDescriptors);
         }
     }
 
@@ -217,13 +270,15 @@ impl Tenants {
         counters: &WorkerCounters,
     ) -> Result<(), DropReason> {
         let Some(Some(tenant)) = self.slots.get_mut(to.index()) else { return Err(DropReason::TenantAbsent) };
-        if let Err(error) = tenant.tx[0].push(packet) {
+        let queue = tenant.queue_for(packet);
+        let Some(ring) = tenant.rings.tx.get_mut(queue) else { return Err(DropReason::TenantAbsent) };
+        if let Err(error) = ring.push(packet) {
             return Err(self.refused(to, error, counters));
         }
-        if !tenant.unflushed {
-            tenant.unflushed = true;
+        if tenant.unflushed == 0 {
             self.unflushed.push(to); // never grows: each is in it once
         }
+        tenant.unflushed |= 1 << queue;
         counters.tenant_tx.one(packet.len());
         if let Some(endpoint) = counters.endpoint(to) {
             endpoint.to_tenant.one(packet.len());
@@ -241,12 +296,7 @@ impl Tenants {
                 if let Some(endpoint) = counters.endpoint(id) {
                     endpoint.bad_descriptors.add(1);
                 }
-                if let Some(Some(tenant)) = self.slots.get_mut(id.index()) {
-                    tenant.bad_descriptors = tenant.bad_descriptors.saturating_add(1);
-                    if tenant.bad_descriptors > BAD_DESCRIPTORS_MAX {
-                        self.set_fault(id, Fault::BadDescriptors);
-                    }
-                }
+                self.add_bad_descriptors(id, 1);
                 DropReason::TenantBufferInvalid
             }
             PushError::Violation(violation) => {
@@ -266,24 +316,30 @@ impl Tenants {
         }
     }
 
-    /// Shows the tenants what was pushed: one store and at most one eventfd write each.
+    /// Shows the tenants what was pushed: one store for each queue, and at most one eventfd write.
     #[inline]
     pub fn flush(&mut self, counters: &WorkerCounters) {
         while let Some(id) = self.unflushed.pop() {
             let Some(Some(tenant)) = self.slots.get_mut(id.index()) else { continue };
-            tenant.unflushed = false;
-            let before = cycles();
-            // A failed wake-up is the tenant's own doing (it owns the eventfd); the packets are published.
-            if let Ok(true) = tenant.tx[0].flush() {
-                counters.tenant_wakeups.add(1);
-                let slow = cycles().wrapping_sub(before) > SLOW_WAKEUP_CYCLES;
-                tenant.slow_wakeups = match slow {
-                    true => tenant.slow_wakeups + SLOW_WAKEUP_POINTS,
-                    false => tenant.slow_wakeups.saturating_sub(1),
-                };
-                if tenant.slow_wakeups > SLOW_WAKEUPS_MAX {
-                    self.set_fault(id, Fault::SlowWakeups);
+            let mut pending = std::mem::take(&mut tenant.unflushed);
+            while pending != 0 {
+                let queue = pending.trailing_zeros() as usize;
+                pending &= pending - 1;
+                let Some(ring) = tenant.rings.tx.get_mut(queue) else { continue };
+                let before = cycles();
+                // A failed wake-up is the tenant's own doing (it may own the eventfd); the packets are published.
+                if let Ok(true) = ring.flush() {
+                    counters.tenant_wakeups.add(1);
+                    let slow = cycles().wrapping_sub(before) > SLOW_WAKEUP_CYCLES;
+                    tenant.slow_wakeups = match slow {
+                        true => tenant.slow_wakeups + SLOW_WAKEUP_POINTS,
+                        false => tenant.slow_wakeups.saturating_sub(1),
+                    };
                 }
+            }
+            self.turns.stir(id);
+            if tenant.slow_wakeups > SLOW_WAKEUPS_MAX {
+                self.set_fault(id, Fault::SlowWakeups);
             }
         }
     }

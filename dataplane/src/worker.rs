@@ -165,9 +165,7 @@ impl Worker {
             },
             Order::Attach { endpoint, serial, rings } => match self.tenants.attach(endpoint, serial, rings) {
                 Ok(()) => return,
-                Err(rings) => {
-                    Returned::Tenant(Detached { endpoint, serial, rings: Some(rings), fault: None })
-                }
+                Err(rings) => Returned::Tenant(Detached { endpoint, serial, rings, fault: None }),
             },
         };
         self.mailbox.give_back(answer);

@@ -2,20 +2,20 @@
 //! room for the outer headers, and checked like everything that a stranger wrote.
 //!
 //! Tenants take turns: each call starts with the one after the last that was served, and none gives more than
-//! [`PER_TENANT`] packets to a burst. When frames or room run out, packets stay in the tenant's ring.
+//! [`PER_TENANT`] packets to a burst, however many queues it has. When frames or room run out, packets stay in the tenant's ring.
 
 use peregrine_memif::{BadDescriptor, Packet, RxRing};
 
 use super::Cx;
-use crate::counters::{DropReason, EndpointCounters};
-use crate::frame::{Burst, Frame, Source};
-use crate::tables::Endpoint;
-use crate::tenants::Fault;
+use crate::counters::{DropReason, EndpointCounters, WorkerCounters};
+use crate::frame::{Burst, Frame, FramePool, Source};
+use crate::tables::{Endpoint, Tables};
+use crate::tenants::{Fault, Taken, Tenant};
 use crate::types::EndpointId;
 use crate::wire::eth::EthHeader;
 use crate::wire::flow::flow_hash;
 
-/// Packets that one tenant may put into a burst.
+/// Packets that one tenant may put into a burst, and descriptors of it that are looked at.
 pub const PER_TENANT: usize = 32;
 
 /// Packets ahead whose bytes are asked for while one is copied: they lie in the tenant's core's cache.
@@ -23,83 +23,114 @@ const PREFETCH: u16 = 4;
 
 /// Fills `output` from the tenants that this worker serves.
 pub fn run(output: &mut Burst, cx: &mut Cx<'_>) {
-    for _ in 0..cx.tenants.served() {
-        let quota = output.room().min(cx.pool.available()).min(PER_TENANT);
+    let Cx { tables, counters, pool, tenants, .. } = cx;
+    let mut taker = Taker { tables, counters, pool, output };
+    for _ in 0..tenants.begin_turns() {
+        let quota = taker.output.room().min(taker.pool.available()).min(PER_TENANT);
         if quota == 0 {
             return;
         }
-        let Some((id, mut rx)) = cx.tenants.next_turn() else { return };
-        let result = take(id, &mut rx[0], quota, output, cx);
-        cx.tenants.turn_over(id, rx, result);
+        let Some((id, tenant)) = tenants.next_turn() else { continue };
+        let result = taker.take(id, tenant, quota);
+        tenants.turn_over(id, result);
     }
 }
 
-/// Up to `quota` packets of one tenant.
-#[inline]
-fn take(
-    id: EndpointId,
-    rx: &mut RxRing,
-    quota: usize,
-    output: &mut Burst,
-    cx: &mut Cx<'_>,
-) -> Result<usize, Fault> {
-    let pending = usize::from(rx.pending()?);
-    if pending == 0 {
-        return Ok(0);
-    }
-    let (Some(endpoint), Some(counters)) = (cx.tables.endpoint(id), cx.counters.endpoint(id)) else {
-        return Ok(0);
-    };
-    let mut bad = 0;
-    for _ in 0..pending.min(quota) {
-        rx.prefetch(PREFETCH);
-        let Some(packet) = rx.next_packet() else { break };
-        bad += usize::from(!admit(id, endpoint, counters, packet, output, cx));
-    }
-    rx.release();
-    Ok(bad)
+/// What packets are taken with.
+struct Taker<'a> {
+    tables: &'a Tables,
+    counters: &'a WorkerCounters,
+    pool: &'a mut FramePool,
+    output: &'a mut Burst,
 }
 
-/// Copies one packet and hands it on or drops it. False if its descriptor broke the protocol.
+impl Taker<'_> {
+    /// Up to `quota` packets of one tenant, from all its queues.
+    #[inline]
+    fn take(&mut self, id: EndpointId, tenant: &mut Tenant, quota: usize) -> Result<Taken, Fault> {
+        let (Some(endpoint), Some(counters)) = (self.tables.endpoint(id), self.counters.endpoint(id)) else {
+            return Ok(Taken::default());
+        };
+        let mut taken = Taken::default();
+        for queue in tenant.queues() {
+            self.take_queue((id, endpoint, counters), queue, quota, &mut taken)?;
+            if taken.slots >= quota {
+                break;
+            }
+        }
+        Ok(taken)
+    }
+
+    #[inline]
+    fn take_queue(
+        &mut self,
+        from: (EndpointId, &Endpoint, &EndpointCounters),
+        queue: &mut RxRing,
+        quota: usize,
+        taken: &mut Taken,
+    ) -> Result<(), Fault> {
+        let pending = usize::from(queue.pending()?);
+        if pending == 0 {
+            return Ok(());
+        }
+        for _ in 0..pending.min(quota - taken.slots) {
+            queue.prefetch(PREFETCH);
+            let Some(packet) = queue.next_packet() else { break };
+            taken.slots += 1;
+            taken.bad += usize::from(!self.admit(from, packet));
+        }
+        queue.release();
+        Ok(())
+    }
+
+    /// Copies one packet and hands it on or drops it. False if its descriptor broke the protocol.
+    #[inline]
+    fn admit(
+        &mut self,
+        (id, endpoint, counters): (EndpointId, &Endpoint, &EndpointCounters),
+        packet: Result<Packet<'_>, BadDescriptor>,
+    ) -> bool {
+        let packet = match packet {
+            Ok(packet) => packet,
+            // Legal, only not taken here: a packet like any other, and dropped.
+            Err(BadDescriptor::Chained) => {
+                self.counters.tenant_rx.one(0);
+                counters.from_tenant.one(0);
+                counters.dropped.add(1);
+                self.counters.dropped.one(DropReason::TenantChained);
+                return true;
+            }
+            Err(_) => {
+                counters.bad_descriptors.add(1);
+                return false;
+            }
+        };
+        counters.from_tenant.one(packet.len());
+        self.counters.tenant_rx.one(packet.len());
+        let Some(mut frame) = self.pool.take() else { return true }; // the quota has looked: there is one
+        frame.meta.network = endpoint.network;
+        frame.meta.source = Source::Endpoint(id);
+        let result = copy(&mut frame, packet, endpoint, self.tables);
+        let refused = match result {
+            Ok(()) => self.output.push(frame).map_err(|frame| (frame, DropReason::BurstFull)),
+            Err(reason) => Err((frame, reason)),
+        };
+        if let Err((frame, reason)) = refused {
+            super::count_drop(self.counters, &frame, Some(id), reason);
+            self.pool.put(frame);
+        }
+        true
+    }
+}
+
 #[inline]
-fn admit(
-    id: EndpointId,
+fn copy(
+    frame: &mut Frame,
+    packet: Packet<'_>,
     endpoint: &Endpoint,
-    counters: &EndpointCounters,
-    packet: Result<Packet<'_>, BadDescriptor>,
-    output: &mut Burst,
-    cx: &mut Cx<'_>,
-) -> bool {
-    let packet = match packet {
-        Ok(packet) => packet,
-        // Legal, only not taken here: a packet like any other, and dropped.
-        Err(BadDescriptor::Chained) => {
-            cx.counters.tenant_rx.one(0);
-            counters.from_tenant.one(0);
-            counters.dropped.add(1);
-            cx.counters.dropped.one(DropReason::TenantChained);
-            return true;
-        }
-        Err(_) => {
-            counters.bad_descriptors.add(1);
-            return false;
-        }
-    };
-    counters.from_tenant.one(packet.len());
-    cx.counters.tenant_rx.one(packet.len());
-    let Some(mut frame) = cx.pool.take() else { return true }; // the quota has looked: there is one
-    frame.meta.network = endpoint.network;
-    frame.meta.source = Source::Endpoint(id);
-    match copy(&mut frame, packet, endpoint, cx) {
-        Ok(()) => cx.pass(frame, output),
-        Err(reason) => cx.drop(frame, reason),
-    }
-    true
-}
-
-#[inline]
-fn copy(frame: &mut Frame, packet: Packet<'_>, endpoint: &Endpoint, cx: &Cx<'_>) -> Result<(), DropReason> {
-    let network = cx.tables.network(endpoint.network).ok_or(DropReason::VniUnknown)?;
+    tables: &Tables,
+) -> Result<(), DropReason> {
+    let network = tables.network(endpoint.network).ok_or(DropReason::VniUnknown)?;
     if packet.len() > network.frame_max {
         return Err(DropReason::InnerTooLong);
     }

@@ -45,7 +45,7 @@ fn flood(frame: Frame, output: &mut Burst, cx: &mut Cx<'_>) {
         // The first copy is the frame itself, unless that goes on to the remotes.
         cx.counters.replicated.add(u64::from(goes_on || copies > 1));
         if let Err(reason) = give(&frame, to, cx) {
-            cx.count_drop(&frame, Some(to), reason);
+            super::count_drop(cx.counters, &frame, Some(to), reason);
         }
     }
     cx.charge_flood(copies);

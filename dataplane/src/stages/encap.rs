@@ -27,7 +27,7 @@ fn replicate(frame: Frame, output: &mut Burst, cx: &mut Cx<'_>) {
         cx.counters.replicated.add(1);
         match copy(&frame, cx) {
             Ok(copy) => send(copy, to, output, cx),
-            Err(reason) => cx.count_drop(&frame, None, reason),
+            Err(reason) => super::count_drop(cx.counters, &frame, None, reason),
         }
     }
     send(frame, last, output, cx);

@@ -128,20 +128,8 @@ impl Cx<'_> {
             (_, Source::Endpoint(from)) => Some(from),
             _ => None,
         };
-        self.count_drop(&frame, at_fault, reason);
+        count_drop(self.counters, &frame, at_fault, reason);
         self.pool.put(frame);
-    }
-
-    /// Counts a drop, of the frame or of a copy that was not made of it, on its network and the endpoint that it
-    /// concerns.
-    pub fn count_drop(&self, frame: &Frame, endpoint: Option<EndpointId>, reason: DropReason) {
-        self.counters.dropped.one(reason);
-        if let Some(network) = self.counters.network(frame.meta.network) {
-            network.dropped.add(1);
-        }
-        if let Some(endpoint) = endpoint.and_then(|id| self.counters.endpoint(id)) {
-            endpoint.dropped.add(1);
-        }
     }
 
     /// Hands the frame on; if the burst is full (it never is, see the module) it is dropped.
@@ -177,5 +165,17 @@ impl Cx<'_> {
     #[inline]
     pub fn charge_flood(&mut self, copies: usize) {
         *self.flood_budget = self.flood_budget.saturating_sub(copies);
+    }
+}
+
+/// Counts a drop, of the frame or of a copy that was not made of it, on its network and the endpoint that it concerns.
+#[cold]
+fn count_drop(counters: &WorkerCounters, frame: &Frame, endpoint: Option<EndpointId>, reason: DropReason) {
+    counters.dropped.one(reason);
+    if let Some(network) = counters.network(frame.meta.network) {
+        network.dropped.add(1);
+    }
+    if let Some(endpoint) = endpoint.and_then(|id| counters.endpoint(id)) {
+        endpoint.dropped.add(1);
     }
 }

@@ -1,0 +1,194 @@
+//! Whose turn it is among many tenants, most of which say nothing most of the time.
+//!
+//! Those that sent lately stand in one row, of which a burst is filled; the quiet ones in another, of which each turn
+//! of the worker looks at a few. So a thousand quiet tenants cost what a few do, and what they pay is that the
+//! first packet after a pause waits until they are looked at: (quiet tenants / [`QUIET_LOOKS`]) turns of an
+//! otherwise idle worker, some 0.1 µs each. Nobody waits for an interrupt, so nobody can lose or withhold one.
+//!
+//! Used by `tenants`; knows no rings. An endpoint stands in each row at most once, so the rows never grow
+//! beyond what they were made for; one that has left is taken out when its place comes to the front.
+
+use std::collections::VecDeque;
+
+use crate::types::EndpointId;
+
+/// Quiet tenants that are looked at in one turn.
+pub const QUIET_LOOKS: usize = 8;
+/// Tenants that a burst is collected from in one turn, at most.
+pub const BUSY_LOOKS: usize = 64;
+/// So many turns without a packet make a tenant quiet: some 0.1 ms on an idle worker, some milliseconds on a loaded one.
+const EMPTY_TURNS_MAX: u16 = 1024;
+
+/// Where one endpoint stands.
+#[derive(Clone, Copy, Default, Debug)]
+struct Standing {
+    attached: bool,
+    busy: bool,
+    /// Has a place in the row of the busy ones, perhaps one that no longer counts.
+    in_busy: bool,
+    in_quiet: bool,
+    empty_turns: u16,
+}
+
+/// Both rows.
+#[derive(Debug)]
+pub struct Turns {
+    busy: VecDeque<EndpointId>,
+    quiet: VecDeque<EndpointId>,
+    standings: Box<[Standing]>,
+}
+
+impl Turns {
+    /// Room for so many endpoints.
+    pub fn new(endpoints: usize) -> Turns {
+        Turns {
+            busy: VecDeque::with_capacity(endpoints),
+            quiet: VecDeque::with_capacity(endpoints),
+            standings: vec![Standing::default(); endpoints].into(),
+        }
+    }
+
+    /// A tenant has come: it stands with the busy ones until it proves quiet.
+    pub fn join(&mut self, id: EndpointId) {
+        if let Some(standing) = self.standings.get_mut(id.index()) {
+            standing.attached = true;
+        }
+        self.wake(id);
+    }
+
+    /// A tenant has gone.
+    pub fn leave(&mut self, id: EndpointId) {
+        if let Some(standing) = self.standings.get_mut(id.index()) {
+            standing.attached = false;
+        }
+    }
+
+    /// Places to go through among the busy ones in one turn.
+    #[inline]
+    pub fn busy_looks(&self) -> usize {
+        self.busy.len().min(BUSY_LOOKS)
+    }
+
+    /// Places to go through among the quiet ones in one turn.
+    #[inline]
+    pub fn quiet_looks(&self) -> usize {
+        self.quiet.len().min(QUIET_LOOKS)
+    }
+
+    /// The busy one in front, if that place still counts; it is to be given back with [`served`](Self::served).
+    #[inline]
+    pub fn next_busy(&mut self) -> Option<EndpointId> {
+        let id = self.busy.pop_front()?;
+        let standing = self.standings.get_mut(id.index())?;
+        standing.in_busy = false;
+        (standing.attached && standing.busy).then_some(id)
+    }
+
+    /// After a busy one's turn: to the end of its row, or to the quiet ones if it had nothing for long enough.
+    #[inline]
+    pub fn served(&mut self, id: EndpointId, had_packets: bool) {
+        let Some(standing) = self.standings.get_mut(id.index()) else { return };
+        standing.empty_turns = if had_packets { 0 } else { standing.empty_turns + 1 };
+        if standing.empty_turns < EMPTY_TURNS_MAX {
+            standing.in_busy = true;
+            self.busy.push_back(id); // it was taken from there
+        } else {
+            standing.busy = false;
+            self.still_quiet(id);
+        }
+    }
+
+    /// The quiet one in front, if that place still counts; then to be followed by [`wake`](Self::wake) or
+    /// [`still_quiet`](Self::still_quiet).
+    #[inline]
+    pub fn next_quiet(&mut self) -> Option<EndpointId> {
+        let id = self.quiet.pop_front()?;
+        let standing = self.standings.get_mut(id.index())?;
+        standing.in_quiet = false;
+        (standing.attached && !standing.busy).then_some(id)
+    }
+
+    /// To the end of the quiet row.
+    #[inline]
+    pub fn still_quiet(&mut self, id: EndpointId) {
+        if let Some(standing) = self.standings.get_mut(id.index()).filter(|standing| !standing.in_quiet) {
+            standing.in_quiet = true;
+            self.quiet.push_back(id); // never grows: each is in it once
+        }
+    }
+
+    /// To the end of the busy row.
+    #[inline]
+    pub fn wake(&mut self, id: EndpointId) {
+        let Some(standing) = self.standings.get_mut(id.index()) else { return };
+        standing.busy = true;
+        standing.empty_turns = 0;
+        if !std::mem::replace(&mut standing.in_busy, true) {
+            self.busy.push_back(id); // never grows: each is in it once
+        }
+    }
+
+    /// Somebody has sent it something, so it will likely answer: worth to be looked at.
+    #[inline]
+    pub fn stir(&mut self, id: EndpointId) {
+        if self.standings.get(id.index()).is_some_and(|standing| standing.attached && !standing.busy) {
+            self.wake(id);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One turn as `collect` does it; `sends` says who has packets. Returns who was served.
+    fn turn(turns: &mut Turns, sends: impl Fn(u16) -> bool) -> Vec<u16> {
+        for _ in 0..turns.quiet_looks() {
+            match turns.next_quiet() {
+                Some(id) if sends(id.0) => turns.wake(id),
+                Some(id) => turns.still_quiet(id),
+                None => {}
+            }
+        }
+        let mut served = Vec::new();
+        for _ in 0..turns.busy_looks() {
+            let Some(id) = turns.next_busy() else { continue };
+            turns.served(id, sends(id.0));
+            served.push(id.0);
+        }
+        served
+    }
+
+    #[test]
+    fn who_says_nothing_becomes_quiet_and_is_looked_at_again() {
+        let mut turns = Turns::new(100);
+        (0..100).for_each(|id| turns.join(EndpointId(id)));
+        // As many as a turn holds are served, in their order.
+        assert_eq!(turn(&mut turns, |_| false), (0..64).collect::<Vec<_>>());
+        for _ in 0..2 * EMPTY_TURNS_MAX {
+            turn(&mut turns, |id| id == 7);
+        }
+        assert_eq!(turn(&mut turns, |id| id == 7), [7], "only who sends is served");
+        let looks = (1..).find(|_| turn(&mut turns, |id| id == 7 || id == 50).contains(&50)).unwrap();
+        assert!(looks <= 100 / QUIET_LOOKS + 1, "{looks} turns until a quiet one was noticed");
+        turns.stir(EndpointId(3));
+        assert!(turn(&mut turns, |_| false).contains(&3), "who was sent something is looked at");
+    }
+
+    #[test]
+    fn who_leaves_and_comes_back_has_one_place() {
+        let mut turns = Turns::new(2);
+        let (busy, quiet) = (turns.busy.capacity(), turns.quiet.capacity());
+        for round in 0..10_000 {
+            turns.join(EndpointId(0));
+            turns.join(EndpointId(1));
+            for _ in 0..round % 5 * 300 {
+                turn(&mut turns, |_| false);
+            }
+            turns.leave(EndpointId(0));
+            assert!(!turn(&mut turns, |_| true).contains(&0), "it has left");
+        }
+        assert_eq!((turns.busy.capacity(), turns.quiet.capacity()), (busy, quiet));
+        assert!(turns.busy.len() <= 2 && turns.quiet.len() <= 2);
+    }
+}

@@ -1,0 +1,260 @@
+//! A worker's stages without a kernel: frames in by hand, tenants over real memif rings in this process, and what leaves for
+//! the uplink kept to be looked at. After every step frames in = frames out + drops, and all chunks are home.
+#![allow(dead_code, reason = "each test program uses a part of it")]
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use etherparse::PacketBuilder;
+use peregrine_dataplane::counters::{DropReason, WorkerCounters};
+use peregrine_dataplane::fdb::{Destination, Fdb};
+use peregrine_dataplane::frame::{BURST, Burst, FramePool};
+use peregrine_dataplane::plan::{
+    EndpointPlan, MemifPlan, NetworkPlan, Plan, Queues, UplinkPlan, WorkerPlan, XdpMode,
+};
+use peregrine_dataplane::stages::{self, Cx, Stage, Wire, collect};
+use peregrine_dataplane::stats::Totals;
+use peregrine_dataplane::tables::{NextHop, Tables};
+use peregrine_dataplane::tenants::{TenantRings, Tenants};
+use peregrine_dataplane::types::{CoreId, EndpointId, MacAddr, NetworkId, RemoteId, Vni};
+use peregrine_memif::{ClientConfig, Interface, ServerConfig};
+
+pub const OUR_VTEP: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+pub const REMOTE_A: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
+pub const REMOTE_B: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 3);
+pub const STRANGER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 99);
+pub const BLUE: u32 = 42;
+pub const RED: u32 = 43;
+/// Two tenants on blue, one on red.
+pub const WEB: EndpointId = EndpointId(0);
+pub const DB: EndpointId = EndpointId(1);
+pub const LONER: EndpointId = EndpointId(2);
+
+pub fn mac(last: u8) -> MacAddr {
+    MacAddr([2, 0, 0, 0, 0, last])
+}
+
+pub fn plan() -> Plan {
+    let network = |name: &str, vni, remotes: Vec<Ipv4Addr>| NetworkPlan {
+        name: name.into(),
+        vni: Vni::new(vni).unwrap(),
+        mtu: 1450,
+        remotes: remotes.into_iter().map(IpAddr::V4).collect(),
+        learning: true,
+        ageing: Duration::from_secs(300),
+        fdb_limit: 64,
+        static_macs: vec![],
+    };
+    let endpoint = |name: &str, network, last| EndpointPlan {
+        name: name.into(),
+        network: NetworkId(network),
+        mac: mac(last),
+        addresses: vec![],
+        anti_spoofing: true,
+        memif: MemifPlan::server(peregrine_memif::SocketAddr::Abstract("unused".into()), last.into()),
+    };
+    Plan {
+        workers: vec![WorkerPlan { core: CoreId(0), nice: None }],
+        uplink: UplinkPlan {
+            interface: "unused".into(),
+            queues: Queues::All,
+            mode: XdpMode::Copy,
+            local: IpAddr::V4(OUR_VTEP),
+            port: 4789,
+            source_ports: 49152..=65535,
+            ttl: 64,
+            chunk_size: 2048,
+            ring_size: 64,
+        },
+        networks: vec![network("blue", BLUE, vec![REMOTE_A, REMOTE_B]), network("red", RED, vec![])],
+        endpoints: vec![endpoint("web", 0, 1), endpoint("db", 0, 2), endpoint("loner", 1, 1)],
+        control_socket: PathBuf::new(),
+    }
+}
+
+/// A worker's things without the worker's thread, and the tenants' ends of the rings.
+pub struct Rig {
+    pub tables: Tables,
+    pub fdb: Fdb,
+    pub counters: WorkerCounters,
+    pub pool: FramePool,
+    pub tenants: Tenants,
+    pub clients: Vec<Interface>,
+    pub bursts: (Burst, Burst),
+    pub wire: Sent,
+    pub flood_budget: usize,
+}
+
+/// The far end of the wire: keeps what is sent, as long as it has room.
+pub struct Sent {
+    pub frames: Vec<Vec<u8>>,
+    pub room: usize,
+}
+
+impl Wire for Sent {
+    fn transmit(&mut self, frames: &mut Burst, pool: &mut FramePool) -> (usize, usize) {
+        let (mut sent, mut bytes) = (0, 0);
+        for frame in frames.drain_front(self.room.min(frames.len())) {
+            assert_eq!(frame.headroom(), 0, "ready for the wire: starts where the kernel wants it");
+            sent += 1;
+            bytes += frame.len();
+            self.frames.push(frame.bytes().to_vec());
+            pool.put(frame);
+        }
+        self.room -= sent;
+        (sent, bytes)
+    }
+}
+
+impl Rig {
+    pub fn new() -> Rig {
+        Rig::with(plan())
+    }
+
+    pub fn with(plan: Plan) -> Rig {
+        Rig::with_queues(plan, 1)
+    }
+
+    pub fn with_queues(plan: Plan, queue_pairs: u16) -> Rig {
+        let mut tables = Tables::new(&plan, 1500);
+        let hop = NextHop { destination: mac(0xaa), source: mac(0xbb) };
+        for remote in 0..tables.remotes.len() {
+            tables.set_next_hop(RemoteId(remote as u16), Some(hop));
+        }
+        let fdb = Fdb::new(256, plan.networks.len());
+        let mut tenants = Tenants::new(&tables);
+        let mut clients = Vec::new();
+        let config = ClientConfig { queue_pairs, ..ClientConfig::default() };
+        for (index, endpoint) in plan.endpoints.iter().enumerate() {
+            let id = EndpointId(index as u16);
+            assert!(fdb.set_fixed(endpoint.network, endpoint.mac, Destination::Local(id)));
+            let (client, server) = peregrine_memif::pair(config.clone(), ServerConfig::default()).unwrap();
+            tenants.attach(id, 7, rings(server)).unwrap();
+            clients.push(client);
+        }
+        Rig {
+            counters: WorkerCounters::new(plan.networks.len(), plan.endpoints.len(), tables.remotes.len()),
+            tables,
+            fdb,
+            pool: FramePool::anonymous(2048, 256, 256),
+            tenants,
+            clients,
+            bursts: Default::default(),
+            wire: Sent { frames: Vec::new(), room: usize::MAX },
+            flood_budget: usize::MAX,
+        }
+    }
+
+    /// Runs `work` with a context; returns what left for the underlay.
+    pub fn run(&mut self, work: impl FnOnce((&mut Burst, &mut Burst), &mut Cx<'_>)) -> Vec<Vec<u8>> {
+        let mut cx = Cx {
+            tables: &self.tables,
+            fdb: &self.fdb,
+            counters: &self.counters,
+            pool: &mut self.pool,
+            tenants: &mut self.tenants,
+            now_s: 0,
+            wire: &mut self.wire,
+            flood_budget: &mut self.flood_budget,
+        };
+        work((&mut self.bursts.0, &mut self.bursts.1), &mut cx);
+        assert!(self.bursts.0.is_empty() && self.bursts.1.is_empty());
+        self.check();
+        std::mem::take(&mut self.wire.frames)
+    }
+
+    /// Frames from the underlay; returns what goes back to it.
+    pub fn receive(&mut self, frames: &[Vec<u8>]) -> Vec<Vec<u8>> {
+        let mut sent = Vec::new();
+        for burst in frames.chunks(BURST) {
+            sent.extend(self.run(|bursts, cx| {
+                for bytes in burst {
+                    let mut frame = cx.pool.take().unwrap();
+                    frame.reset(0, bytes.len()).unwrap().copy_from_slice(bytes);
+                    cx.counters.uplink_rx.one(bytes.len());
+                    bursts.0.push(frame).unwrap();
+                }
+                stages::run_from(Stage::Classify, bursts, cx);
+            }));
+        }
+        sent
+    }
+
+    /// One turn of the tenants; returns what leaves for the underlay.
+    pub fn collect(&mut self) -> Vec<Vec<u8>> {
+        self.run(|bursts, cx| {
+            collect::run(bursts.0, cx);
+            stages::run_from(Stage::Lookup, bursts, cx);
+        })
+    }
+
+    pub fn tenant_sends(&mut self, tenant: EndpointId, packet: &[u8]) -> Vec<Vec<u8>> {
+        let tx = &mut self.clients[tenant.index()].tx[0];
+        tx.push(packet).unwrap();
+        tx.flush().unwrap();
+        self.collect()
+    }
+
+    pub fn tenant_gets(&mut self, tenant: EndpointId) -> Vec<Vec<u8>> {
+        self.queue_gives(tenant, 0)
+    }
+
+    pub fn queue_gives(&mut self, tenant: EndpointId, queue: usize) -> Vec<Vec<u8>> {
+        let rx = &mut self.clients[tenant.index()].rx[queue];
+        let mut got = Vec::new();
+        rx.pending().unwrap();
+        while let Some(packet) = rx.next_packet() {
+            let packet = packet.unwrap();
+            let mut bytes = vec![0; packet.len()];
+            packet.copy_to(&mut bytes).unwrap();
+            got.push(bytes);
+        }
+        rx.release();
+        got
+    }
+
+    pub fn dropped(&self, reason: DropReason) -> u64 {
+        self.counters.dropped.get(reason)
+    }
+
+    pub fn check(&self) {
+        let mut totals = Totals::default();
+        totals.add(&self.counters);
+        assert!(totals.conserved, "frames in != frames out + drops: {totals:?}");
+        assert_eq!(self.pool.available(), self.pool.capacity(), "every chunk is home");
+    }
+}
+
+pub fn rings(server: Interface) -> TenantRings {
+    TenantRings { rx: server.rx, tx: server.tx }
+}
+
+pub fn inner(source: MacAddr, destination: MacAddr, payload: usize) -> Vec<u8> {
+    flow(source, destination, 1000, payload)
+}
+
+/// With this UDP source port.
+pub fn flow(source: MacAddr, destination: MacAddr, port: u16, payload: usize) -> Vec<u8> {
+    let mut out = Vec::new();
+    PacketBuilder::ethernet2(source.0, destination.0)
+        .ipv4([10, 0, 0, 9], [10, 0, 0, 1], 64)
+        .udp(port, 2000)
+        .write(&mut out, &vec![0x5a; payload])
+        .unwrap();
+    out
+}
+
+/// As an independent implementation builds it.
+pub fn vxlan(from: Ipv4Addr, vni: u32, inner: &[u8]) -> Vec<u8> {
+    let mut payload = vec![0x08, 0, 0, 0];
+    payload.extend((vni << 8).to_be_bytes());
+    payload.extend(inner);
+    let mut out = Vec::new();
+    PacketBuilder::ethernet2([2, 9, 9, 9, 9, 9], [2, 8, 8, 8, 8, 8])
+        .ipv4(from.octets(), OUR_VTEP.octets(), 64)
+        .udp(50000, 4789)
+        .write(&mut out, &payload)
+        .unwrap();
+    out
+}

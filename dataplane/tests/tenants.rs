@@ -1,0 +1,144 @@
+//! The tenants' edge: several queues, many tenants, and nothing of one in the memory of another.
+
+mod rig;
+
+use std::collections::HashMap;
+
+use peregrine_dataplane::counters::DropReason;
+use peregrine_dataplane::plan::{EndpointPlan, Plan};
+use peregrine_dataplane::types::{EndpointId, MacAddr, NetworkId, RemoteId};
+use rig::*;
+
+const FAR: u8 = 0x77;
+
+#[test]
+fn a_flow_stays_on_its_queue_and_flows_use_all_of_them() {
+    let mut rig = Rig::with_queues(plan(), 4);
+    let mut queue_of = HashMap::new();
+    for round in 0..3 {
+        let frames: Vec<_> = (0..64)
+            .map(|port| vxlan(REMOTE_A, BLUE, &flow(mac(FAR), mac(1), 1000 + port, 20 + round)))
+            .collect();
+        rig.receive(&frames);
+        for queue in 0..4 {
+            for packet in rig.queue_gives(WEB, queue) {
+                let port = u16::from_be_bytes([packet[34], packet[35]]);
+                assert_eq!(*queue_of.entry(port).or_insert(queue), queue, "port {port} in round {round}");
+            }
+        }
+    }
+    assert_eq!(queue_of.len(), 64, "all have come");
+    for queue in 0..4 {
+        let flows = queue_of.values().filter(|&&other| other == queue).count();
+        assert!((6..=32).contains(&flows), "queue {queue} has {flows} of 64 flows");
+    }
+}
+
+#[test]
+fn all_queues_of_a_tenant_share_its_turn() {
+    let mut rig = Rig::with_queues(plan(), 4);
+    rig.fdb.learn(NetworkId(0), mac(FAR), RemoteId(0), 0, 64);
+    for queue in 0..4u16 {
+        let tx = &mut rig.clients[WEB.index()].tx[usize::from(queue)];
+        (0..100).for_each(|_| tx.push(&flow(mac(1), mac(FAR), queue, 10)).unwrap());
+        tx.flush().unwrap();
+    }
+    let tx = &mut rig.clients[DB.index()].tx[0];
+    (0..200).for_each(|_| tx.push(&flow(mac(2), mac(FAR), 9, 10)).unwrap());
+    tx.flush().unwrap();
+    let mut by_port = HashMap::new();
+    for turn in 0..4 {
+        let sent = rig.collect();
+        let from_db = sent.iter().filter(|frame| frame[50 + 11] == 2).count();
+        assert_eq!((sent.len(), from_db), (64, 32), "turn {turn}: four queues weigh no more than one");
+        for frame in sent {
+            *by_port.entry(u16::from_be_bytes([frame[50 + 34], frame[50 + 35]])).or_insert(0) += 1;
+        }
+    }
+    assert!((0..4).all(|queue| by_port[&queue] == 32), "each queue had its turn: {by_port:?}");
+}
+
+/// As many tenants on one network.
+fn crowd(size: u16) -> Plan {
+    let mut plan = plan();
+    let one = plan.endpoints.swap_remove(0);
+    plan.endpoints = (0..size)
+        .map(|n| EndpointPlan {
+            name: format!("e{n}"),
+            mac: MacAddr([2, 0, 0, 1, (n >> 8) as u8, n as u8]),
+            ..one.clone()
+        })
+        .collect();
+    plan
+}
+
+#[test]
+fn a_quiet_tenant_among_many_is_heard() {
+    let mut rig = Rig::with(crowd(200));
+    let mac_of = |n: u16| MacAddr([2, 0, 0, 1, (n >> 8) as u8, n as u8]);
+    // Long enough for all to be quiet, but for the first, which talks.
+    for turn in 0..6000 {
+        rig.tenant_sends(EndpointId(0), &inner(mac_of(0), mac_of(1), 10));
+        let got = rig.tenant_gets(EndpointId(1)).len();
+        assert!(got == 1 || turn < 5000, "who talks is served in each turn");
+    }
+    let tx = &mut rig.clients[150].tx[0];
+    tx.push(&inner(mac_of(150), mac_of(1), 11)).unwrap();
+    tx.flush().unwrap();
+    let turns = (1..=200).find(|_| {
+        rig.collect();
+        !rig.tenant_gets(EndpointId(1)).is_empty()
+    });
+    assert!(turns.is_some_and(|turns| turns <= 200 / 8 + 2), "heard after {turns:?} turns");
+    // And who answers what it has just got is served at once.
+    rig.tenant_sends(EndpointId(0), &inner(mac_of(0), mac_of(120), 10));
+    rig.tenant_sends(EndpointId(120), &inner(mac_of(120), mac_of(1), 10));
+    assert_eq!(rig.tenant_gets(EndpointId(1)).len(), 1);
+}
+
+#[test]
+fn nothing_of_one_tenants_packets_shows_in_anothers_memory() {
+    const SECRET: &str = "for the eyes of web alone";
+    let mut rig = Rig::new();
+    // Through every chunk of the pool and every slot of the rings: long packets with the secret, then short ones for others.
+    let mut long = inner(mac(FAR), mac(1), 1000);
+    for at in (42..1000).step_by(SECRET.len()) {
+        long[at..at + SECRET.len()].copy_from_slice(SECRET.as_bytes());
+    }
+    let sealed = vxlan(REMOTE_A, BLUE, &long);
+    let short = vxlan(REMOTE_A, BLUE, &inner(mac(FAR), mac(2), 10));
+    for _ in 0..40 {
+        rig.receive(&vec![sealed.clone(); 64]);
+        assert_eq!(rig.tenant_gets(WEB).len(), 64);
+        rig.receive(&vec![short.clone(); 64]);
+        assert_eq!(rig.tenant_gets(DB).len(), 64);
+        rig.tenant_sends(WEB, &inner(mac(1), mac(2), 5));
+        rig.tenant_sends(WEB, &long);
+        rig.tenant_gets(DB);
+        rig.tenant_gets(WEB);
+    }
+    assert_eq!(rig.dropped(DropReason::Hairpin) + rig.dropped(DropReason::SourceSpoofed), 40);
+    let holders = memories_with(SECRET);
+    assert_eq!(holders, 1, "memories of tenants that hold the secret");
+}
+
+/// How many of the tenants' memories hold these bytes. Each is mapped twice here, by the tenant and by us.
+fn memories_with(text: &str) -> usize {
+    use std::io::{Read, Seek, SeekFrom};
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    let mut memory = std::fs::File::open("/proc/self/mem").unwrap();
+    let mut holders = std::collections::HashSet::new();
+    for line in maps.lines().filter(|line| line.contains("/memfd:")) {
+        let mut words = line.split_whitespace();
+        let (range, inode) = (words.next().unwrap(), words.nth(3).unwrap());
+        let (begin, end) = range.split_once('-').unwrap();
+        let address = |text| u64::from_str_radix(text, 16).unwrap();
+        let mut bytes = vec![0; (address(end) - address(begin)) as usize];
+        memory.seek(SeekFrom::Start(address(begin))).unwrap();
+        memory.read_exact(&mut bytes).unwrap();
+        if String::from_utf8_lossy(&bytes).contains(text) {
+            holders.insert(inode.to_owned());
+        }
+    }
+    holders.len()
+}
