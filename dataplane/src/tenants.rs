@@ -6,7 +6,7 @@
 //! than [`BAD_DESCRIPTORS_MAX`] bad descriptors, is put out: its rings go back to control, which hangs up and unmaps.
 //! Nobody else notices.
 
-use peregrine_memif::{PushError, RxRing, TxRing, Violation};
+use peregrine_memif::{PushError, RxRing, TxRing, Violation, Watch};
 
 use crate::clock::cycles;
 use crate::counters::{DropReason, WorkerCounters};
@@ -104,6 +104,14 @@ impl Tenant {
         self.rings.rx.iter_mut().any(|queue| queue.pending() != Ok(0))
     }
 
+    /// Something to look at instead of the tenant while it is quiet; for one with several queues there is nothing.
+    fn watch(&self) -> Option<Watch> {
+        match self.rings.rx.as_slice() {
+            [queue] => Some(queue.watch()),
+            _ => None,
+        }
+    }
+
     /// The queue for a packet: that of its flow.
     #[inline]
     fn queue_for(&self, packet: &[u8]) -> usize {
@@ -145,6 +153,10 @@ pub struct Tenants {
     /// By network: who is attached. Each has room for all endpoints of its network, so none ever grows.
     attached: Box<[Vec<EndpointId>]>,
     turns: Turns,
+    /// By endpoint, for those that are quiet: close together, so that looking at many is cheap.
+    watches: Box<[Option<Watch>]>,
+    /// Packets given and taken since the quiet ones were last looked at.
+    moved: usize,
     unflushed: Vec<EndpointId>,
     /// Who is to be put out.
     faulty: Vec<EndpointId>,
@@ -163,6 +175,8 @@ impl Tenants {
                 .map(|network| Vec::with_capacity(network.endpoints.len()))
                 .collect(),
             turns: Turns::new(endpoints),
+            watches: std::iter::repeat_with(|| None).take(endpoints).collect(),
+            moved: 0,
             unflushed: Vec::with_capacity(endpoints),
             faulty: Vec::with_capacity(endpoints),
         }
@@ -206,6 +220,7 @@ impl Tenants {
         let slot = self.slots.get_mut(id.index())?;
         let tenant = slot.take_if(|tenant| tenant.serial == serial)?;
         self.turns.leave(id);
+        self.set_watch(id, None); // the rings still hold the memory: nothing is unmapped here
         self.unflushed.retain(|&other| other != id);
         self.faulty.retain(|&other| other != id);
         if let Some(attached) = self.attached_with(id) {
@@ -218,14 +233,21 @@ impl Tenants {
     /// there are then.
     #[inline]
     pub fn begin_turns(&mut self) -> usize {
-        for _ in 0..self.turns.quiet_looks() {
-            let Some(id) = self.turns.next_quiet() else { continue };
-            let Some(Some(tenant)) = self.slots.get_mut(id.index()) else { continue };
-            if tenant.has_packets() {
+        for _ in 0..self.turns.quiet_looks(std::mem::take(&mut self.moved)) {
+            let Some(id) = self.turns.next_quiet() else { break };
+            let speaks = match self.watches.get(id.index()) {
+                Some(Some(watch)) => watch.has_moved(),
+                _ => self.slots.get_mut(id.index()).and_then(Option::as_mut).is_some_and(Tenant::has_packets),
+            };
+            if speaks {
                 self.turns.wake(id);
-            } else {
-                self.turns.still_quiet(id);
             }
+        }
+        // It lies in a page of its own, which the processor must find first: it can do so while others have their turn.
+        if let Some(id) = self.turns.quiet_ahead()
+            && let Some(Some(watch)) = self.watches.get(id.index())
+        {
+            watch.prefetch();
         }
         self.turns.busy_looks()
     }
@@ -241,11 +263,21 @@ impl Tenants {
     /// Ends a tenant's turn, in which so many packets were taken and so many descriptors were bad, or that showed a fault.
     #[inline]
     pub fn turn_over(&mut self, id: EndpointId, result: Result<Taken, Fault>) {
-        self.turns.served(id, result != Ok(Taken::default()));
+        if self.turns.served(id, result != Ok(Taken::default())) {
+            let watch = self.slots.get(id.index()).and_then(Option::as_ref).and_then(Tenant::watch);
+            self.set_watch(id, watch);
+        }
         match result {
-            Ok(Taken { bad: 0, .. }) => {}
+            Ok(Taken { slots, bad: 0 }) => self.moved += slots,
             Ok(Taken { bad, .. }) => self.add_bad_descriptors(id, bad as u32),
             Err(fault) => self.set_fault(id, fault),
+        }
+    }
+
+    #[cold]
+    fn set_watch(&mut self, id: EndpointId, watch: Option<Watch>) {
+        if let Some(place) = self.watches.get_mut(id.index()) {
+            *place = watch;
         }
     }
 
@@ -279,6 +311,7 @@ impl Tenants {
             self.unflushed.push(to); // never grows: each is in it once
         }
         tenant.unflushed |= 1 << queue;
+        self.moved += 1;
         counters.tenant_tx.one(packet.len());
         if let Some(endpoint) = counters.endpoint(to) {
             endpoint.to_tenant.one(packet.len());

@@ -1,19 +1,20 @@
 //! Whose turn it is among many tenants, most of which say nothing most of the time.
 //!
 //! Those that sent lately stand in one row, of which a burst is filled; the quiet ones in another, of which each turn
-//! of the worker looks at a few. So a thousand quiet tenants cost what a few do, and what they pay is that the
-//! first packet after a pause waits until they are looked at: (quiet tenants / [`QUIET_LOOKS`]) turns of an
-//! otherwise idle worker, some 0.1 µs each. Nobody waits for an interrupt, so nobody can lose or withhold one.
+//! of the worker looks at one, and at one more for every [`PACKETS_PER_LOOK`] packets that were moved since. So the looking is
+//! a fixed small share of a worker's time (some 6 ns a look), however many are quiet; what they pay is that the first packet
+//! after a pause waits until their place is looked at: some 0.1 µs for each quiet tenant, so 0.1 ms with a thousand. Nobody waits
+//! for an interrupt, so nobody can lose or withhold one.
 //!
 //! Used by `tenants`; knows no rings. An endpoint stands in each row at most once, so the rows never grow
-//! beyond what they were made for; one that has left is taken out when its place comes to the front.
+//! beyond what they were made for.
 
 use std::collections::VecDeque;
 
 use crate::types::EndpointId;
 
-/// Quiet tenants that are looked at in one turn.
-pub const QUIET_LOOKS: usize = 8;
+/// A turn that moved so many packets has time to look at one more of the quiet tenants.
+pub const PACKETS_PER_LOOK: usize = 4;
 /// Tenants that a burst is collected from in one turn, at most.
 pub const BUSY_LOOKS: usize = 64;
 /// So many turns without a packet make a tenant quiet: some 0.1 ms on an idle worker, some milliseconds on a loaded one.
@@ -23,10 +24,10 @@ const EMPTY_TURNS_MAX: u16 = 1024;
 #[derive(Clone, Copy, Default, Debug)]
 struct Standing {
     attached: bool,
-    busy: bool,
-    /// Has a place in the row of the busy ones, perhaps one that no longer counts.
+    /// Has a place in the row of the busy ones; it may have left, and then the place is given up when it comes to the front.
     in_busy: bool,
-    in_quiet: bool,
+    /// Its place in the row of the quiet ones.
+    quiet_at: Option<u16>,
     empty_turns: u16,
 }
 
@@ -34,7 +35,9 @@ struct Standing {
 #[derive(Debug)]
 pub struct Turns {
     busy: VecDeque<EndpointId>,
-    quiet: VecDeque<EndpointId>,
+    /// In no particular order; gone through from `next_quiet` on, again and again.
+    quiet: Vec<EndpointId>,
+    next_quiet: usize,
     standings: Box<[Standing]>,
 }
 
@@ -43,7 +46,8 @@ impl Turns {
     pub fn new(endpoints: usize) -> Turns {
         Turns {
             busy: VecDeque::with_capacity(endpoints),
-            quiet: VecDeque::with_capacity(endpoints),
+            quiet: Vec::with_capacity(endpoints),
+            next_quiet: 0,
             standings: vec![Standing::default(); endpoints].into(),
         }
     }
@@ -52,14 +56,15 @@ impl Turns {
     pub fn join(&mut self, id: EndpointId) {
         if let Some(standing) = self.standings.get_mut(id.index()) {
             standing.attached = true;
+            self.wake(id);
         }
-        self.wake(id);
     }
 
     /// A tenant has gone.
     pub fn leave(&mut self, id: EndpointId) {
         if let Some(standing) = self.standings.get_mut(id.index()) {
             standing.attached = false;
+            self.leave_quiet(id);
         }
     }
 
@@ -69,59 +74,58 @@ impl Turns {
         self.busy.len().min(BUSY_LOOKS)
     }
 
-    /// Places to go through among the quiet ones in one turn.
-    #[inline]
-    pub fn quiet_looks(&self) -> usize {
-        self.quiet.len().min(QUIET_LOOKS)
-    }
-
     /// The busy one in front, if that place still counts; it is to be given back with [`served`](Self::served).
     #[inline]
     pub fn next_busy(&mut self) -> Option<EndpointId> {
         let id = self.busy.pop_front()?;
         let standing = self.standings.get_mut(id.index())?;
         standing.in_busy = false;
-        (standing.attached && standing.busy).then_some(id)
+        standing.attached.then_some(id)
     }
 
-    /// After a busy one's turn: to the end of its row, or to the quiet ones if it had nothing for long enough.
+    /// After a busy one's turn: to the end of its row, or to the quiet ones if it had nothing for long enough: then true.
     #[inline]
-    pub fn served(&mut self, id: EndpointId, had_packets: bool) {
-        let Some(standing) = self.standings.get_mut(id.index()) else { return };
+    pub fn served(&mut self, id: EndpointId, had_packets: bool) -> bool {
+        let Some(standing) = self.standings.get_mut(id.index()) else { return false };
         standing.empty_turns = if had_packets { 0 } else { standing.empty_turns + 1 };
-        if standing.empty_turns < EMPTY_TURNS_MAX {
+        let is_quiet = standing.empty_turns >= EMPTY_TURNS_MAX;
+        if is_quiet {
+            standing.quiet_at = Some(self.quiet.len() as u16);
+            self.quiet.push(id); // never grows: each is in it once
+        } else {
             standing.in_busy = true;
             self.busy.push_back(id); // it was taken from there
-        } else {
-            standing.busy = false;
-            self.still_quiet(id);
         }
+        is_quiet
     }
 
-    /// The quiet one in front, if that place still counts; then to be followed by [`wake`](Self::wake) or
-    /// [`still_quiet`](Self::still_quiet).
+    /// The next of the quiet ones. It keeps its place, unless it is to [`wake`](Self::wake).
     #[inline]
     pub fn next_quiet(&mut self) -> Option<EndpointId> {
-        let id = self.quiet.pop_front()?;
-        let standing = self.standings.get_mut(id.index())?;
-        standing.in_quiet = false;
-        (standing.attached && !standing.busy).then_some(id)
+        if self.next_quiet >= self.quiet.len() {
+            self.next_quiet = 0;
+        }
+        let id = *self.quiet.get(self.next_quiet)?;
+        self.next_quiet += 1;
+        Some(id)
     }
 
-    /// To the end of the quiet row.
+    /// Places to go through among the quiet ones in a turn, after so many packets.
     #[inline]
-    pub fn still_quiet(&mut self, id: EndpointId) {
-        if let Some(standing) = self.standings.get_mut(id.index()).filter(|standing| !standing.in_quiet) {
-            standing.in_quiet = true;
-            self.quiet.push_back(id); // never grows: each is in it once
-        }
+    pub fn quiet_looks(&self, packets: usize) -> usize {
+        self.quiet.len().min(1 + packets / PACKETS_PER_LOOK)
+    }
+
+    /// The one that [`next_quiet`](Self::next_quiet) will give next, unless the row begins anew.
+    #[inline]
+    pub fn quiet_ahead(&self) -> Option<EndpointId> {
+        self.quiet.get(self.next_quiet).copied()
     }
 
     /// To the end of the busy row.
-    #[inline]
     pub fn wake(&mut self, id: EndpointId) {
+        self.leave_quiet(id);
         let Some(standing) = self.standings.get_mut(id.index()) else { return };
-        standing.busy = true;
         standing.empty_turns = 0;
         if !std::mem::replace(&mut standing.in_busy, true) {
             self.busy.push_back(id); // never grows: each is in it once
@@ -131,8 +135,20 @@ impl Turns {
     /// Somebody has sent it something, so it will likely answer: worth to be looked at.
     #[inline]
     pub fn stir(&mut self, id: EndpointId) {
-        if self.standings.get(id.index()).is_some_and(|standing| standing.attached && !standing.busy) {
+        if self.standings.get(id.index()).is_some_and(|standing| standing.quiet_at.is_some()) {
             self.wake(id);
+        }
+    }
+
+    /// The last of the row takes its place.
+    fn leave_quiet(&mut self, id: EndpointId) {
+        let standing = self.standings.get_mut(id.index());
+        let Some(place) = standing.and_then(|standing| standing.quiet_at.take()) else { return };
+        self.quiet.swap_remove(usize::from(place));
+        if let Some(moved) = self.quiet.get(usize::from(place))
+            && let Some(standing) = self.standings.get_mut(moved.index())
+        {
+            standing.quiet_at = Some(place);
         }
     }
 }
@@ -143,11 +159,10 @@ mod tests {
 
     /// One turn as `collect` does it; `sends` says who has packets. Returns who was served.
     fn turn(turns: &mut Turns, sends: impl Fn(u16) -> bool) -> Vec<u16> {
-        for _ in 0..turns.quiet_looks() {
+        for _ in 0..turns.quiet_looks(20) {
             match turns.next_quiet() {
                 Some(id) if sends(id.0) => turns.wake(id),
-                Some(id) => turns.still_quiet(id),
-                None => {}
+                _ => {}
             }
         }
         let mut served = Vec::new();
@@ -170,7 +185,7 @@ mod tests {
         }
         assert_eq!(turn(&mut turns, |id| id == 7), [7], "only who sends is served");
         let looks = (1..).find(|_| turn(&mut turns, |id| id == 7 || id == 50).contains(&50)).unwrap();
-        assert!(looks <= 100 / QUIET_LOOKS + 1, "{looks} turns until a quiet one was noticed");
+        assert!(looks <= 100 / 6 + 2, "{looks} turns until a quiet one was noticed");
         turns.stir(EndpointId(3));
         assert!(turn(&mut turns, |_| false).contains(&3), "who was sent something is looked at");
     }

@@ -5,32 +5,21 @@
 //! make frames that are then counted and thrown away. The frames are never copied but by the stages themselves, and
 //! always the same 256 chunks, so they stay in the cache: what is measured is the instructions, not the memory.
 
-use std::net::{IpAddr, Ipv4Addr};
-use std::path::PathBuf;
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use peregrine_dataplane::clock::{cycles, cycles_per_second};
-use peregrine_dataplane::counters::WorkerCounters;
-use peregrine_dataplane::fdb::{Destination, Fdb};
 use peregrine_dataplane::frame::{BURST, Burst, FramePool};
-use peregrine_dataplane::plan::{
-    EndpointPlan, MemifPlan, NetworkPlan, Plan, Queues, UplinkPlan, WorkerPlan, XdpMode,
-};
-use peregrine_dataplane::stages::{self, Cx, Stage, Wire, collect};
-use peregrine_dataplane::tables::{NextHop, Tables};
-use peregrine_dataplane::tenants::{TenantRings, Tenants};
-use peregrine_dataplane::types::{CoreId, EndpointId, MacAddr, NetworkId, RemoteId, Vni};
+use peregrine_dataplane::stages::{self, Stage, collect};
+use peregrine_dataplane::types::{EndpointId, MacAddr};
 use peregrine_dataplane::wire::outer::{OVERHEAD_IPV4, OuterFields, OuterTemplate};
-use peregrine_memif::{ClientConfig, Interface, ServerConfig};
+use peregrine_memif::{ClientConfig, Interface};
 use serde::Serialize;
 
-const LOCAL: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
-const REMOTE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
-const TENANT: MacAddr = MacAddr([2, 0, 0, 0, 0, 1]);
-const FAR: MacAddr = MacAddr([2, 0, 0, 0, 0, 2]);
-const NETWORK: NetworkId = NetworkId(0);
+use crate::rig::{FAR, LOCAL, REMOTE, Rig, VNI, inner, tenant_mac};
+
+const TENANT: MacAddr = tenant_mac(0);
 /// Frames that are presented again and again.
 const FRAMES: usize = 256;
 /// Runs of each case; the median counts.
@@ -124,7 +113,7 @@ fn summary(name: &str, inner_bytes: usize, runs: Vec<Run>, hertz: u64) -> Case {
 }
 
 /// Runs until `deadline`; returns what was moved and what was lost.
-type Way = fn(&mut Rig, deadline: Instant) -> (u64, u64);
+type Way = fn(&mut Rig, frame_len: usize, deadline: Instant) -> (u64, u64);
 
 fn measure(
     way: Way,
@@ -132,7 +121,10 @@ fn measure(
     duration: Duration,
     core: core_affinity::CoreId,
 ) -> Result<Run, String> {
-    let (mut rig, client) = Rig::new(inner_bytes)?;
+    let mut rig = Rig::new(1, FRAMES)?;
+    let client = rig.attach(EndpointId(0), ClientConfig { ring_log2: 11, ..ClientConfig::default() })?;
+    let frame = [&outer(inner_bytes)[..], &inner(FAR, TENANT, inner_bytes)].concat();
+    fill(&mut rig.pool, &frame)?;
     let stop = AtomicBool::new(false);
     let on_its_core = Barrier::new(2);
     std::thread::scope(|scope| {
@@ -143,7 +135,7 @@ fn measure(
         });
         on_its_core.wait();
         let start = Instant::now();
-        let (moved, lost) = way(&mut rig, start + duration);
+        let (moved, lost) = way(&mut rig, frame.len(), start + duration);
         let seconds = start.elapsed().as_secs_f64();
         stop.store(true, Ordering::Relaxed);
         Ok((moved, seconds, lost))
@@ -172,8 +164,7 @@ fn tenant(mut client: Interface, inner_bytes: usize, stop: &AtomicBool) {
 
 /// One burst after the other from memory to the tenant. What its ring does not take is dropped and shown as lost: then
 /// the tenant was the slower side, and only what it got counts.
-fn way_in(rig: &mut Rig, deadline: Instant) -> (u64, u64) {
-    let len = rig.frame_len;
+fn way_in(rig: &mut Rig, len: usize, deadline: Instant) -> (u64, u64) {
     let mut next_look = cycles();
     loop {
         let mut cx = rig.cx();
@@ -198,7 +189,7 @@ fn way_in(rig: &mut Rig, deadline: Instant) -> (u64, u64) {
 }
 
 /// One burst after the other from the tenant; what is ready for the wire is counted and thrown away.
-fn way_out(rig: &mut Rig, deadline: Instant) -> (u64, u64) {
+fn way_out(rig: &mut Rig, _len: usize, deadline: Instant) -> (u64, u64) {
     let mut bursts = (Burst::new(), Burst::new());
     let mut next_look = cycles();
     loop {
@@ -212,84 +203,7 @@ fn way_out(rig: &mut Rig, deadline: Instant) -> (u64, u64) {
             next_look = cycles() + 1_000_000;
         }
     }
-    (rig.wire.sent, rig.counters.dropped.total())
-}
-
-/// A worker's things without the worker's thread.
-struct Rig {
-    tables: Tables,
-    fdb: Fdb,
-    counters: WorkerCounters,
-    pool: FramePool,
-    tenants: Tenants,
-    frame_len: usize,
-    wire: Nowhere,
-    flood_budget: usize,
-}
-
-/// Counts what would leave, and keeps nothing.
-#[derive(Default)]
-struct Nowhere {
-    sent: u64,
-}
-
-impl Wire for Nowhere {
-    fn transmit(&mut self, frames: &mut Burst, pool: &mut FramePool) -> (usize, usize) {
-        let sent = frames.len();
-        self.sent += sent as u64;
-        frames.drain().for_each(|frame| pool.put(frame));
-        (sent, 0)
-    }
-}
-
-impl Rig {
-    fn new(inner_bytes: usize) -> Result<(Rig, Interface), String> {
-        let hop = NextHop { destination: FAR, source: TENANT };
-        let mut tables = Tables::new(&plan(), 1500);
-        tables.set_next_hop(RemoteId(0), Some(hop));
-        let fdb = Fdb::new(1024, 1);
-        let placed = fdb.set_fixed(NETWORK, TENANT, Destination::Local(EndpointId(0)));
-        fdb.learn(NETWORK, FAR, RemoteId(0), 0, 1024);
-        let config = ClientConfig { ring_log2: 11, ..ClientConfig::default() };
-        let (client, server) =
-            peregrine_memif::pair(config, ServerConfig::default()).map_err(|error| error.to_string())?;
-        let mut tenants = Tenants::new(&tables);
-        let rings = TenantRings { rx: server.rx, tx: server.tx };
-        let attached = tenants.attach(EndpointId(0), 1, rings).is_ok();
-        if !placed || !attached {
-            return Err("the tenant could not be attached".into());
-        }
-        let frame = [&outer(inner_bytes)[..], &inner(FAR, TENANT, inner_bytes)].concat();
-        let mut pool = FramePool::anonymous(2048, FRAMES, 256);
-        fill(&mut pool, &frame)?;
-        let counters = WorkerCounters::new(1, 1, 1);
-        Ok((
-            Rig {
-                tables,
-                fdb,
-                counters,
-                pool,
-                tenants,
-                frame_len: frame.len(),
-                wire: Nowhere::default(),
-                flood_budget: usize::MAX,
-            },
-            client,
-        ))
-    }
-
-    fn cx(&mut self) -> Cx<'_> {
-        Cx {
-            tables: &self.tables,
-            fdb: &self.fdb,
-            counters: &self.counters,
-            pool: &mut self.pool,
-            tenants: &mut self.tenants,
-            now_s: 0,
-            wire: &mut self.wire,
-            flood_budget: &mut self.flood_budget,
-        }
-    }
+    (rig.sent(), rig.counters.dropped.total())
 }
 
 /// Writes the frame into every chunk; the stages change none of its bytes on the way in.
@@ -315,54 +229,4 @@ fn outer(inner_bytes: usize) -> [u8; OVERHEAD_IPV4] {
     let mut head = [0; OVERHEAD_IPV4];
     template.write(&mut head, inner_bytes as u16, VNI, 50000);
     head
-}
-
-/// An inner UDP packet; nobody looks at what is behind its ports.
-fn inner(source: MacAddr, destination: MacAddr, bytes: usize) -> Vec<u8> {
-    let mut packet = Vec::with_capacity(bytes);
-    packet.extend(destination.0);
-    packet.extend(source.0);
-    packet.extend([8, 0, 0x45, 0]);
-    packet.extend(((bytes - 14) as u16).to_be_bytes());
-    packet.extend([0, 0, 0x40, 0, 64, 17, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2, 0x4e, 0x20, 0x23, 0x28]);
-    packet.resize(bytes, 0);
-    packet
-}
-
-const VNI: Vni = Vni::from_bytes([0, 0, 42]);
-
-fn plan() -> Plan {
-    Plan {
-        workers: vec![WorkerPlan { core: CoreId(0), nice: None }],
-        uplink: UplinkPlan {
-            interface: String::new(),
-            queues: Queues::All,
-            mode: XdpMode::Copy,
-            local: IpAddr::V4(LOCAL),
-            port: 4789,
-            source_ports: 49152..=65535,
-            ttl: 64,
-            chunk_size: 2048,
-            ring_size: 2048,
-        },
-        networks: vec![NetworkPlan {
-            name: "perf".into(),
-            vni: VNI,
-            mtu: 1450,
-            remotes: vec![IpAddr::V4(REMOTE)],
-            learning: true,
-            ageing: Duration::from_secs(300),
-            fdb_limit: 1024,
-            static_macs: vec![(FAR, IpAddr::V4(REMOTE))],
-        }],
-        endpoints: vec![EndpointPlan {
-            name: "tenant".into(),
-            network: NETWORK,
-            mac: TENANT,
-            addresses: vec![],
-            anti_spoofing: true,
-            memif: MemifPlan::server(peregrine_memif::SocketAddr::Abstract("peregrine-perf".into()), 0),
-        }],
-        control_socket: PathBuf::new(),
-    }
 }

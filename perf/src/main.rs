@@ -3,6 +3,8 @@
 #![forbid(unsafe_code)]
 
 mod core_case;
+mod rig;
+mod tenants_case;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -28,21 +30,35 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// What two tenants that talk to each other notice of a third: 1000 idle ones, and hostile ones of several kinds.
+    Tenants {
+        /// Shorter runs: half a minute in all.
+        #[arg(long)]
+        quick: bool,
+        /// Print one JSON object and nothing else.
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 fn main() -> ExitCode {
-    let Cli { command: Command::Core { quick, json } } = match Cli::try_parse() {
+    let Cli { command } = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return peregrine_control::cli::usage("peregrine-perf", &error),
     };
-    match core_case::run(quick) {
-        Ok(report) => {
-            let text = if json { report.json() } else { report.text() };
-            match std::io::stdout().write_all(text.as_bytes()) {
-                Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => ExitCode::FAILURE,
-                _ => ExitCode::SUCCESS,
-            }
+    let text = match command {
+        Command::Core { quick, json } => {
+            core_case::run(quick).map(|r| if json { r.json() } else { r.text() })
         }
+        Command::Tenants { quick, json } => {
+            tenants_case::run(quick).map(|r| if json { r.json() } else { r.text() })
+        }
+    };
+    match text {
+        Ok(text) => match std::io::stdout().write_all(text.as_bytes()) {
+            Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => ExitCode::FAILURE,
+            _ => ExitCode::SUCCESS,
+        },
         Err(error) => {
             eprintln!("peregrine-perf: error: {error}");
             ExitCode::FAILURE

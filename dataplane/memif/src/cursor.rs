@@ -82,6 +82,11 @@ impl Cursor {
         self.limit.wrapping_sub(self.next)
     }
 
+    /// The peer's index as it was last seen.
+    pub fn peer_seen(&self) -> u16 {
+        self.limit.wrapping_sub(self.peer_bias)
+    }
+
     /// Reads the peer's index once, and believes it only if it lies between what we have used and one ring further.
     ///
     /// # Errors

@@ -161,7 +161,7 @@ pub use interface::{ControlSocket, Interface};
 pub use listener::{Limits, Listener, ListenerConfig};
 pub use message::Secret;
 pub use pair::pair;
-pub use ring::Role;
+pub use ring::{Role, Watch};
 pub use rx::{Packet, RxRing};
 pub use server::{Handshake, Progress, Refusal, Request, ServerConfig};
 pub use sys::Credentials;

@@ -117,11 +117,17 @@ impl Span<'_> {
     /// Asks the processor to fetch the first cache line. Only a hint.
     #[inline(always)]
     pub fn prefetch(&self) {
-        #[cfg(target_arch = "x86_64")]
-        {
-            use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-            // SAFETY: SSE is part of x86_64, and a prefetch never faults and changes nothing.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(self.start.as_ptr().cast()) };
-        }
+        prefetch(self.start);
+    }
+}
+
+/// Asks the processor to fetch a cache line.
+#[inline(always)]
+pub(crate) fn prefetch(at: NonNull<u8>) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: SSE is part of x86_64, and a prefetch never faults and changes nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.as_ptr().cast()) };
     }
 }

@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicU16, AtomicU32, Ordering, fence};
 use crate::cursor::Indices;
 use crate::error::Reject;
 use crate::message::LOG2_MAX;
-use crate::region::Regions;
+use crate::region::{Regions, prefetch};
 
 /// Bytes of a ring's header, and of one descriptor.
 pub(crate) const HEADER_BYTES: u32 = 128;
@@ -106,6 +106,40 @@ pub(crate) struct RingMemory {
 // SAFETY: the pointers lead into mappings that `regions` keeps alive and that are valid in every thread.
 unsafe impl Send for RingMemory {}
 
+/// A look at a ring from afar: whether its peer has moved its index since. It is small and asks for one cache line only, so one
+/// thread can keep an eye on thousands of quiet rings.
+pub struct Watch {
+    word: NonNull<u8>,
+    seen: u16,
+    _regions: Arc<Regions>,
+}
+
+// SAFETY: the pointer leads into a mapping that `_regions` keeps alive and that is valid in every thread.
+unsafe impl Send for Watch {}
+
+impl Watch {
+    /// Whether the peer's index is another than when the watch began. What it says is not believed: ask the ring.
+    #[inline(always)]
+    pub fn has_moved(&self) -> bool {
+        // SAFETY: `RingMemory::watch` gave the address of an index: 2-byte aligned and mapped while `_regions` lives; every
+        // access of ours to it is atomic.
+        let word = unsafe { AtomicU16::from_ptr(self.word.as_ptr().cast()) };
+        word.load(Ordering::Relaxed) != self.seen
+    }
+
+    /// Asks the processor to fetch what [`has_moved`](Self::has_moved) will look at. Only a hint.
+    #[inline(always)]
+    pub fn prefetch(&self) {
+        prefetch(self.word);
+    }
+}
+
+impl fmt::Debug for Watch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Watch").field("seen", &self.seen).finish_non_exhaustive()
+    }
+}
+
 impl RingMemory {
     /// The ring at `place`, if it can be there. A server also checks the cookie; a client writes the header.
     pub fn new(regions: Arc<Regions>, place: RingPlace, role: Role) -> Result<Self, Reject> {
@@ -138,6 +172,11 @@ impl RingMemory {
 
     pub fn size(&self) -> u16 {
         self.slot_mask + 1
+    }
+
+    /// For the time until the peer's index is no longer `seen`.
+    pub fn watch(&self, seen: u16) -> Watch {
+        Watch { word: self.peer, seen, _regions: Arc::clone(&self.regions) }
     }
 
     pub fn regions(&self) -> &Regions {

@@ -11,7 +11,7 @@ use crate::PACKET_BYTES_MIN;
 use crate::cursor::{Cursor, Indices};
 use crate::error::{BadDescriptor, Violation};
 use crate::region::Span;
-use crate::ring::{Descriptor, RingMemory, Role};
+use crate::ring::{Descriptor, RingMemory, Role, Watch};
 use crate::sys;
 
 /// Longest sleep between two looks at the ring, in [`RxRing::wait`]: some senders read the mask without a full fence, so a
@@ -115,6 +115,11 @@ impl RxRing {
     #[inline]
     pub fn pending(&mut self) -> Result<u16, Violation> {
         self.cursor.look(&self.ring)
+    }
+
+    /// A watch that tells when there may be more packets than [`pending`](Self::pending) has seen. It keeps the memory mapped.
+    pub fn watch(&self) -> Watch {
+        self.ring.watch(self.cursor.peer_seen())
     }
 
     /// The next packet that [`pending`](Self::pending) saw; `None` when there is none. Every call uses up one slot, whether its

@@ -177,6 +177,20 @@ fn wait_ends_at_its_timeout_and_at_a_packet() {
 }
 
 #[test]
+fn a_watch_tells_that_the_peer_has_moved() {
+    for (mut tx, mut rx) in directions(small()) {
+        let watch = rx.watch();
+        assert!(!watch.has_moved());
+        tx.push(&packet(1, 64)).unwrap();
+        assert!(!watch.has_moved(), "not yet published");
+        tx.flush().unwrap();
+        assert!(watch.has_moved());
+        assert_eq!(receive(&mut rx), Some(packet(1, 64)));
+        assert!(watch.has_moved() && !rx.watch().has_moved(), "a new watch begins where the ring is");
+    }
+}
+
+#[test]
 fn several_queues_do_not_mix() {
     let (mut client, mut server) = connected(ClientConfig { queue_pairs: 8, ring_log2: 6, ..small() });
     assert_eq!((client.rx.len(), client.tx.len(), server.rx.len(), server.tx.len()), (8, 8, 8, 8));

@@ -1,0 +1,185 @@
+//! A worker's stages without its thread and without a wire: what the cases measure. Tenants are attached over real memif rings;
+//! what would leave for the underlay is counted and thrown away.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use peregrine_dataplane::counters::WorkerCounters;
+use peregrine_dataplane::fdb::{Destination, Fdb};
+use peregrine_dataplane::frame::{Burst, FramePool};
+use peregrine_dataplane::plan::{
+    EndpointPlan, MemifPlan, NetworkPlan, Plan, Queues, UplinkPlan, WorkerPlan, XdpMode,
+};
+use peregrine_dataplane::stages::{self, Cx, Stage, Wire, collect};
+use peregrine_dataplane::tables::{NextHop, Tables};
+use peregrine_dataplane::tenants::{Detached, TenantRings, Tenants};
+use peregrine_dataplane::types::{CoreId, EndpointId, MacAddr, NetworkId, RemoteId, Vni};
+use peregrine_memif::{ClientConfig, Interface, ServerConfig, SocketAddr};
+
+/// Our VTEP and the far one.
+pub const LOCAL: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+pub const REMOTE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
+/// A station behind the far VTEP.
+pub const FAR: MacAddr = MacAddr([2, 0xff, 0, 0, 0, 2]);
+pub const VNI: Vni = Vni::from_bytes([0, 0, 42]);
+const NETWORK: NetworkId = NetworkId(0);
+
+/// The address of a tenant by its number.
+pub const fn tenant_mac(number: u16) -> MacAddr {
+    let [high, low] = number.to_be_bytes();
+    MacAddr([2, 0, 0, 1, high, low])
+}
+
+/// A worker's things.
+pub struct Rig {
+    tables: Tables,
+    fdb: Fdb,
+    pub counters: WorkerCounters,
+    pub pool: FramePool,
+    pub tenants: Tenants,
+    wire: Nowhere,
+    bursts: (Burst, Burst),
+    flood_budget: usize,
+}
+
+/// Counts what would leave, and keeps nothing.
+#[derive(Default)]
+struct Nowhere {
+    sent: u64,
+}
+
+impl Wire for Nowhere {
+    fn transmit(&mut self, frames: &mut Burst, pool: &mut FramePool) -> (usize, usize) {
+        let sent = frames.len();
+        self.sent += sent as u64;
+        frames.drain().for_each(|frame| pool.put(frame));
+        (sent, 0)
+    }
+}
+
+impl Rig {
+    /// With room for so many tenants on one network, and so many frames.
+    pub fn new(tenants: u16, frames: usize) -> Result<Rig, String> {
+        let plan = plan(tenants);
+        let mut tables = Tables::new(&plan, 1500);
+        tables.set_next_hop(RemoteId(0), Some(NextHop { destination: FAR, source: tenant_mac(0) }));
+        let fdb = Fdb::new(1024 + usize::from(tenants), 1);
+        for number in 0..tenants {
+            let place = Destination::Local(EndpointId(number));
+            if !fdb.set_fixed(NETWORK, tenant_mac(number), place) {
+                return Err(format!("no room for {tenants} tenants in the forwarding database"));
+            }
+        }
+        fdb.learn(NETWORK, FAR, RemoteId(0), 0, 1024);
+        Ok(Rig {
+            tenants: Tenants::new(&tables),
+            tables,
+            fdb,
+            counters: WorkerCounters::new(1, tenants.into(), 1),
+            pool: FramePool::anonymous(2048, frames, 256),
+            wire: Nowhere::default(),
+            bursts: (Burst::new(), Burst::new()),
+            flood_budget: usize::MAX,
+        })
+    }
+
+    /// Attaches a tenant with serial number 1; returns the tenant's end.
+    pub fn attach(&mut self, id: EndpointId, config: ClientConfig) -> Result<Interface, String> {
+        let (client, rings) = connect(config)?;
+        match self.tenants.attach(id, 1, rings) {
+            Ok(()) => Ok(client),
+            Err(_) => Err(format!("tenant {} could not be attached", id.0)),
+        }
+    }
+
+    /// What left for the underlay.
+    pub fn sent(&self) -> u64 {
+        self.wire.sent
+    }
+
+    /// What the stages work with.
+    pub fn cx(&mut self) -> Cx<'_> {
+        self.parts().1
+    }
+
+    /// The tenants' part of a worker's turn; then whoever has a fault is put out, and returned.
+    #[inline]
+    pub fn turn(&mut self) -> Option<Detached> {
+        let ((input, output), mut cx) = self.parts();
+        collect::run(input, &mut cx);
+        stages::run_from(Stage::Lookup, (input, output), &mut cx);
+        self.tenants.put_out()
+    }
+
+    #[inline]
+    fn parts(&mut self) -> ((&mut Burst, &mut Burst), Cx<'_>) {
+        let cx = Cx {
+            tables: &self.tables,
+            fdb: &self.fdb,
+            counters: &self.counters,
+            pool: &mut self.pool,
+            tenants: &mut self.tenants,
+            now_s: 0,
+            wire: &mut self.wire,
+            flood_budget: &mut self.flood_budget,
+        };
+        ((&mut self.bursts.0, &mut self.bursts.1), cx)
+    }
+}
+
+/// Both ends of a new connection: the tenant's, and the rings for a worker.
+pub fn connect(config: ClientConfig) -> Result<(Interface, TenantRings), String> {
+    let (client, server) =
+        peregrine_memif::pair(config, ServerConfig::default()).map_err(|error| error.to_string())?;
+    Ok((client, TenantRings { rx: server.rx, tx: server.tx }))
+}
+
+/// An inner UDP packet; nobody looks at what is behind its ports.
+pub fn inner(source: MacAddr, destination: MacAddr, bytes: usize) -> Vec<u8> {
+    let mut packet = Vec::with_capacity(bytes);
+    packet.extend(destination.0);
+    packet.extend(source.0);
+    packet.extend([8, 0, 0x45, 0]);
+    packet.extend(((bytes - 14) as u16).to_be_bytes());
+    packet.extend([0, 0, 0x40, 0, 64, 17, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2, 0x4e, 0x20, 0x23, 0x28]);
+    packet.resize(bytes, 0);
+    packet
+}
+
+fn plan(tenants: u16) -> Plan {
+    let endpoint = |number| EndpointPlan {
+        name: format!("tenant{number}"),
+        network: NETWORK,
+        mac: tenant_mac(number),
+        addresses: vec![],
+        anti_spoofing: true,
+        memif: MemifPlan::server(SocketAddr::Abstract("peregrine-perf".into()), number.into()),
+    };
+    Plan {
+        workers: vec![WorkerPlan { core: CoreId(0), nice: None }],
+        uplink: UplinkPlan {
+            interface: String::new(),
+            queues: Queues::All,
+            mode: XdpMode::Copy,
+            local: IpAddr::V4(LOCAL),
+            port: 4789,
+            source_ports: 49152..=65535,
+            ttl: 64,
+            chunk_size: 2048,
+            ring_size: 2048,
+        },
+        networks: vec![NetworkPlan {
+            name: "perf".into(),
+            vni: VNI,
+            mtu: 1450,
+            remotes: vec![IpAddr::V4(REMOTE)],
+            learning: true,
+            ageing: Duration::from_secs(300),
+            fdb_limit: 1024,
+            static_macs: vec![],
+        }],
+        endpoints: (0..tenants).map(endpoint).collect(),
+        control_socket: PathBuf::new(),
+    }
+}
