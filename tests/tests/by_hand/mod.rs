@@ -2,45 +2,92 @@
 
 use std::io::IoSlice;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
 
 use peregrine_tests::{Random, within};
+use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
+use rustix::io::pwrite;
 use rustix::net::{
     AddressFamily, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix,
     SocketFlags, SocketType, connect, recv, sendmsg, socket_with,
 };
 
 const REGION_BYTES: u64 = 1 << 20;
+/// Where the rings lie: client to server, server to client.
+const RINGS_AT: [u32; 2] = [0, 65536];
+/// Message types.
+const ACK: u16 = 1;
+const HELLO: u16 = 2;
+const CONNECTED: u16 = 7;
+
+/// Descriptors that one message can carry (the kernel's `SCM_MAX_FD`).
+pub const DESCRIPTORS_MAX: usize = 253;
 
 /// A connection to a memif socket.
 pub struct Peer {
     socket: OwnedFd,
-    memory: OwnedFd,
+    pub memory: OwnedFd,
 }
 
 impl Peer {
     pub fn connect(path: &Path) -> Peer {
+        let peer = Peer::unsealed(path);
+        fcntl_add_seals(&peer.memory, SealFlags::SHRINK).unwrap();
+        peer
+    }
+
+    /// With memory that can be taken away again.
+    pub fn unsealed(path: &Path) -> Peer {
         let flags = SocketFlags::CLOEXEC;
         let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
         connect(&socket, &SocketAddrUnix::new(path).unwrap()).unwrap();
         let memory = memfd_create("by-hand", MemfdFlags::ALLOW_SEALING | MemfdFlags::CLOEXEC).unwrap();
         ftruncate(&memory, REGION_BYTES).unwrap();
-        fcntl_add_seals(&memory, SealFlags::SHRINK).unwrap();
         Peer { socket, memory }
     }
 
-    /// Sends bytes, with a descriptor if wanted. The other side may have hung up: that is what is tested.
+    /// Sends bytes, with the memory's descriptor if wanted.
     pub fn send(&self, bytes: &[u8], with_descriptor: bool) {
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let memory = [self.memory.as_fd()];
+        self.send_with(bytes, if with_descriptor { &memory } else { &[] });
+    }
+
+    /// Sends bytes with descriptors. The other side may have hung up: that is what is tested.
+    pub fn send_with(&self, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
         let mut control = SendAncillaryBuffer::new(&mut space);
-        let descriptors = [self.memory.as_fd()];
-        if with_descriptor {
-            assert!(control.push(SendAncillaryMessage::ScmRights(&descriptors)));
+        if !descriptors.is_empty() {
+            assert!(control.push(SendAncillaryMessage::ScmRights(descriptors)));
         }
         let _hung_up = sendmsg(&self.socket, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL);
+    }
+
+    /// Waits for a message of this type.
+    pub fn expect(&self, kind: u16) {
+        let mut bytes = [0u8; 128];
+        let (length, _) = recv(&self.socket, &mut bytes[..], RecvFlags::empty()).unwrap();
+        assert_eq!((length, u16::from_ne_bytes([bytes[0], bytes[1]])), (128, kind), "{bytes:?}");
+    }
+
+    /// The whole handshake, as it should be.
+    pub fn attach(&self, id: u32) {
+        for ring in RINGS_AT {
+            pwrite(&self.memory, &0x03e3_1f20u32.to_ne_bytes(), ring.into()).unwrap();
+        }
+        let event = || eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).unwrap();
+        self.expect(HELLO);
+        for step in 0..=4 {
+            let event = event();
+            match step {
+                1 => self.send(&good_message(step, id), true),
+                2 | 3 => self.send_with(&good_message(step, id), &[event.as_fd()]),
+                _ => self.send(&good_message(step, id), false),
+            }
+            self.expect(if step == 4 { CONNECTED } else { ACK });
+        }
     }
 
     /// Whether the other side closes in time; what it says before is read.
@@ -82,7 +129,7 @@ pub fn good_message(step: usize, id: u32) -> [u8; 128] {
         2 | 3 => {
             put(0, &5u16.to_ne_bytes());
             put(2, &u16::from(step == 2).to_ne_bytes());
-            put(8, &(if step == 2 { 0u32 } else { 65536 }).to_ne_bytes());
+            put(8, &RINGS_AT[step - 2].to_ne_bytes());
             put(12, &[10]);
         }
         _ => {
