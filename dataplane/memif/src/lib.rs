@@ -116,6 +116,8 @@ mod addr;
 mod channel;
 /// The client's handshake.
 mod client;
+/// A client that connects again.
+mod connector;
 /// The ring's index protocol, without memory.
 #[cfg(not(loom))]
 mod cursor;
@@ -155,6 +157,7 @@ mod tx;
 
 pub use addr::{ADDRESS_BYTES_MAX, AddrError, SocketAddr};
 pub use client::{Client, ClientConfig};
+pub use connector::{Attempt, Backoff, Connector};
 pub use doorbell::warm_up;
 pub use error::{BadDescriptor, ConfigError, DisconnectReason, HandshakeError, PushError, Reject, Violation};
 pub use interface::{ControlSocket, Interface};

@@ -2,6 +2,7 @@
 //! honest peer would.
 
 mod client_side;
+mod connector;
 mod handshake;
 mod hostile_client;
 mod model;
