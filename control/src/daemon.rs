@@ -139,7 +139,7 @@ impl<'p> Daemon<'p> {
         for event in self.engine.poll() {
             match event {
                 Event::TenantFault { endpoint, reason } => {
-                    self.tenants.fault(endpoint, &reason, &mut self.engine);
+                    self.tenants.fault(endpoint, &reason, now, &mut self.engine);
                 }
                 Event::WorkerDied { core } => return Err(Error::WorkerDied { core }),
             }
@@ -183,7 +183,7 @@ impl<'p> Daemon<'p> {
     /// Tenants are told first, while the engine still runs; then the sockets go, then the workers and the uplink.
     fn stop(self) -> Stats {
         let Daemon { mut engine, tenants, api, underlay, .. } = self;
-        tenants.stop(&mut engine);
+        tenants.stop(Instant::now(), &mut engine);
         drop((api, underlay));
         engine.stop()
     }
@@ -202,7 +202,11 @@ impl<'p> Daemon<'p> {
         and_more(&mut pairs, self.plan.networks.len());
         for endpoint in self.plan.endpoints.iter().take(LISTED_AT_START) {
             let memif = &endpoint.memif;
-            let text = format!("{}, {}: memif {} id {}", endpoint.name, endpoint.mac, memif.socket, memif.id);
+            let role = status::role(&memif.role);
+            let text = format!(
+                "{}, {}: memif {} id {}, {role}",
+                endpoint.name, endpoint.mac, memif.socket, memif.id
+            );
             pairs.push(("endpoint".into(), text));
         }
         and_more(&mut pairs, self.plan.endpoints.len());
