@@ -10,7 +10,7 @@ use std::time::Duration;
 use crate::addr::SocketAddr;
 use crate::channel::{Channel, Incoming};
 use crate::connector;
-use crate::error::{ConfigError, HandshakeError, Reject};
+use crate::error::{ConfigError, HandshakeError, Reject, Sent};
 use crate::interface::{ControlSocket, Interface};
 use crate::memory::{ClientMemory, Layout};
 use crate::message::{Hello, Init, MODE_ETHERNET, Message, Secret, VERSION};
@@ -109,6 +109,8 @@ pub struct Client {
     memory: Option<ClientMemory>,
     peer_name: String,
     credentials: Option<Credentials>,
+    /// Our last message.
+    sent: Sent,
 }
 
 impl Client {
@@ -163,6 +165,7 @@ impl Client {
             memory: None,
             peer_name: String::new(),
             credentials,
+            sent: Sent::Nothing,
         }
     }
 
@@ -194,13 +197,13 @@ impl Client {
             let channel = self.channel.as_ref().ok_or(HandshakeError::Finished)?;
             let message = match channel.receive()? {
                 Incoming::Empty => return Ok(Progress::Pending),
-                Incoming::Closed => return Err(HandshakeError::Closed),
+                Incoming::Closed => return Err(HandshakeError::Closed { after: self.sent }),
                 Incoming::Message(_, Some(_)) => return Err(Reject::UnexpectedFd.into()),
                 Incoming::Message(message, None) => message,
             };
             match (&self.state, message) {
                 (_, Message::Disconnect { code, text }) => {
-                    return Err(HandshakeError::Disconnected { code, text });
+                    return Err(HandshakeError::Disconnected { after: self.sent, code, text });
                 }
                 (State::Hello, Message::Hello(hello)) => self.greet(hello)?,
                 (State::Script, Message::Ack) => self.send_next()?,
@@ -231,6 +234,7 @@ impl Client {
             secret: self.config.secret,
             name,
         };
+        self.sent = Sent::Init;
         self.send(&Message::Init(init), None)
     }
 
@@ -238,27 +242,29 @@ impl Client {
     fn send_next(&mut self) -> Result<(), HandshakeError> {
         let (line, memory) =
             self.script.pop_front().zip(self.memory.as_ref()).ok_or(HandshakeError::Finished)?;
-        match line {
+        let (message, fd) = match line {
             Line::Region => {
                 let size = u64::from(memory.layout.bytes());
-                self.send(&Message::AddRegion { index: 0, size }, Some(memory.file.as_fd()))
+                (Message::AddRegion { index: 0, size }, Some(memory.file.as_fd()))
             }
             Line::Ring { s2m, index } => {
                 let event = memory.event(s2m, index).map(AsFd::as_fd);
-                self.send(&Message::AddRing(memory.layout.add_ring(s2m, index)), event)
+                (Message::AddRing(memory.layout.add_ring(s2m, index)), event)
             }
             Line::Connect => {
                 self.state = State::Connected;
-                self.send(&Message::Connect { name: self.config.name.clone() }, None)
+                (Message::Connect { name: self.config.name.clone() }, None)
             }
-        }
+        };
+        self.sent = Sent::of(&message).unwrap_or(self.sent);
+        self.send(&message, fd)
     }
 
     /// A server that refuses us may have closed before it read this: then its reason waits to be read, and sending fails. So a
     /// closed connection is left for the next `receive` to find.
     fn send(&self, message: &Message, fd: Option<BorrowedFd<'_>>) -> Result<(), HandshakeError> {
         match self.channel.as_ref().ok_or(HandshakeError::Finished)?.send(message, fd) {
-            Err(HandshakeError::Closed) => Ok(()),
+            Err(HandshakeError::Closed { .. }) => Ok(()),
             result => result,
         }
     }

@@ -257,7 +257,7 @@ pub(crate) fn connect_blocking(
 fn is_final(why: &HandshakeError) -> bool {
     match why {
         HandshakeError::Io { source, .. } => !is_transient(source),
-        HandshakeError::Closed => false,
+        HandshakeError::Closed { .. } => false,
         HandshakeError::Disconnected { text, .. } => text.to_ascii_lowercase().contains("secret"),
         HandshakeError::Rejected(why) => *why != Reject::TimedOut,
         HandshakeError::Config(_) | HandshakeError::Finished => true,

@@ -159,7 +159,9 @@ pub use addr::{ADDRESS_BYTES_MAX, AddrError, SocketAddr};
 pub use client::{Client, ClientConfig};
 pub use connector::{Attempt, Backoff, Connector};
 pub use doorbell::warm_up;
-pub use error::{BadDescriptor, ConfigError, DisconnectReason, HandshakeError, PushError, Reject, Violation};
+pub use error::{
+    BadDescriptor, ConfigError, DisconnectReason, HandshakeError, PushError, Reject, Sent, Violation,
+};
 pub use interface::{ControlSocket, Interface};
 pub use listener::{Limits, Listener, ListenerConfig};
 pub use message::Secret;

@@ -14,7 +14,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::time::Instant;
 
 use crate::channel::{Channel, Incoming};
-use crate::error::{HandshakeError, Reject};
+use crate::error::{HandshakeError, Reject, Sent};
 use crate::interface::{ControlSocket, Interface};
 use crate::listener::Limits;
 use crate::message::{Hello, Init, LOG2_MAX, MODE_ETHERNET, Message, Secret, VERSION};
@@ -133,6 +133,8 @@ pub struct Handshake {
     limits: Limits,
     deadline: Instant,
     credentials: Option<Credentials>,
+    /// The client's last message.
+    sent: Sent,
 }
 
 impl Handshake {
@@ -147,6 +149,7 @@ impl Handshake {
             limits,
             deadline,
             credentials,
+            sent: Sent::Nothing,
         };
         if handshake.send(&handshake.hello()).is_ok() {
             handshake.state = State::Init;
@@ -201,14 +204,14 @@ impl Handshake {
         loop {
             let channel = self.channel.as_ref().ok_or(HandshakeError::Finished)?;
             if matches!(self.state, State::Hello) {
-                return Err(HandshakeError::Closed);
+                return Err(HandshakeError::Closed { after: self.sent });
             }
             if Instant::now() >= self.deadline {
                 return Err(Reject::TimedOut.into());
             }
             let (message, fd) = match channel.receive()? {
                 Incoming::Empty => return Ok(Progress::Pending),
-                Incoming::Closed => return Err(HandshakeError::Closed),
+                Incoming::Closed => return Err(HandshakeError::Closed { after: self.sent }),
                 Incoming::Message(message, fd) => (message, fd),
             };
             if let Some(if_name) = self.handle(message, fd, lookup)? {
@@ -228,9 +231,10 @@ impl Handshake {
         if fd.is_some() && !matches!(message, Message::AddRegion { .. } | Message::AddRing(_)) {
             return Err(Reject::UnexpectedFd.into());
         }
+        self.sent = Sent::of(&message).unwrap_or(self.sent);
         match (&mut self.state, message) {
             (_, Message::Disconnect { code, text }) => {
-                return Err(HandshakeError::Disconnected { code, text });
+                return Err(HandshakeError::Disconnected { after: self.sent, code, text });
             }
             (State::Init, Message::Init(init)) => {
                 self.state = State::Offers(Box::new(self.let_in(init, lookup)?))
@@ -289,7 +293,8 @@ impl Handshake {
     }
 
     fn send(&self, message: &Message) -> Result<(), HandshakeError> {
-        self.channel.as_ref().ok_or(HandshakeError::Finished)?.send(message, None)
+        let channel = self.channel.as_ref().ok_or(HandshakeError::Finished)?;
+        channel.send(message, None).map_err(|why| why.after(self.sent))
     }
 
     /// Always log2 14: VPP as a client announces its configured size even when it was told a smaller one.

@@ -157,7 +157,7 @@ fn a_client_waits_for_its_server(folder: &std::path::Path) {
     crossing(&mut client, &mut server);
     // Nobody answers: the listener never accepts.
     let silent = Client::connect_blocking(&addr, config(), Duration::from_millis(50));
-    assert!(matches!(silent, Err(HandshakeError::Closed | HandshakeError::Rejected(_))), "{silent:?}");
+    assert!(matches!(silent, Err(HandshakeError::Closed { .. } | HandshakeError::Rejected(_))), "{silent:?}");
 }
 
 #[test]
