@@ -14,6 +14,7 @@ use crate::error::BadDescriptor;
 use crate::sys;
 
 /// One file mapped MAP_SHARED, unmapped on drop.
+#[derive(Debug)]
 pub(crate) struct Mapping {
     base: NonNull<u8>,
     bytes: usize,

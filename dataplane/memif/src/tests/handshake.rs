@@ -1,7 +1,5 @@
 //! The server's handshake: what is refused, with which words, and that nothing stays open.
 
-use std::time::Instant;
-
 use super::*;
 use crate::error::{Reject, Sent};
 use crate::server::Refusal;
@@ -9,7 +7,11 @@ use crate::server::Refusal;
 /// The server refuses this message with this reason, and says so.
 #[track_caller]
 fn refuses(bench: &mut Bench, message: &Message, fd: Option<BorrowedFd<'_>>, why: Reject) {
-    match bench.say(message, fd) {
+    let mut result = bench.say(message, fd);
+    while let Ok(Progress::Pending) = result {
+        result = bench.next_step();
+    }
+    match result {
         Err(HandshakeError::Rejected(given)) => assert_eq!(given, why),
         other => panic!("expected {why:?}, got {other:?}"),
     }
