@@ -102,9 +102,13 @@ impl Offer {
         if self.s2m.is_empty() || self.m2s.is_empty() {
             return Err(Reject::NoRings);
         }
-        let map = |(file, bytes): &(File, u64)| {
+        let map = |(file, bytes): &(File, u64)| -> Result<Mapping, Reject> {
             let bytes = usize::try_from(*bytes).map_err(|_| Reject::RegionMap)?;
-            Mapping::new(file, bytes, false).map_err(|_| Reject::RegionMap)
+            let mut mapping = Mapping::new(file, bytes, false).map_err(|_| Reject::RegionMap)?;
+            if config.allow_unsealed {
+                mapping.guard()?;
+            }
+            Ok(mapping)
         };
         let mappings: Vec<Mapping> = self.regions.iter().map(map).collect::<Result<_, _>>()?;
         // A trusted client's memory is left as it is: it may want to map it again, or connect elsewhere with it.

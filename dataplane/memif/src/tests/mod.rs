@@ -3,6 +3,7 @@
 
 mod client_side;
 mod connector;
+mod guard;
 mod handshake;
 mod hostile_client;
 mod locked_file;
@@ -114,8 +115,13 @@ impl Bench {
 
     /// HELLO has been read.
     fn with_limits(config: ServerConfig, limits: Limits) -> Self {
+        Self::over(sys::sealed_memory(REGION_BYTES).unwrap(), config, limits)
+    }
+
+    /// With this file as the client's memory.
+    fn over(file: File, config: ServerConfig, limits: Limits) -> Self {
         let (ours, theirs) = sys::socket_pair().unwrap();
-        let memory = Memory::new(sys::sealed_memory(REGION_BYTES).unwrap());
+        let memory = Memory::new(file);
         memory.write(S2M_AT, &0x03E3_1F20u32.to_ne_bytes());
         memory.write(M2S_AT, &0x03E3_1F20u32.to_ne_bytes());
         let bench = Self {
@@ -170,12 +176,15 @@ impl Bench {
 
     /// Everything up to CONNECT.
     fn described(config: ServerConfig) -> Self {
-        let mut bench = Self::new(config);
-        bench.init();
-        bench.region();
-        bench.ring(s2m());
-        bench.ring(m2s());
-        bench
+        Self::new(config).describe()
+    }
+
+    fn describe(mut self) -> Self {
+        self.init();
+        self.region();
+        self.ring(s2m());
+        self.ring(m2s());
+        self
     }
 
     fn connect(&mut self) -> Result<Interface, HandshakeError> {
