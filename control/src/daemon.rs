@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 use peregrine_dataplane::engine::{Engine, Event};
-use peregrine_dataplane::plan::Plan;
+use peregrine_dataplane::plan::{MemifPlan, MemifRole, Plan};
 use peregrine_dataplane::stats::Stats;
 use peregrine_dataplane::types::CoreId;
 use serde_json::Value;
@@ -43,6 +43,7 @@ const LISTED_AT_START: usize = 8;
 pub fn run(plan: &Plan) -> Result<(), Error> {
     let began = Instant::now();
     preflight::check(plan)?;
+    guard(plan)?;
     let mut signals = catch_signals().map_err(|source| Error::System { doing: "catch signals", source })?;
     let mut daemon = Daemon::start(plan, &mut signals)?;
     preflight::leave_workers_alone(plan);
@@ -53,6 +54,15 @@ pub fn run(plan: &Plan) -> Result<(), Error> {
     let stats = daemon.stop();
     say(&format!("stopped; {}", conservation(&stats)));
     result
+}
+
+/// A tenant that may keep its memory unsealed can take it away: that must cost its connection and not the process.
+fn guard(plan: &Plan) -> Result<(), Error> {
+    let unsealed = |memif: &MemifPlan| matches!(memif.role, MemifRole::Server { allow_unsealed: true, .. });
+    if plan.endpoints.iter().any(|endpoint| unsealed(&endpoint.memif)) {
+        peregrine_memif::guard_memory().map_err(|source| Error::System { doing: "handle SIGBUS", source })?;
+    }
+    Ok(())
 }
 
 /// Lines at start and end. That nobody reads them is no reason to stop.

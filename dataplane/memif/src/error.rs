@@ -17,12 +17,19 @@ pub enum Violation {
         /// Slots of the ring.
         size: u16,
     },
+    /// The peer has taken away memory that it had not sealed ([`guard_memory`](crate::guard_memory)). Zeros stand in its place; packets
+    /// of the burst in which it happened may be zeros, too.
+    MemoryLost,
 }
 
 impl fmt::Display for Violation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self::IndexJump { pending, size } = self;
-        write!(f, "ring index jump: {pending} pending in a ring of {size}")
+        match self {
+            Self::IndexJump { pending, size } => {
+                write!(f, "ring index jump: {pending} pending in a ring of {size}")
+            }
+            Self::MemoryLost => f.write_str("peer took its unsealed memory away"),
+        }
     }
 }
 
@@ -213,6 +220,11 @@ pub enum Reject {
     RegionMap,
     /// A page of the region could not be made present: no memory, or the file has become shorter.
     RegionPopulate,
+    /// No more unsealed regions can be guarded against being taken away ([`guard_memory`](crate::guard_memory)).
+    TooManyGuarded {
+        /// The limit, over all connections of this process.
+        max: usize,
+    },
     /// ADD_RING's private header size is not 0.
     PrivateHeader,
     /// log2 of the ring size is outside 1..=14.
@@ -266,6 +278,9 @@ impl fmt::Display for Reject {
             Self::RegionBusy => f.write_str("region cannot be sealed, its file is in use"),
             Self::RegionMap => f.write_str("cannot map region"),
             Self::RegionPopulate => f.write_str("cannot populate region"),
+            Self::TooManyGuarded { max } => {
+                write!(f, "no room to guard an unsealed region, {max} are in use")
+            }
             Self::PrivateHeader => f.write_str("private headers not supported"),
             Self::RingSize { log2 } => write!(f, "log2 ring size {log2} is not in 1..14"),
             Self::RingOutside => f.write_str("ring is outside its region"),

@@ -1,7 +1,6 @@
 //! Connecting again: when, how often, and what ends it. Pauses are checked on times made up here, so nothing waits for them.
 
 use std::thread::{self, JoinHandle};
-use std::time::Instant;
 
 use super::*;
 use crate::addr::SocketAddr;
