@@ -1,4 +1,4 @@
-//! The memif tenants: those that connect to us ([`server`]), those that we connect to ([`client`]), and the control
+//! The memif tenants: those that connect to us (`server.rs`), those that we connect to (`client.rs`), and the control
 //! sockets of all that are connected. Driven by the [daemon](crate::daemon)'s poll loop; nothing here waits.
 //!
 //! What must hold: a tenant can only lose its own connection. Whoever breaks off, is refused or breaks the protocol
