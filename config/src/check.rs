@@ -4,6 +4,7 @@
 //! starts, and a configuration can be checked anywhere.
 
 mod endpoint;
+mod memif;
 mod network;
 mod uplink;
 

@@ -155,8 +155,8 @@ pub enum ConfigError {
         /// `uplink.chunk_size`.
         chunk_size: u32,
     },
-    /// Two endpoints share a socket and give it different permission bits.
-    MixedMode {
+    /// Two endpoints share a socket and disagree on what it has once, such as its permission bits.
+    Disagree {
         /// Path of the later.
         key: String,
         /// Its value.
@@ -180,7 +180,7 @@ impl ConfigError {
             | Self::Taken { key, .. }
             | Self::NoSuchNetwork { key, .. }
             | Self::MtuTooLarge { key, .. }
-            | Self::MixedMode { key, .. } => Some(key),
+            | Self::Disagree { key, .. } => Some(key),
         }
     }
 
@@ -232,7 +232,7 @@ impl fmt::Display for ConfigError {
                 write!(f, "{key} = {mtu}: must be at most {limit}: ")?;
                 write!(f, "mtu + {extra} bytes must fit uplink.chunk_size = {chunk_size}")
             }
-            Self::MixedMode { key, got, other, other_got } => {
+            Self::Disagree { key, got, other, other_got } => {
                 write!(f, "{key} = {got}: must be the same for one socket: {other} = {other_got}")
             }
         }

@@ -49,9 +49,17 @@
 //! | **`memif`** | table: how it is attached | | |
 //! | `socket` | path, or `"@name"` for abstract | | absolute, 107 bytes, no `..`; not `control_socket` |
 //! | `id` | interface id on the socket | 0 | 0 to 4294967295, unique on the socket |
-//! | `secret` | what the tenant must know | none | 1 to 24 bytes |
-//! | `mode` | permission bits of a path socket | `"0660"` | `"0000"` to `"0777"`, the same for all on one socket |
-//! | `allow_unsealed` | accept memory that the tenant could truncate | `false` | |
+//! | `secret` | what the client must know | none | 1 to 24 bytes |
+//! | `role` | which side we are: as server we listen and map the tenant's memory, as client we connect and bring it | `"server"` | `"server"`, `"client"`; the same for all on one socket |
+//! | `queue_pairs` | rings in each direction: as server the most we take, as client what we offer | 1 | 1 to 8 |
+//! | `chains` | packets in several buffers | `false` | |
+//! | `mode` | server: permission bits of a path socket | `"0660"` | `"0000"` to `"0777"`, the same for all on one socket |
+//! | `owner` | server: owner of a path socket, uid | the daemon's | 0 to 4294967294, the same for all on one socket |
+//! | `group` | server: group of a path socket, gid | the daemon's | 0 to 4294967294, the same for all on one socket |
+//! | `allow_unsealed` | server: accept memory that the tenant could truncate | `false` | |
+//! | `memory_max` | server: most memory of the tenant, MiB | 128 | 1 to 4096 |
+//! | `ring_size` | client: slots of each ring | 1024 | a power of two from 32 to 16384; 2 × `queue_pairs` × `ring_size` below 65536 |
+//! | `buffer_size` | client: bytes of each buffer | 2048 | 2048 to 16384; without `chains` at least the network's `mtu` + 18 |
 //!
 //! # The way of a file
 //!

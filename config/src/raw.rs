@@ -34,12 +34,17 @@ impl<T> Field<T> {
         }
     }
 
+    /// As errors show it, if there is something.
+    pub fn given(&self) -> Option<&str> {
+        match self {
+            Field::Given { shown, .. } => Some(shown),
+            Field::Absent => None,
+        }
+    }
+
     /// As errors show it.
     pub fn shown(&self) -> &str {
-        match self {
-            Field::Given { shown, .. } => shown,
-            Field::Absent => "(not given)",
-        }
+        self.given().unwrap_or("(not given)")
     }
 }
 
@@ -165,8 +170,16 @@ table!(
         socket: Field<String>,
         id: Field<i64>,
         secret: Field<Secret>,
+        role: Field<String>,
+        queue_pairs: Field<i64>,
+        chains: Field<bool>,
         mode: Field<String>,
+        owner: Field<i64>,
+        group: Field<i64>,
         allow_unsealed: Field<bool>,
+        memory_max: Field<i64>,
+        ring_size: Field<i64>,
+        buffer_size: Field<i64>,
     }
 );
 

@@ -108,7 +108,7 @@ pub fn socket_path(text: &str) -> Option<PathBuf> {
 pub const SOCKET: &str =
     "an absolute path of at most 107 bytes, without \"..\", or \"@name\" for an abstract socket";
 
-/// Where a memif server listens.
+/// Where a memif server listens: we or the tenant.
 pub fn memif_socket(text: &str) -> Option<SocketAddr> {
     if text.starts_with('@') {
         return text.parse().ok().filter(|_| !text.contains(char::is_control));
@@ -125,9 +125,16 @@ pub fn mode(text: &str) -> Option<u32> {
     bits.filter(|bits| *bits <= 0o777)
 }
 
+pub const OWNER: &str = "a number from 0 to 4294967294";
+
+/// A user or group; the number beyond means "nobody" to chown(2).
+pub fn owner(number: i64) -> Option<u32> {
+    u32::try_from(number).ok().filter(|id| *id != u32::MAX)
+}
+
 pub const SECRET: &str = "1 to 24 bytes without NUL; leave the key out for no secret";
 
-/// What a tenant must know. A NUL would end it early in C programs, and empty would be no secret at all.
+/// What the client must know. A NUL would end it early in C programs, and empty would be no secret at all.
 pub fn secret(text: &str) -> Option<Vec<u8>> {
     ((1..=24).contains(&text.len()) && !text.contains('\0')).then(|| text.as_bytes().to_vec())
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 use peregrine_dataplane::engine::{Engine, Event};
-use peregrine_dataplane::plan::Plan;
+use peregrine_dataplane::plan::{MemifPlan, MemifRole, Plan};
 use peregrine_dataplane::stats::Stats;
 use peregrine_dataplane::types::CoreId;
 use serde_json::Value;
@@ -43,6 +43,7 @@ const LISTED_AT_START: usize = 8;
 pub fn run(plan: &Plan) -> Result<(), Error> {
     let began = Instant::now();
     preflight::check(plan)?;
+    guard(plan)?;
     let mut signals = catch_signals().map_err(|source| Error::System { doing: "catch signals", source })?;
     let mut daemon = Daemon::start(plan, &mut signals)?;
     preflight::leave_workers_alone(plan);
@@ -53,6 +54,15 @@ pub fn run(plan: &Plan) -> Result<(), Error> {
     let stats = daemon.stop();
     say(&format!("stopped; {}", conservation(&stats)));
     result
+}
+
+/// A tenant that may keep its memory unsealed can take it away: that must cost its connection and not the process.
+fn guard(plan: &Plan) -> Result<(), Error> {
+    let unsealed = |memif: &MemifPlan| matches!(memif.role, MemifRole::Server { allow_unsealed: true, .. });
+    if plan.endpoints.iter().any(|endpoint| unsealed(&endpoint.memif)) {
+        peregrine_memif::guard_memory().map_err(|source| Error::System { doing: "handle SIGBUS", source })?;
+    }
+    Ok(())
 }
 
 /// Lines at start and end. That nobody reads them is no reason to stop.
@@ -139,7 +149,7 @@ impl<'p> Daemon<'p> {
         for event in self.engine.poll() {
             match event {
                 Event::TenantFault { endpoint, reason } => {
-                    self.tenants.fault(endpoint, &reason, &mut self.engine);
+                    self.tenants.fault(endpoint, &reason, now, &mut self.engine);
                 }
                 Event::WorkerDied { core } => return Err(Error::WorkerDied { core }),
             }
@@ -183,7 +193,7 @@ impl<'p> Daemon<'p> {
     /// Tenants are told first, while the engine still runs; then the sockets go, then the workers and the uplink.
     fn stop(self) -> Stats {
         let Daemon { mut engine, tenants, api, underlay, .. } = self;
-        tenants.stop(&mut engine);
+        tenants.stop(Instant::now(), &mut engine);
         drop((api, underlay));
         engine.stop()
     }
@@ -202,7 +212,11 @@ impl<'p> Daemon<'p> {
         and_more(&mut pairs, self.plan.networks.len());
         for endpoint in self.plan.endpoints.iter().take(LISTED_AT_START) {
             let memif = &endpoint.memif;
-            let text = format!("{}, {}: memif {} id {}", endpoint.name, endpoint.mac, memif.socket, memif.id);
+            let role = status::role(&memif.role);
+            let text = format!(
+                "{}, {}: memif {} id {}, {role}",
+                endpoint.name, endpoint.mac, memif.socket, memif.id
+            );
             pairs.push(("endpoint".into(), text));
         }
         and_more(&mut pairs, self.plan.endpoints.len());

@@ -59,7 +59,7 @@ pub enum Error {
         /// Why.
         source: io::Error,
     },
-    /// A tenants' socket could not be opened.
+    /// A memif socket could not be opened, or cannot be as the plan has it.
     Memif {
         /// Which.
         socket: String,
@@ -172,7 +172,7 @@ impl fmt::Display for Error {
             Error::Directory { path, source } => {
                 write!(f, "cannot make the directory {} for a socket: {source}", path.display())
             }
-            Error::Memif { socket, reason } => write!(f, "cannot listen for tenants on {socket}: {reason}"),
+            Error::Memif { socket, reason } => write!(f, "the memif socket {socket}: {reason}"),
             Error::Engine(source) => source.fmt(f),
             Error::WorkerDied { core } => write!(
                 f,

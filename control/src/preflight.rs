@@ -7,7 +7,7 @@ use rustix::process::{Resource, Rlimit};
 use rustix::thread::{CapabilitySet, CpuSet};
 
 use crate::error::Error;
-use crate::tenants::{DESCRIPTORS_PER_HANDSHAKE, DESCRIPTORS_PER_TENANT, HANDSHAKES_MAX};
+use crate::tenants;
 
 /// What the kernel asks of us: the uplink's settings, AF_XDP sockets, the XDP program.
 const NEEDED: &[(CapabilitySet, &str)] = &[
@@ -22,7 +22,7 @@ const DESCRIPTORS_BASE: u64 = 512;
 pub fn check(plan: &Plan) -> Result<(), Error> {
     capabilities()?;
     cores(plan, &allowed_cores()?)?;
-    raise_descriptor_limit(plan.endpoints.len());
+    raise_descriptor_limit(plan);
     Ok(())
 }
 
@@ -82,9 +82,8 @@ pub fn leave_workers_alone(plan: &Plan) {
 
 /// Tenants and handshakes need descriptors. Without the right to raise the limit, what goes beyond it waits in the
 /// listeners' queues.
-fn raise_descriptor_limit(endpoints: usize) {
-    let tenants = HANDSHAKES_MAX * DESCRIPTORS_PER_HANDSHAKE + endpoints * DESCRIPTORS_PER_TENANT;
-    let wanted = DESCRIPTORS_BASE + tenants as u64;
+fn raise_descriptor_limit(plan: &Plan) {
+    let wanted = DESCRIPTORS_BASE + tenants::descriptors_max(plan);
     let now = rustix::process::getrlimit(Resource::Nofile);
     if now.current.is_none_or(|current| current >= wanted) {
         return;

@@ -3,7 +3,7 @@
 
 use serde_json::Value;
 
-use crate::table::{Table, duration, percent, thousands};
+use crate::table::{Table, count, duration, percent, thousands};
 
 /// What stands where there is nothing to tell.
 const NONE: &str = "-";
@@ -124,20 +124,6 @@ fn next_hops(status: &Value) -> Table {
 fn endpoints(status: &Value) -> Table {
     let mut table = Table::new(&["endpoint", "network", "address", "memif", "tenant"]);
     for endpoint in list(status, "endpoints") {
-        let (peer, ended) = (&endpoint["peer"], &endpoint["last_end"]);
-        let tenant = match (peer.is_null(), ended.is_null()) {
-            (false, _) => {
-                let since = duration(figure(&peer["connected_seconds"]));
-                format!(
-                    "{} (process {}, user {}), for {since}",
-                    name(&peer["name"]),
-                    peer["pid"],
-                    peer["uid"]
-                )
-            }
-            (true, true) => "not connected".to_owned(),
-            (true, false) => format!("not connected ({})", text(ended)),
-        };
         let faults = figure(&endpoint["faults"]);
         let faults =
             if faults > 0 { format!("; {} protocol faults", thousands(faults)) } else { String::new() };
@@ -145,11 +131,29 @@ fn endpoints(status: &Value) -> Table {
             text(&endpoint["name"]),
             text(&endpoint["network"]),
             text(&endpoint["mac"]),
-            format!("{} id {}", text(&endpoint["socket"]), endpoint["id"]),
-            tenant + &faults,
+            format!("{} id {}, {}", text(&endpoint["socket"]), endpoint["id"], text(&endpoint["role"])),
+            tenant(endpoint) + &faults,
         ]);
     }
     table
+}
+
+/// Who is connected; or what we do until somebody is, and why nobody is.
+fn tenant(endpoint: &Value) -> String {
+    let peer = &endpoint["peer"];
+    if !peer.is_null() {
+        let since = duration(figure(&peer["connected_seconds"]));
+        let queues = count(figure(&peer["queue_pairs"]) as usize, "queue pair");
+        let name = name(&peer["name"]);
+        return format!("{name} (process {}, user {}), {queues}, for {since}", peer["pid"], peer["uid"]);
+    }
+    let state = text(&endpoint["state"]);
+    let state = match figure(&endpoint["attempts"]) {
+        0 => state,
+        attempts => format!("{state}, attempt {}", thousands(attempts)),
+    };
+    let why = [&endpoint["last_failure"], &endpoint["last_end"]].into_iter().find(|why| !why.is_null());
+    why.map_or_else(|| state.clone(), |why| format!("{state} ({})", text(why)))
 }
 
 fn name(value: &Value) -> String {
@@ -351,6 +355,21 @@ mod tests {
         assert!(text.contains("prefer-zero-copy asked, copy got"), "{text}");
         assert!(text.contains("all of 2 asked, 2 got: 0, 1"), "{text}");
         assert!(text.contains("no carrier") && text.contains("vm.nr_hugepages"), "{text}");
+    }
+
+    #[test]
+    fn a_tenant_is_told_as_it_is() {
+        let peer = json!({"name": "vpp", "pid": 7, "uid": 0, "connected_seconds": 3, "queue_pairs": 2});
+        let there =
+            json!({"state": "connected", "peer": peer, "attempts": 4, "last_end": "closed by the peer"});
+        assert_eq!(tenant(&there), "vpp (process 7, user 0), 2 queue pairs, for 3 s");
+        let away = json!({"state": "connecting", "peer": null, "attempts": 1234, "last_end": "ring index jump",
+            "last_failure": "connect to the memif socket: No such file or directory"});
+        let want = "connecting, attempt 1,234 (connect to the memif socket: No such file or directory)";
+        assert_eq!(tenant(&away), want);
+        let gone = json!({"state": "listening", "peer": null, "attempts": 0, "last_end": "ring index jump"});
+        assert_eq!(tenant(&gone), "listening (ring index jump)");
+        assert_eq!(tenant(&json!({"state": "listening"})), "listening");
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use peregrine_dataplane::engine::Engine;
 use peregrine_dataplane::fdb::{Destination, Entry};
-use peregrine_dataplane::plan::{EndpointPlan, NetworkPlan, Plan, Queues};
+use peregrine_dataplane::plan::{EndpointPlan, MemifRole, NetworkPlan, Plan, Queues};
 use peregrine_dataplane::types::{CoreId, MacAddr, Vni};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
@@ -81,8 +81,14 @@ pub struct EndpointStatus<'a> {
     pub socket: String,
     /// The interface id on that socket.
     pub id: u32,
-    /// A secret is required.
+    /// Our role on it: `server` or `client`.
+    pub role: &'static str,
+    /// A secret is required, or given by us.
     pub secret: bool,
+    /// Rings each way that the config allows, or as client offers.
+    pub queue_pairs: u16,
+    /// `connected`; else `listening` as server, `connecting` as client.
+    pub state: &'static str,
     /// A tenant is connected.
     pub connected: bool,
     /// Who.
@@ -91,10 +97,14 @@ pub struct EndpointStatus<'a> {
     pub attached: u64,
     /// Tenants put out because they broke the protocol.
     pub faults: u64,
-    /// Clients that were refused.
+    /// As server: clients that were refused.
     pub refused: u64,
-    /// Why the last one left or was refused.
+    /// As client: how often we tried to connect.
+    pub attempts: u64,
+    /// Why the last connection ended.
     pub last_end: Option<&'a str>,
+    /// Why the last handshake since then came to nothing.
+    pub last_failure: Option<&'a str>,
 }
 
 /// A connected tenant.
@@ -110,6 +120,8 @@ pub struct PeerStatus<'a> {
     pub uid: Option<u32>,
     /// How long it has been connected.
     pub connected_seconds: u64,
+    /// Rings that there are in each direction.
+    pub queue_pairs: usize,
 }
 
 /// How a remote is reached.
@@ -156,25 +168,45 @@ pub fn networks(plan: &Plan) -> Vec<NetworkStatus<'_>> {
     plan.networks.iter().map(network).collect()
 }
 
+/// What a role is called, as in the config.
+pub fn role(role: &MemifRole) -> &'static str {
+    match role {
+        MemifRole::Server { .. } => "server",
+        MemifRole::Client { .. } => "client",
+    }
+}
+
 /// The endpoints of a plan, with their tenants.
 pub fn endpoints<'a>(
     plan: &'a Plan,
     records: impl Iterator<Item = &'a TenantRecord>,
     now: Instant,
 ) -> Vec<EndpointStatus<'a>> {
-    let endpoint = |(plan_endpoint, record): (&'a EndpointPlan, &'a TenantRecord)| EndpointStatus {
-        name: &plan_endpoint.name,
-        network: plan.network(plan_endpoint.network).map_or("", |n| &n.name),
-        mac: plan_endpoint.mac,
-        socket: plan_endpoint.memif.socket.to_string(),
-        id: plan_endpoint.memif.id,
-        secret: !plan_endpoint.memif.secret.is_empty(),
-        connected: record.peer.is_some(),
-        peer: record.peer.as_ref().map(|p| peer(p, now)),
-        attached: record.attached,
-        faults: record.faults,
-        refused: record.refused,
-        last_end: record.last_end.as_deref(),
+    let endpoint = |(endpoint, record): (&'a EndpointPlan, &'a TenantRecord)| {
+        let memif = &endpoint.memif;
+        let waiting = match memif.role {
+            MemifRole::Server { .. } => "listening",
+            MemifRole::Client { .. } => "connecting",
+        };
+        EndpointStatus {
+            name: &endpoint.name,
+            network: plan.network(endpoint.network).map_or("", |n| &n.name),
+            mac: endpoint.mac,
+            socket: memif.socket.to_string(),
+            id: memif.id,
+            role: role(&memif.role),
+            secret: !memif.secret.is_empty(),
+            queue_pairs: memif.queue_pairs,
+            state: if record.peer.is_some() { "connected" } else { waiting },
+            connected: record.peer.is_some(),
+            peer: record.peer.as_ref().map(|p| peer(p, now)),
+            attached: record.attached,
+            faults: record.faults,
+            refused: record.refused,
+            attempts: record.attempts,
+            last_end: record.last_end.as_deref(),
+            last_failure: record.last_failure.as_deref(),
+        }
     };
     plan.endpoints.iter().zip(records).map(endpoint).collect()
 }
@@ -186,6 +218,7 @@ fn peer(peer: &Peer, now: Instant) -> PeerStatus<'_> {
         pid: peer.credentials.map(|c| c.pid),
         uid: peer.credentials.map(|c| c.uid),
         connected_seconds: now.saturating_duration_since(peer.since).as_secs(),
+        queue_pairs: peer.queue_pairs,
     }
 }
 

@@ -9,7 +9,9 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use common::{Net, text, until};
-use peregrine_memif::{Client, ClientConfig, Interface, SocketAddr};
+use peregrine_memif::{
+    Client, ClientConfig, Interface, Listener, ListenerConfig, Progress, ServerConfig, SocketAddr,
+};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
@@ -63,7 +65,11 @@ impl Host {
     }
 
     fn start(&self) -> Daemon {
-        let mut child = self.run(&self.config(("", ""))).stderr(Stdio::piped()).spawn().unwrap();
+        self.start_with(("", ""))
+    }
+
+    fn start_with(&self, change: (&str, &str)) -> Daemon {
+        let mut child = self.run(&self.config(change)).stderr(Stdio::piped()).spawn().unwrap();
         let stderr = BufReader::new(child.stderr.take().unwrap());
         let mut daemon = Daemon { child, said: Vec::new(), stderr };
         daemon.listen_for("ready in ");
@@ -192,6 +198,64 @@ fn tenants_come_and_go() {
     assert!(daemon.end(5).success());
     let why = tenant.control.poll_disconnect().unwrap().unwrap().to_string();
     assert!(why.contains("stopping"), "{why}");
+}
+
+/// Serves the next client of a tenant's socket.
+fn serve(listener: &Listener) -> Interface {
+    let (mut handshake, mut interface) = (None, None);
+    until(10, "the daemon to connect", || {
+        handshake = handshake.take().or_else(|| listener.accept().unwrap());
+        if let Some(open) = &mut handshake {
+            match open.step(&mut |_| Ok(ServerConfig::default())).unwrap() {
+                Progress::Connected(connected) => interface = Some(*connected),
+                Progress::Pending => {}
+            }
+        }
+        interface.is_some()
+    });
+    interface.unwrap()
+}
+
+#[test]
+#[ignore = "needs root: make test runs it"]
+fn tenants_that_listen_outlive_the_daemon() {
+    let host = Host::new();
+    let clients = (
+        "id = 3 }",
+        "id = 3, role = \"client\", queue_pairs = 2 }\n\
+         [[endpoints]]\nname = \"store\"\nnetwork = \"blue\"\nmac = \"02:00:00:00:07:02\"\n\
+         memif = { socket = \"@SOCKET\", id = 4, role = \"client\", ring_size = 64 }",
+    );
+    let change = clients.1.replace("@SOCKET", &host.memif().display().to_string());
+    let mut daemon = host.start_with((clients.0, &change));
+    let web = || host.json("status")["endpoints"][0].clone();
+    until(5, "a second attempt", || web()["attempts"].as_u64() > Some(1));
+    assert_eq!((&web()["role"], &web()["state"]), (&"client".into(), &"connecting".into()));
+    assert!(web()["last_failure"].as_str().unwrap().contains("No such file"), "{}", web());
+    let listener = Listener::bind(&SocketAddr::Path(host.memif()), ListenerConfig::default()).unwrap();
+    for round in 1..=3 {
+        let mut tenants = [serve(&listener), serve(&listener)];
+        tenants.sort_by_key(|tenant| tenant.id);
+        let [web_tenant, store_tenant] = &mut tenants;
+        assert_eq!((web_tenant.id, web_tenant.rx.len(), store_tenant.rx.len()), (3, 2, 1));
+        until(5, "both", || {
+            host.json("status")["endpoints"][1]["state"] == "connected" && web()["connected"] == true
+        });
+        assert_eq!((&web()["peer"]["queue_pairs"], &web()["last_failure"]), (&2.into(), &Value::Null));
+        // From one to the other, through the worker.
+        let frame = [&[2, 0, 0, 0, 7, 2, 2, 0, 0, 0, 7, 1, 0x88, 0xb5][..], &[round; 50]].concat();
+        until(5, "room in the ring", || web_tenant.tx[0].push(&frame).is_ok());
+        web_tenant.tx[0].flush().unwrap();
+        let mut copy = [0; 128];
+        until(5, "the frame", || store_tenant.rx[0].pending().unwrap() > 0);
+        let length = store_tenant.rx[0].next_packet().unwrap().unwrap().copy_to(&mut copy).unwrap();
+        assert_eq!(copy[..length], frame);
+        daemon.signal(if round == 1 { Signal::KILL } else { Signal::TERM });
+        daemon.end(5);
+        until(5, "its end noticed", || web_tenant.control.poll_disconnect().unwrap().is_some());
+        until(5, "the program detached", || !host.program_attached());
+        daemon = host.start_with((clients.0, &change));
+    }
 }
 
 #[test]

@@ -162,6 +162,9 @@ struct PortArgs {
     /// Secret that the memif server wants
     #[arg(long, value_name = "S", default_value = "")]
     secret: String,
+    /// Wait for the memif server, now and whenever it goes away
+    #[arg(long, conflicts_with = "udp")]
+    reconnect: bool,
     /// Slots of each memif ring
     #[arg(long, value_name = "N", default_value_t = 1024)]
     ring_size: u16,
@@ -311,6 +314,8 @@ impl SendArgs {
 pub enum PortSettings {
     /// A memif server.
     Memif(SocketAddr, ClientConfig),
+    /// A memif server that may come and go.
+    Reconnecting(SocketAddr, ClientConfig),
     /// A UDP socket.
     Udp(SocketAddrV4),
 }
@@ -337,7 +342,11 @@ impl PortArgs {
             queue_pairs: 1,
         };
         config.check().map_err(|why| refused("--ring-size or --buffer-size", &why))?;
-        Ok(PortSettings::Memif(socket, config))
+        Ok(if self.reconnect {
+            PortSettings::Reconnecting(socket, config)
+        } else {
+            PortSettings::Memif(socket, config)
+        })
     }
 }
 
@@ -376,7 +385,7 @@ impl EchoArgs {
     pub fn settings(&self) -> Result<(PortSettings, Option<Identity>, EchoSettings), Error> {
         let port = self.port.settings()?;
         let identity = self.mac.zip(self.ip).map(|(mac, ip)| Identity { mac, ip });
-        if matches!(port, PortSettings::Memif(..)) && identity.is_none() {
+        if !matches!(port, PortSettings::Udp(_)) && identity.is_none() {
             return Err(Error::Arguments("echo --memif needs --mac and --ip: who it answers as".into()));
         }
         Ok((port, identity, EchoSettings { wait: self.run.wait(), limits: self.run.limits() }))

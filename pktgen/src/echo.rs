@@ -9,6 +9,7 @@ use crate::clock::{self, MILLISECOND};
 use crate::error::Error;
 use crate::limits::{Ended, Limits, Stop, Until, Wait};
 use crate::port::memif::MemifPort;
+use crate::port::reconnect::ReconnectingPort;
 use crate::port::udp::UdpPort;
 use crate::port::{BURST, Port, PortStatistics};
 use crate::progress::Progress;
@@ -81,42 +82,57 @@ pub trait Responder {
     fn port(&mut self) -> &mut impl Port;
 }
 
-/// A host on a memif interface.
+/// A host on a memif interface: a [`MemifPort`] or a [`ReconnectingPort`].
 #[derive(Debug)]
-pub struct MemifResponder {
+pub struct MemifResponder<P> {
     /// Where packets come from and answers go.
-    pub port: MemifPort,
+    pub port: P,
     /// Who we are.
     pub identity: Identity,
 }
 
-impl Responder for MemifResponder {
+#[inline]
+fn answer(port: &mut MemifPort, identity: Identity, tally: &mut Tally) -> Result<usize, Error> {
+    let MemifPort { rx, tx } = port;
+    let mut failure = None;
+    let count = rx.receive_mut(|_, packet| {
+        tally.received += 1;
+        tally.bytes += packet.len() as u64;
+        let Some((kind, answer)) = reply::answer(packet, identity) else {
+            tally.ignored += 1;
+            return;
+        };
+        match tx.push(answer) {
+            Ok(true) => tally.answered.count(kind),
+            Ok(false) => tally.dropped += 1,
+            Err(error) => failure = Some(error),
+        }
+    })?;
+    if count > 0 {
+        tx.flush()?;
+    }
+    failure.map_or(Ok(count), Err)
+}
+
+impl Responder for MemifResponder<MemifPort> {
     #[inline]
     fn answer(&mut self, _wait: Wait, tally: &mut Tally) -> Result<usize, Error> {
-        let MemifPort { rx, tx } = &mut self.port;
-        let identity = self.identity;
-        let mut failure = None;
-        let count = rx.receive_mut(|_, packet| {
-            tally.received += 1;
-            tally.bytes += packet.len() as u64;
-            let Some((kind, answer)) = reply::answer(packet, identity) else {
-                tally.ignored += 1;
-                return;
-            };
-            match tx.push(answer) {
-                Ok(true) => tally.answered.count(kind),
-                Ok(false) => tally.dropped += 1,
-                Err(error) => failure = Some(error),
-            }
-        })?;
-        if count > 0 {
-            tx.flush()?;
-        }
-        failure.map_or(Ok(count), Err)
+        answer(&mut self.port, self.identity, tally)
     }
 
     fn port(&mut self) -> &mut impl Port {
         &mut self.port.rx
+    }
+}
+
+impl Responder for MemifResponder<ReconnectingPort> {
+    #[inline]
+    fn answer(&mut self, _wait: Wait, tally: &mut Tally) -> Result<usize, Error> {
+        self.port.with(|port| answer(port, self.identity, tally))
+    }
+
+    fn port(&mut self) -> &mut impl Port {
+        &mut self.port
     }
 }
 

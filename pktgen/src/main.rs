@@ -12,6 +12,7 @@ use peregrine_pktgen::echo::{self, MemifResponder};
 use peregrine_pktgen::error::Error;
 use peregrine_pktgen::limits::{Stop, pin};
 use peregrine_pktgen::port::memif::MemifPort;
+use peregrine_pktgen::port::reconnect::ReconnectingPort;
 use peregrine_pktgen::port::udp::UdpPort;
 use peregrine_pktgen::report::{self, Outcome, Report};
 use peregrine_pktgen::send::Sender;
@@ -55,7 +56,7 @@ fn usage(error: &clap::Error) -> ExitCode {
     ExitCode::from(2)
 }
 
-/// Whoever started us may go on: the socket is open, the ring connected.
+/// Whoever started us may go on: the socket is open, the ring connected; with `--reconnect` it will be once its server is there.
 fn ready() {
     let _nobody_reads = writeln!(std::io::stderr(), "ready");
 }
@@ -84,6 +85,12 @@ fn run_sink(args: &SinkArgs) -> Result<(), Error> {
             ready();
             sink::run(port.rx, &settings, stop)?
         }
+        PortSettings::Reconnecting(socket, config) => {
+            let port = ReconnectingPort::new(&socket, config)?;
+            let stop = Stop::at_signals()?;
+            ready();
+            sink::run(port, &settings, stop)?
+        }
         PortSettings::Udp(address) => {
             let port = UdpPort::bind(address)?;
             let stop = Stop::at_signals()?;
@@ -104,7 +111,13 @@ fn run_echo(args: &EchoArgs) -> Result<(), Error> {
             ready();
             echo::run(MemifResponder { port, identity }, &settings, stop)
         }
-        (PortSettings::Memif(..), None) => {
+        (PortSettings::Reconnecting(socket, config), Some(identity)) => {
+            let port = ReconnectingPort::new(&socket, config)?;
+            let stop = Stop::at_signals()?;
+            ready();
+            echo::run(MemifResponder { port, identity }, &settings, stop)
+        }
+        (PortSettings::Memif(..) | PortSettings::Reconnecting(..), None) => {
             return Err(Error::Arguments("echo --memif needs --mac and --ip".into()));
         }
         (PortSettings::Udp(address), _) => {

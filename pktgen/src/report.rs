@@ -72,8 +72,8 @@ fn port(statistics: &PortStatistics) -> (&'static str, String) {
         PortStatistics::Ring(ring) => (
             "ring",
             format!(
-                "{} slots, {} filled at most, {} bad descriptors",
-                ring.size, ring.pending_max, ring.bad_descriptors
+                "{} slots, {} filled at most, {} bad descriptors, {} connections",
+                ring.size, ring.pending_max, ring.bad_descriptors, ring.connections
             ),
         ),
         PortStatistics::Socket(socket) => {
@@ -183,7 +183,12 @@ mod tests {
             received_pps: 4.0,
             latency_us: None,
             ended: Ended::Idle,
-            port: PortStatistics::Ring(RingStatistics { size: 1024, pending_max: 3, bad_descriptors: 0 }),
+            port: PortStatistics::Ring(RingStatistics {
+                size: 1024,
+                pending_max: 3,
+                bad_descriptors: 0,
+                connections: 1,
+            }),
         }
     }
 
@@ -192,7 +197,7 @@ mod tests {
         let json = serde_json::to_string(&Named { command: "sink", report: &sink() }).unwrap();
         assert_eq!(
             json,
-            r#"{"command":"sink","received":3,"bytes":192,"lost":1,"reordered":0,"duplicates":0,"beyond_window":0,"not_ours":2,"unknown_flow":0,"flows":1,"seconds":0.5,"received_pps":4.0,"latency_us":null,"ended":"idle","ring":{"size":1024,"pending_max":3,"bad_descriptors":0}}"#
+            r#"{"command":"sink","received":3,"bytes":192,"lost":1,"reordered":0,"duplicates":0,"beyond_window":0,"not_ours":2,"unknown_flow":0,"flows":1,"seconds":0.5,"received_pps":4.0,"latency_us":null,"ended":"idle","ring":{"size":1024,"pending_max":3,"bad_descriptors":0,"connections":1}}"#
         );
         let port = PortStatistics::Socket(SocketStatistics { receive_buffer_bytes: 9, drops: Some(1) });
         let percentiles = Percentiles { p50: 1.0, p90: 2.0, p99: 3.0, p999: 4.0, max: 5.5 };

@@ -28,7 +28,13 @@ pub struct Taken<'a> {
     /// Name → place in the list; also names with mistakes, so that one mistake is told once.
     pub names: BTreeMap<&'a str, usize>,
     /// For each network, by its place.
-    pub macs: Vec<Claims<MacAddr>>,
+    pub on: Vec<OnNetwork>,
+}
+
+/// What the endpoints must know of one network, even when something else in it is wrong.
+pub struct OnNetwork {
+    pub macs: Claims<MacAddr>,
+    pub mtu: Option<u16>,
 }
 
 /// What may be had once over all networks.
@@ -45,19 +51,19 @@ pub fn networks<'a>(
     uplink: &uplink::Checked,
 ) -> (Vec<NetworkPlan>, Taken<'a>) {
     let mut unique = Unique { names: Claims::new(), vnis: Claims::new(), remotes: Claims::new() };
-    let mut taken = Taken { names: BTreeMap::new(), macs: Vec::new() };
+    let mut taken = Taken { names: BTreeMap::new(), on: Vec::new() };
     let mut plans = Vec::new();
     for (place, (at, entry)) in
         at.list(field, 1..=4096, "a list of 1 to 4096 tables: [[networks]]").enumerate()
     {
-        let mut macs = Claims::new();
+        let mut on = OnNetwork { macs: Claims::new(), mtu: None };
         if let Some(raw) = at.table(entry, "a table: [[networks]]") {
             if let Some(name) = raw.name.value() {
                 taken.names.entry(name).or_insert(place);
             }
-            plans.extend(network(&at, raw, uplink, &mut unique, &mut macs));
+            plans.extend(network(&at, raw, uplink, &mut unique, &mut on));
         }
-        taken.macs.push(macs);
+        taken.on.push(on);
     }
     let total = |key: &str, count: u64, limit: u64, what: &str| {
         if count > limit {
@@ -75,7 +81,7 @@ fn network(
     raw: &Network,
     uplink: &uplink::Checked,
     unique: &mut Unique,
-    macs: &mut Claims<MacAddr>,
+    on: &mut OnNetwork,
 ) -> Option<NetworkPlan> {
     let name = at.key("name").text(&raw.name, None, values::NAME, values::name);
     if let Some(name) = &name {
@@ -86,6 +92,7 @@ fn network(
         unique.vnis.claim(vni, &at.key("vni"), raw.vni.shown());
     }
     let mtu = at.key("mtu").number(&raw.mtu, 576..=9000, Some(1450));
+    on.mtu = mtu;
     if let (Some(mtu), Some(chunk_size)) = (mtu, uplink.chunk_size) {
         mtu_fits(&at.key("mtu"), mtu, chunk_size);
     }
@@ -103,7 +110,7 @@ fn network(
     // Where a remote has a mistake, it may be the one that a static address means.
     let all =
         raw.remotes.value().map_or(matches!(raw.remotes, Field::Absent), |list| list.len() == remotes.len());
-    let static_macs = static_macs(at, &raw.static_macs, all.then_some(&remotes), macs);
+    let static_macs = static_macs(at, &raw.static_macs, all.then_some(&remotes), &mut on.macs);
     Some(NetworkPlan {
         name: name?,
         vni: vni?,

@@ -1,6 +1,7 @@
 //! Endpoints and their memifs.
 
 use peregrine_config::parse;
+use peregrine_dataplane::plan::{EndpointPlan, MemifRole};
 
 use crate::good::{GOOD, refused, replaced};
 
@@ -149,6 +150,44 @@ fn what_endpoints_on_one_socket_must_agree_on() {
                 "endpoints[1].memif.mode = \"0600\": must be the same for one socket: endpoints[0].memif.mode = \"0660\"",
             ),
             (
+                second,
+                "memif = { socket = \"/run/peregrine/memif.sock\", id = 1, mode = \"0660\", owner = 0 }",
+                "endpoints[1].memif.owner = 0: must be the same for one socket: endpoints[0].memif.owner = the daemon's (the default)",
+            ),
+            (
+                second,
+                "memif = { socket = \"/run/peregrine/memif.sock\", id = 1, mode = \"0660\", group = 7 }",
+                "endpoints[1].memif.group = 7: must be the same for one socket: endpoints[0].memif.group = the daemon's (the default)",
+            ),
+            (
+                second,
+                "memif = { socket = \"/run/peregrine/memif.sock\", id = 1, role = \"client\" }",
+                "endpoints[1].memif.role = \"client\": must be the same for one socket: endpoints[0].memif.role = \"server\" (the default)",
+            ),
+            (
+                "\"/run/tenants/store.sock\"",
+                "\"@green\"\nid = 1",
+                "endpoints[3].memif.role = \"client\": must be the same for one socket: endpoints[2].memif.role = \"server\" (the default)",
+            ),
+            (
+                "\"/run/log.sock\"",
+                "\"/run/peregrine/memif.sock\"\nid = 2",
+                "endpoints[4].memif.mode = \"0600\": must be the same for one socket: endpoints[0].memif.mode = \"0660\"\n\
+                 t: endpoints[4].memif.owner = 1000: must be the same for one socket: endpoints[0].memif.owner = the daemon's (the default)\n\
+                 t: endpoints[4].memif.group = 0: must be the same for one socket: endpoints[0].memif.group = the daemon's (the default)",
+            ),
+            (
+                "\"@green\"",
+                "\"@green\", owner = 0, group = 0",
+                "endpoints[2].memif.owner = 0: must be left out: an abstract socket has no owner\n\
+                 t: endpoints[2].memif.group = 0: must be left out: an abstract socket has no group",
+            ),
+            (
+                "\"/run/tenants/store.sock\"",
+                "\"/run/peregrine/control.sock\"",
+                "endpoints[3].memif.socket = \"/run/peregrine/control.sock\": must be unique: control_socket is the same",
+            ),
+            (
                 "\"@green\"",
                 "\"@green\", mode = \"0660\"",
                 "endpoints[2].memif.mode = \"0660\": must be left out: an abstract socket has no permission bits",
@@ -167,10 +206,11 @@ fn what_endpoints_on_one_socket_must_agree_on() {
 fn a_mode_left_out_is_the_default_and_counts_as_given() {
     let second = "id = 1, mode = \"0660\"";
     let plan = parse(&replaced(second, "id = 1"), "t").unwrap();
-    assert_eq!(
-        plan.endpoints.iter().map(|e| e.memif.mode).collect::<Vec<_>>(),
-        [Some(0o660), Some(0o660), None]
-    );
+    let mode = |endpoint: &EndpointPlan| match endpoint.memif.role {
+        MemifRole::Server { mode, .. } => mode,
+        MemifRole::Client { .. } => panic!("{endpoint:?}"),
+    };
+    assert_eq!(plan.endpoints[..3].iter().map(mode).collect::<Vec<_>>(), [Some(0o660), Some(0o660), None]);
     let first = "id = 0, mode = \"0660\"";
     let errors =
         parse(&replaced(first, "id = 0, mode = \"0600\"").replace(second, "id = 1"), "t").unwrap_err();
@@ -192,6 +232,122 @@ fn what_a_memif_says_for_itself() {
         assert_eq!(errors.to_string(), format!("t: endpoints[2].memif.id = {bad}: {rule}"));
     }
     parse(&replaced("\"@green\"", "\"/run/g\", mode = \"777\", id = 4294967295"), "t").unwrap();
+}
+
+#[test]
+fn roles_are_two_and_each_has_its_keys() {
+    let role = "must be \"server\" or \"client\"";
+    for bad in ["\"master\"", "\"Client\"", "\"\"", "true"] {
+        let errors = parse(&replaced("\"@green\"", &format!("\"@g\", role = {bad}")), "t").unwrap_err();
+        assert_eq!(errors.to_string(), format!("t: endpoints[2].memif.role = {bad}: {role}"));
+    }
+    for (key, value) in [("ring_size", "1024"), ("buffer_size", "\"whatever\"")] {
+        let errors = parse(&replaced("\"@green\"", &format!("\"@g\", {key} = {value}")), "t").unwrap_err();
+        let rule = "must be left out: it is for role = \"client\", and the role here is \"server\"";
+        assert_eq!(errors.to_string(), format!("t: endpoints[2].memif.{key} = {value}: {rule}"));
+    }
+    for (key, value) in [
+        ("mode", "\"0660\""),
+        ("owner", "0"),
+        ("group", "0"),
+        ("allow_unsealed", "false"),
+        ("memory_max", "128"),
+    ] {
+        let text = replaced("\"@green\"", &format!("\"/run/g\", role = \"client\", {key} = {value}"));
+        let errors = parse(&text, "t").unwrap_err();
+        let rule = "must be left out: it is for role = \"server\", and the role here is \"client\"";
+        assert_eq!(errors.to_string(), format!("t: endpoints[2].memif.{key} = {value}: {rule}"));
+    }
+}
+
+#[test]
+fn what_a_server_says() {
+    let rule = |key: &str| match key {
+        "queue_pairs" => "must be a number from 1 to 8",
+        "memory_max" => "must be a number from 1 to 4096",
+        "chains" => "must be true or false",
+        _ => "must be a number from 0 to 4294967294",
+    };
+    for (key, bad) in [
+        ("queue_pairs", "0"),
+        ("queue_pairs", "9"),
+        ("memory_max", "0"),
+        ("memory_max", "4097"),
+        ("memory_max", "\"128\""),
+        ("chains", "1"),
+        ("owner", "-1"),
+        ("owner", "4294967295"),
+        ("group", "\"staff\""),
+        ("group", "4294967295"),
+    ] {
+        let errors = parse(&replaced("\"@green\"", &format!("\"/run/g\", {key} = {bad}")), "t").unwrap_err();
+        assert_eq!(errors.to_string(), format!("t: endpoints[2].memif.{key} = {bad}: {}", rule(key)));
+    }
+    let log = parse(GOOD, "t").unwrap().endpoints.pop().unwrap().memif;
+    assert_eq!((log.queue_pairs, log.chains), (8, true));
+    let role = MemifRole::Server {
+        mode: Some(0o600),
+        owner: Some(1000),
+        group: Some(0),
+        allow_unsealed: false,
+        memory_bytes_max: 256 << 20,
+    };
+    assert_eq!(log.role, role);
+    // One that is wrong does not make the next on the socket disagree with it.
+    let text = replaced("id = 0, mode = \"0660\"", "id = 0, mode = \"rw\", owner = -2");
+    let errors = parse(&text, "t").unwrap_err().to_string();
+    let want = "t: endpoints[0].memif.mode = \"rw\": must be an octal text from \"0000\" to \"0777\", such as \"0660\"\n\
+        t: endpoints[0].memif.owner = -2: must be a number from 0 to 4294967294";
+    assert_eq!(errors, want);
+}
+
+#[test]
+fn what_a_client_says() {
+    let power = "must be a power of two from 32 to 16384";
+    let slots = "2 × queue_pairs × ring_size must stay below 65536";
+    let bytes = "must be a number from 2048 to 16384";
+    for (line, instead, rule) in [
+        ("ring_size = 512", "ring_size = 16", power),
+        ("ring_size = 512", "ring_size = 32768", power),
+        ("ring_size = 512", "ring_size = 1000", power),
+        ("ring_size = 512", "ring_size = 0", power),
+        ("ring_size = 512", "ring_size = -512", power),
+        ("buffer_size = 4096", "buffer_size = 2047", bytes),
+        ("buffer_size = 4096", "buffer_size = 16385", bytes),
+        (
+            "ring_size = 512",
+            "ring_size = 16384",
+            &format!("must be at most 8192 with queue_pairs = 2: {slots}"),
+        ),
+    ] {
+        let errors = parse(&replaced(line, instead), "t").unwrap_err();
+        assert_eq!(errors.to_string(), format!("t: endpoints[3].memif.{instead}: {rule}"));
+    }
+    let many = replaced("queue_pairs = 2", "queue_pairs = 7").replace("ring_size = 512", "ring_size = 8192");
+    let errors = parse(&many, "t").unwrap_err().to_string();
+    let want = format!("must be at most 4096 with queue_pairs = 7: {slots}");
+    assert_eq!(errors, format!("t: endpoints[3].memif.ring_size = 8192: {want}"));
+    parse(&many.replace("ring_size = 8192", "ring_size = 4096"), "t").unwrap();
+    for log2 in 5..=14 {
+        let text =
+            replaced("queue_pairs = 2", "").replace("ring_size = 512", &format!("ring_size = {}", 1 << log2));
+        let plan = parse(&text, "t").unwrap();
+        assert_eq!(plan.endpoints[3].memif.role, MemifRole::Client { ring_log2: log2, buffer_bytes: 4096 });
+    }
+}
+
+#[test]
+fn a_clients_buffers_hold_the_networks_frames_or_there_are_chains() {
+    let wide = GOOD.replace("chunk_size = 2048", "chunk_size = 4096").replace("mtu = 1450", "mtu = 3776");
+    parse(&wide, "t").unwrap();
+    let short = wide.replace("buffer_size = 4096", "buffer_size = 3793");
+    let rule = "must be at least 3794, or chains = true: networks[0].mtu + 18 bytes must fit a buffer";
+    let want = |got: &str| format!("t: endpoints[3].memif.buffer_size = {got}: {rule}");
+    assert_eq!(parse(&short, "t").unwrap_err().to_string(), want("3793"));
+    let default = wide.replace("buffer_size = 4096", "");
+    assert_eq!(parse(&default, "t").unwrap_err().to_string(), want("2048 (the default)"));
+    parse(&wide.replace("buffer_size = 4096", "buffer_size = 3794"), "t").unwrap();
+    parse(&wide.replace("buffer_size = 4096", "chains = true"), "t").unwrap();
 }
 
 #[test]

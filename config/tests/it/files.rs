@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use peregrine_config::{load, parse};
-use peregrine_dataplane::plan::{Plan, Queues, XdpMode};
+use peregrine_dataplane::plan::{MemifRole, Plan, Queues, XdpMode};
 use peregrine_dataplane::types::{CoreId, MacAddr, NetworkId};
 use peregrine_memif::SocketAddr;
 
@@ -59,7 +59,15 @@ fn one_tenant_is_what_it_says_and_the_rest_is_default() {
     assert!(endpoint.anti_spoofing);
     let memif = &endpoint.memif;
     assert_eq!(memif.socket, SocketAddr::Path("/run/peregrine/memif.sock".into()));
-    assert_eq!((memif.mode, memif.id, memif.secret.len(), memif.allow_unsealed), (Some(0o660), 0, 0, false));
+    assert_eq!((memif.id, memif.secret.len(), memif.queue_pairs, memif.chains), (0, 0, 1, false));
+    let role = MemifRole::Server {
+        mode: Some(0o660),
+        owner: None,
+        group: None,
+        allow_unsealed: false,
+        memory_bytes_max: 128 << 20,
+    };
+    assert_eq!(memif.role, role);
 }
 
 #[test]
@@ -80,11 +88,19 @@ fn full_says_the_defaults_and_holds_every_key() {
         [(MacAddr([2, 0, 0, 0, 0, 0x99]), IpAddr::from([192, 0, 2, 2]))]
     );
     assert_eq!(plan.workers[0].nice, Some(0));
-    assert_eq!(plan.endpoints[0].memif.mode, Some(0o660));
     assert_eq!(plan.endpoints[0].memif.secret, b"change me");
 
     // Apart from what only `full` sets, it is `one_tenant`: so what it calls a default is one.
     let mut plan = plan;
+    let client = plan.endpoints.pop().unwrap().memif;
+    assert_eq!(client.socket, SocketAddr::Path("/run/tenants/database.sock".into()));
+    assert_eq!((client.id, client.queue_pairs, client.chains), (0, 1, false));
+    assert_eq!(client.role, MemifRole::Client { ring_log2: 10, buffer_bytes: 2048 });
+    // So are the client's, when `full` no longer says them.
+    let beginning = text.split_once("\nring_size = 1024").unwrap().0;
+    assert_eq!(parse(beginning, "full.toml").unwrap().endpoints[1].memif, client);
+    let MemifRole::Server { owner, group, .. } = &mut plan.endpoints[0].memif.role else { panic!() };
+    assert_eq!((owner.take(), group.take()), (Some(0), Some(0)));
     plan.workers[0].nice = None;
     plan.networks[0].static_macs.clear();
     plan.endpoints[0].memif.secret.clear();

@@ -2,7 +2,7 @@
 
 use peregrine_config::parse;
 
-/// Two networks, three endpoints, and every key at least once.
+/// Two networks, five endpoints, and every key at least once.
 pub const GOOD: &str = r#"
 [[workers]]
 core = 1
@@ -52,6 +52,34 @@ name = "cache"
 network = "green"
 mac = "02:00:00:00:00:03"
 memif = { socket = "@green" }
+
+[[endpoints]]
+name = "store"
+network = "blue"
+mac = "02:00:00:00:00:04"
+
+[endpoints.memif]
+socket = "/run/tenants/store.sock"
+role = "client"
+queue_pairs = 2
+ring_size = 512
+buffer_size = 4096
+
+[[endpoints]]
+name = "log"
+network = "blue"
+mac = "02:00:00:00:00:05"
+
+[endpoints.memif]
+socket = "/run/log.sock"
+role = "server"
+queue_pairs = 8
+chains = true
+mode = "0600"
+owner = 1000
+group = 0
+allow_unsealed = false
+memory_max = 256
 "#;
 
 /// The good file with `line`, which stands in it once, replaced.

@@ -1,10 +1,11 @@
 //! Any text at all: no panic, no endless work, errors that are lines, and a plan only when it keeps its promises.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fmt::Write;
 
 use peregrine_config::{ConfigErrors, parse};
-use peregrine_dataplane::plan::Plan;
+use peregrine_dataplane::plan::{MemifRole, Plan};
+use peregrine_memif::{ClientConfig, Secret};
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
 
@@ -43,6 +44,28 @@ fn promises(plan: &Plan) {
     distinct(plan.endpoints.iter().map(|e| &e.name).collect::<HashSet<_>>().len());
     distinct(plan.endpoints.iter().map(|e| (e.network, e.mac)).collect::<HashSet<_>>().len());
     distinct(plan.endpoints.iter().map(|e| (&e.memif.socket, e.memif.id)).collect::<HashSet<_>>().len());
+    let mut sockets = HashMap::new();
+    for endpoint in &plan.endpoints {
+        let memif = &endpoint.memif;
+        assert!((1..=8).contains(&memif.queue_pairs));
+        let once = match memif.role {
+            MemifRole::Server { mode, owner, group, memory_bytes_max, .. } => {
+                assert!((1 << 20..=4 << 30).contains(&memory_bytes_max));
+                assert!(memif.socket.path().is_some() == mode.is_some());
+                Some((mode, owner, group))
+            }
+            MemifRole::Client { ring_log2, buffer_bytes } => {
+                let mtu = plan.network(endpoint.network).unwrap().mtu;
+                assert!(memif.chains || buffer_bytes >= u32::from(mtu) + 18);
+                let (queue_pairs, secret) = (memif.queue_pairs, Secret::new(&memif.secret).unwrap());
+                let config =
+                    ClientConfig { ring_log2, buffer_bytes, queue_pairs, secret, ..Default::default() };
+                config.check().unwrap();
+                None
+            }
+        };
+        assert_eq!(*sockets.entry(&memif.socket).or_insert(once), once);
+    }
 }
 
 /// Pieces that TOML, and this format, are made of.

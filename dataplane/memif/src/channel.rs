@@ -6,7 +6,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use crate::error::{HandshakeError, Reject};
+use crate::error::{HandshakeError, Reject, Sent};
 use crate::message::{MESSAGE_BYTES, Message};
 use crate::sys;
 
@@ -28,10 +28,13 @@ impl Channel {
         Self(socket)
     }
 
-    /// Sends one message. A peer that does not read until our send buffer is full gets an error, never our patience.
+    /// Sends one message. A peer that does not read until our send buffer is full gets an error, never our patience. What the client had
+    /// said before is not known here: the server's handshake fills it in.
     pub fn send(&self, message: &Message, fd: Option<BorrowedFd<'_>>) -> Result<(), HandshakeError> {
         sys::send(self.0.as_fd(), &message.encode(), fd).map_err(|source| match source.kind() {
-            io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => HandshakeError::Closed,
+            io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => {
+                HandshakeError::Closed { after: Sent::Nothing }
+            }
             _ => HandshakeError::Io { doing: "send a control message", source },
         })
     }

@@ -4,23 +4,19 @@
 //! CONNECTED: libmemif and DPDK servers set every head and tail to 0 just before they send it.
 
 use std::collections::VecDeque;
-use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::addr::SocketAddr;
 use crate::channel::{Channel, Incoming};
-use crate::error::{ConfigError, HandshakeError, Reject};
+use crate::connector;
+use crate::error::{ConfigError, HandshakeError, Reject, Sent};
 use crate::interface::{ControlSocket, Interface};
 use crate::memory::{ClientMemory, Layout};
 use crate::message::{Hello, Init, MODE_ETHERNET, Message, Secret, VERSION};
 use crate::ring::Role;
 use crate::server::Progress;
 use crate::sys::{self, Credentials};
-
-/// Pause between two attempts to connect, in [`Client::connect_blocking`].
-const RETRY_PAUSE: Duration = Duration::from_millis(20);
 
 /// How to attach to a server.
 #[derive(Clone, Debug)]
@@ -113,6 +109,8 @@ pub struct Client {
     memory: Option<ClientMemory>,
     peer_name: String,
     credentials: Option<Credentials>,
+    /// Our last message.
+    sent: Sent,
 }
 
 impl Client {
@@ -132,27 +130,28 @@ impl Client {
         Ok(Self::over(socket, config))
     }
 
-    /// Connects and goes through the handshake, within `timeout` in all. While nobody listens, or too many wait, it tries again.
+    /// Connects and goes through the handshake, within `timeout` in all. Tries again, as a [`Connector`](crate::Connector) does, while
+    /// nobody listens or too many wait there, and after every handshake that the server ends: it may yet be starting (a DPDK server
+    /// refuses until its port is started).
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use peregrine_memif::{Client, ClientConfig, HandshakeError, SocketAddr};
+    ///
+    /// let nobody = SocketAddr::Abstract(format!("nobody-{}", std::process::id()));
+    /// let error = Client::connect_blocking(&nobody, ClientConfig::default(), Duration::from_millis(20));
+    /// assert!(matches!(error, Err(HandshakeError::Io { .. })));
+    /// ```
     ///
     /// # Errors
-    /// As [`connect`](Self::connect) and [`step`](Self::step); [`Reject::TimedOut`] when the server does not answer.
+    /// At the timeout: that of the last attempt that ended, or [`Reject::TimedOut`] if none did. At once: what cannot get better, which
+    /// is a configuration that cannot be, a wrong secret, a server that this client cannot use, and errors of system calls.
     pub fn connect_blocking(
         addr: &SocketAddr,
         config: ClientConfig,
         timeout: Duration,
     ) -> Result<Interface, HandshakeError> {
-        let deadline = Instant::now() + timeout;
-        let mut client = loop {
-            match Self::connect(addr, config.clone()) {
-                Err(HandshakeError::Io { source, .. })
-                    if is_transient(&source) && Instant::now() < deadline =>
-                {
-                    thread::sleep(RETRY_PAUSE.min(deadline.saturating_duration_since(Instant::now())));
-                }
-                result => break result?,
-            }
-        };
-        client.finish(deadline)
+        connector::connect_blocking(addr, config, timeout)
     }
 
     /// Over a connected socket.
@@ -166,20 +165,7 @@ impl Client {
             memory: None,
             peer_name: String::new(),
             credentials,
-        }
-    }
-
-    fn finish(&mut self, deadline: Instant) -> Result<Interface, HandshakeError> {
-        loop {
-            if let Progress::Connected(interface) = self.step()? {
-                return Ok(*interface);
-            }
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return self.end(Err(Reject::TimedOut.into()));
-            }
-            let channel = self.channel.as_ref().ok_or(HandshakeError::Finished)?;
-            sys::wait_readable(channel.as_fd(), left).map_err(HandshakeError::io("wait for the server"))?;
+            sent: Sent::Nothing,
         }
     }
 
@@ -188,19 +174,22 @@ impl Client {
     /// # Errors
     /// [`HandshakeError`]; the server has been told and the socket is closed.
     pub fn step(&mut self) -> Result<Progress, HandshakeError> {
-        let result = self.run();
-        self.end(result)
+        self.run().map_err(|why| self.close(why))
     }
 
-    /// On an error: tells the server why and closes.
-    fn end<T>(&mut self, result: Result<T, HandshakeError>) -> Result<T, HandshakeError> {
-        if let Err(why) = &result
-            && let Some(channel) = self.channel.take()
-            && let HandshakeError::Rejected(why) = why
+    /// Ends the handshake because it takes too long; the server is told.
+    pub(crate) fn time_out(&mut self) -> HandshakeError {
+        self.close(Reject::TimedOut.into())
+    }
+
+    /// Closes, and tells the server why if it is we who refuse.
+    fn close(&mut self, why: HandshakeError) -> HandshakeError {
+        if let Some(channel) = self.channel.take()
+            && let HandshakeError::Rejected(why) = &why
         {
             channel.send_disconnect(&why.to_string());
         }
-        result
+        why
     }
 
     fn run(&mut self) -> Result<Progress, HandshakeError> {
@@ -208,13 +197,13 @@ impl Client {
             let channel = self.channel.as_ref().ok_or(HandshakeError::Finished)?;
             let message = match channel.receive()? {
                 Incoming::Empty => return Ok(Progress::Pending),
-                Incoming::Closed => return Err(HandshakeError::Closed),
+                Incoming::Closed => return Err(HandshakeError::Closed { after: self.sent }),
                 Incoming::Message(_, Some(_)) => return Err(Reject::UnexpectedFd.into()),
                 Incoming::Message(message, None) => message,
             };
             match (&self.state, message) {
                 (_, Message::Disconnect { code, text }) => {
-                    return Err(HandshakeError::Disconnected { code, text });
+                    return Err(HandshakeError::Disconnected { after: self.sent, code, text });
                 }
                 (State::Hello, Message::Hello(hello)) => self.greet(hello)?,
                 (State::Script, Message::Ack) => self.send_next()?,
@@ -245,6 +234,7 @@ impl Client {
             secret: self.config.secret,
             name,
         };
+        self.sent = Sent::Init;
         self.send(&Message::Init(init), None)
     }
 
@@ -252,27 +242,29 @@ impl Client {
     fn send_next(&mut self) -> Result<(), HandshakeError> {
         let (line, memory) =
             self.script.pop_front().zip(self.memory.as_ref()).ok_or(HandshakeError::Finished)?;
-        match line {
+        let (message, fd) = match line {
             Line::Region => {
                 let size = u64::from(memory.layout.bytes());
-                self.send(&Message::AddRegion { index: 0, size }, Some(memory.file.as_fd()))
+                (Message::AddRegion { index: 0, size }, Some(memory.file.as_fd()))
             }
             Line::Ring { s2m, index } => {
                 let event = memory.event(s2m, index).map(AsFd::as_fd);
-                self.send(&Message::AddRing(memory.layout.add_ring(s2m, index)), event)
+                (Message::AddRing(memory.layout.add_ring(s2m, index)), event)
             }
             Line::Connect => {
                 self.state = State::Connected;
-                self.send(&Message::Connect { name: self.config.name.clone() }, None)
+                (Message::Connect { name: self.config.name.clone() }, None)
             }
-        }
+        };
+        self.sent = Sent::of(&message).unwrap_or(self.sent);
+        self.send(&message, fd)
     }
 
     /// A server that refuses us may have closed before it read this: then its reason waits to be read, and sending fails. So a
     /// closed connection is left for the next `receive` to find.
     fn send(&self, message: &Message, fd: Option<BorrowedFd<'_>>) -> Result<(), HandshakeError> {
         match self.channel.as_ref().ok_or(HandshakeError::Finished)?.send(message, fd) {
-            Err(HandshakeError::Closed) => Ok(()),
+            Err(HandshakeError::Closed { .. }) => Ok(()),
             result => result,
         }
     }
@@ -303,15 +295,4 @@ impl Client {
     pub fn raw_socket(&self) -> Option<RawFd> {
         self.socket().map(|fd| fd.as_raw_fd())
     }
-}
-
-/// Whether trying to connect again later can help.
-fn is_transient(err: &io::Error) -> bool {
-    matches!(
-        err.kind(),
-        io::ErrorKind::WouldBlock
-            | io::ErrorKind::ConnectionRefused
-            | io::ErrorKind::NotFound
-            | io::ErrorKind::Interrupted
-    )
 }

@@ -23,6 +23,10 @@ pub trait Indices {
     fn load_peer(&self) -> u16;
     /// Our index: a Release store.
     fn store_own(&self, value: u16);
+    /// Whether the peer has taken the memory away, so that the other words mean nothing.
+    fn is_lost(&self) -> bool {
+        false
+    }
     /// Whether the receiver has asked not to be woken (MASK_INT): a relaxed load.
     fn is_masked(&self) -> bool;
     /// Asks not to be woken, or to be: a relaxed store. Only for the receiver of packets.
@@ -90,10 +94,14 @@ impl Cursor {
     /// Reads the peer's index once, and believes it only if it lies between what we have used and one ring further.
     ///
     /// # Errors
-    /// [`Violation::IndexJump`]; nothing has changed then.
+    /// [`Violation::IndexJump`] and [`Violation::MemoryLost`]; nothing has changed then.
     #[inline(always)]
     pub fn look(&mut self, shared: &impl Indices) -> Result<u16, Violation> {
         let limit = shared.load_peer().wrapping_add(self.peer_bias);
+        // After the load: it may be the access that finds the memory gone.
+        if shared.is_lost() {
+            return Err(Violation::MemoryLost);
+        }
         let pending = limit.wrapping_sub(self.published);
         if pending > self.size || pending < self.unpublished() {
             return Err(Violation::IndexJump { pending, size: self.size });

@@ -4,7 +4,7 @@
 use std::fmt;
 use std::io;
 
-use crate::message::TEXT_BYTES_MAX;
+use crate::message::{AddRing, Message, TEXT_BYTES_MAX};
 
 /// The peer broke the ring protocol itself. Nothing on this ring can be trusted any more: disconnect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -17,12 +17,19 @@ pub enum Violation {
         /// Slots of the ring.
         size: u16,
     },
+    /// The peer has taken away memory that it had not sealed ([`guard_memory`](crate::guard_memory)). Zeros stand in its place; packets
+    /// of the burst in which it happened may be zeros, too.
+    MemoryLost,
 }
 
 impl fmt::Display for Violation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self::IndexJump { pending, size } = self;
-        write!(f, "ring index jump: {pending} pending in a ring of {size}")
+        match self {
+            Self::IndexJump { pending, size } => {
+                write!(f, "ring index jump: {pending} pending in a ring of {size}")
+            }
+            Self::MemoryLost => f.write_str("peer took its unsealed memory away"),
+        }
     }
 }
 
@@ -213,6 +220,11 @@ pub enum Reject {
     RegionMap,
     /// A page of the region could not be made present: no memory, or the file has become shorter.
     RegionPopulate,
+    /// No more unsealed regions can be guarded against being taken away ([`guard_memory`](crate::guard_memory)).
+    TooManyGuarded {
+        /// The limit, over all connections of this process.
+        max: usize,
+    },
     /// ADD_RING's private header size is not 0.
     PrivateHeader,
     /// log2 of the ring size is outside 1..=14.
@@ -266,6 +278,9 @@ impl fmt::Display for Reject {
             Self::RegionBusy => f.write_str("region cannot be sealed, its file is in use"),
             Self::RegionMap => f.write_str("cannot map region"),
             Self::RegionPopulate => f.write_str("cannot populate region"),
+            Self::TooManyGuarded { max } => {
+                write!(f, "no room to guard an unsealed region, {max} are in use")
+            }
             Self::PrivateHeader => f.write_str("private headers not supported"),
             Self::RingSize { log2 } => write!(f, "log2 ring size {log2} is not in 1..14"),
             Self::RingOutside => f.write_str("ring is outside its region"),
@@ -280,6 +295,50 @@ impl fmt::Display for Reject {
 
 impl std::error::Error for Reject {}
 
+/// The client's last message in a handshake, seen from either side: the one that was outstanding when the peer ended it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sent {
+    /// Not even INIT.
+    Nothing,
+    /// INIT: the id, the mode, the secret, the name.
+    Init,
+    /// ADD_REGION with this index.
+    Region(u16),
+    /// ADD_RING, client to server, with this index.
+    RingS2m(u16),
+    /// ADD_RING, server to client, with this index.
+    RingM2s(u16),
+    /// CONNECT: everything together.
+    Connect,
+}
+
+impl Sent {
+    /// A message as one of these; `None` if it is not one that a client's handshake has.
+    pub(crate) fn of(message: &Message) -> Option<Self> {
+        match message {
+            Message::Init(_) => Some(Self::Init),
+            Message::AddRegion { index, .. } => Some(Self::Region(*index)),
+            Message::AddRing(AddRing { s2m: true, index, .. }) => Some(Self::RingS2m(*index)),
+            Message::AddRing(AddRing { s2m: false, index, .. }) => Some(Self::RingM2s(*index)),
+            Message::Connect { .. } => Some(Self::Connect),
+            Message::Ack | Message::Hello(_) | Message::Connected { .. } | Message::Disconnect { .. } => None,
+        }
+    }
+}
+
+impl fmt::Display for Sent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Nothing => f.write_str("before INIT"),
+            Self::Init => f.write_str("after INIT"),
+            Self::Region(index) => write!(f, "after ADD_REGION {index}"),
+            Self::RingS2m(index) => write!(f, "after ADD_RING S2M {index}"),
+            Self::RingM2s(index) => write!(f, "after ADD_RING M2S {index}"),
+            Self::Connect => f.write_str("after CONNECT"),
+        }
+    }
+}
+
 /// Why a handshake ended without an interface. The connection is closed.
 #[derive(Debug)]
 pub enum HandshakeError {
@@ -291,9 +350,15 @@ pub enum HandshakeError {
         source: io::Error,
     },
     /// The peer closed the connection without a word.
-    Closed,
+    Closed {
+        /// The client's last message.
+        after: Sent,
+    },
     /// The peer sent DISCONNECT.
     Disconnected {
+        /// The client's last message: most likely what the peer did not like. DPDK and libmemif servers announce room for 255 rings
+        /// and then refuse the first one beyond the queues that they were configured with.
+        after: Sent,
         /// Its code (message offset 2).
         code: u32,
         /// Its text, printable characters only.
@@ -311,14 +376,24 @@ impl HandshakeError {
     pub(crate) fn io(doing: &'static str) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::Io { doing, source }
     }
+
+    /// The peer's end of the handshake, with what the client had said before.
+    pub(crate) fn after(mut self, sent: Sent) -> Self {
+        if let Self::Closed { after } | Self::Disconnected { after, .. } = &mut self {
+            *after = sent;
+        }
+        self
+    }
 }
 
 impl fmt::Display for HandshakeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Io { doing, source } => write!(f, "cannot {doing}: {source}"),
-            Self::Closed => f.write_str("peer closed the connection during the handshake"),
-            Self::Disconnected { code, text } => write!(f, "peer disconnected: {text:?} (code {code})"),
+            Self::Closed { after } => write!(f, "peer closed the connection {after}"),
+            Self::Disconnected { after, code, text } => {
+                write!(f, "peer disconnected: {text:?} (code {code}) {after}")
+            }
             Self::Rejected(why) => write!(f, "peer refused: {why}"),
             Self::Config(why) => why.fmt(f),
             Self::Finished => f.write_str("handshake has already ended"),
@@ -332,7 +407,7 @@ impl std::error::Error for HandshakeError {
             Self::Io { source, .. } => Some(source),
             Self::Rejected(why) => Some(why),
             Self::Config(why) => Some(why),
-            Self::Closed | Self::Disconnected { .. } | Self::Finished => None,
+            Self::Closed { .. } | Self::Disconnected { .. } | Self::Finished => None,
         }
     }
 }

@@ -81,7 +81,10 @@
 //!   fault waits for the client. Use no swap, or mlockall(2).
 //!   SIGBUS can also still come from broken memory (ECC), and before Linux 5.14 from a page that could not be allocated.
 //! - [`ServerConfig::allow_unsealed`] gives all that up, for peers that cannot be sealed (old programs, VPP with huge pages); use it
-//!   only for peers that are trusted like this process, or handle SIGBUS.
+//!   only for peers that are trusted like this process. With [`guard_memory`], which handles SIGBUS, such a peer that takes its
+//!   memory away loses its own connection ([`Violation::MemoryLost`]) instead of ending the process; without it the process dies.
+//!   Holes, and so page faults in our threads, remain possible. The guard is for this alone: it does not help against broken memory.
+//! - A client that keeps its file locked while it is to be sealed costs the server's event loop 1 ms, and is refused after 200 ms.
 //! - The eventfds that a peer shares with us are written and read in ways that never wait for it (writing: where `io_setup` is to
 //!   be had, see [`warm_up`]). But waking is not free of the peer's influence: the kernel walks everything that waits for the
 //!   eventfd (epoll sets, sleeping threads), and a peer can register a great many, so that one wake-up costs more. Whoever runs a
@@ -96,9 +99,10 @@
 //!
 //! # Code map
 //!
-//! `addr`, `message`, `channel` → `listener`, `server` with `offer` and `seal`, `client` with `memory` → `interface` with `rx`,
-//! `tx` → `cursor`, `ring`, `region` → `sys`. Code with `unsafe` is in `ring` (header words and descriptors), `region` (copies),
-//! `sys` (system calls) and `doorbell` (those for waking), and nowhere else. No public function is unsafe.
+//! `addr`, `message`, `channel` → `listener`, `server` with `offer` and `seal`, `connector`, `client` with `memory` → `interface`
+//! with `rx`, `tx` → `cursor`, `ring`, `region` with `guard` → `sys`. Code with `unsafe` is in `ring` (header words and descriptors),
+//! `region` (copies), `sys` (system calls), `doorbell` (those for waking) and `guard` (the signal handler), and nowhere else. No
+//! public function is unsafe.
 #![cfg_attr(
     not(test),
     deny(
@@ -116,6 +120,8 @@ mod addr;
 mod channel;
 /// The client's handshake.
 mod client;
+/// A client that connects again.
+mod connector;
 /// The ring's index protocol, without memory.
 #[cfg(not(loom))]
 mod cursor;
@@ -126,6 +132,8 @@ pub mod cursor;
 mod doorbell;
 /// Everything that can go wrong.
 mod error;
+/// Surviving memory that is taken away.
+mod guard;
 /// An established connection.
 mod interface;
 /// The server's socket.
@@ -155,8 +163,12 @@ mod tx;
 
 pub use addr::{ADDRESS_BYTES_MAX, AddrError, SocketAddr};
 pub use client::{Client, ClientConfig};
+pub use connector::{Attempt, Backoff, Connector};
 pub use doorbell::warm_up;
-pub use error::{BadDescriptor, ConfigError, DisconnectReason, HandshakeError, PushError, Reject, Violation};
+pub use error::{
+    BadDescriptor, ConfigError, DisconnectReason, HandshakeError, PushError, Reject, Sent, Violation,
+};
+pub use guard::guard_memory;
 pub use interface::{ControlSocket, Interface};
 pub use listener::{Limits, Listener, ListenerConfig};
 pub use message::Secret;

@@ -6,13 +6,14 @@
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::error::Reject;
 use crate::message::{AddRing, LOG2_MAX};
 use crate::region::{Mapping, Regions};
 use crate::ring::{RingMemory, RingPlace, Role};
 use crate::rx::RxRing;
-use crate::seal;
+use crate::seal::Sealing;
 use crate::server::ServerConfig;
 use crate::sys;
 use crate::tx::TxRing;
@@ -93,27 +94,54 @@ impl Offer {
         Ok(())
     }
 
-    /// CONNECT: maps all regions and makes the server's halves of all rings.
+    /// CONNECT, first part: maps all regions and has them sealed.
     ///
     /// The order matters. All files are mapped first, because the seal forbids new writable mappings (and one file may be several
     /// regions); then sealed, because until then the client can punch a page out again; then every page is made present.
-    pub fn connect(self, config: &ServerConfig) -> Result<(Vec<RxRing>, Vec<TxRing>), Reject> {
+    pub fn map(self, config: &ServerConfig) -> Result<Mapped, Reject> {
         if self.s2m.is_empty() || self.m2s.is_empty() {
             return Err(Reject::NoRings);
         }
-        let map = |(file, bytes): &(File, u64)| {
+        let map = |(file, bytes): &(File, u64)| -> Result<Mapping, Reject> {
             let bytes = usize::try_from(*bytes).map_err(|_| Reject::RegionMap)?;
-            Mapping::new(file, bytes, false).map_err(|_| Reject::RegionMap)
+            let mut mapping = Mapping::new(file, bytes, false).map_err(|_| Reject::RegionMap)?;
+            if config.allow_unsealed {
+                mapping.guard()?;
+            }
+            Ok(mapping)
         };
         let mappings: Vec<Mapping> = self.regions.iter().map(map).collect::<Result<_, _>>()?;
         // A trusted client's memory is left as it is: it may want to map it again, or connect elsewhere with it.
-        if !config.allow_unsealed {
-            seal::seal(&config.name, self.regions.into_iter().map(|(file, _)| file).collect())?;
-        }
-        for mapping in &mappings {
+        let sealing = if config.allow_unsealed {
+            None
+        } else {
+            Some(Sealing::start(&config.name, self.regions.into_iter().map(|(file, _)| file).collect())?)
+        };
+        Ok(Mapped { mappings, sealing, s2m: self.s2m, m2s: self.m2s })
+    }
+}
+
+/// An offer whose regions are mapped, and may yet have to be sealed.
+#[derive(Debug)]
+pub(crate) struct Mapped {
+    mappings: Vec<Mapping>,
+    sealing: Option<Sealing>,
+    s2m: Vec<(RingPlace, OwnedFd)>,
+    m2s: Vec<(RingPlace, OwnedFd)>,
+}
+
+impl Mapped {
+    /// Whether [`finish`](Self::finish) can be called; waits for that `patience` at most.
+    pub fn is_sealed(&mut self, patience: Duration) -> Result<bool, Reject> {
+        self.sealing.as_mut().map_or(Ok(true), |sealing| sealing.is_done(patience))
+    }
+
+    /// CONNECT, last part: makes every page present and the server's halves of all rings.
+    pub fn finish(self, config: &ServerConfig) -> Result<(Vec<RxRing>, Vec<TxRing>), Reject> {
+        for mapping in &self.mappings {
             mapping.populate().map_err(|_| Reject::RegionPopulate)?;
         }
-        let regions = Arc::new(Regions::new(mappings));
+        let regions = Arc::new(Regions::new(self.mappings));
         let ring = |place| RingMemory::new(Arc::clone(&regions), place, Role::Server);
         let rx = self
             .s2m

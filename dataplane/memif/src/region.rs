@@ -10,13 +10,17 @@ use std::io;
 use std::marker::PhantomData;
 use std::ptr::{self, NonNull};
 
-use crate::error::BadDescriptor;
+use crate::error::{BadDescriptor, Reject};
+use crate::guard::Guard;
 use crate::sys;
 
 /// One file mapped MAP_SHARED, unmapped on drop.
+#[derive(Debug)]
 pub(crate) struct Mapping {
     base: NonNull<u8>,
     bytes: usize,
+    /// Of memory that the peer could take away.
+    guard: Option<Guard>,
 }
 
 // SAFETY: a mapping is a range of addresses valid in every thread. All access goes through `Span` and the ring's volatile and
@@ -28,7 +32,13 @@ unsafe impl Sync for Mapping {}
 impl Mapping {
     /// Maps the first `bytes` of `file`. The caller has checked that the file is that long and cannot shrink.
     pub fn new(file: &File, bytes: usize, populate: bool) -> io::Result<Self> {
-        sys::map(file, bytes, populate).map(|base| Self { base, bytes })
+        sys::map(file, bytes, populate).map(|base| Self { base, bytes, guard: None })
+    }
+
+    /// Guards it against being taken away, if the program has asked for that.
+    pub fn guard(&mut self) -> Result<(), Reject> {
+        self.guard = Guard::new(self.base.addr().get(), self.bytes)?;
+        Ok(())
     }
 
     /// Makes every page present, or says that one cannot be. Pages stay so only if nobody can take them out of the file.
@@ -39,6 +49,8 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
+        // Before somebody else can be given these addresses.
+        self.guard = None;
         // SAFETY: from `sys::map` with the same length. Every user of the memory holds an `Arc<Regions>` that owns this mapping,
         // so none is left.
         unsafe { sys::unmap(self.base, self.bytes) };
@@ -51,6 +63,17 @@ pub(crate) struct Regions(Box<[Mapping]>);
 impl Regions {
     pub fn new(mappings: Vec<Mapping>) -> Self {
         Self(mappings.into_boxed_slice())
+    }
+
+    /// Whether a peer could take any of it away, and we would survive that.
+    pub fn is_guarded(&self) -> bool {
+        self.0.iter().any(|mapping| mapping.guard.is_some())
+    }
+
+    /// Whether any of it was taken away, and zeros stand in its place.
+    #[cold]
+    pub fn is_lost(&self) -> bool {
+        self.0.iter().filter_map(|mapping| mapping.guard.as_ref()).any(Guard::is_lost)
     }
 
     /// The bytes `offset .. offset + length` of a region, if they are all inside it.

@@ -100,6 +100,8 @@ pub(crate) struct RingMemory {
     own: NonNull<u8>,
     peer: NonNull<u8>,
     slot_mask: u16,
+    /// Whether `regions` are guarded against being taken away: unsealed ones only.
+    is_guarded: bool,
     regions: Arc<Regions>,
 }
 
@@ -159,7 +161,8 @@ impl RingMemory {
             Role::Server => (tail, head),
             Role::Client => (head, tail),
         };
-        let ring = Self { base, own, peer, slot_mask: (1 << place.log2) - 1, regions };
+        let is_guarded = regions.is_guarded();
+        let ring = Self { base, own, peer, slot_mask: (1 << place.log2) - 1, is_guarded, regions };
         match role {
             Role::Server if ring.cookie().load(Ordering::Relaxed) != COOKIE => {
                 return Err(Reject::RingCookie);
@@ -250,6 +253,11 @@ impl Indices for RingMemory {
     #[inline(always)]
     fn store_own(&self, value: u16) {
         self.word(self.own).store(value, Ordering::Release);
+    }
+
+    #[inline(always)]
+    fn is_lost(&self) -> bool {
+        self.is_guarded && self.regions.is_lost()
     }
 
     #[inline(always)]

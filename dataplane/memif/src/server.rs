@@ -8,19 +8,26 @@
 //!   ADD_RING S2M i, M2S i + eventfd ─▶  ACK
 //!   CONNECT ─────────────────────────▶  CONNECTED    memory is mapped and sealed, rings are checked here
 //! ```
+//! Sealing may have to wait for the client, so CONNECT may take several steps; whatever the client says meanwhile is wrong.
 //! Whatever is wrong: DISCONNECT with the reason, and the socket is closed.
 
+use std::mem;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::channel::{Channel, Incoming};
-use crate::error::{HandshakeError, Reject};
+use crate::error::{HandshakeError, Reject, Sent};
 use crate::interface::{ControlSocket, Interface};
 use crate::listener::Limits;
 use crate::message::{Hello, Init, LOG2_MAX, MODE_ETHERNET, Message, Secret, VERSION};
-use crate::offer::Offer;
+use crate::offer::{Mapped, Offer};
 use crate::ring::Role;
 use crate::sys::{self, Credentials};
+
+/// Longest wait for a client's memory to be sealed. Seals take microseconds, unless the client holds the file's lock.
+const SEAL_PATIENCE: Duration = Duration::from_millis(1);
+/// After that, how often it is looked at.
+const SEAL_LOOK_EVERY: Duration = Duration::from_millis(3);
 
 /// What a client asks for, to be looked up.
 #[derive(Debug)]
@@ -74,9 +81,10 @@ pub struct ServerConfig {
     /// any region. Also needed on kernels before Linux 5.1, which have no seal against holes. Pages are made present all the
     /// same.
     ///
-    /// **Danger**: such a client can make its memory vanish under us, and the next access is SIGBUS: the whole process dies. Or
-    /// it punches holes into it again and again, and the thread that touches them sleeps meanwhile. Only for a peer that is
-    /// trusted as much as this process itself.
+    /// **Danger**: such a client can make its memory vanish under us, and the next access is SIGBUS: the whole process dies, unless
+    /// the program has called [`guard_memory`](crate::guard_memory) before; then only this connection ends. Or it punches holes into
+    /// it again and again, and the thread that touches them sleeps meanwhile, guard or not. Only for a peer that is trusted as much
+    /// as this process itself.
     ///
     /// Without this, a region gets the seal F_SEAL_FUTURE_WRITE at CONNECT. The client must have mapped it before (all known ones
     /// have), cannot use write(2) on it any more, and needs new memory for its next connection.
@@ -100,7 +108,7 @@ impl Default for ServerConfig {
 /// Where a handshake is after a step.
 #[derive(Debug)]
 pub enum Progress {
-    /// Waiting for the peer: step again when the socket is readable.
+    /// Waiting for the peer: step again when the socket is readable, or at the handshake's deadline.
     Pending,
     /// Done. The socket has moved into [`Interface::control`], with the same file descriptor number.
     Connected(Box<Interface>),
@@ -112,15 +120,26 @@ enum State {
     Hello,
     Init,
     Offers(Box<Accepted>),
+    Sealing(Box<Sealed>),
 }
 
 /// A client that was let in and is describing its memory.
 #[derive(Debug)]
 struct Accepted {
-    id: u32,
     peer_name: String,
     config: ServerConfig,
     offer: Offer,
+}
+
+/// A client that has said CONNECT, and whose memory is mapped and being sealed.
+#[derive(Debug)]
+struct Sealed {
+    peer_name: String,
+    peer_if_name: String,
+    config: ServerConfig,
+    mapped: Mapped,
+    /// When to look whether it is sealed.
+    look_at: Instant,
 }
 
 /// A client between accept and CONNECTED. Drop it to refuse silently.
@@ -133,6 +152,10 @@ pub struct Handshake {
     limits: Limits,
     deadline: Instant,
     credentials: Option<Credentials>,
+    /// The interface that the client was let in to.
+    id: Option<u32>,
+    /// The client's last message.
+    sent: Sent,
 }
 
 impl Handshake {
@@ -147,6 +170,8 @@ impl Handshake {
             limits,
             deadline,
             credentials,
+            id: None,
+            sent: Sent::Nothing,
         };
         if handshake.send(&handshake.hello()).is_ok() {
             handshake.state = State::Init;
@@ -154,9 +179,13 @@ impl Handshake {
         handshake
     }
 
-    /// When the handshake must be over: call [`step`](Self::step) then, and it ends.
+    /// When to call [`step`](Self::step) at the latest, even if the socket is not readable: when the handshake must be over, and
+    /// while the client's memory cannot be sealed yet, every few milliseconds. Ask again after each step.
     pub fn deadline(&self) -> Instant {
-        self.deadline
+        match &self.state {
+            State::Sealing(sealed) => sealed.look_at.min(self.deadline),
+            State::Hello | State::Init | State::Offers(_) => self.deadline,
+        }
     }
 
     /// The process that connected; `None` if the kernel would not tell.
@@ -166,17 +195,15 @@ impl Handshake {
 
     /// The interface id, once the client has named it and was let in.
     pub fn id(&self) -> Option<u32> {
-        match &self.state {
-            State::Offers(accepted) => Some(accepted.id),
-            State::Hello | State::Init => None,
-        }
+        self.id
     }
 
     /// Handles everything that has arrived. Never waits for more. The step that finds CONNECT makes all the client's memory
-    /// present (up to [`memory_bytes_max`](ServerConfig::memory_bytes_max)) and waits up to 200 ms if the client has locked its
-    /// file (one thread then stays behind until it lets go, and the interface's name is refused until then): not for a thread
-    /// that moves packets. `lookup` is called once, at INIT; two handshakes for one id can both get past it, so check again when
-    /// one connects.
+    /// present (up to [`memory_bytes_max`](ServerConfig::memory_bytes_max)): not for a thread that moves packets. If the client
+    /// holds a lock on its file then, so that it cannot be sealed, that step waits for 1 ms; later ones only look (when:
+    /// [`deadline`](Self::deadline)), and after 200 ms the client is refused. One thread then stays behind until it lets go, and
+    /// until then the interface's name is refused. `lookup` is called once, at INIT; two handshakes for one id can both get past
+    /// it, so check again when one connects.
     ///
     /// # Errors
     /// [`HandshakeError`]; the client has been told and the socket is closed. Drop the handshake.
@@ -191,6 +218,10 @@ impl Handshake {
         {
             channel.send_disconnect(&why.to_string());
         }
+        if result.is_err() {
+            // With all that the client has given us.
+            self.state = State::Hello;
+        }
         result
     }
 
@@ -201,14 +232,17 @@ impl Handshake {
         loop {
             let channel = self.channel.as_ref().ok_or(HandshakeError::Finished)?;
             if matches!(self.state, State::Hello) {
-                return Err(HandshakeError::Closed);
+                return Err(HandshakeError::Closed { after: self.sent });
             }
             if Instant::now() >= self.deadline {
                 return Err(Reject::TimedOut.into());
             }
             let (message, fd) = match channel.receive()? {
+                Incoming::Empty if matches!(self.state, State::Sealing(_)) => {
+                    return self.seal(Duration::ZERO);
+                }
                 Incoming::Empty => return Ok(Progress::Pending),
-                Incoming::Closed => return Err(HandshakeError::Closed),
+                Incoming::Closed => return Err(HandshakeError::Closed { after: self.sent }),
                 Incoming::Message(message, fd) => (message, fd),
             };
             if let Some(if_name) = self.handle(message, fd, lookup)? {
@@ -228,12 +262,15 @@ impl Handshake {
         if fd.is_some() && !matches!(message, Message::AddRegion { .. } | Message::AddRing(_)) {
             return Err(Reject::UnexpectedFd.into());
         }
+        self.sent = Sent::of(&message).unwrap_or(self.sent);
         match (&mut self.state, message) {
             (_, Message::Disconnect { code, text }) => {
-                return Err(HandshakeError::Disconnected { code, text });
+                return Err(HandshakeError::Disconnected { after: self.sent, code, text });
             }
             (State::Init, Message::Init(init)) => {
-                self.state = State::Offers(Box::new(self.let_in(init, lookup)?))
+                let id = init.id;
+                self.state = State::Offers(Box::new(self.let_in(init, lookup)?));
+                self.id = Some(id);
             }
             (State::Offers(accepted), Message::AddRegion { index, size }) => {
                 accepted.offer.add_region(index, size, fd, &accepted.config)?;
@@ -263,18 +300,40 @@ impl Handshake {
             return Err(if init.secret.is_empty() { Reject::SecretRequired } else { Reject::SecretWrong });
         }
         let offer = Offer::new(self.limits.regions_max, self.limits.rings_max.min(config.rings_max));
-        Ok(Accepted { id: init.id, peer_name: init.name, config, offer })
+        Ok(Accepted { peer_name: init.name, config, offer })
     }
 
-    /// The client is done: map, check, answer CONNECTED.
+    /// CONNECT: maps the client's memory and begins to seal it.
     fn connect(&mut self, peer_if_name: String) -> Result<Progress, HandshakeError> {
-        let State::Offers(accepted) = std::mem::replace(&mut self.state, State::Hello) else {
+        let State::Offers(accepted) = mem::replace(&mut self.state, State::Hello) else {
             return Err(HandshakeError::Finished);
         };
-        let Accepted { id, peer_name, config, offer } = *accepted;
-        let (rx, tx) = offer.connect(&config)?;
+        let Accepted { peer_name, config, offer } = *accepted;
+        let mapped = offer.map(&config)?;
+        let look_at = Instant::now();
+        self.state = State::Sealing(Box::new(Sealed { peer_name, peer_if_name, config, mapped, look_at }));
+        self.seal(SEAL_PATIENCE)
+    }
+
+    /// Goes on once the memory is sealed, for which it waits `patience` at most.
+    fn seal(&mut self, patience: Duration) -> Result<Progress, HandshakeError> {
+        let State::Sealing(sealed) = &mut self.state else { return Err(HandshakeError::Finished) };
+        if !sealed.mapped.is_sealed(patience)? {
+            sealed.look_at = Instant::now() + SEAL_LOOK_EVERY;
+            return Ok(Progress::Pending);
+        }
+        match mem::replace(&mut self.state, State::Hello) {
+            State::Sealing(sealed) => self.finish(*sealed),
+            State::Hello | State::Init | State::Offers(_) => Err(HandshakeError::Finished),
+        }
+    }
+
+    /// All is sealed: checks the rings and answers CONNECTED.
+    fn finish(&mut self, sealed: Sealed) -> Result<Progress, HandshakeError> {
+        let Sealed { peer_name, peer_if_name, config, mapped, .. } = sealed;
+        let (rx, tx) = mapped.finish(&config)?;
         self.send(&Message::Connected { name: config.name.clone() })?;
-        let channel = self.channel.take().ok_or(HandshakeError::Finished)?;
+        let (channel, id) = self.channel.take().zip(self.id).ok_or(HandshakeError::Finished)?;
         Ok(Progress::Connected(Box::new(Interface {
             id,
             role: Role::Server,
@@ -289,7 +348,8 @@ impl Handshake {
     }
 
     fn send(&self, message: &Message) -> Result<(), HandshakeError> {
-        self.channel.as_ref().ok_or(HandshakeError::Finished)?.send(message, None)
+        let channel = self.channel.as_ref().ok_or(HandshakeError::Finished)?;
+        channel.send(message, None).map_err(|why| why.after(self.sent))
     }
 
     /// Always log2 14: VPP as a client announces its configured size even when it was told a smaller one.

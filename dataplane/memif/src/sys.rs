@@ -1,5 +1,5 @@
 //! Every system call that the standard library does not wrap, each as a thin safe function. Nothing else in the crate calls libc, except
-//! `doorbell` for its own few.
+//! `doorbell` and `guard` for their own few.
 //!
 //! All descriptors made or received here are close-on-exec, and all sockets are non-blocking.
 

@@ -85,6 +85,10 @@ fn a_thousand_connections_leave_nothing(addr: &SocketAddr) {
             client.step().unwrap();
             server.step(&mut |_| Ok(ServerConfig::default())).unwrap();
         }
+        // Memory that is being sealed is given back when that is done.
+        while steps == 5 && server.socket().is_some() {
+            server.step(&mut |_| Ok(ServerConfig::default())).unwrap();
+        }
     }
     assert_eq!(open_things(), before);
 }
@@ -157,7 +161,7 @@ fn a_client_waits_for_its_server(folder: &std::path::Path) {
     crossing(&mut client, &mut server);
     // Nobody answers: the listener never accepts.
     let silent = Client::connect_blocking(&addr, config(), Duration::from_millis(50));
-    assert!(matches!(silent, Err(HandshakeError::Closed | HandshakeError::Rejected(_))), "{silent:?}");
+    assert!(matches!(silent, Err(HandshakeError::Closed { .. } | HandshakeError::Rejected(_))), "{silent:?}");
 }
 
 #[test]

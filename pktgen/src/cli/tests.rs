@@ -66,6 +66,9 @@ fn sink_and_echo_take_memif_or_a_socket() {
     assert_eq!((config.id, config.ring_log2, config.buffer_bytes), (3, 12, 2048));
     assert_eq!((settings.wait, settings.flows), (Wait::Pause(Duration::from_micros(300)), 1024));
 
+    let Command::Sink(args) = parse("sink --memif /run/m --reconnect").unwrap() else { panic!() };
+    assert!(matches!(args.settings().unwrap().0, PortSettings::Reconnecting(..)));
+
     let Command::Echo(args) = parse("echo --udp 10.0.0.2:9000 --idle-ms 20 --seconds 0.5").unwrap() else {
         panic!()
     };
@@ -101,6 +104,8 @@ fn bad_arguments_are_refused_with_what_would_be_right() {
         ("sink --memif a --flows 65537".into(), "--flows"),
         ("echo --memif a --mac 02:00:00:00:00:01".into(), "--ip"),
         ("echo --udp 1.2.3.4:5 --mac 02:00:00:00:00:01".into(), "--udp"),
+        ("echo --memif a --reconnect".into(), "--mac"),
+        ("sink --udp 1.2.3.4:5 --reconnect".into(), "--reconnect"),
         ("dance".into(), "dance"),
     ] {
         let text = refused(&line);

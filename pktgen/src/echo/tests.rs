@@ -18,7 +18,7 @@ fn settings(wait: Wait, count: u64) -> EchoSettings {
     }
 }
 
-fn memif() -> (MemifResponder, Interface) {
+fn memif() -> (MemifResponder<MemifPort>, Interface) {
     let (client, server) = peregrine_memif::pair(ClientConfig::default(), ServerConfig::default()).unwrap();
     (MemifResponder { port: MemifPort::new(client, 2048).unwrap(), identity: WE }, server)
 }

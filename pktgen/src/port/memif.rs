@@ -65,7 +65,7 @@ impl MemifPort {
         let (Some(rx), Some(tx)) = (interface.rx.pop(), interface.tx.pop()) else {
             return Err(Error::PeerGone { what: format!("{peer} gave no queue pair") });
         };
-        let statistics = RingStatistics { size: rx.size(), ..RingStatistics::default() };
+        let statistics = RingStatistics { size: rx.size(), connections: 1, ..RingStatistics::default() };
         Ok(MemifPort {
             tx: MemifTx { ring: tx, peer: peer.clone() },
             rx: MemifRx {
@@ -104,6 +104,11 @@ impl MemifRx {
         }
         self.ring.release();
         Ok(count)
+    }
+
+    /// What has been counted.
+    pub fn ring_statistics(&self) -> RingStatistics {
+        self.statistics
     }
 }
 

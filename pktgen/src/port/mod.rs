@@ -1,8 +1,10 @@
-//! Where packets come from and where answers go: a memif ring ([`memif`]) or a UDP socket of the kernel ([`udp`]).
+//! Where packets come from and where answers go: a memif ring ([`memif`], or [`reconnect`] if its
+//! server may go away) or a UDP socket of the kernel ([`udp`]).
 //!
 //! The loops of [`sink`](crate::sink) and [`echo`](crate::echo) are written once, over these traits.
 
 pub mod memif;
+pub mod reconnect;
 pub mod udp;
 
 use serde::Serialize;
@@ -64,6 +66,8 @@ pub struct RingStatistics {
     pub pending_max: u16,
     /// Descriptors that no packet could be read from.
     pub bad_descriptors: u64,
+    /// Connections that there were.
+    pub connections: u64,
 }
 
 /// What a UDP socket saw.

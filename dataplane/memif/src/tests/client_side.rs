@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::client::{Client, ClientConfig};
-use crate::error::{BadDescriptor, DisconnectReason, PushError, Reject, Violation};
+use crate::error::{BadDescriptor, DisconnectReason, PushError, Reject, Sent, Violation};
 use crate::message::Hello;
 
 /// Two rings of 32 slots, then the buffers on the next page.
@@ -203,7 +203,8 @@ fn a_server_that_cannot_be_used_is_told_why() {
 
 #[test]
 fn the_end_of_file_at_every_step_ends_the_handshake() {
-    for acks in 0..5 {
+    let sent = [Sent::Init, Sent::Region(0), Sent::RingS2m(0), Sent::RingM2s(0), Sent::Connect];
+    for (acks, sent) in sent.into_iter().enumerate() {
         let mut peer = Peer::new(config());
         peer.say(&Message::Hello(hello())).unwrap();
         for _ in 0..acks {
@@ -211,7 +212,10 @@ fn the_end_of_file_at_every_step_ends_the_handshake() {
         }
         let Peer { channel, mut client } = peer;
         drop(channel);
-        assert!(matches!(client.step(), Err(HandshakeError::Closed)), "after {acks} ACKs");
+        match client.step() {
+            Err(HandshakeError::Closed { after }) => assert_eq!(after, sent),
+            other => panic!("after {acks} ACKs: {other:?}"),
+        }
         assert!(client.socket().is_none());
         assert!(matches!(client.step(), Err(HandshakeError::Finished)));
     }
@@ -235,6 +239,20 @@ fn a_reason_sent_just_before_closing_is_read() {
     channel.send_disconnect("no room");
     drop(channel);
     assert!(matches!(client.step(), Err(HandshakeError::Disconnected { .. })));
+}
+
+/// DPDK and libmemif servers announce 255 rings in HELLO, and refuse the first one beyond the queues they were configured with.
+#[test]
+fn a_server_that_refuses_a_ring_shows_which() {
+    let mut peer = Peer::new(ClientConfig { queue_pairs: 2, ..config() });
+    peer.say(&Message::Hello(hello())).unwrap();
+    // INIT, region 0 and S2M ring 0 are well received.
+    for _ in 0..3 {
+        peer.say(&Message::Ack).unwrap();
+    }
+    let refused = Message::Disconnect { code: 0, text: "Invalid ring index".into() };
+    let error = peer.say(&refused).unwrap_err().to_string();
+    assert_eq!(error, "peer disconnected: \"Invalid ring index\" (code 0) after ADD_RING S2M 1");
 }
 
 #[test]

@@ -1,15 +1,17 @@
 //! The server's handshake: what is refused, with which words, and that nothing stays open.
 
-use std::time::Instant;
-
 use super::*;
-use crate::error::Reject;
+use crate::error::{Reject, Sent};
 use crate::server::Refusal;
 
 /// The server refuses this message with this reason, and says so.
 #[track_caller]
 fn refuses(bench: &mut Bench, message: &Message, fd: Option<BorrowedFd<'_>>, why: Reject) {
-    match bench.say(message, fd) {
+    let mut result = bench.say(message, fd);
+    while let Ok(Progress::Pending) = result {
+        result = bench.next_step();
+    }
+    match result {
         Err(HandshakeError::Rejected(given)) => assert_eq!(given, why),
         other => panic!("expected {why:?}, got {other:?}"),
     }
@@ -101,7 +103,7 @@ fn malformed_packets_are_refused() {
     // A packet of no bytes looks like the end of file.
     let mut bench = Bench::new(ServerConfig::default());
     sys::send(bench.channel.as_fd(), &[], None).unwrap();
-    assert!(matches!(bench.step(), Err(HandshakeError::Closed)));
+    assert!(matches!(bench.step(), Err(HandshakeError::Closed { after: Sent::Nothing })));
 }
 
 #[test]
@@ -298,19 +300,27 @@ fn up_to(count: usize) -> Bench {
     bench
 }
 
+/// What the client has said last by then.
+const SENT: [Sent; 5] = [Sent::Nothing, Sent::Init, Sent::Region(0), Sent::RingS2m(0), Sent::RingM2s(0)];
+
 #[test]
 fn the_end_of_file_at_every_step_ends_the_handshake() {
-    for count in 0..5 {
+    for (count, sent) in SENT.into_iter().enumerate() {
         let Bench { channel, mut server, memory, .. } = up_to(count);
         drop((channel, memory));
         let result = server.step(&mut |_| panic!("lookup after the end"));
-        assert!(matches!(result, Err(HandshakeError::Closed)), "step {count}");
+        match result {
+            Err(HandshakeError::Closed { after }) => assert_eq!(after, sent),
+            other => panic!("step {count}: {other:?}"),
+        }
     }
-    for count in 0..5 {
+    for (count, sent) in SENT.into_iter().enumerate() {
         let mut bench = up_to(count);
         let message = Message::Disconnect { code: 7, text: "changed\nmy mind".into() };
         match bench.say(&message, None) {
-            Err(HandshakeError::Disconnected { code: 7, text }) => assert_eq!(text, "changed?my mind"),
+            Err(HandshakeError::Disconnected { after, code: 7, text }) => {
+                assert_eq!((after, text.as_str()), (sent, "changed?my mind"));
+            }
             other => panic!("step {count}: {other:?}"),
         }
     }

@@ -279,19 +279,3 @@ fn a_client_that_punches_holes_is_stopped_by_the_seal() {
     use std::os::unix::fs::MetadataExt;
     assert_eq!(bench.memory.file.metadata().unwrap().blocks() * 512, REGION_BYTES);
 }
-
-#[test]
-fn a_client_that_locks_its_file_does_not_stop_us() {
-    // Stands for an owner who never lets go: the thread of this name is still busy.
-    let config = ServerConfig { name: "locked".into(), ..ServerConfig::default() };
-    let done = crate::seal::pretend_late(&config.name);
-    let mut bench = Bench::described(config.clone());
-    let refused = bench.say(&Message::Connect { name: "if0".into() }, None);
-    assert!(
-        matches!(refused, Err(HandshakeError::Rejected(crate::error::Reject::RegionBusy))),
-        "{refused:?}"
-    );
-    Bench::described(ServerConfig::default()).connect().expect("another interface is not concerned");
-    drop(done);
-    Bench::described(config).connect().expect("the lock is free again");
-}

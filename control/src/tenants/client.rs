@@ -1,0 +1,93 @@
+//! Endpoints where we are the client: the tenant listens, we connect, and again whenever the connection has ended.
+//! So neither side has to know when the other one restarts.
+//!
+//! What must hold: a tenant that is away, refuses, hangs, or breaks the protocol right after each handshake costs an
+//! attempt a second and no more; the [`Connector`] sees to that.
+
+use std::time::Instant;
+
+use peregrine_dataplane::plan::EndpointPlan;
+use peregrine_dataplane::types::EndpointId;
+use peregrine_memif::{Attempt, Backoff, ClientConfig, Connector, Secret};
+
+use super::{Endpoint, Rings, Role, Watch, memif_error};
+use crate::error::Error;
+
+/// Tries to connect until it is connected.
+#[derive(Debug)]
+pub struct Dialler {
+    connector: Connector,
+    /// The attempt whose socket is in the poll set.
+    watched: u64,
+}
+
+impl Dialler {
+    pub fn new(
+        plan: &EndpointPlan,
+        secret: Option<Secret>,
+        ring_log2: u8,
+        buffer_bytes: u32,
+    ) -> Result<Dialler, Error> {
+        let memif = &plan.memif;
+        let config = ClientConfig {
+            id: memif.id,
+            name: plan.name.clone(),
+            secret: secret.unwrap_or_default(),
+            ring_log2,
+            buffer_bytes,
+            queue_pairs: memif.queue_pairs,
+        };
+        let connector = Connector::new(memif.socket.clone(), config, Backoff::default());
+        Ok(Dialler { connector: connector.map_err(|e| memif_error(plan, &e))?, watched: 0 })
+    }
+
+    /// When the next step is due; `None` while connected.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.connector.deadline()
+    }
+
+    /// The connection has ended.
+    pub fn lost(&mut self, now: Instant) {
+        self.connector.lost(now);
+    }
+
+    /// Watches the socket of a new attempt; `false` if that failed and must be tried again.
+    fn watch(&mut self, watch: Watch<'_>) -> bool {
+        let attempt = self.connector.attempts();
+        if attempt != self.watched
+            && let Some(fd) = self.connector.raw_socket()
+        {
+            if watch.over(fd).is_err() {
+                return false;
+            }
+            self.watched = attempt;
+        }
+        true
+    }
+}
+
+impl Endpoint {
+    /// As client: the next step towards a connection, if it is time for one.
+    pub(super) fn dial(&mut self, id: EndpointId, watch: Watch<'_>, now: Instant, rings: &mut impl Rings) {
+        let Role::Client(dialler) = &mut self.role else { return };
+        let Some(deadline) = dialler.deadline() else { return };
+        if now < deadline && !self.readable {
+            return;
+        }
+        self.readable = false;
+        let attempt = dialler.connector.step(now);
+        self.record.attempts = dialler.connector.attempts();
+        match attempt {
+            Attempt::Waiting => self.readable = !dialler.watch(watch),
+            Attempt::Failed(why) => self.record.last_failure = Some(why.to_string()),
+            Attempt::Connected(interface) => {
+                if let Err(why) = self.connect(id, *interface, watch, now, rings) {
+                    self.record.last_failure = Some(why);
+                    if let Role::Client(dialler) = &mut self.role {
+                        dialler.lost(now);
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,590 @@
+//! The tenants' sockets against honest and hostile clients and servers, with rings that go nowhere. Where the time
+//! matters it is made up: `turn` takes it as it is given.
+
+use std::collections::HashMap;
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixStream as StreamSocket;
+use std::time::Duration;
+
+use mio::{Events, Poll};
+use peregrine_dataplane::plan::{MemifPlan, NetworkPlan, Queues, UplinkPlan, XdpMode};
+use peregrine_dataplane::types::{MacAddr, NetworkId, Vni};
+use peregrine_memif::{
+    Client, ClientConfig, Handshake, HandshakeError, Limits, Listener, ListenerConfig, Progress, Refusal,
+    SocketAddr,
+};
+
+use super::server::{EVICT_AFTER, HANDSHAKES_MAX};
+use super::*;
+
+#[derive(Default)]
+struct Shelf {
+    rings: HashMap<EndpointId, TenantRings>,
+    attached: usize,
+}
+
+impl Rings for Shelf {
+    fn attach(&mut self, endpoint: EndpointId, rings: TenantRings) -> Result<(), String> {
+        self.attached += 1;
+        assert!(self.rings.insert(endpoint, rings).is_none(), "attached twice");
+        Ok(())
+    }
+
+    fn detach(&mut self, endpoint: EndpointId) {
+        assert!(self.rings.remove(&endpoint).is_some(), "detached twice");
+    }
+}
+
+struct Bench {
+    poll: Poll,
+    tenants: Tenants,
+    shelf: Shelf,
+    path: SocketAddr,
+    dir: tempfile::TempDir,
+}
+
+fn endpoint(path: &SocketAddr, id: u32, secret: &[u8]) -> EndpointPlan {
+    let memif = MemifPlan { secret: secret.to_vec(), ..MemifPlan::server(path.clone(), id) };
+    EndpointPlan {
+        name: format!("e{id}"),
+        network: NetworkId(0),
+        mac: MacAddr([2, 0, 0, 0, 0, id as u8]),
+        addresses: Vec::new(),
+        anti_spoofing: true,
+        memif,
+    }
+}
+
+fn plan(endpoints: Vec<EndpointPlan>) -> Plan {
+    let network = NetworkPlan {
+        name: "n".into(),
+        vni: Vni::new(7).unwrap(),
+        mtu: 1450,
+        remotes: Vec::new(),
+        learning: true,
+        ageing: Duration::from_secs(300),
+        fdb_limit: 10,
+        static_macs: Vec::new(),
+    };
+    let uplink = UplinkPlan {
+        interface: "x".into(),
+        queues: Queues::All,
+        mode: XdpMode::Copy,
+        local: [10, 0, 0, 1].into(),
+        port: 4789,
+        source_ports: 49152..=65535,
+        ttl: 64,
+        chunk_size: 2048,
+        ring_size: 64,
+    };
+    Plan { workers: Vec::new(), uplink, networks: vec![network], endpoints, control_socket: "/x".into() }
+}
+
+/// Far more than a handshake takes on the busiest machine.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+impl Bench {
+    fn new() -> Bench {
+        Bench::with(|path| vec![endpoint(path, 0, b""), endpoint(path, 5, b"hush")])
+    }
+
+    fn with(endpoints: impl FnOnce(&SocketAddr) -> Vec<EndpointPlan>) -> Bench {
+        let dir = tempfile::tempdir().unwrap();
+        let path = SocketAddr::Path(dir.path().join("sockets").join("m.sock"));
+        let plan = plan(endpoints(&path));
+        let poll = Poll::new().unwrap();
+        let mut tenants = Tenants::bind(&plan, Token(100)).unwrap();
+        tenants.register(poll.registry()).unwrap();
+        Bench { poll, tenants, shelf: Shelf::default(), path, dir }
+    }
+
+    /// Turns until nothing is ready any more.
+    fn settle(&mut self) {
+        self.settle_at(Instant::now());
+    }
+
+    fn settle_at(&mut self, now: Instant) {
+        let mut events = Events::with_capacity(64);
+        loop {
+            self.poll.poll(&mut events, Some(Duration::ZERO)).unwrap();
+            events.iter().for_each(|event| self.tenants.ready(event.token(), now));
+            self.tenants.turn(self.poll.registry(), now, &mut self.shelf);
+            if events.is_empty() {
+                return;
+            }
+        }
+    }
+
+    /// A client that has done all its steps.
+    fn connect(&mut self, config: ClientConfig) -> Result<Interface, HandshakeError> {
+        let mut client = Client::connect(&self.path, config)?;
+        let end = Instant::now() + PATIENCE;
+        while Instant::now() < end {
+            self.settle();
+            if let Progress::Connected(interface) = client.step()? {
+                self.settle();
+                return Ok(*interface);
+            }
+        }
+        panic!("not connected in {PATIENCE:?}");
+    }
+
+    fn raw(&self) -> std::os::fd::OwnedFd {
+        use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, connect, socket};
+        let fd = socket(AddressFamily::UNIX, SocketType::SEQPACKET, None).unwrap();
+        connect(&fd, &SocketAddrUnix::new(self.path.path().unwrap()).unwrap()).unwrap();
+        fd
+    }
+
+    fn record(&self, index: usize) -> TenantRecord {
+        self.tenants.records().nth(index).unwrap().clone()
+    }
+}
+
+fn client(id: u32, secret: &[u8]) -> ClientConfig {
+    ClientConfig {
+        id,
+        name: "tester".into(),
+        secret: Secret::new(secret).unwrap(),
+        ..ClientConfig::default()
+    }
+}
+
+#[test]
+fn a_tenant_connects_leaves_and_comes_back_at_once() {
+    let mut bench = Bench::new();
+    for round in 1..=3 {
+        let interface = bench.connect(client(0, b"")).unwrap();
+        let record = bench.record(0);
+        let peer = record.peer.unwrap();
+        assert_eq!((peer.name.as_str(), record.attached), ("tester", round));
+        assert_eq!(peer.credentials.unwrap().pid, std::process::id() as i32);
+        assert!(bench.shelf.rings.contains_key(&EndpointId(0)));
+        drop(interface); // no turn in between: the next client arrives before this end is noticed
+    }
+    bench.settle();
+    assert!(bench.shelf.rings.is_empty());
+    assert!(bench.record(0).last_end.unwrap().contains("closed"));
+}
+
+#[test]
+fn an_id_in_use_is_refused_and_its_tenant_not_disturbed() {
+    let mut bench = Bench::new();
+    let _first = bench.connect(client(0, b"")).unwrap();
+    let error = bench.connect(client(0, b"")).unwrap_err().to_string();
+    assert!(error.contains("already connected"), "{error}");
+    assert_eq!((bench.shelf.rings.len(), bench.record(0).refused), (1, 1));
+    assert!(bench.record(0).peer.is_some());
+}
+
+#[test]
+fn of_two_that_shake_hands_for_one_id_one_wins() {
+    let mut bench = Bench::new();
+    let mut clients: Vec<Client> =
+        (0..2).map(|_| Client::connect(&bench.path, client(0, b"")).unwrap()).collect();
+    let mut results = [None, None];
+    let end = Instant::now() + PATIENCE;
+    while results.iter().any(Option::is_none) && Instant::now() < end {
+        bench.settle();
+        for (client, result) in clients.iter_mut().zip(&mut results) {
+            if result.is_none() {
+                *result = match client.step() {
+                    Ok(Progress::Pending) => None,
+                    Ok(Progress::Connected(interface)) => Some(Ok(interface)),
+                    Err(e) => Some(Err(e.to_string())),
+                };
+            }
+        }
+    }
+    bench.settle();
+    assert_eq!((bench.shelf.attached, bench.shelf.rings.len(), bench.record(0).refused), (1, 1, 1));
+    // The loser hears of it in its handshake, or right after CONNECTED.
+    assert!(results.iter().all(Option::is_some));
+}
+
+#[test]
+fn the_secret_and_the_id_must_be_right() {
+    let mut bench = Bench::new();
+    for (config, want) in [
+        (client(5, b""), "secret required"),
+        (client(5, b"wrong"), "incorrect secret"),
+        (client(9, b""), "unmatched interface id"),
+    ] {
+        let error = bench.connect(config).unwrap_err().to_string();
+        assert!(error.contains(want), "{error}");
+    }
+    assert!(bench.connect(client(5, b"hush")).is_ok());
+    assert_eq!(bench.record(1).refused, 2);
+}
+
+#[test]
+fn a_fault_puts_the_tenant_out_and_tells_it_why() {
+    let mut bench = Bench::new();
+    let first = bench.connect(client(0, b"")).unwrap();
+    bench.tenants.fault(EndpointId(0), "ring index jump", Instant::now(), &mut bench.shelf);
+    let told = first.control.poll_disconnect().unwrap().unwrap().to_string();
+    assert!(told.contains("ring index jump"), "{told}");
+    assert!(bench.shelf.rings.is_empty());
+    assert_eq!((bench.record(0).faults, bench.record(0).peer.is_some()), (1, false));
+    bench.tenants.fault(EndpointId(0), "late news of the same", Instant::now(), &mut bench.shelf);
+    bench.tenants.fault(EndpointId(77), "no such endpoint", Instant::now(), &mut bench.shelf);
+    assert_eq!(bench.record(0).faults, 1);
+    assert!(bench.connect(client(0, b"")).is_ok());
+}
+
+#[test]
+fn silent_clients_are_bounded_and_time_out() {
+    let mut bench = Bench::new();
+    let silent: Vec<_> = (0..3 * HANDSHAKES_MAX).map(|_| bench.raw()).collect();
+    bench.settle();
+    assert_eq!(bench.tenants.handshakes(), HANDSHAKES_MAX);
+    // An honest client behind them all gets through as the old ones are put out.
+    let mut honest = Client::connect(&bench.path, client(0, b"")).unwrap();
+    let mut now = Instant::now();
+    let end = now + PATIENCE;
+    while !matches!(honest.step(), Ok(Progress::Connected(_))) {
+        assert!(Instant::now() < end, "the honest client does not get through");
+        now += EVICT_AFTER;
+        bench.settle_at(now);
+    }
+    assert!(bench.tenants.deadline().is_some());
+    drop(silent);
+    bench.settle();
+    assert_eq!(bench.tenants.handshakes(), 0);
+}
+
+#[test]
+fn nonsense_costs_only_the_connection_that_sends_it() {
+    let mut bench = Bench::new();
+    let tenant = bench.connect(client(0, b"")).unwrap();
+    for bytes in [&[0xffu8; 128][..], &[0; 1], &[7; 500], &[]] {
+        let fd = bench.raw();
+        bench.settle();
+        rustix::net::send(&fd, bytes, rustix::net::SendFlags::NOSIGNAL).unwrap();
+        bench.settle();
+        assert_eq!(bench.tenants.handshakes(), 0, "{} bytes", bytes.len());
+    }
+    assert!(tenant.control.poll_disconnect().unwrap().is_none());
+    assert!(bench.shelf.rings.contains_key(&EndpointId(0)));
+}
+
+#[test]
+fn a_connected_tenant_that_speaks_out_of_turn_is_put_out() {
+    let mut bench = Bench::new();
+    let first = bench.connect(client(0, b"")).unwrap();
+    rustix::net::send(&first.control, &[1u8; 128], rustix::net::SendFlags::NOSIGNAL).unwrap();
+    bench.settle();
+    assert!(bench.shelf.rings.is_empty() && bench.record(0).peer.is_none());
+}
+
+#[test]
+fn stopping_tells_everybody_and_removes_the_socket() {
+    let mut bench = Bench::new();
+    let first = bench.connect(client(0, b"")).unwrap();
+    let path = bench.path.path().unwrap().to_owned();
+    assert!(path.exists());
+    bench.tenants.stop(Instant::now(), &mut bench.shelf);
+    assert!(bench.shelf.rings.is_empty() && !path.exists());
+    let told = first.control.poll_disconnect().unwrap().unwrap().to_string();
+    assert!(told.contains("stopping"), "{told}");
+}
+
+#[test]
+fn a_socket_that_is_taken_is_an_error_that_names_it() {
+    let bench = Bench::new();
+    let error = Tenants::bind(&plan(vec![endpoint(&bench.path, 1, b"")]), Token(0)).unwrap_err().to_string();
+    assert!(error.contains("m.sock") && error.contains("another process listens"), "{error}");
+    // A stream socket of somebody else does not fool it either.
+    let other = bench.dir.path().join("other.sock");
+    let _listener = std::os::unix::net::UnixListener::bind(&other).unwrap();
+    assert!(StreamSocket::connect(&other).is_ok());
+    let other = SocketAddr::Path(other);
+    assert!(Tenants::bind(&plan(vec![endpoint(&other, 1, b"")]), Token(0)).is_err());
+}
+
+#[test]
+fn a_tenant_brings_as_many_queues_as_its_endpoint_takes_and_no_more() {
+    let pairs = |mut plan: EndpointPlan, pairs| {
+        plan.memif.queue_pairs = pairs;
+        plan
+    };
+    let mut bench =
+        Bench::with(|path| vec![pairs(endpoint(path, 0, b""), 2), pairs(endpoint(path, 1, b""), 1)]);
+    let two = |id| ClientConfig { queue_pairs: 2, ..client(id, b"") };
+    let _first = bench.connect(two(0)).unwrap();
+    let rings = &bench.shelf.rings[&EndpointId(0)];
+    assert_eq!((rings.rx.len(), rings.tx.len()), (2, 2));
+    assert_eq!(bench.record(0).peer.unwrap().queue_pairs, 2);
+    let error = bench.connect(two(1)).unwrap_err().to_string();
+    assert!(error.contains("too many rings"), "{error}");
+    assert!(bench.record(1).last_failure.unwrap().contains("too many rings"));
+    let _second = bench.connect(client(1, b"")).unwrap();
+    assert_eq!(bench.record(1).last_failure, None);
+}
+
+#[test]
+fn a_tenants_memory_has_the_endpoints_bound() {
+    let mut bench = Bench::with(|path| {
+        let mut plan = endpoint(path, 0, b"");
+        let MemifRole::Server { memory_bytes_max, .. } = &mut plan.memif.role else { unreachable!() };
+        *memory_bytes_max = 1 << 20;
+        vec![plan]
+    });
+    assert!(bench.connect(ClientConfig { ring_log2: 5, ..client(0, b"") }).is_ok());
+    bench.settle();
+    let error = bench.connect(ClientConfig { ring_log2: 10, ..client(0, b"") }).unwrap_err().to_string();
+    assert!(error.contains("regions exceed 1048576 bytes"), "{error}");
+}
+
+#[test]
+#[ignore = "needs root: make test runs it"]
+fn a_sockets_owner_group_and_mode_are_the_plans() {
+    let bench = Bench::with(|path| {
+        let mut plan = endpoint(path, 0, b"");
+        let MemifRole::Server { mode, owner, group, .. } = &mut plan.memif.role else { unreachable!() };
+        (*mode, *owner, *group) = (Some(0o640), Some(4321), Some(8765));
+        vec![plan]
+    });
+    let file = std::fs::metadata(bench.path.path().unwrap()).unwrap();
+    assert_eq!((file.uid(), file.gid(), file.mode() & 0o777), (4321, 8765, 0o640));
+}
+
+/// An endpoint where we connect.
+fn dialling(path: &SocketAddr, id: u32) -> EndpointPlan {
+    let mut plan = endpoint(path, id, b"");
+    plan.memif.role = MemifRole::Client { ring_log2: 5, buffer_bytes: 2048 };
+    plan
+}
+
+/// A tenant that listens, and how often it was connected to.
+struct Host {
+    listener: Listener,
+    accepted: u64,
+}
+
+impl Host {
+    fn at(addr: &SocketAddr) -> Host {
+        Host::with(addr, ListenerConfig::default())
+    }
+
+    fn with(addr: &SocketAddr, config: ListenerConfig) -> Host {
+        let path = addr.path().unwrap();
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        Host { listener: Listener::bind(addr, config).unwrap(), accepted: 0 }
+    }
+
+    fn accept(&mut self) -> Option<Handshake> {
+        let handshake = self.listener.accept().unwrap()?;
+        self.accepted += 1;
+        Some(handshake)
+    }
+
+    /// Serves the next connection to its end.
+    fn serve(
+        &mut self,
+        bench: &mut Bench,
+        now: Instant,
+        answer: Result<ServerConfig, Refusal>,
+    ) -> Result<Interface, HandshakeError> {
+        bench.settle_at(now);
+        let mut handshake = self.accept().expect("a client");
+        let end = Instant::now() + PATIENCE;
+        while Instant::now() < end {
+            let progress = handshake.step(&mut |_| answer.clone())?;
+            bench.settle_at(now);
+            if let Progress::Connected(interface) = progress {
+                return Ok(*interface);
+            }
+        }
+        panic!("not connected in {PATIENCE:?}: {:?}", bench.record(0));
+    }
+
+    fn welcome(&mut self, bench: &mut Bench, now: Instant) -> Interface {
+        self.serve(bench, now, Ok(ServerConfig::default())).unwrap()
+    }
+}
+
+const SECOND: Duration = Duration::from_secs(1);
+
+#[test]
+fn as_client_it_connects_with_as_many_queues_as_both_want() {
+    for (limit, want) in [(8, 2), (2, 2), (1, 1)] {
+        let mut bench = Bench::with(|path| {
+            let mut plan = dialling(path, 3);
+            plan.memif.queue_pairs = 2;
+            vec![plan]
+        });
+        let now = Instant::now();
+        let limits = Limits { rings_max: limit, ..Limits::default() };
+        let mut host = Host::with(&bench.path, ListenerConfig { limits, ..ListenerConfig::default() });
+        let tenant = host.welcome(&mut bench, now);
+        assert_eq!((tenant.id, tenant.peer_name.as_str(), tenant.rx.len()), (3, "e3", want));
+        let rings = &bench.shelf.rings[&EndpointId(0)];
+        assert_eq!((rings.rx.len(), rings.tx.len()), (want, want));
+        let record = bench.record(0);
+        let peer = record.peer.unwrap();
+        assert_eq!((peer.name.as_str(), peer.queue_pairs, peer.since), ("peregrine", want, now));
+        assert_eq!(peer.credentials.unwrap().pid, std::process::id() as i32);
+        assert_eq!((record.attempts, record.attached, record.refused), (1, 1, 0));
+        assert_eq!(bench.tenants.deadline(), None, "nothing to do but to watch the socket");
+    }
+}
+
+#[test]
+fn a_tenant_that_listens_may_come_late_go_and_come_back() {
+    let mut bench = Bench::with(|path| vec![dialling(path, 0)]);
+    let mut now = Instant::now();
+    bench.settle_at(now);
+    let failure = bench.record(0).last_failure.unwrap();
+    assert!(failure.contains("No such file"), "{failure}");
+    assert!(bench.tenants.deadline().unwrap() > now);
+    for round in 1..=3 {
+        let mut host = Host::at(&bench.path);
+        now += SECOND;
+        let tenant = host.welcome(&mut bench, now);
+        let record = bench.record(0);
+        assert_eq!((record.attached, record.peer.is_some(), record.last_failure), (round, true, None));
+        drop((tenant, host));
+        now += SECOND;
+        bench.settle_at(now);
+        assert!(bench.shelf.rings.is_empty());
+        let record = bench.record(0);
+        assert!(record.peer.is_none() && record.last_end.unwrap().contains("closed"));
+        now += SECOND;
+        bench.settle_at(now);
+        assert!(bench.record(0).last_failure.unwrap().contains("No such file"));
+    }
+    assert_eq!(bench.record(0).faults, 0);
+}
+
+#[test]
+fn a_server_that_refuses_is_asked_again_and_its_reason_shown() {
+    let mut bench = Bench::with(|path| vec![dialling(path, 7)]);
+    let mut host = Host::at(&bench.path);
+    let mut now = Instant::now();
+    for attempts in 1..=5 {
+        let refused = host.serve(&mut bench, now, Err(Refusal::UnknownId));
+        assert!(refused.is_err());
+        bench.settle_at(now);
+        let record = bench.record(0);
+        let failure = record.last_failure.unwrap();
+        assert!(failure.contains("unmatched interface id"), "{failure}");
+        assert_eq!((record.attempts, record.attached), (attempts, 0));
+        now += SECOND;
+    }
+    host.welcome(&mut bench, now);
+    assert_eq!(bench.record(0).last_failure, None);
+}
+
+/// Drives the bench through a made-up minute, in steps of 10 ms.
+fn a_minute(bench: &mut Bench, mut each: impl FnMut(&mut Bench, Instant)) {
+    let start = Instant::now();
+    for step in 0..6000 {
+        let now = start + Duration::from_millis(10) * step;
+        bench.settle_at(now);
+        each(bench, now);
+    }
+}
+
+#[test]
+fn a_server_that_hangs_up_at_once_is_not_hammered() {
+    let mut bench = Bench::with(|path| vec![dialling(path, 0)]);
+    let mut host = Host::at(&bench.path);
+    a_minute(&mut bench, |_, _| drop(host.accept()));
+    // Pauses of 10 ms to 640 ms, then of a second.
+    assert!((55..=70).contains(&host.accepted), "{} connections in a minute", host.accepted);
+    let record = bench.record(0);
+    assert!((host.accepted..=host.accepted + 1).contains(&record.attempts), "{record:?}");
+    assert!(record.last_failure.is_some());
+}
+
+#[test]
+fn a_server_that_breaks_the_protocol_each_time_is_not_hammered() {
+    let mut bench = Bench::with(|path| vec![dialling(path, 0)]);
+    let mut host = Host::at(&bench.path);
+    let (mut handshake, mut tenant) = (None, None);
+    a_minute(&mut bench, |bench, now| {
+        if handshake.is_none() {
+            handshake = host.accept();
+        }
+        let end = Instant::now() + PATIENCE;
+        while let Some(open) = &mut handshake {
+            assert!(Instant::now() < end, "not connected in {PATIENCE:?}: {:?}", bench.record(0));
+            match open.step(&mut |_| Ok(ServerConfig::default())) {
+                Ok(Progress::Connected(interface)) => (handshake, tenant) = (None, Some(interface)),
+                Ok(Progress::Pending) => bench.settle_at(now),
+                Err(why) => panic!("{why}"),
+            }
+        }
+        bench.settle_at(now);
+        if bench.shelf.rings.contains_key(&EndpointId(0)) {
+            bench.tenants.fault(EndpointId(0), "ring index jump", now, &mut bench.shelf);
+        }
+    });
+    let record = bench.record(0);
+    assert!((55..=70).contains(&record.faults), "{record:?}");
+    assert_eq!((record.faults, record.last_end.as_deref()), (record.attached, Some("ring index jump")));
+    let told = tenant.unwrap().control.poll_disconnect().unwrap().unwrap().to_string();
+    assert!(told.contains("ring index jump"), "{told}");
+}
+
+#[test]
+fn a_server_that_says_nothing_is_given_up_after_a_while() {
+    let mut bench = Bench::with(|path| vec![dialling(path, 0)]);
+    let mut host = Host::at(&bench.path);
+    let now = Instant::now();
+    bench.settle_at(now);
+    let limit = bench.tenants.deadline().unwrap();
+    assert_eq!(limit, now + 5 * SECOND);
+    bench.settle_at(limit - Duration::from_millis(1));
+    assert_eq!(bench.record(0).last_failure, None);
+    bench.settle_at(limit);
+    let failure = bench.record(0).last_failure.unwrap();
+    assert!(failure.contains("timed out"), "{failure}");
+    // What it accepts then is closed already, and the next attempt is another connection.
+    let mut late = host.accept().unwrap();
+    assert!(late.step(&mut |_| Ok(ServerConfig::default())).is_err());
+    host.welcome(&mut bench, limit + SECOND);
+    assert_eq!(bench.record(0).attempts, 2);
+}
+
+#[test]
+fn a_fault_of_a_server_detaches_it_and_it_may_come_back() {
+    let mut bench = Bench::with(|path| vec![dialling(path, 0)]);
+    let mut host = Host::at(&bench.path);
+    let now = Instant::now();
+    let tenant = host.welcome(&mut bench, now);
+    bench.tenants.fault(EndpointId(0), "bad descriptors", now, &mut bench.shelf);
+    let told = tenant.control.poll_disconnect().unwrap().unwrap().to_string();
+    assert!(told.contains("bad descriptors"), "{told}");
+    assert!(bench.shelf.rings.is_empty());
+    let record = bench.record(0);
+    assert_eq!((record.faults, record.last_end.as_deref()), (1, Some("bad descriptors")));
+    bench.settle_at(now);
+    assert!(host.accept().is_none(), "not before the pause is over");
+    let _again = host.welcome(&mut bench, now + SECOND);
+    assert_eq!((bench.record(0).attached, bench.shelf.rings.len()), (2, 1));
+}
+
+#[test]
+fn both_roles_live_side_by_side_and_stopping_tells_both() {
+    let mut bench = Bench::with(|path| {
+        let theirs = SocketAddr::Path(path.path().unwrap().with_file_name("theirs.sock"));
+        vec![dialling(&theirs, 0), endpoint(path, 0, b""), dialling(&theirs, 1)]
+    });
+    let theirs = SocketAddr::Path(bench.path.path().unwrap().with_file_name("theirs.sock"));
+    let mut host = Host::at(&theirs);
+    let now = Instant::now();
+    let (first, second) = (host.welcome(&mut bench, now), host.welcome(&mut bench, now));
+    let third = bench.connect(client(0, b"")).unwrap();
+    assert_eq!(bench.shelf.rings.len(), 3);
+    let names: Vec<_> = (0..3).map(|index| bench.record(index).peer.unwrap().name).collect();
+    assert_eq!(names, ["peregrine", "tester", "peregrine"]);
+    bench.tenants.stop(now, &mut bench.shelf);
+    assert!(bench.shelf.rings.is_empty());
+    for tenant in [first, second, third] {
+        let told = tenant.control.poll_disconnect().unwrap().unwrap().to_string();
+        assert!(told.contains("stopping"), "{told}");
+    }
+    assert!(theirs.path().unwrap().exists(), "the socket is the tenant's");
+}
