@@ -12,6 +12,7 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -208,6 +209,8 @@ fn tethered(command: &Command) -> Command {
 pub struct Process {
     what: String,
     child: Child,
+    /// Reads beside everything else: a full pipe would stop the program.
+    stdout: Option<JoinHandle<io::Result<String>>>,
     stderr: Receiver<String>,
     said: Vec<String>,
 }
@@ -222,6 +225,7 @@ impl Process {
         let mut command = tethered(command);
         let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
         let mut child = child.map_err(|source| LabError::Start { what: what.clone(), source })?;
+        let stdout = child.stdout.take().map(|stream| std::thread::spawn(move || io::read_to_string(stream)));
         let (sender, stderr) = channel();
         if let Some(stream) = child.stderr.take() {
             // The thread ends with the program's standard error.
@@ -233,7 +237,7 @@ impl Process {
                 }
             });
         }
-        Ok(Process { what, child, stderr, said: Vec::new() })
+        Ok(Process { what, child, stdout, stderr, said: Vec::new() })
     }
 
     /// Its process id.
@@ -285,12 +289,9 @@ impl Process {
     /// # Errors
     /// [`LabError::Failed`], [`LabError::Late`] after `timeout`, [`LabError::Interrupted`].
     pub fn finish(mut self, timeout: Duration, stop: &dyn Fn() -> bool) -> Result<String, LabError> {
-        // Read beside the waiting, or a full pipe would keep the program from ending.
-        let stdout = self.child.stdout.take();
-        let reader = std::thread::spawn(move || stdout.map(io::read_to_string).transpose());
         let status = self.wait(timeout, stop)?;
         self.said.extend(self.stderr.iter());
-        let read = reader.join().unwrap_or(Ok(None));
+        let read = self.stdout.take().and_then(|reader| reader.join().ok()).transpose();
         if !status.success() {
             return Err(LabError::Failed { what: self.what.clone(), status, said: self.said.join("\n") });
         }
