@@ -18,7 +18,8 @@ fn sources(folder: &Path) -> String {
 fn every_test_that_the_manual_names_exists() {
     let crate_folder = Path::new(env!("CARGO_MANIFEST_DIR"));
     let manual = fs::read_to_string(crate_folder.join("src/lib.rs")).unwrap();
-    let section = manual.split("//! # Peers and their quirks").nth(1).unwrap().split("//! # ").next().unwrap();
+    let section =
+        manual.split("//! # Peers and their quirks").nth(1).unwrap().split("//! # ").next().unwrap();
     let rows = section.lines().filter(|line| line.starts_with("//! | ")).skip(1);
     let code = sources(&crate_folder.join("src")) + &sources(&crate_folder.join("tests"));
     let mut named = 0;
