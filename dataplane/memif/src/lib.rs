@@ -160,6 +160,9 @@ pub use error::{BadDescriptor, ConfigError, DisconnectReason, HandshakeError, Pu
 pub use interface::{ControlSocket, Interface};
 pub use listener::{Limits, Listener, ListenerConfig};
 pub use message::Secret;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub use message::recode;
 pub use pair::pair;
 pub use ring::Role;
 pub use rx::{Packet, RxRing};
