@@ -36,8 +36,8 @@ fuzz() {
     crashes=$found/crashes/$target
     mkdir -p "$corpus" "$crashes"
     log=$(mktemp)
-    # An input of a few hundred bytes does all there is to do; one that takes 10 s has found an endless loop.
-    if "target/asan/$host/release/$target" -max_len=400 -timeout=10 -verbosity=1 "-artifact_prefix=$crashes/" "$@" \
+    # An input of a few hundred bytes does all there is to do; one that takes 30 s has found an endless loop.
+    if "target/asan/$host/release/$target" -max_len=400 -timeout=30 -verbosity=1 "-artifact_prefix=$crashes/" "$@" \
         "$corpus" "$folder/corpus/$target" >"$log" 2>&1; then
         echo "fuzz $target: $(sed -n 's/^Done \(.*\)/\1/p' "$log"), $(grep -o 'cov: [0-9]*' "$log" | tail -n 1)"
         echo "test result: ok. 1 passed; 0 failed"
@@ -87,12 +87,12 @@ test)
 replay)
     [ $# -eq 3 ] || usage
     one "$2"
-    "target/asan/$host/release/$2" -timeout=10 "$3"
+    "target/asan/$host/release/$2" -timeout=30 "$3"
     ;;
 minimise)
     [ $# -eq 3 ] || usage
     one "$2"
-    "target/asan/$host/release/$2" -timeout=10 -minimize_crash=1 -runs=100000 "-exact_artifact_path=$3.small" "$3" || true
+    "target/asan/$host/release/$2" -timeout=30 -minimize_crash=1 -runs=100000 "-exact_artifact_path=$3.small" "$3" || true
     echo "fuzz: the smallest that was found: $3.small"
     ;;
 lint)

@@ -7,6 +7,7 @@
 //! |---|---|---|---|---|
 //! | `d` writes a descriptor | ring, slot, 16 bytes | | `p` pending | |
 //! | `g` writes a good one into the slot that is next | ring, ahead, length (2) | | `n` takes packets | count; bit 4: its slot is overwritten meanwhile; bit 5: a short buffer |
+//! | `c` sets NEXT in the slot that is next | ring, ahead | | | |
 //! | `i` moves its index | ring, by (signed) | | `l` release | |
 //! | `j` sets its index | ring, value (2) | | `P` push | length (2) |
 //! | `o` writes our index | ring, value (2) | | `f` flush | |
@@ -28,7 +29,7 @@ use peregrine_memif_fuzz::input::Input;
 use peregrine_memif_fuzz::memory::{self, Memory};
 use peregrine_memif_fuzz::model::{Direction, Model};
 use peregrine_memif_fuzz::peer::{self, COOKIE, Peer};
-use peregrine_memif_fuzz::{assert_open_files, fence, open_files};
+use peregrine_memif_fuzz::{Holdings, fence};
 
 /// Longest packet that our server takes. Our client's is its buffers' size.
 const PACKET_BYTES_MAX: u32 = 3000;
@@ -43,7 +44,7 @@ const BUFFERS: u16 = 1;
 static WAKES_SAFELY: OnceLock<bool> = OnceLock::new();
 
 fuzz_target!(init: { WAKES_SAFELY.set(peregrine_memif::warm_up()).expect("once"); }, |data: &[u8]| {
-    let before = open_files();
+    let before = Holdings::now();
     let mut input = Input::new(data);
     if let Some(([side, log2], start)) = input.array().zip(input.u16()) {
         match side {
@@ -52,7 +53,7 @@ fuzz_target!(init: { WAKES_SAFELY.set(peregrine_memif::warm_up()).expect("once")
             _ => {}
         }
     }
-    assert_open_files(before);
+    before.assert_given_back();
     assert_eq!(fence::count(), 0, "memory is still mapped");
 });
 
@@ -199,6 +200,11 @@ impl Bench {
             b'g' => {
                 let [ring, ahead] = input.array()?;
                 self.write_good_descriptor(self.model(ring), ahead, input.u16()?);
+            }
+            b'c' => {
+                let [ring, ahead] = input.array()?;
+                let model = self.model(ring);
+                rings.set_u16(model.slot_at(model.next().wrapping_add(ahead.into())), 1);
             }
             b'i' => {
                 let [ring, by] = input.array()?;

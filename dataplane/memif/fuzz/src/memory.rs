@@ -78,11 +78,20 @@ pub fn file(bytes: u64, seals: i32) -> OwnedFd {
     file.into()
 }
 
-/// A sealed memory file that could hold a ring at every multiple of 128 bytes.
+/// A sealed memory file that could hold a ring at every multiple of 128 bytes: with 8 slots given, most of them good.
 pub fn file_full_of_rings(bytes: usize) -> OwnedFd {
     let mut content = vec![0; bytes];
     for ring in content.chunks_mut(128) {
+        for good in ring.chunks_exact_mut(16) {
+            good[4..8].copy_from_slice(&64u32.to_ne_bytes());
+            good[8..12].copy_from_slice(&20_000u32.to_ne_bytes());
+        }
         ring[..4].copy_from_slice(&crate::peer::COOKIE);
+        ring[4..8].copy_from_slice(&[0u16.to_ne_bytes(), 8u16.to_ne_bytes()].concat());
+        // The tail, where there is one.
+        if let Some(tail) = ring.get_mut(64..66) {
+            tail.fill(0);
+        }
     }
     let file = File::from(file(bytes as u64, 0));
     file.write_all_at(&content, 0).expect("memory");
