@@ -4,7 +4,10 @@ CARGO ?= cargo
 # What needs root is run with sudo when we are not root.
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: help setup build demo test lint bench clean
+# How long `make fuzz` works at each of its targets.
+FUZZ_SECONDS ?= 300
+
+.PHONY: help setup build demo test fuzz lint bench clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  \1: /p' Makefile
@@ -21,10 +24,14 @@ demo: build ## Peregrine on real traffic in namespaces, beside the kernel's over
 test: build ## every test, those that need root included
 	@CARGO="$(CARGO)" tests/run.sh
 
+fuzz: setup ## look for inputs that break memif, 5 minutes each way (FUZZ_SECONDS=60: a minute)
+	@CARGO="$(CARGO)" tests/fuzz.sh run $(FUZZ_SECONDS)
+
 lint: setup ## formatting, clippy without a warning, documentation without a warning
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --locked --document-private-items
+	CARGO="$(CARGO)" tests/fuzz.sh lint
 
 bench: build ## measurements, in figures that this machine gives
 	target/release/peregrine-perf core --quick

@@ -6,6 +6,7 @@ set -eu
 # command or file that shows it is there (a pattern may stand for the architecture) : Debian package
 wanted='
 cc:gcc
+c++:g++
 make:make
 m4:m4
 pkg-config:pkg-config

@@ -220,6 +220,9 @@ pub use guard::guard_memory;
 pub use interface::{ControlSocket, Interface};
 pub use listener::{Limits, Listener, ListenerConfig};
 pub use message::Secret;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub use message::recode;
 pub use pair::pair;
 pub use ring::{Role, Watch};
 pub use rx::{Packet, RxRing};

@@ -220,6 +220,13 @@ impl Message {
     }
 }
 
+/// What the bytes become when they are decoded and encoded again: for the fuzzer, which knows the crate from outside only.
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub fn recode(from: &Bytes) -> Option<Bytes> {
+    Message::decode(from).ok().map(|message| message.encode())
+}
+
 /// Writes a field. Every offset is a literal above, so a field always fits; were one wrong, the golden tests would show it.
 fn put<const N: usize>(to: &mut Bytes, at: usize, field: [u8; N]) {
     if let Some(room) = to.get_mut(at..at + N) {

@@ -1,0 +1,41 @@
+//! What both fuzz targets use: the input as a list of operations, a peer that is nothing but a socket and memory, and fences.
+//!
+//! The targets use the crate from outside, like any program; the peer speaks the protocol by itself, with none of the crate's
+//! code. An input is a text that can be written and read by hand: one letter for each operation, then its operands. Bytes that
+//! are no operation are passed over, so that every input means something. The corpus holds examples.
+
+pub mod fence;
+pub mod input;
+pub mod memory;
+pub mod model;
+pub mod peer;
+
+use std::time::{Duration, Instant};
+
+/// What this process holds of the kernel's: open files and threads.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Holdings {
+    files: usize,
+    threads: usize,
+}
+
+impl Holdings {
+    pub fn now() -> Self {
+        let count = |folder| std::fs::read_dir(folder).expect("/proc is mounted").count();
+        Self { files: count("/proc/self/fd"), threads: count("/proc/self/task") }
+    }
+
+    /// After an input nothing more may be held than before. The thread that seals a region takes a moment to end, and until it
+    /// has, the leak detector takes what it is about to free for lost.
+    pub fn assert_given_back(&self) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            let now = Self::now();
+            if now == *self {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{now:?}, before the input {self:?}");
+            std::thread::yield_now();
+        }
+    }
+}
