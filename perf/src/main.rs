@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod core_case;
+mod memif_case;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -28,21 +29,38 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Packets from one process to another over one memif ring, beside DPDK's testpmd on both ends.
+    Memif {
+        /// Shorter runs: well under a minute in all.
+        #[arg(long)]
+        quick: bool,
+        /// Print one JSON object and nothing else.
+        #[arg(long)]
+        json: bool,
+    },
+    #[command(hide = true)]
+    MemifSide(memif_case::Side),
 }
 
 fn main() -> ExitCode {
-    let Cli { command: Command::Core { quick, json } } = match Cli::try_parse() {
-        Ok(cli) => cli,
+    let command = match Cli::try_parse() {
+        Ok(cli) => cli.command,
         Err(error) => return peregrine_control::cli::usage("peregrine-perf", &error),
     };
-    match core_case::run(quick) {
-        Ok(report) => {
-            let text = if json { report.json() } else { report.text() };
-            match std::io::stdout().write_all(text.as_bytes()) {
-                Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => ExitCode::FAILURE,
-                _ => ExitCode::SUCCESS,
-            }
+    let text = match command {
+        Command::Core { quick, json } => {
+            core_case::run(quick).map(|report| if json { report.json() } else { report.text() })
         }
+        Command::Memif { quick, json } => {
+            memif_case::run(quick).map(|report| if json { report.json() } else { report.text() })
+        }
+        Command::MemifSide(side) => side.run(),
+    };
+    match text {
+        Ok(text) => match std::io::stdout().write_all(text.as_bytes()) {
+            Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => ExitCode::FAILURE,
+            _ => ExitCode::SUCCESS,
+        },
         Err(error) => {
             eprintln!("peregrine-perf: error: {error}");
             ExitCode::FAILURE
