@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use clap::{Args, ValueEnum};
 use peregrine_control::lab::Process;
 use peregrine_memif::{
-    Client, ClientConfig, Interface, Listener, ListenerConfig, Progress, RxRing, ServerConfig,
-    SocketAddr, TxRing,
+    Client, ClientConfig, Interface, Listener, ListenerConfig, Progress, RxRing, ServerConfig, SocketAddr,
+    TxRing,
 };
 
 use super::{BUFFER_BYTES, BURST, Cores, CpuTime, RING_LOG2, Run, Times};
@@ -25,8 +25,8 @@ const BURSTS_PER_LOOK: usize = 100;
 const THREAD: &str = "/proc/thread-self";
 /// Ethernet, IPv4 and UDP, as far as anybody looks.
 const HEADERS: [u8; 42] = [
-    2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1, 8, 0, 0x45, 0, 0, 50, 0, 0, 0, 0, 64, 17, 0, 0, 198, 18, 0, 1, 198, 18,
-    0, 2, 0, 9, 0, 9, 0, 30, 0, 0,
+    2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1, 8, 0, 0x45, 0, 0, 50, 0, 0, 0, 0, 64, 17, 0, 0, 198, 18, 0, 1, 198,
+    18, 0, 2, 0, 9, 0, 9, 0, 30, 0, 0,
 ];
 
 /// One process of the measurement. For `memif` itself only.
@@ -182,7 +182,11 @@ impl Taker {
             let Some(packet) = rx.next_packet() else { break };
             let copied = packet.map_err(said)?.copy_to(buffer);
             if copied != Some(self.bytes) || number(buffer) != self.packets {
-                return Err(format!("packet {} came as number {}, {copied:?} bytes", self.packets, number(buffer)));
+                return Err(format!(
+                    "packet {} came as number {}, {copied:?} bytes",
+                    self.packets,
+                    number(buffer)
+                ));
             }
             self.packets += 1;
         }

@@ -5,17 +5,20 @@
 //! dpdk-testpmd --lcores=0@R,1@S --main-lcore=0 EAL --vdev=net_memif0,role=client,MEMIF -- --forward-mode=txonly APP
 //!   EAL    --no-huge -m 512 --no-pci --no-shconf --no-telemetry
 //!   MEMIF  id=0,socket=NAME,bsize=2048,rsize=10
-//!   APP    -i --nb-cores=1 --total-num-mbufs=16384 --mbcache=512
+//!   APP    -i --nb-cores=1 --total-num-mbufs=16384 --mbcache=512 --burst=32
 //! ```
 //! R and S are the receiver's and the sender's core. A main lcore only reads its prompt, so it may lie on the other
 //! program's core; the one other lcore polls, alone on its own. The server is there first: a client connects once.
 //!
-//! This is testpmd at its best. `--mbcache=512` more than doubles its rate: with the default of 250 the packet buffers
-//! go round through the whole pool, which is larger than the caches. Bursts of 32 (its default), 64 and 128 gave the
-//! same rate at best, and zero-copy (`zero-copy=yes --single-file-segments`) the same at 64 bytes and less at 1500.
-//! Nothing stays in the file system: the socket is abstract, and `--no-shconf` keeps no files.
+//! Nothing that was tried makes it faster: bursts of 64 and 128 packets and larger caches of packet buffers
+//! (`--mbcache`) give the same rate. With `zero-copy=yes --single-file-segments` its rate is the same at 64 bytes. At 1500
+//! it is higher where the cores are far apart, because txonly then writes the headers only, and the receiver has the
+//! rest of these buffers in its cache already: no copy that any program with packets of its own could save.
+//!
+//! Nothing stays in the file system: the socket is abstract, and DPDK's own folder is gone as soon as both run.
 
 use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
@@ -42,9 +45,12 @@ impl Testpmd {
         if !installed() {
             return Err(format!("{PROGRAM} is not installed: `make setup` installs it (Debian: dpdk-dev)"));
         }
-        let mut receiver = Prompt::start(&mut command("server", "rxonly", cores))?;
+        let folder =
+            tempfile::tempdir().map_err(|error| format!("cannot make a temporary folder: {error}"))?;
+        let command = |role, mode| command(role, mode, cores, folder.path());
+        let mut receiver = Prompt::start(&mut command("server", "rxonly"))?;
         receiver.answer("show port info 0", "MAC address")?;
-        let mut sender = Prompt::start(&mut command("client", "txonly", cores))?;
+        let mut sender = Prompt::start(&mut command("client", "txonly"))?;
         sender.answer("show port info 0", "Link status: up")?;
         let threads = [receiver.polling_thread(cores.receiver)?, sender.polling_thread(cores.sender)?];
         Ok(Testpmd { receiver, sender, threads })
@@ -88,17 +94,17 @@ fn installed() -> bool {
     std::env::split_paths(&path).any(|folder| folder.join(PROGRAM).is_file())
 }
 
-fn command(role: &str, mode: &str, cores: Cores) -> Command {
+fn command(role: &str, mode: &str, cores: Cores, folder: &Path) -> Command {
     let Cores { receiver, sender } = cores;
     // The lcore that does not poll.
     let main = if role == "server" { 1 } else { 0 };
     let id = std::process::id();
     let mut command = Command::new("stdbuf");
     // Or its answers would stay in its buffer.
-    command.args(["-oL", PROGRAM]);
+    command.args(["-oL", PROGRAM]).env("RUNTIME_DIRECTORY", folder);
     command.arg(format!("--lcores=0@{receiver},1@{sender}")).arg(format!("--main-lcore={main}"));
     command.args(["--no-huge", "-m", "512", "--no-pci", "--no-shconf", "--no-telemetry"]);
-    command.arg(format!("--file-prefix=peregrine-perf-{id}-{role}"));
+    command.arg(format!("--file-prefix={role}"));
     command.arg(format!(
         "--vdev=net_memif0,role={role},id=0,socket=peregrine-perf-{id}-testpmd,bsize={BUFFER_BYTES},rsize={RING_LOG2}"
     ));
@@ -157,7 +163,9 @@ impl Prompt {
             match self.lines.recv_timeout(end.saturating_duration_since(Instant::now())) {
                 Ok(line) if line.contains(part) => return Ok(line),
                 Ok(line) => last = line,
-                Err(_) => return Err(format!("{PROGRAM} did not say `{part}`; its last line: {}", last.trim())),
+                Err(_) => {
+                    return Err(format!("{PROGRAM} did not say `{part}`; its last line: {}", last.trim()));
+                }
             }
         }
     }
