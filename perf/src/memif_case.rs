@@ -257,8 +257,8 @@ mod tests {
                 "testpmd_mpps": 30.0,
                 "testpmd_mpps_lowest": 24.0,
                 "testpmd_mpps_highest": 120.0,
-                // Of 4, 10/14, 20/16… pair by pair, not of the medians.
-                "ratio": 30.0 / 15.0,
+                // That of the third pair, not that of the medians.
+                "ratio": 1.25,
                 "ours_core_share": 0.1,
                 "testpmd_core_share": 0.12,
             }],
@@ -271,7 +271,7 @@ mod tests {
         let earlier = CpuTime { ran_ns: 1_000, waited_ns: 500 };
         let later = CpuTime { ran_ns: 4_000, waited_ns: 1_500 };
         assert!((later.share_since(&earlier) - 0.75).abs() < 1e-9);
-        let own = CpuTime::read("/proc/thread-self").unwrap();
-        assert!(own.ran_ns > 0, "this thread has run");
+        assert!(CpuTime::read("/proc/thread-self").is_ok());
+        assert!(CpuTime::read("/proc/none").unwrap_err().contains("/proc/none/schedstat"));
     }
 }

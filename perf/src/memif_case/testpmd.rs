@@ -32,6 +32,9 @@ const PROGRAM: &str = "dpdk-testpmd";
 /// How long it may take to start, or to answer.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// Between two looks at the link, which says nothing by itself.
+const LOOK_PAUSE: Duration = Duration::from_millis(20);
+
 /// Both ends, connected.
 pub struct Testpmd {
     receiver: Prompt,
@@ -51,7 +54,7 @@ impl Testpmd {
         let mut receiver = Prompt::start(&mut command("server", "rxonly"))?;
         receiver.answer("show port info 0", "MAC address")?;
         let mut sender = Prompt::start(&mut command("client", "txonly"))?;
-        sender.answer("show port info 0", "Link status: up")?;
+        sender.wait_for_link()?;
         let threads = [receiver.polling_thread(cores.receiver)?, sender.polling_thread(cores.sender)?];
         Ok(Testpmd { receiver, sender, threads })
     }
@@ -168,6 +171,18 @@ impl Prompt {
                 }
             }
         }
+    }
+
+    /// A client starts before the server has answered it.
+    fn wait_for_link(&mut self) -> Result<(), String> {
+        let end = Instant::now() + PATIENCE;
+        while !self.answer("show port info 0", "Link status:")?.contains("up") {
+            if Instant::now() >= end {
+                return Err(format!("{PROGRAM}'s client is not connected after {PATIENCE:?}"));
+            }
+            thread::sleep(LOOK_PAUSE);
+        }
+        Ok(())
     }
 
     /// The folder in `/proc` of the thread that polls, which may run on this core only.
