@@ -1,5 +1,5 @@
 //! Packets from one process to another over one memif ring, each pinned to a core of its own: this project's memif
-//! crate beside DPDK's testpmd on both ends, in turns, in the same run. `main.rs` calls [`run`].
+//! crate beside DPDK's testpmd on both ends, in turns, in the same run. `main.rs` calls `run`.
 //!
 //! Like for like: the client sends and the server receives, in rings of 1024 slots and buffers of 2048 bytes; the
 //! sender writes each packet anew and pushes bursts of 32; the receiver copies each packet to memory of its own; only
