@@ -1,7 +1,7 @@
 //! The memif crate between two processes: the same program started twice more, as `Side`s, by `measure`.
 //!
 //! The receiver listens, and its line `measuring` on standard error and its `Run` on standard output are all that it
-//! says; the sender runs until the receiver is gone. Packets carry a number, and a receiver that misses one fails.
+//! says; the sender runs until it is killed. Packets carry a number, and a receiver that misses one fails.
 
 use std::process::Command;
 use std::time::{Duration, Instant};
