@@ -187,8 +187,9 @@ impl Drop for Namespace {
     }
 }
 
-/// The same program, but killed by the kernel when we die, however we die.
-fn tethered(command: &Command) -> Command {
+/// The same program, but killed by the kernel when we die, however we die: more exactly, when the thread that starts it
+/// ends. Its standard streams are the caller's to set.
+pub fn tethered(command: &Command) -> Command {
     let mut tethered = Command::new("setpriv");
     tethered.args(["--pdeathsig", "KILL", "--"]).arg(command.get_program()).args(command.get_args());
     for (name, value) in command.get_envs() {

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod core_case;
+mod memif_case;
 mod rig;
 mod tenants_case;
 
@@ -39,6 +40,17 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Packets from one process to another over one memif ring, beside DPDK's testpmd on both ends.
+    Memif {
+        /// Shorter runs: well under a minute in all.
+        #[arg(long)]
+        quick: bool,
+        /// Print one JSON object and nothing else.
+        #[arg(long)]
+        json: bool,
+    },
+    #[command(hide = true)]
+    MemifSide(memif_case::Side),
 }
 
 fn main() -> ExitCode {
@@ -53,6 +65,10 @@ fn main() -> ExitCode {
         Command::Tenants { quick, json } => {
             tenants_case::run(quick).map(|r| if json { r.json() } else { r.text() })
         }
+        Command::Memif { quick, json } => {
+            memif_case::run(quick).map(|r| if json { r.json() } else { r.text() })
+        }
+        Command::MemifSide(side) => side.run(),
     };
     match text {
         Ok(text) => match std::io::stdout().write_all(text.as_bytes()) {

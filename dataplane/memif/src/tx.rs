@@ -12,6 +12,11 @@ use crate::error::{BadDescriptor, PushError, Violation};
 use crate::ring::{Descriptor, RingMemory, Role};
 use crate::rx::Buffers;
 
+/// How many packets ahead a client fetches its buffers.
+const PREFETCH_AHEAD: u16 = 2;
+/// From which length on: a line or two do not keep the processor waiting, but asking for them does.
+const PREFETCH_BYTES_MIN: u32 = 256;
+
 /// Packets to the peer: an M2S ring for a server, an S2M ring for a client.
 #[derive(Debug)]
 pub struct TxRing {
@@ -99,7 +104,22 @@ impl TxRing {
             self.ring.regions().span(0, descriptor.offset, length).map_err(PushError::BadDescriptor)?;
         span.copy_from(packet).ok_or(too_long)?;
         self.ring.write(index, descriptor);
+        if length >= PREFETCH_BYTES_MIN {
+            self.prefetch_own(index, buffers, length);
+        }
         Ok(())
+    }
+
+    /// Fetches the buffer of a packet to come, which will likely be as long as this one. Not of a slot that the peer still has.
+    #[inline(always)]
+    fn prefetch_own(&self, index: u16, buffers: Buffers, length: u32) {
+        if self.cursor.available() <= PREFETCH_AHEAD {
+            return;
+        }
+        let slot = index.wrapping_add(PREFETCH_AHEAD) & (self.ring.size() - 1);
+        if let Ok(span) = self.ring.regions().span(0, buffers.descriptor(slot, length).offset, length) {
+            span.prefetch_to_write();
+        }
     }
 
     /// Server: the buffer that the client's descriptor offers, read once and checked.
