@@ -47,6 +47,8 @@ struct Setup {
     queues: u16,
     /// Of each buffer, at both ends: DPDK copies without asking whether ours are as long as its own.
     buffer_bytes: u32,
+    /// testpmd's mbufs hold so much; longer packets it keeps in chains of them.
+    mbuf_bytes: u32,
     /// What we know or want to be told.
     our_secret: Option<Secret>,
     /// More options of testpmd's device.
@@ -64,6 +66,7 @@ impl Setup {
             addr: SocketAddr::Path(folder.path().join("memif.sock")),
             queues: 1,
             buffer_bytes: 2048,
+            mbuf_bytes: 2048,
             our_secret: None,
             device: String::new(),
             eal: &[],
@@ -90,7 +93,7 @@ impl Setup {
         command.args(self.eal).arg("--");
         command.args(["--auto-start", "--forward-mode=io", "--nb-cores=1", "--total-num-mbufs=4096"]);
         command.args([format!("--rxq={}", self.queues), format!("--txq={}", self.queues)]);
-        command.arg(format!("--mbuf-size={}", self.buffer_bytes + HEADROOM_BYTES));
+        command.arg(format!("--mbuf-size={}", self.mbuf_bytes + HEADROOM_BYTES));
         // It would throw away what comes before it has begun; and without statistics it ends with its standard input.
         command.args(["--no-flush-rx", "--stats-period=1", "--no-lsc-interrupt"]);
         // It would lock all memory, and wait 9 s for a link before it forwards.
@@ -346,7 +349,7 @@ fn matrix(role: Role) {
     let folder = tempfile::tempdir().unwrap();
     for queues in [1, 4] {
         for (sizes, buffer_bytes) in [(&[64][..], 2048), (&[1500], 2048), (&[9000], 10240)] {
-            let setup = Setup { queues, buffer_bytes, ..Setup::new(role, &folder) };
+            let setup = Setup { queues, buffer_bytes, mbuf_bytes: buffer_bytes, ..Setup::new(role, &folder) };
             case("matrix", &setup, sizes, &folder);
         }
     }
@@ -504,4 +507,15 @@ fn a_dpdk_server_refuses_a_client_with_more_queues_and_takes_one_with_as_many() 
     let mut ours = setup.connect().unwrap();
     let Interface { rx, tx, .. } = &mut ours;
     Traffic::new(rx, tx, &Packets::new(&[64]), WINDOW_SLOTS).run(1000);
+}
+
+/// A packet in one buffer of the ring and in several mbufs at the other end, as with DPDK's default mbuf size.
+#[test]
+fn large_buffers_meet_small_mbufs() {
+    let _alone = alone();
+    let folder = tempfile::tempdir().unwrap();
+    for role in [Role::Server, Role::Client] {
+        let setup = Setup { buffer_bytes: 10240, ..Setup::new(role, &folder) };
+        case("small mbufs", &setup, &[64, 2047, 2048, 2049, 4097, 9000], &folder);
+    }
 }
