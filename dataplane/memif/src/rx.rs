@@ -128,6 +128,10 @@ impl RxRing {
             // Restored now while its line is at hand; the peer may use it only after `release`.
             let slot = index & (self.ring.size() - 1);
             self.ring.write(index, buffers.descriptor(slot, buffers.bytes));
+        } else if descriptor.is_chained() {
+            // DPDK clients (22.11 for one) set NEXT and never take it out again: left there, it would join a later packet in
+            // this slot with the one after it.
+            self.ring.write_first_half(index, Descriptor { flags: 0, ..descriptor });
         }
         self.cursor.advance();
         let was_in_chain = std::mem::replace(&mut self.in_chain, descriptor.is_chained());

@@ -85,6 +85,20 @@ fn a_chain_cut_by_a_burst_is_still_one_chain() {
     }
 }
 
+/// DPDK clients do not take NEXT out of a slot again.
+#[test]
+fn a_slot_that_had_next_is_given_back_without_it() {
+    let (bench, mut rx, _tx) = connected();
+    bench.memory.set_slot(S2M_AT, 0, descriptor(1, 0, 64, 4096));
+    bench.memory.set_slot(S2M_AT, 1, descriptor(0, 0, 65, 8192));
+    bench.memory.set_head(S2M_AT, 2);
+    rx.pending().unwrap();
+    while rx.next_packet().is_some() {}
+    rx.release();
+    assert_eq!(bench.memory.slot(S2M_AT, 0), descriptor(0, 0, 64, 4096));
+    assert_eq!(bench.memory.slot(S2M_AT, 1), descriptor(0, 0, 65, 8192));
+}
+
 #[test]
 fn a_jumping_head_is_a_violation_on_both_rings() {
     let (bench, mut rx, mut tx) = connected_at(0xfff0);
