@@ -32,6 +32,8 @@ pub struct TestpmdSetup {
     pub buffer_bytes: u32,
     /// testpmd's mbufs hold so much; longer packets it keeps in chains of them.
     pub mbuf_bytes: u32,
+    /// Packets of several buffers.
+    pub chains: bool,
     /// What we know or want to be told.
     pub our_secret: Option<Secret>,
     /// More options of testpmd's device.
@@ -51,6 +53,7 @@ impl TestpmdSetup {
             queues: 1,
             buffer_bytes: 2048,
             mbuf_bytes: 2048,
+            chains: false,
             our_secret: None,
             device: String::new(),
             eal: &[],
@@ -98,6 +101,7 @@ impl TestpmdSetup {
             buffer_bytes: self.buffer_bytes,
             // A DPDK server refuses rings that it has no queue for, and reads rubbish where it has more of them.
             queue_pairs: self.queues,
+            chains: self.chains,
             ..ClientConfig::default()
         }
     }
@@ -132,7 +136,7 @@ impl TestpmdSetup {
     /// If nobody comes.
     pub fn serve(&self, listener: &Listener) -> Result<Interface, HandshakeError> {
         let mut handshake: Option<Handshake> = None;
-        let config = ServerConfig { secret: self.our_secret, ..self.server.clone() };
+        let config = ServerConfig { secret: self.our_secret, chains: self.chains, ..self.server.clone() };
         let mut result = None;
         until("testpmd to connect", || {
             let Some(handshake) = &mut handshake else {

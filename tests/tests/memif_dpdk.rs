@@ -214,14 +214,35 @@ fn as_client_every_packet_comes_back_from_a_dpdk_server() {
 /// Sizes around the edges of 2048-byte buffers.
 const MIXED: &[usize] = &[64, 2047, 2048, 2049, 4096, 4097, 1500, 6145, 8192, 9000];
 
-/// A packet in one buffer of the ring, but in several mbufs at the other end, as with DPDK's default mbuf size. It
-/// comes back in one buffer.
+/// A packet that is longer than a buffer, in several of them. Mixed sizes after long packets, and the other way round:
+/// a DPDK client never takes the flag NEXT out of a slot again, so a server that leaves it there gets two packets as one.
+fn chains(role: Role) {
+    let _alone = alone();
+    let folder = tempfile::tempdir().unwrap();
+    for queues in [1, 4] {
+        let setup = TestpmdSetup { chains: true, queues, ..TestpmdSetup::new(role, &folder) };
+        case("chains", &setup, &[&[9000], MIXED, &[64]], &folder);
+    }
+}
+
+#[test]
+fn as_server_chains_come_back_from_a_dpdk_client() {
+    chains(Role::Server);
+}
+
+#[test]
+fn as_client_chains_come_back_from_a_dpdk_server() {
+    chains(Role::Client);
+}
+
+/// A packet in one buffer of the ring, but in several mbufs at the other end, as with DPDK's default mbuf size. Whether it
+/// comes back in one buffer is up to DPDK's version.
 #[test]
 fn large_buffers_meet_small_mbufs() {
     let _alone = alone();
     let folder = tempfile::tempdir().unwrap();
     for role in [Role::Server, Role::Client] {
-        let setup = TestpmdSetup { buffer_bytes: 10240, ..TestpmdSetup::new(role, &folder) };
+        let setup = TestpmdSetup { buffer_bytes: 10240, chains: true, ..TestpmdSetup::new(role, &folder) };
         case("small mbufs", &setup, &[MIXED], &folder);
     }
 }
