@@ -19,6 +19,7 @@ mod guest;
 mod net;
 mod pcap;
 mod raw;
+mod testpmd;
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -32,6 +33,7 @@ pub use guest::{Guest, frame};
 pub use net::{FAR, FAR_OVERLAY, NEAR, Net, VNI, inside, ping};
 pub use pcap::{tshark, write_pcap};
 pub use raw::RawSocket;
+pub use testpmd::{TestpmdLink, TestpmdSetup};
 
 /// What works at all works within this on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(15);

@@ -146,17 +146,6 @@ impl Span<'_> {
     pub fn prefetch(&self) {
         prefetch(self.start);
     }
-}
-
-/// Asks the processor to fetch a cache line.
-#[inline(always)]
-pub(crate) fn prefetch(at: NonNull<u8>) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        // SAFETY: SSE is part of x86_64, and a prefetch never faults and changes nothing.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.as_ptr().cast()) };
-    }
 
     /// Asks the processor for all its cache lines, to be written: the other core, which read them last, then gives them up
     /// while this one still works on something else. Only a hint.
@@ -171,6 +160,17 @@ pub(crate) fn prefetch(at: NonNull<u8>) {
                 core::arch::asm!("prefetchw [{at}]", at = in(reg) at, options(nostack, preserves_flags, readonly));
             }
         }
+    }
+}
+
+/// Asks the processor to fetch a cache line.
+#[inline(always)]
+pub(crate) fn prefetch(at: NonNull<u8>) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: SSE is part of x86_64, and a prefetch never faults and changes nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.as_ptr().cast()) };
     }
 }
 

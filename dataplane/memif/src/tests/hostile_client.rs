@@ -9,7 +9,11 @@ use crate::tx::TxRing;
 
 /// A connected bench whose indexes all start at `start`.
 fn connected_at(start: u16) -> (Bench, RxRing, TxRing) {
-    let mut bench = Bench::described(ServerConfig { packet_bytes_max: 1500, ..ServerConfig::default() });
+    connected_with(ServerConfig { packet_bytes_max: 1500, ..ServerConfig::default() }, start)
+}
+
+pub(super) fn connected_with(config: ServerConfig, start: u16) -> (Bench, RxRing, TxRing) {
+    let mut bench = Bench::described(config);
     for ring in [S2M_AT, M2S_AT] {
         bench.memory.set_head(ring, start);
         bench.memory.set_tail(ring, start);
@@ -23,7 +27,7 @@ fn connected() -> (Bench, RxRing, TxRing) {
     connected_at(0)
 }
 
-fn taken(rx: &mut RxRing) -> Vec<u8> {
+pub(super) fn taken(rx: &mut RxRing) -> Vec<u8> {
     let mut bytes = vec![0; 2048];
     let length = rx.next_packet().unwrap().unwrap().copy_to(&mut bytes).unwrap();
     bytes.truncate(length);
@@ -83,6 +87,20 @@ fn a_chain_cut_by_a_burst_is_still_one_chain() {
         assert_eq!(matches!(result, Err(BadDescriptor::Chained)), expected);
         rx.release();
     }
+}
+
+/// DPDK clients do not take NEXT out of a slot again.
+#[test]
+fn a_slot_that_had_next_is_given_back_without_it() {
+    let (bench, mut rx, _tx) = connected();
+    bench.memory.set_slot(S2M_AT, 0, descriptor(1, 0, 64, 4096));
+    bench.memory.set_slot(S2M_AT, 1, descriptor(0, 0, 65, 8192));
+    bench.memory.set_head(S2M_AT, 2);
+    rx.pending().unwrap();
+    while rx.next_packet().is_some() {}
+    rx.release();
+    assert_eq!(bench.memory.slot(S2M_AT, 0), descriptor(0, 0, 64, 4096));
+    assert_eq!(bench.memory.slot(S2M_AT, 1), descriptor(0, 0, 65, 8192));
 }
 
 #[test]

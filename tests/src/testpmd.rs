@@ -1,0 +1,207 @@
+//! DPDK's testpmd at the other end of a memif connection of ours, in either role. It has one port and forwards it to itself
+//! (`io`, which leaves every byte as it is): queue `i` to queue `i`. It needs no huge pages and no root.
+
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use peregrine_control::lab::Process;
+use peregrine_memif::{
+    Client, ClientConfig, Handshake, HandshakeError, Interface, Listener, ListenerConfig, Progress, Role,
+    Secret, ServerConfig, SocketAddr,
+};
+use tempfile::TempDir;
+
+use crate::{PATIENCE, cores, until};
+
+/// log2 of the slots of every ring.
+const RING_LOG2: u8 = 10;
+/// Bytes before an mbuf's data (RTE_PKTMBUF_HEADROOM).
+const HEADROOM_BYTES: u32 = 128;
+
+/// Both ends of a memif connection that is to be made.
+#[derive(Clone, Debug)]
+pub struct TestpmdSetup {
+    /// Our side.
+    pub role: Role,
+    /// Where the server listens.
+    pub addr: SocketAddr,
+    /// Queue pairs.
+    pub queues: u16,
+    /// Of each buffer, at both ends: DPDK copies without asking whether ours are as long as its own.
+    pub buffer_bytes: u32,
+    /// testpmd's mbufs hold so much; longer packets it keeps in chains of them.
+    pub mbuf_bytes: u32,
+    /// Packets of several buffers.
+    pub chains: bool,
+    /// What we know or want to be told.
+    pub our_secret: Option<Secret>,
+    /// More options of testpmd's device.
+    pub device: String,
+    /// More options of its environment.
+    pub eal: &'static [&'static str],
+    /// What we grant a client.
+    pub server: ServerConfig,
+}
+
+impl TestpmdSetup {
+    /// One queue pair and one buffer for each packet, at a socket in `folder`.
+    pub fn new(role: Role, folder: &TempDir) -> TestpmdSetup {
+        TestpmdSetup {
+            role,
+            addr: SocketAddr::Path(folder.path().join("memif.sock")),
+            queues: 1,
+            buffer_bytes: 2048,
+            mbuf_bytes: 2048,
+            chains: false,
+            our_secret: None,
+            device: String::new(),
+            eal: &[],
+            server: ServerConfig::default(),
+        }
+    }
+
+    /// testpmd at the other end. What it keeps in files goes into `folder`.
+    ///
+    /// # Panics
+    /// If it does not start.
+    pub fn testpmd(&self, folder: &TempDir) -> Process {
+        let role = if self.role == Role::Client { "server" } else { "client" };
+        let socket = match &self.addr {
+            SocketAddr::Path(path) => format!("socket-abstract=no,socket={}", path.display()),
+            SocketAddr::Abstract(name) => format!("socket-abstract=yes,socket={name}"),
+        };
+        let (bytes, device) = (self.buffer_bytes, &self.device);
+        let vdev =
+            format!("--vdev=net_memif0,role={role},id=0,{socket},bsize={bytes},rsize={RING_LOG2}{device}");
+        let (worker, other) = cores();
+        let mut command = Command::new("dpdk-testpmd");
+        command.env("RUNTIME_DIRECTORY", folder.path().join("dpdk"));
+        command.args(["--no-huge", "-m", "128", "--no-pci", "--no-shconf", "--no-telemetry", &vdev]);
+        // Its main thread only waits; the other one polls.
+        command.args(["-l", &format!("{other},{worker}"), "--main-lcore", &other.to_string()]);
+        command.args(self.eal).arg("--");
+        command.args(["--auto-start", "--forward-mode=io", "--nb-cores=1", "--total-num-mbufs=4096"]);
+        command.args([format!("--rxq={}", self.queues), format!("--txq={}", self.queues)]);
+        command.arg(format!("--mbuf-size={}", self.mbuf_bytes + HEADROOM_BYTES));
+        // It would throw away what comes before it has begun; and without statistics it ends with its standard input.
+        command.args(["--no-flush-rx", "--stats-period=1", "--no-lsc-interrupt"]);
+        // It would lock all memory, and wait 9 s for a link before it forwards.
+        command.args(["--no-mlockall", "--disable-link-check"]);
+        let mut testpmd = Process::start(&mut command).unwrap_or_else(|why| panic!("{why}"));
+        // One that is not installed, or does not like its options, says so here.
+        testpmd.wait_for_line("EAL: ", PATIENCE).unwrap_or_else(|why| panic!("{why}"));
+        testpmd
+    }
+
+    fn client(&self) -> ClientConfig {
+        ClientConfig {
+            secret: self.our_secret.unwrap_or_default(),
+            ring_log2: RING_LOG2,
+            buffer_bytes: self.buffer_bytes,
+            // A DPDK server refuses rings that it has no queue for, and reads rubbish where it has more of them.
+            queue_pairs: self.queues,
+            chains: self.chains,
+            ..ClientConfig::default()
+        }
+    }
+
+    /// Starts testpmd and connects.
+    ///
+    /// # Panics
+    /// If either fails.
+    pub fn link(&self, folder: &TempDir) -> TestpmdLink {
+        let (testpmd, ours) = match self.role {
+            Role::Server => {
+                // A DPDK client connects once, when it starts.
+                let listener = Listener::bind(&self.addr, ListenerConfig::default()).expect("a listener");
+                let testpmd = self.testpmd(folder);
+                (testpmd, self.serve(&listener).unwrap_or_else(|why| panic!("{why}")))
+            }
+            Role::Client => {
+                let testpmd = self.testpmd(folder);
+                (testpmd, self.connect().unwrap_or_else(|why| panic!("{why}")))
+            }
+        };
+        assert_eq!((ours.rx.len(), ours.tx.len()), (self.queues.into(), self.queues.into()));
+        TestpmdLink { testpmd, ours }
+    }
+
+    /// Serves the next client of the listener.
+    ///
+    /// # Errors
+    /// Those of the handshake.
+    ///
+    /// # Panics
+    /// If nobody comes.
+    pub fn serve(&self, listener: &Listener) -> Result<Interface, HandshakeError> {
+        let mut handshake: Option<Handshake> = None;
+        let config = ServerConfig { secret: self.our_secret, chains: self.chains, ..self.server.clone() };
+        let mut result = None;
+        until("testpmd to connect", || {
+            let Some(handshake) = &mut handshake else {
+                handshake = listener.accept().expect("a client");
+                return false;
+            };
+            match handshake.step(&mut |_| Ok(config.clone())) {
+                Ok(Progress::Pending) => false,
+                Ok(Progress::Connected(interface)) => result.insert(Ok(*interface)).is_ok(),
+                Err(why) => result.insert(Err(why)).is_err(),
+            }
+        });
+        result.expect("a result")
+    }
+
+    /// Connects as a client. A DPDK server listens before it knows its interface: so again until it does.
+    ///
+    /// # Errors
+    /// Those of the handshake.
+    pub fn connect(&self) -> Result<Interface, HandshakeError> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let early = |why: &HandshakeError| match why {
+                HandshakeError::Io { .. } | HandshakeError::Closed => true,
+                HandshakeError::Disconnected { text, .. } => text == "ID not found",
+                _ => false,
+            };
+            match Client::connect_blocking(&self.addr, self.client(), PATIENCE) {
+                Err(why) if early(&why) && Instant::now() < deadline => {
+                    thread::sleep(Duration::from_millis(5))
+                }
+                result => return result,
+            }
+        }
+    }
+}
+
+/// A connection with testpmd.
+#[derive(Debug)]
+pub struct TestpmdLink {
+    /// The program.
+    pub testpmd: Process,
+    /// Our end.
+    pub ours: Interface,
+}
+
+impl TestpmdLink {
+    /// Ends testpmd, which says what it has forwarded: packets received, sent, dropped. Nothing more may come, and we
+    /// must be told of the end.
+    ///
+    /// # Panics
+    /// If any of that does not happen.
+    pub fn end(mut self) -> (u64, u64, u64) {
+        let said = self.testpmd.stop(PATIENCE).unwrap_or_else(|why| panic!("{why}"));
+        until("the end of the connection", || {
+            self.ours.control.poll_disconnect().expect("the socket").is_some()
+        });
+        for rx in &mut self.ours.rx {
+            assert_eq!(rx.pending(), Ok(0), "a packet too many");
+        }
+        let totals = said.split("Accumulated forward statistics").nth(1).unwrap_or_else(|| panic!("{said}"));
+        let count = |name: &str| {
+            let rest = totals.split(name).nth(1).unwrap_or_else(|| panic!("{said}"));
+            rest.split_whitespace().next().and_then(|n| n.parse().ok()).unwrap_or_else(|| panic!("{said}"))
+        };
+        (count("RX-packets:"), count("TX-packets:"), count("RX-dropped:") + count("TX-dropped:"))
+    }
+}
