@@ -25,7 +25,7 @@
 //!
 //! In this crate a connection is an [`Interface`]: a list of [`RxRing`] and of [`TxRing`] halves, each of which one thread owns,
 //! and a [`ControlSocket`]. The halves work alike in both roles. A [`Listener`] gives a [`Handshake`] for each client; a
-//! [`Client`] is the other side. All are driven by readiness, and fit any event loop.
+//! [`Client`] is the other side, and a [`Connector`] one that comes back.
 //!
 //! ```
 //! use peregrine_memif::{ClientConfig, ServerConfig, pair};
@@ -52,14 +52,15 @@
 //!
 //! # Life cycle
 //!
-//! | from        | to           | by whom, how                                                                                  |
-//! |-------------|--------------|-----------------------------------------------------------------------------------------------|
-//! | nothing     | handshake    | client: [`Client::connect`]; server: [`Listener::accept`]                                     |
-//! | handshake   | handshake    | either: `step` when the socket is readable                                                    |
-//! | handshake   | connected    | `step` gives [`Progress::Connected`]; only now does the client offer its receive buffers      |
-//! | handshake   | closed       | error of `step`, deadline, drop; a refusal is sent as DISCONNECT first                        |
-//! | connected   | disconnected | [`ControlSocket::poll_disconnect`] says so, a [`Violation`], or our own [`ControlSocket::disconnect`] |
-//! | disconnected| closed       | the threads drop their ring halves; the last one unmaps the memory                            |
+//! | from         | to           | by whom, how                                                                                  |
+//! |--------------|--------------|-----------------------------------------------------------------------------------------------|
+//! | nothing      | handshake    | client: [`Connector::step`] or [`Client::connect`]; server: [`Listener::accept`]              |
+//! | handshake    | handshake    | either: `step` when the socket is readable, and at the deadline                               |
+//! | handshake    | connected    | `step` gives [`Progress::Connected`] (a connector: [`Attempt::Connected`]); only now does the client offer its receive buffers |
+//! | handshake    | closed       | error of `step`, deadline, drop; a refusal is sent as DISCONNECT first                        |
+//! | connected    | disconnected | [`ControlSocket::poll_disconnect`] says so, a [`Violation`], or our own [`ControlSocket::disconnect`] |
+//! | disconnected | closed       | the threads drop their ring halves; the last one unmaps the memory                            |
+//! | closed       | handshake    | client: the connector, after a pause that a failed attempt or [`Connector::lost`] begins; server: a new handshake for the same id |
 //!
 //! Not possible, or not allowed, and why:
 //! - *disconnected → connected*: a client that comes back does so with a new handshake and new memory.
@@ -67,7 +68,54 @@
 //!   is just silent.
 //! - *two clients on one id*: the lookup passed to [`Handshake::step`] must refuse the second, and because two handshakes can be
 //!   under way at once, the caller must look again at [`Progress::Connected`].
+//! - *two connections of one connector*: after [`Attempt::Connected`] it rests until [`Connector::lost`], which does nothing in any
+//!   other state and so may be called twice.
+//! - *a connector that has given up*: there is no such state. [`Attempt::Failed`] says why each attempt failed; drop it when that is
+//!   reason enough.
 //! - *one half in two threads*: halves are `Send` but every method that moves takes `&mut self`.
+//!
+//! # Event loops
+//!
+//! Everything is driven by readiness and nothing blocks, except [`Client::connect_blocking`] and [`RxRing::wait`]. What to watch, all of
+//! it for reading, by level or by edge:
+//!
+//! | what                  | when ready                                                                            | besides |
+//! |-----------------------|---------------------------------------------------------------------------------------|---------|
+//! | [`Listener`]          | [`accept`](Listener::accept) until `None`                                             | |
+//! | [`Handshake::socket`] | [`step`](Handshake::step)                                                             | at [`Handshake::deadline`], asked again after each step |
+//! | [`Connector::socket`] | [`step`](Connector::step); it is another one when [`attempts`](Connector::attempts) has grown | at [`Connector::deadline`], asked again after each step |
+//! | [`Interface::control`] | [`poll_disconnect`](ControlSocket::poll_disconnect); it is the handshake's socket, and still registered | |
+//! | [`RxRing::event_fd`]  | [`drain_event`](RxRing::drain_event), then bursts until [`arm`](RxRing::arm) says false | every 10 ms: wake-ups can be lost |
+//!
+//! A socket leaves an epoll set by being closed. An eventfd does not, since it is open at the peer, too: take it out before the ring
+//! half is dropped. `examples/events.rs` is such a loop with `mio`: a server of several ids on one socket that sleeps when there is
+//! nothing to do. `examples/server.rs` is one that polls, and `examples/echo.rs` a blocking client.
+//!
+//! # Peers and their quirks
+//!
+//! What other implementations do, what this crate does about it, and the test that shows it.
+//!
+//! | a peer …                                          | so this crate …                                          | test |
+//! |---------------------------------------------------|----------------------------------------------------------|------|
+//! | libmemif, DPDK: sets all heads and tails to 0 when it handles CONNECT or CONNECTED; VPP does not | as client offers buffers only after CONNECTED, and starts from the indexes that stand there then | `buffers_are_offered_only_after_connected_and_indexes_read_afresh` |
+//! | libmemif client: offers no buffers until its program refills the queue | sends nothing: [`PushError::Full`]   | `a_client_without_buffers_gets_nothing` |
+//! | DPDK, libmemif servers: announce 255 rings, refuse those beyond their own queues | says which ring was refused ([`Sent`]) | `a_server_that_refuses_a_ring_shows_which` |
+//! | DPDK server: takes rings that it was not given for ring 0 | brings [`queue_pairs`](ClientConfig::queue_pairs) rings each way, unless HELLO allows less: set it to the server's queues | `the_limits_in_hello_are_kept` |
+//! | VPP client: announces its configured ring size, though it allocates what HELLO allows | as server always allows the largest | `hello_says_what_the_limits_are` |
+//! | VPP, DPDK: count the slots of all rings in 16 bits | refuses such a configuration ([`ConfigError::Slots`])   | `nonsense_in_the_configuration_is_refused` |
+//! | DPDK: copies what is longer than its own buffers unchecked when it receives | never fills a buffer beyond its size; set [`buffer_bytes`](ClientConfig::buffer_bytes) to the peer's `bsize` | `a_small_offer_stays_for_a_small_packet`, `a_packet_that_does_not_fit_leaves_its_slot_to_the_next` |
+//! | DPDK server: does not look at the size of the buffer that it fills | never offers less than 2048 bytes, and refuses what is longer than was offered | `nonsense_in_the_configuration_is_refused`, `a_server_that_lies_is_found_out` |
+//! | VPP server: refuses packets of 0 and of more than 9216 bytes | sends none of 0; keep packets to VPP at 9216 bytes | `a_packet_that_does_not_fit_leaves_its_slot_to_the_next`; none for the upper limit, which is VPP's own |
+//! | all: chains are where their errors are (stale NEXT, wrong lengths, crashes) | clears a stale NEXT, and never takes a piece of a chain for a packet | `bad_offers_are_passed_over_and_the_packet_takes_the_next`, `a_chain_cut_by_a_burst_is_still_one_chain` |
+//! | DPDK: Ethernet only                               | likewise                                                 | `init_is_checked` |
+//! | libmemif server: takes any region in ADD_RING; its interrupt set-up confuses the directions | as server checks every region and index, and counts the directions apart | `rings_are_checked_when_they_come`, `rings_are_checked_in_memory_at_connect` |
+//! | gomemif: always sleeps on the eventfd             | wakes unless the mask is set                             | `the_mask_decides_about_waking` |
+//! | DPDK programs: crash with more rings one way than the other; VPP: miscounts with zero-copy | brings as many each way; its counters are its own affair | `several_queues_do_not_mix` |
+//! | VPP client: zero-copy unless told otherwise, so many regions, and buffers anywhere in them | takes any arrangement of up to [`regions_max`](Limits::regions_max) regions | `rings_and_buffers_may_lie_anywhere` |
+//! | libmemif: full barriers where lighter ones were meant | need not know: it is only slower                     | none: nothing shows |
+//! | abstract names are written `@x`, `abstract:x` or `socket-abstract=yes,socket=x` | uses the same bytes: NUL and the name, not padded | `an_abstract_name_counts_exactly_its_bytes` |
+//! | DPDK: options `role`, `id`, `bsize`, `rsize`, `socket`, `socket-abstract` (default yes), `secret`; a server says "ID not found" until its port is started, a client never comes back by itself | as client tries again ([`Connector`]); as server can do nothing for such a client | `a_server_that_is_not_ready_yet_is_asked_again` |
+//! | libmemif, VPP listeners: the kernel adds credentials to what their sockets receive | takes credentials next to a descriptor, should its own socket have them | `credentials_next_to_a_descriptor_are_no_harm` |
 //!
 //! # Security
 //!

@@ -401,3 +401,49 @@ fn memory_serves_one_connection_only_unless_left_unsealed() {
     second.init();
     second.say_and_hear_ack(&message, Some(first.memory.file.as_fd()));
 }
+
+/// As VPP with zero-copy: rings in one region and buffers in another, anywhere.
+#[test]
+fn rings_and_buffers_may_lie_anywhere() {
+    let mut bench = Bench::new(ServerConfig::default());
+    let pool = Memory::new(sys::sealed_memory(3 * REGION_BYTES).unwrap());
+    let (ring_at, packet_at, buffer_at) = (2 * REGION_BYTES, 3 * REGION_BYTES - 61, 77);
+    pool.write(ring_at, &0x03E3_1F20u32.to_ne_bytes());
+    bench.init();
+    bench.region();
+    let message = Message::AddRegion { index: 1, size: 3 * REGION_BYTES };
+    bench.say_and_hear_ack(&message, Some(pool.file.as_fd()));
+    bench.ring(AddRing { region: 1, offset: ring_at as u32, ..s2m() });
+    bench.ring(m2s());
+    pool.write(packet_at, &[5; 61]);
+    pool.set_slot(ring_at, 0, descriptor(0, 1, 61, packet_at as u32));
+    bench.memory.set_slot(M2S_AT, 0, descriptor(0, 1, 100, buffer_at));
+    let mut interface = bench.connect().unwrap();
+    pool.set_head(ring_at, 1);
+    bench.memory.set_head(M2S_AT, 1);
+    let mut bytes = [0; 61];
+    assert_eq!(interface.rx[0].pending(), Ok(1));
+    assert_eq!(interface.rx[0].next_packet().unwrap().unwrap().copy_to(&mut bytes), Some(61));
+    assert_eq!(bytes, [5; 61]);
+    interface.tx[0].push(&[6; 100]).unwrap();
+    interface.tx[0].flush().unwrap();
+    assert_eq!(bench.memory.slot(M2S_AT, 0), descriptor(0, 1, 100, buffer_at));
+    assert_eq!(pool.read::<100>(u64::from(buffer_at)), [6; 100]);
+}
+
+/// libmemif and VPP set SO_PASSCRED on their listeners, and what they accept inherits it.
+#[test]
+fn credentials_next_to_a_descriptor_are_no_harm() {
+    let mut bench = Bench::new(ServerConfig::default());
+    let on = 1i32;
+    let (level, option) = (libc::SOL_SOCKET, libc::SO_PASSCRED);
+    let socket = bench.server.raw_socket().unwrap();
+    // SAFETY: the kernel reads the four bytes of `on`.
+    let result = unsafe { libc::setsockopt(socket, level, option, (&raw const on).cast(), 4) };
+    assert_eq!(result, 0);
+    bench.init();
+    bench.region();
+    bench.ring(s2m());
+    bench.ring(m2s());
+    bench.connect().unwrap();
+}
