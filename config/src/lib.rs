@@ -52,7 +52,7 @@
 //! | `secret` | what the client must know | none | 1 to 24 bytes |
 //! | `role` | which side we are: as server we listen and map the tenant's memory, as client we connect and bring it | `"server"` | `"server"`, `"client"`; the same for all on one socket |
 //! | `queue_pairs` | rings in each direction: as server the most we take, as client what we offer | 1 | 1 to 8 |
-//! | `chains` | packets in several buffers | `false` | |
+//! | `chains` | packets in several buffers, at most 16; the peer must know them, too | `false` | |
 //! | `mode` | server: permission bits of a path socket | `"0660"` | `"0000"` to `"0777"`, the same for all on one socket |
 //! | `owner` | server: owner of a path socket, uid | the daemon's | 0 to 4294967294, the same for all on one socket |
 //! | `group` | server: group of a path socket, gid | the daemon's | 0 to 4294967294, the same for all on one socket |

@@ -36,6 +36,7 @@ impl Dialler {
             ring_log2,
             buffer_bytes,
             queue_pairs: memif.queue_pairs,
+            chains: memif.chains,
         };
         let connector = Connector::new(memif.socket.clone(), config, Backoff::default());
         Ok(Dialler { connector: connector.map_err(|e| memif_error(plan, &e))?, watched: 0 })

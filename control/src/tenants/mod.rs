@@ -209,6 +209,7 @@ impl Endpoint {
                 name: plan.name.clone(),
                 secret,
                 rings_max: memif.queue_pairs,
+                chains: memif.chains,
                 memory_bytes_max,
                 allow_unsealed,
                 ..ServerConfig::default()

@@ -11,7 +11,7 @@ use peregrine_dataplane::plan::{MemifPlan, NetworkPlan, Queues, UplinkPlan, XdpM
 use peregrine_dataplane::types::{MacAddr, NetworkId, Vni};
 use peregrine_memif::{
     Client, ClientConfig, Handshake, HandshakeError, Limits, Listener, ListenerConfig, Progress, Refusal,
-    SocketAddr,
+    RxRing, SocketAddr, TxRing,
 };
 
 use super::server::{EVICT_AFTER, HANDSHAKES_MAX};
@@ -587,4 +587,38 @@ fn both_roles_live_side_by_side_and_stopping_tells_both() {
         assert!(told.contains("stopping"), "{told}");
     }
     assert!(theirs.path().unwrap().exists(), "the socket is the tenant's");
+}
+
+/// Sends a packet of three buffers: the length of what arrives, if it is taken.
+fn three_buffers(from: &mut TxRing, to: &mut RxRing) -> Option<usize> {
+    from.push(&[7; 5000]).unwrap();
+    from.flush().unwrap();
+    assert_eq!(to.pending(), Ok(3));
+    let mut copy = [0; 6000];
+    to.next_packet().unwrap().ok()?.copy_to(&mut copy)
+}
+
+#[test]
+fn chains_are_taken_where_the_plan_says_so() {
+    for chains in [false, true] {
+        let mut bench = Bench::with(|path| {
+            let theirs = SocketAddr::Path(path.path().unwrap().with_file_name("theirs.sock"));
+            let mut plans = vec![endpoint(path, 0, b""), dialling(&theirs, 0)];
+            plans.iter_mut().for_each(|plan| plan.memif.chains = chains);
+            plans
+        });
+        // As server we take what a tenant sends in chains, or not.
+        let mut tenant = bench.connect(ClientConfig { chains: true, ..client(0, b"") }).unwrap();
+        let ours = bench.shelf.rings.get_mut(&EndpointId(0)).unwrap();
+        assert_eq!(three_buffers(&mut tenant.tx[0], &mut ours.rx[0]), chains.then_some(5000));
+        // As client we send in chains, or say that it is too long.
+        let theirs = SocketAddr::Path(bench.path.path().unwrap().with_file_name("theirs.sock"));
+        let config = ServerConfig { chains: true, ..ServerConfig::default() };
+        let mut tenant = Host::at(&theirs).serve(&mut bench, Instant::now() + SECOND, Ok(config)).unwrap();
+        let ours = bench.shelf.rings.get_mut(&EndpointId(1)).unwrap();
+        match chains {
+            true => assert_eq!(three_buffers(&mut ours.tx[0], &mut tenant.rx[0]), Some(5000)),
+            false => assert!(ours.tx[0].push(&[7; 5000]).is_err()),
+        }
+    }
 }

@@ -155,9 +155,9 @@
 //! # Code map
 //!
 //! `addr`, `message`, `channel` → `listener`, `server` with `offer` and `seal`, `connector`, `client` with `memory` → `interface`
-//! with `rx`, `tx`, `chain` → `cursor`, `ring`, `region` with `guard` → `sys`. Code with `unsafe` is in `ring` (header words and descriptors),
-//! `region` (copies), `sys` (system calls), `doorbell` (those for waking) and `guard` (the signal handler), and nowhere else. No
-//! public function is unsafe.
+//! with `rx`, `tx`, `chain` → `cursor`, `ring`, `region` with `guard` → `sys`. Code with `unsafe` is in `ring` (headers and
+//! descriptors), `region` (copies), `sys` (system calls), `doorbell` (those for waking) and `guard` (the signal handler), and nowhere
+//! else. No public function is unsafe.
 #![cfg_attr(
     not(test),
     deny(
