@@ -334,7 +334,7 @@ impl PortArgs {
             secret: Secret::new(self.secret.as_bytes()).map_err(|why| refused("--secret", &why))?,
             ring_log2: self.ring_size.trailing_zeros() as u8,
             buffer_bytes: self.buffer_size,
-            queue_pairs: 1,
+            ..ClientConfig::default()
         };
         config.check().map_err(|why| refused("--ring-size or --buffer-size", &why))?;
         Ok(PortSettings::Memif(socket, config))

@@ -33,14 +33,17 @@ pub struct ClientConfig {
     pub secret: Secret,
     /// log2 of the slots of each ring, 5..=14.
     pub ring_log2: u8,
-    /// Bytes of each buffer, 2048..=16384: the longest packet, each way.
+    /// Bytes of each buffer, 2048..=16384: the longest packet, each way, unless chains are allowed.
     pub buffer_bytes: u32,
     /// Rings in each direction, 1..=8. A server that takes fewer gets fewer.
     pub queue_pairs: u16,
+    /// Take and send packets in several buffers (chains): up to [`CHAIN_MAX`](crate::CHAIN_MAX) × `buffer_bytes` long, each way.
+    /// The peer must know chains, too, which memif has no way to ask: gomemif does not.
+    pub chains: bool,
 }
 
 impl Default for ClientConfig {
-    /// Id 0, name `memif`, no secret, 1 queue pair of 1024 slots, buffers of 2048 bytes.
+    /// Id 0, name `memif`, no secret, 1 queue pair of 1024 slots, buffers of 2048 bytes, no chains.
     fn default() -> Self {
         Self {
             id: 0,
@@ -49,6 +52,7 @@ impl Default for ClientConfig {
             ring_log2: 10,
             buffer_bytes: 2048,
             queue_pairs: 1,
+            chains: false,
         }
     }
 }
@@ -280,7 +284,7 @@ impl Client {
     fn connected(&mut self, peer_if_name: String) -> Result<Progress, HandshakeError> {
         let (channel, memory) =
             self.channel.take().zip(self.memory.take()).ok_or(HandshakeError::Finished)?;
-        let (rx, tx) = memory.connect();
+        let (rx, tx) = memory.connect(self.config.chains);
         Ok(Progress::Connected(Box::new(Interface {
             id: self.config.id,
             role: Role::Client,

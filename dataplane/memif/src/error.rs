@@ -28,7 +28,8 @@ impl fmt::Display for Violation {
 
 impl std::error::Error for Violation {}
 
-/// Why one descriptor was refused. Each costs its slot and nothing else; count them, and disconnect a peer that keeps at it.
+/// Why one descriptor, or one chain, was refused. Each costs its slots and nothing else; count them, and disconnect a peer that
+/// keeps at it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum BadDescriptor {
@@ -36,17 +37,19 @@ pub enum BadDescriptor {
     Region,
     /// Offset + length (descriptor offsets 8 and 4) end outside the region.
     Span,
-    /// The length is above the receiver's maximum.
+    /// The length is above the receiver's maximum; or a chain is, in bytes, or in pieces ([`CHAIN_MAX`](crate::CHAIN_MAX)).
     TooLong,
-    /// The length is below [`PACKET_BYTES_MIN`](crate::PACKET_BYTES_MIN).
+    /// The length is below [`PACKET_BYTES_MIN`](crate::PACKET_BYTES_MIN); or a whole chain's is, or a piece of it is empty.
     TooShort,
-    /// A piece of a chain (flag NEXT, descriptor offset 0); chains are refused. Each piece is reported.
+    /// A piece of a chain (flag NEXT, descriptor offset 0) where chains are refused. Each piece is reported.
     Chained,
+    /// A chain without its last piece: NEXT in the last slot that the peer has published. Only where chains are allowed.
+    Unfinished,
 }
 
 impl BadDescriptor {
     /// How many reasons there are: the size of a table of counters indexed by `reason as usize`.
-    pub const COUNT: usize = 5;
+    pub const COUNT: usize = 6;
 
     /// The reason as a name fit for a counter.
     pub const fn name(self) -> &'static str {
@@ -56,6 +59,7 @@ impl BadDescriptor {
             Self::TooLong => "too_long",
             Self::TooShort => "too_short",
             Self::Chained => "chained",
+            Self::Unfinished => "unfinished",
         }
     }
 }
@@ -65,9 +69,10 @@ impl fmt::Display for BadDescriptor {
         f.write_str(match self {
             Self::Region => "descriptor names no region",
             Self::Span => "descriptor ends outside its region",
-            Self::TooLong => "descriptor is longer than allowed",
-            Self::TooShort => "descriptor is shorter than an Ethernet header",
+            Self::TooLong => "descriptor or chain is longer than allowed",
+            Self::TooShort => "descriptor or chain is shorter than an Ethernet header",
             Self::Chained => "descriptor is part of a chain",
+            Self::Unfinished => "chain has no last piece",
         })
     }
 }
@@ -77,16 +82,18 @@ impl std::error::Error for BadDescriptor {}
 /// Why a packet did not go into the ring. The caller still has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum PushError {
-    /// No slot is free: the peer has taken nothing (or offered no buffer) since.
+    /// No slot is free, or fewer than the packet's chain needs: the peer has taken nothing (or offered no buffer) since.
     Full,
-    /// The packet does not fit the next buffer, which stays for the next packet.
+    /// The packet does not fit the next buffer (with chains allowed: as many as a chain may have), which stays for the next
+    /// packet.
     TooLong {
         /// Bytes that would have fit.
         capacity: u32,
     },
     /// The packet is shorter than [`PACKET_BYTES_MIN`](crate::PACKET_BYTES_MIN): peers refuse or misread these.
     TooShort,
-    /// The buffer that the peer offered is unusable. Its slot went back with length 0, so the next push finds another.
+    /// The buffer that the peer offered is unusable. Its slot, and those that a chain had before it, went back with length 0, so
+    /// the next push finds another.
     BadDescriptor(BadDescriptor),
     /// The peer broke the ring protocol: disconnect.
     Violation(Violation),
@@ -96,7 +103,9 @@ impl fmt::Display for PushError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Full => f.write_str("ring is full"),
-            Self::TooLong { capacity } => write!(f, "packet does not fit a buffer of {capacity} bytes"),
+            Self::TooLong { capacity } => {
+                write!(f, "packet does not fit, there is room for {capacity} bytes")
+            }
             Self::TooShort => f.write_str("packet is shorter than an Ethernet header"),
             Self::BadDescriptor(why) => write!(f, "offered buffer refused: {why}"),
             Self::Violation(why) => why.fmt(f),

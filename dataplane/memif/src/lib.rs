@@ -19,6 +19,10 @@
 //! So a server without offered buffers cannot send, and what does not fit is dropped by whoever sends: nobody ever waits for a
 //! peer. Each ring also has an eventfd (made by the client), which the sender writes unless the receiver has set the ring's mask.
 //!
+//! A packet that is longer than a buffer can go into several slots in a row, a **chain**, of which all but the last have the flag
+//! NEXT. Not all peers know chains, so they must be asked for, with `chains` in both sides' configurations; [`TxRing::push`] and
+//! [`RxRing::next_packet`] then do it by themselves, with up to [`CHAIN_MAX`] buffers for a packet.
+//!
 //! In this crate a connection is an [`Interface`]: a list of [`RxRing`] and of [`TxRing`] halves, each of which one thread owns,
 //! and a [`ControlSocket`]. The halves work alike in both roles. A [`Listener`] gives a [`Handshake`] for each client; a
 //! [`Client`] is the other side. All are driven by readiness, and fit any event loop.
@@ -71,7 +75,10 @@
 //! - There is no reference to shared memory, anywhere. A descriptor is copied once and only the copy is checked and used; a packet
 //!   is copied to private memory by [`Packet::copy_to`], and is to be parsed there.
 //! - Region, offset and length are checked against the mapping, in 64 bits; the peer's index may not run ahead of what the ring can
-//!   hold; our own positions are never read back. Chains are refused.
+//!   hold; our own positions are never read back.
+//! - Chains are refused unless [`ServerConfig::chains`] or [`ClientConfig::chains`] allows them. Then each piece is checked like a
+//!   packet, there are at most [`CHAIN_MAX`] of them, and a chain that is wrong is refused as a whole: no part of it is ever taken
+//!   for a packet.
 //! - Regions must be plain memory, sealed by the client against shrinking; the server maps them, then seals them against holes
 //!   (F_SEAL_FUTURE_WRITE, Linux 5.1) and then makes every page present (Linux 5.14; older kernels leave that to the first
 //!   access). So the client can neither truncate them, which would make our next access a SIGBUS that ends the process, nor punch
@@ -97,7 +104,7 @@
 //! # Code map
 //!
 //! `addr`, `message`, `channel` → `listener`, `server` with `offer` and `seal`, `client` with `memory` → `interface` with `rx`,
-//! `tx` → `cursor`, `ring`, `region` → `sys`. Code with `unsafe` is in `ring` (header words and descriptors), `region` (copies),
+//! `tx`, `chain` → `cursor`, `ring`, `region` → `sys`. Code with `unsafe` is in `ring` (headers and descriptors), `region` (copies),
 //! `sys` (system calls) and `doorbell` (those for waking), and nowhere else. No public function is unsafe.
 #![cfg_attr(
     not(test),
@@ -112,6 +119,8 @@
 
 /// Where a socket lives.
 mod addr;
+/// One packet in several buffers.
+mod chain;
 /// Messages over a socket.
 mod channel;
 /// The client's handshake.
@@ -154,6 +163,7 @@ mod sys;
 mod tx;
 
 pub use addr::{ADDRESS_BYTES_MAX, AddrError, SocketAddr};
+pub use chain::CHAIN_MAX;
 pub use client::{Client, ClientConfig};
 pub use doorbell::warm_up;
 pub use error::{BadDescriptor, ConfigError, DisconnectReason, HandshakeError, PushError, Reject, Violation};

@@ -101,13 +101,15 @@ impl ClientMemory {
     }
 
     /// After CONNECTED: the client's halves, with all receive buffers offered.
-    pub fn connect(self) -> (Vec<RxRing>, Vec<TxRing>) {
+    pub fn connect(self, chains: bool) -> (Vec<RxRing>, Vec<TxRing>) {
         let layout = self.layout;
         let rx = (0..).zip(self.m2s);
         let tx = (0..).zip(self.s2m);
         (
-            rx.map(|(i, (ring, event))| RxRing::client(ring, event, layout.buffers(false, i))).collect(),
-            tx.map(|(i, (ring, event))| TxRing::client(ring, event, layout.buffers(true, i))).collect(),
+            rx.map(|(i, (ring, event))| RxRing::client(ring, event, layout.buffers(false, i), chains))
+                .collect(),
+            tx.map(|(i, (ring, event))| TxRing::client(ring, event, layout.buffers(true, i), chains))
+                .collect(),
         )
     }
 }

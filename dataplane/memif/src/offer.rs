@@ -115,11 +115,11 @@ impl Offer {
         }
         let regions = Arc::new(Regions::new(mappings));
         let ring = |place| RingMemory::new(Arc::clone(&regions), place, Role::Server);
-        let rx = self
-            .s2m
-            .into_iter()
-            .map(|(place, event)| Ok(RxRing::server(ring(place)?, event, config.packet_bytes_max)));
-        let tx = self.m2s.into_iter().map(|(place, event)| Ok(TxRing::server(ring(place)?, event)));
+        let rx = self.s2m.into_iter().map(|(place, event)| {
+            Ok(RxRing::server(ring(place)?, event, config.packet_bytes_max, config.chains))
+        });
+        let tx =
+            self.m2s.into_iter().map(|(place, event)| Ok(TxRing::server(ring(place)?, event, config.chains)));
         Ok((rx.collect::<Result<_, Reject>>()?, tx.collect::<Result<_, Reject>>()?))
     }
 }

@@ -52,7 +52,7 @@ pub(crate) const fn ring_bytes(log2: u8) -> u32 {
 }
 
 /// A private copy of one descriptor.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Descriptor {
     pub flags: u16,
     pub region: u16,
@@ -63,6 +63,12 @@ pub(crate) struct Descriptor {
 impl Descriptor {
     pub fn is_chained(&self) -> bool {
         self.flags & NEXT != 0
+    }
+
+    /// The same buffer with `length` bytes in it, the last of its packet or not.
+    #[inline(always)]
+    pub fn filled(self, length: u32, is_last: bool) -> Self {
+        Self { flags: if is_last { 0 } else { NEXT }, length, ..self }
     }
 
     /// From its two halves as they lie in memory.
@@ -140,7 +146,7 @@ impl RingMemory {
         self.slot_mask + 1
     }
 
-    pub fn regions(&self) -> &Regions {
+    pub fn regions(&self) -> &Arc<Regions> {
         &self.regions
     }
 

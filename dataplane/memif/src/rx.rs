@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use crate::PACKET_BYTES_MIN;
+use crate::chain::{CHAIN_MAX, Chain};
 use crate::cursor::{Cursor, Indices};
 use crate::error::{BadDescriptor, Violation};
 use crate::region::Span;
@@ -43,31 +44,48 @@ pub struct RxRing {
     ring: RingMemory,
     cursor: Cursor,
     event: OwnedFd,
-    /// Longest packet taken, in bytes.
+    /// Longest packet in one buffer taken, in bytes.
     packet_bytes_max: u32,
     /// The client's buffers, which go back with every packet taken; a server has none.
     buffers: Option<Buffers>,
-    /// Whether the slot before `cursor` had NEXT: the current one belongs to the same chain.
-    in_chain: bool,
+    /// The chain taken last; `None` where chains are refused.
+    chain: Option<Box<Chain>>,
+    /// Why a chain was refused whose last piece has not been seen: the next slots belong to it.
+    refused: Option<BadDescriptor>,
 }
 
 /// One packet, still in shared memory: its place and length were checked, its bytes can change at any time. Copy it out, and
-/// parse only the copy. As long as it lives its slot cannot be released.
+/// parse only the copy. As long as it lives its slots cannot be released.
 #[derive(Clone, Copy)]
-pub struct Packet<'a>(Span<'a>);
+pub struct Packet<'a>(Place<'a>);
+
+/// Where a packet lies.
+#[derive(Clone, Copy)]
+enum Place<'a> {
+    /// In one buffer, like nearly every packet.
+    Single(Span<'a>),
+    /// In several.
+    Chain(&'a Chain),
+}
 
 impl Packet<'_> {
     /// Bytes of the packet, at least [`PACKET_BYTES_MIN`] and at most the ring's maximum.
     #[allow(clippy::len_without_is_empty, reason = "a packet is never empty")]
     pub fn len(&self) -> usize {
-        self.0.length() as usize
+        match self.0 {
+            Place::Single(span) => span.length() as usize,
+            Place::Chain(chain) => chain.bytes() as usize,
+        }
     }
 
     /// Copies the packet to the front of `to` and returns its length; `None`, and nothing copied, if `to` is shorter.
     #[inline(always)]
     #[must_use]
     pub fn copy_to(&self, to: &mut [u8]) -> Option<usize> {
-        self.0.copy_to(to)
+        match self.0 {
+            Place::Single(span) => span.copy_to(to),
+            Place::Chain(chain) => chain.copy_to(to),
+        }
     }
 }
 
@@ -79,14 +97,15 @@ impl std::fmt::Debug for Packet<'_> {
 
 impl RxRing {
     /// A server's half. It starts polling: the sender is asked not to wake us.
-    pub(crate) fn server(ring: RingMemory, event: OwnedFd, packet_bytes_max: u32) -> Self {
+    pub(crate) fn server(ring: RingMemory, event: OwnedFd, packet_bytes_max: u32, chains: bool) -> Self {
         let cursor = Cursor::server(ring.size(), ring.load_own());
         ring.set_masked(true);
-        Self { ring, cursor, event, packet_bytes_max, buffers: None, in_chain: false }
+        let chain = chains.then(|| Chain::new(&ring, packet_bytes_max, packet_bytes_max));
+        Self { ring, cursor, event, packet_bytes_max, buffers: None, chain, refused: None }
     }
 
     /// A client's half; offers all its buffers. Only after CONNECTED: some servers set both indexes to 0 just before they send it.
-    pub(crate) fn client(ring: RingMemory, event: OwnedFd, buffers: Buffers) -> Self {
+    pub(crate) fn client(ring: RingMemory, event: OwnedFd, buffers: Buffers, chains: bool) -> Self {
         let tail = ring.load_peer();
         for slot in 0..ring.size() {
             ring.write(slot, buffers.descriptor(slot, buffers.bytes));
@@ -94,7 +113,10 @@ impl RxRing {
         ring.set_masked(true);
         ring.store_own(tail.wrapping_add(ring.size()));
         let cursor = Cursor::client_rx(ring.size(), tail);
-        Self { ring, cursor, event, packet_bytes_max: buffers.bytes, buffers: Some(buffers), in_chain: false }
+        let packet_bytes_max = buffers.bytes;
+        let chain =
+            chains.then(|| Chain::new(&ring, packet_bytes_max, packet_bytes_max * u32::from(CHAIN_MAX)));
+        Self { ring, cursor, event, packet_bytes_max, buffers: Some(buffers), chain, refused: None }
     }
 
     /// Which side of the connection this half is.
@@ -107,8 +129,8 @@ impl RxRing {
         self.cursor.size()
     }
 
-    /// Looks at the peer's index (once, Acquire) and returns how many packets [`next_packet`](Self::next_packet) can give,
-    /// including those that earlier calls saw.
+    /// Looks at the peer's index (once, Acquire) and returns how many slots wait for [`next_packet`](Self::next_packet),
+    /// including those that earlier calls saw: as many packets, or fewer where chains are allowed.
     ///
     /// # Errors
     /// [`Violation`] if the index cannot be true: disconnect.
@@ -117,24 +139,65 @@ impl RxRing {
         self.cursor.look(&self.ring)
     }
 
-    /// The next packet that [`pending`](Self::pending) saw; `None` when there is none. Every call uses up one slot, whether its
-    /// descriptor is good or bad, so a burst of `n` calls does a bounded amount of work. Of a chain every piece is one
-    /// [`BadDescriptor::Chained`].
+    /// The next packet that [`pending`](Self::pending) saw; `None` when there is none. Every call uses up the slots of one packet,
+    /// whether its descriptors are good or bad, so a burst of `n` calls does a bounded amount of work.
+    ///
+    /// A packet has one slot. Where chains are refused, every piece of a chain is one [`BadDescriptor::Chained`]. Where they are
+    /// allowed, a packet has up to [`CHAIN_MAX`] slots. A chain with anything wrong is one error for all its slots. What is left
+    /// of a chain that was refused before its last piece was seen (it is too long, or was cut off) is never taken for a packet:
+    /// further calls use it up, each at most [`CHAIN_MAX`] slots of it and with the same error again. The next packet begins
+    /// after the first slot without NEXT.
     #[inline]
     pub fn next_packet(&mut self) -> Option<Result<Packet<'_>, BadDescriptor>> {
-        let index = self.cursor.peek()?;
-        let descriptor = self.ring.read(index);
-        if let Some(buffers) = self.buffers {
-            // Restored now while its line is at hand; the peer may use it only after `release`.
-            let slot = index & (self.ring.size() - 1);
-            self.ring.write(index, buffers.descriptor(slot, buffers.bytes));
+        let descriptor = take_slot(&self.ring, &mut self.cursor, self.buffers)?;
+        if self.refused.is_some() || descriptor.is_chained() {
+            if let Err(why) = self.chained(descriptor) {
+                return Some(Err(why));
+            }
+            let chain = self.chain.as_deref().ok_or(BadDescriptor::Chained);
+            return Some(chain.map(|chain| Packet(Place::Chain(chain))));
         }
-        self.cursor.advance();
-        let was_in_chain = std::mem::replace(&mut self.in_chain, descriptor.is_chained());
-        if was_in_chain || descriptor.is_chained() {
-            return Some(Err(BadDescriptor::Chained));
+        Some(self.checked(descriptor).map(|span| Packet(Place::Single(span))))
+    }
+
+    /// A chain from its first piece on, or the rest of one that was refused: its slots up to the last one, but no more than
+    /// [`CHAIN_MAX`].
+    #[cold]
+    fn chained(&mut self, first: Descriptor) -> Result<(), BadDescriptor> {
+        let Some(chain) = &mut self.chain else {
+            self.refused = first.is_chained().then_some(BadDescriptor::Chained);
+            return Err(BadDescriptor::Chained);
+        };
+        let mut fault = self.refused.take();
+        chain.clear();
+        let (mut piece, mut slots) = (first, 1);
+        loop {
+            if fault.is_none() {
+                fault = chain.add(piece).err();
+            }
+            if !piece.is_chained() {
+                break;
+            }
+            let next = if slots == CHAIN_MAX {
+                Err(BadDescriptor::TooLong)
+            } else {
+                // Whole chains are published, so the next piece must be there.
+                take_slot(&self.ring, &mut self.cursor, self.buffers).ok_or(BadDescriptor::Unfinished)
+            };
+            match next {
+                Ok(next) => piece = next,
+                Err(why) => {
+                    let why = fault.unwrap_or(why);
+                    self.refused = Some(why);
+                    return Err(why);
+                }
+            }
+            slots += 1;
         }
-        Some(self.checked(descriptor).map(Packet))
+        match fault {
+            Some(why) => Err(why),
+            None => chain.finish(),
+        }
     }
 
     #[inline(always)]
@@ -148,7 +211,7 @@ impl RxRing {
         self.ring.regions().span(descriptor.region, descriptor.offset, descriptor.length)
     }
 
-    /// Asks the processor to fetch the packet `ahead` places after the next one. Only a hint: nothing is used up or believed.
+    /// Asks the processor to fetch what lies `ahead` slots after the next one. Only a hint: nothing is used up or believed.
     #[inline]
     pub fn prefetch(&self, ahead: u16) {
         if ahead >= self.cursor.available() {
@@ -226,6 +289,20 @@ impl RxRing {
             }
         }
     }
+}
+
+/// Uses up the next slot and gives its descriptor, read once. A client's own buffer is put back into the slot.
+#[inline(always)]
+fn take_slot(ring: &RingMemory, cursor: &mut Cursor, buffers: Option<Buffers>) -> Option<Descriptor> {
+    let index = cursor.peek()?;
+    let descriptor = ring.read(index);
+    if let Some(buffers) = buffers {
+        // Restored now while its line is at hand; the peer may use it only after `release`.
+        let slot = index & (ring.size() - 1);
+        ring.write(index, buffers.descriptor(slot, buffers.bytes));
+    }
+    cursor.advance();
+    Some(descriptor)
 }
 
 fn invalid(why: Violation) -> io::Error {

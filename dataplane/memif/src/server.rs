@@ -65,6 +65,10 @@ pub struct ServerConfig {
     pub rings_max: u16,
     /// Longest packet accepted from the client, in bytes.
     pub packet_bytes_max: u32,
+    /// Take and send packets in several buffers (chains), at most [`CHAIN_MAX`](crate::CHAIN_MAX) of them. Those taken are at most
+    /// [`packet_bytes_max`](Self::packet_bytes_max) long; those sent, as long as the buffers that the client offers. The client
+    /// must know chains, too, which memif has no way to ask: gomemif does not.
+    pub chains: bool,
     /// Most memory of the client that we map, in bytes, over all regions. All of it is made present at CONNECT, and what the
     /// client had not touched before counts as ours (cgroup): so this is also what a client can make us pay, in memory and in the
     /// time of that step. 65535 slots of 16 KiB would be 1 GiB. Buffers of 2 KiB always fit the default; raise it for larger ones
@@ -84,13 +88,14 @@ pub struct ServerConfig {
 }
 
 impl Default for ServerConfig {
-    /// Name `memif`, no secret, 8 rings each way, packets up to 9216 bytes, 128 MiB, sealed memory only.
+    /// Name `memif`, no secret, 8 rings each way, packets up to 9216 bytes, no chains, 128 MiB, sealed memory only.
     fn default() -> Self {
         Self {
             name: "memif".to_owned(),
             secret: None,
             rings_max: 8,
             packet_bytes_max: 9216,
+            chains: false,
             memory_bytes_max: 128 << 20,
             allow_unsealed: false,
         }

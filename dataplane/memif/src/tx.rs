@@ -6,9 +6,11 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
 use crate::PACKET_BYTES_MIN;
+use crate::chain::{CHAIN_MAX, Pieces};
 use crate::cursor::{Cursor, Indices, must_wake};
 use crate::doorbell;
 use crate::error::{BadDescriptor, PushError, Violation};
+use crate::region::Span;
 use crate::ring::{Descriptor, RingMemory, Role};
 use crate::rx::Buffers;
 
@@ -20,21 +22,23 @@ pub struct TxRing {
     event: OwnedFd,
     /// The client's buffers; a server fills those that the client offers.
     buffers: Option<Buffers>,
+    /// Whether a packet may take several buffers.
+    chains: bool,
 }
 
 impl TxRing {
     /// A server's half.
-    pub(crate) fn server(ring: RingMemory, event: OwnedFd) -> Self {
+    pub(crate) fn server(ring: RingMemory, event: OwnedFd, chains: bool) -> Self {
         let cursor = Cursor::server(ring.size(), ring.load_own());
-        Self { ring, cursor, event, buffers: None }
+        Self { ring, cursor, event, buffers: None, chains }
     }
 
     /// A client's half, empty. Only after CONNECTED, as for [`RxRing::client`](crate::rx::RxRing::client).
-    pub(crate) fn client(ring: RingMemory, event: OwnedFd, buffers: Buffers) -> Self {
+    pub(crate) fn client(ring: RingMemory, event: OwnedFd, buffers: Buffers, chains: bool) -> Self {
         let tail = ring.load_peer();
         ring.store_own(tail);
         let cursor = Cursor::client_tx(ring.size(), tail);
-        Self { ring, cursor, event, buffers: Some(buffers) }
+        Self { ring, cursor, event, buffers: Some(buffers), chains }
     }
 
     /// Which side of the connection this half is.
@@ -47,7 +51,7 @@ impl TxRing {
         self.cursor.size()
     }
 
-    /// Looks at the peer's index (once, Acquire) and returns how many packets can be pushed.
+    /// Looks at the peer's index (once, Acquire) and returns how many slots are free: one for each packet that fits one buffer.
     ///
     /// # Errors
     /// [`Violation`] if the index cannot be true: disconnect.
@@ -56,8 +60,9 @@ impl TxRing {
         self.cursor.look(&self.ring)
     }
 
-    /// Copies one packet into the next slot. The peer sees it after [`flush`](Self::flush). Looks at the peer's index only when
-    /// no slot is left of those that it last saw.
+    /// Copies one packet into the next slot; where chains are allowed and its buffer is too small, into as many slots as it needs,
+    /// up to [`CHAIN_MAX`]. The peer sees it after [`flush`](Self::flush). Looks at the peer's index only when no slot is left of
+    /// those that it last saw.
     ///
     /// # Errors
     /// See [`PushError`]; the packet has not been sent then, and nothing of it was written.
@@ -73,11 +78,9 @@ impl TxRing {
             None => self.look_again()?,
         };
         match self.buffers {
-            Some(buffers) => self.fill_own(index, buffers, packet, length)?,
-            None => self.fill_offered(index, packet, length)?,
+            Some(buffers) => self.fill_own(index, buffers, packet, length),
+            None => self.fill_offered(index, packet, length),
         }
-        self.cursor.advance();
-        Ok(())
     }
 
     #[cold]
@@ -88,17 +91,23 @@ impl TxRing {
 
     /// Client: the slot's own buffer, whatever the peer has written into the descriptor.
     #[inline(always)]
-    fn fill_own(&self, index: u16, buffers: Buffers, packet: &[u8], length: u32) -> Result<(), PushError> {
-        let too_long = PushError::TooLong { capacity: buffers.bytes };
+    fn fill_own(
+        &mut self,
+        index: u16,
+        buffers: Buffers,
+        packet: &[u8],
+        length: u32,
+    ) -> Result<(), PushError> {
         if length > buffers.bytes {
-            return Err(too_long);
+            return self.push_long(packet, buffers.bytes);
         }
         let slot = index & (self.ring.size() - 1);
         let descriptor = buffers.descriptor(slot, length);
         let span =
             self.ring.regions().span(0, descriptor.offset, length).map_err(PushError::BadDescriptor)?;
-        span.copy_from(packet).ok_or(too_long)?;
+        span.copy_from(packet).ok_or(PushError::TooLong { capacity: buffers.bytes })?;
         self.ring.write(index, descriptor);
+        self.cursor.advance();
         Ok(())
     }
 
@@ -106,33 +115,107 @@ impl TxRing {
     #[inline(always)]
     fn fill_offered(&mut self, index: u16, packet: &[u8], length: u32) -> Result<(), PushError> {
         let offered = self.ring.read(index);
-        if length > offered.length && offered.length >= PACKET_BYTES_MIN {
-            return Err(PushError::TooLong { capacity: offered.length });
+        if offered.length < PACKET_BYTES_MIN {
+            return Err(self.pass_over(index, offered, BadDescriptor::TooShort));
         }
-        let span = match self.checked(offered) {
+        if length > offered.length {
+            return self.push_long(packet, offered.length);
+        }
+        let span = match self.ring.regions().span(offered.region, offered.offset, offered.length) {
             Ok(span) => span,
             Err(why) => return Err(self.pass_over(index, offered, why)),
         };
         span.copy_from(packet).ok_or(PushError::TooLong { capacity: offered.length })?;
-        // Flags 0: a client may have left a stale NEXT there.
-        self.ring.write_first_half(index, Descriptor { flags: 0, length, ..offered });
+        // Without NEXT, which a client may have left there.
+        self.ring.write_first_half(index, offered.filled(length, true));
+        self.cursor.advance();
         Ok(())
-    }
-
-    #[inline(always)]
-    fn checked(&self, offered: Descriptor) -> Result<crate::region::Span<'_>, BadDescriptor> {
-        if offered.length < PACKET_BYTES_MIN {
-            return Err(BadDescriptor::TooShort);
-        }
-        self.ring.regions().span(offered.region, offered.offset, offered.length)
     }
 
     /// Gives an unusable buffer back with length 0: kept, it would stop the ring for good.
     #[cold]
     fn pass_over(&mut self, index: u16, offered: Descriptor, why: BadDescriptor) -> PushError {
-        self.ring.write_first_half(index, Descriptor { flags: 0, length: 0, ..offered });
+        self.ring.write_first_half(index, offered.filled(0, true));
         self.cursor.advance();
         PushError::BadDescriptor(why)
+    }
+
+    /// A packet that is longer than the next buffer, which has `capacity` bytes: over several buffers in a row, or not at all.
+    ///
+    /// A server has read the first buffer's descriptor by now, but of that copy only the length was looked at. It is read again
+    /// here, with the others, and only this copy counts.
+    #[cold]
+    fn push_long(&mut self, packet: &[u8], capacity: u32) -> Result<(), PushError> {
+        if !self.chains {
+            return Err(PushError::TooLong { capacity });
+        }
+        let index = self.cursor.peek().ok_or(PushError::Full)?;
+        let mut buffers = Pieces::default();
+        let count = self.gather(index, packet.len(), &mut buffers)?;
+        let mut rest = packet;
+        for (ahead, buffer) in (0..count).zip(&buffers) {
+            let (piece, after) = rest.split_at(rest.len().min(buffer.length as usize));
+            let filled = buffer.filled(piece.len() as u32, after.is_empty());
+            let span = self.checked(*buffer).map_err(PushError::BadDescriptor)?;
+            span.copy_from(piece).ok_or(PushError::TooLong { capacity: buffer.length })?;
+            let index = index.wrapping_add(ahead);
+            match self.role() {
+                Role::Client => self.ring.write(index, filled),
+                Role::Server => self.ring.write_first_half(index, filled),
+            }
+            rest = after;
+        }
+        for _ in 0..count {
+            self.cursor.advance();
+        }
+        Ok(())
+    }
+
+    /// The buffers from `index` on until they hold `length` bytes, each checked; returns how many. Nothing is used up, except when
+    /// one of them is bad: then it and those before it go back with length 0.
+    fn gather(&mut self, index: u16, length: usize, buffers: &mut Pieces) -> Result<u16, PushError> {
+        let count_max = CHAIN_MAX.min(self.ring.size());
+        if let Some(own) = self.buffers {
+            // Our own buffers are known before they are free.
+            let capacity = own.bytes * u32::from(count_max);
+            if length > capacity as usize {
+                return Err(PushError::TooLong { capacity });
+            }
+        }
+        let mut capacity = 0u32;
+        for (ahead, place) in (0..count_max).zip(buffers.iter_mut()) {
+            if ahead >= self.cursor.available() && self.cursor.look(&self.ring)? <= ahead {
+                return Err(PushError::Full);
+            }
+            let buffer = self.buffer(index.wrapping_add(ahead));
+            *place = buffer;
+            if let Err(why) = self.checked(buffer) {
+                for (index, buffer) in (0..=ahead).map(|back| index.wrapping_add(back)).zip(buffers.iter()) {
+                    self.pass_over(index, *buffer, why);
+                }
+                return Err(PushError::BadDescriptor(why));
+            }
+            capacity = capacity.saturating_add(buffer.length);
+            if capacity as usize >= length {
+                return Ok(ahead + 1);
+            }
+        }
+        Err(PushError::TooLong { capacity })
+    }
+
+    /// A slot's buffer with its whole length: our own, or what the client's descriptor offers, read once.
+    fn buffer(&self, index: u16) -> Descriptor {
+        match self.buffers {
+            Some(own) => own.descriptor(index & (self.ring.size() - 1), own.bytes),
+            None => self.ring.read(index),
+        }
+    }
+
+    fn checked(&self, buffer: Descriptor) -> Result<Span<'_>, BadDescriptor> {
+        if buffer.length < PACKET_BYTES_MIN {
+            return Err(BadDescriptor::TooShort);
+        }
+        self.ring.regions().span(buffer.region, buffer.offset, buffer.length)
     }
 
     /// Publishes everything pushed, in one Release store, and wakes the receiver if it asked for that: at most one eventfd write,

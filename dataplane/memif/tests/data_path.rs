@@ -227,3 +227,60 @@ fn two_threads_a_million_packets_in_order() {
         sender.join().unwrap();
     }
 }
+
+/// Mostly 9000 bytes, which take five buffers, and some that take one.
+fn jumbo_bytes(number: u32) -> u32 {
+    if number.is_multiple_of(7) { 64 } else { 9000 }
+}
+
+/// Makes `packet` that packet: every 32-bit word differs from its neighbours, and from the same word of the packets around it.
+fn make_jumbo(number: u32, packet: &mut Vec<u8>) {
+    packet.resize(jumbo_bytes(number) as usize, 0);
+    for (word, bytes) in (0..).zip(packet.chunks_exact_mut(4)) {
+        bytes.copy_from_slice(&(number.wrapping_mul(2251) + word).to_ne_bytes());
+    }
+}
+
+#[test]
+fn two_threads_jumbo_packets_in_chains_in_order() {
+    const PACKETS: u32 = 20_000;
+    let client = ClientConfig { chains: true, ..ClientConfig::default() };
+    let server = ServerConfig { chains: true, ..ServerConfig::default() };
+    let (mut client, mut server) = pair(client, server).unwrap();
+    for (mut tx, mut rx) in
+        [(client.tx.remove(0), server.rx.remove(0)), (server.tx.remove(0), client.rx.remove(0))]
+    {
+        let sender = std::thread::spawn(move || {
+            let mut packet = Vec::new();
+            for number in 0..PACKETS {
+                make_jumbo(number, &mut packet);
+                loop {
+                    match tx.push(&packet) {
+                        Ok(()) => break,
+                        Err(PushError::Full) => {
+                            tx.flush().unwrap();
+                            std::thread::yield_now();
+                        }
+                        Err(why) => panic!("packet {number}: {why}"),
+                    }
+                }
+            }
+            tx.flush().unwrap();
+        });
+        let (mut bytes, mut expected) = ([0; 9216], Vec::new());
+        let mut number = 0;
+        while number < PACKETS {
+            if rx.pending().unwrap() == 0 {
+                std::thread::yield_now();
+            }
+            while let Some(taken) = rx.next_packet() {
+                let length = taken.unwrap().copy_to(&mut bytes).unwrap();
+                make_jumbo(number, &mut expected);
+                assert!(bytes[..length] == expected, "packet {number} of {length} bytes");
+                number += 1;
+            }
+            rx.release();
+        }
+        sender.join().unwrap();
+    }
+}

@@ -6,19 +6,19 @@ use crate::error::{BadDescriptor, DisconnectReason, PushError, Reject, Violation
 use crate::message::Hello;
 
 /// Two rings of 32 slots, then the buffers on the next page.
-const RX_RING: u64 = 128 + 16 * 32;
-const TX_RING: u64 = 0;
+pub(super) const RX_RING: u64 = 128 + 16 * 32;
+pub(super) const TX_RING: u64 = 0;
 /// 33 cache lines.
-const STRIDE: u32 = 2112;
-const TX_BUFFERS: u32 = 4096;
-const RX_BUFFERS: u32 = 4096 + 32 * STRIDE;
+pub(super) const STRIDE: u32 = 2112;
+pub(super) const TX_BUFFERS: u32 = 4096;
+pub(super) const RX_BUFFERS: u32 = 4096 + 32 * STRIDE;
 
-struct Peer {
+pub(super) struct Peer {
     channel: Channel,
     client: Client,
 }
 
-fn hello() -> Hello {
+pub(super) fn hello() -> Hello {
     Hello {
         name: "srv".into(),
         min_version: VERSION,
@@ -49,7 +49,7 @@ impl Peer {
     }
 
     /// Plays an honest server up to CONNECT; the client's memory, and the ring messages that came.
-    fn served(config: ClientConfig, hello: Hello) -> (Self, Memory, Vec<AddRing>) {
+    pub(super) fn served(config: ClientConfig, hello: Hello) -> (Self, Memory, Vec<AddRing>) {
         let mut peer = Self::new(config);
         peer.say(&Message::Hello(hello)).unwrap();
         assert!(
@@ -71,7 +71,7 @@ impl Peer {
         }
     }
 
-    fn connected(&mut self) -> Interface {
+    pub(super) fn connected(&mut self) -> Interface {
         match self.say(&Message::Connected { name: "if9".into() }).unwrap() {
             Progress::Connected(interface) => *interface,
             Progress::Pending => panic!("pending"),
@@ -79,7 +79,7 @@ impl Peer {
     }
 }
 
-fn config() -> ClientConfig {
+pub(super) fn config() -> ClientConfig {
     ClientConfig { id: 9, ring_log2: 5, ..ClientConfig::default() }
 }
 

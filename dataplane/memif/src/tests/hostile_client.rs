@@ -9,7 +9,11 @@ use crate::tx::TxRing;
 
 /// A connected bench whose indexes all start at `start`.
 fn connected_at(start: u16) -> (Bench, RxRing, TxRing) {
-    let mut bench = Bench::described(ServerConfig { packet_bytes_max: 1500, ..ServerConfig::default() });
+    connected_with(ServerConfig { packet_bytes_max: 1500, ..ServerConfig::default() }, start)
+}
+
+pub(super) fn connected_with(config: ServerConfig, start: u16) -> (Bench, RxRing, TxRing) {
+    let mut bench = Bench::described(config);
     for ring in [S2M_AT, M2S_AT] {
         bench.memory.set_head(ring, start);
         bench.memory.set_tail(ring, start);
@@ -23,7 +27,7 @@ fn connected() -> (Bench, RxRing, TxRing) {
     connected_at(0)
 }
 
-fn taken(rx: &mut RxRing) -> Vec<u8> {
+pub(super) fn taken(rx: &mut RxRing) -> Vec<u8> {
     let mut bytes = vec![0; 2048];
     let length = rx.next_packet().unwrap().unwrap().copy_to(&mut bytes).unwrap();
     bytes.truncate(length);

@@ -1,6 +1,7 @@
 //! Peers made by hand: they speak the protocol message by message and write the shared memory byte by byte, so they can do what no
 //! honest peer would.
 
+mod chains;
 mod client_side;
 mod handshake;
 mod hostile_client;
