@@ -2,13 +2,12 @@
 //! (`io`, which leaves every byte as it is): queue `i` to queue `i`. It needs no huge pages and no root.
 
 use std::process::Command;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use peregrine_control::lab::Process;
 use peregrine_memif::{
-    Client, ClientConfig, Handshake, HandshakeError, Interface, Listener, ListenerConfig, Progress, Role,
-    Secret, ServerConfig, SocketAddr,
+    Attempt, Backoff, ClientConfig, Connector, Handshake, HandshakeError, Interface, Listener,
+    ListenerConfig, Progress, Role, Secret, ServerConfig, SocketAddr,
 };
 use tempfile::TempDir;
 
@@ -156,21 +155,21 @@ impl TestpmdSetup {
     ///
     /// # Errors
     /// Those of the handshake.
+    ///
+    /// # Panics
+    /// If testpmd does not answer.
     pub fn connect(&self) -> Result<Interface, HandshakeError> {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            let early = |why: &HandshakeError| match why {
-                HandshakeError::Io { .. } | HandshakeError::Closed => true,
-                HandshakeError::Disconnected { text, .. } => text == "ID not found",
-                _ => false,
-            };
-            match Client::connect_blocking(&self.addr, self.client(), PATIENCE) {
-                Err(why) if early(&why) && Instant::now() < deadline => {
-                    thread::sleep(Duration::from_millis(5))
-                }
-                result => return result,
+        let mut connector = Connector::new(self.addr.clone(), self.client(), Backoff::default())?;
+        let mut result = None;
+        until("testpmd to answer", || match connector.step(Instant::now()) {
+            Attempt::Waiting | Attempt::Failed(HandshakeError::Io { .. } | HandshakeError::Closed { .. }) => {
+                false
             }
-        }
+            Attempt::Failed(HandshakeError::Disconnected { text, .. }) if text == "ID not found" => false,
+            Attempt::Failed(why) => result.insert(Err(why)).is_err(),
+            Attempt::Connected(interface) => result.insert(Ok(*interface)).is_ok(),
+        });
+        result.expect("a result")
     }
 }
 
