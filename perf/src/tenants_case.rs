@@ -287,7 +287,10 @@ impl Bench {
 
     /// Round trips, then a stream, for so long each.
     fn window(&mut self, time: Duration) -> Result<Window, String> {
-        let mut times = Histogram::<u64>::new(3).map_err(|error| error.to_string())?;
+        // With bounds: one that grows by itself puts what is beyond its size, when saturating, into its lowest bucket.
+        let longest = 10 * cycles_per_second();
+        let mut times =
+            Histogram::<u64>::new_with_bounds(1, longest, 3).map_err(|error| error.to_string())?;
         let end = Instant::now() + time;
         while Instant::now() < end {
             for _ in 0..256 {

@@ -73,7 +73,7 @@ impl Descriptor {
 
     /// From its two halves as they lie in memory.
     #[inline(always)]
-    fn from_halves(first: u64, second: u64) -> Self {
+    pub fn from_halves(first: u64, second: u64) -> Self {
         let [f0, f1, r0, r1, l0, l1, l2, l3] = first.to_ne_bytes();
         let [o0, o1, o2, o3, ..] = second.to_ne_bytes();
         Self {
@@ -82,6 +82,12 @@ impl Descriptor {
             length: u32::from_ne_bytes([l0, l1, l2, l3]),
             offset: u32::from_ne_bytes([o0, o1, o2, o3]),
         }
+    }
+
+    /// As it lies in memory, with metadata 0: small enough to be handed on in registers.
+    #[inline(always)]
+    pub fn halves(&self) -> (u64, u64) {
+        (self.first_half(), self.second_half())
     }
 
     #[inline(always)]

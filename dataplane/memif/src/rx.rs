@@ -156,53 +156,14 @@ impl RxRing {
     pub fn next_packet(&mut self) -> Option<Result<Packet<'_>, BadDescriptor>> {
         let descriptor = take_slot(&self.ring, &mut self.cursor, self.buffers)?;
         if self.refused.is_some() || descriptor.is_chained() {
-            if let Err(why) = self.chained(descriptor) {
-                return Some(Err(why));
-            }
-            let chain = self.chain.as_deref().ok_or(BadDescriptor::Chained);
+            // Without `self`, and the descriptor in registers: so that the path of single packets need not put them into memory.
+            let mut walk = Walk { cursor: self.cursor.clone(), buffers: self.buffers, refused: self.refused };
+            let result = walk.chained(&self.ring, self.chain.as_deref_mut(), descriptor.halves());
+            (self.cursor, self.refused) = (walk.cursor, walk.refused);
+            let chain = result.and(self.chain.as_deref().ok_or(BadDescriptor::Chained));
             return Some(chain.map(|chain| Packet(Place::Chain(chain))));
         }
         Some(self.checked(descriptor).map(|span| Packet(Place::Single(span))))
-    }
-
-    /// A chain from its first piece on, or the rest of one that was refused: its slots up to the last one, but no more than
-    /// [`CHAIN_MAX`].
-    #[cold]
-    fn chained(&mut self, first: Descriptor) -> Result<(), BadDescriptor> {
-        let Some(chain) = &mut self.chain else {
-            self.refused = first.is_chained().then_some(BadDescriptor::Chained);
-            return Err(BadDescriptor::Chained);
-        };
-        let mut fault = self.refused.take();
-        chain.clear();
-        let (mut piece, mut slots) = (first, 1);
-        loop {
-            if fault.is_none() {
-                fault = chain.add(piece).err();
-            }
-            if !piece.is_chained() {
-                break;
-            }
-            let next = if slots == CHAIN_MAX {
-                Err(BadDescriptor::TooLong)
-            } else {
-                // Whole chains are published, so the next piece must be there.
-                take_slot(&self.ring, &mut self.cursor, self.buffers).ok_or(BadDescriptor::Unfinished)
-            };
-            match next {
-                Ok(next) => piece = next,
-                Err(why) => {
-                    let why = fault.unwrap_or(why);
-                    self.refused = Some(why);
-                    return Err(why);
-                }
-            }
-            slots += 1;
-        }
-        match fault {
-            Some(why) => Err(why),
-            None => chain.finish(),
-        }
     }
 
     #[inline(always)]
@@ -292,6 +253,61 @@ impl RxRing {
             if sys::wait_readable(self.event.as_fd(), left.min(SLEEP_MAX))? {
                 self.drain_event()?;
             }
+        }
+    }
+}
+
+/// What taking a chain uses and changes in a ring half, but for the chain itself.
+struct Walk {
+    cursor: Cursor,
+    buffers: Option<Buffers>,
+    refused: Option<BadDescriptor>,
+}
+
+impl Walk {
+    /// A chain from its first piece on, or the rest of one that was refused: its slots up to the last one, but no more than
+    /// [`CHAIN_MAX`].
+    #[cold]
+    fn chained(
+        &mut self,
+        ring: &RingMemory,
+        chain: Option<&mut Chain>,
+        first: (u64, u64),
+    ) -> Result<(), BadDescriptor> {
+        let first = Descriptor::from_halves(first.0, first.1);
+        let Some(chain) = chain else {
+            self.refused = first.is_chained().then_some(BadDescriptor::Chained);
+            return Err(BadDescriptor::Chained);
+        };
+        let mut fault = self.refused.take();
+        chain.clear();
+        let (mut piece, mut slots) = (first, 1);
+        loop {
+            if fault.is_none() {
+                fault = chain.add(piece).err();
+            }
+            if !piece.is_chained() {
+                break;
+            }
+            let next = if slots == CHAIN_MAX {
+                Err(BadDescriptor::TooLong)
+            } else {
+                // Whole chains are published, so the next piece must be there.
+                take_slot(ring, &mut self.cursor, self.buffers).ok_or(BadDescriptor::Unfinished)
+            };
+            match next {
+                Ok(next) => piece = next,
+                Err(why) => {
+                    let why = fault.unwrap_or(why);
+                    self.refused = Some(why);
+                    return Err(why);
+                }
+            }
+            slots += 1;
+        }
+        match fault {
+            Some(why) => Err(why),
+            None => chain.finish(),
         }
     }
 }
