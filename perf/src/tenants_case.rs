@@ -6,7 +6,8 @@
 //! each timed. *Stream*: 32 packets a turn one way. What interrupts the machine hits a few of some millions of round
 //! trips, so the 99th percentile is that of the work.
 //!
-//! A tenant that the worker puts out comes back at once with a new connection, as fast as connections can be made.
+//! A tenant that the worker puts out comes back with a new connection after the pause that the daemon makes it wait
+//! ([`FAULT_PAUSE`]); one that leaves by itself comes back as fast as connections can be made.
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
@@ -16,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam::queue::ArrayQueue;
 use hdrhistogram::Histogram;
+use peregrine_control::tenants::FAULT_PAUSE;
 use peregrine_dataplane::clock::{cycles, cycles_per_second};
 use peregrine_dataplane::tenants::{Detached, TenantRings};
 use peregrine_dataplane::types::EndpointId;
@@ -427,6 +429,9 @@ fn harass(neighbour: Neighbour, link: &Link, stop: &AtomicBool) -> Result<(), St
         while detached.is_none() {
             std::hint::spin_loop();
             detached = link.returned.pop();
+        }
+        if detached.is_some_and(|detached| detached.fault.is_some()) {
+            std::thread::sleep(FAULT_PAUSE);
         }
     }
     Ok(())

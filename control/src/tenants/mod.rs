@@ -10,7 +10,7 @@ mod server;
 
 use std::io;
 use std::os::fd::AsRawFd;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
@@ -83,12 +83,18 @@ pub struct Tenants {
     endpoints: Vec<Endpoint>,
 }
 
+/// A tenant that was put out may come back after this long: so what it can do to others before it is put out again is a small
+/// part of the time.
+pub const FAULT_PAUSE: Duration = Duration::from_millis(100);
+
 #[derive(Debug)]
 struct Endpoint {
     role: Role,
     control: Option<ControlSocket>,
     /// The socket has something to read: that of the connection, or of our attempt at one.
     readable: bool,
+    /// It was put out, and may not come back before.
+    barred_until: Option<Instant>,
     record: TenantRecord,
 }
 
@@ -160,6 +166,7 @@ impl Tenants {
         let Some(endpoint) = self.endpoints.get_mut(id.index()) else { return };
         if endpoint.control.is_some() {
             endpoint.record.faults += 1;
+            endpoint.barred_until = Some(now + FAULT_PAUSE);
         }
         endpoint.end(id, reason, Some(reason), now, rings);
     }
@@ -218,7 +225,13 @@ impl Endpoint {
                 Role::Client(Box::new(Dialler::new(plan, secret, ring_log2, buffer_bytes)?))
             }
         };
-        Ok(Endpoint { role, control: None, readable: false, record: TenantRecord::default() })
+        Ok(Endpoint {
+            role,
+            control: None,
+            readable: false,
+            barred_until: None,
+            record: TenantRecord::default(),
+        })
     }
 
     fn notice_end(&mut self, id: EndpointId, now: Instant, rings: &mut impl Rings) {

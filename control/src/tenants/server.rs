@@ -3,7 +3,7 @@
 //!
 //! What must hold: a client can only lose its own connection. Handshakes are bounded in number and time, and with
 //! them the descriptors that clients may send; a client that is refused or breaks off leaves nothing behind; its id
-//! can be used again at once.
+//! can be used again at once, or after [`FAULT_PAUSE`](super::FAULT_PAUSE) if it was put out.
 
 use std::collections::HashMap;
 use std::io;
@@ -192,7 +192,7 @@ impl Listeners {
         let result = pending.handshake.step(&mut |request| {
             asked = ids.get(&request.id).copied();
             let endpoint = asked.and_then(|id| endpoints.get(id.index()));
-            endpoint.ok_or(Refusal::UnknownId).and_then(Endpoint::admit)
+            endpoint.ok_or(Refusal::UnknownId).and_then(|endpoint| endpoint.admit(now))
         });
         let known = asked.or_else(|| pending.handshake.id().and_then(|id| ids.get(&id).copied()));
         match result {
@@ -213,8 +213,9 @@ impl Listeners {
 
 impl Endpoint {
     /// A client asks for it.
-    fn admit(&self) -> Result<ServerConfig, Refusal> {
+    fn admit(&self, now: Instant) -> Result<ServerConfig, Refusal> {
         match &self.role {
+            Role::Server(_) if self.barred_until.is_some_and(|until| now < until) => Err(Refusal::TooSoon),
             Role::Server(_) if self.control.is_some() => Err(Refusal::AlreadyConnected),
             Role::Server(config) => Ok(config.clone()),
             Role::Client(_) => Err(Refusal::UnknownId),

@@ -231,6 +231,17 @@ fn a_fault_puts_the_tenant_out_and_tells_it_why() {
     bench.tenants.fault(EndpointId(0), "late news of the same", Instant::now(), &mut bench.shelf);
     bench.tenants.fault(EndpointId(77), "no such endpoint", Instant::now(), &mut bench.shelf);
     assert_eq!(bench.record(0).faults, 1);
+    let refused = bench.connect(client(0, b"")).unwrap_err().to_string();
+    assert!(refused.contains("try again later"), "{refused}");
+    assert_eq!(bench.record(0).refused, 1);
+}
+
+#[test]
+fn who_was_put_out_may_come_back_after_a_pause() {
+    let mut bench = Bench::new();
+    let _first = bench.connect(client(0, b"")).unwrap();
+    let before = Instant::now() - FAULT_PAUSE;
+    bench.tenants.fault(EndpointId(0), "ring index jump", before, &mut bench.shelf);
     assert!(bench.connect(client(0, b"")).is_ok());
 }
 

@@ -156,6 +156,8 @@ pub enum Reject {
     AlreadyConnected,
     /// The caller's own reason (a tenant that may not attach as this user, …).
     NotAllowed,
+    /// The client was disconnected for a violation just now.
+    TooSoon,
     /// The peer does not speak 2.0.
     Version {
         /// The one version of INIT, or the lowest of HELLO.
@@ -266,6 +268,7 @@ impl fmt::Display for Reject {
             Self::UnknownId => f.write_str("unmatched interface id"),
             Self::AlreadyConnected => f.write_str("already connected"),
             Self::NotAllowed => f.write_str("not allowed"),
+            Self::TooSoon => f.write_str("disconnected for a violation just now, try again later"),
             Self::Version { min, max } => write!(f, "unsupported version {min:#06x}..{max:#06x}"),
             Self::Mode { mode } => write!(f, "mode mismatch: {mode}, only ethernet (0) is served"),
             Self::SecretRequired => f.write_str("secret required"),

@@ -49,6 +49,8 @@ pub enum Refusal {
     AlreadyConnected,
     /// This client may not (its user, its name, …).
     NotAllowed,
+    /// It was put out for a violation just now, and may try again later.
+    TooSoon,
 }
 
 impl From<Refusal> for Reject {
@@ -57,6 +59,7 @@ impl From<Refusal> for Reject {
             Refusal::UnknownId => Self::UnknownId,
             Refusal::AlreadyConnected => Self::AlreadyConnected,
             Refusal::NotAllowed => Self::NotAllowed,
+            Refusal::TooSoon => Self::TooSoon,
         }
     }
 }

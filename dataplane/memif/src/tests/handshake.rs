@@ -45,6 +45,7 @@ fn the_lookup_decides_and_sees_who_asks() {
         (Refusal::UnknownId, "unmatched interface id"),
         (Refusal::AlreadyConnected, "already connected"),
         (Refusal::NotAllowed, "not allowed"),
+        (Refusal::TooSoon, "disconnected for a violation just now, try again later"),
     ];
     for (refusal, text) in table {
         let mut bench = Bench::new(ServerConfig::default());
