@@ -272,7 +272,9 @@ impl Session {
                 true
             }
             Err(
-                HandshakeError::Rejected(_) | HandshakeError::Closed { .. } | HandshakeError::Disconnected { .. },
+                HandshakeError::Rejected(_)
+                | HandshakeError::Closed { .. }
+                | HandshakeError::Disconnected { .. },
             ) => true,
             // Of a peer that does not read.
             Err(HandshakeError::Io { source, .. }) if source.kind() == io::ErrorKind::WouldBlock => true,
