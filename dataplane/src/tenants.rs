@@ -23,10 +23,10 @@ pub const QUEUES_MAX: usize = 8;
 
 /// A wake-up that takes longer than so many cycles (some 100 µs; a usual one takes 1) is slow.
 const SLOW_WAKEUP_CYCLES: u64 = 300_000;
-/// Points after which a tenant is put out: a slow wake-up gives [`SLOW_WAKEUP_POINTS`], any other takes one away, so that a
-/// worker that loses its core now and then in the middle of one blames nobody.
-const SLOW_WAKEUPS_MAX: u32 = 64;
-const SLOW_WAKEUP_POINTS: u32 = 8;
+/// So many cycles of slow wake-ups (some 10 ms) put a tenant out; of them one in [`FORGIVEN_SHARE`] cycles that pass is forgiven,
+/// so that a worker that loses its core now and then in the middle of one blames nobody.
+const SLOW_WAKEUP_DEBT_MAX: u64 = 30_000_000;
+const FORGIVEN_SHARE: u64 = 100;
 
 /// Both directions of a tenant's connection: 1 to [`QUEUES_MAX`] rings each.
 #[derive(Debug)]
@@ -81,10 +81,31 @@ pub struct Tenant {
     /// The queue that its next turn begins with.
     first_queue: usize,
     bad_descriptors: u32,
-    slow_wakeups: u32,
     fault: Option<Fault>,
     /// Queues pushed to since the last flush, one bit each.
     unflushed: u8,
+    /// Of these pushes one at least was for this tenant alone.
+    was_meant: bool,
+}
+
+/// What an endpoint's slow wake-ups have cost and was not yet forgiven; it stays over connections.
+#[derive(Clone, Copy, Default, Debug)]
+struct WakeupDebt {
+    cycles: u64,
+    /// When it was last added to.
+    at: u64,
+}
+
+impl WakeupDebt {
+    /// Adds a slow wake-up; true if that is too much.
+    fn add(&mut self, spent: u64, now: u64) -> bool {
+        let forgiven = now.saturating_sub(self.at) / FORGIVEN_SHARE;
+        // No more than takes a second or two to be forgiven: till then a new connection ends at its first slow wake-up.
+        let debt = self.cycles.saturating_sub(forgiven).saturating_add(spent);
+        self.cycles = debt.min(2 * SLOW_WAKEUP_DEBT_MAX);
+        self.at = now;
+        self.cycles > SLOW_WAKEUP_DEBT_MAX
+    }
 }
 
 impl Tenant {
@@ -125,9 +146,9 @@ impl Tenant {
 /// What one turn of a tenant gave.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
 pub struct Taken {
-    /// Slots used up.
-    pub slots: usize,
-    /// Descriptors that broke the protocol.
+    /// Packets, good or bad: one descriptor each, or, where chains are allowed, up to 16.
+    pub packets: usize,
+    /// Those of them whose descriptors broke the protocol.
     pub bad: usize,
 }
 
@@ -155,8 +176,10 @@ pub struct Tenants {
     turns: Turns,
     /// By endpoint, for those that are quiet: close together, so that looking at many is cheap.
     watches: Box<[Option<Watch>]>,
-    /// Packets given and taken since the quiet ones were last looked at.
+    /// Packets moved since the quiet ones were last looked at.
     moved: usize,
+    /// By endpoint.
+    wakeup_debts: Box<[WakeupDebt]>,
     unflushed: Vec<EndpointId>,
     /// Who is to be put out.
     faulty: Vec<EndpointId>,
@@ -177,6 +200,7 @@ impl Tenants {
             turns: Turns::new(endpoints),
             watches: std::iter::repeat_with(|| None).take(endpoints).collect(),
             moved: 0,
+            wakeup_debts: vec![WakeupDebt::default(); endpoints].into(),
             unflushed: Vec::with_capacity(endpoints),
             faulty: Vec::with_capacity(endpoints),
         }
@@ -201,9 +225,9 @@ impl Tenants {
                     rings,
                     first_queue: 0,
                     bad_descriptors: 0,
-                    slow_wakeups: 0,
                     fault: None,
                     unflushed: 0,
+                    was_meant: false,
                 });
                 self.turns.join(id);
                 if let Some(attached) = self.attached_with(id) {
@@ -260,15 +284,24 @@ impl Tenants {
         Some((id, tenant))
     }
 
-    /// Ends a tenant's turn, in which so many packets were taken and so many descriptors were bad, or that showed a fault.
+    /// So many packets came from elsewhere and were worked on.
     #[inline]
-    pub fn turn_over(&mut self, id: EndpointId, result: Result<Taken, Fault>) {
-        if self.turns.served(id, result != Ok(Taken::default())) {
+    pub fn note_work(&mut self, packets: usize) {
+        self.moved += packets;
+    }
+
+    /// Ends a tenant's turn, in which so many packets were taken and so many were bad, or that showed a fault. If there was no
+    /// room for what it had, it is first in the next turn.
+    #[inline]
+    pub fn turn_over(&mut self, id: EndpointId, was_cut_short: bool, result: Result<Taken, Fault>) {
+        if was_cut_short {
+            self.turns.cut_short(id);
+        } else if self.turns.served(id, result != Ok(Taken::default())) {
             let watch = self.slots.get(id.index()).and_then(Option::as_ref).and_then(Tenant::watch);
             self.set_watch(id, watch);
         }
         match result {
-            Ok(Taken { slots, bad: 0 }) => self.moved += slots,
+            Ok(Taken { packets, bad: 0 }) => self.moved += packets,
             Ok(Taken { bad, .. }) => self.add_bad_descriptors(id, bad as u32),
             Err(fault) => self.set_fault(id, fault),
         }
@@ -290,7 +323,8 @@ impl Tenants {
         }
     }
 
-    /// Copies a packet into a tenant's ring. It is seen after [`flush`](Self::flush).
+    /// Copies a packet into a tenant's ring: one that is meant for it alone, or a copy of one that is for many. It is seen
+    /// after [`flush`](Self::flush).
     ///
     /// # Errors
     /// Why it could not be: a reason to drop.
@@ -299,6 +333,7 @@ impl Tenants {
         &mut self,
         to: EndpointId,
         packet: &[u8],
+        is_meant: bool,
         counters: &WorkerCounters,
     ) -> Result<(), DropReason> {
         let Some(Some(tenant)) = self.slots.get_mut(to.index()) else { return Err(DropReason::TenantAbsent) };
@@ -311,7 +346,7 @@ impl Tenants {
             self.unflushed.push(to); // never grows: each is in it once
         }
         tenant.unflushed |= 1 << queue;
-        self.moved += 1;
+        tenant.was_meant |= is_meant;
         counters.tenant_tx.one(packet.len());
         if let Some(endpoint) = counters.endpoint(to) {
             endpoint.to_tenant.one(packet.len());
@@ -349,31 +384,40 @@ impl Tenants {
         }
     }
 
-    /// Shows the tenants what was pushed: one store for each queue, and at most one eventfd write.
+    /// Shows the tenants what was pushed: one store and at most one eventfd write for each queue.
     #[inline]
     pub fn flush(&mut self, counters: &WorkerCounters) {
         while let Some(id) = self.unflushed.pop() {
             let Some(Some(tenant)) = self.slots.get_mut(id.index()) else { continue };
-            let mut pending = std::mem::take(&mut tenant.unflushed);
-            while pending != 0 {
-                let queue = pending.trailing_zeros() as usize;
-                pending &= pending - 1;
+            let mut queues = std::mem::take(&mut tenant.unflushed);
+            let mut slow = 0;
+            while queues != 0 {
+                let queue = queues.trailing_zeros() as usize;
+                queues &= queues - 1;
                 let Some(ring) = tenant.rings.tx.get_mut(queue) else { continue };
                 let before = cycles();
                 // A failed wake-up is the tenant's own doing (it may own the eventfd); the packets are published.
                 if let Ok(true) = ring.flush() {
                     counters.tenant_wakeups.add(1);
-                    let slow = cycles().wrapping_sub(before) > SLOW_WAKEUP_CYCLES;
-                    tenant.slow_wakeups = match slow {
-                        true => tenant.slow_wakeups + SLOW_WAKEUP_POINTS,
-                        false => tenant.slow_wakeups.saturating_sub(1),
-                    };
+                    let spent = cycles().wrapping_sub(before);
+                    slow += if spent > SLOW_WAKEUP_CYCLES { spent } else { 0 };
                 }
             }
-            self.turns.stir(id);
-            if tenant.slow_wakeups > SLOW_WAKEUPS_MAX {
-                self.set_fault(id, Fault::SlowWakeups);
+            if std::mem::take(&mut tenant.was_meant) {
+                self.turns.stir(id);
             }
+            if slow > 0 {
+                self.charge_wakeup(id, slow);
+            }
+        }
+    }
+
+    #[cold]
+    fn charge_wakeup(&mut self, id: EndpointId, spent: u64) {
+        if let Some(debt) = self.wakeup_debts.get_mut(id.index())
+            && debt.add(spent, cycles())
+        {
+            self.set_fault(id, Fault::SlowWakeups);
         }
     }
 

@@ -19,6 +19,8 @@ pub const PACKETS_PER_LOOK: usize = 16;
 pub const BUSY_LOOKS: usize = 64;
 /// So many turns without a packet make a tenant quiet: some 0.1 ms on an idle worker, some milliseconds on a loaded one.
 const EMPTY_TURNS_MAX: u16 = 1024;
+/// So many turns one has that was stirred, to answer in.
+const STIRRED_TURNS: u16 = 64;
 
 /// Where one endpoint stands.
 #[derive(Clone, Copy, Default, Debug)]
@@ -102,6 +104,16 @@ impl Turns {
         is_quiet
     }
 
+    /// A busy one had more than there was room for: it is first in the next turn. Otherwise those before it could take all
+    /// room for ever.
+    #[inline]
+    pub fn cut_short(&mut self, id: EndpointId) {
+        let Some(standing) = self.standings.get_mut(id.index()) else { return };
+        standing.empty_turns = 0;
+        standing.in_busy = true;
+        self.busy.push_front(id); // it was taken from there
+    }
+
     /// The next of the quiet ones. It keeps its place, unless it is to [`wake`](Self::wake).
     #[inline]
     pub fn next_quiet(&mut self) -> Option<EndpointId> {
@@ -136,23 +148,41 @@ impl Turns {
         }
     }
 
-    /// Somebody has sent it something, so it will likely answer: worth to be looked at.
+    /// Somebody has sent it something, so it will likely answer: worth to be looked at, if not for long.
     #[inline]
     pub fn stir(&mut self, id: EndpointId) {
         if self.standings.get(id.index()).is_some_and(|standing| standing.quiet_at.is_some()) {
             self.wake(id);
+            if let Some(standing) = self.standings.get_mut(id.index()) {
+                standing.empty_turns = EMPTY_TURNS_MAX - STIRRED_TURNS;
+            }
         }
     }
 
-    /// The last of the row takes its place.
+    /// Fills its place with one from the end of the part that this round has seen, and that one's with the last of all: so
+    /// nobody is passed over in this round.
     fn leave_quiet(&mut self, id: EndpointId) {
         let standing = self.standings.get_mut(id.index());
-        let Some(place) = standing.and_then(|standing| standing.quiet_at.take()) else { return };
-        self.quiet.swap_remove(usize::from(place));
-        if let Some(moved) = self.quiet.get(usize::from(place))
-            && let Some(standing) = self.standings.get_mut(moved.index())
+        let Some(mut place) = standing.and_then(|standing| standing.quiet_at.take()).map(usize::from) else {
+            return;
+        };
+        if place < self.next_quiet {
+            self.next_quiet -= 1;
+            if place != self.next_quiet {
+                self.quiet.swap(place, self.next_quiet);
+                self.note_place(place);
+                place = self.next_quiet;
+            }
+        }
+        self.quiet.swap_remove(place);
+        self.note_place(place);
+    }
+
+    fn note_place(&mut self, place: usize) {
+        if let Some(id) = self.quiet.get(place)
+            && let Some(standing) = self.standings.get_mut(id.index())
         {
-            standing.quiet_at = Some(place);
+            standing.quiet_at = Some(place as u16);
         }
     }
 }
@@ -191,7 +221,40 @@ mod tests {
         let looks = (1..).find(|_| turn(&mut turns, |id| id == 7 || id == 50).contains(&50)).unwrap();
         assert!(looks <= 100 / 5 + 2, "{looks} turns until a quiet one was noticed");
         turns.stir(EndpointId(3));
-        assert!(turn(&mut turns, |_| false).contains(&3), "who was sent something is looked at");
+        let stirred = (0..200).filter(|_| turn(&mut turns, |_| false).contains(&3)).count();
+        assert_eq!(stirred, usize::from(STIRRED_TURNS), "who was sent something is looked at for a while");
+    }
+
+    #[test]
+    fn nobody_is_passed_over_when_others_wake() {
+        let mut turns = Turns::new(10);
+        (0..10).for_each(|id| turns.join(EndpointId(id)));
+        for _ in 0..2 * EMPTY_TURNS_MAX {
+            turn(&mut turns, |_| false);
+        }
+        assert_eq!((turns.quiet.len(), turns.busy.len()), (10, 0));
+        turns.next_quiet = 0;
+        let mut seen = Vec::new();
+        for round in 0.. {
+            let Some(id) = turns.next_quiet().filter(|_| turns.next_quiet <= turns.quiet.len()) else {
+                break;
+            };
+            if seen.contains(&id.0) {
+                break;
+            }
+            seen.push(id.0);
+            // One that was seen wakes, another that was not, or nobody.
+            match round % 3 {
+                0 => turns.stir(id),
+                1 => turns.stir(EndpointId(9 - round)),
+                _ => {}
+            }
+        }
+        let woken = |id: &u16| turns.busy.contains(&EndpointId(*id));
+        assert!((0..10).all(|id| seen.contains(&id) || woken(&id)), "seen {seen:?}, busy {:?}", turns.busy);
+        for (place, id) in turns.quiet.iter().enumerate() {
+            assert_eq!(turns.standings[id.index()].quiet_at, Some(place as u16));
+        }
     }
 
     #[test]

@@ -111,6 +111,7 @@ impl Worker {
         let Some(socket) = self.uplink.sockets.get_mut(queue) else { return 0 };
         let received = socket.receive(&mut self.pool, &mut self.bursts.0);
         if received > 0 {
+            self.tenants.note_work(received);
             let bytes: usize = self.bursts.0.iter().map(|frame| frame.len()).sum();
             self.counters.uplink_rx.frames.add(received as u64);
             self.counters.uplink_rx.bytes.add(bytes as u64);

@@ -12,7 +12,7 @@ use peregrine_dataplane::counters::DropReason;
 use peregrine_dataplane::fdb::Destination;
 use peregrine_dataplane::frame::{BURST, Burst, FramePool};
 use peregrine_dataplane::stages::{self, Cx, Stage, Wire, collect};
-use peregrine_dataplane::types::{MacAddr, NetworkId, RemoteId};
+use peregrine_dataplane::types::{EndpointId, MacAddr, NetworkId, RemoteId};
 use rig::*;
 
 /// Counts allocations of this thread, so that a test can say "none".
@@ -411,6 +411,54 @@ fn the_path_allocates_nothing() {
     }
     assert!(rig.counters.tenant_rx.frames.get() > 0 && rig.counters.tenant_wakeups.get() > 0);
     assert!(rig.counters.replicated.get() > 0 && rig.dropped(DropReason::SourceSpoofed) > 0);
+}
+
+#[test]
+fn queues_chains_and_quiet_tenants_allocate_nothing() {
+    let mut plan = plan();
+    let one = plan.endpoints[0].clone();
+    for last in 10..40 {
+        plan.endpoints.push(peregrine_dataplane::plan::EndpointPlan { mac: mac(last), ..one.clone() });
+    }
+    let mut rig = Rig::with_queues(plan, 3);
+    peregrine_memif::warm_up();
+    let long = inner(mac(1), mac(2), 1400);
+    let mut kept = Vec::with_capacity(64);
+    for round in 0..3000usize {
+        // One talks; the others fall quiet, are stirred now and then, speak up, leave and come back.
+        let speaker = 3 + round % 30;
+        let _ = rig.clients[0].tx[round % 3].push(&long);
+        rig.clients[0].tx[round % 3].flush().unwrap();
+        if round % 100 == 99 {
+            rig.clients[speaker].tx[round % 3].push(&inner(mac(7 + speaker as u8), mac(1), 10)).unwrap();
+            rig.clients[speaker].tx[round % 3].flush().unwrap();
+        }
+        let before = ALLOCATIONS.with(Cell::get);
+        let mut nowhere = Nowhere;
+        let mut cx = Cx {
+            tables: &rig.tables,
+            fdb: &rig.fdb,
+            counters: &rig.counters,
+            pool: &mut rig.pool,
+            tenants: &mut rig.tenants,
+            now_s: 0,
+            wire: &mut nowhere,
+            flood_budget: &mut rig.flood_budget,
+        };
+        collect::run(&mut rig.bursts.0, &mut cx);
+        stages::run_from(Stage::Lookup, (&mut rig.bursts.0, &mut rig.bursts.1), &mut cx);
+        if round % 500 == 499 {
+            let detached = rig.tenants.detach(EndpointId(speaker as u16), 7).unwrap();
+            kept.push((detached.endpoint, detached.rings));
+            let (endpoint, rings) = kept.pop().unwrap();
+            rig.tenants.attach(endpoint, 7, rings).unwrap();
+        }
+        assert_eq!(ALLOCATIONS.with(Cell::get) - before, 0, "round {round}");
+        (0..3).for_each(|queue| drop(rig.queue_gives(DB, queue)));
+        (0..3).for_each(|queue| drop(rig.queue_gives(WEB, queue)));
+    }
+    assert!(rig.counters.endpoints[12].from_tenant.frames.get() > 0, "the first who spoke up was heard");
+    assert!(rig.counters.tenant_rx.frames.get() >= 3000);
 }
 
 /// Takes everything and keeps nothing.

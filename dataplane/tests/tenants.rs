@@ -97,6 +97,94 @@ fn a_quiet_tenant_among_many_is_heard() {
 }
 
 #[test]
+fn a_broadcast_does_not_wake_those_who_are_quiet() {
+    let mut rig = Rig::with(crowd(200));
+    let mac_of = |n: u16| MacAddr([2, 0, 0, 1, (n >> 8) as u8, n as u8]);
+    let turn = |rig: &mut Rig| {
+        rig.tenant_sends(EndpointId(0), &inner(mac_of(0), mac_of(1), 10));
+        rig.tenant_gets(EndpointId(1)).len()
+    };
+    for _ in 0..6000 {
+        turn(&mut rig);
+    }
+    for _ in 0..50 {
+        rig.tenant_sends(EndpointId(0), &inner(mac_of(0), MacAddr::BROADCAST, 10));
+        assert_eq!(rig.tenant_gets(EndpointId(1)).len(), 1);
+        assert_eq!(turn(&mut rig), 1, "who talks is still served in each turn");
+    }
+}
+
+#[test]
+fn who_was_cut_short_is_next() {
+    // The first two fill each burst between them, but for one place.
+    let mut rig = Rig::new();
+    rig.fdb.learn(NetworkId(0), mac(FAR), RemoteId(0), 0, 64);
+    rig.fdb.learn(NetworkId(1), mac(FAR), RemoteId(0), 0, 64);
+    let mut given = [0; 3];
+    for _ in 0..300 {
+        for (tenant, count) in [(WEB, 32), (DB, 31), (LONER, 32)] {
+            let source = if tenant == DB { mac(2) } else { mac(1) };
+            let tx = &mut rig.clients[tenant.index()].tx[0];
+            while tx.size() - tx.free().unwrap() < count && tx.push(&inner(source, mac(FAR), 10)).is_ok() {}
+            tx.flush().unwrap();
+        }
+        rig.collect();
+        for (tenant, given) in given.iter_mut().enumerate() {
+            *given = rig.counters.endpoints[tenant].from_tenant.frames.get();
+        }
+    }
+    let (least, most) = (given.iter().min().unwrap(), given.iter().max().unwrap());
+    assert!(least * 2 > *most, "each had its share: {given:?}");
+}
+
+/// Its eventfd wakes so many that a wake-up takes a millisecond.
+#[test]
+fn a_tenant_whose_wake_ups_are_slow_is_put_out_and_soon_again() {
+    use std::os::fd::AsFd;
+    let mut rig = Rig::with_queues(plan(), 2);
+    peregrine_memif::warm_up();
+    let event = rig.clients[WEB.index()].rx[1].event_fd().try_clone_to_owned().unwrap();
+    let many: Vec<_> = (0..140).map(|_| event.try_clone().unwrap()).collect();
+    let sets: Vec<_> = (0..140)
+        .map(|_| {
+            let set = rustix::event::epoll::create(rustix::event::epoll::CreateFlags::CLOEXEC).unwrap();
+            for (number, event) in many.iter().enumerate() {
+                let data = rustix::event::epoll::EventData::new_u64(number as u64);
+                rustix::event::epoll::add(&set, event.as_fd(), data, rustix::event::epoll::EventFlags::IN)
+                    .unwrap();
+            }
+            set
+        })
+        .collect();
+    let wake = |rig: &mut Rig| {
+        // Two queues: most wake-ups are fast, and they excuse nothing.
+        for queue in &mut rig.clients[WEB.index()].rx {
+            queue.enable_interrupt();
+        }
+        let frames: Vec<_> =
+            (0..16).map(|port| vxlan(REMOTE_A, BLUE, &flow(mac(FAR), mac(1), 1000 + port, 20))).collect();
+        rig.receive(&frames);
+        (0..2).for_each(|queue| drop(rig.queue_gives(WEB, queue)));
+        rig.tenants.put_out()
+    };
+    let mut wakes = 0;
+    let detached = loop {
+        wakes += 1;
+        assert!(wakes < 10_000, "{} sets of {} never made a slow wake-up", sets.len(), many.len());
+        if let Some(detached) = wake(&mut rig) {
+            break detached;
+        }
+    };
+    assert_eq!(
+        detached.fault.map(|fault| fault.to_string()).as_deref(),
+        Some("waking it through its eventfd takes too long")
+    );
+    // The endpoint's account stays: with a new connection it ends at once.
+    rig.tenants.attach(WEB, 8, detached.rings).unwrap();
+    assert!((0..50).any(|_| wake(&mut rig).is_some()));
+}
+
+#[test]
 fn nothing_of_one_tenants_packets_shows_in_anothers_memory() {
     const SECRET: &str = "for the eyes of web alone";
     let mut rig = Rig::new();

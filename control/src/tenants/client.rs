@@ -1,8 +1,9 @@
 //! Endpoints where we are the client: the tenant listens, we connect, and again whenever the connection has ended.
 //! So neither side has to know when the other one restarts.
 //!
-//! What must hold: a tenant that is away, refuses, hangs, or breaks the protocol right after each handshake costs an
-//! attempt a second and no more; the [`Connector`] sees to that.
+//! What must hold: a tenant that is away, refuses, hangs, or breaks the protocol right after each handshake soon costs an
+//! attempt a second and no more; the [`Connector`] sees to that. One that was put out is left alone for a while even if its
+//! connection had lasted.
 
 use std::time::Instant;
 
@@ -72,7 +73,7 @@ impl Endpoint {
     pub(super) fn dial(&mut self, id: EndpointId, watch: Watch<'_>, now: Instant, rings: &mut impl Rings) {
         let Role::Client(dialler) = &mut self.role else { return };
         let Some(deadline) = dialler.deadline() else { return };
-        if now < deadline && !self.readable {
+        if self.barred_until.is_some_and(|until| now < until) || (now < deadline && !self.readable) {
             return;
         }
         self.readable = false;

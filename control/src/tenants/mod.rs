@@ -155,7 +155,9 @@ impl Tenants {
     /// When [`turn`](Self::turn) is wanted next, if nothing happens before.
     pub fn deadline(&self) -> Option<Instant> {
         let attempts = self.endpoints.iter().filter_map(|endpoint| match &endpoint.role {
-            Role::Client(dialler) => dialler.deadline(),
+            Role::Client(dialler) => {
+                dialler.deadline().map(|at| endpoint.barred_until.map_or(at, |until| at.max(until)))
+            }
             Role::Server(_) => None,
         });
         attempts.chain(self.listeners.deadline()).min()

@@ -223,13 +223,14 @@ fn the_secret_and_the_id_must_be_right() {
 fn a_fault_puts_the_tenant_out_and_tells_it_why() {
     let mut bench = Bench::new();
     let first = bench.connect(client(0, b"")).unwrap();
-    bench.tenants.fault(EndpointId(0), "ring index jump", Instant::now(), &mut bench.shelf);
+    let later = Instant::now() + PATIENCE;
+    bench.tenants.fault(EndpointId(0), "ring index jump", later, &mut bench.shelf);
     let told = first.control.poll_disconnect().unwrap().unwrap().to_string();
     assert!(told.contains("ring index jump"), "{told}");
     assert!(bench.shelf.rings.is_empty());
     assert_eq!((bench.record(0).faults, bench.record(0).peer.is_some()), (1, false));
-    bench.tenants.fault(EndpointId(0), "late news of the same", Instant::now(), &mut bench.shelf);
-    bench.tenants.fault(EndpointId(77), "no such endpoint", Instant::now(), &mut bench.shelf);
+    bench.tenants.fault(EndpointId(0), "late news of the same", later, &mut bench.shelf);
+    bench.tenants.fault(EndpointId(77), "no such endpoint", later, &mut bench.shelf);
     assert_eq!(bench.record(0).faults, 1);
     let refused = bench.connect(client(0, b"")).unwrap_err().to_string();
     assert!(refused.contains("try again later"), "{refused}");

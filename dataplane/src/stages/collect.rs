@@ -15,7 +15,7 @@ use crate::types::EndpointId;
 use crate::wire::eth::EthHeader;
 use crate::wire::flow::flow_hash;
 
-/// Packets that one tenant may put into a burst, and descriptors of it that are looked at.
+/// Packets that one tenant may put into a burst, or that of it are looked at and refused.
 pub const PER_TENANT: usize = 32;
 
 /// Packets ahead whose bytes are asked for while one is copied: they lie in the tenant's core's cache.
@@ -32,7 +32,8 @@ pub fn run(output: &mut Burst, cx: &mut Cx<'_>) {
         }
         let Some((id, tenant)) = tenants.next_turn() else { continue };
         let result = taker.take(id, tenant, quota);
-        tenants.turn_over(id, result);
+        let was_cut_short = quota < PER_TENANT && result.is_ok_and(|taken| taken.packets == quota);
+        tenants.turn_over(id, was_cut_short, result);
     }
 }
 
@@ -54,7 +55,7 @@ impl Taker<'_> {
         let mut taken = Taken::default();
         for queue in tenant.queues() {
             self.take_queue((id, endpoint, counters), queue, quota, &mut taken)?;
-            if taken.slots >= quota {
+            if taken.packets >= quota {
                 break;
             }
         }
@@ -73,10 +74,10 @@ impl Taker<'_> {
         if pending == 0 {
             return Ok(());
         }
-        for _ in 0..pending.min(quota - taken.slots) {
+        for _ in 0..pending.min(quota - taken.packets) {
             queue.prefetch(PREFETCH);
             let Some(packet) = queue.next_packet() else { break };
-            taken.slots += 1;
+            taken.packets += 1;
             taken.bad += usize::from(!self.admit(from, packet));
         }
         queue.release();
@@ -93,13 +94,8 @@ impl Taker<'_> {
         let packet = match packet {
             Ok(packet) => packet,
             // Legal, only not taken here: a packet like any other, and dropped.
-            Err(BadDescriptor::Chained) => {
-                self.counters.tenant_rx.one(0);
-                counters.from_tenant.one(0);
-                counters.dropped.add(1);
-                self.counters.dropped.one(DropReason::TenantChained);
-                return true;
-            }
+            Err(BadDescriptor::Chained) => return self.refuse(counters, DropReason::TenantChained),
+            Err(BadDescriptor::TooLong) => return self.refuse(counters, DropReason::InnerTooLong),
             Err(_) => {
                 counters.bad_descriptors.add(1);
                 return false;
@@ -119,6 +115,18 @@ impl Taker<'_> {
             super::count_drop(self.counters, &frame, Some(id), reason);
             self.pool.put(frame);
         }
+        true
+    }
+}
+
+impl Taker<'_> {
+    /// Counts a packet that is not even copied. True: it is no offence.
+    #[cold]
+    fn refuse(&self, counters: &EndpointCounters, reason: DropReason) -> bool {
+        self.counters.tenant_rx.one(0);
+        counters.from_tenant.one(0);
+        counters.dropped.add(1);
+        self.counters.dropped.one(reason);
         true
     }
 }

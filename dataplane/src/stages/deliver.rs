@@ -4,14 +4,13 @@
 use super::Cx;
 use crate::counters::DropReason;
 use crate::frame::{Burst, Frame, Source, Target};
-use crate::types::EndpointId;
 
 /// Empties `input`; what goes on leaves through the uplink. Tenants see the burst when it is over: one publication
 /// and at most one wake-up each.
 pub fn run(input: &mut Burst, output: &mut Burst, cx: &mut Cx<'_>) {
     for frame in input.drain() {
         match frame.meta.target {
-            Target::Endpoint(to) => match give(&frame, to, cx) {
+            Target::Endpoint(to) => match cx.tenants.give(to, frame.bytes(), true, cx.counters) {
                 Ok(()) => cx.pool.put(frame),
                 Err(reason) => cx.drop(frame, reason),
             },
@@ -44,7 +43,7 @@ fn flood(frame: Frame, output: &mut Burst, cx: &mut Cx<'_>) {
         copies += 1;
         // The first copy is the frame itself, unless that goes on to the remotes.
         cx.counters.replicated.add(u64::from(goes_on || copies > 1));
-        if let Err(reason) = give(&frame, to, cx) {
+        if let Err(reason) = cx.tenants.give(to, frame.bytes(), false, cx.counters) {
             super::count_drop(cx.counters, &frame, Some(to), reason);
         }
     }
@@ -57,9 +56,4 @@ fn flood(frame: Frame, output: &mut Burst, cx: &mut Cx<'_>) {
     } else {
         cx.drop(frame, DropReason::FloodNobody);
     }
-}
-
-#[inline]
-fn give(frame: &Frame, to: EndpointId, cx: &mut Cx<'_>) -> Result<(), DropReason> {
-    cx.tenants.give(to, frame.bytes(), cx.counters)
 }
