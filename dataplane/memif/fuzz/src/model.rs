@@ -77,12 +77,14 @@ pub struct Taken {
     pub result: Result<u32, BadDescriptor>,
 }
 
-/// A call of `push`: what must come of it, and the slots that it must use up, as they were before, with the bytes that go into
-/// each. They are 0 in slots that are given back unused.
+/// A call of `push`: what must come of it, and the slots that it must use up.
 pub struct Sent {
     pub result: Result<(), PushError>,
-    pub slots: Vec<(u16, Descriptor, u32)>,
+    slots: Vec<Filled>,
 }
+
+/// A slot, its descriptor before, and the bytes of the packet that go into its buffer: none if it is given back unused.
+type Filled = (u16, Descriptor, u32);
 
 /// Bytes that must have been written: region, offset, bytes.
 pub type Write = (usize, usize, Vec<u8>);
@@ -297,12 +299,11 @@ impl Model {
     }
 
     /// The slots that the packet takes, or the reason and the slots that are given back unused: all up to the first bad one.
-    #[allow(clippy::type_complexity, reason = "the two of them are one answer")]
     fn buffers_for(
         &mut self,
         regions: &[Memory],
         length: usize,
-    ) -> Result<Vec<(u16, Descriptor, u32)>, (PushError, Vec<(u16, Descriptor, u32)>)> {
+    ) -> Result<Vec<Filled>, (PushError, Vec<Filled>)> {
         let refuse = |why| Err((why, Vec::new()));
         if length < PACKET_BYTES_MIN as usize {
             return refuse(PushError::TooShort);
