@@ -1,12 +1,14 @@
 //! Fuzz target: a peer that has connected and now writes anything at all into the shared memory, between our calls.
 //!
-//! Input: our side (`S` server, `C` client), log2 of a server's ring (a digit, 1 to 5), where indexes start (2 bytes), then
-//! operations. All numbers of two bytes are little-endian; a ring is 0 for what we receive and 1 for what we send.
+//! Input: our side (`S` server, `C` client), log2 of a server's ring (a digit, `1` to `5`; a letter, `A` to `E`, for the same with
+//! chains allowed), where indexes start (2 bytes), then operations. All numbers of two bytes are little-endian; a ring is 0 for what
+//! we receive and 1 for what we send.
 //!
 //! | the peer's | operands | | ours | operands |
 //! |---|---|---|---|---|
 //! | `d` writes a descriptor | ring, slot, 16 bytes | | `p` pending | |
-//! | `g` writes a good one into the slot that is next | ring, ahead, length (2) | | `n` takes packets | count; bit 4: its slot is overwritten meanwhile; bit 5: a short buffer |
+//! | `g` writes a good one into the slot that is next | ring, ahead, length (2) | | `n` takes packets | count; bit 4: its slots are overwritten meanwhile; bit 5: a short buffer |
+//! | `h` writes a chain of good ones | ring, ahead, pieces, length of each (2) | | | |
 //! | `c` sets NEXT in the slot that is next | ring, ahead | | | |
 //! | `i` moves its index | ring, by (signed) | | `l` release | |
 //! | `j` sets its index | ring, value (2) | | `P` push | length (2) |
@@ -15,8 +17,8 @@
 //! | `w` fills memory | region, offset (2), count, value | | `A` arm, `E` `M` interrupt on, off, `W` wait | |
 //! | `e` fills an eventfd and makes it blocking | ring | | `D` drains the eventfd, `t` prefetch | `t`: ahead (2) |
 //!
-//! What must hold: no panic, no access outside the regions (`fence`), no wait; and every answer, every byte of a packet, every
-//! index and every descriptor that we write is exactly what `model` works out.
+//! What must hold: no panic, no access outside the regions (`fence`), no wait; and every answer, every byte of a packet and every
+//! index is exactly what `model` works out, and so is every byte of the regions after a packet was taken or pushed.
 #![no_main]
 
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -24,10 +26,10 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use libfuzzer_sys::fuzz_target;
-use peregrine_memif::{ClientConfig, Interface, Progress, PushError, Role, RxRing, ServerConfig, TxRing};
+use peregrine_memif::{ClientConfig, Interface, Progress, Role, RxRing, ServerConfig, TxRing};
 use peregrine_memif_fuzz::input::Input;
 use peregrine_memif_fuzz::memory::{self, Memory};
-use peregrine_memif_fuzz::model::{Direction, Model};
+use peregrine_memif_fuzz::model::{Direction, Model, Write};
 use peregrine_memif_fuzz::peer::{self, COOKIE, Peer};
 use peregrine_memif_fuzz::{Holdings, fence};
 
@@ -47,9 +49,10 @@ fuzz_target!(init: { WAKES_SAFELY.set(peregrine_memif::warm_up()).expect("once")
     let before = Holdings::now();
     let mut input = Input::new(data);
     if let Some(([side, log2], start)) = input.array().zip(input.u16()) {
+        let chains = log2 & 0x40 != 0;
         match side {
-            b'S' => Bench::server((log2 % 8).clamp(1, 5), start).run(&mut input),
-            b'C' => Bench::client(start).run(&mut input),
+            b'S' => Bench::server((log2 % 8).clamp(1, 5), start, chains).run(&mut input),
+            b'C' => Bench::client(start, chains).run(&mut input),
             _ => {}
         }
     }
@@ -66,6 +69,7 @@ struct Bench {
     tx: TxRing,
     /// Of `rx` and `tx`.
     models: [Model; 2],
+    image: Image,
     _peer: Peer,
 }
 
@@ -79,7 +83,7 @@ fn connected(progress: Progress) -> Option<Interface> {
 
 impl Bench {
     /// Our server, and a client whose rings and buffers are in two regions.
-    fn server(log2: u8, start: u16) -> Self {
+    fn server(log2: u8, start: u16, chains: bool) -> Self {
         let (peer, mut handshake) = peer::server_under_test();
         let ring_bytes = 128 + (16 << log2);
         let sizes = [2 * ring_bytes, BUFFERS_BYTES];
@@ -88,7 +92,7 @@ impl Bench {
             files.iter().zip(sizes).map(|(file, bytes)| Memory::map(file, bytes)).collect();
         let events = [peer::eventfd(), peer::eventfd()];
         let models = [(0, Direction::Rx), (ring_bytes, Direction::Tx)].map(|(at, direction)| {
-            let model = Model::new(at, 1 << log2, Role::Server, direction, start, PACKET_BYTES_MAX);
+            let model = Model::new(at, 1 << log2, Role::Server, direction, start, PACKET_BYTES_MAX, chains);
             regions[0].write(at, &COOKIE);
             regions[0].set_u16(model.own_index_at(), start);
             regions[0].set_u16(model.peer_index_at(), start);
@@ -104,6 +108,7 @@ impl Bench {
         // Unsealed: without the thread that would add the seal, an input takes a tenth of the time.
         let config = ServerConfig {
             packet_bytes_max: PACKET_BYTES_MAX,
+            chains,
             allow_unsealed: true,
             ..ServerConfig::default()
         };
@@ -113,10 +118,11 @@ impl Bench {
     }
 
     /// Our client, and a server that answers it.
-    fn client(start: u16) -> Self {
+    fn client(start: u16, chains: bool) -> Self {
         let config = ClientConfig {
             ring_log2: CLIENT_LOG2,
             buffer_bytes: CLIENT_BUFFER_BYTES,
+            chains,
             ..ClientConfig::default()
         };
         let (peer, mut client) = peer::client_under_test(config);
@@ -141,7 +147,8 @@ impl Bench {
         }
         let [(s2m, s2m_event), (m2s, m2s_event)] = rings.try_into().expect("two rings");
         let mut models = [(m2s, Direction::Rx), (s2m, Direction::Tx)].map(|(at, direction)| {
-            let model = Model::new(at, 1 << CLIENT_LOG2, Role::Client, direction, start, CLIENT_BUFFER_BYTES);
+            let model =
+                Model::new(at, 1 << CLIENT_LOG2, Role::Client, direction, start, CLIENT_BUFFER_BYTES, chains);
             regions[0].set_u16(model.peer_index_at(), start);
             model
         });
@@ -163,7 +170,7 @@ impl Bench {
         assert_eq!(fence::count(), 2 * regions.len(), "a mapping without a fence");
         let (rx, tx) = (interface.rx.remove(0), interface.tx.remove(0));
         assert_eq!((rx.size(), tx.size()), (models[0].size, models[1].size));
-        Self { regions, events, rx, tx, models, _peer: peer }
+        Self { regions, events, rx, tx, models, image: Image::default(), _peer: peer }
     }
 
     fn run(mut self, input: &mut Input<'_>) {
@@ -200,6 +207,18 @@ impl Bench {
             b'g' => {
                 let [ring, ahead] = input.array()?;
                 self.write_good_descriptor(self.model(ring), ahead, input.u16()?);
+            }
+            b'h' => {
+                let ([ring, ahead, pieces], length) = (input.array()?, input.u16()?);
+                let model = self.model(ring);
+                // More than the ring has would only write over the first ones.
+                let pieces = (pieces % 64).min(model.size as u8);
+                for piece in 0..pieces {
+                    let ahead = ahead.wrapping_add(piece);
+                    self.write_good_descriptor(model, ahead, length);
+                    let next = u16::from(piece + 1 < pieces);
+                    rings.set_u16(model.slot_at(model.next().wrapping_add(ahead.into())), next);
+                }
             }
             b'c' => {
                 let [ring, ahead] = input.array()?;
@@ -300,62 +319,79 @@ impl Bench {
     }
 
     fn take_packets(&mut self, how: u8) {
-        let mut bytes = [0; PACKET_BYTES_MAX as usize];
-        let mut seen = [0; PACKET_BYTES_MAX as usize];
         for _ in 0..=how & 15 {
             let [model, _] = &mut self.models;
-            let slot = model.next();
-            let expected = model.take(&self.regions);
-            let taken = self.rx.next_packet();
-            let Some((descriptor, expected)) = expected else {
-                assert!(taken.is_none(), "a packet from nowhere");
+            let Some(expected) = model.take(&self.regions) else {
+                assert!(self.rx.next_packet().is_none(), "a packet from nowhere");
                 return;
             };
-            let taken = taken.expect("a packet is due");
-            model.check_offered_again(&self.regions[0], slot);
+            self.image.copy(&self.regions);
+            self.image.apply(model.writes_of_taking(&expected));
+            let taken = self.rx.next_packet().expect("a packet is due");
+            self.image.assert_is(&self.regions);
             if how & 16 != 0 {
-                self.regions[0].write(model.slot_at(slot), &[0xff; 16]);
+                for slot in 0..expected.pieces.len() as u16 {
+                    self.regions[0].write(model.slot_at(expected.first.wrapping_add(slot)), &[0xff; 16]);
+                }
             }
-            assert_eq!(taken.as_ref().map(|packet| packet.len() as u32).map_err(|why| *why), expected);
+            assert_eq!(taken.as_ref().map(|packet| packet.len() as u32).map_err(|why| *why), expected.result);
             let Ok(packet) = taken else { continue };
             let length = packet.len();
+            let mut bytes = vec![0; length + 1];
             if how & 32 != 0 {
                 assert_eq!(packet.copy_to(&mut bytes[..length - 1]), None);
+                assert!(bytes.iter().all(|byte| *byte == 0), "refused, but bytes have been copied");
             }
             assert_eq!(packet.copy_to(&mut bytes), Some(length));
-            self.regions[usize::from(descriptor.region)]
-                .read(descriptor.offset as usize, &mut seen[..length]);
-            assert_eq!(bytes[..length], seen[..length], "not the packet's bytes");
+            let seen: Vec<u8> =
+                expected.pieces.iter().flat_map(|piece| piece.content(&self.regions)).collect();
+            assert!(bytes[..length] == seen && bytes[length] == 0, "not the packet's bytes");
         }
     }
 
     fn push_packet(&mut self, length: usize) {
-        static PACKET: [u8; 1 << 16] = [0xa5; 1 << 16];
         let [_, model] = &mut self.models;
-        let slot = model.next();
-        let index_before = self.regions[0].u16(model.own_index_at());
-        let (expected, offered) = model.send(&self.regions, length);
-        assert_eq!(self.tx.push(&PACKET[..length]), expected);
-        let is_server = self.tx.role() == Role::Server;
-        if is_server && offered.region != BUFFERS && expected.is_ok() {
-            // Into the rings: the peer has what it asked for.
-            return;
+        let expected = model.send(&self.regions, length);
+        self.image.copy(&self.regions);
+        assert_eq!(self.tx.push(&PACKET[..length]), expected.result);
+        self.image.apply(model.writes_of_sending(&expected, &PACKET[..length], &self.regions[0]));
+        self.image.assert_is(&self.regions);
+    }
+}
+
+/// A packet whose bytes differ from place to place, so that pieces in the wrong order show.
+static PACKET: [u8; 1 << 16] = {
+    let mut bytes = [0; 1 << 16];
+    let mut at = 0;
+    while at < bytes.len() {
+        bytes[at] = (at % 251) as u8;
+        at += 1;
+    }
+    bytes
+};
+
+/// All regions as they must be.
+#[derive(Default)]
+struct Image(Vec<Vec<u8>>);
+
+impl Image {
+    fn copy(&mut self, regions: &[Memory]) {
+        self.0.resize_with(regions.len(), Vec::new);
+        for (copy, region) in self.0.iter_mut().zip(regions) {
+            copy.resize(region.len(), 0);
+            region.read(0, copy);
         }
-        let written = model.descriptor(&self.regions[0], slot);
-        assert_eq!(self.regions[0].u16(model.own_index_at()), index_before, "visible before it is published");
-        match expected {
-            Ok(()) => {
-                let mut seen = vec![0; length];
-                let region = &self.regions[usize::from(written.region)];
-                region.read(written.offset as usize, &mut seen);
-                assert_eq!(seen, PACKET[..length], "not the packet's bytes");
-                assert_eq!((written.flags, written.length), (0, length as u32));
-                assert!(!is_server || (written.region, written.offset) == (offered.region, offered.offset));
-            }
-            Err(PushError::BadDescriptor(_)) => {
-                assert_eq!((written.flags, written.length, written.offset), (0, 0, offered.offset));
-            }
-            Err(_) => assert_eq!(written, offered, "refused, but the slot has changed"),
+    }
+
+    fn apply(&mut self, writes: Vec<Write>) {
+        for (region, at, bytes) in writes {
+            self.0[region][at..at + bytes.len()].copy_from_slice(&bytes);
+        }
+    }
+
+    fn assert_is(&self, regions: &[Memory]) {
+        for (index, (wanted, region)) in self.0.iter().zip(regions).enumerate() {
+            assert_eq!(region.differs(wanted), None, "a byte of region {index} is not what it must be");
         }
     }
 }

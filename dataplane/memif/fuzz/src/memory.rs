@@ -43,6 +43,18 @@ impl Memory {
         unsafe { ptr::copy_nonoverlapping(self.base.add(at), to.as_mut_ptr(), to.len()) };
     }
 
+    /// The first byte that is not as in `bytes`, which are as many.
+    pub fn differs(&self, bytes: &[u8]) -> Option<usize> {
+        assert_eq!(bytes.len(), self.bytes);
+        // SAFETY: both are as long. Nobody writes into the mapping meanwhile: the side under test is called by this thread.
+        if unsafe { libc::memcmp(self.base.cast(), bytes.as_ptr().cast(), self.bytes) } == 0 {
+            return None;
+        }
+        let mut is = vec![0; self.bytes];
+        self.read(0, &mut is);
+        is.iter().zip(bytes).position(|(is, wanted)| is != wanted)
+    }
+
     pub fn read_array<const N: usize>(&self, at: usize) -> [u8; N] {
         let mut bytes = [0; N];
         self.read(at, &mut bytes);

@@ -1,6 +1,7 @@
 //! Fuzz target: a peer that says anything at all, in any order and with any descriptor, to either handshake.
 //!
-//! Input: the side under test (`S` server, `C` client), a digit whose bits are [`Flags`], then operations:
+//! Input: the side under test (`S` server, `C` client), a digit whose bits are [`Flags`] (`:` to `?` are 10 to 15), then
+//! operations:
 //! `r` the right next message; `m` the same with some bytes changed (how many; offset and value of each); `k` the script goes on at a line (number);
 //! `b` any bytes (length, bytes); `f` what goes with the next message instead of the right descriptor (kind); `q` the next
 //! message waits for the one after it; `d` DISCONNECT; `x` close.
@@ -14,11 +15,12 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::time::{Duration, Instant};
 
 use libfuzzer_sys::fuzz_target;
 use peregrine_memif::{
-    Client, ClientConfig, Handshake, HandshakeError, Interface, Progress, Refusal, Reject, Request, Secret,
-    ServerConfig, recode,
+    CHAIN_MAX, Client, ClientConfig, Handshake, HandshakeError, Interface, Progress, Refusal, Reject,
+    Request, Secret, ServerConfig, recode,
 };
 use peregrine_memif_fuzz::input::Input;
 use peregrine_memif_fuzz::peer::{self, MESSAGE_BYTES, Message, Peer};
@@ -57,11 +59,16 @@ impl Flags {
         if self.0 & 4 != 0 { 2 } else { 1 }
     }
 
+    fn chains(self) -> bool {
+        self.0 & 8 != 0
+    }
+
     fn server_config(self) -> ServerConfig {
         ServerConfig {
             secret: (!self.secret().is_empty()).then(|| Secret::new(self.secret()).expect("short enough")),
             rings_max: 3,
             packet_bytes_max: PACKET_BYTES_MAX,
+            chains: self.chains(),
             allow_unsealed: self.allow_unsealed(),
             ..ServerConfig::default()
         }
@@ -69,7 +76,13 @@ impl Flags {
 
     fn client_config(self) -> ClientConfig {
         let secret = Secret::new(self.secret()).expect("short enough");
-        ClientConfig { secret, ring_log2: 5, queue_pairs: self.queue_pairs(), ..ClientConfig::default() }
+        ClientConfig {
+            secret,
+            ring_log2: 5,
+            queue_pairs: self.queue_pairs(),
+            chains: self.chains(),
+            ..ClientConfig::default()
+        }
     }
 }
 
@@ -185,6 +198,12 @@ impl Session {
             Side::Server(..) => self.line == self.script.len(),
             Side::Client(_) => self.line > 0 && self.unanswered.is_empty(),
         };
+        // A busy machine takes its time to seal the memory, and is given it: the handshake gives up by itself.
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while self.is_honest && was_all_said && !self.has_ended && Instant::now() < deadline {
+            std::thread::yield_now();
+            self.step();
+        }
         assert!(!(self.is_honest && was_all_said) || self.connected.is_some(), "an honest peer was refused");
     }
 
@@ -335,7 +354,8 @@ fn check_recode(message: &Message) {
 
 /// One turn of a worker.
 fn use_rings(interface: &mut Interface) {
-    let mut packet = [0; PACKET_BYTES_MAX as usize];
+    // As long as a client's longest chain.
+    let mut packet = [0; 2048 * CHAIN_MAX as usize];
     for rx in &mut interface.rx {
         let Ok(pending) = rx.pending() else { continue };
         assert!(pending <= rx.size());
@@ -350,6 +370,10 @@ fn use_rings(interface: &mut Interface) {
         rx.release();
     }
     for tx in &mut interface.tx {
+        // Longer than a server's peer's buffers, and than a client's own: a chain, or an error.
+        for length in [300, 5000] {
+            let _ = tx.push(&packet[..length]);
+        }
         while tx.push(&packet[..60]).is_ok() {}
         tx.flush().expect("waking never fails");
     }

@@ -1,7 +1,7 @@
 //! What one half of a ring must do, worked out apart from the crate: from the bytes that the peer sees in its own view of the
-//! memory, and from counts instead of positions. Chains are off.
+//! memory, and from counts instead of positions. Of what is written it says every byte: each packet's, and each descriptor's.
 
-use peregrine_memif::{BadDescriptor, PACKET_BYTES_MIN, PushError, Role, Violation};
+use peregrine_memif::{BadDescriptor, CHAIN_MAX, PACKET_BYTES_MIN, PushError, Role, Violation};
 
 use crate::memory::Memory;
 
@@ -35,6 +35,33 @@ impl Descriptor {
         }
     }
 
+    fn is_chained(&self) -> bool {
+        self.flags & NEXT != 0
+    }
+
+    /// As it lies in memory.
+    fn to_bytes(self) -> [u8; 16] {
+        let mut bytes = [0; 16];
+        bytes[..2].copy_from_slice(&self.flags.to_ne_bytes());
+        bytes[2..4].copy_from_slice(&self.region.to_ne_bytes());
+        bytes[4..8].copy_from_slice(&self.length.to_ne_bytes());
+        bytes[8..12].copy_from_slice(&self.offset.to_ne_bytes());
+        bytes[12..].copy_from_slice(&self.metadata.to_ne_bytes());
+        bytes
+    }
+
+    /// Its bytes, all of which exist.
+    pub fn content(&self, regions: &[Memory]) -> Vec<u8> {
+        let mut bytes = vec![0; self.length as usize];
+        regions[usize::from(self.region)].read(self.offset as usize, &mut bytes);
+        bytes
+    }
+
+    /// Whether it is a buffer that a packet, or a piece of one, can be sent in.
+    fn usable(&self, regions: &[Memory]) -> Result<(), BadDescriptor> {
+        if self.length < PACKET_BYTES_MIN { Err(BadDescriptor::TooShort) } else { self.place(regions) }
+    }
+
     /// Where its bytes lie, if they all exist.
     fn place(&self, regions: &[Memory]) -> Result<(), BadDescriptor> {
         let region = regions.get(usize::from(self.region)).ok_or(BadDescriptor::Region)?;
@@ -42,6 +69,25 @@ impl Descriptor {
         if end > region.len() as u64 { Err(BadDescriptor::Span) } else { Ok(()) }
     }
 }
+
+/// A call of `next_packet`: the slots that it must use up, as they were before, and what must come of it.
+pub struct Taken {
+    pub first: u16,
+    pub pieces: Vec<Descriptor>,
+    pub result: Result<u32, BadDescriptor>,
+}
+
+/// A call of `push`: what must come of it, and the slots that it must use up.
+pub struct Sent {
+    pub result: Result<(), PushError>,
+    slots: Vec<Filled>,
+}
+
+/// A slot, its descriptor before, and the bytes of the packet that go into its buffer: none if it is given back unused.
+type Filled = (u16, Descriptor, u32);
+
+/// Bytes that must have been written: region, offset, bytes.
+pub type Write = (usize, usize, Vec<u8>);
 
 /// Which half it is: the two directions of the two roles.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -61,12 +107,15 @@ pub struct Model {
     /// Slots beyond it that the peer has given, when we last looked; and those used up.
     given: u16,
     used: u16,
-    /// The last descriptor taken had NEXT.
-    in_chain: bool,
-    /// A client's descriptors as they were made: always its own buffers.
+    /// Why a chain was refused of which more may follow: the last descriptor taken had NEXT.
+    refused: Option<BadDescriptor>,
+    /// A client's rx descriptors as they were made: always its own buffers.
     own: Vec<Descriptor>,
-    /// Longest packet, in bytes; for a client's tx the size of its buffers.
+    /// Where the buffers of a client's tx slots lie, as far as they have been seen: where it puts them is its own affair.
+    own_tx: Vec<Option<u32>>,
+    /// Longest packet in one buffer, in bytes; for a client the size of its buffers.
     pub packet_bytes_max: u32,
+    chains: bool,
 }
 
 impl Model {
@@ -78,10 +127,10 @@ impl Model {
         direction: Direction,
         tail: u16,
         packet_bytes_max: u32,
+        chains: bool,
     ) -> Self {
         let is_empty_tx = role == Role::Client && direction == Direction::Tx;
         let given = if is_empty_tx { size } else { 0 };
-        let own = Vec::new();
         Self {
             at,
             size,
@@ -90,9 +139,11 @@ impl Model {
             published: tail,
             given,
             used: 0,
-            in_chain: false,
-            own,
+            refused: None,
+            own: Vec::new(),
+            own_tx: vec![None; size.into()],
             packet_bytes_max,
+            chains,
         }
     }
 
@@ -162,63 +213,175 @@ impl Model {
         Some(self.published.wrapping_add(if offers_the_rest { self.size } else { 0 }))
     }
 
-    /// Taking a packet: what must come of it, and the descriptor that says so.
-    pub fn take(&mut self, regions: &[Memory]) -> Option<(Descriptor, Result<u32, BadDescriptor>)> {
-        if self.available() == 0 {
-            return None;
+    /// Taking a packet: its slots, and what must come of it. `None` if there is nothing to take.
+    pub fn take(&mut self, regions: &[Memory]) -> Option<Taken> {
+        let first = self.next();
+        let most = if self.chains { self.available().min(CHAIN_MAX) } else { self.available().min(1) };
+        let mut pieces = Vec::new();
+        for ahead in 0..most {
+            pieces.push(self.descriptor(&regions[0], first.wrapping_add(ahead)));
+            if !pieces[usize::from(ahead)].is_chained() {
+                break;
+            }
         }
-        let descriptor = self.descriptor(&regions[0], self.next());
-        self.used += 1;
-        let is_chained = descriptor.flags & NEXT != 0;
-        let was_in_chain = std::mem::replace(&mut self.in_chain, is_chained);
-        let expected = if was_in_chain || is_chained {
-            Err(BadDescriptor::Chained)
-        } else if descriptor.length > self.packet_bytes_max {
+        let goes_on = pieces.last()?.is_chained();
+        self.used += pieces.len() as u16;
+        let result = match self.refused {
+            Some(why) => Err(why),
+            None if !goes_on && pieces.len() == 1 => self.single(pieces[0], regions),
+            None if !self.chains => Err(BadDescriptor::Chained),
+            None => self.chain(&pieces, regions),
+        };
+        self.refused = if goes_on { result.err() } else { None };
+        Some(Taken { first, pieces, result })
+    }
+
+    fn single(&self, packet: Descriptor, regions: &[Memory]) -> Result<u32, BadDescriptor> {
+        if packet.length > self.packet_bytes_max {
             Err(BadDescriptor::TooLong)
-        } else if descriptor.length < PACKET_BYTES_MIN {
+        } else if packet.length < PACKET_BYTES_MIN {
             Err(BadDescriptor::TooShort)
         } else {
-            descriptor.place(regions).map(|()| descriptor.length)
-        };
-        Some((descriptor, expected))
-    }
-
-    /// A client leaves its own buffer, whole, in a slot that it has used.
-    pub fn check_offered_again(&self, memory: &Memory, slot: u16) {
-        if let Some(own) = self.own.get(usize::from(slot % self.size)) {
-            assert_eq!(self.descriptor(memory, slot), *own);
+            packet.place(regions).map(|()| packet.length)
         }
     }
 
-    /// Sending a packet of this length: what must come of it, and the descriptor of the slot that was next, before.
-    pub fn send(&mut self, regions: &[Memory], length: usize) -> (Result<(), PushError>, Descriptor) {
-        let before = self.descriptor(&regions[0], self.next());
+    /// The first piece with a fault gives the reason; only if there is none, the chain as a whole.
+    fn chain(&self, pieces: &[Descriptor], regions: &[Memory]) -> Result<u32, BadDescriptor> {
+        let chain_bytes_max = match self.role {
+            Role::Server => self.packet_bytes_max,
+            Role::Client => self.packet_bytes_max * u32::from(CHAIN_MAX),
+        };
+        let up_to = |count: usize| pieces[..count].iter().map(|piece| u64::from(piece.length)).sum::<u64>();
+        for (before, piece) in pieces.iter().enumerate() {
+            if piece.length == 0 {
+                return Err(BadDescriptor::TooShort);
+            }
+            if piece.length > self.packet_bytes_max || up_to(before + 1) > chain_bytes_max.into() {
+                return Err(BadDescriptor::TooLong);
+            }
+            piece.place(regions)?;
+        }
+        let all = up_to(pieces.len()) as u32;
+        match pieces.last() {
+            // Of one more piece than is allowed, whether it is there or not.
+            Some(last) if last.is_chained() && pieces.len() == usize::from(CHAIN_MAX) => {
+                Err(BadDescriptor::TooLong)
+            }
+            Some(last) if last.is_chained() => Err(BadDescriptor::Unfinished),
+            _ if all < PACKET_BYTES_MIN => Err(BadDescriptor::TooShort),
+            _ => Ok(all),
+        }
+    }
+
+    /// What taking writes: a client leaves its own buffers, whole, in the slots, and a server takes NEXT out of them.
+    pub fn writes_of_taking(&self, taken: &Taken) -> Vec<Write> {
+        let left = (0..).zip(&taken.pieces).map(|(ahead, piece)| {
+            let slot = taken.first.wrapping_add(ahead);
+            let left = match self.own.get(usize::from(slot % self.size)) {
+                Some(own) => *own,
+                None if piece.is_chained() => Descriptor { flags: 0, ..*piece },
+                None => *piece,
+            };
+            (0, self.slot_at(slot), left.to_bytes().to_vec())
+        });
+        left.collect()
+    }
+
+    /// Sending a packet of this length.
+    pub fn send(&mut self, regions: &[Memory], length: usize) -> Sent {
+        let (result, slots) = match self.buffers_for(regions, length) {
+            Ok(slots) => (Ok(()), slots),
+            Err((why, slots)) => (Err(why), slots),
+        };
+        self.used += slots.len() as u16;
+        Sent { result, slots }
+    }
+
+    /// The slots that the packet takes, or the reason and the slots that are given back unused: all up to the first bad one.
+    fn buffers_for(
+        &mut self,
+        regions: &[Memory],
+        length: usize,
+    ) -> Result<Vec<Filled>, (PushError, Vec<Filled>)> {
+        let refuse = |why| Err((why, Vec::new()));
         if length < PACKET_BYTES_MIN as usize {
-            return (Err(PushError::TooShort), before);
+            return refuse(PushError::TooShort);
         }
-        if self.available() == 0 {
-            match self.look(&regions[0]) {
-                Err(violation) => return (Err(PushError::Violation(violation)), before),
-                Ok(0) => return (Err(PushError::Full), before),
-                Ok(_) => {}
+        let most = if self.chains { self.size.min(CHAIN_MAX) } else { 1 };
+        let own_capacity = u32::from(most) * self.packet_bytes_max;
+        let (mut slots, mut capacity) = (Vec::new(), 0);
+        for ahead in 0..most {
+            if self.available() <= ahead {
+                match self.look(&regions[0]) {
+                    Err(violation) => return refuse(PushError::Violation(violation)),
+                    Ok(free) if free <= ahead => return refuse(PushError::Full),
+                    Ok(_) => {}
+                }
+            }
+            if self.role == Role::Client && length > own_capacity as usize {
+                return refuse(PushError::TooLong { capacity: own_capacity });
+            }
+            let slot = self.next().wrapping_add(ahead);
+            let mut buffer = self.descriptor(&regions[0], slot);
+            if self.role == Role::Client {
+                buffer.length = self.packet_bytes_max;
+            }
+            let left = length - capacity as usize;
+            slots.push((slot, buffer, buffer.length.min(left as u32)));
+            // A single buffer that is too short for the packet stays where it is, even if it lies nowhere.
+            let is_looked_at =
+                self.chains || left <= buffer.length as usize || buffer.length < PACKET_BYTES_MIN;
+            if self.role == Role::Server
+                && is_looked_at
+                && let Err(why) = buffer.usable(regions)
+            {
+                slots.iter_mut().for_each(|(_, _, bytes)| *bytes = 0);
+                return Err((PushError::BadDescriptor(why), slots));
+            }
+            capacity += buffer.length;
+            if left <= buffer.length as usize {
+                return Ok(slots);
             }
         }
-        let expected = match self.role {
-            Role::Client if length > self.packet_bytes_max as usize => {
-                Err(PushError::TooLong { capacity: self.packet_bytes_max })
+        refuse(PushError::TooLong { capacity })
+    }
+
+    /// What sending `packet` writes, in this order: a buffer may lie in the rings. A client's buffers are where its descriptors
+    /// say now; it always says the same.
+    pub fn writes_of_sending(&mut self, sent: &Sent, packet: &[u8], memory: &Memory) -> Vec<Write> {
+        let (mut writes, mut rest) = (Vec::new(), packet);
+        for &(slot, before, length) in &sent.slots {
+            let (piece, after) = rest.split_at(length as usize);
+            let flags = if sent.result.is_ok() && !after.is_empty() { NEXT } else { 0 };
+            let mut written = Descriptor { flags, length, ..before };
+            if self.role == Role::Client {
+                let offset = self.descriptor(memory, slot).offset;
+                self.note_own_tx(slot, offset, memory);
+                written = Descriptor { region: 0, offset, metadata: 0, ..written };
             }
-            Role::Client => Ok(()),
-            Role::Server if before.length < PACKET_BYTES_MIN => {
-                Err(PushError::BadDescriptor(BadDescriptor::TooShort))
-            }
-            Role::Server if length > before.length as usize => {
-                Err(PushError::TooLong { capacity: before.length })
-            }
-            Role::Server => before.place(regions).map_err(PushError::BadDescriptor),
-        };
-        if matches!(expected, Ok(()) | Err(PushError::BadDescriptor(_))) {
-            self.used += 1;
+            writes.push((usize::from(written.region), written.offset as usize, piece.to_vec()));
+            // Of the client's descriptor a server writes the first half only.
+            let half = if self.role == Role::Server { 8 } else { 16 };
+            writes.push((0, self.slot_at(slot), written.to_bytes()[..half].to_vec()));
+            rest = after;
         }
-        (expected, before)
+        // Of a buffer that is given back nothing is written, and it may lie nowhere.
+        writes.retain(|(_, _, bytes)| !bytes.is_empty());
+        writes
+    }
+
+    /// Each slot has a buffer, always the same, in which no other's and no ring lies.
+    fn note_own_tx(&mut self, slot: u16, offset: u32, memory: &Memory) {
+        let (slot, bytes) = (usize::from(slot % self.size), self.packet_bytes_max);
+        if let Some(known) = self.own_tx[slot] {
+            assert_eq!(offset, known, "the buffer of slot {slot} has moved");
+            return;
+        }
+        assert!(offset as usize + bytes as usize <= memory.len(), "slot {slot}: a buffer outside");
+        assert!(offset as usize >= self.slot_at(self.size - 1) + 16, "slot {slot}: a buffer in a ring");
+        let overlaps = |known: &u32| offset.abs_diff(*known) < bytes;
+        assert!(!self.own_tx.iter().flatten().any(overlaps), "slot {slot}: a buffer in another's");
+        self.own_tx[slot] = Some(offset);
     }
 }

@@ -183,6 +183,10 @@ fn regions_are_checked() {
     refuses(&mut bench, &sized(0, 4096), None, Reject::MissingRegionFd);
     let mut bench = Bench::with_limits(config.clone(), limits);
     bench.init();
+    bench.say_and_hear_ack(&sized(0, 4096), Some(good.as_fd()));
+    refuses(&mut bench, &sized(0, 4096), Some(good.as_fd()), Reject::RegionIndex { got: 0, due: 1 });
+    let mut bench = Bench::with_limits(config.clone(), limits);
+    bench.init();
     bench.say_and_hear_ack(&sized(0, REGION_BYTES), Some(good.as_fd()));
     bench.say_and_hear_ack(&sized(1, 4096), Some(good.as_fd()));
     refuses(&mut bench, &sized(2, 4096), Some(good.as_fd()), Reject::TooManyRegions { max: 2 });
@@ -243,6 +247,19 @@ fn rings_are_checked_when_they_come() {
     let mut bench = Bench::new(ServerConfig::default());
     bench.init();
     refuses(&mut bench, &Message::AddRing(s2m()), None, Reject::MissingRingFd);
+    // Each direction counts by itself: a repeated index is found whatever the other one has.
+    for again in [s2m(), m2s()] {
+        let mut bench = Bench::new(ServerConfig::default());
+        bench.init();
+        bench.ring(s2m());
+        bench.ring(m2s());
+        refuses(
+            &mut bench,
+            &Message::AddRing(again),
+            Some(event.as_fd()),
+            Reject::RingIndex { got: 0, due: 1 },
+        );
+    }
     let mut bench = Bench::new(ServerConfig { rings_max: 1, ..ServerConfig::default() });
     bench.init();
     bench.ring(s2m());
