@@ -35,6 +35,7 @@ lint: setup ## formatting, clippy without a warning, documentation without a war
 
 bench: build ## measurements, in figures that this machine gives
 	target/release/peregrine-perf core --quick
+	target/release/peregrine-perf tenants --quick
 	$(SUDO) target/release/peregrine-perf memif --quick
 
 clean:

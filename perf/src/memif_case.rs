@@ -115,6 +115,7 @@ struct Size {
 pub struct Report {
     cores: usize,
     runs: usize,
+    testpmd_huge_pages: bool,
     sizes: Vec<Size>,
 }
 
@@ -152,9 +153,10 @@ impl Report {
         }
         out + &format!(
             "Median of {} runs each, in turns; {} cores: on one a client writes each packet and copies it into the ring\n\
-             (testpmd: txonly), on the other a server copies it out (rxonly). {}\n",
+             (testpmd: txonly), on the other a server copies it out (rxonly); testpmd with{} huge pages. {}\n",
             self.runs,
             self.cores,
+            if self.testpmd_huge_pages { "" } else { "out" },
             self.shares()
         )
     }
@@ -181,17 +183,24 @@ pub fn run(quick: bool) -> Result<Report, String> {
     let times =
         Times { warm_up: Duration::from_millis(warm_up_ms), window: Duration::from_millis(window_ms) };
     let hertz = cycles_per_second();
+    let testpmd_huge_pages = testpmd::has_huge_pages();
     let mut testpmd = Testpmd::start(cores)?;
     let mut sizes = Vec::new();
     for bytes in SIZES {
         let (mut ours, mut theirs) = (Vec::new(), Vec::new());
-        for _ in 0..RUNS {
-            ours.push(measure_ours(bytes, cores, times)?);
-            theirs.push(testpmd.measure(bytes, times)?);
+        for run in 0..RUNS {
+            // Who is first changes, so that what drifts favours nobody.
+            if run % 2 == 0 {
+                ours.push(measure_ours(bytes, cores, times)?);
+                theirs.push(testpmd.measure(bytes, times)?);
+            } else {
+                theirs.push(testpmd.measure(bytes, times)?);
+                ours.push(measure_ours(bytes, cores, times)?);
+            }
         }
         sizes.push(summary(bytes, &ours, &theirs, hertz));
     }
-    Ok(Report { cores: 2, runs: RUNS, sizes })
+    Ok(Report { cores: 2, runs: RUNS, testpmd_huge_pages, sizes })
 }
 
 fn summary(bytes: usize, ours: &[Run], theirs: &[Run], hertz: u64) -> Size {
@@ -244,7 +253,8 @@ mod tests {
         let theirs = runs([15_000_000, 14_000_000, 16_000_000, 12_000_000, 60_000_000]);
         let sizes = vec![summary(64, &ours, &theirs, 2_400_000_000)];
         let json: serde_json::Value =
-            serde_json::from_str(&Report { cores: 2, runs: 5, sizes }.json()).unwrap();
+            serde_json::from_str(&Report { cores: 2, runs: 5, testpmd_huge_pages: false, sizes }.json())
+                .unwrap();
         let expected = serde_json::json!({
             "cores": 2,
             "runs": 5,

@@ -20,7 +20,7 @@ use hdrhistogram::Histogram;
 use peregrine_control::tenants::FAULT_PAUSE;
 use peregrine_dataplane::clock::{cycles, cycles_per_second};
 use peregrine_dataplane::tenants::{Detached, TenantRings};
-use peregrine_dataplane::types::EndpointId;
+use peregrine_dataplane::types::{EndpointId, MacAddr};
 use peregrine_memif::{ClientConfig, Interface};
 use serde::Serialize;
 
@@ -32,6 +32,8 @@ const ANSWERER: EndpointId = EndpointId(1);
 const OTHERS: u16 = 2;
 /// Idle tenants in the case of that name.
 const IDLE: u16 = 1000;
+/// Between two broadcasts, in the case with broadcasts.
+const BROADCAST_EVERY: Duration = Duration::from_millis(20);
 /// Windows of each kind; medians count.
 const RUNS: usize = 7;
 /// Packets of a turn in a stream.
@@ -45,6 +47,8 @@ const RING_LOG2: u8 = 10;
 enum Neighbour {
     /// Attached, and silent.
     Idle,
+    /// The same, with a broadcast to all of them every [`BROADCAST_EVERY`].
+    IdleHearing,
     /// Descriptors of random bytes, as many as the ring has; put out for it.
     Garbage,
     /// An index beyond the ring; put out for it.
@@ -57,8 +61,9 @@ enum Neighbour {
     Flooding,
 }
 
-const CASES: [(Neighbour, &str); 6] = [
+const CASES: [(Neighbour, &str); 7] = [
     (Neighbour::Idle, "1000 idle"),
+    (Neighbour::IdleHearing, "and broadcasts"),
     (Neighbour::Garbage, "garbage"),
     (Neighbour::IndexJump, "index jumps"),
     (Neighbour::Rewriting, "rewriting"),
@@ -175,7 +180,7 @@ fn case(
     for _ in 0..RUNS {
         alone.push(bench.window(window)?);
         beside.push(match neighbour {
-            Neighbour::Idle => bench.beside_idle(window)?,
+            Neighbour::Idle | Neighbour::IdleHearing => bench.beside_idle(neighbour, window)?,
             _ => bench.beside_hostile(neighbour, window, core)?,
         });
     }
@@ -230,6 +235,9 @@ struct Bench {
     link: Arc<Link>,
     call: Vec<u8>,
     answer: Vec<u8>,
+    idle: Vec<Interface>,
+    /// When the next broadcast is due.
+    broadcast_at: Option<Instant>,
     connections: u64,
     put_out: u64,
     lost: u64,
@@ -258,6 +266,8 @@ impl Bench {
             link: Arc::new(Link { orders: ArrayQueue::new(8), returned: ArrayQueue::new(8) }),
             call: inner(tenant_mac(CALLER.0), tenant_mac(ANSWERER.0), PACKET_BYTES),
             answer: inner(tenant_mac(ANSWERER.0), tenant_mac(CALLER.0), PACKET_BYTES),
+            idle: Vec::new(),
+            broadcast_at: None,
             connections: 0,
             put_out: 0,
             lost: 0,
@@ -295,6 +305,7 @@ impl Bench {
             Histogram::<u64>::new_with_bounds(1, longest, 3).map_err(|error| error.to_string())?;
         let end = Instant::now() + time;
         while Instant::now() < end {
+            self.broadcast()?;
             for _ in 0..256 {
                 let before = cycles();
                 self.cross(true)?;
@@ -305,6 +316,7 @@ impl Bench {
         let begin = Instant::now();
         let mut received = 0;
         while begin.elapsed() < time {
+            self.broadcast()?;
             for _ in 0..256 {
                 received += self.batch()?;
             }
@@ -312,6 +324,23 @@ impl Bench {
         let per_second = received as f64 / begin.elapsed().as_secs_f64();
         let ns = |quantile| times.value_at_quantile(quantile) as f64 * 1e9 / cycles_per_second() as f64;
         Ok(Window { p50_ns: ns(0.5), p99_ns: ns(0.99), mpps: per_second / 1e6 })
+    }
+
+    /// If it is due: one from the caller, which all take from their rings.
+    fn broadcast(&mut self) -> Result<(), String> {
+        let now = Instant::now();
+        if self.broadcast_at.is_none_or(|at| now < at) {
+            return Ok(());
+        }
+        self.broadcast_at = Some(now + BROADCAST_EVERY);
+        push(&mut self.caller, &inner(tenant_mac(CALLER.0), MacAddr::BROADCAST, PACKET_BYTES), 1)?;
+        for _ in 0..1_000_000 {
+            self.turn();
+            if take(&mut self.answerer)? == 1 {
+                return self.idle.iter_mut().try_for_each(|idle| take(idle).map(|_| ()));
+            }
+        }
+        Err("a broadcast was lost".into())
     }
 
     /// One packet from one talker to the other.
@@ -346,16 +375,19 @@ impl Bench {
         Ok(received)
     }
 
-    fn beside_idle(&mut self, time: Duration) -> Result<Window, String> {
+    fn beside_idle(&mut self, neighbour: Neighbour, time: Duration) -> Result<Window, String> {
         let config = ClientConfig { ring_log2: 5, ..ClientConfig::default() };
         let ids = || (OTHERS..OTHERS + IDLE).map(EndpointId);
-        let _idle = ids().map(|id| self.rig.attach(id, config.clone())).collect::<Result<Vec<_>, _>>()?;
+        self.idle = ids().map(|id| self.rig.attach(id, config.clone())).collect::<Result<_, _>>()?;
         self.connections += u64::from(IDLE);
         // Until they have proved idle.
         for _ in 0..100_000 {
             self.turn();
         }
+        self.broadcast_at = (neighbour == Neighbour::IdleHearing).then(Instant::now);
         let window = self.window(time);
+        self.broadcast_at = None;
+        self.idle.clear();
         ids().for_each(|id| drop(self.rig.tenants.detach(id, 1)));
         window
     }
@@ -471,7 +503,7 @@ fn misbehave(
             let packet = inner(tenant_mac(OTHERS), tenant_mac(OTHERS + 1), PACKET_BYTES);
             push(client, &packet, BATCH).map(|_| ())
         }
-        Neighbour::Idle | Neighbour::Reconnecting => Ok(()),
+        Neighbour::Idle | Neighbour::IdleHearing | Neighbour::Reconnecting => Ok(()),
     }
 }
 

@@ -3,7 +3,7 @@
 //! ```text
 //! dpdk-testpmd --lcores=0@R,1@S --main-lcore=1 EAL --vdev=net_memif0,role=server,MEMIF -- --forward-mode=rxonly APP
 //! dpdk-testpmd --lcores=0@R,1@S --main-lcore=0 EAL --vdev=net_memif0,role=client,MEMIF -- --forward-mode=txonly APP
-//!   EAL    --no-huge -m 512 --no-pci --no-shconf --no-telemetry
+//!   EAL    --no-pci --no-shconf --no-telemetry, and --in-memory -m128 (huge pages) or --no-huge -m512 where none are free
 //!   MEMIF  id=0,socket=NAME,bsize=2048,rsize=10
 //!   APP    -i --nb-cores=1 --total-num-mbufs=16384 --mbcache=512 --burst=32
 //! ```
@@ -106,7 +106,8 @@ fn command(role: &str, mode: &str, cores: Cores, folder: &Path) -> Command {
     // Or its answers would stay in its buffer.
     command.args(["-oL", PROGRAM]).env("RUNTIME_DIRECTORY", folder);
     command.arg(format!("--lcores=0@{receiver},1@{sender}")).arg(format!("--main-lcore={main}"));
-    command.args(["--no-huge", "-m", "512", "--no-pci", "--no-shconf", "--no-telemetry"]);
+    command.args(["--no-pci", "--no-shconf", "--no-telemetry"]);
+    command.args(if has_huge_pages() { ["--in-memory", "-m128"] } else { ["--no-huge", "-m512"] });
     command.arg(format!("--file-prefix={role}"));
     command.arg(format!(
         "--vdev=net_memif0,role={role},id=0,socket=peregrine-perf-{id}-testpmd,bsize={BUFFER_BYTES},rsize={RING_LOG2}"
@@ -114,6 +115,16 @@ fn command(role: &str, mode: &str, cores: Cores, folder: &Path) -> Command {
     command.args(["--", "-i", "--nb-cores=1", "--total-num-mbufs=16384", "--mbcache=512"]);
     command.arg(format!("--forward-mode={mode}")).arg(format!("--burst={BURST}"));
     command
+}
+
+/// Free huge pages for both programs: 128 MiB each.
+pub fn has_huge_pages() -> bool {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let figure = |key: &str| -> Option<u64> {
+        text.lines().find_map(|line| line.strip_prefix(key)?.split_whitespace().next()?.parse().ok())
+    };
+    let kilobytes = figure("HugePages_Free:").zip(figure("Hugepagesize:")).map(|(free, size)| free * size);
+    kilobytes.is_some_and(|kilobytes| kilobytes >= 2 * 128 * 1024)
 }
 
 /// The count in a line of `show port stats`.
