@@ -20,6 +20,9 @@ use std::time::Duration;
 use peregrine_dataplane::clock::cycles_per_second;
 use serde::{Deserialize, Serialize};
 
+use crate::environment::{Environment, Watch};
+use crate::null_as_nan;
+
 pub use ours::Side;
 use ours::measure as measure_ours;
 use testpmd::Testpmd;
@@ -93,29 +96,33 @@ impl CpuTime {
 }
 
 /// Both programs at one packet size, in the median of their runs.
-#[derive(Clone, Debug, Serialize)]
-struct Size {
-    bytes: usize,
-    ours_mpps: f64,
-    ours_mpps_lowest: f64,
-    ours_mpps_highest: f64,
-    ours_cycles_per_packet: f64,
-    testpmd_mpps: f64,
-    testpmd_mpps_lowest: f64,
-    testpmd_mpps_highest: f64,
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Size {
+    pub bytes: usize,
+    pub ours_mpps: f64,
+    pub ours_mpps_lowest: f64,
+    pub ours_mpps_highest: f64,
+    #[serde(deserialize_with = "null_as_nan")]
+    pub ours_cycles_per_packet: f64,
+    pub testpmd_mpps: f64,
+    pub testpmd_mpps_lowest: f64,
+    pub testpmd_mpps_highest: f64,
     /// Ours over testpmd's: the median over the pairs of runs that followed one another.
-    ratio: f64,
+    #[serde(deserialize_with = "null_as_nan")]
+    pub ratio: f64,
     /// The smallest part of a core that a polling thread had, in any run.
-    ours_core_share: f64,
-    testpmd_core_share: f64,
+    pub ours_core_share: f64,
+    pub testpmd_core_share: f64,
 }
 
 /// All sizes.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Report {
-    cores: usize,
-    runs: usize,
-    sizes: Vec<Size>,
+    pub cores: usize,
+    pub runs: usize,
+    pub sizes: Vec<Size>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub environment: Option<Environment>,
 }
 
 impl Report {
@@ -177,6 +184,7 @@ pub fn run(quick: bool) -> Result<Report, String> {
         return Err("it needs two cores: one for the sender and one for the receiver".into());
     };
     let cores = Cores { receiver: receiver.id, sender: sender.id };
+    let watch = Watch::start();
     let (warm_up_ms, window_ms) = if quick { (200, 400) } else { (500, 2000) };
     let times =
         Times { warm_up: Duration::from_millis(warm_up_ms), window: Duration::from_millis(window_ms) };
@@ -191,7 +199,7 @@ pub fn run(quick: bool) -> Result<Report, String> {
         }
         sizes.push(summary(bytes, &ours, &theirs, hertz));
     }
-    Ok(Report { cores: 2, runs: RUNS, sizes })
+    Ok(Report { cores: 2, runs: RUNS, sizes, environment: Some(watch.end()) })
 }
 
 fn summary(bytes: usize, ours: &[Run], theirs: &[Run], hertz: u64) -> Size {
@@ -244,7 +252,7 @@ mod tests {
         let theirs = runs([15_000_000, 14_000_000, 16_000_000, 12_000_000, 60_000_000]);
         let sizes = vec![summary(64, &ours, &theirs, 2_400_000_000)];
         let json: serde_json::Value =
-            serde_json::from_str(&Report { cores: 2, runs: 5, sizes }.json()).unwrap();
+            serde_json::from_str(&Report { cores: 2, runs: 5, sizes, environment: None }.json()).unwrap();
         let expected = serde_json::json!({
             "cores": 2,
             "runs": 5,
