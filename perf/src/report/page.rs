@@ -81,12 +81,12 @@ fn summary(results: &Results) -> String {
     }
     if let Some(report) = &results.tenants {
         let least = report.cases.iter().min_by(|one, other| one.mpps_ratio.total_cmp(&other.mpps_ratio));
-        lines.extend(least.map(|case| {
+        lines.extend(least.filter(|case| case.mpps_ratio.is_finite()).map(|case| {
             format!(
-                "<b>Neighbours:</b> the one most noticed, “{}”, left the others {}× of their stream, with {}× the round trip \
+                "<b>Neighbours:</b> the one most noticed, “{}”, left the others {:.0} % of their stream, with {}× the round trip \
                  at p99.",
                 escape(&case.neighbour),
-                figure(case.mpps_ratio),
+                100.0 * case.mpps_ratio,
                 figure(case.p99_ratio)
             )
         }));
@@ -463,7 +463,14 @@ pub fn latencies(case: &kernel::Case) -> Loads {
             }
         }
     }
+    loads.sort_by_key(|(load, _)| percent_of(load));
     loads
+}
+
+/// `idle` and what has no number come first.
+fn percent_of(load: &str) -> u64 {
+    let digits: String = load.chars().filter(char::is_ascii_digit).collect();
+    digits.parse().unwrap_or(0)
 }
 
 #[cfg(test)]
