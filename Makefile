@@ -7,7 +7,7 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 # How long `make fuzz` works at each of its targets.
 FUZZ_SECONDS ?= 300
 
-.PHONY: help setup build demo test fuzz lint bench clean
+.PHONY: help setup build demo test fuzz lint bench report clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  \1: /p' Makefile
@@ -37,6 +37,9 @@ bench: build ## measurements, in figures that this machine gives
 	target/release/peregrine-perf core --quick
 	target/release/peregrine-perf tenants --quick
 	$(SUDO) target/release/peregrine-perf memif --quick
+
+report: build ## every measurement as one page, target/report/report.html (minutes; REPORT_ARGS=--quick)
+	$(SUDO) target/release/peregrine-perf report --out target/report $(REPORT_ARGS)
 
 clean:
 	$(CARGO) clean

@@ -15,8 +15,10 @@ use peregrine_dataplane::stages::{self, Stage, collect};
 use peregrine_dataplane::types::{EndpointId, MacAddr};
 use peregrine_dataplane::wire::outer::{OVERHEAD_IPV4, OuterFields, OuterTemplate};
 use peregrine_memif::{ClientConfig, Interface};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
+use crate::environment::{Environment, Watch};
+use crate::null_as_nan;
 use crate::rig::{FAR, LOCAL, REMOTE, Rig, VNI, inner, tenant_mac};
 
 const TENANT: MacAddr = tenant_mac(0);
@@ -26,23 +28,26 @@ const FRAMES: usize = 256;
 const RUNS: usize = 5;
 
 /// What one case gave, in the median of its runs.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Case {
-    name: String,
-    inner_bytes: usize,
-    mpps: f64,
-    mpps_lowest: f64,
-    mpps_highest: f64,
-    cycles_per_packet: f64,
-    lost: u64,
+    pub name: String,
+    pub inner_bytes: usize,
+    pub mpps: f64,
+    pub mpps_lowest: f64,
+    pub mpps_highest: f64,
+    #[serde(deserialize_with = "null_as_nan")]
+    pub cycles_per_packet: f64,
+    pub lost: u64,
 }
 
 /// All cases.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Report {
-    cores: usize,
-    runs: usize,
-    cases: Vec<Case>,
+    pub cores: usize,
+    pub runs: usize,
+    pub cases: Vec<Case>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub environment: Option<Environment>,
 }
 
 impl Report {
@@ -77,6 +82,7 @@ pub fn run(quick: bool) -> Result<Report, String> {
     let [tenant, worker, ..] = cores[..] else {
         return Err("it needs two cores: one for the stages and one for the tenant".into());
     };
+    let watch = Watch::start();
     let duration = Duration::from_millis(if quick { 500 } else { 2000 });
     let hertz = cycles_per_second();
     core_affinity::set_for_current(worker);
@@ -90,7 +96,7 @@ pub fn run(quick: bool) -> Result<Report, String> {
             cases.push(summary(name, inner_bytes, runs, hertz));
         }
     }
-    Ok(Report { cores: 2, runs: RUNS, cases })
+    Ok(Report { cores: 2, runs: RUNS, cases, environment: Some(watch.end()) })
 }
 
 /// Packets, seconds, packets lost.

@@ -3,7 +3,9 @@
 #![forbid(unsafe_code)]
 
 mod core_case;
+mod environment;
 mod memif_case;
+mod report;
 mod rig;
 mod tenants_case;
 
@@ -49,6 +51,8 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Draws results as one page, report.html, beside report.json: of the given files, or of all cases, run now.
+    Report(report::ReportArgs),
     #[command(hide = true)]
     MemifSide(memif_case::Side),
 }
@@ -68,6 +72,14 @@ fn main() -> ExitCode {
         Command::Memif { quick, json } => {
             memif_case::run(quick).map(|r| if json { r.json() } else { r.text() })
         }
+        Command::Report(args) => match report::run(&args) {
+            Err(report::Error::Input(error)) => {
+                eprintln!("peregrine-perf: error: {error}");
+                return ExitCode::from(2);
+            }
+            Err(report::Error::Failed(error)) => Err(error),
+            Ok(text) => Ok(text),
+        },
         Command::MemifSide(side) => side.run(),
     };
     match text {
@@ -80,4 +92,9 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// JSON has no numbers without a value, as a rate of 0 makes of what is divided by it: it is written as `null`.
+fn null_as_nan<'de, D: serde::Deserializer<'de>>(from: D) -> Result<f64, D::Error> {
+    Ok(<Option<f64> as serde::Deserialize>::deserialize(from)?.unwrap_or(f64::NAN))
 }

@@ -20,6 +20,9 @@ use std::time::Duration;
 use peregrine_dataplane::clock::cycles_per_second;
 use serde::{Deserialize, Serialize};
 
+use crate::environment::{Environment, Watch};
+use crate::null_as_nan;
+
 pub use ours::Side;
 use ours::measure as measure_ours;
 use testpmd::Testpmd;
@@ -93,30 +96,35 @@ impl CpuTime {
 }
 
 /// Both programs at one packet size, in the median of their runs.
-#[derive(Clone, Debug, Serialize)]
-struct Size {
-    bytes: usize,
-    ours_mpps: f64,
-    ours_mpps_lowest: f64,
-    ours_mpps_highest: f64,
-    ours_cycles_per_packet: f64,
-    testpmd_mpps: f64,
-    testpmd_mpps_lowest: f64,
-    testpmd_mpps_highest: f64,
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Size {
+    pub bytes: usize,
+    pub ours_mpps: f64,
+    pub ours_mpps_lowest: f64,
+    pub ours_mpps_highest: f64,
+    #[serde(deserialize_with = "null_as_nan")]
+    pub ours_cycles_per_packet: f64,
+    pub testpmd_mpps: f64,
+    pub testpmd_mpps_lowest: f64,
+    pub testpmd_mpps_highest: f64,
     /// Ours over testpmd's: the median over the pairs of runs that followed one another.
-    ratio: f64,
+    #[serde(deserialize_with = "null_as_nan")]
+    pub ratio: f64,
     /// The smallest part of a core that a polling thread had, in any run.
-    ours_core_share: f64,
-    testpmd_core_share: f64,
+    pub ours_core_share: f64,
+    pub testpmd_core_share: f64,
 }
 
 /// All sizes.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Report {
-    cores: usize,
-    runs: usize,
-    testpmd_huge_pages: bool,
-    sizes: Vec<Size>,
+    pub cores: usize,
+    pub runs: usize,
+    #[serde(default)]
+    pub testpmd_huge_pages: bool,
+    pub sizes: Vec<Size>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub environment: Option<Environment>,
 }
 
 impl Report {
@@ -179,6 +187,7 @@ pub fn run(quick: bool) -> Result<Report, String> {
         return Err("it needs two cores: one for the sender and one for the receiver".into());
     };
     let cores = Cores { receiver: receiver.id, sender: sender.id };
+    let watch = Watch::start();
     let (warm_up_ms, window_ms) = if quick { (200, 400) } else { (500, 2000) };
     let times =
         Times { warm_up: Duration::from_millis(warm_up_ms), window: Duration::from_millis(window_ms) };
@@ -200,7 +209,7 @@ pub fn run(quick: bool) -> Result<Report, String> {
         }
         sizes.push(summary(bytes, &ours, &theirs, hertz));
     }
-    Ok(Report { cores: 2, runs: RUNS, testpmd_huge_pages, sizes })
+    Ok(Report { cores: 2, runs: RUNS, testpmd_huge_pages, sizes, environment: Some(watch.end()) })
 }
 
 fn summary(bytes: usize, ours: &[Run], theirs: &[Run], hertz: u64) -> Size {
@@ -252,12 +261,14 @@ mod tests {
         let ours = runs([30_000_000, 10_000_000, 20_000_000, 50_000_000, 40_000_000]);
         let theirs = runs([15_000_000, 14_000_000, 16_000_000, 12_000_000, 60_000_000]);
         let sizes = vec![summary(64, &ours, &theirs, 2_400_000_000)];
-        let json: serde_json::Value =
-            serde_json::from_str(&Report { cores: 2, runs: 5, testpmd_huge_pages: false, sizes }.json())
-                .unwrap();
+        let json: serde_json::Value = serde_json::from_str(
+            &Report { cores: 2, runs: 5, testpmd_huge_pages: false, sizes, environment: None }.json(),
+        )
+        .unwrap();
         let expected = serde_json::json!({
             "cores": 2,
             "runs": 5,
+            "testpmd_huge_pages": false,
             "sizes": [{
                 "bytes": 64,
                 "ours_mpps": 60.0,

@@ -22,8 +22,10 @@ use peregrine_dataplane::clock::{cycles, cycles_per_second};
 use peregrine_dataplane::tenants::{Detached, TenantRings};
 use peregrine_dataplane::types::{EndpointId, MacAddr};
 use peregrine_memif::{ClientConfig, Interface};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
+use crate::environment::{Environment, Watch};
+use crate::null_as_nan;
 use crate::rig::{Rig, connect, inner, tenant_mac};
 
 /// Who talks to whom, and the first of the others.
@@ -72,40 +74,45 @@ const CASES: [(Neighbour, &str); 7] = [
 ];
 
 /// Medians of one kind of window, and their spread.
-#[derive(Clone, Debug, Default, Serialize)]
-struct Figures {
-    p50_ns: f64,
-    p99_ns: f64,
-    p99_ns_lowest: f64,
-    p99_ns_highest: f64,
-    mpps: f64,
-    mpps_lowest: f64,
-    mpps_highest: f64,
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+pub struct Figures {
+    pub p50_ns: f64,
+    pub p99_ns: f64,
+    pub p99_ns_lowest: f64,
+    pub p99_ns_highest: f64,
+    pub mpps: f64,
+    pub mpps_lowest: f64,
+    pub mpps_highest: f64,
 }
 
 /// One kind of neighbour.
-#[derive(Clone, Debug, Serialize)]
-struct Case {
-    neighbour: &'static str,
-    alone: Figures,
-    beside: Figures,
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Case {
+    pub neighbour: String,
+    pub alone: Figures,
+    pub beside: Figures,
     /// Beside over alone, medians of neighbouring windows.
-    p50_ratio: f64,
-    p99_ratio: f64,
-    mpps_ratio: f64,
+    #[serde(deserialize_with = "null_as_nan")]
+    pub p50_ratio: f64,
+    #[serde(deserialize_with = "null_as_nan")]
+    pub p99_ratio: f64,
+    #[serde(deserialize_with = "null_as_nan")]
+    pub mpps_ratio: f64,
     /// Connections of the neighbour, and how often it was put out.
-    connections: u64,
-    put_out: u64,
+    pub connections: u64,
+    pub put_out: u64,
     /// Packets of the talkers that did not arrive.
-    lost: u64,
+    pub lost: u64,
 }
 
 /// All cases.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Report {
-    cores: usize,
-    runs: usize,
-    cases: Vec<Case>,
+    pub cores: usize,
+    pub runs: usize,
+    pub cases: Vec<Case>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub environment: Option<Environment>,
 }
 
 impl Report {
@@ -162,10 +169,12 @@ pub fn run(quick: bool) -> Result<Report, String> {
     let [other, ours, ..] = cores[..] else {
         return Err("it needs two cores: one for the worker and one for the neighbour".into());
     };
+    let watch = Watch::start();
     core_affinity::set_for_current(ours);
     let window = Duration::from_millis(if quick { 150 } else { 1000 });
     let cases = CASES.iter().map(|&(neighbour, name)| case(neighbour, name, window, other));
-    Ok(Report { cores: 2, runs: RUNS, cases: cases.collect::<Result<_, _>>()? })
+    let cases = cases.collect::<Result<_, _>>()?;
+    Ok(Report { cores: 2, runs: RUNS, cases, environment: Some(watch.end()) })
 }
 
 fn case(
@@ -188,7 +197,7 @@ fn case(
         median(alone.iter().zip(&beside).map(|(alone, beside)| of(beside) / of(alone)).collect())
     };
     Ok(Case {
-        neighbour: name,
+        neighbour: name.into(),
         p50_ratio: ratio(|window| window.p50_ns),
         p99_ratio: ratio(|window| window.p99_ns),
         mpps_ratio: ratio(|window| window.mpps),

@@ -1,0 +1,200 @@
+//! What must be said beside the figures: what disturbed them, what limited them, what they do not show. `page.rs` prints
+//! these lines before any figure.
+
+use serde_json::{Map, Value};
+
+use super::input::Results;
+use super::svg::figure;
+
+/// A thread that had less of its core was disturbed.
+const CORE_SHARE: f64 = 0.98;
+/// Highest over lowest; more is no quiet machine.
+const SPREAD: f64 = 1.25;
+const STOLEN_PERCENT: f64 = 0.1;
+const RUNS: usize = 5;
+
+/// Each is a sentence or two.
+pub fn notes(results: &Results) -> Vec<String> {
+    let mut notes = Vec::new();
+    notes.extend(
+        results.failures.iter().map(|failure| format!("Not measured: {}: {}.", failure.case, failure.error)),
+    );
+    machine(results, &mut notes);
+    runs(results, &mut notes);
+    core(results, &mut notes);
+    memif(results, &mut notes);
+    kernel(results, &mut notes);
+    notes
+}
+
+fn machine(results: &Results, notes: &mut Vec<String>) {
+    let environments = results.environments();
+    let texts = |key: &str| -> Vec<String> {
+        let mut found: Vec<String> =
+            environments.iter().filter_map(|(_, all)| Some(all.get(key)?.as_str()?.to_string())).collect();
+        found.dedup();
+        found
+    };
+    let most = |key: &str| {
+        let values =
+            environments.iter().filter_map(|(_, all): &(_, Map<String, Value>)| all.get(key)?.as_f64());
+        values.fold(0.0, f64::max)
+    };
+    let machines = texts("virtual_machine");
+    if !machines.is_empty() {
+        notes.push(format!(
+            "Measured in a virtual machine ({}): the hypervisor can take a core away at any time and decides which cores \
+             share a cache. Rates and tails are of that moment; compare only what was measured in the same run.",
+            machines.join("; ")
+        ));
+    }
+    if most("stolen_percent") > STOLEN_PERCENT {
+        notes.push(format!(
+            "The hypervisor took up to {} % of all cores' time while it measured.",
+            figure(most("stolen_percent"))
+        ));
+    }
+    if most("load_before") > 0.5 {
+        notes.push(format!(
+            "The machine was not idle: up to {} threads wanted a core in the minute before a case began.",
+            figure(most("load_before"))
+        ));
+    }
+    let silent: Vec<&str> =
+        environments.iter().filter(|(_, all)| all.is_empty()).map(|(name, _)| *name).collect();
+    if !silent.is_empty() {
+        notes.push(format!("Where it was measured is not known of: {}.", silent.join(", ")));
+    }
+}
+
+fn runs(results: &Results, notes: &mut Vec<String>) {
+    let kernel = results.kernel.as_ref().and_then(|report| report.more.get("runs")?.as_u64());
+    let counts = [
+        ("kernel", kernel.map(|runs| runs as usize)),
+        ("memif", results.memif.as_ref().map(|report| report.runs)),
+        ("core", results.core.as_ref().map(|report| report.runs)),
+        ("tenants", results.tenants.as_ref().map(|report| report.runs)),
+    ];
+    for (name, runs) in counts {
+        if let Some(runs) = runs.filter(|runs| *runs < RUNS) {
+            notes.push(format!("{name}: {runs} runs are too few to tell a spread; {RUNS} is the least."));
+        }
+    }
+}
+
+fn core(results: &Results, notes: &mut Vec<String>) {
+    let Some(report) = &results.core else { return };
+    spread("core", report.cases.iter().map(|case| (case.mpps_lowest, case.mpps_highest)), notes);
+    let slower: Vec<String> = report
+        .cases
+        .iter()
+        .filter(|case| case.lost > 0)
+        .map(|case| format!("{} at {} bytes", case.name, case.inner_bytes))
+        .collect();
+    if !slower.is_empty() {
+        notes.push(format!(
+            "core: the tenant's core was the limit, not the worker's, in: {}. What the ring had no room for was dropped and \
+             only what the tenant got counts; the worker alone is faster than that.",
+            slower.join(", ")
+        ));
+    }
+}
+
+fn memif(results: &Results, notes: &mut Vec<String>) {
+    let Some(report) = &results.memif else { return };
+    let ours = report.sizes.iter().map(|size| (size.ours_mpps_lowest, size.ours_mpps_highest));
+    let theirs = report.sizes.iter().map(|size| (size.testpmd_mpps_lowest, size.testpmd_mpps_highest));
+    spread("memif", ours.chain(theirs), notes);
+    let shares = report.sizes.iter().flat_map(|size| [size.ours_core_share, size.testpmd_core_share]);
+    let least = shares.fold(1.0, f64::min);
+    if least < CORE_SHARE {
+        notes.push(format!(
+            "memif: in the worst run a polling thread had {:.0} % of its core, something else the rest. The ratios, of pairs \
+             of runs that followed one another, say more than the rates.",
+            least * 100.0
+        ));
+    }
+}
+
+/// Only the worst is told.
+fn spread(name: &str, ranges: impl Iterator<Item = (f64, f64)>, notes: &mut Vec<String>) {
+    let worst = ranges
+        .map(|(lowest, highest)| highest / lowest)
+        .filter(|factor| factor.is_finite())
+        .fold(1.0, f64::max);
+    if worst > SPREAD {
+        notes.push(format!(
+            "{name}: the fastest run of a case was up to {} times as fast as the slowest. Something other than the programs \
+             made the difference: other work on these cores, or how far they lie apart.",
+            figure(worst)
+        ));
+    }
+}
+
+fn kernel(results: &Results, notes: &mut Vec<String>) {
+    let Some(report) = &results.kernel else { return };
+    for place in ["notes", "limits"] {
+        let told = report.more.get(place).and_then(Value::as_array).into_iter().flatten();
+        notes.extend(told.filter_map(Value::as_str).map(str::to_string));
+    }
+    notes.push(
+        "kernel: the wire is a veth pair. Each frame is copied, and the sender's core does the kernel's part of both ends: \
+         with Peregrine that, and the generator, is the limit before the worker is. Conclude the order of the three \
+         systems on such a wire, not the rates of a NIC."
+            .into(),
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::input::tests::all;
+    use super::*;
+
+    fn environment(json: Value) -> Option<crate::environment::Environment> {
+        serde_json::from_value(json).unwrap()
+    }
+
+    #[test]
+    fn a_quiet_machine_needs_no_excuse_but_the_wire_is_named() {
+        let mut results = all();
+        let quiet =
+            environment(serde_json::json!({"cpu": "fast", "load_before": 0.1, "stolen_percent": 0.0}));
+        results.memif.as_mut().unwrap().environment = quiet.clone();
+        results.tenants.as_mut().unwrap().environment = quiet.clone();
+        let core = results.core.as_mut().unwrap();
+        core.environment = quiet;
+        core.cases[0].mpps_lowest = core.cases[0].mpps_highest;
+        let notes = notes(&results);
+        assert_eq!(notes.len(), 1, "{notes:#?}");
+        assert!(notes[0].starts_with("kernel: the wire is a veth pair."));
+    }
+
+    #[test]
+    fn every_disturbance_is_told() {
+        let mut results = all();
+        results.core.as_mut().unwrap().cases[0].lost = 7;
+        results.memif.as_mut().unwrap().sizes[0].testpmd_core_share = 0.42;
+        results.memif.as_mut().unwrap().environment = environment(
+            serde_json::json!({"virtual_machine": "KVM", "load_before": 3.5, "stolen_percent": 2.0}),
+        );
+        results.tenants.as_mut().unwrap().runs = 3;
+        results
+            .failures
+            .push(super::super::input::Failure { case: "memif".into(), error: "no testpmd".into() });
+        let text = notes(&results).join("\n");
+        for part in [
+            "Not measured: memif: no testpmd.",
+            "a virtual machine (KVM)",
+            "up to 2.00 % of all cores' time",
+            "up to 3.50 threads wanted a core",
+            "not known of: core, tenants.",
+            "tenants: 3 runs are too few",
+            "core: the tenant's core was the limit, not the worker's, in: in at 64 bytes.",
+            "core: the fastest run of a case was up to 1.50 times as fast",
+            "a polling thread had 42 % of its core",
+        ] {
+            assert!(text.contains(part), "{part} is not in:\n{text}");
+        }
+        assert!(!text.contains("memif: the fastest"));
+    }
+}
