@@ -1,7 +1,8 @@
 //! The client's side of the handshake, and the configuration of a client.
 //!
-//! The client owns all memory. It makes it only after HELLO, whose limits it keeps to, and offers its receive buffers only after
-//! CONNECTED: libmemif and DPDK servers set every head and tail to 0 just before they send it.
+//! The client owns all memory. It makes it to the limits of HELLO, but only once the server has accepted INIT: what a server that
+//! refuses costs is a few messages. It offers its receive buffers only after CONNECTED: libmemif and DPDK servers set every head and
+//! tail to 0 just before they send it.
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -31,7 +32,7 @@ pub struct ClientConfig {
     pub ring_log2: u8,
     /// Bytes of each buffer, 2048..=16384: the longest packet, each way, unless chains are allowed.
     pub buffer_bytes: u32,
-    /// Rings in each direction, 1..=8. A server that takes fewer gets fewer.
+    /// Rings in each direction, 1..=8. A server that takes fewer one way gets fewer both ways.
     pub queue_pairs: u16,
     /// Take and send packets in several buffers (chains): up to [`CHAIN_MAX`](crate::CHAIN_MAX) × `buffer_bytes` long, each way.
     /// The peer must know chains, too, which memif has no way to ask: gomemif does not.
@@ -74,9 +75,11 @@ impl ClientConfig {
 
     /// What the server's limits leave. They are highest indexes, so one less than a count.
     fn layout(&self, hello: &Hello) -> Result<Layout, Reject> {
+        // As many each way: DPDK programs crash otherwise.
+        let rings = self.queue_pairs.min(hello.max_s2m_ring.min(hello.max_m2s_ring).saturating_add(1));
         let layout = Layout {
-            s2m_rings: self.queue_pairs.min(hello.max_s2m_ring.saturating_add(1)),
-            m2s_rings: self.queue_pairs.min(hello.max_m2s_ring.saturating_add(1)),
+            s2m_rings: rings,
+            m2s_rings: rings,
             log2: self.ring_log2.min(hello.max_log2),
             buffer_bytes: self.buffer_bytes,
         };
@@ -87,8 +90,12 @@ impl ClientConfig {
 /// A message of the client's script, and which descriptor goes with it.
 #[derive(Debug)]
 enum Line {
-    Region,
-    Ring { s2m: bool, index: u16 },
+    /// The memory is made for it.
+    Region(Layout),
+    Ring {
+        s2m: bool,
+        index: u16,
+    },
     Connect,
 }
 
@@ -173,7 +180,9 @@ impl Client {
         }
     }
 
-    /// Handles everything that has arrived. Never blocks. The caller keeps the time: drop the client when it takes too long.
+    /// Handles everything that has arrived, and never waits for more. The step that finds INIT accepted makes all of the client's
+    /// memory present, which takes a while if that is large (up to 1 GiB): not for a thread that moves packets. The caller keeps the
+    /// time: drop the client when it takes too long.
     ///
     /// # Errors
     /// [`HandshakeError`]; the server has been told and the socket is closed.
@@ -217,14 +226,13 @@ impl Client {
         }
     }
 
-    /// HELLO: makes the memory and answers INIT.
+    /// HELLO: plans the memory and answers INIT.
     fn greet(&mut self, hello: Hello) -> Result<(), HandshakeError> {
         if !(hello.min_version..=hello.max_version).contains(&VERSION) {
             return Err(Reject::Version { min: hello.min_version, max: hello.max_version }.into());
         }
         let layout = self.config.layout(&hello)?;
-        self.memory = Some(ClientMemory::new(layout).map_err(HandshakeError::io("make shared memory"))?);
-        self.script.push_back(Line::Region);
+        self.script.push_back(Line::Region(layout));
         self.script.extend((0..layout.s2m_rings).map(|index| Line::Ring { s2m: true, index }));
         self.script.extend((0..layout.m2s_rings).map(|index| Line::Ring { s2m: false, index }));
         self.script.push_back(Line::Connect);
@@ -244,10 +252,14 @@ impl Client {
 
     /// ACK: the next line of the script.
     fn send_next(&mut self) -> Result<(), HandshakeError> {
-        let (line, memory) =
-            self.script.pop_front().zip(self.memory.as_ref()).ok_or(HandshakeError::Finished)?;
+        let line = self.script.pop_front().ok_or(HandshakeError::Finished)?;
+        if let Line::Region(layout) = line {
+            let made = ClientMemory::new(layout).map_err(HandshakeError::io("make shared memory"))?;
+            self.memory = Some(made);
+        }
+        let memory = self.memory.as_ref().ok_or(HandshakeError::Finished)?;
         let (message, fd) = match line {
-            Line::Region => {
+            Line::Region(_) => {
                 let size = u64::from(memory.layout.bytes());
                 (Message::AddRegion { index: 0, size }, Some(memory.file.as_fd()))
             }
@@ -271,6 +283,11 @@ impl Client {
             Err(HandshakeError::Closed { .. }) => Ok(()),
             result => result,
         }
+    }
+
+    /// Whether the server has been given memory of ours, which it can keep.
+    pub(crate) fn has_given_memory(&self) -> bool {
+        !matches!(self.sent, Sent::Nothing | Sent::Init)
     }
 
     fn connected(&mut self, peer_if_name: String) -> Result<Progress, HandshakeError> {

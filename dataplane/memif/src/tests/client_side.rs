@@ -171,10 +171,40 @@ fn the_limits_in_hello_are_kept() {
     let (mut peer, _memory, rings) = Peer::served(many, tight);
     assert_eq!(
         rings.iter().map(|ring| (ring.s2m, ring.index, ring.log2)).collect::<Vec<_>>(),
-        [(true, 0, 8), (true, 1, 8), (false, 0, 8), (false, 1, 8), (false, 2, 8),]
+        [(true, 0, 8), (true, 1, 8), (false, 0, 8), (false, 1, 8)],
+        "the smaller number, both ways"
     );
     let interface = peer.connected();
-    assert_eq!((interface.tx.len(), interface.rx.len(), interface.rx[0].size()), (2, 3, 256));
+    assert_eq!((interface.tx.len(), interface.rx.len(), interface.rx[0].size()), (2, 2, 256));
+}
+
+/// In a process of its own, so that the memory counted is this client's.
+#[test]
+fn memory_is_made_only_once_init_is_accepted() {
+    let test = "client_side::memory_is_made_only_once_init_is_accepted";
+    let output = in_a_process_of_its_own(test, || {
+        let mut peer = Peer::new(config());
+        peer.say(&Message::Hello(hello())).unwrap();
+        assert!(matches!(peer.heard(), (Message::Init(_), None)));
+        assert_eq!(memory_files(), 0, "not made for HELLO");
+        let refused = peer.say(&Message::Disconnect { code: 0, text: "ID not found".into() });
+        assert!(matches!(refused, Err(HandshakeError::Disconnected { after: Sent::Init, .. })));
+        assert_eq!(memory_files(), 0, "nor for a refusal");
+        let mut peer = Peer::new(config());
+        peer.say(&Message::Hello(hello())).unwrap();
+        peer.say(&Message::Ack).unwrap();
+        assert_eq!(memory_files(), 1);
+    });
+    assert_survived(&output);
+}
+
+/// Open memory files of this process.
+fn memory_files() -> usize {
+    let links =
+        std::fs::read_dir("/proc/self/fd").unwrap().map(|entry| std::fs::read_link(entry.unwrap().path()));
+    links
+        .filter(|link| link.as_ref().is_ok_and(|path| path.to_string_lossy().starts_with("/memfd:memif")))
+        .count()
 }
 
 #[test]

@@ -155,6 +155,60 @@ fn only_a_connection_that_lasted_makes_the_pauses_short_again() {
 }
 
 #[test]
+fn pauses_grow_beyond_the_longest_only_after_what_cost_memory() {
+    let port = Port::new("costly");
+    let mut connector = port.connector();
+    let mut now = Instant::now();
+    let mut pauses = Vec::new();
+    // A connection that does not last; an attempt that fails with our memory given away; one that fails before.
+    let attempts = [1, 1, 1, 1, 2, 2, 3, 1, 3, 3, 2, 1, 1, 1, 1, 1, 2, 3, 1];
+    for attempt in attempts {
+        match attempt {
+            1 => {
+                let both = connect_by(&mut connector, &port, now);
+                drop(both);
+                connector.lost(now);
+            }
+            2 => take_memory_and_hang_up(&mut connector, &port, now),
+            _ => refused(&mut connector, &port, now),
+        }
+        pauses.push(pause(&mut connector, &mut now).as_millis());
+    }
+    let expected =
+        [10, 20, 40, 80, 160, 320, 50, 640, 50, 50, 1280, 2560, 5120, 10240, 20480, 30000, 30000, 50, 30000];
+    assert_eq!(pauses, expected);
+    // One that lasts is forgiven everything.
+    let both = connect_by(&mut connector, &port, now);
+    now += Duration::from_secs(1);
+    drop(both);
+    connector.lost(now);
+    assert_eq!(pause(&mut connector, &mut now), FIRST);
+}
+
+/// A server that accepts INIT, takes the memory and hangs up.
+fn take_memory_and_hang_up(connector: &mut Connector, port: &Port, now: Instant) {
+    assert!(matches!(connector.step(now), Attempt::Waiting));
+    let channel = Channel::new(port.accept());
+    for message in [Message::Hello(hello()), Message::Ack] {
+        channel.send(&message, None).unwrap();
+        assert!(matches!(connector.step(now), Attempt::Waiting));
+    }
+    assert!(matches!(channel.receive().unwrap(), Incoming::Message(Message::Init(_), None)));
+    assert!(matches!(channel.receive().unwrap(), Incoming::Message(Message::AddRegion { .. }, Some(_))));
+    drop(channel);
+    assert!(matches!(connector.step(now), Attempt::Failed(HandshakeError::Closed { .. })));
+}
+
+fn refused(connector: &mut Connector, port: &Port, now: Instant) {
+    assert!(matches!(connector.step(now), Attempt::Waiting));
+    let channel = Channel::new(port.accept());
+    channel.send(&Message::Hello(hello()), None).unwrap();
+    assert!(matches!(connector.step(now), Attempt::Waiting));
+    channel.send_disconnect("ID not found");
+    assert!(matches!(connector.step(now), Attempt::Failed(HandshakeError::Disconnected { .. })));
+}
+
+#[test]
 fn a_silent_server_is_left_after_five_seconds_and_told() {
     let port = Port::new("silent");
     let mut connector = port.connector();

@@ -13,6 +13,7 @@ mod model;
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 use crate::channel::{Channel, Incoming};
@@ -227,6 +228,36 @@ fn s2m() -> AddRing {
 
 fn m2s() -> AddRing {
     AddRing { s2m: false, offset: M2S_AT as u32, ..s2m() }
+}
+
+const CHILD: &str = "PEREGRINE_MEMIF_TEST_CHILD";
+/// What a child says that has got to its end.
+const SURVIVED: &str = "survived to the end";
+
+/// Runs `scenario` in a child process, as the test of this name.
+fn in_a_process_of_its_own(test: &str, scenario: fn()) -> Output {
+    if std::env::var_os(CHILD).is_some() {
+        // SAFETY: no pointers. A child that is to die need not leave a core file.
+        unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0) };
+        scenario();
+        println!("{SURVIVED}");
+        std::process::exit(0);
+    }
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args([
+        "--exact",
+        "--nocapture",
+        "--include-ignored",
+        "--test-threads=1",
+        &format!("tests::{test}"),
+    ]);
+    command.env(CHILD, "1").output().unwrap()
+}
+
+#[track_caller]
+fn assert_survived(output: &Output) {
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && text.contains(SURVIVED), "{output:?}");
 }
 
 /// A descriptor that can be sent away, and a way to see when its last copy is closed.
