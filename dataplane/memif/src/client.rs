@@ -34,13 +34,17 @@ pub struct ClientConfig {
     pub buffer_bytes: u32,
     /// Rings in each direction, 1..=8. A server that takes fewer one way gets fewer both ways.
     pub queue_pairs: u16,
+    /// The user that the listening process must have (its effective user id when it began to listen): any other is refused before it
+    /// is told the secret. `None`: whoever listens. Wanted where others than the server could bind the address first: abstract
+    /// names, directories that others can write.
+    pub server_uid: Option<u32>,
     /// Take and send packets in several buffers (chains): up to [`CHAIN_MAX`](crate::CHAIN_MAX) × `buffer_bytes` long, each way.
     /// The peer must know chains, too, which memif has no way to ask: gomemif does not.
     pub chains: bool,
 }
 
 impl Default for ClientConfig {
-    /// Id 0, name `memif`, no secret, 1 queue pair of 1024 slots, buffers of 2048 bytes, no chains.
+    /// Id 0, name `memif`, no secret, 1 queue pair of 1024 slots, buffers of 2048 bytes, any server's user, no chains.
     fn default() -> Self {
         Self {
             id: 0,
@@ -49,6 +53,7 @@ impl Default for ClientConfig {
             ring_log2: 10,
             buffer_bytes: 2048,
             queue_pairs: 1,
+            server_uid: None,
             chains: false,
         }
     }
@@ -129,7 +134,8 @@ impl Client {
     ///
     /// # Errors
     /// [`HandshakeError::Config`] before anything is done; [`HandshakeError::Io`] if nobody listens (`NotFound`,
-    /// `ConnectionRefused`) or too many wait there (`WouldBlock`): try again later.
+    /// `ConnectionRefused`) or too many wait there (`WouldBlock`): try again later. [`HandshakeError::Rejected`] if another user listens
+    /// than [`server_uid`](ClientConfig::server_uid) wants.
     pub fn connect(addr: &SocketAddr, config: ClientConfig) -> Result<Self, HandshakeError> {
         config.check()?;
         let connect = || {
@@ -138,7 +144,11 @@ impl Client {
             Ok(socket)
         };
         let socket = connect().map_err(HandshakeError::io("connect to the memif socket"))?;
-        Ok(Self::over(socket, config))
+        let mut client = Self::over(socket, config);
+        match client.check_server() {
+            Ok(()) => Ok(client),
+            Err(why) => Err(client.close(why.into())),
+        }
     }
 
     /// Connects and goes through the handshake, within `timeout` in all. Tries again, as a [`Connector`](crate::Connector) does, while
@@ -177,6 +187,15 @@ impl Client {
             peer_name: String::new(),
             credentials,
             sent: Sent::Nothing,
+        }
+    }
+
+    /// Whether the right user listens.
+    fn check_server(&self) -> Result<(), Reject> {
+        let uid = self.credentials.map(|process| process.uid);
+        match self.config.server_uid {
+            Some(expected) if uid != Some(expected) => Err(Reject::WrongServer { uid, expected }),
+            _ => Ok(()),
         }
     }
 

@@ -211,6 +211,13 @@ pub enum Reject {
         /// Bytes of the file.
         actual: u64,
     },
+    /// A region of huge pages ends inside one.
+    RegionHugePage {
+        /// Bytes announced.
+        bytes: u64,
+        /// Bytes of a page.
+        page: u64,
+    },
     /// All regions together exceed the limit.
     TooMuchMemory {
         /// The limit in bytes.
@@ -251,6 +258,13 @@ pub enum Reject {
     RingCookie,
     /// CONNECT without a ring in each direction.
     NoRings,
+    /// The listening process belongs to another user than [`ClientConfig::server_uid`](crate::ClientConfig::server_uid).
+    WrongServer {
+        /// Its user; `None` if the kernel would not tell.
+        uid: Option<u32>,
+        /// The user that it must have.
+        expected: u32,
+    },
     /// The limits in HELLO leave no ring or no size that the client could use.
     Limits,
     /// The handshake took too long.
@@ -283,6 +297,9 @@ impl fmt::Display for Reject {
             Self::RegionSize { announced, actual } => {
                 write!(f, "region of {announced} bytes, file has {actual}")
             }
+            Self::RegionHugePage { bytes, page } => {
+                write!(f, "region of {bytes} bytes is not whole huge pages of {page}")
+            }
             Self::TooMuchMemory { max } => write!(f, "regions exceed {max} bytes"),
             Self::RegionUnsealed => f.write_str("region is not a memfd sealed with F_SEAL_SHRINK"),
             Self::RegionReadOnly => f.write_str("region is sealed against writing, connect with new memory"),
@@ -299,6 +316,12 @@ impl fmt::Display for Reject {
             Self::RingMisaligned => f.write_str("ring offset is not a multiple of 8"),
             Self::RingCookie => f.write_str("wrong ring cookie"),
             Self::NoRings => f.write_str("a ring in each direction is needed"),
+            Self::WrongServer { uid: Some(uid), expected } => {
+                write!(f, "server belongs to user {uid}, only user {expected} is trusted")
+            }
+            Self::WrongServer { uid: None, expected } => {
+                write!(f, "server's user is unknown, only user {expected} is trusted")
+            }
             Self::Limits => f.write_str("limits in HELLO are unusable"),
             Self::TimedOut => f.write_str("handshake timed out"),
         }
@@ -525,6 +548,8 @@ mod tests {
         let longest = [
             Reject::RegionSize { announced: u64::MAX, actual: u64::MAX },
             Reject::TooMuchMemory { max: u64::MAX },
+            Reject::RegionHugePage { bytes: u64::MAX, page: u64::MAX },
+            Reject::WrongServer { uid: Some(u32::MAX), expected: u32::MAX },
             Reject::Version { min: u16::MAX, max: u16::MAX },
             Reject::Mode { mode: u8::MAX },
             Reject::RegionIndex { got: u16::MAX, due: u16::MAX },

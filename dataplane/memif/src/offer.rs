@@ -65,6 +65,12 @@ impl Offer {
         if bytes == 0 || actual < bytes {
             return Err(Reject::RegionSize { announced: bytes, actual });
         }
+        // Such a mapping would be longer than we think: it could be neither replaced (`guard`) nor unmapped whole.
+        if let Some(page) = sys::huge_page_bytes(&file)
+            && !bytes.is_multiple_of(page)
+        {
+            return Err(Reject::RegionHugePage { bytes, page });
+        }
         self.regions.push((file, bytes));
         Ok(())
     }

@@ -293,15 +293,22 @@ pub(crate) fn is_sealed_against_writing(file: &File) -> bool {
 /// out, and a fault then raises SIGBUS when the pool is empty.
 pub(crate) fn is_sealed_memory(file: &File) -> bool {
     seals(file).is_some_and(|seals| seals & libc::F_SEAL_SHRINK != 0)
-        && filesystem(file) == Some(libc::TMPFS_MAGIC)
+        && filesystem(file).is_some_and(|stat| stat.f_type == libc::TMPFS_MAGIC)
 }
 
-fn filesystem(file: &File) -> Option<libc::__fsword_t> {
+/// Bytes of a page of a huge-page file; `None` for any other.
+pub(crate) fn huge_page_bytes(file: &File) -> Option<u64> {
+    let stat = filesystem(file).filter(|stat| stat.f_type == libc::HUGETLBFS_MAGIC)?;
+    u64::try_from(stat.f_bsize).ok().filter(|bytes| *bytes > 0)
+}
+
+/// Of the file system that a file is in.
+fn filesystem(file: &File) -> Option<libc::statfs> {
     // SAFETY: statfs is plain integers, for which all zero is a value.
     let mut stat: libc::statfs = unsafe { mem::zeroed() };
     // SAFETY: the kernel writes one statfs.
     let result = unsafe { libc::fstatfs(file.as_raw_fd(), &mut stat) };
-    (result == 0).then_some(stat.f_type)
+    (result == 0).then_some(stat)
 }
 
 /// Maps the first `bytes` of a file, shared, for reading and writing. `populate` touches every page now.
@@ -336,6 +343,6 @@ pub(crate) fn populate(base: NonNull<u8>, bytes: usize) -> io::Result<()> {
 /// # Safety
 /// `base` and `bytes` are those of one `map`, and nothing uses that memory from here on.
 pub(crate) unsafe fn unmap(base: NonNull<u8>, bytes: usize) {
-    // SAFETY: the caller's promise. It cannot fail for such a range; nothing could be done about it in a drop anyway.
+    // SAFETY: the caller's promise. It cannot fail for a range of whole pages, as `offer` demands of huge ones.
     unsafe { libc::munmap(base.as_ptr().cast::<c_void>(), bytes) };
 }

@@ -275,3 +275,23 @@ fn what_cannot_get_better_is_given_up_at_once() {
     let long = SocketAddr::Path("x".repeat(108).into());
     assert!(matches!(Client::connect_blocking(&long, config(), hour), Err(HandshakeError::Io { .. })));
 }
+
+/// Before it has heard a word of ours; in a process that belongs to user 0 or any other.
+#[test]
+fn a_server_of_another_user_is_refused_and_told() {
+    // SAFETY: no pointers; it cannot fail.
+    let us = unsafe { libc::geteuid() };
+    let port = Port::new("user");
+    let only = |uid| ClientConfig { server_uid: Some(uid), ..config() };
+    let refused = Client::connect(&port.addr, only(us + 1)).unwrap_err();
+    let why = Reject::WrongServer { uid: Some(us), expected: us + 1 };
+    assert!(matches!(refused, HandshakeError::Rejected(given) if given == why), "{refused}");
+    let channel = Channel::new(port.accept());
+    let told = channel.receive().unwrap();
+    assert!(
+        matches!(told, Incoming::Message(Message::Disconnect { text, .. }, None) if text == why.to_string())
+    );
+    assert!(matches!(channel.receive(), Ok(Incoming::Closed)));
+    let mut connector = Connector::new(port.addr.clone(), only(us), Backoff::default()).unwrap();
+    drop(connect_by(&mut connector, &port, Instant::now()));
+}

@@ -189,6 +189,77 @@ fn a_fault_elsewhere_is_still_the_end() {
     assert_eq!(output.status.signal(), Some(libc::SIGBUS), "{output:?}");
 }
 
+/// A SIGBUS that is no fault, to this thread: sent by a process, or by the kernel (BUS_MCEERR_AO: broken memory that nobody has
+/// touched yet), as the code says.
+fn send_sigbus(code: i32) {
+    // SAFETY: siginfo_t is plain integers, for which all zero is a value.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    (info.si_signo, info.si_code) = (libc::SIGBUS, code);
+    // SAFETY: the kernel reads one whole siginfo_t.
+    let sent = unsafe {
+        let (process, thread) = (libc::getpid(), libc::gettid());
+        libc::syscall(libc::SYS_rt_tgsigqueueinfo, process, thread, libc::SIGBUS, &raw const info)
+    };
+    assert_eq!(sent, 0);
+}
+
+fn assert_guarded() {
+    let mut unsealed = Unsealed::new();
+    unsealed.truncate(0);
+    unsealed.assert_lost();
+}
+
+/// The handler before ours is that of Rust's standard library, which takes itself out when it is called.
+#[test]
+fn a_signal_that_was_sent_and_survived_leaves_the_guard() {
+    let output =
+        in_a_process_of_its_own("guard::a_signal_that_was_sent_and_survived_leaves_the_guard", || {
+            guard_memory().unwrap();
+            for _ in 0..2 {
+                // SAFETY: no pointers.
+                assert_eq!(unsafe { libc::kill(libc::getpid(), libc::SIGBUS) }, 0);
+                for code in [libc::SI_USER, libc::SI_TKILL, libc::BUS_MCEERR_AO] {
+                    send_sigbus(code);
+                    assert_guarded();
+                }
+            }
+            // Somebody sets it back: then it can be had again.
+            // SAFETY: the default action.
+            unsafe { libc::signal(libc::SIGBUS, libc::SIG_DFL) };
+            guard_memory().unwrap();
+            assert_guarded();
+        });
+    assert_survived(&output);
+}
+
+#[test]
+fn a_signal_that_was_ignored_still_is() {
+    let output = in_a_process_of_its_own("guard::a_signal_that_was_ignored_still_is", || {
+        // SAFETY: no handler.
+        unsafe { libc::signal(libc::SIGBUS, libc::SIG_IGN) };
+        guard_memory().unwrap();
+        for code in [libc::SI_USER, libc::BUS_MCEERR_AO] {
+            send_sigbus(code);
+            assert_guarded();
+        }
+    });
+    assert_survived(&output);
+}
+
+#[test]
+fn a_signal_that_was_the_end_still_is() {
+    let output = in_a_process_of_its_own("guard::a_signal_that_was_the_end_still_is", || {
+        // SAFETY: no handler.
+        unsafe { libc::signal(libc::SIGBUS, libc::SIG_DFL) };
+        guard_memory().unwrap();
+        assert_guarded();
+        println!("guarded");
+        send_sigbus(libc::BUS_MCEERR_AO);
+    });
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.signal() == Some(libc::SIGBUS) && text.contains("guarded"), "{output:?}");
+}
+
 extern "C" fn leave_with_42(_: i32) {
     // SAFETY: ends the process at once, as a signal handler may.
     unsafe { libc::_exit(42) };
