@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::addr::SocketAddr;
@@ -120,6 +121,8 @@ pub struct Client {
     /// `None` once the handshake has ended, either way.
     channel: Option<Channel>,
     config: ClientConfig,
+    /// Address and id of the interface at the server.
+    server: Arc<str>,
     state: State,
     script: VecDeque<Line>,
     memory: Option<ClientMemory>,
@@ -144,7 +147,8 @@ impl Client {
             Ok(socket)
         };
         let socket = connect().map_err(HandshakeError::io("connect to the memif socket"))?;
-        let mut client = Self::over(socket, config);
+        let server = format!("{addr} id {}", config.id);
+        let mut client = Self { server: server.into(), ..Self::over(socket, config) };
         match client.check_server() {
             Ok(()) => Ok(client),
             Err(why) => Err(client.close(why.into())),
@@ -180,6 +184,7 @@ impl Client {
         let credentials = sys::credentials(socket.as_fd()).ok();
         Self {
             channel: Some(Channel::new(socket)),
+            server: config.name.as_str().into(),
             config,
             state: State::Hello,
             script: VecDeque::new(),
@@ -273,7 +278,8 @@ impl Client {
     fn send_next(&mut self) -> Result<(), HandshakeError> {
         let line = self.script.pop_front().ok_or(HandshakeError::Finished)?;
         if let Line::Region(layout) = line {
-            let made = ClientMemory::new(layout).map_err(HandshakeError::io("make shared memory"))?;
+            let made =
+                ClientMemory::new(layout, &self.server).map_err(HandshakeError::io("make shared memory"))?;
             self.memory = Some(made);
         }
         let memory = self.memory.as_ref().ok_or(HandshakeError::Finished)?;

@@ -198,6 +198,35 @@ fn memory_is_made_only_once_init_is_accepted() {
     assert_survived(&output);
 }
 
+/// Blocks of a file that are there.
+pub(super) fn blocks(file: &File) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    file.metadata().unwrap().blocks()
+}
+
+/// They are charged to us, and would be for as long as the peer keeps the file.
+#[test]
+fn a_peer_that_keeps_our_memory_keeps_no_page_of_it() {
+    let (mut peer, memory, _) = Peer::served(config(), hello());
+    let interface = peer.connected();
+    assert_ne!(blocks(&memory.file), 0);
+    let Interface { rx, tx, control, .. } = interface;
+    drop((rx, control));
+    let mut tx = tx;
+    tx[0].push(&[7; 64]).unwrap();
+    tx[0].flush().unwrap();
+    assert_eq!(memory.read::<64>(u64::from(TX_BUFFERS)), [7; 64], "there until the last half is dropped");
+    drop(tx);
+    wait_until("the pages are gone", || blocks(&memory.file) == 0);
+    // It hangs up in the middle of the handshake.
+    let (peer, memory, _) = Peer::served(config(), hello());
+    let Peer { channel, mut client } = peer;
+    drop(channel);
+    assert!(matches!(client.step(), Err(HandshakeError::Closed { after: Sent::Connect })));
+    drop(client);
+    wait_until("the pages are gone", || blocks(&memory.file) == 0);
+}
+
 /// Open memory files of this process.
 fn memory_files() -> usize {
     let links =

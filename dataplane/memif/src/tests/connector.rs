@@ -43,7 +43,7 @@ impl Port {
 
     /// Accepts and serves as it should be.
     fn serve(&self) -> Interface {
-        let mut server = Handshake::new(self.accept(), "port".into(), Limits::default());
+        let mut server = Handshake::new(self.accept(), "port".into(), limits());
         loop {
             match server.step(&mut |_| Ok(ServerConfig::default())).unwrap() {
                 Progress::Connected(interface) => return *interface,

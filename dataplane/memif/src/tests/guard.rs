@@ -21,7 +21,7 @@ fn trusting() -> ServerConfig {
 fn unsealed_bench() -> Bench {
     let file = tempfile::tempfile().unwrap();
     file.set_len(REGION_BYTES).unwrap();
-    Bench::over(file, trusting(), Limits::default()).describe()
+    Bench::over(file, trusting(), limits()).describe()
 }
 
 impl Unsealed {

@@ -112,7 +112,7 @@ struct Bench {
 
 impl Bench {
     fn new(config: ServerConfig) -> Self {
-        Self::with_limits(config, Limits::default())
+        Self::with_limits(config, limits())
     }
 
     /// HELLO has been read.
@@ -234,24 +234,47 @@ const CHILD: &str = "PEREGRINE_MEMIF_TEST_CHILD";
 /// What a child says that has got to its end.
 const SURVIVED: &str = "survived to the end";
 
+/// The test of this name in another process, where [`role`] says this.
+fn this_test_as(test: &str, role: &str) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", "--nocapture", "--include-ignored", "--test-threads=1"]);
+    command.arg(format!("tests::{test}")).env(CHILD, role);
+    command
+}
+
+fn role() -> Option<String> {
+    std::env::var(CHILD).ok()
+}
+
 /// Runs `scenario` in a child process, as the test of this name.
 fn in_a_process_of_its_own(test: &str, scenario: fn()) -> Output {
-    if std::env::var_os(CHILD).is_some() {
+    if role().is_some() {
         // SAFETY: no pointers. A child that is to die need not leave a core file.
         unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0) };
         scenario();
         println!("{SURVIVED}");
         std::process::exit(0);
     }
-    let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args([
-        "--exact",
-        "--nocapture",
-        "--include-ignored",
-        "--test-threads=1",
-        &format!("tests::{test}"),
-    ]);
-    command.env(CHILD, "1").output().unwrap()
+    this_test_as(test, "child").output().unwrap()
+}
+
+/// Waits until this is so.
+#[track_caller]
+fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let end = Instant::now() + Duration::from_secs(10);
+    while !is_so() {
+        assert!(Instant::now() < end, "waited in vain: {what}");
+        std::thread::yield_now();
+    }
+}
+
+/// Limits that leave a busy machine its time.
+fn limits() -> Limits {
+    Limits {
+        seal_timeout: Duration::from_secs(60),
+        handshake_timeout: Duration::from_secs(60),
+        ..Limits::default()
+    }
 }
 
 #[track_caller]
