@@ -37,6 +37,7 @@ impl Dialler {
             ring_log2,
             buffer_bytes,
             queue_pairs: memif.queue_pairs,
+            server_uid: None,
             chains: memif.chains,
         };
         let connector = Connector::new(memif.socket.clone(), config, Backoff::default());

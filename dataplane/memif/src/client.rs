@@ -1,10 +1,12 @@
 //! The client's side of the handshake, and the configuration of a client.
 //!
-//! The client owns all memory. It makes it only after HELLO, whose limits it keeps to, and offers its receive buffers only after
-//! CONNECTED: libmemif and DPDK servers set every head and tail to 0 just before they send it.
+//! The client owns all memory. It makes it to the limits of HELLO, but only once the server has accepted INIT: what a server that
+//! refuses costs is a few messages. It offers its receive buffers only after CONNECTED: libmemif and DPDK servers set every head and
+//! tail to 0 just before they send it.
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::addr::SocketAddr;
@@ -31,15 +33,19 @@ pub struct ClientConfig {
     pub ring_log2: u8,
     /// Bytes of each buffer, 2048..=16384: the longest packet, each way, unless chains are allowed.
     pub buffer_bytes: u32,
-    /// Rings in each direction, 1..=8. A server that takes fewer gets fewer.
+    /// Rings in each direction, 1..=8. A server that takes fewer one way gets fewer both ways.
     pub queue_pairs: u16,
+    /// The user that the listening process must have (its effective user id when it began to listen): any other is refused before it
+    /// is told the secret. `None`: whoever listens. Wanted where others than the server could bind the address first: abstract
+    /// names, directories that others can write.
+    pub server_uid: Option<u32>,
     /// Take and send packets in several buffers (chains): up to [`CHAIN_MAX`](crate::CHAIN_MAX) × `buffer_bytes` long, each way.
     /// The peer must know chains, too, which memif has no way to ask: gomemif does not.
     pub chains: bool,
 }
 
 impl Default for ClientConfig {
-    /// Id 0, name `memif`, no secret, 1 queue pair of 1024 slots, buffers of 2048 bytes, no chains.
+    /// Id 0, name `memif`, no secret, 1 queue pair of 1024 slots, buffers of 2048 bytes, any server's user, no chains.
     fn default() -> Self {
         Self {
             id: 0,
@@ -48,6 +54,7 @@ impl Default for ClientConfig {
             ring_log2: 10,
             buffer_bytes: 2048,
             queue_pairs: 1,
+            server_uid: None,
             chains: false,
         }
     }
@@ -74,9 +81,11 @@ impl ClientConfig {
 
     /// What the server's limits leave. They are highest indexes, so one less than a count.
     fn layout(&self, hello: &Hello) -> Result<Layout, Reject> {
+        // As many each way: DPDK programs crash otherwise.
+        let rings = self.queue_pairs.min(hello.max_s2m_ring.min(hello.max_m2s_ring).saturating_add(1));
         let layout = Layout {
-            s2m_rings: self.queue_pairs.min(hello.max_s2m_ring.saturating_add(1)),
-            m2s_rings: self.queue_pairs.min(hello.max_m2s_ring.saturating_add(1)),
+            s2m_rings: rings,
+            m2s_rings: rings,
             log2: self.ring_log2.min(hello.max_log2),
             buffer_bytes: self.buffer_bytes,
         };
@@ -87,8 +96,12 @@ impl ClientConfig {
 /// A message of the client's script, and which descriptor goes with it.
 #[derive(Debug)]
 enum Line {
-    Region,
-    Ring { s2m: bool, index: u16 },
+    /// The memory is made for it.
+    Region(Layout),
+    Ring {
+        s2m: bool,
+        index: u16,
+    },
     Connect,
 }
 
@@ -108,6 +121,8 @@ pub struct Client {
     /// `None` once the handshake has ended, either way.
     channel: Option<Channel>,
     config: ClientConfig,
+    /// Address and id of the interface at the server.
+    server: Arc<str>,
     state: State,
     script: VecDeque<Line>,
     memory: Option<ClientMemory>,
@@ -122,7 +137,8 @@ impl Client {
     ///
     /// # Errors
     /// [`HandshakeError::Config`] before anything is done; [`HandshakeError::Io`] if nobody listens (`NotFound`,
-    /// `ConnectionRefused`) or too many wait there (`WouldBlock`): try again later.
+    /// `ConnectionRefused`) or too many wait there (`WouldBlock`): try again later. [`HandshakeError::Rejected`] if another user listens
+    /// than [`server_uid`](ClientConfig::server_uid) wants.
     pub fn connect(addr: &SocketAddr, config: ClientConfig) -> Result<Self, HandshakeError> {
         config.check()?;
         let connect = || {
@@ -131,7 +147,12 @@ impl Client {
             Ok(socket)
         };
         let socket = connect().map_err(HandshakeError::io("connect to the memif socket"))?;
-        Ok(Self::over(socket, config))
+        let server = format!("{addr} id {}", config.id);
+        let mut client = Self { server: server.into(), ..Self::over(socket, config) };
+        match client.check_server() {
+            Ok(()) => Ok(client),
+            Err(why) => Err(client.close(why.into())),
+        }
     }
 
     /// Connects and goes through the handshake, within `timeout` in all. Tries again, as a [`Connector`](crate::Connector) does, while
@@ -163,6 +184,7 @@ impl Client {
         let credentials = sys::credentials(socket.as_fd()).ok();
         Self {
             channel: Some(Channel::new(socket)),
+            server: config.name.as_str().into(),
             config,
             state: State::Hello,
             script: VecDeque::new(),
@@ -173,7 +195,18 @@ impl Client {
         }
     }
 
-    /// Handles everything that has arrived. Never blocks. The caller keeps the time: drop the client when it takes too long.
+    /// Whether the right user listens.
+    fn check_server(&self) -> Result<(), Reject> {
+        let uid = self.credentials.map(|process| process.uid);
+        match self.config.server_uid {
+            Some(expected) if uid != Some(expected) => Err(Reject::WrongServer { uid, expected }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Handles everything that has arrived, and never waits for more. The step that finds INIT accepted makes all of the client's
+    /// memory present, which takes a while if that is large (up to 1 GiB): not for a thread that moves packets. The caller keeps the
+    /// time: drop the client when it takes too long.
     ///
     /// # Errors
     /// [`HandshakeError`]; the server has been told and the socket is closed.
@@ -217,14 +250,13 @@ impl Client {
         }
     }
 
-    /// HELLO: makes the memory and answers INIT.
+    /// HELLO: plans the memory and answers INIT.
     fn greet(&mut self, hello: Hello) -> Result<(), HandshakeError> {
         if !(hello.min_version..=hello.max_version).contains(&VERSION) {
             return Err(Reject::Version { min: hello.min_version, max: hello.max_version }.into());
         }
         let layout = self.config.layout(&hello)?;
-        self.memory = Some(ClientMemory::new(layout).map_err(HandshakeError::io("make shared memory"))?);
-        self.script.push_back(Line::Region);
+        self.script.push_back(Line::Region(layout));
         self.script.extend((0..layout.s2m_rings).map(|index| Line::Ring { s2m: true, index }));
         self.script.extend((0..layout.m2s_rings).map(|index| Line::Ring { s2m: false, index }));
         self.script.push_back(Line::Connect);
@@ -244,10 +276,15 @@ impl Client {
 
     /// ACK: the next line of the script.
     fn send_next(&mut self) -> Result<(), HandshakeError> {
-        let (line, memory) =
-            self.script.pop_front().zip(self.memory.as_ref()).ok_or(HandshakeError::Finished)?;
+        let line = self.script.pop_front().ok_or(HandshakeError::Finished)?;
+        if let Line::Region(layout) = line {
+            let made =
+                ClientMemory::new(layout, &self.server).map_err(HandshakeError::io("make shared memory"))?;
+            self.memory = Some(made);
+        }
+        let memory = self.memory.as_ref().ok_or(HandshakeError::Finished)?;
         let (message, fd) = match line {
-            Line::Region => {
+            Line::Region(_) => {
                 let size = u64::from(memory.layout.bytes());
                 (Message::AddRegion { index: 0, size }, Some(memory.file.as_fd()))
             }
@@ -271,6 +308,11 @@ impl Client {
             Err(HandshakeError::Closed { .. }) => Ok(()),
             result => result,
         }
+    }
+
+    /// Whether the server has been given memory of ours, which it can keep.
+    pub(crate) fn has_given_memory(&self) -> bool {
+        !matches!(self.sent, Sent::Nothing | Sent::Init)
     }
 
     fn connected(&mut self, peer_if_name: String) -> Result<Progress, HandshakeError> {

@@ -1,8 +1,11 @@
 //! A client that connects, and connects again: attempts one after the other, with growing pauses between them. Used by programs
 //! that outlive their server, and by [`Client::connect_blocking`](crate::Client::connect_blocking).
 //!
-//! It has no thread and no clock of its own and never blocks: the caller's event loop watches [`Connector::socket`] and
+//! It has no thread and no clock of its own and never waits: the caller's event loop watches [`Connector::socket`] and
 //! [`Connector::deadline`], and calls [`Connector::step`] with the time. At most one socket is open at any moment.
+//!
+//! What must hold: a server that takes our memory and hangs up, again and again, cannot make us give it memory fast. It may keep what
+//! it was given, and that is charged to us.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
@@ -25,12 +28,19 @@ const PAUSE_MIN: Duration = Duration::from_millis(1);
 /// Longest pause, and longest timeout, so that no time runs over.
 const PAUSE_MAX: Duration = Duration::from_secs(1 << 30);
 
+/// Longest pause after an attempt that has cost memory and came to nothing, unless [`Backoff::max`] is longer.
+const COSTLY_PAUSE_MAX: Duration = Duration::from_secs(30);
+
 /// Pauses between attempts: `first` after the first failure, then twice as long each time, up to `max`.
+///
+/// After attempts that have cost memory and came to nothing, pauses go on doubling beyond `max`, up to 30 s: the server had been given
+/// our memory when the handshake failed, or the connection ended within a second. A server that refuses before that (a wrong id, a
+/// port that is not started) costs no memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Backoff {
     /// The shortest pause; less than 1 ms counts as 1 ms.
     pub first: Duration,
-    /// The longest pause; less than `first` counts as `first`.
+    /// The longest pause, of all that cost no memory; less than `first` counts as `first`.
     pub max: Duration,
 }
 
@@ -109,7 +119,7 @@ pub struct Connector {
     addr: SocketAddr,
     config: ClientConfig,
     backoff: Backoff,
-    /// The pause after the next failure.
+    /// The pause after the next failure; longer than `backoff.max` only for one that has cost memory.
     pause: Duration,
     state: State,
     attempts: u64,
@@ -129,8 +139,9 @@ impl Connector {
         Ok(Self { addr, config, backoff, pause: first, state, attempts: 0 })
     }
 
-    /// Does what can be done now: connects when it is time, moves the handshake on, ends it after 5 s. Never blocks. Look at
-    /// [`attempts`](Self::attempts) afterwards: when it has grown, there may be a new [`socket`](Self::socket) to watch.
+    /// Does what can be done now: connects when it is time, moves the handshake on, ends it after 5 s. Never waits, but makes the
+    /// client's memory as [`Client::step`] does. Look at [`attempts`](Self::attempts) afterwards: when it has grown, there may be a new
+    /// [`socket`](Self::socket) to watch.
     pub fn step(&mut self, now: Instant) -> Attempt {
         if let State::Resting { until } = self.state {
             // The first attempt does not wait, even for a caller whose `now` is older than we are.
@@ -142,7 +153,7 @@ impl Connector {
                 Ok(client) => {
                     self.state = State::Attempting { client: Box::new(client), until: now + HANDSHAKE_MAX }
                 }
-                Err(why) => return self.failed(why, now),
+                Err(why) => return self.failed(why, false, now),
             }
         }
         let State::Attempting { client, until } = &mut self.state else { return Attempt::Waiting };
@@ -153,10 +164,13 @@ impl Connector {
             }
             Ok(Progress::Pending) if now < *until => Attempt::Waiting,
             Ok(Progress::Pending) => {
-                let why = client.time_out();
-                self.failed(why, now)
+                let (why, is_costly) = (client.time_out(), client.has_given_memory());
+                self.failed(why, is_costly, now)
             }
-            Err(why) => self.failed(why, now),
+            Err(why) => {
+                let is_costly = client.has_given_memory();
+                self.failed(why, is_costly, now)
+            }
         }
     }
 
@@ -188,25 +202,31 @@ impl Connector {
     }
 
     /// The connection that [`step`](Self::step) gave has ended: begins again, after a pause. The pause is the shortest one if that
-    /// connection lasted a second or more; else pauses grow on from where they were, so that a server that accepts and hangs up
-    /// at once is not asked without end. Does nothing unless connected.
+    /// connection lasted a second or more; else pauses grow on from where they were, and beyond [`Backoff::max`]: a server that accepts
+    /// and hangs up at once may keep the memory that it was given. Does nothing unless connected.
     pub fn lost(&mut self, now: Instant) {
         if let State::Connected { since } = self.state {
-            if now.saturating_duration_since(since) >= STEADY_AFTER {
+            let was_steady = now.saturating_duration_since(since) >= STEADY_AFTER;
+            if was_steady {
                 self.pause = self.backoff.first;
             }
-            self.rest(now);
+            self.rest(!was_steady, now);
         }
     }
 
-    fn failed(&mut self, why: HandshakeError, now: Instant) -> Attempt {
-        self.rest(now);
+    fn failed(&mut self, why: HandshakeError, is_costly: bool, now: Instant) -> Attempt {
+        self.rest(is_costly, now);
         Attempt::Failed(why)
     }
 
-    fn rest(&mut self, now: Instant) {
-        self.state = State::Resting { until: now + self.pause };
-        self.pause = self.pause.saturating_mul(2).min(self.backoff.max);
+    /// A failure that cost nothing neither waits longer than `backoff.max` nor takes anything back from the pause that the next costly
+    /// one is to have: else a server could make the costly ones cheap by refusing in between.
+    fn rest(&mut self, is_costly: bool, now: Instant) {
+        let max = self.backoff.max;
+        let pause = if is_costly { self.pause } else { self.pause.min(max) };
+        self.state = State::Resting { until: now + pause };
+        let next_max = if is_costly { max.max(COSTLY_PAUSE_MAX) } else { max.max(self.pause) };
+        self.pause = self.pause.saturating_mul(2).min(next_max);
     }
 
     /// The error of an attempt that may not go on; the server is told.

@@ -211,6 +211,13 @@ pub enum Reject {
         /// Bytes of the file.
         actual: u64,
     },
+    /// A region of huge pages ends inside one.
+    RegionHugePage {
+        /// Bytes announced.
+        bytes: u64,
+        /// Bytes of a page.
+        page: u64,
+    },
     /// All regions together exceed the limit.
     TooMuchMemory {
         /// The limit in bytes.
@@ -227,6 +234,8 @@ pub enum Reject {
     /// The file behind a region was locked by the client (it was writing to it, punching holes, …) for too long to be sealed, now
     /// or in an earlier handshake that is still stuck.
     RegionBusy,
+    /// The process that seals regions has ended, or it could not do its work.
+    NoSealer,
     /// The region could not be mapped.
     RegionMap,
     /// A page of the region could not be made present: no memory, or the file has become shorter.
@@ -251,6 +260,13 @@ pub enum Reject {
     RingCookie,
     /// CONNECT without a ring in each direction.
     NoRings,
+    /// The listening process belongs to another user than [`ClientConfig::server_uid`](crate::ClientConfig::server_uid).
+    WrongServer {
+        /// Its user; `None` if the kernel would not tell.
+        uid: Option<u32>,
+        /// The user that it must have.
+        expected: u32,
+    },
     /// The limits in HELLO leave no ring or no size that the client could use.
     Limits,
     /// The handshake took too long.
@@ -283,11 +299,15 @@ impl fmt::Display for Reject {
             Self::RegionSize { announced, actual } => {
                 write!(f, "region of {announced} bytes, file has {actual}")
             }
+            Self::RegionHugePage { bytes, page } => {
+                write!(f, "region of {bytes} bytes is not whole huge pages of {page}")
+            }
             Self::TooMuchMemory { max } => write!(f, "regions exceed {max} bytes"),
             Self::RegionUnsealed => f.write_str("region is not a memfd sealed with F_SEAL_SHRINK"),
             Self::RegionReadOnly => f.write_str("region is sealed against writing, connect with new memory"),
             Self::RegionUnsealable => f.write_str("region cannot be sealed with F_SEAL_FUTURE_WRITE"),
             Self::RegionBusy => f.write_str("region cannot be sealed, its file is in use"),
+            Self::NoSealer => f.write_str("region cannot be sealed just now, try again later"),
             Self::RegionMap => f.write_str("cannot map region"),
             Self::RegionPopulate => f.write_str("cannot populate region"),
             Self::TooManyGuarded { max } => {
@@ -299,6 +319,12 @@ impl fmt::Display for Reject {
             Self::RingMisaligned => f.write_str("ring offset is not a multiple of 8"),
             Self::RingCookie => f.write_str("wrong ring cookie"),
             Self::NoRings => f.write_str("a ring in each direction is needed"),
+            Self::WrongServer { uid: Some(uid), expected } => {
+                write!(f, "server belongs to user {uid}, only user {expected} is trusted")
+            }
+            Self::WrongServer { uid: None, expected } => {
+                write!(f, "server's user is unknown, only user {expected} is trusted")
+            }
             Self::Limits => f.write_str("limits in HELLO are unusable"),
             Self::TimedOut => f.write_str("handshake timed out"),
         }
@@ -525,6 +551,8 @@ mod tests {
         let longest = [
             Reject::RegionSize { announced: u64::MAX, actual: u64::MAX },
             Reject::TooMuchMemory { max: u64::MAX },
+            Reject::RegionHugePage { bytes: u64::MAX, page: u64::MAX },
+            Reject::WrongServer { uid: Some(u32::MAX), expected: u32::MAX },
             Reject::Version { min: u16::MAX, max: u16::MAX },
             Reject::Mode { mode: u8::MAX },
             Reject::RegionIndex { got: u16::MAX, due: u16::MAX },

@@ -10,8 +10,10 @@
 //! - The table is read without a lock, while others change it. Each entry has a version, odd while it changes. An entry that was read
 //!   whole and holds the faulting address is that of the mapping which the faulting thread is using: mappings do not overlap, an
 //!   entry is there only while its mapping is, and a mapping that a thread uses is kept by it.
-//! - Only faults beyond the end of a file (BUS_ADRERR) in registered mappings are ours. All others go on to whoever handled them
-//!   before, such as broken memory (BUS_MCEERR_*): with sealed regions and with any other memory it ends the process as always.
+//! - Only faults of a page that is not to be had (BUS_ADRERR: beyond the end of the file; or the file system is full, or the pool of huge
+//!   pages empty) in registered mappings are ours. All others go on to whoever handled them before, such as broken memory
+//!   (BUS_MCEERR_*): with sealed regions and with any other memory it ends the process as always.
+//! - A signal that is passed on and survived leaves our handler in place, whatever the one before it has done to the action.
 
 use std::io;
 use std::ptr;
@@ -38,29 +40,41 @@ static BEFORE: OnceLock<libc::sigaction> = OnceLock::new();
 ///
 /// Call it once, early, after other libraries have installed their handlers: signals that are not ours are passed on to what
 /// handled them before, but a handler that is installed later and does not do likewise turns the guard off. Calling it again does
-/// no harm.
+/// no harm, and installs it again where somebody has set SIGBUS back to its default.
+///
+/// In the place of lost memory the handler maps as much empty memory, of which nothing is touched before it is used. With mlockall(2)
+/// use MCL_ONFAULT: else all of it is made present there and then, in the thread that made the access, or cannot be had
+/// (RLIMIT_MEMLOCK); the same is true of vm.overcommit_memory = 2. Where it cannot be had, the process ends as without the guard.
 ///
 /// # Errors
 /// Those of sigaction(2).
 pub fn guard_memory() -> io::Result<()> {
     static INSTALL: Mutex<()> = Mutex::new(());
     let _alone = INSTALL.lock().unwrap_or_else(PoisonError::into_inner);
-    if BEFORE.get().is_some() {
+    // SAFETY: sigaction is plain integers and pointers, for which all zero is a value.
+    let mut present: libc::sigaction = unsafe { std::mem::zeroed() };
+    // SAFETY: only reads the present action, into a whole sigaction.
+    check(unsafe { libc::sigaction(libc::SIGBUS, ptr::null(), &mut present) })?;
+    // Another handler than ours was installed after it, and may call it: to be called by ours in turn would never end.
+    if BEFORE.get().is_some() && present.sa_sigaction != libc::SIG_DFL {
         return Ok(());
     }
-    // SAFETY: sigaction is plain integers and pointers, for which all zero is a value.
-    let (mut before, mut ours): (libc::sigaction, libc::sigaction) = unsafe { std::mem::zeroed() };
-    // SAFETY: only reads the present action, into a whole sigaction.
-    check(unsafe { libc::sigaction(libc::SIGBUS, ptr::null(), &mut before) })?;
+    install()?;
+    // A fault in between finds no predecessor, and an empty table.
+    let _ = BEFORE.set(present);
+    Ok(())
+}
+
+/// Makes our handler the action of SIGBUS. May be called in a signal handler.
+fn install() -> io::Result<()> {
+    // SAFETY: as in `guard_memory`.
+    let mut ours: libc::sigaction = unsafe { std::mem::zeroed() };
     let handler: extern "C" fn(c_int, *mut siginfo_t, *mut c_void) = on_sigbus;
     ours.sa_sigaction = handler as usize;
     // On the thread's alternate stack if it has one; and not blocked meanwhile, for the sake of handlers that we call.
     ours.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_NODEFER;
     // SAFETY: `on_sigbus` has the form that SA_SIGINFO asks for, and does only what a handler may.
-    check(unsafe { libc::sigaction(libc::SIGBUS, &ours, ptr::null_mut()) })?;
-    // A fault in between finds no predecessor, and an empty table.
-    let _ = BEFORE.set(before);
-    Ok(())
+    check(unsafe { libc::sigaction(libc::SIGBUS, &ours, ptr::null_mut()) })
 }
 
 fn check(result: c_int) -> io::Result<()> {
@@ -160,7 +174,8 @@ fn replace(address: usize) -> bool {
     let Some((entry, (base, bytes))) = found else { return false };
     // First, so that no thread finds zeros without the mark.
     entry.lost.store(true, Ordering::SeqCst);
-    // All of it: one signal for a mapping, not one for each of its pages; and huge pages can only be replaced whole.
+    // All of it: one signal for a mapping, not one for each of its pages; and huge pages can only be replaced whole (`offer` takes
+    // no region that ends inside one).
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE;
     let protection = libc::PROT_READ | libc::PROT_WRITE;
     // SAFETY: errno of the interrupted code is kept. The range is that of a mapping of ours whose users expect any bytes at any time,
@@ -176,14 +191,18 @@ fn replace(address: usize) -> bool {
 
 /// A signal that is not ours: what would have happened without us.
 fn pass_on(signal: c_int, info: *mut siginfo_t, context: *mut c_void) {
-    // SAFETY: the kernel's siginfo_t. Codes of 0 and below were sent by a process, all others are faults.
-    let is_fault = unsafe { (*info).si_code > 0 };
+    // SAFETY: the kernel's siginfo_t.
+    let code = unsafe { (*info).si_code };
+    // The codes of an access that is made again when the handler returns. All others were sent: by a process (0 and below), or by the
+    // kernel, which has found broken memory that nobody has touched yet (BUS_MCEERR_AO).
+    let is_fault =
+        matches!(code, libc::BUS_ADRALN | libc::BUS_ADRERR | libc::BUS_OBJERR | libc::BUS_MCEERR_AR);
     let (action, flags) = BEFORE.get().map_or((libc::SIG_DFL, 0), |old| (old.sa_sigaction, old.sa_flags));
     match action {
         libc::SIG_IGN if !is_fault => {}
         libc::SIG_DFL | libc::SIG_IGN => {
             // SAFETY: an all-zero sigaction is the default action. A fault is then made again, and is the end; a signal that was sent
-            // is sent again.
+            // is sent again, and is the end as well.
             unsafe {
                 let default: libc::sigaction = std::mem::zeroed();
                 libc::sigaction(signal, &default, ptr::null_mut());
@@ -203,5 +222,10 @@ fn pass_on(signal: c_int, info: *mut siginfo_t, context: *mut c_void) {
             let handler: extern "C" fn(c_int) = unsafe { std::mem::transmute(handler) };
             handler(signal);
         }
+    }
+    if !is_fault && action != libc::SIG_IGN {
+        // It was survived, but the handler may have set the default action: that of Rust's standard library does. (After a fault this
+        // is as it should be: the access is made again, and ends the process.) It cannot fail with these arguments.
+        let _ = install();
     }
 }

@@ -211,6 +211,8 @@ mod ring;
 mod rx;
 /// Sealing a client's memory.
 mod seal;
+/// Where files are sealed that a peer may keep locked: a process of its own, if the program starts one.
+pub mod sealer;
 /// The server's handshake.
 mod server;
 /// System calls.

@@ -20,6 +20,9 @@ const BACKLOG: i32 = 1024;
 pub struct Limits {
     /// Time from accept to CONNECTED.
     pub handshake_timeout: Duration,
+    /// Time that sealing a client's memory may take, of that. It takes microseconds, unless the client keeps its file locked; the rest
+    /// is for a busy machine.
+    pub seal_timeout: Duration,
     /// Most regions of one client. VPP with zero-copy brings several, all others bring one or two.
     pub regions_max: u16,
     /// Most rings of one client in each direction; advertised in HELLO.
@@ -27,9 +30,14 @@ pub struct Limits {
 }
 
 impl Default for Limits {
-    /// 5 s, 16 regions, 8 rings each way.
+    /// 5 s, of them 200 ms for sealing, 16 regions, 8 rings each way.
     fn default() -> Self {
-        Self { handshake_timeout: Duration::from_secs(5), regions_max: 16, rings_max: 8 }
+        Self {
+            handshake_timeout: Duration::from_secs(5),
+            seal_timeout: Duration::from_millis(200),
+            regions_max: 16,
+            rings_max: 8,
+        }
     }
 }
 

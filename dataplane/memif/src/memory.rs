@@ -73,15 +73,16 @@ impl Layout {
 #[derive(Debug)]
 pub(crate) struct ClientMemory {
     pub layout: Layout,
-    pub file: File,
+    pub file: Arc<File>,
     s2m: Vec<(RingMemory, OwnedFd)>,
     m2s: Vec<(RingMemory, OwnedFd)>,
 }
 
 impl ClientMemory {
-    pub fn new(layout: Layout) -> io::Result<Self> {
-        let file = sys::sealed_memory(u64::from(layout.bytes()))?;
-        let mapping = Mapping::new(&file, layout.bytes() as usize, true)?;
+    /// For a connection to the server that `name` stands for.
+    pub fn new(layout: Layout, name: &Arc<str>) -> io::Result<Self> {
+        let file = Arc::new(sys::sealed_memory(u64::from(layout.bytes()))?);
+        let mapping = Mapping::of_ours(Arc::clone(&file), layout.bytes() as usize, Arc::clone(name))?;
         let regions = Arc::new(Regions::new(vec![mapping]));
         let ring = |s2m: bool, index: u16| {
             let AddRing { region, offset, log2, .. } = layout.add_ring(s2m, index);

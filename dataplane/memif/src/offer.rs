@@ -65,6 +65,12 @@ impl Offer {
         if bytes == 0 || actual < bytes {
             return Err(Reject::RegionSize { announced: bytes, actual });
         }
+        // Such a mapping would be longer than we think: it could be neither replaced (`guard`) nor unmapped whole.
+        if let Some(page) = sys::huge_page_bytes(&file)
+            && !bytes.is_multiple_of(page)
+        {
+            return Err(Reject::RegionHugePage { bytes, page });
+        }
         self.regions.push((file, bytes));
         Ok(())
     }
@@ -98,7 +104,7 @@ impl Offer {
     ///
     /// The order matters. All files are mapped first, because the seal forbids new writable mappings (and one file may be several
     /// regions); then sealed, because until then the client can punch a page out again; then every page is made present.
-    pub fn map(self, config: &ServerConfig) -> Result<Mapped, Reject> {
+    pub fn map(self, config: &ServerConfig, seal_timeout: Duration) -> Result<Mapped, Reject> {
         if self.s2m.is_empty() || self.m2s.is_empty() {
             return Err(Reject::NoRings);
         }
@@ -115,7 +121,8 @@ impl Offer {
         let sealing = if config.allow_unsealed {
             None
         } else {
-            Some(Sealing::start(&config.name, self.regions.into_iter().map(|(file, _)| file).collect())?)
+            let files = self.regions.into_iter().map(|(file, _)| file).collect();
+            Some(Sealing::new(&config.name, files, seal_timeout))
         };
         Ok(Mapped { mappings, sealing, s2m: self.s2m, m2s: self.m2s })
     }

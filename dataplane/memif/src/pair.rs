@@ -15,7 +15,10 @@ use crate::sys;
 pub fn pair(client: ClientConfig, server: ServerConfig) -> Result<(Interface, Interface), HandshakeError> {
     client.check()?;
     let (ours, theirs) = sys::socket_pair().map_err(HandshakeError::io("make a socket pair"))?;
-    let mut handshake = Handshake::new(theirs, "pair".to_owned(), Limits::default());
+    let defaults = Limits::default();
+    // Nobody holds a lock here.
+    let limits = Limits { seal_timeout: defaults.handshake_timeout, ..defaults };
+    let mut handshake = Handshake::new(theirs, "pair".to_owned(), limits);
     let mut client = Client::over(ours, client);
     let mut served = None;
     loop {

@@ -9,22 +9,25 @@ use std::fs::File;
 use std::io;
 use std::marker::PhantomData;
 use std::ptr::{self, NonNull};
+use std::sync::Arc;
 
 use crate::error::{BadDescriptor, Reject};
 use crate::guard::Guard;
-use crate::sys;
+use crate::{seal, sys};
 
 /// What a processor moves from core to core at once, and the longest packet that is copied in such pieces.
 const LINE_BYTES: usize = 64;
 const BY_LINE_BYTES_MAX: usize = 1024;
 
-/// One file mapped MAP_SHARED, unmapped on drop.
+/// One file mapped MAP_SHARED, unmapped on drop, and emptied if it is ours.
 #[derive(Debug)]
 pub(crate) struct Mapping {
     base: NonNull<u8>,
     bytes: usize,
     /// Of memory that the peer could take away.
     guard: Option<Guard>,
+    /// Of memory that is ours, and whose: to be given back in the end.
+    ours: Option<(Arc<File>, Arc<str>)>,
 }
 
 // SAFETY: a mapping is a range of addresses valid in every thread. All access goes through `Span` and the ring's volatile and
@@ -36,7 +39,15 @@ unsafe impl Sync for Mapping {}
 impl Mapping {
     /// Maps the first `bytes` of `file`. The caller has checked that the file is that long and cannot shrink.
     pub fn new(file: &File, bytes: usize, populate: bool) -> io::Result<Self> {
-        sys::map(file, bytes, populate).map(|base| Self { base, bytes, guard: None })
+        sys::map(file, bytes, populate).map(|base| Self { base, bytes, guard: None, ours: None })
+    }
+
+    /// Maps all of our own memory, present. In the end its pages are given back even if the peer keeps the file; `name` stands for
+    /// the peer.
+    pub fn of_ours(file: Arc<File>, bytes: usize, name: Arc<str>) -> io::Result<Self> {
+        let mut mapping = Self::new(&file, bytes, true)?;
+        mapping.ours = Some((file, name));
+        Ok(mapping)
     }
 
     /// Guards it against being taken away, if the program has asked for that.
@@ -58,6 +69,9 @@ impl Drop for Mapping {
         // SAFETY: from `sys::map` with the same length. Every user of the memory holds an `Arc<Regions>` that owns this mapping,
         // so none is left.
         unsafe { sys::unmap(self.base, self.bytes) };
+        if let Some((file, name)) = &self.ours {
+            seal::empty(file, name);
+        }
     }
 }
 

@@ -209,9 +209,9 @@ impl Handshake {
     /// Handles everything that has arrived. Never waits for more. The step that finds CONNECT makes all the client's memory
     /// present (up to [`memory_bytes_max`](ServerConfig::memory_bytes_max)): not for a thread that moves packets. If the client
     /// holds a lock on its file then, so that it cannot be sealed, that step waits for 1 ms; later ones only look (when:
-    /// [`deadline`](Self::deadline)), and after 200 ms the client is refused. One thread then stays behind until it lets go, and
-    /// until then the interface's name is refused. `lookup` is called once, at INIT; two handshakes for one id can both get past
-    /// it, so check again when one connects.
+    /// [`deadline`](Self::deadline)), and after [`Limits::seal_timeout`] the client is refused. The [`sealer`](crate::sealer) goes on
+    /// waiting until the client lets go, and until then the interface's name is refused. `lookup` is called once, at INIT; two
+    /// handshakes for one id can both get past it, so check again when one connects.
     ///
     /// # Errors
     /// [`HandshakeError`]; the client has been told and the socket is closed. Drop the handshake.
@@ -317,7 +317,7 @@ impl Handshake {
             return Err(HandshakeError::Finished);
         };
         let Accepted { peer_name, config, offer } = *accepted;
-        let mapped = offer.map(&config)?;
+        let mapped = offer.map(&config, self.limits.seal_timeout)?;
         let look_at = Instant::now();
         self.state = State::Sealing(Box::new(Sealed { peer_name, peer_if_name, config, mapped, look_at }));
         self.seal(SEAL_PATIENCE)

@@ -277,6 +277,15 @@ pub(crate) fn seal_against_holes(file: &File) -> io::Result<()> {
     check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, libc::F_SEAL_FUTURE_WRITE) }).map(drop)
 }
 
+/// Takes every page out of a memory file, whose length stays: all who have it open find zeros. Refused (EPERM) if it is sealed against
+/// that. Can wait for others who have it open: `seal` does better.
+pub(crate) fn empty(file: &File) -> io::Result<()> {
+    let bytes = libc::off_t::try_from(file.metadata()?.len()).map_err(io::Error::other)?;
+    let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+    // SAFETY: no pointers. Mappings of the file are of shared memory, whose bytes may change at any time.
+    check(unsafe { libc::fallocate(file.as_raw_fd(), mode, 0, bytes) }).map(drop)
+}
+
 /// The file's seals; `None` for a file that has none.
 fn seals(file: &File) -> Option<c_int> {
     // SAFETY: no pointers. A file without seals gives EINVAL.
@@ -293,15 +302,22 @@ pub(crate) fn is_sealed_against_writing(file: &File) -> bool {
 /// out, and a fault then raises SIGBUS when the pool is empty.
 pub(crate) fn is_sealed_memory(file: &File) -> bool {
     seals(file).is_some_and(|seals| seals & libc::F_SEAL_SHRINK != 0)
-        && filesystem(file) == Some(libc::TMPFS_MAGIC)
+        && filesystem(file).is_some_and(|stat| stat.f_type == libc::TMPFS_MAGIC)
 }
 
-fn filesystem(file: &File) -> Option<libc::__fsword_t> {
+/// Bytes of a page of a huge-page file; `None` for any other.
+pub(crate) fn huge_page_bytes(file: &File) -> Option<u64> {
+    let stat = filesystem(file).filter(|stat| stat.f_type == libc::HUGETLBFS_MAGIC)?;
+    u64::try_from(stat.f_bsize).ok().filter(|bytes| *bytes > 0)
+}
+
+/// Of the file system that a file is in.
+fn filesystem(file: &File) -> Option<libc::statfs> {
     // SAFETY: statfs is plain integers, for which all zero is a value.
     let mut stat: libc::statfs = unsafe { mem::zeroed() };
     // SAFETY: the kernel writes one statfs.
     let result = unsafe { libc::fstatfs(file.as_raw_fd(), &mut stat) };
-    (result == 0).then_some(stat.f_type)
+    (result == 0).then_some(stat)
 }
 
 /// Maps the first `bytes` of a file, shared, for reading and writing. `populate` touches every page now.
@@ -336,6 +352,50 @@ pub(crate) fn populate(base: NonNull<u8>, bytes: usize) -> io::Result<()> {
 /// # Safety
 /// `base` and `bytes` are those of one `map`, and nothing uses that memory from here on.
 pub(crate) unsafe fn unmap(base: NonNull<u8>, bytes: usize) {
-    // SAFETY: the caller's promise. It cannot fail for such a range; nothing could be done about it in a drop anyway.
+    // SAFETY: the caller's promise. It cannot fail for a range of whole pages, as `offer` demands of huge ones.
     unsafe { libc::munmap(base.as_ptr().cast::<c_void>(), bytes) };
+}
+
+/// Blocks all signals in this thread, and in those that it starts: others of the process take them.
+pub(crate) fn block_signals() {
+    // SAFETY: a signal set is plain integers; sigfillset fills it, and pthread_sigmask only reads it. Neither can fail like this.
+    unsafe {
+        let mut all: libc::sigset_t = mem::zeroed();
+        libc::sigfillset(&mut all);
+        libc::pthread_sigmask(libc::SIG_BLOCK, &all, ptr::null_mut());
+    }
+}
+
+/// Gives this thread, and those that it starts, a table of descriptors of their own with nothing in it but `kept`: what it waits for
+/// then keeps nothing open that others close. Linux 5.9; before that nothing changes.
+pub(crate) fn leave_descriptors(kept: BorrowedFd<'_>) {
+    let kept = kept.as_raw_fd().unsigned_abs();
+    let close = |from: u32, to: u32| {
+        // SAFETY: no pointers. With this flag the thread gets a table of its own first, so no descriptor that another one owns is
+        // closed; this one owns `kept` alone.
+        unsafe { libc::syscall(libc::SYS_close_range, from, to, libc::CLOSE_RANGE_UNSHARE) }
+    };
+    if kept > 0 {
+        close(0, kept - 1);
+    }
+    close(kept + 1, u32::MAX);
+}
+
+/// Gives up all capabilities, and the chance to get any.
+pub(crate) fn drop_privileges() {
+    /// Version 3 of the interface: two words of each set.
+    const VERSION: u32 = 0x2008_0522;
+    let header = [VERSION, 0];
+    let none = [0u32; 6];
+    // SAFETY: the kernel reads the two words of the header (version, this thread) and six words of sets. Less is always allowed.
+    unsafe {
+        libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+        libc::syscall(libc::SYS_capset, header.as_ptr(), none.as_ptr());
+    }
+}
+
+/// Ends the process, whatever its threads do.
+pub(crate) fn exit_at_once() -> ! {
+    // SAFETY: no memory is touched again; nothing here has to be tidied up.
+    unsafe { libc::_exit(0) }
 }

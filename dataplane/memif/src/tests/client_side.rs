@@ -171,10 +171,69 @@ fn the_limits_in_hello_are_kept() {
     let (mut peer, _memory, rings) = Peer::served(many, tight);
     assert_eq!(
         rings.iter().map(|ring| (ring.s2m, ring.index, ring.log2)).collect::<Vec<_>>(),
-        [(true, 0, 8), (true, 1, 8), (false, 0, 8), (false, 1, 8), (false, 2, 8),]
+        [(true, 0, 8), (true, 1, 8), (false, 0, 8), (false, 1, 8)],
+        "the smaller number, both ways"
     );
     let interface = peer.connected();
-    assert_eq!((interface.tx.len(), interface.rx.len(), interface.rx[0].size()), (2, 3, 256));
+    assert_eq!((interface.tx.len(), interface.rx.len(), interface.rx[0].size()), (2, 2, 256));
+}
+
+/// In a process of its own, so that the memory counted is this client's.
+#[test]
+fn memory_is_made_only_once_init_is_accepted() {
+    let test = "client_side::memory_is_made_only_once_init_is_accepted";
+    let output = in_a_process_of_its_own(test, || {
+        let mut peer = Peer::new(config());
+        peer.say(&Message::Hello(hello())).unwrap();
+        assert!(matches!(peer.heard(), (Message::Init(_), None)));
+        assert_eq!(memory_files(), 0, "not made for HELLO");
+        let refused = peer.say(&Message::Disconnect { code: 0, text: "ID not found".into() });
+        assert!(matches!(refused, Err(HandshakeError::Disconnected { after: Sent::Init, .. })));
+        assert_eq!(memory_files(), 0, "nor for a refusal");
+        let mut peer = Peer::new(config());
+        peer.say(&Message::Hello(hello())).unwrap();
+        peer.say(&Message::Ack).unwrap();
+        assert_eq!(memory_files(), 1);
+    });
+    assert_survived(&output);
+}
+
+/// Blocks of a file that are there.
+pub(super) fn blocks(file: &File) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    file.metadata().unwrap().blocks()
+}
+
+/// They are charged to us, and would be for as long as the peer keeps the file.
+#[test]
+fn a_peer_that_keeps_our_memory_keeps_no_page_of_it() {
+    let (mut peer, memory, _) = Peer::served(config(), hello());
+    let interface = peer.connected();
+    assert_ne!(blocks(&memory.file), 0);
+    let Interface { rx, tx, control, .. } = interface;
+    drop((rx, control));
+    let mut tx = tx;
+    tx[0].push(&[7; 64]).unwrap();
+    tx[0].flush().unwrap();
+    assert_eq!(memory.read::<64>(u64::from(TX_BUFFERS)), [7; 64], "there until the last half is dropped");
+    drop(tx);
+    wait_until("the pages are gone", || blocks(&memory.file) == 0);
+    // It hangs up in the middle of the handshake.
+    let (peer, memory, _) = Peer::served(config(), hello());
+    let Peer { channel, mut client } = peer;
+    drop(channel);
+    assert!(matches!(client.step(), Err(HandshakeError::Closed { after: Sent::Connect })));
+    drop(client);
+    wait_until("the pages are gone", || blocks(&memory.file) == 0);
+}
+
+/// Open memory files of this process.
+fn memory_files() -> usize {
+    let links =
+        std::fs::read_dir("/proc/self/fd").unwrap().map(|entry| std::fs::read_link(entry.unwrap().path()));
+    links
+        .filter(|link| link.as_ref().is_ok_and(|path| path.to_string_lossy().starts_with("/memfd:memif")))
+        .count()
 }
 
 #[test]

@@ -43,7 +43,7 @@ impl Port {
 
     /// Accepts and serves as it should be.
     fn serve(&self) -> Interface {
-        let mut server = Handshake::new(self.accept(), "port".into(), Limits::default());
+        let mut server = Handshake::new(self.accept(), "port".into(), limits());
         loop {
             match server.step(&mut |_| Ok(ServerConfig::default())).unwrap() {
                 Progress::Connected(interface) => return *interface,
@@ -155,6 +155,60 @@ fn only_a_connection_that_lasted_makes_the_pauses_short_again() {
 }
 
 #[test]
+fn pauses_grow_beyond_the_longest_only_after_what_cost_memory() {
+    let port = Port::new("costly");
+    let mut connector = port.connector();
+    let mut now = Instant::now();
+    let mut pauses = Vec::new();
+    // A connection that does not last; an attempt that fails with our memory given away; one that fails before.
+    let attempts = [1, 1, 1, 1, 2, 2, 3, 1, 3, 3, 2, 1, 1, 1, 1, 1, 2, 3, 1];
+    for attempt in attempts {
+        match attempt {
+            1 => {
+                let both = connect_by(&mut connector, &port, now);
+                drop(both);
+                connector.lost(now);
+            }
+            2 => take_memory_and_hang_up(&mut connector, &port, now),
+            _ => refused(&mut connector, &port, now),
+        }
+        pauses.push(pause(&mut connector, &mut now).as_millis());
+    }
+    let expected =
+        [10, 20, 40, 80, 160, 320, 50, 640, 50, 50, 1280, 2560, 5120, 10240, 20480, 30000, 30000, 50, 30000];
+    assert_eq!(pauses, expected);
+    // One that lasts is forgiven everything.
+    let both = connect_by(&mut connector, &port, now);
+    now += Duration::from_secs(1);
+    drop(both);
+    connector.lost(now);
+    assert_eq!(pause(&mut connector, &mut now), FIRST);
+}
+
+/// A server that accepts INIT, takes the memory and hangs up.
+fn take_memory_and_hang_up(connector: &mut Connector, port: &Port, now: Instant) {
+    assert!(matches!(connector.step(now), Attempt::Waiting));
+    let channel = Channel::new(port.accept());
+    for message in [Message::Hello(hello()), Message::Ack] {
+        channel.send(&message, None).unwrap();
+        assert!(matches!(connector.step(now), Attempt::Waiting));
+    }
+    assert!(matches!(channel.receive().unwrap(), Incoming::Message(Message::Init(_), None)));
+    assert!(matches!(channel.receive().unwrap(), Incoming::Message(Message::AddRegion { .. }, Some(_))));
+    drop(channel);
+    assert!(matches!(connector.step(now), Attempt::Failed(HandshakeError::Closed { .. })));
+}
+
+fn refused(connector: &mut Connector, port: &Port, now: Instant) {
+    assert!(matches!(connector.step(now), Attempt::Waiting));
+    let channel = Channel::new(port.accept());
+    channel.send(&Message::Hello(hello()), None).unwrap();
+    assert!(matches!(connector.step(now), Attempt::Waiting));
+    channel.send_disconnect("ID not found");
+    assert!(matches!(connector.step(now), Attempt::Failed(HandshakeError::Disconnected { .. })));
+}
+
+#[test]
 fn a_silent_server_is_left_after_five_seconds_and_told() {
     let port = Port::new("silent");
     let mut connector = port.connector();
@@ -220,4 +274,24 @@ fn what_cannot_get_better_is_given_up_at_once() {
     assert!(matches!(Client::connect_blocking(&port.addr, bad, hour), Err(HandshakeError::Config(_))));
     let long = SocketAddr::Path("x".repeat(108).into());
     assert!(matches!(Client::connect_blocking(&long, config(), hour), Err(HandshakeError::Io { .. })));
+}
+
+/// Before it has heard a word of ours; in a process that belongs to user 0 or any other.
+#[test]
+fn a_server_of_another_user_is_refused_and_told() {
+    // SAFETY: no pointers; it cannot fail.
+    let us = unsafe { libc::geteuid() };
+    let port = Port::new("user");
+    let only = |uid| ClientConfig { server_uid: Some(uid), ..config() };
+    let refused = Client::connect(&port.addr, only(us + 1)).unwrap_err();
+    let why = Reject::WrongServer { uid: Some(us), expected: us + 1 };
+    assert!(matches!(refused, HandshakeError::Rejected(given) if given == why), "{refused}");
+    let channel = Channel::new(port.accept());
+    let told = channel.receive().unwrap();
+    assert!(
+        matches!(told, Incoming::Message(Message::Disconnect { text, .. }, None) if text == why.to_string())
+    );
+    assert!(matches!(channel.receive(), Ok(Incoming::Closed)));
+    let mut connector = Connector::new(port.addr.clone(), only(us), Backoff::default()).unwrap();
+    drop(connect_by(&mut connector, &port, Instant::now()));
 }

@@ -2,36 +2,11 @@
 //! dies: so each test runs in a process of its own, which is this test again.
 
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Command, Output};
 use std::thread;
 
 use super::*;
 use crate::error::{PushError, Reject, Violation};
 use crate::guard::{GUARDED_MAX, Guard, guard_memory};
-
-const CHILD: &str = "PEREGRINE_MEMIF_GUARD_CHILD";
-/// What a child says that has got to its end.
-const SURVIVED: &str = "survived to the end";
-
-/// Runs `scenario` in a child process, as the test of this name.
-fn in_a_process_of_its_own(test: &str, scenario: fn()) -> Output {
-    if std::env::var_os(CHILD).is_some() {
-        // SAFETY: no pointers. A child that is to die need not leave a core file.
-        unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0) };
-        scenario();
-        println!("{SURVIVED}");
-        std::process::exit(0);
-    }
-    let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", "--nocapture", "--test-threads=1", &format!("tests::guard::{test}")]);
-    command.env(CHILD, "1").output().unwrap()
-}
-
-#[track_caller]
-fn assert_survived(output: &Output) {
-    let text = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success() && text.contains(SURVIVED), "{output:?}");
-}
 
 /// A connection over memory that is not sealed.
 struct Unsealed {
@@ -46,7 +21,7 @@ fn trusting() -> ServerConfig {
 fn unsealed_bench() -> Bench {
     let file = tempfile::tempfile().unwrap();
     file.set_len(REGION_BYTES).unwrap();
-    Bench::over(file, trusting(), Limits::default()).describe()
+    Bench::over(file, trusting(), limits()).describe()
 }
 
 impl Unsealed {
@@ -86,102 +61,108 @@ impl Unsealed {
 
 #[test]
 fn memory_taken_away_ends_one_connection_and_nothing_else() {
-    let output = in_a_process_of_its_own("memory_taken_away_ends_one_connection_and_nothing_else", || {
-        guard_memory().unwrap();
-        guard_memory().unwrap();
-        let mut other = Unsealed::new();
-        // While packets are read: between two of a burst, the rings and all.
-        let mut reading = Unsealed::new();
-        assert_eq!(reading.interface.rx[0].pending(), Ok(4));
-        assert_eq!(reading.takes(), [1; 64]);
-        let packet = reading.interface.rx[0].next_packet().unwrap().unwrap();
-        reading.bench.memory.file.set_len(0).unwrap();
-        let mut bytes = [9; 64];
-        assert_eq!(packet.copy_to(&mut bytes), Some(64));
-        assert_eq!(bytes, [0; 64], "zeros stand in its place");
-        reading.interface.rx[0].release();
-        reading.assert_lost();
-        assert_eq!(reading.interface.tx[0].push(&[7; 64]), Err(PushError::Violation(Violation::MemoryLost)));
-        // While packets are written: only the buffers are gone, the rings' page is not.
-        let mut writing = Unsealed::new();
-        assert_eq!(writing.interface.tx[0].free(), Ok(4));
-        writing.truncate(4096);
-        writing.interface.tx[0].push(&[7; 64]).unwrap();
-        writing.interface.tx[0].flush().unwrap();
-        writing.assert_lost();
-        // At the look itself.
-        let mut looking = Unsealed::new();
-        looking.truncate(0);
-        looking.assert_lost();
-        // The other one has seen nothing of it.
-        assert_eq!(other.interface.rx[0].pending(), Ok(4));
-        assert_eq!(other.takes(), [1; 64]);
-        other.interface.tx[0].push(&[7; 64]).unwrap();
-        other.interface.tx[0].flush().unwrap();
-        assert_eq!(other.bench.memory.tail(M2S_AT), 1);
-    });
+    let output =
+        in_a_process_of_its_own("guard::memory_taken_away_ends_one_connection_and_nothing_else", || {
+            guard_memory().unwrap();
+            guard_memory().unwrap();
+            let mut other = Unsealed::new();
+            // While packets are read: between two of a burst, the rings and all.
+            let mut reading = Unsealed::new();
+            assert_eq!(reading.interface.rx[0].pending(), Ok(4));
+            assert_eq!(reading.takes(), [1; 64]);
+            let packet = reading.interface.rx[0].next_packet().unwrap().unwrap();
+            reading.bench.memory.file.set_len(0).unwrap();
+            let mut bytes = [9; 64];
+            assert_eq!(packet.copy_to(&mut bytes), Some(64));
+            assert_eq!(bytes, [0; 64], "zeros stand in its place");
+            reading.interface.rx[0].release();
+            reading.assert_lost();
+            assert_eq!(
+                reading.interface.tx[0].push(&[7; 64]),
+                Err(PushError::Violation(Violation::MemoryLost))
+            );
+            // While packets are written: only the buffers are gone, the rings' page is not.
+            let mut writing = Unsealed::new();
+            assert_eq!(writing.interface.tx[0].free(), Ok(4));
+            writing.truncate(4096);
+            writing.interface.tx[0].push(&[7; 64]).unwrap();
+            writing.interface.tx[0].flush().unwrap();
+            writing.assert_lost();
+            // At the look itself.
+            let mut looking = Unsealed::new();
+            looking.truncate(0);
+            looking.assert_lost();
+            // The other one has seen nothing of it.
+            assert_eq!(other.interface.rx[0].pending(), Ok(4));
+            assert_eq!(other.takes(), [1; 64]);
+            other.interface.tx[0].push(&[7; 64]).unwrap();
+            other.interface.tx[0].flush().unwrap();
+            assert_eq!(other.bench.memory.tail(M2S_AT), 1);
+        });
     assert_survived(&output);
 }
 
 #[test]
 fn threads_that_use_memory_while_it_is_taken_away_find_out() {
-    let output = in_a_process_of_its_own("threads_that_use_memory_while_it_is_taken_away_find_out", || {
-        guard_memory().unwrap();
-        for _ in 0..20 {
-            let Unsealed { bench, mut interface } = Unsealed::new();
-            let (mut rx, mut tx) = (interface.rx.remove(0), interface.tx.remove(0));
-            let file = bench.memory.file;
-            drop(bench.memory.regions);
-            let reader = thread::spawn(move || {
-                while rx.pending().is_ok() {
-                    thread::yield_now();
-                }
-                rx.pending()
-            });
-            let writer = thread::spawn(move || {
-                while tx.free().is_ok() {
-                    let _ = tx.push(&[7; 64]);
-                    thread::yield_now();
-                }
-                tx.free()
-            });
-            file.set_len(0).unwrap();
-            assert_eq!(reader.join().unwrap(), Err(Violation::MemoryLost));
-            assert_eq!(writer.join().unwrap(), Err(Violation::MemoryLost));
-        }
-    });
+    let output =
+        in_a_process_of_its_own("guard::threads_that_use_memory_while_it_is_taken_away_find_out", || {
+            guard_memory().unwrap();
+            for _ in 0..20 {
+                let Unsealed { bench, mut interface } = Unsealed::new();
+                let (mut rx, mut tx) = (interface.rx.remove(0), interface.tx.remove(0));
+                let file = bench.memory.file;
+                drop(bench.memory.regions);
+                let reader = thread::spawn(move || {
+                    while rx.pending().is_ok() {
+                        thread::yield_now();
+                    }
+                    rx.pending()
+                });
+                let writer = thread::spawn(move || {
+                    while tx.free().is_ok() {
+                        let _ = tx.push(&[7; 64]);
+                        thread::yield_now();
+                    }
+                    tx.free()
+                });
+                file.set_len(0).unwrap();
+                assert_eq!(reader.join().unwrap(), Err(Violation::MemoryLost));
+                assert_eq!(writer.join().unwrap(), Err(Violation::MemoryLost));
+            }
+        });
     assert_survived(&output);
 }
 
 #[test]
 fn beyond_the_table_a_client_is_refused_and_places_come_back() {
-    let output = in_a_process_of_its_own("beyond_the_table_a_client_is_refused_and_places_come_back", || {
-        guard_memory().unwrap();
-        // More connections than places, one after the other.
-        for _ in 0..GUARDED_MAX + 10 {
-            unsealed_bench().connect().unwrap();
-        }
-        // Mappings that nobody touches, at addresses that are nobody's.
-        let place = |_| Guard::new(0, 1).unwrap().unwrap();
-        let mut all: Vec<Guard> = (0..GUARDED_MAX).map(place).collect();
-        let refused = unsealed_bench().connect();
-        let full = Reject::TooManyGuarded { max: GUARDED_MAX };
-        assert!(matches!(refused, Err(HandshakeError::Rejected(why)) if why == full), "{refused:?}");
-        Bench::described(ServerConfig::default()).connect().expect("sealed memory needs no place");
-        all.pop();
-        let mut last = Unsealed::new();
-        last.truncate(0);
-        last.assert_lost();
-        drop(last);
-        assert!(!Guard::new(0, 1).unwrap().unwrap().is_lost(), "a place that was used is as new");
-    });
+    let output =
+        in_a_process_of_its_own("guard::beyond_the_table_a_client_is_refused_and_places_come_back", || {
+            guard_memory().unwrap();
+            // More connections than places, one after the other.
+            for _ in 0..GUARDED_MAX + 10 {
+                unsealed_bench().connect().unwrap();
+            }
+            // Mappings that nobody touches, at addresses that are nobody's.
+            let place = |_| Guard::new(0, 1).unwrap().unwrap();
+            let mut all: Vec<Guard> = (0..GUARDED_MAX).map(place).collect();
+            let refused = unsealed_bench().connect();
+            let full = Reject::TooManyGuarded { max: GUARDED_MAX };
+            assert!(matches!(refused, Err(HandshakeError::Rejected(why)) if why == full), "{refused:?}");
+            Bench::described(ServerConfig::default()).connect().expect("sealed memory needs no place");
+            all.pop();
+            let mut last = Unsealed::new();
+            last.truncate(0);
+            last.assert_lost();
+            drop(last);
+            assert!(!Guard::new(0, 1).unwrap().unwrap().is_lost(), "a place that was used is as new");
+        });
     assert_survived(&output);
 }
 
 /// What `allow_unsealed` warns of.
 #[test]
 fn without_the_guard_the_process_dies() {
-    let output = in_a_process_of_its_own("without_the_guard_the_process_dies", || {
+    let output = in_a_process_of_its_own("guard::without_the_guard_the_process_dies", || {
         let mut unsealed = Unsealed::new();
         unsealed.truncate(0);
         let _ = unsealed.interface.rx[0].pending();
@@ -200,12 +181,83 @@ fn fault_elsewhere() {
 
 #[test]
 fn a_fault_elsewhere_is_still_the_end() {
-    let output = in_a_process_of_its_own("a_fault_elsewhere_is_still_the_end", || {
+    let output = in_a_process_of_its_own("guard::a_fault_elsewhere_is_still_the_end", || {
         guard_memory().unwrap();
         let _unsealed = Unsealed::new();
         fault_elsewhere();
     });
     assert_eq!(output.status.signal(), Some(libc::SIGBUS), "{output:?}");
+}
+
+/// A SIGBUS that is no fault, to this thread: sent by a process, or by the kernel (BUS_MCEERR_AO: broken memory that nobody has
+/// touched yet), as the code says.
+fn send_sigbus(code: i32) {
+    // SAFETY: siginfo_t is plain integers, for which all zero is a value.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    (info.si_signo, info.si_code) = (libc::SIGBUS, code);
+    // SAFETY: the kernel reads one whole siginfo_t.
+    let sent = unsafe {
+        let (process, thread) = (libc::getpid(), libc::gettid());
+        libc::syscall(libc::SYS_rt_tgsigqueueinfo, process, thread, libc::SIGBUS, &raw const info)
+    };
+    assert_eq!(sent, 0);
+}
+
+fn assert_guarded() {
+    let mut unsealed = Unsealed::new();
+    unsealed.truncate(0);
+    unsealed.assert_lost();
+}
+
+/// The handler before ours is that of Rust's standard library, which takes itself out when it is called.
+#[test]
+fn a_signal_that_was_sent_and_survived_leaves_the_guard() {
+    let output =
+        in_a_process_of_its_own("guard::a_signal_that_was_sent_and_survived_leaves_the_guard", || {
+            guard_memory().unwrap();
+            for _ in 0..2 {
+                // SAFETY: no pointers.
+                assert_eq!(unsafe { libc::kill(libc::getpid(), libc::SIGBUS) }, 0);
+                for code in [libc::SI_USER, libc::SI_TKILL, libc::BUS_MCEERR_AO] {
+                    send_sigbus(code);
+                    assert_guarded();
+                }
+            }
+            // Somebody sets it back: then it can be had again.
+            // SAFETY: the default action.
+            unsafe { libc::signal(libc::SIGBUS, libc::SIG_DFL) };
+            guard_memory().unwrap();
+            assert_guarded();
+        });
+    assert_survived(&output);
+}
+
+#[test]
+fn a_signal_that_was_ignored_still_is() {
+    let output = in_a_process_of_its_own("guard::a_signal_that_was_ignored_still_is", || {
+        // SAFETY: no handler.
+        unsafe { libc::signal(libc::SIGBUS, libc::SIG_IGN) };
+        guard_memory().unwrap();
+        for code in [libc::SI_USER, libc::BUS_MCEERR_AO] {
+            send_sigbus(code);
+            assert_guarded();
+        }
+    });
+    assert_survived(&output);
+}
+
+#[test]
+fn a_signal_that_was_the_end_still_is() {
+    let output = in_a_process_of_its_own("guard::a_signal_that_was_the_end_still_is", || {
+        // SAFETY: no handler.
+        unsafe { libc::signal(libc::SIGBUS, libc::SIG_DFL) };
+        guard_memory().unwrap();
+        assert_guarded();
+        println!("guarded");
+        send_sigbus(libc::BUS_MCEERR_AO);
+    });
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.signal() == Some(libc::SIGBUS) && text.contains("guarded"), "{output:?}");
 }
 
 extern "C" fn leave_with_42(_: i32) {
@@ -215,7 +267,7 @@ extern "C" fn leave_with_42(_: i32) {
 
 #[test]
 fn a_fault_elsewhere_goes_to_the_handler_before() {
-    let output = in_a_process_of_its_own("a_fault_elsewhere_goes_to_the_handler_before", || {
+    let output = in_a_process_of_its_own("guard::a_fault_elsewhere_goes_to_the_handler_before", || {
         let handler: extern "C" fn(i32) = leave_with_42;
         // SAFETY: a handler of the right form that only ends the process.
         unsafe { libc::signal(libc::SIGBUS, handler as usize) };

@@ -1,7 +1,10 @@
 //! The server's handshake: what is refused, with which words, and that nothing stays open.
 
+use std::os::fd::FromRawFd;
+
 use super::*;
 use crate::error::{Reject, Sent};
+use crate::offer::Offer;
 use crate::server::Refusal;
 
 /// The server refuses this message with this reason, and says so.
@@ -464,4 +467,24 @@ fn credentials_next_to_a_descriptor_are_no_harm() {
     bench.ring(s2m());
     bench.ring(m2s());
     bench.connect().unwrap();
+}
+
+/// Its mapping would be longer than announced, and could not be replaced or unmapped by its announced length.
+#[test]
+fn a_region_that_ends_inside_a_huge_page_is_refused() {
+    // SAFETY: the name is a NUL-terminated literal.
+    let fd = unsafe { libc::memfd_create(c"huge".as_ptr(), libc::MFD_CLOEXEC | libc::MFD_HUGETLB) };
+    assert!(fd >= 0, "memfd_create with huge pages: {}", std::io::Error::last_os_error());
+    // SAFETY: new, and nobody else's.
+    let file = File::from(unsafe { OwnedFd::from_raw_fd(fd) });
+    let page = sys::huge_page_bytes(&file).unwrap();
+    assert!(page.is_power_of_two() && page > 4096);
+    file.set_len(2 * page).unwrap();
+    let config = ServerConfig { allow_unsealed: true, ..ServerConfig::default() };
+    let mut offer = Offer::new(1, 1);
+    let why = Reject::RegionHugePage { bytes: page + 8192, page };
+    let fd = || Some(OwnedFd::from(file.try_clone().unwrap()));
+    assert_eq!(offer.add_region(0, page + 8192, fd(), &config), Err(why));
+    assert_eq!(offer.add_region(0, 2 * page, fd(), &config), Ok(()));
+    assert_eq!(sys::huge_page_bytes(&sys::sealed_memory(4096).unwrap()), None);
 }

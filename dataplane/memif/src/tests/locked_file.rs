@@ -1,14 +1,20 @@
-//! The server's handshake against a client that holds its file's lock, so that the file cannot be sealed: no step may wait for it.
+//! Peers that hold the lock of a file that is shared with them, so that we can neither seal it nor take its pages back: nothing of ours
+//! may wait for them, and a process that serves them must be able to end.
 //!
 //! The lock is held as a hostile client would: by a write(2) into the file from a page whose fault is never served.
 
-use std::io;
+use std::fs;
+use std::io::{self, BufRead, BufReader};
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::fs::FileExt;
+use std::process::{Child, Stdio};
 use std::thread::{self, JoinHandle};
 
 use super::*;
+use crate::addr::SocketAddr;
 use crate::error::{Reject, Sent};
+use crate::listener::{Listener, ListenerConfig};
+use crate::sealer;
 
 /// A server configuration of an interface that no other test uses: its name may be refused for a while.
 fn named(name: &str) -> ServerConfig {
@@ -80,46 +86,60 @@ impl Drop for Lock {
     }
 }
 
+/// CONNECT, and a few steps that do not wait for the lock: or else they would never end.
 fn say_connect(bench: &mut Bench) {
-    let pending = bench.say(&Message::Connect { name: "if0".into() }, None);
+    let mut pending = bench.say(&Message::Connect { name: "if0".into() }, None);
+    for _ in 0..3 {
+        assert!(matches!(pending, Ok(Progress::Pending)), "{pending:?}");
+        assert!(
+            bench.server.deadline() <= Instant::now() + Duration::from_secs(1),
+            "not in its time, but soon"
+        );
+        pending = bench.next_step();
+    }
     assert!(matches!(pending, Ok(Progress::Pending)), "{pending:?}");
-    assert!(bench.server.deadline() <= Instant::now() + Duration::from_secs(1), "not in its time, but soon");
     assert_eq!(bench.server.id(), Some(3));
 }
 
-/// A new client of this interface, as soon as the name is free again.
-fn connects_in_the_end(config: &ServerConfig) {
-    let end = Instant::now() + Duration::from_secs(10);
-    while let Err(why) = Bench::described(config.clone()).connect() {
-        assert!(matches!(why, HandshakeError::Rejected(Reject::RegionBusy)), "{why}");
-        assert!(Instant::now() < end, "still busy");
-        thread::yield_now();
-    }
+/// A handshake that gives up at its second look at the latest.
+fn impatient(config: &ServerConfig) -> Bench {
+    Bench::with_limits(config.clone(), Limits { seal_timeout: Duration::ZERO, ..limits() }).describe()
+}
+
+#[track_caller]
+fn assert_busy(refused: Result<Interface, HandshakeError>) {
+    assert!(matches!(refused, Err(HandshakeError::Rejected(Reject::RegionBusy))), "{refused:?}");
 }
 
 #[test]
 #[ignore = "needs root: make test runs it"]
-fn a_client_that_keeps_its_file_locked_is_refused_after_many_short_steps() {
+fn a_client_that_keeps_its_file_locked_is_refused_and_its_name_stays_so() {
     let config = named("locked");
-    let mut bench = Bench::described(config.clone());
+    let mut bench = impatient(&config);
     let lock = Lock::hold(&bench.memory.file);
-    say_connect(&mut bench);
-    let mut steps = 0;
-    let refused = loop {
-        match bench.next_step() {
-            Ok(Progress::Pending) => steps += 1,
-            other => break other,
-        }
-    };
-    assert!(matches!(refused, Err(HandshakeError::Rejected(Reject::RegionBusy))), "{refused:?}");
-    assert!(steps >= 2, "{steps} steps: one of them waited");
+    assert_busy(bench.connect());
     assert_eq!(bench.farewell(), Reject::RegionBusy.to_string());
-    // The thread is still stuck: no second one for this name, but others are not concerned.
-    let refused = Bench::described(config.clone()).connect();
-    assert!(matches!(refused, Err(HandshakeError::Rejected(Reject::RegionBusy))), "{refused:?}");
+    // The lock is still waited for: no second time for this name, but others are not concerned.
+    assert_busy(impatient(&config).connect());
     Bench::described(named("not locked")).connect().unwrap();
+    // One that has time connects when it is let go.
+    let mut next = Bench::described(config);
+    say_connect(&mut next);
     lock.release();
-    connects_in_the_end(&config);
+    connects(&mut next);
+}
+
+/// Steps until it is connected.
+fn connects(bench: &mut Bench) {
+    loop {
+        match bench.next_step().unwrap() {
+            Progress::Pending => {}
+            Progress::Connected(mut interface) => {
+                assert_eq!(interface.rx[0].pending(), Ok(0));
+                return assert!(matches!(bench.heard(), Message::Connected { .. }));
+            }
+        }
+    }
 }
 
 #[test]
@@ -129,15 +149,7 @@ fn a_client_that_lets_go_in_time_connects() {
     let lock = Lock::hold(&bench.memory.file);
     say_connect(&mut bench);
     lock.release();
-    loop {
-        match bench.next_step().unwrap() {
-            Progress::Pending => {}
-            Progress::Connected(mut interface) => {
-                assert_eq!(interface.rx[0].pending(), Ok(0));
-                break assert!(matches!(bench.heard(), Message::Connected { .. }));
-            }
-        }
-    }
+    connects(&mut bench);
 }
 
 #[test]
@@ -151,10 +163,9 @@ fn a_client_that_leaves_meanwhile_is_gone_at_once_but_not_its_lock() {
     drop((channel, memory));
     let gone = server.step(&mut |_| panic!("lookup after the end"));
     assert!(matches!(gone, Err(HandshakeError::Closed { after: Sent::Connect })), "{gone:?}");
-    let refused = Bench::described(config.clone()).connect();
-    assert!(matches!(refused, Err(HandshakeError::Rejected(Reject::RegionBusy))), "{refused:?}");
+    assert_busy(impatient(&config).connect());
     lock.release();
-    connects_in_the_end(&config);
+    Bench::described(config).connect().unwrap();
 }
 
 #[test]
@@ -170,6 +181,175 @@ fn nothing_else_may_be_said_meanwhile() {
         assert!(matches!(refused, Err(HandshakeError::Rejected(given)) if given == why), "{refused:?}");
         assert_eq!(bench.farewell(), why.to_string());
         lock.release();
-        connects_in_the_end(&config);
+        Bench::described(config).connect().unwrap();
     }
+}
+
+/// A server that keeps our memory locked when we let go of it.
+#[test]
+#[ignore = "needs root: make test runs it"]
+fn letting_go_of_memory_does_not_wait_for_its_lock() {
+    let (mut peer, memory, _) = client_side::Peer::served(client_side::config(), client_side::hello());
+    let interface = peer.connected();
+    assert_ne!(client_side::blocks(&memory.file), 0);
+    let lock = Lock::hold(&memory.file);
+    let dropping = thread::spawn(move || drop(interface));
+    wait_until("the interface is dropped", || dropping.is_finished());
+    assert_ne!(client_side::blocks(&memory.file), 0, "nothing could be taken back yet");
+    lock.release();
+    wait_until("the pages are gone", || client_side::blocks(&memory.file) == 0);
+}
+
+/// A process that serves: with a sealer of its own or without. It is killed while its client keeps its file locked.
+struct Server {
+    process: Child,
+    addr: SocketAddr,
+    sealer: Option<u32>,
+    /// Held by us, its client.
+    lock: Lock,
+}
+
+impl Server {
+    /// What the process does.
+    fn run(test: &str, has_sealer: bool) {
+        let sealer = has_sealer.then(|| sealer::start(&mut this_test_as(test, "sealer")).unwrap());
+        let addr = Self::addr(test, std::process::id());
+        let listener = Listener::bind(&addr, ListenerConfig::default()).unwrap();
+        println!("\nlistening {}", sealer.map_or(0, |child| child.id()));
+        sys::wait_readable(listener.as_fd(), Duration::from_secs(60)).unwrap();
+        let mut handshake = listener.accept().unwrap().unwrap();
+        let refused = loop {
+            match handshake.step(&mut |_| Ok(ServerConfig::default())) {
+                Ok(Progress::Pending) => {}
+                other => break other,
+            }
+            let left = handshake.deadline().saturating_duration_since(Instant::now());
+            sys::wait_readable(handshake.socket().unwrap(), left).unwrap();
+        };
+        assert!(matches!(refused, Err(HandshakeError::Rejected(Reject::RegionBusy))), "{refused:?}");
+        println!("refused");
+        // Until it is killed.
+        loop {
+            thread::park();
+        }
+    }
+
+    fn addr(test: &str, pid: u32) -> SocketAddr {
+        SocketAddr::Abstract(format!("peregrine-memif-{test}-{pid}"))
+    }
+
+    /// Started, and attacked, and killed.
+    fn killed(test: &str) -> Self {
+        let mut process = this_test_as(test, "server").stdout(Stdio::piped()).spawn().unwrap();
+        let addr = Self::addr(test, process.id());
+        let mut lines = BufReader::new(process.stdout.take().unwrap()).lines().map(Result::unwrap);
+        let listening =
+            lines.find_map(|line| line.strip_prefix("listening ").map(|pid| pid.parse().unwrap()));
+        let sealer = listening.filter(|pid| *pid != 0);
+        let lock = connect_and_lock(&addr);
+        assert!(lines.any(|line| line == "refused"));
+        process.kill().unwrap();
+        Self { process, addr, sealer, lock }
+    }
+
+    fn is_gone(&mut self) -> bool {
+        self.process.try_wait().unwrap().is_some()
+    }
+
+    fn can_be_replaced(&self) -> bool {
+        Listener::bind(&self.addr, ListenerConfig::default()).is_ok()
+    }
+}
+
+/// A client that locks its file before it says CONNECT.
+fn connect_and_lock(addr: &SocketAddr) -> Lock {
+    let socket = sys::socket().unwrap();
+    sys::connect(socket.as_fd(), &addr.to_raw().unwrap()).unwrap();
+    let channel = Channel::new(socket);
+    let heard = || {
+        assert!(sys::wait_readable(channel.as_fd(), Duration::from_secs(10)).unwrap(), "nothing heard");
+        match channel.receive().unwrap() {
+            Incoming::Message(message, None) => message,
+            _ => panic!("no message from the server"),
+        }
+    };
+    let (memory, event) = (Memory::new(sys::sealed_memory(REGION_BYTES).unwrap()), sys::eventfd().unwrap());
+    assert!(matches!(heard(), Message::Hello(_)));
+    let region = Message::AddRegion { index: 0, size: REGION_BYTES };
+    for (message, fd) in [
+        (Message::Init(init()), None),
+        (region, Some(memory.file.as_fd())),
+        (Message::AddRing(s2m()), Some(event.as_fd())),
+        (Message::AddRing(m2s()), Some(event.as_fd())),
+    ] {
+        channel.send(&message, fd).unwrap();
+        assert!(matches!(heard(), Message::Ack));
+    }
+    let lock = Lock::hold(&memory.file);
+    channel.send(&Message::Connect { name: "if0".into() }, None).unwrap();
+    assert!(matches!(heard(), Message::Disconnect { text, .. } if text == Reject::RegionBusy.to_string()));
+    lock
+}
+
+/// Threads of a process, which has one that waits and a first one that has ended if it is stuck.
+fn threads(pid: u32) -> usize {
+    fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count)
+}
+
+#[test]
+#[ignore = "needs root: make test runs it"]
+fn with_a_sealer_a_killed_server_is_gone_at_once_and_can_be_replaced() {
+    let test = "locked_file::with_a_sealer_a_killed_server_is_gone_at_once_and_can_be_replaced";
+    match role().as_deref() {
+        Some("sealer") => sealer::serve(),
+        Some(_) => return Server::run(test, true),
+        None => {}
+    }
+    let mut server = Server::killed(test);
+    wait_until("the killed server is gone", || server.is_gone());
+    assert!(server.can_be_replaced());
+    // It is the sealer that the lock holds.
+    let sealer = server.sealer.unwrap();
+    assert!(threads(sealer) >= 2, "the sealer does not wait for the lock");
+    server.lock.release();
+    wait_until("the sealer ends", || threads(sealer) <= 1);
+}
+
+/// What the documentation says of programs without one.
+#[test]
+#[ignore = "needs root: make test runs it"]
+fn without_a_sealer_a_killed_server_can_be_replaced_but_is_not_gone() {
+    let test = "locked_file::without_a_sealer_a_killed_server_can_be_replaced_but_is_not_gone";
+    if role().is_some() {
+        return Server::run(test, false);
+    }
+    let mut server = Server::killed(test);
+    wait_until("its address is free", || server.can_be_replaced());
+    assert!(!server.is_gone());
+    let Server { lock, mut process, .. } = server;
+    lock.release();
+    wait_until("it is gone", || process.try_wait().unwrap().is_some());
+}
+
+#[test]
+fn a_sealer_that_has_died_can_be_replaced() {
+    let test = "locked_file::a_sealer_that_has_died_can_be_replaced";
+    if role().as_deref() == Some("sealer") {
+        sealer::serve();
+    }
+    let output = in_a_process_of_its_own(test, || {
+        let test = "locked_file::a_sealer_that_has_died_can_be_replaced";
+        let start = || sealer::start(&mut this_test_as(test, "sealer")).unwrap();
+        for _ in 0..2 {
+            let mut process = start();
+            Bench::described(ServerConfig::default()).connect().unwrap();
+            assert!(!sealer::is_lost());
+            process.kill().unwrap();
+            process.wait().unwrap();
+            let refused = Bench::described(ServerConfig::default()).connect();
+            assert!(matches!(refused, Err(HandshakeError::Rejected(Reject::NoSealer))), "{refused:?}");
+            assert!(sealer::is_lost());
+        }
+    });
+    assert_survived(&output);
 }

@@ -13,6 +13,7 @@ mod model;
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 use crate::channel::{Channel, Incoming};
@@ -111,7 +112,7 @@ struct Bench {
 
 impl Bench {
     fn new(config: ServerConfig) -> Self {
-        Self::with_limits(config, Limits::default())
+        Self::with_limits(config, limits())
     }
 
     /// HELLO has been read.
@@ -227,6 +228,59 @@ fn s2m() -> AddRing {
 
 fn m2s() -> AddRing {
     AddRing { s2m: false, offset: M2S_AT as u32, ..s2m() }
+}
+
+const CHILD: &str = "PEREGRINE_MEMIF_TEST_CHILD";
+/// What a child says that has got to its end.
+const SURVIVED: &str = "survived to the end";
+
+/// The test of this name in another process, where [`role`] says this.
+fn this_test_as(test: &str, role: &str) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", "--nocapture", "--include-ignored", "--test-threads=1"]);
+    command.arg(format!("tests::{test}")).env(CHILD, role);
+    command
+}
+
+fn role() -> Option<String> {
+    std::env::var(CHILD).ok()
+}
+
+/// Runs `scenario` in a child process, as the test of this name.
+fn in_a_process_of_its_own(test: &str, scenario: fn()) -> Output {
+    if role().is_some() {
+        // SAFETY: no pointers. A child that is to die need not leave a core file.
+        unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0) };
+        scenario();
+        println!("{SURVIVED}");
+        std::process::exit(0);
+    }
+    this_test_as(test, "child").output().unwrap()
+}
+
+/// Waits until this is so.
+#[track_caller]
+fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let end = Instant::now() + Duration::from_secs(10);
+    while !is_so() {
+        assert!(Instant::now() < end, "waited in vain: {what}");
+        std::thread::yield_now();
+    }
+}
+
+/// Limits that leave a busy machine its time.
+fn limits() -> Limits {
+    Limits {
+        seal_timeout: Duration::from_secs(60),
+        handshake_timeout: Duration::from_secs(60),
+        ..Limits::default()
+    }
+}
+
+#[track_caller]
+fn assert_survived(output: &Output) {
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && text.contains(SURVIVED), "{output:?}");
 }
 
 /// A descriptor that can be sent away, and a way to see when its last copy is closed.
