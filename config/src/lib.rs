@@ -60,6 +60,7 @@
 //! | `memory_max` | server: most memory of the tenant, MiB | 128 | 1 to 4096 |
 //! | `ring_size` | client: slots of each ring | 1024 | a power of two from 32 to 16384; 2 × `queue_pairs` × `ring_size` below 65536 |
 //! | `buffer_size` | client: bytes of each buffer | 2048 | 2048 to 16384; without `chains` at least the network's `mtu` + 18 |
+//! | `tenant_uid` | client: user that the listening process must have, uid | any | 0 to 4294967294 |
 //!
 //! # The way of a file
 //!

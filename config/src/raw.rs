@@ -180,6 +180,7 @@ table!(
         memory_max: Field<i64>,
         ring_size: Field<i64>,
         buffer_size: Field<i64>,
+        tenant_uid: Field<i64>,
     }
 );
 

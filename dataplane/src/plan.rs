@@ -200,6 +200,8 @@ pub enum MemifRole {
         ring_log2: u8,
         /// Bytes of each buffer, 2048 to 16384.
         buffer_bytes: u32,
+        /// The user (uid) that the tenant's process must have; `None`: any. Nothing is told to another one.
+        tenant_uid: Option<u32>,
     },
 }
 

@@ -114,7 +114,11 @@ pub fn memif(
     });
     let plan = match role? {
         Role::Server => {
-            let theirs = [("ring_size", raw.ring_size.given()), ("buffer_size", raw.buffer_size.given())];
+            let theirs = [
+                ("ring_size", raw.ring_size.given()),
+                ("buffer_size", raw.buffer_size.given()),
+                ("tenant_uid", raw.tenant_uid.given()),
+            ];
             left_out(at, &theirs, "it is for role = \"client\", and the role here is \"server\"");
             server(at, raw, socket.as_ref().filter(|_| agreed), sockets)
         }
@@ -237,7 +241,10 @@ fn client(
             format!("at least {least}, or chains = true: {path} + {ETHERNET_BYTES} bytes must fit a buffer");
         at.key("buffer_size").invalid(&shown_or(raw.buffer_size.given(), "2048"), rule);
     }
-    Some(MemifRole::Client { ring_log2: ring_size?.trailing_zeros() as u8, buffer_bytes: buffer_bytes? })
+    let uid = at.key("tenant_uid");
+    let tenant_uid = uid.optional(&raw.tenant_uid, None, values::OWNER, |id| values::owner(*id).map(Some))?;
+    let ring_log2 = ring_size?.trailing_zeros() as u8;
+    Some(MemifRole::Client { ring_log2, buffer_bytes: buffer_bytes?, tenant_uid })
 }
 
 /// In all rings, both ways.

@@ -241,7 +241,7 @@ fn roles_are_two_and_each_has_its_keys() {
         let errors = parse(&replaced("\"@green\"", &format!("\"@g\", role = {bad}")), "t").unwrap_err();
         assert_eq!(errors.to_string(), format!("t: endpoints[2].memif.role = {bad}: {role}"));
     }
-    for (key, value) in [("ring_size", "1024"), ("buffer_size", "\"whatever\"")] {
+    for (key, value) in [("ring_size", "1024"), ("buffer_size", "\"whatever\""), ("tenant_uid", "0")] {
         let errors = parse(&replaced("\"@green\"", &format!("\"@g\", {key} = {value}")), "t").unwrap_err();
         let rule = "must be left out: it is for role = \"client\", and the role here is \"server\"";
         assert_eq!(errors.to_string(), format!("t: endpoints[2].memif.{key} = {value}: {rule}"));
@@ -332,7 +332,10 @@ fn what_a_client_says() {
         let text =
             replaced("queue_pairs = 2", "").replace("ring_size = 512", &format!("ring_size = {}", 1 << log2));
         let plan = parse(&text, "t").unwrap();
-        assert_eq!(plan.endpoints[3].memif.role, MemifRole::Client { ring_log2: log2, buffer_bytes: 4096 });
+        assert_eq!(
+            plan.endpoints[3].memif.role,
+            MemifRole::Client { ring_log2: log2, buffer_bytes: 4096, tenant_uid: None }
+        );
     }
 }
 

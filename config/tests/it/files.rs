@@ -95,7 +95,7 @@ fn full_says_the_defaults_and_holds_every_key() {
     let client = plan.endpoints.pop().unwrap().memif;
     assert_eq!(client.socket, SocketAddr::Path("/run/tenants/database.sock".into()));
     assert_eq!((client.id, client.queue_pairs, client.chains), (0, 1, false));
-    assert_eq!(client.role, MemifRole::Client { ring_log2: 10, buffer_bytes: 2048 });
+    assert_eq!(client.role, MemifRole::Client { ring_log2: 10, buffer_bytes: 2048, tenant_uid: Some(1000) });
     // So are the client's, when `full` no longer says them.
     let beginning = text.split_once("\nring_size = 1024").unwrap().0;
     assert_eq!(parse(beginning, "full.toml").unwrap().endpoints[1].memif, client);

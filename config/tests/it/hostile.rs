@@ -54,7 +54,7 @@ fn promises(plan: &Plan) {
                 assert!(memif.socket.path().is_some() == mode.is_some());
                 Some((mode, owner, group))
             }
-            MemifRole::Client { ring_log2, buffer_bytes } => {
+            MemifRole::Client { ring_log2, buffer_bytes, .. } => {
                 let mtu = plan.network(endpoint.network).unwrap().mtu;
                 assert!(memif.chains || buffer_bytes >= u32::from(mtu) + 18);
                 let (queue_pairs, secret) = (memif.queue_pairs, Secret::new(&memif.secret).unwrap());

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use peregrine_dataplane::plan::EndpointPlan;
 use peregrine_dataplane::types::EndpointId;
-use peregrine_memif::{Attempt, Backoff, ClientConfig, Connector, Secret};
+use peregrine_memif::{Attempt, Backoff, ClientConfig, Connector};
 
 use super::{Endpoint, Rings, Role, Watch, memif_error};
 use crate::error::Error;
@@ -23,24 +23,8 @@ pub struct Dialler {
 }
 
 impl Dialler {
-    pub fn new(
-        plan: &EndpointPlan,
-        secret: Option<Secret>,
-        ring_log2: u8,
-        buffer_bytes: u32,
-    ) -> Result<Dialler, Error> {
-        let memif = &plan.memif;
-        let config = ClientConfig {
-            id: memif.id,
-            name: plan.name.clone(),
-            secret: secret.unwrap_or_default(),
-            ring_log2,
-            buffer_bytes,
-            queue_pairs: memif.queue_pairs,
-            server_uid: None,
-            chains: memif.chains,
-        };
-        let connector = Connector::new(memif.socket.clone(), config, Backoff::default());
+    pub fn new(plan: &EndpointPlan, config: ClientConfig) -> Result<Dialler, Error> {
+        let connector = Connector::new(plan.memif.socket.clone(), config, Backoff::default());
         Ok(Dialler { connector: connector.map_err(|e| memif_error(plan, &e))?, watched: 0 })
     }
 

@@ -17,7 +17,7 @@ use mio::{Interest, Registry, Token};
 use peregrine_dataplane::engine::{Engine, TenantRings};
 use peregrine_dataplane::plan::{EndpointPlan, MemifRole, Plan};
 use peregrine_dataplane::types::EndpointId;
-use peregrine_memif::{ControlSocket, Credentials, Interface, Secret, ServerConfig};
+use peregrine_memif::{ClientConfig, ControlSocket, Credentials, Interface, Secret, ServerConfig};
 
 use crate::error::Error;
 use client::Dialler;
@@ -223,8 +223,18 @@ impl Endpoint {
                 allow_unsealed,
                 ..ServerConfig::default()
             }),
-            MemifRole::Client { ring_log2, buffer_bytes } => {
-                Role::Client(Box::new(Dialler::new(plan, secret, ring_log2, buffer_bytes)?))
+            MemifRole::Client { ring_log2, buffer_bytes, tenant_uid } => {
+                let config = ClientConfig {
+                    id: memif.id,
+                    name: plan.name.clone(),
+                    secret: secret.unwrap_or_default(),
+                    ring_log2,
+                    buffer_bytes,
+                    queue_pairs: memif.queue_pairs,
+                    chains: memif.chains,
+                    server_uid: tenant_uid,
+                };
+                Role::Client(Box::new(Dialler::new(plan, config)?))
             }
         };
         Ok(Endpoint {

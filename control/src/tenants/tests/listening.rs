@@ -5,7 +5,7 @@ use super::*;
 /// An endpoint where we connect.
 fn dialling(path: &SocketAddr, id: u32) -> EndpointPlan {
     let mut plan = endpoint(path, id, b"");
-    plan.memif.role = MemifRole::Client { ring_log2: 5, buffer_bytes: 2048 };
+    plan.memif.role = MemifRole::Client { ring_log2: 5, buffer_bytes: 2048, tenant_uid: None };
     plan
 }
 
