@@ -15,8 +15,8 @@ use by_hand::{
 };
 use peregrine_memif::Role;
 use peregrine_tests::{
-    Case, Daemon, FAR, FAR_OVERLAY, Net, Random, RawSocket, Tenant, TestpmdSetup, Waiters, beside, frame,
-    ping, totals, until, within,
+    Case, Daemon, FAR, FAR_OVERLAY, Net, PATIENCE, Random, RawSocket, Tenant, TestpmdSetup, Waiters, beside,
+    frame, ping, totals, until, within,
 };
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::{FallocateFlags, SealFlags, fallocate, fcntl_add_seals, ftruncate};
@@ -94,6 +94,13 @@ impl Stage {
 
     fn endpoint(&self, id: u32) -> Value {
         self.daemon.status()["endpoints"][FIRST + id as usize].clone()
+    }
+
+    /// The handshake is over a moment before the worker has the rings.
+    fn wait_until_served(&self, id: u32) {
+        until("the tenant to be served", || {
+            self.daemon.stats()["endpoints"][FIRST + id as usize]["connected"] == true
+        });
     }
 
     fn faults(&self, id: u32) -> u64 {
@@ -250,7 +257,7 @@ fn scribbles(stage: &Stage) {
     let listening = stage.listen();
     let mut random = Random(32);
     let visitor = listening.accept().served(ANSWERS);
-    until("it to be served", || stage.endpoint(visitor.id)["connected"] == true);
+    stage.wait_until_served(visitor.id);
     let ring = visitor.ring(true);
     for round in 0..200 {
         for slot in 0..SLOTS {
@@ -275,7 +282,7 @@ fn scribbles(stage: &Stage) {
 fn never_takes(stage: &Stage) {
     let listening = stage.listen();
     let visitor = listening.accept().served(ANSWERS);
-    until("it to be served", || stage.endpoint(visitor.id)["connected"] == true);
+    stage.wait_until_served(visitor.id);
     let before = stage.daemon.drops("tenant_ring_full");
     until("its ring to be full", || {
         (0..50).for_each(|_| drop(stage.send_to(&mac(visitor.id), "for nobody")));
@@ -289,7 +296,7 @@ fn seals_and_punches_holes(stage: &Stage) {
     let listening = stage.listen();
     for seal in [SealFlags::GROW, SealFlags::WRITE, SealFlags::FUTURE_WRITE, SealFlags::SEAL] {
         let visitor = listening.accept().served(ANSWERS);
-        until("it to be served", || stage.endpoint(visitor.id)["connected"] == true);
+        stage.wait_until_served(visitor.id);
         let memory = visitor.memory();
         let bytes = rustix::fs::fstat(memory).unwrap().st_size as u64;
         assert!(ftruncate(memory, bytes / 2).is_err(), "memory that we use can be taken away");
@@ -317,7 +324,7 @@ fn hoards(stage: &Stage) {
     }
     let bytes = || hoard.iter().map(|(memory, _)| memory.metadata().unwrap().blocks() * 512).sum::<u64>();
     let whole = hoard.iter().map(|(memory, _)| memory.metadata().unwrap().len()).sum::<u64>();
-    let empty = within(Duration::from_secs(2), || bytes() == 0);
+    let empty = within(PATIENCE, || bytes() == 0);
     println!("hoarded: {} of {} kB still hold memory", bytes() >> 10, whole >> 10);
     assert!(empty, "memory of connections that are over: {} of {whole} bytes", bytes());
 }
@@ -326,7 +333,7 @@ fn hoards(stage: &Stage) {
 fn slow_wake_ups(stage: &Stage) {
     let listening = stage.listen();
     let visitor = listening.accept().served(ANSWERS);
-    until("it to be served", || stage.endpoint(visitor.id)["connected"] == true);
+    stage.wait_until_served(visitor.id);
     let before = stage.faults(visitor.id);
     let ring = visitor.ring(true);
     let at = visitor.rings.iter().position(|ring| ring.s2m).unwrap();
