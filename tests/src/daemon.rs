@@ -35,6 +35,15 @@ impl Tenant {
     pub const DB: Tenant =
         Tenant { name: "db", network: "blue", id: 1, ip: "10.42.0.3", mac: "02:00:00:00:42:03" };
 
+    /// The endpoint in the config, with this in its `memif` table.
+    pub fn endpoint(&self, memif: &str) -> String {
+        let Tenant { name, network, mac, ip, .. } = self;
+        format!(
+            "\n[[endpoints]]\nname = \"{name}\"\nnetwork = \"{network}\"\nmac = \"{mac}\"\naddresses = [\"{ip}\"]\n\
+             memif = {{ {memif} }}\n"
+        )
+    }
+
     /// `peregrine-pktgen echo` at this endpoint, connected.
     ///
     /// # Panics
@@ -55,7 +64,15 @@ impl Tenant {
     /// # Panics
     /// If it cannot connect.
     pub fn connect(&self, net: &Net) -> Interface {
-        let config = ClientConfig { id: self.id, name: "test".into(), ..ClientConfig::default() };
+        self.connect_with(net, ClientConfig::default())
+    }
+
+    /// The same with more than the defaults.
+    ///
+    /// # Panics
+    /// If it cannot connect.
+    pub fn connect_with(&self, net: &Net, config: ClientConfig) -> Interface {
+        let config = ClientConfig { id: self.id, name: "test".into(), ..config };
         let address = SocketAddr::Path(net.file("memif.sock"));
         let interface = peregrine_memif::Client::connect_blocking(&address, config, PATIENCE)
             .unwrap_or_else(|error| panic!("{}: {error}", self.name));
@@ -64,7 +81,10 @@ impl Tenant {
     }
 
     /// The handshake is over a moment before the daemon gives the rings to its worker.
-    fn wait_until_served(&self, net: &Net) {
+    ///
+    /// # Panics
+    /// If that does not happen.
+    pub fn wait_until_served(&self, net: &Net) {
         until("the tenant to be served", || {
             let stats =
                 Client::connect(&net.file("control.sock")).and_then(|mut client| client.call("stats"));
@@ -106,16 +126,8 @@ impl Daemon {
             NEAR.0,
         );
         for tenant in tenants {
-            text += &format!(
-                "\n[[endpoints]]\nname = \"{}\"\nnetwork = \"{}\"\nmac = \"{}\"\naddresses = [\"{}\"]\n\
-                 memif = {{ socket = \"{}\", id = {} }}\n",
-                tenant.name,
-                tenant.network,
-                tenant.mac,
-                tenant.ip,
-                net.file("memif.sock").display(),
-                tenant.id
-            );
+            let socket = net.file("memif.sock");
+            text += &tenant.endpoint(&format!("socket = \"{}\", id = {}", socket.display(), tenant.id));
         }
         text
     }

@@ -3,9 +3,9 @@
 use std::time::{Duration, Instant};
 
 use etherparse::PacketBuilder;
-use peregrine_memif::Interface;
+use peregrine_memif::{Handshake, HandshakeError, Interface, Listener, Progress, ServerConfig};
 
-use crate::{Net, PATIENCE, Tenant};
+use crate::{Net, PATIENCE, Tenant, until};
 
 /// A connected memif client that sends and receives when it is told to.
 #[derive(Debug)]
@@ -72,4 +72,28 @@ pub fn frame(from: &str, to: &str, text: &str) -> Vec<u8> {
     let mut frame = Vec::new();
     builder.udp(20000, 9000).write(&mut frame, text.as_bytes()).expect("a frame");
     frame
+}
+
+/// The test as a server: takes the next client of a listener in.
+///
+/// # Errors
+/// Those of the handshake.
+///
+/// # Panics
+/// If nobody comes.
+pub fn serve(listener: &Listener, config: &ServerConfig) -> Result<Interface, HandshakeError> {
+    let mut handshake: Option<Handshake> = None;
+    let mut result = None;
+    until("a client to connect", || {
+        let Some(handshake) = &mut handshake else {
+            handshake = listener.accept().expect("a client");
+            return false;
+        };
+        match handshake.step(&mut |_| Ok(config.clone())) {
+            Ok(Progress::Pending) => false,
+            Ok(Progress::Connected(interface)) => result.insert(Ok(*interface)).is_ok(),
+            Err(why) => result.insert(Err(why)).is_err(),
+        }
+    });
+    result.expect("a result")
 }

@@ -16,10 +16,12 @@
 
 mod daemon;
 mod guest;
+mod neighbour;
 mod net;
 mod pcap;
 mod raw;
 mod testpmd;
+mod waiters;
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -29,11 +31,13 @@ use peregrine_control::lab::Process;
 use serde_json::Value;
 
 pub use daemon::{Daemon, Ended, Tenant, totals};
-pub use guest::{Guest, frame};
+pub use guest::{Guest, frame, serve};
+pub use neighbour::{Case, beside};
 pub use net::{FAR, FAR_OVERLAY, NEAR, Net, VNI, inside, ping};
 pub use pcap::{tshark, write_pcap};
 pub use raw::RawSocket;
-pub use testpmd::{TestpmdLink, TestpmdSetup};
+pub use testpmd::{TestpmdLink, TestpmdSetup, forwarded};
+pub use waiters::Waiters;
 
 /// What works at all works within this on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(15);

@@ -6,8 +6,8 @@ use std::time::Instant;
 
 use peregrine_control::lab::Process;
 use peregrine_memif::{
-    Attempt, Backoff, ClientConfig, Connector, Handshake, HandshakeError, Interface, Listener,
-    ListenerConfig, Progress, Role, Secret, ServerConfig, SocketAddr,
+    Attempt, Backoff, ClientConfig, Connector, HandshakeError, Interface, Listener, ListenerConfig, Role,
+    Secret, ServerConfig, SocketAddr,
 };
 use tempfile::TempDir;
 
@@ -134,21 +134,8 @@ impl TestpmdSetup {
     /// # Panics
     /// If nobody comes.
     pub fn serve(&self, listener: &Listener) -> Result<Interface, HandshakeError> {
-        let mut handshake: Option<Handshake> = None;
         let config = ServerConfig { secret: self.our_secret, chains: self.chains, ..self.server.clone() };
-        let mut result = None;
-        until("testpmd to connect", || {
-            let Some(handshake) = &mut handshake else {
-                handshake = listener.accept().expect("a client");
-                return false;
-            };
-            match handshake.step(&mut |_| Ok(config.clone())) {
-                Ok(Progress::Pending) => false,
-                Ok(Progress::Connected(interface)) => result.insert(Ok(*interface)).is_ok(),
-                Err(why) => result.insert(Err(why)).is_err(),
-            }
-        });
-        result.expect("a result")
+        crate::serve(listener, &config)
     }
 
     /// Connects as a client. A DPDK server listens before it knows its interface: so again until it does.
@@ -196,11 +183,17 @@ impl TestpmdLink {
         for rx in &mut self.ours.rx {
             assert_eq!(rx.pending(), Ok(0), "a packet too many");
         }
-        let totals = said.split("Accumulated forward statistics").nth(1).unwrap_or_else(|| panic!("{said}"));
-        let count = |name: &str| {
-            let rest = totals.split(name).nth(1).unwrap_or_else(|| panic!("{said}"));
-            rest.split_whitespace().next().and_then(|n| n.parse().ok()).unwrap_or_else(|| panic!("{said}"))
-        };
+        let count = |name: &str| forwarded(&said, name);
         (count("RX-packets:"), count("TX-packets:"), count("RX-dropped:") + count("TX-dropped:"))
     }
+}
+
+/// A figure of what testpmd has forwarded in all, from what it said until its end: `RX-packets:` and the like.
+///
+/// # Panics
+/// If it is not there.
+pub fn forwarded(said: &str, name: &str) -> u64 {
+    let totals = said.split("Accumulated forward statistics").nth(1);
+    let rest = totals.and_then(|totals| totals.split(name).nth(1)).unwrap_or_else(|| panic!("{said}"));
+    rest.split_whitespace().next().and_then(|n| n.parse().ok()).unwrap_or_else(|| panic!("{said}"))
 }

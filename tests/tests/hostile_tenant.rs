@@ -5,12 +5,13 @@ mod by_hand;
 use std::fs::{File, OpenOptions};
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use by_hand::{DESCRIPTORS_MAX, Peer, garbage, good_message};
-use peregrine_control::lab::Process;
 use peregrine_memif::{Client, ClientConfig, SocketAddr};
-use peregrine_tests::{Daemon, Guest, Net, PATIENCE, Random, Tenant, frame, ping, totals, until, within};
+use peregrine_tests::{
+    Case, Daemon, Guest, Net, PATIENCE, Random, Tenant, Waiters, beside, frame, ping, totals, until, within,
+};
 use rustix::event::{EventfdFlags, eventfd};
 
 /// Slots of a guest's rings.
@@ -276,36 +277,26 @@ fn memory_taken_away(net: &Net, daemon: &Daemon) {
 const RISKY: Tenant =
     Tenant { name: "risky", network: "blue", id: 2, ip: "10.42.0.4", mac: "02:00:00:00:42:04" };
 
-/// A kind of trouble, and how it is made.
-type Case<'a> = (&'static str, Box<dyn FnMut() + 'a>);
-
-/// What the neighbour noticed: its pings, those answered, and the round trips.
-struct Noticed {
-    sent: usize,
-    answered: usize,
-    p50_us: u64,
-    p99_us: u64,
-}
-
-/// Pings the neighbour every 2 ms while `work` is done again and again, for a second at least.
-fn noticed(net: &Net, mut work: impl FnMut()) -> Noticed {
-    let mut command = net.far.command("ping");
-    command.args(["-n", "-i", "0.002", "-W", "2", Tenant::WEB.ip]);
-    let pinging = Process::start(&mut command).unwrap();
-    let began = Instant::now();
-    while began.elapsed() < Duration::from_secs(1) {
-        work();
-    }
-    pinging.signal(rustix::process::Signal::INT);
-    let text = pinging.finish(PATIENCE, &|| false).unwrap_or_else(|error| panic!("{error}"));
-    let time = |line: &str| line.split("time=").nth(1)?.split(' ').next()?.parse::<f64>().ok();
-    let mut times: Vec<u64> = text.lines().filter_map(time).map(|ms| (ms * 1000.0) as u64).collect();
-    times.sort_unstable();
-    // Not what `ping` says that it sent: the last one was under way when it was stopped.
-    let number = |line: &str| line.split("icmp_seq=").nth(1)?.split(' ').next()?.parse::<usize>().ok();
-    let sent = text.lines().filter_map(number).max().unwrap_or_else(|| panic!("ping said: {text}"));
-    let at = |share: usize| times[(times.len() * share / 100).min(times.len() - 1)];
-    Noticed { sent, answered: times.len(), p50_us: at(50), p99_us: at(99) }
+/// A tenant that sleeps, and whose eventfd so many wait for that waking it takes long.
+fn slow_wake_ups(net: &Net, daemon: &Daemon) {
+    let mut guest = Guest::new(net, Tenant::DB);
+    daemon.wait_for_tenant(1, true);
+    let ring = guest.interface.rx.first_mut().unwrap();
+    ring.enable_interrupt();
+    let _waiters = Waiters::of(ring.event_fd());
+    let before = faults(daemon);
+    let wire = peregrine_tests::RawSocket::sender(&net.far, "vx");
+    let text = frame("02:00:00:00:42:02", Tenant::DB.mac, "wake up");
+    let mut why = None;
+    until("it to be put out", || {
+        wire.send(&text);
+        why = guest.interface.control.poll_disconnect().unwrap();
+        why.is_some()
+    });
+    let why = why.unwrap().to_string();
+    assert!(why.contains("eventfd"), "{why}");
+    until("the fault to be noted", || faults(daemon) == before + 1);
+    daemon.wait_for_tenant(1, false);
 }
 
 #[test]
@@ -323,7 +314,6 @@ fn a_hostile_tenant_loses_its_connection_and_its_neighbour_nothing() {
     // Once there and back, so that what a first connection leaves for good is not counted.
     drop(Guest::new(&net, Tenant::DB));
     daemon.wait_for_tenant(1, false);
-    let before = daemon.open_things();
     let mut random = Random(20);
     let nobody = || assert!(!within(Duration::from_secs(1), || false));
     let mut cases: Vec<Case<'_>> = vec![
@@ -338,21 +328,11 @@ fn a_hostile_tenant_loses_its_connection_and_its_neighbour_nothing() {
         ("floods of descriptors", Box::new(|| floods_of_descriptors(&net))),
         ("never reads", Box::new(|| never_consuming(&net, &daemon))),
         ("stopped (SIGSTOP)", Box::new(|| stopped_under_traffic(&net, &daemon))),
+        ("slow wake-ups", Box::new(|| slow_wake_ups(&net, &daemon))),
         ("memory taken away", Box::new(|| memory_taken_away(&net, &daemon))),
         ("nobody", Box::new(nobody)),
     ];
-    for (name, work) in &mut cases {
-        let Noticed { sent, answered, p50_us, p99_us } = noticed(&net, work);
-        println!(
-            "beside {name:<22}: {answered} of {sent} pings of the neighbour answered, {p50_us} µs, 99 % {p99_us} µs"
-        );
-        assert_eq!(answered, sent, "the neighbour's pings beside: {name}");
-        // Not more than before: a question of ours that was just being answered may have been counted then.
-        until("descriptors and mappings as before", || {
-            let now = daemon.open_things();
-            now.0 <= before.0 && now.1 <= before.1
-        });
-    }
+    beside(&net, &daemon, &mut cases);
     drop(cases);
     let stats = daemon.at_rest();
     assert!(totals(&stats, "dropped") > 0);
