@@ -4,6 +4,7 @@
 
 mod core_case;
 mod memif_case;
+mod micro;
 mod rig;
 mod tenants_case;
 
@@ -49,8 +50,24 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Pieces of the packet path, each by itself on one core: time, and that they allocate nothing.
+    Micro {
+        /// Shorter runs: some seconds in all.
+        #[arg(long)]
+        quick: bool,
+        /// Print one JSON object and nothing else.
+        #[arg(long)]
+        json: bool,
+        /// Only cases with this in their name, such as `stage/`.
+        #[arg(default_value = "", hide_default_value = true)]
+        filter: String,
+    },
+    /// The same pieces under valgrind: instructions per packet, which are the same in every run.
+    Instructions(micro::instructions::Args),
     #[command(hide = true)]
     MemifSide(memif_case::Side),
+    #[command(hide = true)]
+    MicroRounds { filter: String },
 }
 
 fn main() -> ExitCode {
@@ -68,7 +85,12 @@ fn main() -> ExitCode {
         Command::Memif { quick, json } => {
             memif_case::run(quick).map(|r| if json { r.json() } else { r.text() })
         }
+        Command::Micro { quick, json, filter } => {
+            micro::run(quick, &filter).map(|r| if json { r.json() } else { r.text() })
+        }
+        Command::Instructions(args) => micro::instructions::run(&args),
         Command::MemifSide(side) => side.run(),
+        Command::MicroRounds { filter } => micro::instructions::rounds(&filter),
     };
     match text {
         Ok(text) => match std::io::stdout().write_all(text.as_bytes()) {
