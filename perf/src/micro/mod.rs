@@ -76,7 +76,7 @@ impl Case {
     fn round(&mut self) -> Result<(u64, u64), String> {
         self.body.prepare();
         let (mut moved, mut passed) = (0, 0);
-        // Of this thread only: memif's own helper, which seals a peer's memory, may still be ending.
+        // Of this thread only: what others do is not on the path.
         let calls = allocation_counter::measure(|| {
             let start = cycles();
             moved = measured(&mut *self.body);

@@ -1,8 +1,9 @@
 //! Micro-benches of memif rings, one half at a time, in both roles: the other half works between the rounds. Used by `micro`.
 
-use peregrine_memif::{ClientConfig, Interface, ServerConfig, pair};
+use peregrine_memif::{ClientConfig, Interface, ServerConfig};
 
 use super::{Case, Maker, PACKETS, case, maker};
+use crate::rig::pair;
 
 /// Longer than one buffer: a chain of three.
 const CHAINED: usize = 5000;
@@ -37,7 +38,7 @@ impl Halves {
         let client = ClientConfig { chains, ..ClientConfig::default() };
         let server =
             ServerConfig { chains, packet_bytes_max: bytes.max(2048) as u32, ..ServerConfig::default() };
-        let (client, server) = pair(client, server).map_err(|error| error.to_string())?;
+        let (client, server) = pair(client, server)?;
         let (sender, receiver) = if server_sends { (server, client) } else { (client, server) };
         Ok(Halves { sender, receiver, packet: vec![0xa5; bytes], read: vec![0; bytes] })
     }

@@ -87,7 +87,7 @@ impl Bench {
     }
 
     /// A burst as it comes from the underlay, taken through the stages before `stage`.
-    fn from_underlay(&mut self, stage: Stage) {
+    fn take_underlay(&mut self, stage: Stage) {
         self.clear();
         while self.input.room() > 0
             && let Some(mut frame) = self.rig.pool.take()
@@ -101,7 +101,7 @@ impl Bench {
     }
 
     /// A burst as the tenants sent it, taken through the stages before `stage`.
-    fn from_tenants(&mut self, stage: Stage) {
+    fn take_tenants(&mut self, stage: Stage) {
         self.clear();
         self.tenants_send(|_| FAR);
         collect::run(&mut self.input, &mut self.rig.cx());
@@ -149,7 +149,7 @@ fn stage_in(name: &str, bench: Bench, stage: Stage) -> Case {
     case(
         name,
         bench,
-        move |bench| bench.from_underlay(stage),
+        move |bench| bench.take_underlay(stage),
         move |bench| {
             let given = bench.given();
             bench.run(stage);
@@ -163,7 +163,7 @@ fn stage_out(name: &str, bench: Bench, stage: Stage) -> Case {
         bench.run(stage);
         bench.output.len()
     };
-    case(name, bench, move |bench| bench.from_tenants(stage), run)
+    case(name, bench, move |bench| bench.take_tenants(stage), run)
 }
 
 fn collect_burst(name: &str, bench: Bench) -> Case {
@@ -185,7 +185,7 @@ fn path_in(name: &str, bench: Bench) -> Case {
         stages::run_from(Stage::Classify, (input, output), &mut rig.cx());
         bench.given() - given
     };
-    case(name, bench, |bench| bench.from_underlay(Stage::Classify), run)
+    case(name, bench, |bench| bench.take_underlay(Stage::Classify), run)
 }
 
 fn path_out(name: &str, bench: Bench) -> Case {
