@@ -95,7 +95,7 @@ impl Addresses {
     }
 }
 
-/// Not one after the other: of 100,000 addresses in a row the FDB refuses some ten, whose both buckets are full.
+/// Not one after the other: of 100,000 addresses in a row the FDB refuses a few, whose both buckets are full.
 fn known(number: u64) -> MacAddr {
     let [.., a, b, c, d] = number.to_be_bytes();
     MacAddr([2, a, b, c, d, 1])
