@@ -7,10 +7,10 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 # How long `make fuzz` works at each of its targets.
 FUZZ_SECONDS ?= 300
 
-.PHONY: help setup build demo test fuzz lint bench report clean
+.PHONY: help setup build demo test fuzz lint bench report instructions-baseline clean
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## /  \1: /p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*## /  \1: /p' Makefile
 
 setup: ## install the Debian packages that are missing; name them elsewhere
 	@./setup.sh
@@ -34,12 +34,16 @@ lint: setup ## formatting, clippy without a warning, documentation without a war
 	CARGO="$(CARGO)" tests/fuzz.sh lint
 
 bench: build ## measurements, in figures that this machine gives
+	target/release/peregrine-perf micro --quick
 	target/release/peregrine-perf core --quick
 	target/release/peregrine-perf tenants --quick
 	$(SUDO) target/release/peregrine-perf memif --quick
 
 report: build ## every measurement as one page, target/report/report.html (minutes; REPORT_ARGS=--quick)
 	$(SUDO) target/release/peregrine-perf report --out target/report $(REPORT_ARGS)
+
+instructions-baseline: build ## write down what each piece of the packet path costs now, in instructions; `make test` compares
+	target/release/peregrine-perf instructions --update perf/baseline/instructions.json
 
 clean:
 	$(CARGO) clean

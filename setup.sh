@@ -24,6 +24,7 @@ dpdk-testpmd:dpdk-dev
 /usr/lib/*/librte_net_memif.so.*:librte-net-memif23
 /usr/lib/*/librte_mempool_ring.so.*:librte-mempool-ring23
 tshark:tshark
+valgrind:valgrind
 /usr/lib/python3/dist-packages/scapy/__init__.py:python3-scapy
 '
 

@@ -20,6 +20,9 @@ host=$(rustc -vV | sed -n 's/^host: //p')
 run env RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=address $CARGO test --locked --no-fail-fast -p peregrine-memif --lib \
     --test data_path --test connections --target "$host" --target-dir target/asan
 run tests/fuzz.sh test
+# The packet path, piece by piece, in the program that `make build` made: it allocates nothing, and costs no more instructions
+# than the baseline says.
+run timeout 120 target/release/peregrine-perf instructions --compare perf/baseline/instructions.json
 # cargo itself stays with the user; only the test programs run as root.
 if [ "$(id -u)" -ne 0 ]; then
     triple=$(echo "$host" | tr 'a-z-' 'A-Z_')

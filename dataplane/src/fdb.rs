@@ -90,10 +90,16 @@ impl Fdb {
     /// A table for `entries` addresses in `networks` networks. It has twice the room, so that two full buckets for
     /// one key are rare (two choices, four slots, half full).
     pub fn new(entries: usize, networks: usize) -> Fdb {
+        Fdb::with_secret(entries, networks, RandomState::new().hash_one(0u64))
+    }
+
+    /// The same with a known secret, so that measurements find every address in the same slot each time. Not for a
+    /// table that strangers can fill: see `secret`.
+    pub fn with_secret(entries: usize, networks: usize, secret: u64) -> Fdb {
         let buckets = (entries * 2).div_ceil(SLOTS).next_power_of_two().max(2);
         Fdb {
             buckets: std::iter::repeat_with(Bucket::default).take(buckets).collect(),
-            secret: RandomState::new().hash_one(0u64),
+            secret,
             learned: std::iter::repeat_with(AtomicU32::default).take(networks).collect(),
         }
     }

@@ -10,16 +10,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use peregrine_dataplane::clock::{cycles, cycles_per_second};
-use peregrine_dataplane::frame::{BURST, Burst, FramePool};
+use peregrine_dataplane::frame::{BURST, Burst};
 use peregrine_dataplane::stages::{self, Stage, collect};
 use peregrine_dataplane::types::{EndpointId, MacAddr};
-use peregrine_dataplane::wire::outer::{OVERHEAD_IPV4, OuterFields, OuterTemplate};
 use peregrine_memif::{ClientConfig, Interface};
 use serde::{Deserialize, Serialize};
 
 use crate::environment::{Environment, Watch};
 use crate::null_as_nan;
-use crate::rig::{FAR, LOCAL, REMOTE, Rig, VNI, inner, tenant_mac};
+use crate::rig::{FAR, Rig, fill, inner, tenant_mac, underlay_frame};
 
 const TENANT: MacAddr = tenant_mac(0);
 /// Frames that are presented again and again.
@@ -129,7 +128,7 @@ fn measure(
 ) -> Result<Run, String> {
     let mut rig = Rig::new(1, FRAMES)?;
     let client = rig.attach(EndpointId(0), ClientConfig { ring_log2: 11, ..ClientConfig::default() })?;
-    let frame = [&outer(inner_bytes)[..], &inner(FAR, TENANT, inner_bytes)].concat();
+    let frame = underlay_frame(TENANT, inner_bytes);
     fill(&mut rig.pool, &frame)?;
     let stop = AtomicBool::new(false);
     let on_its_core = Barrier::new(2);
@@ -210,29 +209,4 @@ fn way_out(rig: &mut Rig, _len: usize, deadline: Instant) -> (u64, u64) {
         }
     }
     (rig.sent(), rig.counters.dropped.total())
-}
-
-/// Writes the frame into every chunk; the stages change none of its bytes on the way in.
-fn fill(pool: &mut FramePool, frame: &[u8]) -> Result<(), String> {
-    let mut all = Vec::new();
-    while let Some(mut chunk) = pool.take() {
-        chunk.reset(0, frame.len()).ok_or("the frame does not fit a chunk")?.copy_from_slice(frame);
-        all.push(chunk);
-    }
-    all.into_iter().for_each(|chunk| pool.put(chunk));
-    Ok(())
-}
-
-fn outer(inner_bytes: usize) -> [u8; OVERHEAD_IPV4] {
-    let template = OuterTemplate::new(&OuterFields {
-        destination_mac: TENANT,
-        source_mac: FAR,
-        source: REMOTE,
-        destination: LOCAL,
-        port: 4789,
-        ttl: 64,
-    });
-    let mut head = [0; OVERHEAD_IPV4];
-    template.write(&mut head, inner_bytes as u16, VNI, 50000);
-    head
 }

@@ -5,6 +5,7 @@
 mod core_case;
 mod environment;
 mod memif_case;
+mod micro;
 mod report;
 mod rig;
 mod tenants_case;
@@ -53,8 +54,24 @@ enum Command {
     },
     /// Draws results as one page, report.html, beside report.json: of the given files, or of all cases, run now.
     Report(report::ReportArgs),
+    /// Pieces of the packet path, each by itself on one core: time, and that they allocate nothing.
+    Micro {
+        /// Shorter runs: some seconds in all.
+        #[arg(long)]
+        quick: bool,
+        /// Print one JSON object and nothing else.
+        #[arg(long)]
+        json: bool,
+        /// Only cases with this in their name, such as `stage/`.
+        #[arg(default_value = "", hide_default_value = true)]
+        filter: String,
+    },
+    /// The same pieces under valgrind: instructions per packet, which are the same in every run.
+    Instructions(micro::instructions::Args),
     #[command(hide = true)]
     MemifSide(memif_case::Side),
+    #[command(hide = true)]
+    MicroRounds { filter: String },
 }
 
 fn main() -> ExitCode {
@@ -80,7 +97,12 @@ fn main() -> ExitCode {
             Err(report::Error::Failed(error)) => Err(error),
             Ok(text) => Ok(text),
         },
+        Command::Micro { quick, json, filter } => {
+            micro::run(quick, &filter).map(|r| if json { r.json() } else { r.text() })
+        }
+        Command::Instructions(args) => micro::instructions::run(&args),
         Command::MemifSide(side) => side.run(),
+        Command::MicroRounds { filter } => micro::instructions::rounds(&filter),
     };
     match text {
         Ok(text) => match std::io::stdout().write_all(text.as_bytes()) {

@@ -15,6 +15,7 @@ use peregrine_dataplane::stages::{self, Cx, Stage, Wire, collect};
 use peregrine_dataplane::tables::{NextHop, Tables};
 use peregrine_dataplane::tenants::{Detached, TenantRings, Tenants};
 use peregrine_dataplane::types::{CoreId, EndpointId, MacAddr, NetworkId, RemoteId, Vni};
+use peregrine_dataplane::wire::outer::{OVERHEAD_IPV4, OuterFields, OuterTemplate};
 use peregrine_memif::{ClientConfig, Interface, ServerConfig, SocketAddr};
 
 /// Our VTEP and the far one.
@@ -23,7 +24,9 @@ pub const REMOTE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
 /// A station behind the far VTEP.
 pub const FAR: MacAddr = MacAddr([2, 0xff, 0, 0, 0, 2]);
 pub const VNI: Vni = Vni::from_bytes([0, 0, 42]);
-const NETWORK: NetworkId = NetworkId(0);
+pub const NETWORK: NetworkId = NetworkId(0);
+/// Known, so that every run finds an address after the same number of looks.
+pub const FDB_SECRET: u64 = 0x243f_6a88_85a3_08d3;
 
 /// The address of a tenant by its number.
 pub const fn tenant_mac(number: u16) -> MacAddr {
@@ -64,7 +67,7 @@ impl Rig {
         let plan = plan(tenants);
         let mut tables = Tables::new(&plan, 1500);
         tables.set_next_hop(RemoteId(0), Some(NextHop { destination: FAR, source: tenant_mac(0) }));
-        let fdb = Fdb::new(1024 + usize::from(tenants), 1);
+        let fdb = Fdb::with_secret(1024 + usize::from(tenants), 1, FDB_SECRET);
         for number in 0..tenants {
             let place = Destination::Local(EndpointId(number));
             if !fdb.set_fixed(NETWORK, tenant_mac(number), place) {
@@ -130,9 +133,15 @@ impl Rig {
 
 /// Both ends of a new connection: the tenant's, and the rings for a worker.
 pub fn connect(config: ClientConfig) -> Result<(Interface, TenantRings), String> {
-    let (client, server) =
-        peregrine_memif::pair(config, ServerConfig::default()).map_err(|error| error.to_string())?;
+    let (client, server) = pair(config, ServerConfig::default())?;
     Ok((client, TenantRings { rx: server.rx, tx: server.tx }))
+}
+
+/// Both ends of a new connection. Both are ours, so nobody takes memory away: no seal is needed, for which memif has a
+/// thread that a busy machine can keep waiting too long.
+pub fn pair(client: ClientConfig, server: ServerConfig) -> Result<(Interface, Interface), String> {
+    let server = ServerConfig { allow_unsealed: true, ..server };
+    peregrine_memif::pair(client, server).map_err(|error| error.to_string())
 }
 
 /// An inner UDP packet; nobody looks at what is behind its ports.
@@ -147,7 +156,34 @@ pub fn inner(source: MacAddr, destination: MacAddr, bytes: usize) -> Vec<u8> {
     packet
 }
 
-fn plan(tenants: u16) -> Plan {
+/// What the far VTEP sends towards a tenant: an inner packet of so many bytes in its outer headers.
+pub fn underlay_frame(to: MacAddr, inner_bytes: usize) -> Vec<u8> {
+    let template = OuterTemplate::new(&OuterFields {
+        destination_mac: to,
+        source_mac: FAR,
+        source: REMOTE,
+        destination: LOCAL,
+        port: 4789,
+        ttl: 64,
+    });
+    let mut head = [0; OVERHEAD_IPV4];
+    template.write(&mut head, inner_bytes as u16, VNI, 50000);
+    [&head[..], &inner(FAR, to, inner_bytes)].concat()
+}
+
+/// Writes the frame into every chunk; the stages change none of its bytes on the way in.
+pub fn fill(pool: &mut FramePool, frame: &[u8]) -> Result<(), String> {
+    let mut all = Vec::new();
+    while let Some(mut chunk) = pool.take() {
+        chunk.reset(0, frame.len()).ok_or("the frame does not fit a chunk")?.copy_from_slice(frame);
+        all.push(chunk);
+    }
+    all.into_iter().for_each(|chunk| pool.put(chunk));
+    Ok(())
+}
+
+/// One network, one remote, so many tenants.
+pub fn plan(tenants: u16) -> Plan {
     let endpoint = |number| EndpointPlan {
         name: format!("tenant{number}"),
         network: NETWORK,

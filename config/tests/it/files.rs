@@ -98,7 +98,10 @@ fn full_says_the_defaults_and_holds_every_key() {
     assert_eq!(client.role, MemifRole::Client { ring_log2: 10, buffer_bytes: 2048, tenant_uid: Some(1000) });
     // So are the client's, when `full` no longer says them.
     let beginning = text.split_once("\nring_size = 1024").unwrap().0;
-    assert_eq!(parse(beginning, "full.toml").unwrap().endpoints[1].memif, client);
+    let mut by_default = parse(beginning, "full.toml").unwrap().endpoints[1].memif.clone();
+    let MemifRole::Client { tenant_uid, .. } = &mut by_default.role else { panic!() };
+    assert_eq!(tenant_uid.replace(1000), None);
+    assert_eq!(by_default, client);
     let MemifRole::Server { owner, group, .. } = &mut plan.endpoints[0].memif.role else { panic!() };
     assert_eq!((owner.take(), group.take()), (Some(0), Some(0)));
     plan.workers[0].nice = None;

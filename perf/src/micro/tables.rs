@@ -1,0 +1,178 @@
+//! Micro-benches of what a frame is looked up in: the FDB by its size, and the tables. Used by `micro`.
+
+use std::hint::black_box;
+use std::net::{IpAddr, Ipv4Addr};
+
+use peregrine_dataplane::fdb::{Fdb, Learned};
+use peregrine_dataplane::plan::NetworkPlan;
+use peregrine_dataplane::tables::Tables;
+use peregrine_dataplane::types::{MacAddr, RemoteId, Vni};
+
+use super::{Case, Maker, PACKETS, case, maker};
+use crate::rig::{FDB_SECRET, NETWORK, plan};
+
+/// Networks, and remotes, in the tables.
+const MANY: u32 = 1000;
+/// Learned by this remote in this second.
+const REMOTE: RemoteId = RemoteId(0);
+const NOW_S: u32 = 7;
+
+pub fn cases() -> Vec<Maker> {
+    let mut cases = Vec::new();
+    for (size, entries) in [("1k", 1000), ("100k", 100_000)] {
+        let kinds: [(&str, FdbCase); 4] = [
+            ("lookup-hit", lookup_hit),
+            ("lookup-miss", lookup_miss),
+            ("learn-known", learn_known),
+            ("learn-new", learn_new),
+        ];
+        for (kind, make) in kinds {
+            cases.push(maker(format!("fdb/{kind}/{size}"), move |name| make(name, Addresses::new(entries)?)));
+        }
+    }
+    cases.push(maker("tables/network-by-vni/1k", |name| Ok(network_by_vni(name))));
+    cases.push(maker("tables/remote-by-address/1k", |name| Ok(remote_by_address(name))));
+    cases
+}
+
+type FdbCase = fn(&str, Addresses) -> Result<Case, String>;
+
+/// A filled FDB and the addresses of the next round.
+struct Addresses {
+    fdb: Fdb,
+    entries: u64,
+    /// Counts up with every address that was asked for.
+    next: u64,
+    chosen: [MacAddr; PACKETS],
+}
+
+impl Addresses {
+    fn new(entries: u64) -> Result<Addresses, String> {
+        // Room for what `learn_new` adds.
+        let fdb = Fdb::with_secret(entries as usize + PACKETS, 1, FDB_SECRET);
+        for number in 0..entries {
+            if fdb.learn(NETWORK, known(number), REMOTE, NOW_S, u32::MAX) != Learned::New {
+                return Err(format!(
+                    "address {number} of {entries} found no room in the forwarding database"
+                ));
+            }
+        }
+        Ok(Addresses { fdb, entries, next: 0, chosen: [MacAddr([0; 6]); PACKETS] })
+    }
+
+    /// Addresses spread over all that are known.
+    fn choose_known(&mut self) {
+        for chosen in &mut self.chosen {
+            self.next = self.next.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            *chosen = known(self.next % self.entries);
+        }
+    }
+
+    /// Addresses that are not there.
+    fn choose_unknown(&mut self) {
+        for chosen in &mut self.chosen {
+            self.next += 1;
+            *chosen = unknown(self.next);
+        }
+    }
+
+    #[inline]
+    fn lookups(&self, found: bool) -> usize {
+        let is = |mac: &&MacAddr| black_box(self.fdb.lookup(NETWORK, **mac)).is_some() == found;
+        self.chosen.iter().filter(is).count()
+    }
+
+    #[inline]
+    fn learns(&self, learned: Learned) -> usize {
+        let is = |mac: &&MacAddr| self.fdb.learn(NETWORK, **mac, REMOTE, NOW_S, u32::MAX) == learned;
+        self.chosen.iter().filter(is).count()
+    }
+
+    fn forget_chosen(&mut self) {
+        for mac in &self.chosen {
+            self.fdb.remove(NETWORK, *mac);
+        }
+    }
+}
+
+/// Not one after the other: of 100,000 addresses in a row the FDB refuses a few, whose both buckets are full.
+fn known(number: u64) -> MacAddr {
+    let [.., a, b, c, d] = number.to_be_bytes();
+    MacAddr([2, a, b, c, d, 1])
+}
+
+fn unknown(number: u64) -> MacAddr {
+    let [.., a, b, c, d] = number.to_be_bytes();
+    MacAddr([6, a, b, c, d, 1])
+}
+
+fn lookup_hit(name: &str, addresses: Addresses) -> Result<Case, String> {
+    Ok(case(name, addresses, Addresses::choose_known, |addresses| addresses.lookups(true)))
+}
+
+fn lookup_miss(name: &str, addresses: Addresses) -> Result<Case, String> {
+    Ok(case(name, addresses, Addresses::choose_unknown, |addresses| addresses.lookups(false)))
+}
+
+fn learn_known(name: &str, addresses: Addresses) -> Result<Case, String> {
+    Ok(case(name, addresses, Addresses::choose_known, |addresses| addresses.learns(Learned::Known)))
+}
+
+fn learn_new(name: &str, addresses: Addresses) -> Result<Case, String> {
+    let prepare = |addresses: &mut Addresses| {
+        addresses.forget_chosen();
+        addresses.choose_unknown();
+    };
+    Ok(case(name, addresses, prepare, |addresses| addresses.learns(Learned::New)))
+}
+
+/// As many networks as remotes, each network with one of them.
+fn many_tables() -> Tables {
+    let mut plan = plan(0);
+    let Some(first) = plan.networks.pop() else { return Tables::new(&plan, 1500) };
+    plan.networks.extend((1..=MANY).map(|number| NetworkPlan {
+        name: format!("perf{number}"),
+        vni: vni(number),
+        remotes: vec![IpAddr::V4(address(number))],
+        ..first.clone()
+    }));
+    Tables::new(&plan, 1500)
+}
+
+fn vni(number: u32) -> Vni {
+    let [_, a, b, c] = number.to_be_bytes();
+    Vni::from_bytes([a, b, c])
+}
+
+fn address(number: u32) -> Ipv4Addr {
+    Ipv4Addr::from(0xc612_0000 + number) // 198.18.0.0/15, for benchmarks (RFC 2544)
+}
+
+/// The next numbers of those in the tables.
+fn numbers(next: &mut u32) -> impl Iterator<Item = u32> {
+    let first = *next;
+    *next = (first + PACKETS as u32) % MANY;
+    (0..PACKETS as u32).map(move |ahead| (first + ahead) % MANY + 1)
+}
+
+fn network_by_vni(name: &str) -> Case {
+    case(
+        name,
+        (many_tables(), 0, [vni(1); PACKETS]),
+        |(_, next, chosen)| chosen.iter_mut().zip(numbers(next)).for_each(|(place, n)| *place = vni(n)),
+        |(tables, _, chosen)| {
+            chosen.iter().filter(|vni| black_box(tables.network_by_vni(**vni)).is_some()).count()
+        },
+    )
+}
+
+fn remote_by_address(name: &str) -> Case {
+    case(
+        name,
+        (many_tables(), 0, [address(1); PACKETS]),
+        |(_, next, chosen)| chosen.iter_mut().zip(numbers(next)).for_each(|(place, n)| *place = address(n)),
+        |(tables, _, chosen)| {
+            chosen.iter().filter(|address| black_box(tables.remote_by_address(**address)).is_some()).count()
+        },
+    )
+}
