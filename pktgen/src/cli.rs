@@ -1,6 +1,6 @@
 //! The command line: what clap reads ([`Cli`]), and what it means once checked (the settings of the commands).
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -34,7 +34,7 @@ pub enum Command {
     Send(SendArgs),
     /// Count what arrives: loss, order, latency
     Sink(SinkArgs),
-    /// Send back what arrives: ARP, ICMP echo, UDP
+    /// Send back what arrives: ARP and neighbour discovery, ICMP and ICMPv6 echo, UDP
     Echo(EchoArgs),
 }
 
@@ -140,6 +140,9 @@ pub struct EchoArgs {
     /// Our IPv4 address
     #[arg(long, value_name = "IPV4", conflicts_with = "udp")]
     ip: Option<Ipv4Addr>,
+    /// Our IPv6 address
+    #[arg(long, value_name = "IPV6", conflicts_with = "udp")]
+    ip6: Option<Ipv6Addr>,
     #[command(flatten)]
     run: RunArgs,
     /// Flags that all commands have.
@@ -384,7 +387,7 @@ impl EchoArgs {
     /// [`Error::Arguments`] if they cannot be.
     pub fn settings(&self) -> Result<(PortSettings, Option<Identity>, EchoSettings), Error> {
         let port = self.port.settings()?;
-        let identity = self.mac.zip(self.ip).map(|(mac, ip)| Identity { mac, ip });
+        let identity = self.mac.zip(self.ip).map(|(mac, ip)| Identity { mac, ip, ip6: self.ip6 });
         if !matches!(port, PortSettings::Udp(_)) && identity.is_none() {
             return Err(Error::Arguments("echo --memif needs --mac and --ip: who it answers as".into()));
         }

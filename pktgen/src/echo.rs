@@ -1,5 +1,5 @@
-//! `echo`: sends back what arrives, as a host with an echo server would: ARP, ICMP echo and UDP over memif, datagrams
-//! over a UDP socket. The trailer stays as it is, so that the sender measures the round trip.
+//! `echo`: sends back what arrives, as a host with an echo server would: ARP and neighbour discovery, ICMP and ICMPv6
+//! echo and UDP over memif, datagrams over a UDP socket. The trailer stays as it is, so that the sender measures the round trip.
 
 pub mod reply;
 
@@ -33,7 +33,9 @@ pub struct EchoSettings {
 pub struct Answered {
     /// ARP replies.
     pub arp: u64,
-    /// ICMP echo replies.
+    /// Neighbour advertisements.
+    pub neighbour: u64,
+    /// ICMP and ICMPv6 echo replies.
     pub icmp: u64,
     /// UDP packets sent back.
     pub udp: u64,
@@ -157,6 +159,7 @@ impl Answered {
     fn count(&mut self, kind: Kind) {
         match kind {
             Kind::Arp => self.arp += 1,
+            Kind::NeighbourSolicitation => self.neighbour += 1,
             Kind::Icmp => self.icmp += 1,
             Kind::Udp => self.udp += 1,
         }

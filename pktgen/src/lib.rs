@@ -20,10 +20,12 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
+pub mod classes;
 pub mod cli;
 pub mod clock;
 pub mod echo;
 pub mod error;
+pub mod floor;
 pub mod latency;
 pub mod limits;
 pub mod pacer;

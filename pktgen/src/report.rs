@@ -62,8 +62,8 @@ fn rate(pps: f64, seconds: f64) -> String {
 }
 
 fn percentiles(got: Option<Percentiles>) -> String {
-    got.map_or("none".into(), |Percentiles { p50, p90, p99, p999, max }| {
-        format!("{p50:.1} p50, {p90:.1} p90, {p99:.1} p99, {p999:.1} p99.9, {max:.1} max")
+    got.map_or("none".into(), |Percentiles { p50, p90, p99, p999, p9999, max }| {
+        format!("{p50:.1} p50, {p90:.1} p90, {p99:.1} p99, {p999:.1} p99.9, {p9999:.1} p99.99, {max:.1} max")
     })
 }
 
@@ -72,8 +72,8 @@ fn port(statistics: &PortStatistics) -> (&'static str, String) {
         PortStatistics::Ring(ring) => (
             "ring",
             format!(
-                "{} slots, {} filled at most, {} bad descriptors, {} connections",
-                ring.size, ring.pending_max, ring.bad_descriptors, ring.connections
+                "{} of {} slots, {} filled at most, {} bad descriptors, {} connections",
+                ring.queues, ring.size, ring.pending_max, ring.bad_descriptors, ring.connections
             ),
         ),
         PortStatistics::Socket(socket) => {
@@ -154,7 +154,13 @@ impl Report for EchoReport {
         let answered = self.answered;
         vec![
             ("received", format!("{} packets, {} bytes in {:.3} s", self.received, self.bytes, self.seconds)),
-            ("answered", format!("{} ARP, {} ICMP, {} UDP", answered.arp, answered.icmp, answered.udp)),
+            (
+                "answered",
+                format!(
+                    "{} ARP, {} ND, {} ICMP, {} UDP",
+                    answered.arp, answered.neighbour, answered.icmp, answered.udp
+                ),
+            ),
             ("ignored", self.ignored.to_string()),
             ("dropped", self.dropped.to_string()),
             port(&self.port),
@@ -185,6 +191,7 @@ mod tests {
             ended: Ended::Idle,
             port: PortStatistics::Ring(RingStatistics {
                 size: 1024,
+                queues: 2,
                 pending_max: 3,
                 bad_descriptors: 0,
                 connections: 1,
@@ -197,16 +204,16 @@ mod tests {
         let json = serde_json::to_string(&Named { command: "sink", report: &sink() }).unwrap();
         assert_eq!(
             json,
-            r#"{"command":"sink","received":3,"bytes":192,"lost":1,"reordered":0,"duplicates":0,"beyond_window":0,"not_ours":2,"unknown_flow":0,"flows":1,"seconds":0.5,"received_pps":4.0,"latency_us":null,"ended":"idle","ring":{"size":1024,"pending_max":3,"bad_descriptors":0,"connections":1}}"#
+            r#"{"command":"sink","received":3,"bytes":192,"lost":1,"reordered":0,"duplicates":0,"beyond_window":0,"not_ours":2,"unknown_flow":0,"flows":1,"seconds":0.5,"received_pps":4.0,"latency_us":null,"ended":"idle","ring":{"size":1024,"queues":2,"pending_max":3,"bad_descriptors":0,"connections":1}}"#
         );
         let port = PortStatistics::Socket(SocketStatistics { receive_buffer_bytes: 9, drops: Some(1) });
-        let percentiles = Percentiles { p50: 1.0, p90: 2.0, p99: 3.0, p999: 4.0, max: 5.5 };
+        let percentiles = Percentiles { p50: 1.0, p90: 2.0, p99: 3.0, p999: 4.0, p9999: 4.5, max: 5.5 };
         let udp = SinkReport { port, latency_us: Some(percentiles), ..sink() };
         let json: serde_json::Value = serde_json::to_value(Named { command: "sink", report: &udp }).unwrap();
         assert_eq!(json["socket"], serde_json::json!({"receive_buffer_bytes": 9, "drops": 1}));
         assert_eq!(
             json["latency_us"],
-            serde_json::json!({"p50": 1.0, "p90": 2.0, "p99": 3.0, "p999": 4.0, "max": 5.5})
+            serde_json::json!({"p50": 1.0, "p90": 2.0, "p99": 3.0, "p999": 4.0, "p9999": 4.5, "max": 5.5})
         );
     }
 

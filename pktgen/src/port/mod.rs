@@ -62,7 +62,9 @@ pub enum PortStatistics {
 pub struct RingStatistics {
     /// Its slots.
     pub size: u16,
-    /// The most packets that were waiting in it at once.
+    /// How many such rings are read.
+    pub queues: usize,
+    /// The most packets that were waiting in one at once.
     pub pending_max: u16,
     /// Descriptors that no packet could be read from.
     pub bad_descriptors: u64,
