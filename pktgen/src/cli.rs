@@ -1,6 +1,7 @@
 //! The command line: what clap reads ([`Cli`]), and what it means once checked (the settings of the commands).
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4};
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -9,13 +10,14 @@ use peregrine_dataplane::plan::XdpMode;
 use peregrine_dataplane::types::{MacAddr, QueueId, Vni};
 use peregrine_memif::{ClientConfig, Secret, SocketAddr};
 
+use crate::classes::{CLASSES_MAX, Class};
 use crate::echo::EchoSettings;
 use crate::echo::reply::Identity;
 use crate::error::Error;
 use crate::limits::{Limits, Wait};
 use crate::pacer::Rate;
 use crate::send::{SendSettings, SendWait};
-use crate::sink::SinkSettings;
+use crate::sink::{Demands, SinkSettings};
 use crate::template::{Inner, SIZE_MAX, SIZE_MIN};
 
 /// VXLAN packet generator, sink and echo over AF_XDP, memif and UDP sockets.
@@ -105,7 +107,10 @@ pub struct SendArgs {
     count: Option<u64>,
     /// Receive the answers and measure round trips (attaches an XDP program)
     #[arg(long)]
-    rtt: bool,
+    pub rtt: bool,
+    /// With --rtt: do not measure the generator's own latency before the run
+    #[arg(long)]
+    pub no_floor: bool,
     /// What to do while nothing is due
     #[arg(long, value_enum, default_value = "yield")]
     wait: SendWaitName,
@@ -122,6 +127,21 @@ pub struct SinkArgs {
     /// How many flows to track, from 0
     #[arg(long, value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..=65536))]
     flows: u32,
+    /// Report these packets by themselves, too: NAME=ports:9000-9099 (UDP destination) or NAME=dscp:46; may be repeated
+    #[arg(long = "class", value_name = "NAME=WHAT", conflicts_with = "udp")]
+    classes: Vec<Class>,
+    /// Write the latencies to a file that HdrHistogram's plotters read
+    #[arg(long, value_name = "FILE")]
+    pub percentiles: Option<PathBuf>,
+    /// Exit status 1 if more was lost: lost packets to all that should have come
+    #[arg(long, value_name = "RATIO", value_parser = ratio)]
+    max_loss: Option<f64>,
+    /// Exit status 1 if fewer packets came, copies not counted
+    #[arg(long, value_name = "N")]
+    min_received: Option<u64>,
+    /// Do not measure the generator's own latency before the run
+    #[arg(long)]
+    pub no_floor: bool,
     #[command(flatten)]
     run: RunArgs,
     /// Flags that all commands have.
@@ -168,6 +188,9 @@ struct PortArgs {
     /// Wait for the memif server, now and whenever it goes away
     #[arg(long, conflicts_with = "udp")]
     reconnect: bool,
+    /// Rings each way; the server must have as many. All are read, answers go out on the first
+    #[arg(long, value_name = "N", default_value_t = 1, conflicts_with = "udp")]
+    queue_pairs: u16,
     /// Slots of each memif ring
     #[arg(long, value_name = "N", default_value_t = 1024)]
     ring_size: u16,
@@ -193,6 +216,9 @@ struct RunArgs {
     /// End when so long nothing came, after the first packet
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     idle_ms: Option<u64>,
+    /// No line per second on standard error
+    #[arg(long)]
+    quiet: bool,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -259,6 +285,11 @@ fn seconds(text: &str) -> Result<Duration, String> {
     const LONGEST: f64 = 7.0 * 86400.0;
     let seconds = text.parse::<f64>().ok().filter(|seconds| *seconds > 0.0 && *seconds <= LONGEST);
     seconds.map(Duration::from_secs_f64).ok_or_else(|| format!("a number above 0 and up to {LONGEST}"))
+}
+
+fn ratio(text: &str) -> Result<f64, String> {
+    let ratio = text.parse().ok().filter(|ratio| (0.0..=1.0).contains(ratio));
+    ratio.ok_or_else(|| "a ratio is 0 to 1: 0.005 is half a percent".into())
 }
 
 impl SendArgs {
@@ -342,9 +373,10 @@ impl PortArgs {
             secret: Secret::new(self.secret.as_bytes()).map_err(|why| refused("--secret", &why))?,
             ring_log2: self.ring_size.trailing_zeros() as u8,
             buffer_bytes: self.buffer_size,
+            queue_pairs: self.queue_pairs,
             ..ClientConfig::default()
         };
-        config.check().map_err(|why| refused("--ring-size or --buffer-size", &why))?;
+        config.check().map_err(|why| refused("--ring-size, --buffer-size or --queue-pairs", &why))?;
         Ok(if self.reconnect {
             PortSettings::Reconnecting(socket, config)
         } else {
@@ -374,9 +406,22 @@ impl SinkArgs {
     /// # Errors
     /// [`Error::Arguments`] if they cannot be.
     pub fn settings(&self) -> Result<(PortSettings, SinkSettings), Error> {
-        let settings =
-            SinkSettings { wait: self.run.wait(), limits: self.run.limits(), flows: self.flows as usize };
+        if self.classes.len() > CLASSES_MAX {
+            return Err(Error::Arguments(format!("--class: at most {CLASSES_MAX} are told apart")));
+        }
+        let settings = SinkSettings {
+            wait: self.run.wait(),
+            limits: self.run.limits(),
+            flows: self.flows as usize,
+            classes: self.classes.clone(),
+            quiet: self.run.quiet,
+        };
         Ok((self.port.settings()?, settings))
+    }
+
+    /// What decides about the exit status.
+    pub fn demands(&self) -> Demands {
+        Demands { max_loss: self.max_loss, min_received: self.min_received }
     }
 }
 
@@ -391,7 +436,11 @@ impl EchoArgs {
         if !matches!(port, PortSettings::Udp(_)) && identity.is_none() {
             return Err(Error::Arguments("echo --memif needs --mac and --ip: who it answers as".into()));
         }
-        Ok((port, identity, EchoSettings { wait: self.run.wait(), limits: self.run.limits() }))
+        Ok((
+            port,
+            identity,
+            EchoSettings { wait: self.run.wait(), limits: self.run.limits(), quiet: self.run.quiet },
+        ))
     }
 }
 

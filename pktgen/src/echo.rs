@@ -26,6 +26,8 @@ pub struct EchoSettings {
     pub wait: Wait,
     /// When it ends.
     pub limits: Limits,
+    /// No line per second.
+    pub quiet: bool,
 }
 
 /// Answers sent, by kind.
@@ -196,7 +198,11 @@ fn answer_all<R: Responder>(
 ) -> Result<Ended, Error> {
     let start = clock::now_ns();
     let until = Until::new(&settings.limits, start, stop);
-    let mut progress = Progress::new("received", start);
+    let mut progress = if settings.quiet {
+        Progress::silent()
+    } else {
+        Progress::toward("received", start, &settings.limits)
+    };
     let mut peer_checked = start;
     loop {
         let count = responder.answer(settings.wait, tally)?;

@@ -15,7 +15,7 @@ use crate::error::Error;
 const LONGEST_NS: u64 = 60 * SECOND;
 
 /// How long packets took.
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Debug)]
 pub struct Latency(Histogram<u64>);
 
 /// Percentiles in microseconds.
@@ -63,6 +63,12 @@ impl Latency {
     #[inline]
     pub fn record(&mut self, ns: u64) {
         self.0.saturating_record(ns.min(LONGEST_NS));
+    }
+
+    /// Adds what another histogram of the same digits holds.
+    pub fn add(&mut self, other: &Latency) {
+        // It could fail only for values beyond the bounds, which are the same for all.
+        let _never = self.0.add(&other.0);
     }
 
     /// Forgets everything.

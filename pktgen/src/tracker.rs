@@ -96,10 +96,16 @@ struct Flow {
 
 /// What a number says about the packet that has it.
 enum Arrival {
-    InTurn,
+    /// After so many numbers that have not come.
+    InTurn {
+        skipped: u64,
+    },
     Duplicate,
     BeyondWindow,
-    Reordered { extent: Option<u64>, n: usize },
+    Reordered {
+        extent: Option<u64>,
+        n: usize,
+    },
 }
 
 impl Flow {
@@ -120,12 +126,13 @@ impl Flow {
         if sequence == self.next {
             self.next += 1;
             self.arrive(sequence);
-            Arrival::InTurn
+            Arrival::InTurn { skipped: 0 }
         } else if sequence > self.next {
+            let skipped = sequence - self.next;
             self.gap(sequence);
             self.next = sequence + 1;
             self.arrive(sequence);
-            Arrival::InTurn
+            Arrival::InTurn { skipped }
         } else {
             self.late(sequence)
         }
@@ -244,7 +251,10 @@ impl Tracker {
     pub fn record(&mut self, flow: u16, sequence: u64) -> bool {
         let Some(flow) = self.flows.get_mut(usize::from(flow)) else { return false };
         match flow.record(sequence) {
-            Arrival::InTurn => {}
+            Arrival::InTurn { skipped } => {
+                self.counts.distinct += 1;
+                self.counts.lost += skipped;
+            }
             Arrival::Duplicate => self.counts.duplicates += 1,
             Arrival::BeyondWindow => self.counts.beyond_window += 1,
             Arrival::Reordered { extent, n } => self.reordered(extent, n),
@@ -254,6 +264,8 @@ impl Tracker {
 
     #[cold]
     fn reordered(&mut self, extent: Option<u64>, n: usize) {
+        self.counts.distinct += 1;
+        self.counts.lost -= 1;
         self.counts.reordered += 1;
         self.n_reordered.iter_mut().take(n).for_each(|count| *count += 1);
         let Some(extent) = extent else {
@@ -267,15 +279,12 @@ impl Tracker {
     }
 
     /// The totals over all flows.
+    #[inline]
     pub fn counts(&self) -> Counts {
-        let (distinct, highest) = self
-            .flows
-            .iter()
-            .fold((0, 0), |(distinct, highest), flow| (distinct + flow.distinct, highest + flow.next));
-        Counts { distinct, lost: highest - distinct, ..self.counts }
+        self.counts
     }
 
-    /// What is known of one flow; `None` if it has not been seen.
+    /// The same of one flow; `None` if it has not been seen.
     pub fn flow(&self, flow: u16) -> Option<Counts> {
         self.flows.get(usize::from(flow)).filter(|flow| flow.next > 0).map(Flow::counts)
     }
@@ -303,12 +312,6 @@ impl Tracker {
             found.filter(|extent| *extent <= EXTENT_MAX).map_or(self.extent_max, |extent| extent as u64)
         };
         (total > 0).then(|| Extents { p50: at(0.5), p90: at(0.9), p99: at(0.99), max: self.extent_max })
-    }
-
-    /// What is known without looking through the flows: all but `distinct` and `lost`.
-    #[inline]
-    pub fn totals(&self) -> Counts {
-        self.counts
     }
 
     /// How many flows have been seen.

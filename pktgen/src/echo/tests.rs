@@ -15,6 +15,7 @@ fn settings(wait: Wait, count: u64) -> EchoSettings {
     EchoSettings {
         wait,
         limits: Limits { seconds: Some(Duration::from_secs(10)), count: Some(count), idle: None },
+        quiet: true,
     }
 }
 
