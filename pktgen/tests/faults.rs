@@ -8,7 +8,6 @@
 
 mod common;
 
-use std::collections::VecDeque;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::num::NonZeroU64;
 use std::time::{Duration, Instant};
@@ -106,7 +105,7 @@ fn meddle(from: &mut Interface, to: &mut Interface, count: u64) {
         until("room", || to.tx[0].push(frame).ok());
         to.tx[0].flush().unwrap();
     };
-    let mut held: VecDeque<(usize, Vec<u8>)> = VecDeque::new();
+    let mut held: Vec<(usize, Vec<u8>)> = Vec::new();
     for _ in 0..count {
         until("packet", || (from.rx[0].pending().unwrap() > 0).then_some(()));
         let mut frame = [0; 128];
@@ -122,15 +121,18 @@ fn meddle(from: &mut Interface, to: &mut Interface, count: u64) {
             Some(Fault::Drop) => {}
             Some(Fault::Copies(more)) => (0..=more).for_each(|_| put(frame)),
             Some(Fault::Delay(by)) => {
-                held.push_back((by, frame.to_vec()));
+                held.push((by, frame.to_vec()));
                 continue;
             }
             None => put(frame),
         }
         held.iter_mut().for_each(|(left, _)| *left -= 1);
-        while let Some((_, frame)) = held.pop_front_if(|(left, _)| *left == 0) {
-            put(&frame);
-        }
+        held.retain(|(left, frame)| {
+            if *left == 0 {
+                put(frame);
+            }
+            *left > 0
+        });
     }
 }
 
