@@ -16,6 +16,7 @@ use crate::echo::reply::Identity;
 use crate::error::Error;
 use crate::limits::{Limits, Wait};
 use crate::pacer::Rate;
+use crate::port::xdp::XdpSettings;
 use crate::send::{SendSettings, SendWait};
 use crate::sink::{Demands, SinkSettings};
 use crate::template::{Inner, SIZE_MAX, SIZE_MIN};
@@ -124,6 +125,8 @@ pub struct SendArgs {
 pub struct SinkArgs {
     #[command(flatten)]
     port: PortArgs,
+    #[command(flatten)]
+    xdp: XdpArgs,
     /// How many flows to track, from 0
     #[arg(long, value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..=65536))]
     flows: u32,
@@ -174,7 +177,7 @@ pub struct EchoArgs {
 #[group(skip)]
 struct PortArgs {
     /// memif server to connect to: a path, or @name for an abstract socket
-    #[arg(long, value_name = "SOCKET", required_unless_present = "udp", conflicts_with = "udp")]
+    #[arg(long, value_name = "SOCKET", conflicts_with = "udp")]
     memif: Option<SocketAddr>,
     /// UDP socket of the kernel to bind
     #[arg(long, value_name = "IP:PORT")]
@@ -197,6 +200,42 @@ struct PortArgs {
     /// Bytes of each memif buffer
     #[arg(long, value_name = "BYTES", default_value_t = 2048)]
     buffer_size: u32,
+}
+
+#[derive(Clone, Debug, Args)]
+#[group(skip)]
+struct XdpArgs {
+    /// Interface to take VXLAN frames from over AF_XDP (needs root; attaches an XDP program)
+    #[arg(long, value_name = "IF", conflicts_with_all = ["memif", "udp", "reconnect"], requires = "local", requires = "vni")]
+    interface: Option<String>,
+    /// Its queues, each by a --queue of its own
+    #[arg(long = "queue", value_name = "N", default_value = "0", requires = "interface")]
+    queues: Vec<u32>,
+    /// How its sockets are bound
+    #[arg(long, value_enum, default_value = "prefer-zero-copy", requires = "interface")]
+    mode: Mode,
+    /// Our VTEP address
+    #[arg(long, value_name = "IPV4", requires = "interface")]
+    local: Option<Ipv4Addr>,
+    /// UDP port of VXLAN
+    #[arg(long, value_name = "PORT", default_value_t = 4789, requires = "interface")]
+    port: u16,
+    /// VXLAN network identifier
+    #[arg(long, value_name = "N", value_parser = vni, requires = "interface")]
+    vni: Option<Vni>,
+}
+
+impl XdpArgs {
+    fn settings(&self) -> Option<XdpSettings> {
+        Some(XdpSettings {
+            interface: self.interface.clone()?,
+            queues: self.queues.iter().map(|queue| QueueId(*queue)).collect(),
+            mode: self.mode.into(),
+            local: self.local?,
+            port: self.port,
+            vni: self.vni?,
+        })
+    }
 }
 
 #[derive(Clone, Debug, Args)]
@@ -352,6 +391,8 @@ pub enum PortSettings {
     Reconnecting(SocketAddr, ClientConfig),
     /// A UDP socket.
     Udp(SocketAddrV4),
+    /// AF_XDP sockets; only of a sink.
+    Xdp(XdpSettings),
 }
 
 impl PortArgs {
@@ -359,7 +400,10 @@ impl PortArgs {
         if let Some(address) = self.udp {
             return Ok(PortSettings::Udp(address));
         }
-        let socket = self.memif.clone().ok_or_else(|| Error::Arguments("give --memif or --udp".into()))?;
+        let socket = self
+            .memif
+            .clone()
+            .ok_or_else(|| Error::Arguments("say where packets come from: --memif or --udp".into()))?;
         let refused = |flag: &str, why: &dyn std::fmt::Display| Error::Arguments(format!("{flag}: {why}"));
         if !self.ring_size.is_power_of_two() {
             return Err(refused(
@@ -416,7 +460,11 @@ impl SinkArgs {
             classes: self.classes.clone(),
             quiet: self.run.quiet,
         };
-        Ok((self.port.settings()?, settings))
+        let port = match self.xdp.settings() {
+            Some(xdp) => PortSettings::Xdp(xdp),
+            None => self.port.settings()?,
+        };
+        Ok((port, settings))
     }
 
     /// What decides about the exit status.

@@ -16,6 +16,7 @@ use peregrine_pktgen::limits::{Stop, pin};
 use peregrine_pktgen::port::memif::MemifPort;
 use peregrine_pktgen::port::reconnect::ReconnectingPort;
 use peregrine_pktgen::port::udp::UdpPort;
+use peregrine_pktgen::port::xdp::XdpPort;
 use peregrine_pktgen::report::{self, Outcome, Report};
 use peregrine_pktgen::send::Sender;
 use peregrine_pktgen::sink;
@@ -107,6 +108,12 @@ fn run_sink(args: &SinkArgs) -> Result<(), Error> {
             ready();
             sink::run(port, &settings, stop)?
         }
+        PortSettings::Xdp(xdp) => {
+            let port = XdpPort::open(&xdp)?;
+            let stop = Stop::at_signals()?;
+            ready();
+            sink::run(port, &settings, stop)?
+        }
     };
     report::print(&outcome.report, floor, args.common.json)?;
     if let Some((file, what)) = percentiles {
@@ -137,6 +144,7 @@ fn run_echo(args: &EchoArgs) -> Result<(), Error> {
         (PortSettings::Memif(..) | PortSettings::Reconnecting(..), None) => {
             return Err(Error::Arguments("echo --memif needs --mac and --ip".into()));
         }
+        (PortSettings::Xdp(_), _) => return Err(Error::Arguments("echo has no AF_XDP".into())),
         (PortSettings::Udp(address), _) => {
             let port = UdpPort::bind(address)?;
             let stop = Stop::at_signals()?;

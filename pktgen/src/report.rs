@@ -91,6 +91,12 @@ fn port(statistics: &PortStatistics) -> Row {
             let drops = socket.drops.map_or("unknown".into(), |drops| drops.to_string());
             ("socket", format!("buffer {} bytes, drops {drops}", socket.receive_buffer_bytes))
         }
+        PortStatistics::Xdp(xdp) => {
+            let drops: u64 = xdp.kernel.iter().map(|socket| socket.rx_dropped + socket.rx_ring_full).sum();
+            let (name, sockets, mode) =
+                (&xdp.uplink.interface, xdp.kernel.len(), mode_name(xdp.uplink.mode_actual));
+            ("AF_XDP", format!("{name}, {sockets} sockets, {mode}, drops {drops}"))
+        }
     }
 }
 
