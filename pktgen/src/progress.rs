@@ -140,9 +140,9 @@ fn done(goal: &Limits, ns: u64, total: u64) -> Option<u64> {
 fn line(second: &Second) -> String {
     let Second { what, seconds, total, count, pps, quality, .. } = second;
     let mut line = format!("{seconds:>4.0} s  {total:>12} {what}  {pps:>12.0} packets/s");
-    if let Some(Quality { lost, p50_ns, p99_ns }) = quality {
-        let share = 100.0 * *lost as f64 / (lost + count).max(1) as f64;
-        let (p50, p99) = (*p50_ns as f64 / 1000.0, *p99_ns as f64 / 1000.0);
+    if let Some(Quality { lost, p50_ns, p99_ns }) = quality.filter(|quality| *count + quality.lost > 0) {
+        let share = 100.0 * lost as f64 / (lost + count).max(1) as f64;
+        let (p50, p99) = (p50_ns as f64 / 1000.0, p99_ns as f64 / 1000.0);
         line.push_str(&format!("  {lost} lost ({share:.3} %)  p50 {p50:.1} µs  p99 {p99:.1} µs"));
     }
     line
@@ -157,9 +157,7 @@ fn write_all(seconds: &Receiver<Second>, has_end: bool) {
         return;
     }
     let bar = if has_end { ProgressBar::new(STEPS) } else { ProgressBar::new_spinner() };
-    if has_end
-        && let Ok(style) = ProgressStyle::with_template("[{bar:50}] {percent:>3} %  {elapsed} of {duration}")
-    {
+    if has_end && let Ok(style) = ProgressStyle::with_template("[{bar:50}] {percent:>3} %  {elapsed}") {
         bar.set_style(style.progress_chars("=> "));
     }
     bar.enable_steady_tick(Duration::from_millis(250));
@@ -186,6 +184,9 @@ mod tests {
             done: None,
         };
         assert_eq!(line(&bare), "   3 s        300000 received         99988 packets/s");
+        let silence = Quality { lost: 0, p50_ns: 0, p99_ns: 0 };
+        let nothing = Second { count: 0, pps: 0.0, quality: Some(silence), ..bare };
+        assert_eq!(line(&nothing), "   3 s        300000 received             0 packets/s");
         let quality = Some(Quality { lost: 12, p50_ns: 12_340, p99_ns: 45_000 });
         assert_eq!(
             line(&Second { quality, ..bare }),
