@@ -1,6 +1,7 @@
 //! The command line: what clap reads ([`Cli`]), and what it means once checked (the settings of the commands).
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4};
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -9,13 +10,15 @@ use peregrine_dataplane::plan::XdpMode;
 use peregrine_dataplane::types::{MacAddr, QueueId, Vni};
 use peregrine_memif::{ClientConfig, Secret, SocketAddr};
 
+use crate::classes::{CLASSES_MAX, Class};
 use crate::echo::EchoSettings;
 use crate::echo::reply::Identity;
 use crate::error::Error;
 use crate::limits::{Limits, Wait};
 use crate::pacer::Rate;
+use crate::port::xdp::XdpSettings;
 use crate::send::{SendSettings, SendWait};
-use crate::sink::SinkSettings;
+use crate::sink::{Demands, SinkSettings};
 use crate::template::{Inner, SIZE_MAX, SIZE_MIN};
 
 /// VXLAN packet generator, sink and echo over AF_XDP, memif and UDP sockets.
@@ -34,7 +37,7 @@ pub enum Command {
     Send(SendArgs),
     /// Count what arrives: loss, order, latency
     Sink(SinkArgs),
-    /// Send back what arrives: ARP, ICMP echo, UDP
+    /// Send back what arrives: ARP and neighbour discovery, ICMP and ICMPv6 echo, UDP
     Echo(EchoArgs),
 }
 
@@ -105,7 +108,10 @@ pub struct SendArgs {
     count: Option<u64>,
     /// Receive the answers and measure round trips (attaches an XDP program)
     #[arg(long)]
-    rtt: bool,
+    pub rtt: bool,
+    /// With --rtt: do not measure the generator's own latency before the run
+    #[arg(long)]
+    pub no_floor: bool,
     /// What to do while nothing is due
     #[arg(long, value_enum, default_value = "yield")]
     wait: SendWaitName,
@@ -119,9 +125,26 @@ pub struct SendArgs {
 pub struct SinkArgs {
     #[command(flatten)]
     port: PortArgs,
+    #[command(flatten)]
+    xdp: XdpArgs,
     /// How many flows to track, from 0
     #[arg(long, value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..=65536))]
     flows: u32,
+    /// Report these packets by themselves, too: NAME=ports:9000-9099 (UDP destination) or NAME=dscp:46; may be repeated
+    #[arg(long = "class", value_name = "NAME=WHAT", conflicts_with = "udp")]
+    classes: Vec<Class>,
+    /// Write the latencies to a file that HdrHistogram's plotters read
+    #[arg(long, value_name = "FILE")]
+    pub percentiles: Option<PathBuf>,
+    /// Exit status 1 if more was lost: lost packets to all that should have come
+    #[arg(long, value_name = "RATIO", value_parser = ratio)]
+    max_loss: Option<f64>,
+    /// Exit status 1 if fewer packets came, copies not counted
+    #[arg(long, value_name = "N")]
+    min_received: Option<u64>,
+    /// Do not measure the generator's own latency before the run
+    #[arg(long)]
+    pub no_floor: bool,
     #[command(flatten)]
     run: RunArgs,
     /// Flags that all commands have.
@@ -140,6 +163,9 @@ pub struct EchoArgs {
     /// Our IPv4 address
     #[arg(long, value_name = "IPV4", conflicts_with = "udp")]
     ip: Option<Ipv4Addr>,
+    /// Our IPv6 address
+    #[arg(long, value_name = "IPV6", conflicts_with = "udp")]
+    ip6: Option<Ipv6Addr>,
     #[command(flatten)]
     run: RunArgs,
     /// Flags that all commands have.
@@ -151,7 +177,7 @@ pub struct EchoArgs {
 #[group(skip)]
 struct PortArgs {
     /// memif server to connect to: a path, or @name for an abstract socket
-    #[arg(long, value_name = "SOCKET", required_unless_present = "udp", conflicts_with = "udp")]
+    #[arg(long, value_name = "SOCKET", conflicts_with = "udp")]
     memif: Option<SocketAddr>,
     /// UDP socket of the kernel to bind
     #[arg(long, value_name = "IP:PORT")]
@@ -165,12 +191,51 @@ struct PortArgs {
     /// Wait for the memif server, now and whenever it goes away
     #[arg(long, conflicts_with = "udp")]
     reconnect: bool,
+    /// Rings each way; the server must have as many. All are read, answers go out on the first
+    #[arg(long, value_name = "N", default_value_t = 1, conflicts_with = "udp")]
+    queue_pairs: u16,
     /// Slots of each memif ring
     #[arg(long, value_name = "N", default_value_t = 1024)]
     ring_size: u16,
     /// Bytes of each memif buffer
     #[arg(long, value_name = "BYTES", default_value_t = 2048)]
     buffer_size: u32,
+}
+
+#[derive(Clone, Debug, Args)]
+#[group(skip)]
+struct XdpArgs {
+    /// Interface to take VXLAN frames from over AF_XDP (needs root; attaches an XDP program)
+    #[arg(long, value_name = "IF", conflicts_with_all = ["memif", "udp", "reconnect"], requires = "local", requires = "vni")]
+    interface: Option<String>,
+    /// Its queues, each by a --queue of its own
+    #[arg(long = "queue", value_name = "N", default_value = "0", requires = "interface")]
+    queues: Vec<u32>,
+    /// How its sockets are bound
+    #[arg(long, value_enum, default_value = "prefer-zero-copy", requires = "interface")]
+    mode: Mode,
+    /// Our VTEP address
+    #[arg(long, value_name = "IPV4", requires = "interface")]
+    local: Option<Ipv4Addr>,
+    /// UDP port of VXLAN
+    #[arg(long, value_name = "PORT", default_value_t = 4789, requires = "interface")]
+    port: u16,
+    /// VXLAN network identifier
+    #[arg(long, value_name = "N", value_parser = vni, requires = "interface")]
+    vni: Option<Vni>,
+}
+
+impl XdpArgs {
+    fn settings(&self) -> Option<XdpSettings> {
+        Some(XdpSettings {
+            interface: self.interface.clone()?,
+            queues: self.queues.iter().map(|queue| QueueId(*queue)).collect(),
+            mode: self.mode.into(),
+            local: self.local?,
+            port: self.port,
+            vni: self.vni?,
+        })
+    }
 }
 
 #[derive(Clone, Debug, Args)]
@@ -190,6 +255,9 @@ struct RunArgs {
     /// End when so long nothing came, after the first packet
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     idle_ms: Option<u64>,
+    /// No line per second on standard error
+    #[arg(long)]
+    quiet: bool,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -258,6 +326,11 @@ fn seconds(text: &str) -> Result<Duration, String> {
     seconds.map(Duration::from_secs_f64).ok_or_else(|| format!("a number above 0 and up to {LONGEST}"))
 }
 
+fn ratio(text: &str) -> Result<f64, String> {
+    let ratio = text.parse().ok().filter(|ratio| (0.0..=1.0).contains(ratio));
+    ratio.ok_or_else(|| "a ratio is 0 to 1: 0.005 is half a percent".into())
+}
+
 impl SendArgs {
     /// What the flags mean.
     ///
@@ -318,6 +391,8 @@ pub enum PortSettings {
     Reconnecting(SocketAddr, ClientConfig),
     /// A UDP socket.
     Udp(SocketAddrV4),
+    /// AF_XDP sockets; only of a sink.
+    Xdp(XdpSettings),
 }
 
 impl PortArgs {
@@ -325,7 +400,10 @@ impl PortArgs {
         if let Some(address) = self.udp {
             return Ok(PortSettings::Udp(address));
         }
-        let socket = self.memif.clone().ok_or_else(|| Error::Arguments("give --memif or --udp".into()))?;
+        let socket = self
+            .memif
+            .clone()
+            .ok_or_else(|| Error::Arguments("say where packets come from: --memif or --udp".into()))?;
         let refused = |flag: &str, why: &dyn std::fmt::Display| Error::Arguments(format!("{flag}: {why}"));
         if !self.ring_size.is_power_of_two() {
             return Err(refused(
@@ -339,9 +417,10 @@ impl PortArgs {
             secret: Secret::new(self.secret.as_bytes()).map_err(|why| refused("--secret", &why))?,
             ring_log2: self.ring_size.trailing_zeros() as u8,
             buffer_bytes: self.buffer_size,
+            queue_pairs: self.queue_pairs,
             ..ClientConfig::default()
         };
-        config.check().map_err(|why| refused("--ring-size or --buffer-size", &why))?;
+        config.check().map_err(|why| refused("--ring-size, --buffer-size or --queue-pairs", &why))?;
         Ok(if self.reconnect {
             PortSettings::Reconnecting(socket, config)
         } else {
@@ -371,9 +450,26 @@ impl SinkArgs {
     /// # Errors
     /// [`Error::Arguments`] if they cannot be.
     pub fn settings(&self) -> Result<(PortSettings, SinkSettings), Error> {
-        let settings =
-            SinkSettings { wait: self.run.wait(), limits: self.run.limits(), flows: self.flows as usize };
-        Ok((self.port.settings()?, settings))
+        if self.classes.len() > CLASSES_MAX {
+            return Err(Error::Arguments(format!("--class: at most {CLASSES_MAX} are told apart")));
+        }
+        let settings = SinkSettings {
+            wait: self.run.wait(),
+            limits: self.run.limits(),
+            flows: self.flows as usize,
+            classes: self.classes.clone(),
+            quiet: self.run.quiet,
+        };
+        let port = match self.xdp.settings() {
+            Some(xdp) => PortSettings::Xdp(xdp),
+            None => self.port.settings()?,
+        };
+        Ok((port, settings))
+    }
+
+    /// What decides about the exit status.
+    pub fn demands(&self) -> Demands {
+        Demands { max_loss: self.max_loss, min_received: self.min_received }
     }
 }
 
@@ -384,11 +480,15 @@ impl EchoArgs {
     /// [`Error::Arguments`] if they cannot be.
     pub fn settings(&self) -> Result<(PortSettings, Option<Identity>, EchoSettings), Error> {
         let port = self.port.settings()?;
-        let identity = self.mac.zip(self.ip).map(|(mac, ip)| Identity { mac, ip });
+        let identity = self.mac.zip(self.ip).map(|(mac, ip)| Identity { mac, ip, ip6: self.ip6 });
         if !matches!(port, PortSettings::Udp(_)) && identity.is_none() {
             return Err(Error::Arguments("echo --memif needs --mac and --ip: who it answers as".into()));
         }
-        Ok((port, identity, EchoSettings { wait: self.run.wait(), limits: self.run.limits() }))
+        Ok((
+            port,
+            identity,
+            EchoSettings { wait: self.run.wait(), limits: self.run.limits(), quiet: self.run.quiet },
+        ))
     }
 }
 

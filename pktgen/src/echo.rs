@@ -1,5 +1,5 @@
-//! `echo`: sends back what arrives, as a host with an echo server would: ARP, ICMP echo and UDP over memif, datagrams
-//! over a UDP socket. The trailer stays as it is, so that the sender measures the round trip.
+//! `echo`: sends back what arrives, as a host with an echo server would: ARP and neighbour discovery, ICMP and ICMPv6
+//! echo and UDP over memif, datagrams over a UDP socket. The trailer stays as it is, so that the sender measures the round trip.
 
 pub mod reply;
 
@@ -26,6 +26,8 @@ pub struct EchoSettings {
     pub wait: Wait,
     /// When it ends.
     pub limits: Limits,
+    /// No line per second.
+    pub quiet: bool,
 }
 
 /// Answers sent, by kind.
@@ -33,7 +35,9 @@ pub struct EchoSettings {
 pub struct Answered {
     /// ARP replies.
     pub arp: u64,
-    /// ICMP echo replies.
+    /// Neighbour advertisements.
+    pub neighbour: u64,
+    /// ICMP and ICMPv6 echo replies.
     pub icmp: u64,
     /// UDP packets sent back.
     pub udp: u64,
@@ -157,6 +161,7 @@ impl Answered {
     fn count(&mut self, kind: Kind) {
         match kind {
             Kind::Arp => self.arp += 1,
+            Kind::NeighbourSolicitation => self.neighbour += 1,
             Kind::Icmp => self.icmp += 1,
             Kind::Udp => self.udp += 1,
         }
@@ -193,7 +198,11 @@ fn answer_all<R: Responder>(
 ) -> Result<Ended, Error> {
     let start = clock::now_ns();
     let until = Until::new(&settings.limits, start, stop);
-    let mut progress = Progress::new("received", start);
+    let mut progress = if settings.quiet {
+        Progress::silent()
+    } else {
+        Progress::toward("received", start, &settings.limits)
+    };
     let mut peer_checked = start;
     loop {
         let count = responder.answer(settings.wait, tally)?;

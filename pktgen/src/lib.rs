@@ -7,6 +7,7 @@
 //! | [`pacer`] | open loop: when each packet is meant to leave |
 //! | [`tracker`] | what was lost, came twice or out of order, in bounded memory |
 //! | [`latency`] | histograms of nanoseconds and their percentiles |
+//! | [`classes`], [`floor`] | packets reported apart; the generator's own latency |
 //! | [`limits`] | when a run ends |
 //! | [`port`] | where packets come from and answers go: memif, UDP socket |
 //! | [`send`], [`sink`], [`echo`] | the three commands |
@@ -20,10 +21,12 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
+pub mod classes;
 pub mod cli;
 pub mod clock;
 pub mod echo;
 pub mod error;
+pub mod floor;
 pub mod latency;
 pub mod limits;
 pub mod pacer;

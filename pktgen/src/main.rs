@@ -1,8 +1,9 @@
 //! `peregrine-pktgen`: reads the command line, runs the command, prints its report. Exit status: 0 done; 1 it ran and
-//! failed; 2 bad arguments.
+//! failed, or was not what `--max-loss` or `--min-received` want; 2 bad arguments.
 #![forbid(unsafe_code)]
 
-use std::io::Write;
+use std::fs::File;
+use std::io::{BufWriter, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -10,10 +11,12 @@ use clap::error::ErrorKind;
 use peregrine_pktgen::cli::{Cli, Command, EchoArgs, PortSettings, SendArgs, SinkArgs};
 use peregrine_pktgen::echo::{self, MemifResponder};
 use peregrine_pktgen::error::Error;
+use peregrine_pktgen::floor::{self, Floor};
 use peregrine_pktgen::limits::{Stop, pin};
 use peregrine_pktgen::port::memif::MemifPort;
 use peregrine_pktgen::port::reconnect::ReconnectingPort;
 use peregrine_pktgen::port::udp::UdpPort;
+use peregrine_pktgen::port::xdp::XdpPort;
 use peregrine_pktgen::report::{self, Outcome, Report};
 use peregrine_pktgen::send::Sender;
 use peregrine_pktgen::sink;
@@ -61,23 +64,31 @@ fn ready() {
     let _nobody_reads = writeln!(std::io::stderr(), "ready");
 }
 
-fn finish<R: Report>(outcome: Outcome<R>, json: bool) -> Result<(), Error> {
-    report::print(&outcome.report, json)?;
+fn finish<R: Report>(outcome: Outcome<R>, floor: Option<Floor>, json: bool) -> Result<(), Error> {
+    report::print(&outcome.report, floor, json)?;
     outcome.failure.map_or(Ok(()), Err)
 }
 
 fn send(args: &SendArgs) -> Result<(), Error> {
     let settings = args.settings()?;
     pin(args.common.core)?;
+    let floor = (args.rtt && !args.no_floor).then(floor::measure).transpose()?;
     let sender = Sender::open(settings)?;
     let stop = Stop::at_signals()?;
     ready();
-    finish(sender.run(&stop)?, args.common.json)
+    finish(sender.run(&stop)?, floor, args.common.json)
 }
 
 fn run_sink(args: &SinkArgs) -> Result<(), Error> {
     let (port, settings) = args.settings()?;
     pin(args.common.core)?;
+    // Before the run, so that a bad path does not cost a measurement.
+    let percentiles = args.percentiles.as_ref().map(|path| {
+        let what = format!("--percentiles {}", path.display());
+        File::create(path).map(|file| (file, what.clone())).map_err(Error::system(what))
+    });
+    let percentiles = percentiles.transpose()?;
+    let floor = (!args.no_floor).then(floor::measure).transpose()?;
     let outcome = match port {
         PortSettings::Memif(socket, config) => {
             let port = MemifPort::connect(&socket, config)?;
@@ -97,8 +108,21 @@ fn run_sink(args: &SinkArgs) -> Result<(), Error> {
             ready();
             sink::run(port, &settings, stop)?
         }
+        PortSettings::Xdp(xdp) => {
+            let port = XdpPort::open(&xdp)?;
+            let stop = Stop::at_signals()?;
+            ready();
+            sink::run(port, &settings, stop)?
+        }
     };
-    finish(outcome, args.common.json)
+    report::print(&outcome.report, floor, args.common.json)?;
+    if let Some((file, what)) = percentiles {
+        let mut file = BufWriter::new(file);
+        let written = outcome.report.latency.write_percentiles(&mut file).and_then(|()| file.flush());
+        written.map_err(Error::system(what))?;
+    }
+    outcome.failure.map_or(Ok(()), Err)?;
+    args.demands().check(&outcome.report)
 }
 
 fn run_echo(args: &EchoArgs) -> Result<(), Error> {
@@ -120,6 +144,7 @@ fn run_echo(args: &EchoArgs) -> Result<(), Error> {
         (PortSettings::Memif(..) | PortSettings::Reconnecting(..), None) => {
             return Err(Error::Arguments("echo --memif needs --mac and --ip".into()));
         }
+        (PortSettings::Xdp(_), _) => return Err(Error::Arguments("echo has no AF_XDP".into())),
         (PortSettings::Udp(address), _) => {
             let port = UdpPort::bind(address)?;
             let stop = Stop::at_signals()?;
@@ -127,5 +152,5 @@ fn run_echo(args: &EchoArgs) -> Result<(), Error> {
             echo::run(port, &settings, stop)
         }
     };
-    finish(outcome, args.common.json)
+    finish(outcome, None, args.common.json)
 }

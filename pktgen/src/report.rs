@@ -6,10 +6,14 @@ use serde::Serialize;
 
 use crate::echo::EchoReport;
 use crate::error::Error;
+use crate::floor::Floor;
 use crate::latency::Percentiles;
 use crate::port::PortStatistics;
 use crate::send::SendReport;
-use crate::sink::SinkReport;
+use crate::sink::{ClassReport, FlowReport, SinkReport};
+
+/// How many flows the table shows: those with the highest 99th percentile.
+const WORST_FLOWS: usize = 5;
 
 /// A report, and what ended the run early, if anything.
 #[derive(Debug)]
@@ -20,13 +24,16 @@ pub struct Outcome<R> {
     pub failure: Option<Error>,
 }
 
+/// A line of the table: what, and how much.
+pub type Row = (&'static str, String);
+
 /// A report that can be shown.
 pub trait Report: Serialize {
     /// The command that it is of.
     const COMMAND: &'static str;
 
     /// Its rows: what, and how much.
-    fn rows(&self) -> Vec<(&'static str, String)>;
+    fn rows(&self) -> Vec<Row>;
 }
 
 #[derive(Serialize)]
@@ -34,25 +41,29 @@ struct Named<'a, R> {
     command: &'static str,
     #[serde(flatten)]
     report: &'a R,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    floor_ns: Option<Floor>,
 }
 
-/// Writes a report to standard output.
+/// Writes a report to standard output, and below it the generator's own latency, if that was measured.
 ///
 /// # Errors
 /// If that cannot be written.
-pub fn print<R: Report>(report: &R, json: bool) -> Result<(), Error> {
+pub fn print<R: Report>(report: &R, floor_ns: Option<Floor>, json: bool) -> Result<(), Error> {
     let mut out = io::stdout().lock();
     let written = if json {
-        serde_json::to_writer(&mut out, &Named { command: R::COMMAND, report })
+        serde_json::to_writer(&mut out, &Named { command: R::COMMAND, report, floor_ns })
             .map_err(io::Error::from)
             .and_then(|()| writeln!(out))
     } else {
-        table(&mut out, &report.rows())
+        let floor =
+            floor_ns.map(|Floor { p50, p99 }| ("generator's own, ns", format!("{p50} p50, {p99} p99")));
+        table(&mut out, &report.rows().into_iter().chain(floor).collect::<Vec<_>>())
     };
     written.and_then(|()| out.flush()).map_err(Error::system("writing the report to standard output"))
 }
 
-fn table(out: &mut impl Write, rows: &[(&'static str, String)]) -> io::Result<()> {
+fn table(out: &mut impl Write, rows: &[Row]) -> io::Result<()> {
     let width = rows.iter().map(|(what, _)| what.len()).max().unwrap_or(0);
     rows.iter().try_for_each(|(what, value)| writeln!(out, "{what:<width$}  {value}"))
 }
@@ -62,23 +73,29 @@ fn rate(pps: f64, seconds: f64) -> String {
 }
 
 fn percentiles(got: Option<Percentiles>) -> String {
-    got.map_or("none".into(), |Percentiles { p50, p90, p99, p999, max }| {
-        format!("{p50:.1} p50, {p90:.1} p90, {p99:.1} p99, {p999:.1} p99.9, {max:.1} max")
+    got.map_or("none".into(), |Percentiles { p50, p90, p99, p999, p9999, max }| {
+        format!("{p50:.1} p50, {p90:.1} p90, {p99:.1} p99, {p999:.1} p99.9, {p9999:.1} p99.99, {max:.1} max")
     })
 }
 
-fn port(statistics: &PortStatistics) -> (&'static str, String) {
+fn port(statistics: &PortStatistics) -> Row {
     match statistics {
         PortStatistics::Ring(ring) => (
             "ring",
             format!(
-                "{} slots, {} filled at most, {} bad descriptors, {} connections",
-                ring.size, ring.pending_max, ring.bad_descriptors, ring.connections
+                "{} of {} slots, {} filled at most, {} bad descriptors, {} connections",
+                ring.queues, ring.size, ring.pending_max, ring.bad_descriptors, ring.connections
             ),
         ),
         PortStatistics::Socket(socket) => {
             let drops = socket.drops.map_or("unknown".into(), |drops| drops.to_string());
             ("socket", format!("buffer {} bytes, drops {drops}", socket.receive_buffer_bytes))
+        }
+        PortStatistics::Xdp(xdp) => {
+            let drops: u64 = xdp.kernel.iter().map(|socket| socket.rx_dropped + socket.rx_ring_full).sum();
+            let (name, sockets, mode) =
+                (&xdp.uplink.interface, xdp.kernel.len(), mode_name(xdp.uplink.mode_actual));
+            ("AF_XDP", format!("{name}, {sockets} sockets, {mode}, drops {drops}"))
         }
     }
 }
@@ -86,7 +103,7 @@ fn port(statistics: &PortStatistics) -> (&'static str, String) {
 impl Report for SendReport {
     const COMMAND: &'static str = "send";
 
-    fn rows(&self) -> Vec<(&'static str, String)> {
+    fn rows(&self) -> Vec<Row> {
         let info = &self.uplink;
         let mut rows = vec![
             (
@@ -132,29 +149,67 @@ fn mode_name(mode: peregrine_dataplane::xsk::ActualMode) -> &'static str {
 impl Report for SinkReport {
     const COMMAND: &'static str = "sink";
 
-    fn rows(&self) -> Vec<(&'static str, String)> {
-        vec![
+    fn rows(&self) -> Vec<Row> {
+        let mut rows = vec![
             ("received", format!("{} packets, {} bytes, {} flows", self.received, self.bytes, self.flows)),
             ("rate", rate(self.received_pps, self.seconds)),
-            ("lost", self.lost.to_string()),
-            ("reordered", self.reordered.to_string()),
+            ("lost", format!("{} ({:.4} %)", self.lost, self.loss_ratio * 100.0)),
+            ("reordered", self.reordered()),
             ("duplicates", self.duplicates.to_string()),
             ("too old to tell", self.beyond_window.to_string()),
             ("not ours", format!("{}, of unknown flows {}", self.not_ours, self.unknown_flow)),
             ("one way, µs", percentiles(self.latency_us)),
-            port(&self.port),
-        ]
+        ];
+        rows.extend(self.per_class.iter().map(|class| ("  class", class_line(class))));
+        if self.per_flow.len() > 1 {
+            let p99 = |flow: &FlowReport| flow.latency_us.map_or(0.0, |got| got.p99);
+            let mut worst: Vec<&FlowReport> = self.per_flow.iter().collect();
+            worst.sort_by(|a, b| p99(b).total_cmp(&p99(a)));
+            rows.extend(worst.into_iter().take(WORST_FLOWS).map(|flow| ("  flow", flow_line(flow))));
+        }
+        rows.push(port(&self.port));
+        rows
     }
+}
+
+impl SinkReport {
+    fn reordered(&self) -> String {
+        let mut text = format!("{} ({:.4} %)", self.reordered, self.reordering.ratio * 100.0);
+        if let Some(extent) = self.reordering.extent {
+            let [_, _, three] = self.reordering.n_reordered;
+            let (p50, p99, max) = (extent.p50, extent.p99, extent.max);
+            text.push_str(&format!(", by {p50} p50, {p99} p99, {max} max packets; {three} by 3 in a row"));
+        }
+        text
+    }
+}
+
+fn class_line(class: &ClassReport) -> String {
+    let ClassReport { class, received, lost, reordered, duplicates, latency_us } = class;
+    let faults = format!("{lost} lost, {reordered} reordered, {duplicates} duplicates");
+    format!("{class}: {received} received, {faults}; µs: {}", percentiles(*latency_us))
+}
+
+fn flow_line(flow: &FlowReport) -> String {
+    let FlowReport { flow, distinct, lost, reordered, duplicates, latency_us } = flow;
+    let faults = format!("{lost} lost, {reordered} reordered, {duplicates} duplicates");
+    format!("{flow}: {distinct} received, {faults}; µs: {}", percentiles(*latency_us))
 }
 
 impl Report for EchoReport {
     const COMMAND: &'static str = "echo";
 
-    fn rows(&self) -> Vec<(&'static str, String)> {
+    fn rows(&self) -> Vec<Row> {
         let answered = self.answered;
         vec![
             ("received", format!("{} packets, {} bytes in {:.3} s", self.received, self.bytes, self.seconds)),
-            ("answered", format!("{} ARP, {} ICMP, {} UDP", answered.arp, answered.icmp, answered.udp)),
+            (
+                "answered",
+                format!(
+                    "{} ARP, {} ND, {} ICMP, {} UDP",
+                    answered.arp, answered.neighbour, answered.icmp, answered.udp
+                ),
+            ),
             ("ignored", self.ignored.to_string()),
             ("dropped", self.dropped.to_string()),
             port(&self.port),
@@ -165,8 +220,10 @@ impl Report for EchoReport {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::latency::Latency;
     use crate::limits::Ended;
     use crate::port::{RingStatistics, SocketStatistics};
+    use crate::tracker::Tracker;
 
     fn sink() -> SinkReport {
         SinkReport {
@@ -183,8 +240,15 @@ mod tests {
             received_pps: 4.0,
             latency_us: None,
             ended: Ended::Idle,
+            distinct: 3,
+            loss_ratio: 0.25,
+            reordering: Tracker::new(1).reordering(),
+            per_flow: Vec::new(),
+            per_class: Vec::new(),
+            latency: Latency::new().unwrap(),
             port: PortStatistics::Ring(RingStatistics {
                 size: 1024,
+                queues: 2,
                 pending_max: 3,
                 bad_descriptors: 0,
                 connections: 1,
@@ -194,19 +258,25 @@ mod tests {
 
     #[test]
     fn the_json_keys_are_a_contract() {
-        let json = serde_json::to_string(&Named { command: "sink", report: &sink() }).unwrap();
+        let json = serde_json::to_string(&Named {
+            command: "sink",
+            report: &sink(),
+            floor_ns: Some(Floor { p50: 90, p99: 120 }),
+        })
+        .unwrap();
         assert_eq!(
             json,
-            r#"{"command":"sink","received":3,"bytes":192,"lost":1,"reordered":0,"duplicates":0,"beyond_window":0,"not_ours":2,"unknown_flow":0,"flows":1,"seconds":0.5,"received_pps":4.0,"latency_us":null,"ended":"idle","ring":{"size":1024,"pending_max":3,"bad_descriptors":0,"connections":1}}"#
+            r#"{"command":"sink","received":3,"bytes":192,"lost":1,"reordered":0,"duplicates":0,"beyond_window":0,"not_ours":2,"unknown_flow":0,"flows":1,"seconds":0.5,"received_pps":4.0,"latency_us":null,"ended":"idle","distinct":3,"loss_ratio":0.25,"reordering":{"ratio":0.0,"extent":null,"extent_unknown":0,"n_reordered":[0,0,0]},"per_flow":[],"ring":{"size":1024,"queues":2,"pending_max":3,"bad_descriptors":0,"connections":1},"floor_ns":{"p50":90,"p99":120}}"#
         );
         let port = PortStatistics::Socket(SocketStatistics { receive_buffer_bytes: 9, drops: Some(1) });
-        let percentiles = Percentiles { p50: 1.0, p90: 2.0, p99: 3.0, p999: 4.0, max: 5.5 };
+        let percentiles = Percentiles { p50: 1.0, p90: 2.0, p99: 3.0, p999: 4.0, p9999: 4.5, max: 5.5 };
         let udp = SinkReport { port, latency_us: Some(percentiles), ..sink() };
-        let json: serde_json::Value = serde_json::to_value(Named { command: "sink", report: &udp }).unwrap();
+        let json: serde_json::Value =
+            serde_json::to_value(Named { command: "sink", report: &udp, floor_ns: None }).unwrap();
         assert_eq!(json["socket"], serde_json::json!({"receive_buffer_bytes": 9, "drops": 1}));
         assert_eq!(
             json["latency_us"],
-            serde_json::json!({"p50": 1.0, "p90": 2.0, "p99": 3.0, "p999": 4.0, "max": 5.5})
+            serde_json::json!({"p50": 1.0, "p90": 2.0, "p99": 3.0, "p999": 4.0, "p9999": 4.5, "max": 5.5})
         );
     }
 

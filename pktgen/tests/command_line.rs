@@ -20,6 +20,12 @@ fn bad_arguments_are_one_line_and_status_2() {
         "sink",
         "sink --memif x --ring-size 1000",
         "sink --udp 127.0.0.1:0 --core 4000",
+        "sink --memif x --interface lo",
+        "sink --interface lo",
+        "sink --udp 127.0.0.1:0 --class a=ports:1",
+        "sink --udp 127.0.0.1:0 --max-loss 2",
+        "sink --memif x --queue-pairs 0",
+        "echo",
         "echo --memif x",
         &format!("{SEND} --interface lo --size 10"),
     ] {

@@ -73,6 +73,31 @@ fn the_kernel_takes_every_one_of_10000_packets() {
 
 #[test]
 #[ignore = "needs root: make test runs it"]
+fn a_sink_over_af_xdp_takes_every_packet_and_the_kernel_none() {
+    for wait in ["yield", "interrupt"] {
+        let wire = Wire::new();
+        let line = "sink --interface wb --mode copy --local 192.0.2.2 --vni 77 --json --seconds 15 --count 5000 \
+                    --class all=ports:9000 --wait";
+        let sink = wire.b.pktgen(&format!("{line} {wait}")).ready();
+        let sent = wire.send("--mode copy --rate 5000 --count 5000 --flows 3 --size 100").end().report();
+        let got = sink.end().report();
+        let counted = ["received", "flows", "bytes", "lost", "reordered", "duplicates", "not_ours"];
+        assert_eq!(
+            counted.map(|key| number(&got, key)),
+            [5000, 3, 500_000, 0, 0, 0, 0],
+            "{wait}: {sent} {got}"
+        );
+        assert_eq!(number(&got["per_class"][0], "received"), 5000);
+        assert_eq!(
+            (&got["xdp"]["uplink"]["interface"], wire.b.counter("vx", "rx_packets")),
+            (&"wb".into(), 0)
+        );
+        assert!(!wire.b.run("ip -d link show wb").contains("prog/xdp"));
+    }
+}
+
+#[test]
+#[ignore = "needs root: make test runs it"]
 fn the_kernels_echo_answers_every_packet() {
     for wait in ["poll", "yield", "block"] {
         let wire = Wire::new();

@@ -1,11 +1,14 @@
-//! Turns a frame into its answer, in place: ARP requests for our address, ICMP echo requests and UDP packets to us.
+//! Turns a frame into its answer, in place: ARP requests and neighbour solicitations for our addresses, ICMP and ICMPv6
+//! echo requests and UDP packets to us.
 //!
 //! Swapping addresses and ports leaves every checksum right, as a sum does not care for order; only ICMP's type
-//! changes, and its checksum with it (RFC 1624).
+//! changes, and its checksum with it (RFC 1624). A neighbour advertisement is written anew. IPv6 extension headers are
+//! not looked through: what has them is not answered.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use peregrine_dataplane::types::MacAddr;
+use peregrine_dataplane::wire::checksum::Sum;
 
 /// Who answers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -14,6 +17,8 @@ pub struct Identity {
     pub mac: MacAddr,
     /// Its IPv4 address.
     pub ip: Ipv4Addr,
+    /// Its IPv6 address, if it has one.
+    pub ip6: Option<Ipv6Addr>,
 }
 
 /// What was answered.
@@ -21,13 +26,19 @@ pub struct Identity {
 pub enum Kind {
     /// An ARP request.
     Arp,
-    /// An ICMP echo request.
+    /// A neighbour solicitation of IPv6.
+    NeighbourSolicitation,
+    /// An ICMP echo request, of either version.
     Icmp,
-    /// A UDP packet.
+    /// A UDP packet, over either version.
     Udp,
 }
 
 const ARP_END: usize = 14 + 28;
+/// Ethernet, IPv6, and an advertisement with its one option.
+const ADVERTISEMENT_END: usize = 14 + 40 + ADVERTISEMENT_LEN;
+const ADVERTISEMENT_LEN: usize = 32;
+const ICMPV6: u8 = 58;
 
 /// The answer to a frame, in the same bytes. `None`: nobody answers it, and its bytes are as they were.
 #[inline]
@@ -35,10 +46,12 @@ pub fn answer(frame: &mut [u8], we: Identity) -> Option<(Kind, &[u8])> {
     let kind = match *frame.get(12..14)? {
         [0x08, 0x00] => ipv4(frame, we)?,
         [0x08, 0x06] => arp(frame, we)?,
+        [0x86, 0xdd] => ipv6(frame, we)?,
         _ => return None,
     };
     let length = match kind {
         Kind::Arp => ARP_END,
+        Kind::NeighbourSolicitation => ADVERTISEMENT_END,
         Kind::Icmp | Kind::Udp => frame.len(),
     };
     frame.get(..length).map(|answer| (kind, answer))
@@ -83,16 +96,100 @@ fn ipv4(frame: &mut [u8], we: Identity) -> Option<Kind> {
     Some(kind)
 }
 
+#[inline]
+fn ipv6(frame: &mut [u8], we: Identity) -> Option<Kind> {
+    let ours = we.ip6?.octets();
+    let (ethernet, packet) = frame.split_first_chunk_mut::<14>()?;
+    let (head, rest) = packet.split_first_chunk_mut::<40>()?;
+    let payload_len = usize::from(u16::from_be_bytes([head[4], head[5]]));
+    let segment = rest.get_mut(..payload_len)?;
+    if head[0] >> 4 != 6 {
+        return None;
+    }
+    if head[6] == ICMPV6 && segment.first() == Some(&135) {
+        return neighbour(frame, payload_len, we.mac, ours);
+    }
+    if ethernet[..6] != we.mac.0 || head[24..40] != ours {
+        return None;
+    }
+    let kind = match head[6] {
+        ICMPV6 => icmpv6(segment)?,
+        17 => udp(segment)?,
+        _ => return None,
+    };
+    let (source, destination) = head[8..40].split_at_mut(16);
+    source.swap_with_slice(destination);
+    swap_ethernet(frame, we)?;
+    Some(kind)
+}
+
+/// RFC 4861 §7.1.1 and §7.2.4: a solicitation for our address becomes an advertisement that has our Ethernet address.
+///
+/// Who asks whether the address is free (duplicate address detection, from the unspecified address) gets no answer.
+fn neighbour(frame: &mut [u8], solicitation_len: usize, mac: MacAddr, ours: [u8; 16]) -> Option<Kind> {
+    let (head, rest) = frame.get(14..)?.split_first_chunk::<40>()?;
+    let solicitation = rest.get(..solicitation_len)?;
+    let target = solicitation.get(8..24)?;
+    let (source, destination) = head[8..40].split_at(16);
+    let [.., high, middle, low] = ours;
+    // The solicited-node address (RFC 4291 §2.7.1).
+    let group = [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0xff, high, middle, low];
+    let is_for_us = target == ours && (destination == ours || destination == group);
+    let is_good = head[7] == 255 && solicitation.get(1) == Some(&0) && source != [0; 16] && source[0] != 0xff;
+    if !is_for_us || !is_good || icmpv6_sum(head, solicitation) != 0xffff {
+        return None;
+    }
+    // Our option goes where the asker's own was, which all but a few send; without that there is no room.
+    let (ethernet, packet) = frame.get_mut(..ADVERTISEMENT_END)?.split_first_chunk_mut::<14>()?;
+    let (head, body) = packet.split_first_chunk_mut::<40>()?;
+    head[4..6].copy_from_slice(&(ADVERTISEMENT_LEN as u16).to_be_bytes());
+    head.copy_within(8..24, 24);
+    head[8..24].copy_from_slice(&ours);
+    // Type 136; solicited, and to be preferred to what was known.
+    body[..8].copy_from_slice(&[136, 0, 0, 0, 0x60, 0, 0, 0]);
+    body[8..24].copy_from_slice(&ours);
+    body[24..26].copy_from_slice(&[2, 1]);
+    body[26..32].copy_from_slice(&mac.0);
+    let checksum = !icmpv6_sum(head, body);
+    body[2..4].copy_from_slice(&checksum.to_be_bytes());
+    ethernet.copy_within(6..12, 0);
+    ethernet[6..12].copy_from_slice(&mac.0);
+    Some(Kind::NeighbourSolicitation)
+}
+
+/// The folded sum over the pseudo header (RFC 8200 §8.1) and a message: all ones if its checksum is right.
+fn icmpv6_sum(head: &[u8; 40], message: &[u8]) -> u16 {
+    let pseudo = Sum::ZERO.bytes(&head[8..40]).word(message.len() as u16).word(u16::from(ICMPV6));
+    pseudo.bytes(message).fold()
+}
+
+/// Changes the type from echo request to reply, and the checksum by as much.
+fn icmpv6(segment: &mut [u8]) -> Option<Kind> {
+    let [kind, code, high, low, _, _, _, _] = segment.first_chunk_mut::<8>()?;
+    if (*kind, *code) != (128, 0) {
+        return None;
+    }
+    *kind = 129;
+    // The sum has gained 0x0100, so its complement loses it.
+    [*high, *low] = plus(u16::from_be_bytes([*high, *low]), !0x0100).to_be_bytes();
+    Some(Kind::Icmp)
+}
+
 fn icmp(segment: &mut [u8]) -> Option<Kind> {
     let [kind, code, high, low, _, _, _, _] = segment.first_chunk_mut::<8>()?;
     if (*kind, *code) != (8, 0) {
         return None;
     }
     *kind = 0;
-    // The sum has lost 0x0800, so its complement, the checksum, gains it (with the carry coming round).
-    let (sum, carry) = u16::from_be_bytes([*high, *low]).overflowing_add(0x0800);
-    [*high, *low] = (sum + u16::from(carry)).to_be_bytes();
+    // The sum has lost 0x0800, so its complement, the checksum, gains it.
+    [*high, *low] = plus(u16::from_be_bytes([*high, *low]), 0x0800).to_be_bytes();
     Some(Kind::Icmp)
+}
+
+/// In ones' complement: the carry comes round.
+fn plus(a: u16, b: u16) -> u16 {
+    let (sum, carry) = a.overflowing_add(b);
+    sum + u16::from(carry)
 }
 
 #[inline]
@@ -113,111 +210,4 @@ fn swap_ethernet(frame: &mut [u8], we: Identity) -> Option<()> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use etherparse::{NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
-    use proptest::prelude::*;
-
-    const WE: Identity = Identity { mac: MacAddr([2, 0, 0, 0, 0, 9]), ip: Ipv4Addr::new(10, 0, 0, 9) };
-    const PEER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
-    const PEER_IP: [u8; 4] = [10, 0, 0, 1];
-
-    #[test]
-    fn an_arp_request_is_answered_literally_so() {
-        #[rustfmt::skip]
-        let mut request = [
-            0xff, 0xff, 0xff, 0xff, 0xff, 0xff,  2, 0, 0, 0, 0, 1,  8, 6,
-            0, 1, 8, 0, 6, 4, 0, 1,  2, 0, 0, 0, 0, 1,  10, 0, 0, 1,  0, 0, 0, 0, 0, 0,  10, 0, 0, 9,
-            0, 0, 0, 0,
-        ];
-        #[rustfmt::skip]
-        let reply: [u8; 42] = [
-            2, 0, 0, 0, 0, 1,  2, 0, 0, 0, 0, 9,  8, 6,
-            0, 1, 8, 0, 6, 4, 0, 2,  2, 0, 0, 0, 0, 9,  10, 0, 0, 9,  2, 0, 0, 0, 0, 1,  10, 0, 0, 1,
-        ];
-        let mut other = request;
-        assert_eq!(answer(&mut request, WE), Some((Kind::Arp, &reply[..])));
-        other[41] = 8;
-        assert_eq!(answer(&mut other, WE), None, "for somebody else");
-        other[41] = 9;
-        other[21] = 2;
-        assert_eq!(answer(&mut other, WE), None, "a reply is not answered");
-    }
-
-    fn ping(payload: &[u8]) -> Vec<u8> {
-        let mut out = Vec::new();
-        let builder = PacketBuilder::ethernet2(PEER_MAC, WE.mac.0).ipv4(PEER_IP, WE.ip.octets(), 64);
-        builder.icmpv4_echo_request(7, 8).write(&mut out, payload).unwrap();
-        out
-    }
-
-    fn datagram(payload: &[u8]) -> Vec<u8> {
-        let mut out = Vec::new();
-        let builder = PacketBuilder::ethernet2(PEER_MAC, WE.mac.0).ipv4(PEER_IP, WE.ip.octets(), 64);
-        builder.udp(1000, 2000).write(&mut out, payload).unwrap();
-        out
-    }
-
-    proptest! {
-        #[test]
-        fn answers_to_pings_are_right(payload in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let mut frame = ping(&payload);
-            let (kind, reply) = answer(&mut frame, WE).unwrap();
-            prop_assert_eq!(kind, Kind::Icmp);
-            let sliced = SlicedPacket::from_ethernet(reply).unwrap();
-            let Some(TransportSlice::Icmpv4(icmp)) = sliced.transport else { panic!("no ICMP") };
-            let header = icmp.header();
-            prop_assert!(matches!(header.icmp_type, etherparse::Icmpv4Type::EchoReply(_)));
-            prop_assert_eq!(header.checksum, header.icmp_type.calc_checksum(icmp.payload()));
-            prop_assert_eq!(icmp.payload(), payload);
-        }
-
-        #[test]
-        fn datagrams_come_back_whole(payload in proptest::collection::vec(any::<u8>(), 0..200), padding in 0usize..20) {
-            let mut frame = datagram(&payload);
-            frame.extend(vec![0; padding]);
-            let (kind, reply) = answer(&mut frame, WE).unwrap();
-            prop_assert_eq!(kind, Kind::Udp);
-            prop_assert_eq!(&reply[..12], &[PEER_MAC, WE.mac.0].concat()[..]);
-            let sliced = SlicedPacket::from_ethernet(reply).unwrap();
-            let Some(NetSlice::Ipv4(ip)) = sliced.net else { panic!("no IPv4") };
-            let ip = ip.header().to_header();
-            prop_assert_eq!((ip.source, ip.destination), (WE.ip.octets(), PEER_IP));
-            prop_assert_eq!(ip.header_checksum, ip.calc_header_checksum());
-            let Some(TransportSlice::Udp(udp)) = sliced.transport else { panic!("no UDP") };
-            prop_assert_eq!((udp.source_port(), udp.destination_port()), (2000, 1000));
-            prop_assert_eq!(udp.checksum(), udp.to_header().calc_checksum_ipv4(&ip, udp.payload()).unwrap());
-            prop_assert_eq!(udp.payload(), payload);
-        }
-
-        #[test]
-        fn any_frame_is_looked_at_without_harm(mut frame in proptest::collection::vec(any::<u8>(), 0..100)) {
-            let _ = answer(&mut frame, WE);
-        }
-    }
-
-    #[test]
-    fn what_is_not_for_us_or_cut_is_left_as_it_was() {
-        for (what, at, value) in [
-            ("another MAC", 5, 8),
-            ("another IP", 33, 8),
-            ("a fragment", 20, 0x20),
-            ("TCP", 23, 6),
-            ("IPv6", 12, 0x86),
-            ("IHL 4", 14, 0x44),
-        ] {
-            let mut frame = datagram(b"payload");
-            frame[at] = value;
-            let before = frame.clone();
-            assert_eq!(answer(&mut frame, WE), None, "{what}");
-            assert_eq!(frame, before, "{what}");
-        }
-        for good in [ping(b"x"), datagram(b"x")] {
-            for len in 0..good.len() {
-                let mut frame = good[..len].to_vec();
-                assert_eq!(answer(&mut frame, WE), None, "{len} bytes");
-                assert_eq!(frame, good[..len]);
-            }
-        }
-    }
-}
+mod tests;

@@ -1,21 +1,24 @@
-//! A memif interface, in the client's role: one queue pair.
+//! A memif interface, in the client's role. All its rings are read, in turns; answers go out on the first.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use peregrine_memif::{
     Client, ClientConfig, ControlSocket, Interface, PushError, RxRing, SocketAddr, TxRing,
 };
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::{BURST, Port, PortStatistics, RingStatistics, Source};
 use crate::clock::now_ns;
 use crate::error::Error;
-use crate::limits::Wait;
+use crate::limits::{Wait, is_nothing};
 use crate::trailer::Trailer;
 
 /// How long a server may take to appear and to answer.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(10);
 /// How far ahead packets are fetched into the cache.
 const PREFETCH: u16 = 4;
+/// The longest sleep over several rings: some senders' wake-ups can be lost.
+const NAP: Duration = Duration::from_millis(10);
 
 /// A connected interface.
 #[derive(Debug)]
@@ -29,7 +32,9 @@ pub struct MemifPort {
 /// The receiving half.
 #[derive(Debug)]
 pub struct MemifRx {
-    ring: RxRing,
+    rings: Vec<RxRing>,
+    /// The ring that is looked at first.
+    turn: usize,
     control: ControlSocket,
     peer: String,
     /// Each packet is copied here before it is looked at: its sender can still write to the original.
@@ -62,14 +67,21 @@ impl MemifPort {
     /// If it has no queue pair.
     pub fn new(mut interface: Interface, packet_bytes_max: usize) -> Result<MemifPort, Error> {
         let peer = format!("memif server {} ({})", interface.peer_name, interface.peer_if_name);
-        let (Some(rx), Some(tx)) = (interface.rx.pop(), interface.tx.pop()) else {
+        interface.tx.truncate(1);
+        let (Some(first), Some(tx)) = (interface.rx.first(), interface.tx.pop()) else {
             return Err(Error::PeerGone { what: format!("{peer} gave no queue pair") });
         };
-        let statistics = RingStatistics { size: rx.size(), connections: 1, ..RingStatistics::default() };
+        let statistics = RingStatistics {
+            size: first.size(),
+            queues: interface.rx.len(),
+            connections: 1,
+            ..RingStatistics::default()
+        };
         Ok(MemifPort {
             tx: MemifTx { ring: tx, peer: peer.clone() },
             rx: MemifRx {
-                ring: rx,
+                rings: interface.rx,
+                turn: 0,
                 control: interface.control,
                 peer,
                 copy: vec![0; packet_bytes_max],
@@ -80,10 +92,25 @@ impl MemifPort {
 }
 
 impl MemifRx {
-    /// As [`Source::receive`], and the packets may be changed: they are copies.
+    /// As [`Source::receive`], and the packets may be changed: they are copies. The batch is of one ring, the first in turn
+    /// that has something.
     #[inline]
     pub fn receive_mut(&mut self, mut each: impl FnMut(u64, &mut [u8])) -> Result<usize, Error> {
-        let pending = self.ring.pending().map_err(|why| broken(&self.peer, why))?;
+        for _ in 0..self.rings.len() {
+            let at = self.turn;
+            self.turn = if at + 1 < self.rings.len() { at + 1 } else { 0 };
+            let count = self.receive_from(at, &mut each)?;
+            if count > 0 {
+                return Ok(count);
+            }
+        }
+        Ok(0)
+    }
+
+    #[inline]
+    fn receive_from(&mut self, at: usize, each: &mut impl FnMut(u64, &mut [u8])) -> Result<usize, Error> {
+        let Some(ring) = self.rings.get_mut(at) else { return Ok(0) };
+        let pending = ring.pending().map_err(|why| broken(&self.peer, why))?;
         if pending == 0 {
             return Ok(0);
         }
@@ -91,8 +118,8 @@ impl MemifRx {
         let now = now_ns();
         let count = usize::from(pending).min(BURST);
         for _ in 0..count {
-            self.ring.prefetch(PREFETCH);
-            let copied = match self.ring.next_packet() {
+            ring.prefetch(PREFETCH);
+            let copied = match ring.next_packet() {
                 Some(Ok(packet)) => packet.copy_to(&mut self.copy),
                 Some(Err(_)) => None,
                 None => break,
@@ -102,8 +129,42 @@ impl MemifRx {
                 None => self.statistics.bad_descriptors += 1,
             }
         }
-        self.ring.release();
+        ring.release();
         Ok(count)
+    }
+
+    /// Sleeps until a ring has something, or for `longest`.
+    fn sleep(&mut self, longest: Duration) -> std::io::Result<()> {
+        if let [ring] = &mut self.rings[..] {
+            return ring.wait(longest).map(drop);
+        }
+        let slept = self.sleep_over_all(Instant::now() + longest);
+        self.rings.iter_mut().for_each(RxRing::disable_interrupt);
+        slept
+    }
+
+    fn sleep_over_all(&mut self, deadline: Instant) -> std::io::Result<()> {
+        loop {
+            let mut pending = false;
+            for ring in &mut self.rings {
+                pending |= ring.arm().map_err(std::io::Error::other)?;
+            }
+            let left = deadline.saturating_duration_since(Instant::now()).min(NAP);
+            if pending || left.is_zero() {
+                return Ok(());
+            }
+            let event = |ring| PollFd::from_borrowed_fd(RxRing::event_fd(ring), PollFlags::IN);
+            let mut events: Vec<_> = self.rings.iter().map(event).collect();
+            let timeout = Timespec { tv_sec: 0, tv_nsec: left.subsec_nanos().into() };
+            if let Err(why) = poll(&mut events, Some(&timeout)).map_err(std::io::Error::from)
+                && !is_nothing(&why)
+            {
+                return Err(why);
+            }
+            for ring in &mut self.rings {
+                ring.drain_event()?;
+            }
+        }
     }
 
     /// What has been counted.
@@ -125,8 +186,8 @@ impl Port for MemifRx {
             Wait::Poll => std::hint::spin_loop(),
             Wait::Yield => std::thread::yield_now(),
             Wait::Interrupt => {
-                let what = format!("waiting for {}", self.peer);
-                self.ring.wait(Duration::from_nanos(longest_ns)).map_err(Error::system(what))?;
+                let slept = self.sleep(Duration::from_nanos(longest_ns));
+                slept.map_err(Error::system(format!("waiting for {}", self.peer)))?;
             }
             Wait::Pause(pause) => std::thread::sleep(pause.min(Duration::from_nanos(longest_ns))),
         }

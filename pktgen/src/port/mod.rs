@@ -1,12 +1,14 @@
 //! Where packets come from and where answers go: a memif ring ([`memif`], or [`reconnect`] if its
-//! server may go away) or a UDP socket of the kernel ([`udp`]).
+//! server may go away), AF_XDP sockets ([`xdp`], only to receive) or a UDP socket of the kernel ([`udp`]).
 //!
 //! The loops of [`sink`](crate::sink) and [`echo`](crate::echo) are written once, over these traits.
 
 pub mod memif;
 pub mod reconnect;
 pub mod udp;
+pub mod xdp;
 
+use peregrine_dataplane::xsk::{self, UplinkInfo};
 use serde::Serialize;
 
 use crate::error::Error;
@@ -55,6 +57,17 @@ pub enum PortStatistics {
     Ring(RingStatistics),
     /// Of a UDP socket.
     Socket(SocketStatistics),
+    /// Of AF_XDP sockets.
+    Xdp(Box<XdpStatistics>),
+}
+
+/// What AF_XDP sockets saw.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct XdpStatistics {
+    /// What was asked for and what was got.
+    pub uplink: UplinkInfo,
+    /// The kernel's counters of each socket.
+    pub kernel: Vec<xsk::SocketStatistics>,
 }
 
 /// What a memif ring saw.
@@ -62,7 +75,9 @@ pub enum PortStatistics {
 pub struct RingStatistics {
     /// Its slots.
     pub size: u16,
-    /// The most packets that were waiting in it at once.
+    /// How many such rings are read.
+    pub queues: usize,
+    /// The most packets that were waiting in one at once.
     pub pending_max: u16,
     /// Descriptors that no packet could be read from.
     pub bad_descriptors: u64,

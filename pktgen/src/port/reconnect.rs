@@ -85,6 +85,7 @@ impl ReconnectingPort {
         let now = port.rx.ring_statistics();
         RingStatistics {
             size: now.size,
+            queues: now.queues,
             pending_max: now.pending_max.max(self.past.pending_max),
             bad_descriptors: now.bad_descriptors + self.past.bad_descriptors,
             connections: now.connections + self.past.connections,

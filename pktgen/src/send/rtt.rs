@@ -78,7 +78,7 @@ impl Rtt {
             pool.put(frame);
         }
         socket.refill(pool);
-        self.distinct = self.received - self.tracker.totals().duplicates;
+        self.distinct = self.received - self.tracker.counts().duplicates;
         count
     }
 

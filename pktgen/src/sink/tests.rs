@@ -33,7 +33,7 @@ fn push(server: &mut Interface, flow: u16, sequence: u64) {
 
 fn settings(wait: Wait, count: u64) -> SinkSettings {
     let limits = Limits { seconds: Some(Duration::from_secs(10)), count: Some(count), idle: None };
-    SinkSettings { wait, limits, flows: 3 }
+    SinkSettings { wait, limits, flows: 3, classes: Vec::new(), quiet: true }
 }
 
 fn memif() -> (MemifPort, Interface) {
@@ -56,10 +56,94 @@ fn injected_faults_are_reported_exactly_so() {
         assert_eq!((report.received, report.bytes, report.ended), (8, 8 * 64, Ended::Count), "{wait:?}");
         assert_eq!((report.lost, report.reordered, report.duplicates), (2, 1, 1));
         assert_eq!((report.not_ours, report.unknown_flow, report.flows), (1, 1, 3));
+        assert_eq!((report.distinct, report.loss_ratio), (7, 2.0 / 9.0));
+        assert_eq!(report.reordering.extent.map(|extent| (extent.p50, extent.max)), Some((1, 1)));
+        let per_flow: Vec<_> = report.per_flow.iter().map(|of| (of.flow, of.distinct, of.lost)).collect();
+        assert_eq!(per_flow, [(0, 4, 1), (1, 2, 1), (2, 1, 0)]);
         let PortStatistics::Ring(ring) = report.port else { panic!("{:?}", report.port) };
         assert_eq!((ring.size, ring.pending_max, ring.bad_descriptors), (1024, 10, 0));
         assert!(report.latency_us.unwrap().max < 5e6);
     }
+}
+
+#[test]
+fn all_rings_are_read() {
+    for wait in [Wait::Poll, Wait::Interrupt] {
+        let client = ClientConfig { queue_pairs: 3, ..ClientConfig::default() };
+        let server = ServerConfig { rings_max: 3, ..ServerConfig::default() };
+        let (client, mut server) = peregrine_memif::pair(client, server).unwrap();
+        let port = MemifPort::new(client, 2048).unwrap();
+        let template = template();
+        let thread = std::thread::spawn(move || run(port.rx, &settings(wait, 300), Stop::new()).unwrap());
+        for sequence in 0..100 {
+            for (flow, ring) in (0..3).zip(&mut server.tx) {
+                let mut frame = vec![0; template.len()];
+                assert!(template.write(&mut frame, Trailer { flow, sequence, time: clock::now_ns() }));
+                ring.push(&frame).unwrap();
+                ring.flush().unwrap();
+            }
+        }
+        let report = thread.join().unwrap().report;
+        assert_eq!(
+            (report.received, report.lost, report.reordered, report.flows),
+            (300, 0, 0, 3),
+            "{wait:?}"
+        );
+        let PortStatistics::Ring(ring) = report.port else { panic!("{:?}", report.port) };
+        assert_eq!((ring.queues, ring.size), (3, 1024));
+    }
+}
+
+#[test]
+fn classes_are_reported_apart() {
+    let (port, mut server) = memif();
+    for (flow, sequence) in [(0, 0), (0, 2), (1, 0), (1, 1), (1, 1), (2, 0)] {
+        push(&mut server, flow, sequence);
+    }
+    server.tx[0].flush().unwrap();
+    let classes = ["none=dscp:46", "all=ports:9000-9001"].map(|text| text.parse().unwrap()).to_vec();
+    let settings = SinkSettings { classes, ..settings(Wait::Poll, 6) };
+    let report = run(port.rx, &settings, Stop::new()).unwrap().report;
+    let got = report.per_class.iter().map(|of| (of.class.as_str(), of.received, of.lost, of.duplicates));
+    assert_eq!(got.collect::<Vec<_>>(), [("none", 0, 0, 0), ("all", 6, 1, 1), ("other", 0, 0, 0)]);
+    assert!(report.per_class[0].latency_us.is_none() && report.per_class[1].latency_us.is_some());
+}
+
+#[test]
+fn a_line_per_second_loses_nothing() {
+    let mut tally = Tally::new(&settings(Wait::Poll, 1)).unwrap();
+    let template = template();
+    let mut frame = vec![0; template.len()];
+    for (sequence, at) in [(0, 10_000), (2, 20_000), (3, 1_000_000)] {
+        assert!(template.write(&mut frame, Trailer { flow: 0, sequence, time: 0 }));
+        tally.take::<crate::port::memif::MemifRx>(at, &frame);
+        if sequence == 2 {
+            let Quality { lost, p50_ns, p99_ns } = tally.quality();
+            assert!(lost == 1 && p50_ns / 100 == 100 && p99_ns / 100 == 200, "{lost} {p50_ns} {p99_ns}");
+        }
+    }
+    assert_eq!((tally.quality().lost, tally.quality().p99_ns), (0, 0));
+    let report = tally.report(Ended::Count, port_statistics());
+    assert_eq!((report.latency.count_from(1), report.latency.count_from(900_000)), (3, 1));
+}
+
+fn port_statistics() -> PortStatistics {
+    PortStatistics::Ring(crate::port::RingStatistics::default())
+}
+
+#[test]
+fn what_a_script_wants_is_checked() {
+    let mut tally = Tally::new(&settings(Wait::Poll, 1)).unwrap();
+    for sequence in [0, 1, 1, 3] {
+        assert!(tally.tracker.record(0, sequence));
+    }
+    let report = tally.report(Ended::Count, port_statistics());
+    let check = |max_loss, min_received| Demands { max_loss, min_received }.check(&report);
+    assert!(check(None, None).is_ok() && check(Some(0.25), Some(3)).is_ok());
+    let few = check(None, Some(4)).unwrap_err();
+    assert_eq!((few.exit_status(), few.to_string()), (1, "3 packets came: --min-received 4".into()));
+    let lossy = check(Some(0.2), None).unwrap_err().to_string();
+    assert_eq!(lossy, "1 packets were lost, a ratio of 0.250000: --max-loss 0.2");
 }
 
 #[test]
@@ -118,9 +202,8 @@ fn silence_and_signals_end_it() {
     push(&mut server, 0, 0);
     server.tx[0].flush().unwrap();
     let idle = SinkSettings {
-        wait: Wait::Interrupt,
         limits: Limits { idle: Some(Duration::from_millis(5)), ..Limits::default() },
-        flows: 1,
+        ..settings(Wait::Interrupt, 1)
     };
     assert_eq!(run(port.rx, &idle, Stop::new()).unwrap().report.ended, Ended::Idle);
 
