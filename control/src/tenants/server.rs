@@ -245,6 +245,7 @@ impl Socket<'_> {
             handshake_timeout: HANDSHAKE_TIMEOUT,
             regions_max: REGIONS_MAX,
             rings_max: self.rings_max,
+            ..Limits::default()
         };
         let config =
             ListenerConfig { mode: self.mode, owner: self.owner(), limits, ..ListenerConfig::default() };
