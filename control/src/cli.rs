@@ -56,6 +56,9 @@ pub enum Command {
     },
     /// Show where addresses are: learned, from the config, or on this host.
     Fdb(Ask),
+    /// Part of `run`, which starts it: seals tenants' memory.
+    #[command(hide = true)]
+    SealHelper,
 }
 
 /// Whom to ask, and how to print the answer.
@@ -118,6 +121,7 @@ pub fn execute(command: &Command) -> Result<(), Error> {
         Command::Demo(args) => demo::run(args, print),
         Command::Status(ask) => show(ask, "status", render::status),
         Command::Fdb(ask) => show(ask, "fdb", render::fdb),
+        Command::SealHelper => peregrine_memif::sealer::serve(),
         Command::Stats { ask, watch: true } => watch(&ask.socket),
         Command::Stats { ask, watch: false } => show(ask, "stats", render::stats),
     }

@@ -22,6 +22,7 @@ use crate::error::Error;
 use crate::preflight;
 use crate::render;
 use crate::rpc::{RpcError, code};
+use crate::sealer::Sealer;
 use crate::status::{self, Status, VERSION, WorkerStatus};
 use crate::table::{count, thousands};
 use crate::tenants::Tenants;
@@ -44,8 +45,10 @@ pub fn run(plan: &Plan) -> Result<(), Error> {
     let began = Instant::now();
     preflight::check(plan)?;
     guard(plan)?;
+    let sealer =
+        Sealer::start().map_err(|source| Error::System { doing: "start `peregrine seal-helper`", source })?;
     let mut signals = catch_signals().map_err(|source| Error::System { doing: "catch signals", source })?;
-    let mut daemon = Daemon::start(plan, &mut signals)?;
+    let mut daemon = Daemon::start(plan, sealer, &mut signals)?;
     preflight::leave_workers_alone(plan);
     say(&format!("peregrine {VERSION}, process {}", std::process::id()));
     daemon.introduce();
@@ -92,6 +95,7 @@ struct Daemon<'p> {
     tenants: Tenants,
     underlay: Underlay,
     engine: Engine,
+    sealer: Sealer,
     started: Instant,
     last_second: Instant,
 }
@@ -99,7 +103,7 @@ struct Daemon<'p> {
 impl<'p> Daemon<'p> {
     /// In this order: the control socket first, so that a second daemon stops before it disturbs the first; the
     /// tenants' sockets last, so that who finds them finds everything running.
-    fn start(plan: &'p Plan, signals: &mut Signals) -> Result<Daemon<'p>, Error> {
+    fn start(plan: &'p Plan, sealer: Sealer, signals: &mut Signals) -> Result<Daemon<'p>, Error> {
         let system = |doing| move |source| Error::System { doing, source };
         let poll = Poll::new().map_err(system("make an epoll descriptor"))?;
         let registry = poll.registry();
@@ -115,7 +119,7 @@ impl<'p> Daemon<'p> {
         registry.register(&mut SourceFd(&underlay.raw_fd()), NETLINK, Interest::READABLE).map_err(watch)?;
         api.register(registry).map_err(watch)?;
         tenants.register(registry).map_err(watch)?;
-        Ok(Daemon { plan, poll, api, tenants, underlay, engine, started: now, last_second: now })
+        Ok(Daemon { plan, poll, api, tenants, underlay, engine, sealer, started: now, last_second: now })
     }
 
     fn serve(&mut self, signals: &mut Signals) -> Result<(), Error> {
@@ -159,6 +163,9 @@ impl<'p> Daemon<'p> {
         if now.saturating_duration_since(self.last_second) >= SECOND {
             self.last_second = now;
             self.engine.age();
+            if let Some(line) = self.sealer.keep() {
+                say(&format!("warning: {line}"));
+            }
         }
         let Daemon { plan, poll, api, tenants, underlay, engine, started, .. } = self;
         Ok(api.turn(poll.registry(), now, |method| match method {

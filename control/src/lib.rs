@@ -28,6 +28,8 @@ pub mod render;
 pub mod rpc;
 // Socket files.
 pub mod socket;
+// The process that seals tenants' memory.
+pub mod sealer;
 // What `status` tells.
 pub mod status;
 // Columns and figures.

@@ -124,6 +124,20 @@ impl Daemon {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
 
+    /// The process that seals tenants' memory: its one child that lives.
+    fn sealer(&self) -> Pid {
+        let pid = self.child.id();
+        let mut found = Vec::new();
+        // One that was just started has no command line for a moment.
+        until(5, "one process that seals", || {
+            let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+            let pids = children.split_whitespace().map(|pid| pid.parse::<i32>().unwrap());
+            found = pids.filter(|pid| is_sealer(*pid)).collect();
+            found.len() == 1
+        });
+        Pid::from_raw(found[0]).unwrap()
+    }
+
     fn end(&mut self, seconds: u64) -> std::process::ExitStatus {
         let mut status = None;
         until(seconds, "the daemon's end", || {
@@ -132,6 +146,11 @@ impl Daemon {
         });
         status.unwrap()
     }
+}
+
+fn is_sealer(pid: i32) -> bool {
+    // Of one that is dead and was not waited for there is nothing to read.
+    std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.ends_with(b"\0seal-helper\0"))
 }
 
 impl Drop for Daemon {
@@ -174,6 +193,27 @@ fn it_starts_answers_and_stops_and_leaves_nothing() {
     let output = host.ask(&["status"]);
     assert_eq!(output.status.code(), Some(1));
     assert!(text(&output).contains("no daemon answers at"), "{}", text(&output));
+}
+
+#[test]
+#[ignore = "needs root: make test runs it"]
+fn a_sealing_process_that_dies_is_started_again() {
+    let host = Host::new();
+    let mut daemon = host.start();
+    drop(host.connect());
+    let first = daemon.sealer();
+    kill_process(first, Signal::KILL).unwrap();
+    daemon.listen_for("warning: the process that seals tenants' memory");
+    assert!(daemon.said.last().unwrap().contains("started another one"), "{:?}", daemon.said);
+    let second = daemon.sealer();
+    assert_ne!(first, second);
+    drop(host.connect());
+    daemon.signal(Signal::KILL);
+    daemon.end(5);
+    until(5, "the end of the sealing process", || {
+        let state = std::fs::read_to_string(format!("/proc/{}/stat", second.as_raw_nonzero()));
+        state.map_or(true, |state| state.contains(") Z "))
+    });
 }
 
 #[test]

@@ -319,7 +319,7 @@ impl Endpoint {
 
 /// Descriptors that a plan's tenants may need at the same time.
 pub fn descriptors_max(plan: &Plan) -> u64 {
-    // The control socket, an eventfd for each ring, and as client the memory while we connect.
+    // The control socket, an eventfd for each ring, and as client the memory, to be given back.
     let connected: u64 = plan.endpoints.iter().map(|e| 2 + 2 * u64::from(e.memif.queue_pairs)).sum();
     connected + server::descriptors_max(plan)
 }
