@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use clap::error::ErrorKind;
-use peregrine_pktgen::cli::{Cli, Command, EchoArgs, PortSettings, SendArgs, SinkArgs};
+use peregrine_pktgen::cli::{Cli, Command, EchoArgs, PortSettings, SearchArgs, SendArgs, SinkArgs};
 use peregrine_pktgen::echo::{self, MemifResponder};
 use peregrine_pktgen::error::Error;
 use peregrine_pktgen::limits::{Stop, pin};
@@ -15,6 +15,7 @@ use peregrine_pktgen::port::memif::MemifPort;
 use peregrine_pktgen::port::reconnect::ReconnectingPort;
 use peregrine_pktgen::port::udp::UdpPort;
 use peregrine_pktgen::report::{self, Outcome, Report};
+use peregrine_pktgen::search;
 use peregrine_pktgen::send::Sender;
 use peregrine_pktgen::sink;
 
@@ -27,6 +28,7 @@ fn main() -> ExitCode {
         Command::Send(args) => send(args),
         Command::Sink(args) => run_sink(args),
         Command::Echo(args) => run_echo(args),
+        Command::Search(args) => run_search(args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -45,7 +47,9 @@ fn usage(error: &clap::Error) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
-        eprintln!("error: no command is given: use send, sink or echo; `peregrine-pktgen --help` tells more");
+        eprintln!(
+            "error: no command is given: use send, sink, echo or search; `peregrine-pktgen --help` tells more"
+        );
         return ExitCode::from(2);
     }
     let lines: Vec<&str> =
@@ -128,4 +132,12 @@ fn run_echo(args: &EchoArgs) -> Result<(), Error> {
         }
     };
     finish(outcome, args.common.json)
+}
+
+fn run_search(args: &SearchArgs) -> Result<(), Error> {
+    let settings = args.settings()?;
+    pin(args.send.common.core)?;
+    let stop = Stop::at_signals()?;
+    let outcome = search::device::run(&settings, &stop, ready)?;
+    search::report::finish(outcome, args.send.common.json)
 }
