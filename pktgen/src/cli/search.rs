@@ -80,7 +80,7 @@ pub struct SearchArgs {
     /// The lowest rate of interest
     #[arg(long, value_name = "PPS", default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..=100_000_000))]
     rate_min: u64,
-    /// Packets that may leave late in a trial that counts, in percent
+    /// Packets that may leave late in a trial with loss that counts, in percent
     #[arg(long, value_name = "PERCENT", default_value_t = 1.0)]
     late: f64,
     /// How long latency is measured at 10, 50 and 90 % of NDR each
