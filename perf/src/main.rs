@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod core_case;
+mod kernel_case;
 mod memif_case;
 mod rig;
 mod tenants_case;
@@ -25,6 +26,15 @@ enum Command {
     /// One worker's path without a wire: frames from memory to a memif tenant on another core, and the way back.
     Core {
         /// Shorter runs: some seconds in all.
+        #[arg(long)]
+        quick: bool,
+        /// Print one JSON object and nothing else.
+        #[arg(long)]
+        json: bool,
+    },
+    /// The kernel's overlay beside Peregrine, over the same wire: rates, round trips, CPU time (needs root).
+    Kernel {
+        /// Fewer cases and shorter runs: under a minute in all.
         #[arg(long)]
         quick: bool,
         /// Print one JSON object and nothing else.
@@ -61,6 +71,9 @@ fn main() -> ExitCode {
     let text = match command {
         Command::Core { quick, json } => {
             core_case::run(quick).map(|r| if json { r.json() } else { r.text() })
+        }
+        Command::Kernel { quick, json } => {
+            kernel_case::run(quick).map(|r| if json { r.json() } else { r.text() })
         }
         Command::Tenants { quick, json } => {
             tenants_case::run(quick).map(|r| if json { r.json() } else { r.text() })
