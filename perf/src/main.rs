@@ -32,7 +32,7 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// The kernel's overlay beside Peregrine, over the same wire: rates, round trips, CPU time (needs root).
+    /// The kernel's overlay beside Peregrine, over the same wire: rates, round trips, CPU time; five runs, half an hour (needs root).
     Kernel {
         /// Fewer cases and shorter runs: under a minute in all.
         #[arg(long)]

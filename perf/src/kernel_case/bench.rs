@@ -161,13 +161,16 @@ impl Bench {
         Ok(status)
     }
 
-    /// The highest rate of round trips of which at most 0.5 % are lost.
+    /// The highest rate of round trips of which at most 0.5 % are lost; where the search finds none, half of what was
+    /// answered at best.
     pub fn round_trip_capacity(&self, case: Case) -> Result<u64, String> {
         let echo = self.echo()?;
         let mut command = self.generator("search", case, self.answerer(), ECHO_PORT);
         let report = self.run(self.bound_search(&mut command).arg("--rtt"))?;
         echo.stop(PATIENCE).map_err(lab)?;
-        Ok(report["sizes"][0]["pdr"]["pps"].as_u64().unwrap_or(0))
+        let found = &report["sizes"][0];
+        let answered = found["max_received_pps"].as_f64().unwrap_or(0.0);
+        Ok(found["pdr"]["pps"].as_u64().filter(|pps| *pps > 0).unwrap_or((answered / 2.0) as u64))
     }
 
     /// Everything of one case. `capacity` is the kernel's, in round trips.
@@ -203,7 +206,8 @@ impl Bench {
         let mut sink = Process::start(&mut command).map_err(lab)?;
         sink.wait_for_line("ready", PATIENCE).map_err(lab)?;
         let mut command = self.generator("send", case, self.counter(), SINK_PORT);
-        command.args(["--rate", "max", "--seconds", &self.times.stream.to_string()]);
+        let seconds = if self.daemon.is_some() { self.times.stream_peregrine } else { self.times.stream };
+        command.args(["--rate", "max", "--seconds", &seconds.to_string()]);
         let before = self.busy_seconds()?;
         let (asked, busy_share) = (Cell::new(Instant::now()), Cell::new(0.0_f64));
         let watch = || {
@@ -216,11 +220,11 @@ impl Bench {
             self.stopped()
         };
         let sender = Process::start(&mut command).map_err(lab)?;
-        let sent = sender.finish(self.patience(self.times.stream), &watch).map_err(lab)?;
+        let sent = sender.finish(self.patience(seconds), &watch).map_err(lab)?;
         let after = self.busy_seconds()?;
         let got = json(&sink.finish(PATIENCE, &|| self.stopped()).map_err(lab)?)?;
         let received = got["received"].as_f64().unwrap_or(0.0);
-        let seconds = json(&sent)?["seconds"].as_f64().unwrap_or(self.times.stream);
+        let seconds = json(&sent)?["seconds"].as_f64().unwrap_or(seconds);
         let per_million = |at: usize| match (before.get(at), after.get(at)) {
             (Some(before), Some(after)) if received > 0.0 => (after - before) * 1e6 / received,
             _ => 0.0,

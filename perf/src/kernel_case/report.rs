@@ -285,7 +285,7 @@ impl Report {
             "CPU seconds: what /proc/stat says the two cores were busy while the generator sent as fast as it could, per million packets that arrived; whatever else ran there is in it. A polling worker's core is always busy: busy_share is the part with work, and total_busy counts only that.".into(),
         );
         notes.push(
-            "Round trips at 10, 50 and 90 % of what the kernel's overlay answers with at most 0.5 % lost; idle is 1000 a second. A percentile that so few packets do not have is null.".into(),
+            "Round trips at 10, 50 and 90 % of what the kernel's overlay answers with at most 0.5 % lost (where no such rate was found, of half of what it answered at best); idle is 1000 a second. A percentile that so few packets do not have is null.".into(),
         );
         if self.quick {
             notes.push("Quick: one run, short trials, 64 bytes with 1 and 100 flows and 1400 bytes with 1: read ratios, not figures.".into());
