@@ -38,6 +38,7 @@ bench: build ## measurements, in figures that this machine gives
 	target/release/peregrine-perf core --quick
 	target/release/peregrine-perf tenants --quick
 	$(SUDO) target/release/peregrine-perf memif --quick
+	$(SUDO) target/release/peregrine-perf kernel --quick
 
 report: build ## every measurement as one page, target/report/report.html (minutes; REPORT_ARGS=--quick)
 	$(SUDO) target/release/peregrine-perf report --out target/report $(REPORT_ARGS)

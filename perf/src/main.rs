@@ -4,6 +4,7 @@
 
 mod core_case;
 mod environment;
+mod kernel_case;
 mod memif_case;
 mod micro;
 mod report;
@@ -28,6 +29,15 @@ enum Command {
     /// One worker's path without a wire: frames from memory to a memif tenant on another core, and the way back.
     Core {
         /// Shorter runs: some seconds in all.
+        #[arg(long)]
+        quick: bool,
+        /// Print one JSON object and nothing else.
+        #[arg(long)]
+        json: bool,
+    },
+    /// The kernel's overlay beside Peregrine, over the same wire: rates, round trips, CPU time; five runs, half an hour (needs root).
+    Kernel {
+        /// Fewer cases and shorter runs: under a minute in all.
         #[arg(long)]
         quick: bool,
         /// Print one JSON object and nothing else.
@@ -82,6 +92,9 @@ fn main() -> ExitCode {
     let text = match command {
         Command::Core { quick, json } => {
             core_case::run(quick).map(|r| if json { r.json() } else { r.text() })
+        }
+        Command::Kernel { quick, json } => {
+            kernel_case::run(quick).map(|r| if json { r.json() } else { r.text() })
         }
         Command::Tenants { quick, json } => {
             tenants_case::run(quick).map(|r| if json { r.json() } else { r.text() })

@@ -21,6 +21,9 @@ use crate::send::{SendSettings, SendWait};
 use crate::sink::{Demands, SinkSettings};
 use crate::template::{Inner, SIZE_MAX, SIZE_MIN};
 
+mod search;
+pub use search::SearchArgs;
+
 /// VXLAN packet generator, sink and echo over AF_XDP, memif and UDP sockets.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "peregrine-pktgen", version, disable_help_subcommand = true)]
@@ -39,6 +42,8 @@ pub enum Command {
     Sink(SinkArgs),
     /// Send back what arrives: ARP and neighbour discovery, ICMP and ICMPv6 echo, UDP
     Echo(EchoArgs),
+    /// Find the highest rate without loss, sending and counting in one (needs root)
+    Search(Box<SearchArgs>),
 }
 
 /// Flags that all commands have.

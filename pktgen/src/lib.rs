@@ -10,7 +10,8 @@
 //! | [`classes`], [`floor`] | packets reported apart; the generator's own latency |
 //! | [`limits`] | when a run ends |
 //! | [`port`] | where packets come from and answers go: memif, UDP socket |
-//! | [`send`], [`sink`], [`echo`] | the three commands |
+//! | [`send`], [`sink`], [`echo`] | three commands |
+//! | [`search`] | the fourth: sender and receiver in one, for the highest rate without loss |
 //! | [`cli`], [`report`], [`progress`] | words in, words out |
 //! | [`clock`], [`error`] | CLOCK_MONOTONIC; what can go wrong |
 //!
@@ -33,6 +34,7 @@ pub mod pacer;
 pub mod port;
 pub mod progress;
 pub mod report;
+pub mod search;
 pub mod send;
 pub mod sink;
 pub mod template;

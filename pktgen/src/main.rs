@@ -8,7 +8,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use clap::error::ErrorKind;
-use peregrine_pktgen::cli::{Cli, Command, EchoArgs, PortSettings, SendArgs, SinkArgs};
+use peregrine_pktgen::cli::{Cli, Command, EchoArgs, PortSettings, SearchArgs, SendArgs, SinkArgs};
 use peregrine_pktgen::echo::{self, MemifResponder};
 use peregrine_pktgen::error::Error;
 use peregrine_pktgen::floor::{self, Floor};
@@ -18,6 +18,7 @@ use peregrine_pktgen::port::reconnect::ReconnectingPort;
 use peregrine_pktgen::port::udp::UdpPort;
 use peregrine_pktgen::port::xdp::XdpPort;
 use peregrine_pktgen::report::{self, Outcome, Report};
+use peregrine_pktgen::search;
 use peregrine_pktgen::send::Sender;
 use peregrine_pktgen::sink;
 
@@ -30,6 +31,7 @@ fn main() -> ExitCode {
         Command::Send(args) => send(args),
         Command::Sink(args) => run_sink(args),
         Command::Echo(args) => run_echo(args),
+        Command::Search(args) => run_search(args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -48,7 +50,9 @@ fn usage(error: &clap::Error) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
-        eprintln!("error: no command is given: use send, sink or echo; `peregrine-pktgen --help` tells more");
+        eprintln!(
+            "error: no command is given: use send, sink, echo or search; `peregrine-pktgen --help` tells more"
+        );
         return ExitCode::from(2);
     }
     let lines: Vec<&str> =
@@ -153,4 +157,12 @@ fn run_echo(args: &EchoArgs) -> Result<(), Error> {
         }
     };
     finish(outcome, None, args.common.json)
+}
+
+fn run_search(args: &SearchArgs) -> Result<(), Error> {
+    let settings = args.settings()?;
+    pin(args.send.common.core)?;
+    let stop = Stop::at_signals()?;
+    let outcome = search::device::run(&settings, &stop, ready)?;
+    search::report::finish(outcome, args.send.common.json)
 }

@@ -218,6 +218,23 @@ impl Sender {
     /// # Errors
     /// Those of waiting for the socket.
     pub fn run(mut self, stop: &Stop) -> Result<Outcome<SendReport>, Error> {
+        let report = self.again(self.settings.rate, self.settings.limits.clone(), stop)?;
+        Ok(Outcome { report, failure: None })
+    }
+
+    /// The same over a socket that stays open: each time everything is counted from nothing.
+    ///
+    /// # Errors
+    /// Those of waiting for the socket.
+    pub fn again(&mut self, rate: Rate, limits: Limits, stop: &Stop) -> Result<SendReport, Error> {
+        (self.settings.rate, self.settings.limits) = (rate, limits);
+        self.burst.drain().for_each(|frame| self.pool.put(frame));
+        self.sequences.fill(0);
+        (self.flow, self.handed, self.late, self.skipped) = (0, 0, 0, 0);
+        self.kicks = KickCounts::default();
+        if let Some(rtt) = &mut self.rtt {
+            *rtt = Rtt::new(&self.settings)?;
+        }
         if self.settings.wait == SendWait::Block {
             // Wake-ups to the microsecond; where that is not allowed they come 50 µs late.
             let _ = rustix::thread::set_current_timer_slack(std::num::NonZeroU64::new(1));
@@ -228,7 +245,7 @@ impl Sender {
         let uncompleted = self.socket.tx_outstanding() as u64;
         let sent = self.handed.saturating_sub(uncompleted);
         let passed = end.saturating_sub(start);
-        let report = SendReport {
+        Ok(SendReport {
             sent,
             bytes: sent * self.template.len() as u64,
             seconds: clock::seconds(passed),
@@ -241,8 +258,7 @@ impl Sender {
             kernel: self.uplink.sockets()?.first().copied(),
             kicks: self.kicks,
             rtt: self.rtt.as_ref().map(|rtt| rtt.report(sent)),
-        };
-        Ok(Outcome { report, failure: None })
+        })
     }
 
     /// Returns why it ended, and when the packet after the last one would have been due.

@@ -162,3 +162,32 @@ fn what_the_interface_cannot_do_is_refused_in_one_line() {
     assert_eq!((got.status, got.stderr.len()), (Some(1), 1), "{:?}", got.stderr);
     assert!(got.stderr[0].contains("192.0.2.1"), "{:?}", got.stderr);
 }
+
+/// The far end counts in another namespace than the sender's, on a thread of the same process.
+#[test]
+#[ignore = "needs root: make test runs it"]
+fn a_search_counts_at_the_kernels_socket_in_another_namespace() {
+    let wire = Wire::new();
+    let ended = wire
+        .a
+        .pktgen(&format!(
+            "search --json --interface wa --next-hop 04:00:00:00:00:02 --local 192.0.2.1 --remote 192.0.2.2 --vni 77 \
+             --inner-source-mac 02:00:00:00:01:01 --inner-destination-mac 02:00:00:00:01:02 \
+             --inner-source 10.9.0.1 --inner-destination 10.9.0.2:9000 --flows 3 --sizes 64,1400 \
+             --sink-udp 10.9.0.2:9000 --sink-netns {} --rate 5000 --rate-min 500 --seconds 3 \
+             --first-trial-seconds 0.05 --trial-seconds 0.1 --sum-seconds 0.2 --latency-seconds 0.1",
+            wire.b.name()
+        ))
+        .end();
+    assert_eq!(ended.stderr.first().map(String::as_str), Some("ready"));
+    let report = ended.report();
+    let sizes = report["sizes"].as_array().unwrap();
+    assert_eq!(sizes.iter().map(|size| number(size, "bytes")).collect::<Vec<_>>(), [64, 1400]);
+    for size in sizes {
+        assert!(size["max_received_pps"].as_f64() > Some(0.0), "{size:#}");
+        assert!(number(&size["ndr"], "pps") <= number(&size["pdr"], "pps"), "{size:#}");
+        for trial in size["trials"].as_array().unwrap() {
+            assert!(number(trial, "received") <= number(trial, "sent"), "{trial}");
+        }
+    }
+}

@@ -11,7 +11,8 @@
 //! Everything runs as the programs that a user runs: this file starts them, waits for them, and reads what they say.
 //! `hosts` makes them, `peregrine` and `kernel` are the two halves, `measure` is what both do, `report` shows the figures.
 
-mod hosts;
+/// The hosts; `peregrine-perf` measures on the same.
+pub mod hosts;
 mod kernel;
 mod measure;
 mod peregrine;
@@ -129,10 +130,7 @@ pub fn run<E: From<DemoError>>(args: &DemoArgs, print: impl FnOnce(&str) -> Resu
 }
 
 fn measure(args: &DemoArgs, interrupted: &Arc<AtomicBool>) -> Result<Report, DemoError> {
-    for signal in [SIGINT, SIGTERM, SIGHUP] {
-        signal_hook::flag::register(signal, interrupted.clone())
-            .map_err(|error| DemoError::Here(format!("cannot catch signal {signal}: {error}")))?;
-    }
+    catch_signals(interrupted)?;
     let (daemon, pktgen) = programs()?;
     let demo = Demo {
         cores: Cores::choose()?,
@@ -147,15 +145,30 @@ fn measure(args: &DemoArgs, interrupted: &Arc<AtomicBool>) -> Result<Report, Dem
     Ok(Report::new(peregrine, kernel, ping, daemon, demo.cores))
 }
 
+/// From now on Ctrl-C, SIGTERM and SIGHUP set this, and nothing else.
+///
+/// # Errors
+/// If they cannot be caught.
+pub fn catch_signals(interrupted: &Arc<AtomicBool>) -> Result<(), DemoError> {
+    for signal in [SIGINT, SIGTERM, SIGHUP] {
+        signal_hook::flag::register(signal, interrupted.clone())
+            .map_err(|error| DemoError::Here(format!("cannot catch signal {signal}: {error}")))?;
+    }
+    Ok(())
+}
+
 /// What the lab and the demo are made with, and the Debian package of each.
 const TOOLS: [(&str, &str); 4] =
     [("ip", "iproute2"), ("ping", "iputils-ping"), ("nice", "coreutils"), ("setpriv", "util-linux")];
 
-/// Ourselves, and the packet generator that is built beside us.
-fn programs() -> Result<(PathBuf, PathBuf), DemoError> {
+/// Whether hosts can be made here.
+///
+/// # Errors
+/// Without root, or without the tools.
+pub fn check_requirements() -> Result<(), DemoError> {
     if !rustix::process::geteuid().is_root() {
         return Err(DemoError::Here(
-            "it makes network namespaces, so it needs root: run it with sudo, or `make demo`".into(),
+            "it makes network namespaces, so it needs root: run it with sudo".into(),
         ));
     }
     let path = std::env::var_os("PATH").unwrap_or_default();
@@ -163,6 +176,12 @@ fn programs() -> Result<(PathBuf, PathBuf), DemoError> {
     if let Some((tool, package)) = TOOLS.into_iter().find(|(tool, _)| !there(tool)) {
         return Err(DemoError::Here(format!("{tool} is missing: run `make setup`, or install {package}")));
     }
+    Ok(())
+}
+
+/// Ourselves, and the packet generator that is built beside us.
+fn programs() -> Result<(PathBuf, PathBuf), DemoError> {
+    check_requirements()?;
     let daemon = std::env::current_exe()
         .map_err(|error| DemoError::Here(format!("cannot find this program: {error}")))?;
     let pktgen = daemon.with_file_name("peregrine-pktgen");

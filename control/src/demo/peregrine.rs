@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use serde_json::Value;
 
-use super::hosts::{ECHO, FAR, NEAR, SINK, VNI};
+use super::hosts::{ECHO, SINK};
 use super::measure::{Figures, READY, round_trips, stream};
 use super::{Demo, DemoError, say};
 use crate::client::Client;
@@ -37,7 +37,7 @@ const STOP: Duration = Duration::from_secs(2);
 /// Ping, stream, round trips; then the daemon is asked for its counters and stopped.
 pub(super) fn measure(demo: &Demo) -> Result<(Figures, Ping, Daemon), DemoError> {
     let config = demo.hosts.file("demo.toml");
-    std::fs::write(&config, config_text(demo))
+    std::fs::write(&config, demo.hosts.peregrine_config(demo.cores))
         .map_err(|error| DemoError::Here(format!("cannot write {}: {error}", config.display())))?;
     say("starting peregrine on one host, and a kernel vxlan device on another");
     let mut daemon = Process::start(demo.hosts.near.command(&demo.daemon).args(["run", "-c"]).arg(&config))?;
@@ -56,29 +56,6 @@ pub(super) fn measure(demo: &Demo) -> Result<(Figures, Ping, Daemon), DemoError>
     echo.stop(STOP)?;
     daemon.stop(STOP)?;
     Ok((Figures::new(stream, round_trips), ping, answers))
-}
-
-fn config_text(demo: &Demo) -> String {
-    let memif = demo.hosts.file("memif.sock");
-    let endpoint = |name: &str, id: u32, (ip, mac): (&str, &str)| {
-        format!(
-            "\n[[endpoints]]\nname = \"{name}\"\nnetwork = \"demo\"\nmac = \"{mac}\"\naddresses = [\"{ip}\"]\n\
-             memif = {{ socket = \"{}\", id = {id} }}\n",
-            memif.display()
-        )
-    };
-    format!(
-        "control_socket = \"{}\"\n\n[[workers]]\ncore = {}\nnice = -20\n\n\
-         [uplink]\ninterface = \"{}\"\nlocal = \"{}\"\nmode = \"copy\"\nring_size = 8192\n\n\
-         [[networks]]\nname = \"demo\"\nvni = {VNI}\nmtu = 1450\nremotes = [\"{}\"]\n{}{}",
-        demo.hosts.file("control.sock").display(),
-        demo.cores.worker,
-        NEAR.1,
-        NEAR.0,
-        FAR.0,
-        endpoint("echo", 0, ECHO),
-        endpoint("sink", 1, SINK),
-    )
 }
 
 /// A tenant: the packet generator as a memif client. It needs no namespace: its network is the shared memory.

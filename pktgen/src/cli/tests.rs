@@ -3,6 +3,7 @@
 use clap::CommandFactory;
 
 use super::*;
+use crate::search::receiver::FarEnd;
 
 const SEND: &str = "send --interface eth0 --next-hop 02:00:00:00:00:02 --local 192.0.2.1 --remote 192.0.2.2 --vni 7 \
                     --inner-source-mac 02:00:00:00:01:01 --inner-destination-mac 02:00:00:00:01:02 \
@@ -20,6 +21,7 @@ fn refused(line: &str) -> String {
         Ok(Command::Send(args)) => args.settings().map(drop).unwrap_err(),
         Ok(Command::Sink(args)) => args.settings().map(drop).unwrap_err(),
         Ok(Command::Echo(args)) => args.settings().map(drop).unwrap_err(),
+        Ok(Command::Search(args)) => args.settings().map(drop).unwrap_err(),
     };
     assert_eq!(error.exit_status(), 2);
     error.to_string()
@@ -111,4 +113,49 @@ fn bad_arguments_are_refused_with_what_would_be_right() {
         let text = refused(&line);
         assert!(text.contains(said), "{line}: {text}");
     }
+}
+
+fn search(more: &str) -> String {
+    format!("{} {more}", SEND.replacen("send", "search", 1))
+}
+
+#[test]
+fn search_has_the_documented_defaults() {
+    let Command::Search(args) = parse(&search("--sink-memif /run/x --sink-id 3")).unwrap() else { panic!() };
+    let settings = args.settings().unwrap();
+    let receiver = settings.receiver.unwrap();
+    assert_eq!((settings.sizes, receiver.flows, receiver.wait), (vec![64], 1, Wait::Yield));
+    let FarEnd::Memif(socket, config) = receiver.far_end else { panic!() };
+    assert_eq!((socket.to_string().as_str(), config.id, config.ring_log2), ("/run/x", 3, 14));
+    let goals = settings.goals;
+    assert_eq!((goals.pps_max, goals.pdr_loss, goals.width), (Rate::Max, 0.005, 0.02));
+    assert_eq!((goals.time_max, goals.last_trial), (Duration::from_secs(60), Duration::from_secs(1)));
+}
+
+#[test]
+fn a_search_counts_in_one_place() {
+    let Command::Search(args) =
+        parse(&search("--sink-udp 10.0.0.2:7 --sink-netns x --sizes 64,512 --rate 5000 --seconds 9"))
+            .unwrap()
+    else {
+        panic!()
+    };
+    let settings = args.settings().unwrap();
+    assert_eq!((settings.sizes, settings.goals.pps_max.to_string().as_str()), (vec![64, 512], "5000"));
+    assert_eq!(settings.goals.time_max, Duration::from_secs(9));
+    assert!(matches!(settings.receiver.unwrap().far_end, FarEnd::Udp(_, Some(name)) if name == "x"));
+    let Command::Search(args) = parse(&search("--rtt --no-latency")).unwrap() else { panic!() };
+    let settings = args.settings().unwrap();
+    assert!(settings.receiver.is_none() && settings.send.rtt && settings.latency.is_zero());
+
+    assert!(refused(&search("")).contains("--sink-memif"));
+    assert!(refused(&search("--rtt --sink-udp 10.0.0.2:7")).contains("cannot be used with"));
+    assert!(refused(&search("--rtt --sink-netns x")).contains("--sink-udp"));
+    assert!(refused(&search("--rtt --count 5")).starts_with("--count: "));
+    assert!(refused(&search("--rtt --sizes 64,20")).starts_with("--sizes 20: "));
+    assert!(refused(&search("--rtt --width 0.5")).starts_with("--width 0.5: "));
+    assert!(refused(&search("--rtt --loss=-1")).starts_with("--loss -1: "));
+    assert!(refused(&search("--rtt --loss=NaN")).starts_with("--loss NaN: "));
+    assert!(refused(&search("--rtt --first-trial-seconds 2")).starts_with("--first-trial-seconds: "));
+    assert!(refused(&search("--sink-memif /x --sink-ring-size 1000")).starts_with("--sink-ring-size: "));
 }

@@ -36,6 +36,8 @@ pub struct RttReport {
 pub struct Rtt {
     vtep: Vtep,
     vni: Vni,
+    /// Answers to what was sent before are none of ours.
+    since: u64,
     burst: Burst,
     tracker: Tracker,
     latency: Latency,
@@ -50,6 +52,7 @@ impl Rtt {
         Ok(Rtt {
             vtep: Vtep { address: settings.local, port: settings.port },
             vni: settings.vni,
+            since: now_ns(),
             burst: Burst::new(),
             tracker: Tracker::new(usize::from(settings.inner.flows)),
             latency: Latency::new()?,
@@ -68,7 +71,9 @@ impl Rtt {
         }
         let now = now_ns();
         for frame in self.burst.drain() {
-            match trailer(frame.bytes(), self.vtep, self.vni) {
+            let ours = trailer(frame.bytes(), self.vtep, self.vni)
+                .filter(|trailer| elapsed(self.since, trailer.time) == 0);
+            match ours {
                 Some(trailer) if self.tracker.record(trailer.flow, trailer.sequence) => {
                     self.received += 1;
                     self.latency.record(elapsed(now, trailer.time));

@@ -1,0 +1,405 @@
+//! One system on the demo's hosts, and what is measured on it: rates by `peregrine-pktgen search`, CPU time over a
+//! stream at full rate, round trips by `peregrine-pktgen send --rtt`. Dropped, everything is gone.
+
+use std::cell::Cell;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use peregrine_control::client::Client;
+use peregrine_control::demo::hosts::{Cores, ECHO, FAR, GENERATOR, Hosts, NEAR, SINK, VNI};
+use peregrine_control::lab::{LabError, Namespace, Process};
+use serde::Serialize;
+use serde_json::Value;
+
+use super::{Times, plain};
+
+/// UDP ports of the tenant that counts and of the one that answers.
+const SINK_PORT: u16 = 9000;
+const ECHO_PORT: u16 = 9001;
+/// Programs are ready, and gone, within this.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Round trips a second where nothing else is to be done.
+const IDLE_PPS: u64 = 1000;
+/// How often `status` is asked how busy the worker is.
+const STATUS_EVERY: Duration = Duration::from_millis(100);
+/// Ticks of /proc/stat in a second (USER_HZ: the same on every architecture that Linux still runs on but alpha).
+const TICKS: f64 = 100.0;
+
+/// What is compared.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum System {
+    Kernel,
+    KernelRps,
+    Peregrine,
+}
+
+impl System {
+    pub fn name(self) -> &'static str {
+        match self {
+            System::Kernel => "the kernel's overlay",
+            System::KernelRps => "the kernel's overlay with RPS",
+            System::Peregrine => "peregrine",
+        }
+    }
+}
+
+/// Which packets.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+pub struct Case {
+    /// Of the inner frame.
+    pub bytes: usize,
+    pub flows: u16,
+}
+
+/// What one system gave for one case in one run.
+#[derive(Clone, Debug)]
+pub struct Measured {
+    pub system: System,
+    pub case: Case,
+    pub figures: Figures,
+}
+
+#[derive(Clone, Debug)]
+pub struct Figures {
+    pub max_pps: f64,
+    pub ndr_pps: f64,
+    /// Why NDR is not higher: as `peregrine-pktgen search` calls it.
+    pub ndr_end: String,
+    pub cpu: Cpu,
+    /// Idle, and at 10, 50 and 90 % of the kernel's capacity; none where there was no time left.
+    pub round_trips: Vec<RoundTrips>,
+}
+
+/// CPU seconds per million packets that arrived.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Cpu {
+    /// The generator's core: generator, wire, and Peregrine's tenant.
+    pub generator_core: f64,
+    /// The other one: Peregrine's worker; the kernel's tenant, and with RPS its stack.
+    pub other_core: f64,
+    /// Both.
+    pub total: f64,
+    /// The share of a polling worker's time in which it had work; 1 for the kernel, which does not poll.
+    pub busy_share: f64,
+    /// Both, of the other core only that share.
+    pub total_busy: f64,
+}
+
+/// Round trips at one rate.
+#[derive(Clone, Debug)]
+pub struct RoundTrips {
+    /// `idle`, or percent of the kernel's capacity.
+    pub load: &'static str,
+    pub pps: u64,
+    pub sent: u64,
+    pub lost: u64,
+    pub late: u64,
+    /// p50, p90, p99, p99.9, p99.99 and the maximum, in microseconds; those that so few packets do not have are absent.
+    pub us: [Option<f64>; 6],
+}
+
+/// Names of [`RoundTrips::us`].
+pub const PERCENTILES: [&str; 6] = ["p50", "p90", "p99", "p999", "p9999", "max"];
+/// As many packets as it takes for one to lie beyond.
+const PACKETS_MIN: [u64; 6] = [1, 10, 100, 1000, 10_000, 1];
+
+/// A system that runs.
+pub struct Bench {
+    times: Times,
+    // Before the hosts, so that the programs end first.
+    daemon: Option<Process>,
+    tenant: Option<Namespace>,
+    hosts: Hosts,
+    cores: Cores,
+    pktgen: PathBuf,
+    interrupted: Arc<AtomicBool>,
+}
+
+fn lab(error: LabError) -> String {
+    error.to_string()
+}
+
+/// A program that is built beside this one.
+fn program(name: &str) -> Result<PathBuf, String> {
+    let here = std::env::current_exe().map_err(|error| format!("cannot find this program: {error}"))?;
+    let path = here.with_file_name(name);
+    let missing = || format!("{} is missing: build everything with `make build`", path.display());
+    path.is_file().then_some(path.clone()).ok_or_else(missing)
+}
+
+impl Bench {
+    pub fn start(system: System, times: Times, interrupted: Arc<AtomicBool>) -> Result<Bench, String> {
+        let (daemon, pktgen) = (program("peregrine")?, program("peregrine-pktgen")?);
+        let cores = Cores::choose().map_err(|error| plain(&error))?;
+        let hosts = Hosts::create().map_err(|error| plain(&error))?;
+        let mut bench = Bench { times, daemon: None, tenant: None, hosts, cores, pktgen, interrupted };
+        bench.go_on()?;
+        if system != System::Peregrine {
+            bench.tenant = Some(bench.hosts.kernel_overlay().map_err(lab)?);
+            let core = (system == System::KernelRps).then_some(cores.worker);
+            bench.hosts.steer_receiving(core).map_err(lab)?;
+            return Ok(bench);
+        }
+        let config = bench.hosts.file("perf.toml");
+        std::fs::write(&config, bench.hosts.peregrine_config(cores))
+            .map_err(|error| format!("cannot write {}: {error}", config.display()))?;
+        let mut command = bench.hosts.near.command(&daemon);
+        let mut daemon = Process::start(command.args(["run", "-c"]).arg(&config)).map_err(lab)?;
+        daemon.wait_for_line("ready", PATIENCE).map_err(lab)?;
+        bench.daemon = Some(daemon);
+        Ok(bench)
+    }
+
+    /// Ends it; Peregrine's last `status`.
+    pub fn stop(mut self) -> Result<Option<Value>, String> {
+        let Some(daemon) = self.daemon.take() else { return Ok(None) };
+        let status = self.status();
+        daemon.stop(PATIENCE).map_err(lab)?;
+        Ok(status)
+    }
+
+    /// The highest rate of round trips of which at most 0.5 % are lost; where the search finds none, half of what was
+    /// answered at best.
+    pub fn round_trip_capacity(&self, case: Case) -> Result<u64, String> {
+        let echo = self.echo()?;
+        let mut command = self.generator("search", case, self.answerer(), ECHO_PORT);
+        let report = self.run(self.bound_search(&mut command).arg("--rtt"))?;
+        echo.stop(PATIENCE).map_err(lab)?;
+        let found = &report["sizes"][0];
+        let answered = found["max_received_pps"].as_f64().unwrap_or(0.0);
+        Ok(found["pdr"]["pps"].as_u64().filter(|pps| *pps > 0).unwrap_or((answered / 2.0) as u64))
+    }
+
+    /// Everything of one case. `capacity` is the kernel's, in round trips.
+    pub fn measure(&self, case: Case, capacity: u64, hurry: &dyn Fn() -> bool) -> Result<Figures, String> {
+        let mut command = self.generator("search", case, self.counter(), SINK_PORT);
+        self.bound_search(&mut command).args(self.sink_of_search());
+        let found = self.run(&mut command)?;
+        let found = &found["sizes"][0];
+        let (received, cpu) = self.stream(case)?;
+        let mut round_trips = Vec::new();
+        if !hurry() {
+            let echo = self.echo()?;
+            let part = |percent: u64| (capacity * percent / 100).max(1);
+            let loads = [("idle", IDLE_PPS), ("10", part(10)), ("50", part(50)), ("90", part(90))];
+            for (load, pps) in loads {
+                round_trips.push(self.round_trips(case, load, pps)?);
+            }
+            echo.stop(PATIENCE).map_err(lab)?;
+        }
+        Ok(Figures {
+            max_pps: found["max_received_pps"].as_f64().unwrap_or(0.0).max(received),
+            ndr_pps: found["ndr"]["pps"].as_f64().unwrap_or(0.0),
+            ndr_end: found["ndr"]["end"].as_str().unwrap_or("unknown").to_string(),
+            cpu,
+            round_trips,
+        })
+    }
+
+    /// As fast as the generator can; packets a second that arrived, and what they cost.
+    fn stream(&self, case: Case) -> Result<(f64, Cpu), String> {
+        // The tenant sleeps when it has nothing to do, so that its core's time is work.
+        let mut command = self.far_end("sink", SINK_PORT, "interrupt", &["--idle-ms", "150"]);
+        let mut sink = Process::start(&mut command).map_err(lab)?;
+        sink.wait_for_line("ready", PATIENCE).map_err(lab)?;
+        let mut command = self.generator("send", case, self.counter(), SINK_PORT);
+        let seconds = if self.daemon.is_some() { self.times.stream_peregrine } else { self.times.stream };
+        command.args(["--rate", "max", "--seconds", &seconds.to_string()]);
+        let before = self.busy_seconds()?;
+        let (asked, busy_share) = (Cell::new(Instant::now()), Cell::new(0.0_f64));
+        let watch = || {
+            // The worker's share is over the last second; its highest is the one of a second that was all stream.
+            if self.daemon.is_some() && asked.get().elapsed() >= STATUS_EVERY {
+                asked.set(Instant::now());
+                let share = self.status().and_then(|status| status["workers"][0]["busy"].as_f64());
+                busy_share.set(busy_share.get().max(share.unwrap_or(0.0)));
+            }
+            self.stopped()
+        };
+        let sender = Process::start(&mut command).map_err(lab)?;
+        let sent = sender.finish(self.patience(seconds), &watch).map_err(lab)?;
+        let after = self.busy_seconds()?;
+        let got = json(&sink.finish(PATIENCE, &|| self.stopped()).map_err(lab)?)?;
+        let received = got["received"].as_f64().unwrap_or(0.0);
+        let seconds = json(&sent)?["seconds"].as_f64().unwrap_or(seconds);
+        let per_million = |at: usize| match (before.get(at), after.get(at)) {
+            (Some(before), Some(after)) if received > 0.0 => (after - before) * 1e6 / received,
+            _ => 0.0,
+        };
+        let (generator_core, other_core) = (per_million(0), per_million(1));
+        let busy_share = if self.daemon.is_some() { busy_share.get() } else { 1.0 };
+        let cpu = Cpu {
+            generator_core,
+            other_core,
+            total: generator_core + other_core,
+            busy_share,
+            total_busy: generator_core + other_core * busy_share,
+        };
+        Ok((received / seconds, cpu))
+    }
+
+    fn round_trips(&self, case: Case, load: &'static str, pps: u64) -> Result<RoundTrips, String> {
+        let mut command = self.generator("send", case, self.answerer(), ECHO_PORT);
+        command.args(["--rtt", "--rate", &pps.to_string()]);
+        command.args(["--seconds", &self.times.round_trips.to_string()]);
+        let report = self.run(&mut command)?;
+        let number = |key: &str| report[key].as_u64().unwrap_or(0);
+        let answered = number("received");
+        let mut us = [None; 6];
+        for ((us, name), least) in us.iter_mut().zip(PERCENTILES).zip(PACKETS_MIN) {
+            *us = report["rtt_us"][name].as_f64().filter(|_| answered >= least);
+        }
+        Ok(RoundTrips { load, pps, sent: number("sent"), lost: number("lost"), late: number("late"), us })
+    }
+
+    /// Bounds of a search, and no latency: that is measured as round trips.
+    fn bound_search<'a>(&self, command: &'a mut Command) -> &'a mut Command {
+        let Times { search, first_trial, trial, sum, .. } = self.times;
+        let bounds = [
+            ("--seconds", search),
+            ("--first-trial-seconds", first_trial),
+            ("--trial-seconds", trial),
+            ("--sum-seconds", sum),
+        ];
+        for (flag, seconds) in bounds {
+            command.args([flag, &seconds.to_string()]);
+        }
+        command.args(["--no-latency", "--rate-min", "1000", "--width", "3"])
+    }
+
+    /// The far end of a search, in the generator's own process.
+    fn sink_of_search(&self) -> Vec<String> {
+        let words: Vec<String> = match &self.tenant {
+            Some(tenant) => {
+                let address = format!("{}:{SINK_PORT}", ECHO.0);
+                vec!["--sink-udp".into(), address, "--sink-netns".into(), tenant.name().into()]
+            }
+            None => {
+                let socket = self.hosts.file("memif.sock").display().to_string();
+                vec!["--sink-memif".into(), socket, "--sink-id".into(), "1".into()]
+            }
+        };
+        [words, vec!["--sink-core".into(), self.tenant_core().to_string()]].concat()
+    }
+
+    /// The tenant that answers, as `(ip, mac)`; of the kernel's overlay there is one tenant only, with two sockets.
+    fn answerer(&self) -> (&'static str, &'static str) {
+        ECHO
+    }
+
+    fn counter(&self) -> (&'static str, &'static str) {
+        if self.tenant.is_some() { ECHO } else { SINK }
+    }
+
+    /// A memif tenant shares the generator's core: the other one is the worker's. The kernel's has the other one.
+    fn tenant_core(&self) -> usize {
+        if self.tenant.is_some() { self.cores.worker } else { self.cores.generator }
+    }
+
+    fn echo(&self) -> Result<Process, String> {
+        let mut echo = Process::start(&mut self.far_end("echo", ECHO_PORT, "yield", &[])).map_err(lab)?;
+        echo.wait_for_line("ready", PATIENCE).map_err(lab)?;
+        Ok(echo)
+    }
+
+    /// A tenant's program.
+    fn far_end(&self, what: &str, port: u16, wait: &str, more: &[&str]) -> Command {
+        let mut command = self.pktgen(self.tenant.as_ref());
+        command.args([what, "--json"]);
+        if self.tenant.is_some() {
+            command.args(["--udp", &format!("{}:{port}", ECHO.0)]);
+        } else {
+            let id = if what == "echo" { "0" } else { "1" };
+            command.arg("--memif").arg(self.hosts.file("memif.sock"));
+            command.args(["--id", id, "--ring-size", "16384"]);
+            if what == "echo" {
+                command.args(["--mac", ECHO.1, "--ip", ECHO.0]);
+            }
+        }
+        command.args(["--wait", wait, "--core", &self.tenant_core().to_string()]).args(more);
+        command
+    }
+
+    /// `send` or `search` on the far host, to this tenant.
+    fn generator(&self, what: &str, case: Case, to: (&str, &str), port: u16) -> Command {
+        let mut command = self.pktgen(Some(&self.hosts.far));
+        command.args([what, "--json", "--interface", FAR.1, "--mode", "copy", "--next-hop", NEAR.2]);
+        command.args(["--local", FAR.0, "--remote", NEAR.0, "--vni", &VNI.to_string()]);
+        command.args(["--inner-source-mac", GENERATOR.1, "--inner-source", GENERATOR.0]);
+        command.args(["--inner-destination-mac", to.1]);
+        command.args(["--inner-destination", &format!("{}:{port}", to.0)]);
+        command.args(["--size", &case.bytes.to_string(), "--flows", &case.flows.to_string()]);
+        command.args(["--core", &self.cores.generator.to_string()]);
+        command
+    }
+
+    /// With the highest ordinary priority in every system, so that other programs on these cores show less.
+    fn pktgen(&self, host: Option<&Namespace>) -> Command {
+        let mut command = host.map_or_else(|| Command::new("nice"), |host| host.command("nice"));
+        command.args(["-n", "-20"]).arg(&self.pktgen);
+        command
+    }
+
+    /// Runs a generator to its end.
+    fn run(&self, command: &mut Command) -> Result<Value, String> {
+        self.go_on()?;
+        let process = Process::start(command).map_err(lab)?;
+        let text = process.finish(self.patience(self.times.search * 2.0), &|| self.stopped()).map_err(lab)?;
+        json(&text)
+    }
+
+    fn patience(&self, seconds: f64) -> Duration {
+        PATIENCE + Duration::from_secs_f64(seconds)
+    }
+
+    fn stopped(&self) -> bool {
+        self.interrupted.load(Ordering::Relaxed)
+    }
+
+    fn go_on(&self) -> Result<(), String> {
+        if self.stopped() { Err("interrupted".into()) } else { Ok(()) }
+    }
+
+    fn status(&self) -> Option<Value> {
+        Client::connect(&self.hosts.file("control.sock")).ok()?.call("status").ok()
+    }
+
+    /// Of the generator's core and the other: seconds that it was not idle since the machine was started.
+    fn busy_seconds(&self) -> Result<[f64; 2], String> {
+        let text = std::fs::read_to_string("/proc/stat")
+            .map_err(|error| format!("cannot read /proc/stat: {error}"))?;
+        let of =
+            |core: usize| busy_seconds(&text, core).ok_or(format!("/proc/stat has no line for cpu{core}"));
+        Ok([of(self.cores.generator)?, of(self.cores.worker)?])
+    }
+}
+
+/// user, nice, system, irq and softirq; not idle, iowait, and what the host took away (steal).
+fn busy_seconds(stat: &str, core: usize) -> Option<f64> {
+    let name = format!("cpu{core}");
+    let line = stat.lines().find(|line| line.split_whitespace().next() == Some(&name))?;
+    let ticks: Vec<f64> = line.split_whitespace().skip(1).map_while(|word| word.parse().ok()).collect();
+    let [user, nice, system, _idle, _iowait, irq, softirq, ..] = ticks[..] else { return None };
+    Some((user + nice + system + irq + softirq) / TICKS)
+}
+
+fn json(text: &str) -> Result<Value, String> {
+    serde_json::from_str(text).map_err(|error| format!("peregrine-pktgen's report is not JSON: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn busy_time_is_what_a_core_did() {
+        let stat = "cpu  9 9 9 9 9 9 9 9\ncpu0 100 20 300 5000 7 11 69 400 0 0\ncpu1 1 0 0 0 0 0 0 0 0 0\n";
+        assert_eq!(busy_seconds(stat, 0), Some(5.0));
+        assert_eq!(busy_seconds(stat, 1), Some(0.01));
+        assert_eq!(busy_seconds(stat, 2), None);
+        assert_eq!(busy_seconds("cpu0 1 2 3", 0), None);
+    }
+}

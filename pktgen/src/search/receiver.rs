@@ -1,0 +1,329 @@
+//! The far end of a search: a thread, on a core of its own if there is one, that counts what arrives of each trial.
+//!
+//! What must hold: a packet counts for the trial in which it was sent. Each packet says when it was meant to leave, by the
+//! same clock; what was meant to leave before a trial began is of an earlier one. And a trial ends when all packets have
+//! come or nothing has for a while (`SILENCE_NS`), however long that takes.
+
+use std::fs::File;
+use std::net::SocketAddrV4;
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::sync::mpsc::{Receiver as Inbox, Sender as Outbox, TryRecvError, channel};
+use std::thread::JoinHandle;
+
+use peregrine_memif::{ClientConfig, SocketAddr};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+use crate::clock::{MILLISECOND, now_ns};
+use crate::error::Error;
+use crate::latency::{Latency, Percentiles};
+use crate::limits::{Wait, pin};
+use crate::port::memif::MemifPort;
+use crate::port::udp::UdpPort;
+use crate::port::{BURST, Source};
+use crate::tracker::Tracker;
+use crate::trailer::elapsed;
+
+/// After the sender's end and so long without a packet, those that have not come are lost.
+const SILENCE_NS: u64 = 100 * MILLISECOND;
+/// How often a memif peer is looked at: it costs a system call.
+const PEER_CHECK_NS: u64 = 20 * MILLISECOND;
+/// The longest sleep: so soon it hears of the sender's end.
+const REST_NS: u64 = MILLISECOND;
+/// Batches of old packets that are thrown away before a trial; what still comes is known by its time.
+const STALE_BATCHES_MAX: usize = 4096;
+
+/// Where packets arrive.
+#[derive(Clone, Debug)]
+pub enum FarEnd {
+    /// At a client of this memif server.
+    Memif(SocketAddr, ClientConfig),
+    /// At a UDP socket, in this network namespace if not in ours.
+    Udp(SocketAddrV4, Option<String>),
+}
+
+/// What the thread is made with.
+#[derive(Clone, Debug)]
+pub struct ReceiverSettings {
+    /// Where packets arrive.
+    pub far_end: FarEnd,
+    /// Its core.
+    pub core: Option<usize>,
+    /// What it does while nothing is there.
+    pub wait: Wait,
+    /// Flows of the sender.
+    pub flows: usize,
+}
+
+/// What arrived of one trial.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Arrived {
+    /// Packets, each once.
+    pub packets: u64,
+    /// From the intended departure to the arrival.
+    pub latency: Option<Percentiles>,
+}
+
+enum Order {
+    /// Counts packets that are meant to leave from now on.
+    Begin { since: u64 },
+    /// So many have been sent.
+    End { sent: u64 },
+}
+
+enum Answer {
+    Ready,
+    Done(Arrived),
+}
+
+/// The running thread. It ends when this is dropped.
+#[derive(Debug)]
+pub struct Receiver {
+    orders: Option<Outbox<Order>>,
+    answers: Inbox<Result<Answer, Error>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Receiver {
+    /// Starts it; it is connected or bound then.
+    ///
+    /// # Errors
+    /// Those of connecting, or of entering the namespace.
+    pub fn start(settings: ReceiverSettings) -> Result<Receiver, Error> {
+        let (orders, inbox) = channel();
+        let (outbox, answers) = channel();
+        let run = move || {
+            if let Err(error) = receive(&settings, &inbox, &outbox) {
+                let _searcher_is_gone = outbox.send(Err(error));
+            }
+        };
+        let thread = std::thread::Builder::new().name("receiver".into()).spawn(run);
+        let thread = thread.map_err(Error::system("starting the receiver's thread"))?;
+        let receiver = Receiver { orders: Some(orders), answers, thread: Some(thread) };
+        receiver.answer()?;
+        Ok(receiver)
+    }
+
+    /// A trial begins: what leaves from now on counts.
+    ///
+    /// # Errors
+    /// What has happened to the thread since.
+    pub fn begin(&self) -> Result<(), Error> {
+        self.order(Order::Begin { since: now_ns() });
+        self.answer().map(drop)
+    }
+
+    /// The sender is done; waits for what is still on its way.
+    ///
+    /// # Errors
+    /// A peer that went away, a socket that failed.
+    pub fn end(&self, sent: u64) -> Result<Arrived, Error> {
+        self.order(Order::End { sent });
+        match self.answer()? {
+            Answer::Done(arrived) => Ok(arrived),
+            Answer::Ready => Err(gone()),
+        }
+    }
+
+    fn order(&self, order: Order) {
+        // If the thread has ended, its last answer says why.
+        let _ended = self.orders.as_ref().map(|orders| orders.send(order));
+    }
+
+    fn answer(&self) -> Result<Answer, Error> {
+        self.answers.recv().unwrap_or_else(|_| Err(gone()))
+    }
+}
+
+impl Drop for Receiver {
+    fn drop(&mut self) {
+        self.orders = None;
+        let _ended = self.thread.take().map(JoinHandle::join);
+    }
+}
+
+fn gone() -> Error {
+    Error::PeerGone { what: "the receiver's thread has ended".into() }
+}
+
+/// The thread.
+fn receive(
+    settings: &ReceiverSettings,
+    orders: &Inbox<Order>,
+    answers: &Outbox<Result<Answer, Error>>,
+) -> Result<(), Error> {
+    pin(settings.core)?;
+    match &settings.far_end {
+        FarEnd::Memif(socket, config) => {
+            let port = MemifPort::connect(socket, config.clone())?;
+            serve(port.rx, settings, orders, answers)
+        }
+        FarEnd::Udp(address, namespace) => {
+            if let Some(name) = namespace {
+                enter(name)?;
+            }
+            serve(UdpPort::bind(*address)?, settings, orders, answers)
+        }
+    }
+}
+
+/// This thread, and only this one, moves into the network namespace.
+fn enter(name: &str) -> Result<(), Error> {
+    let path = Path::new("/run/netns").join(name);
+    let what = || format!("entering network namespace {}", path.display());
+    let file = File::open(&path).map_err(Error::system(what()))?;
+    move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network)).map_err(Error::system(what()))
+}
+
+fn serve<S: Source>(
+    mut source: S,
+    settings: &ReceiverSettings,
+    orders: &Inbox<Order>,
+    answers: &Outbox<Result<Answer, Error>>,
+) -> Result<(), Error> {
+    let answer = |answer| answers.send(Ok(answer)).is_ok();
+    if !answer(Answer::Ready) {
+        return Ok(());
+    }
+    while let Ok(order) = orders.recv() {
+        let Order::Begin { since } = order else { continue };
+        for _ in 0..STALE_BATCHES_MAX {
+            if source.receive(Wait::Poll, |_, _| {})? == 0 {
+                break;
+            }
+        }
+        let tally = Tally {
+            since,
+            tracker: Tracker::new(settings.flows),
+            latency: Latency::new()?,
+            received: 0,
+            last_ns: 0,
+        };
+        if !answer(Answer::Ready) {
+            return Ok(());
+        }
+        match count(&mut source, settings.wait, orders, tally)? {
+            Some(arrived) if answer(Answer::Done(arrived)) => {}
+            _ => return Ok(()),
+        }
+    }
+    Ok(())
+}
+
+/// What changes with every packet of a trial.
+struct Tally {
+    since: u64,
+    tracker: Tracker,
+    latency: Latency,
+    received: u64,
+    last_ns: u64,
+}
+
+impl Tally {
+    #[inline]
+    fn take<S: Source>(&mut self, now: u64, packet: &[u8]) {
+        let Some(trailer) = S::trailer(packet) else { return };
+        let is_old = elapsed(self.since, trailer.time) > 0;
+        if is_old || !self.tracker.record(trailer.flow, trailer.sequence) {
+            return;
+        }
+        self.latency.record(elapsed(now, trailer.time));
+        self.received += 1;
+        self.last_ns = now;
+    }
+
+    /// Packets, each once; what is too old to tell whether it came twice does not count.
+    fn distinct(&self) -> u64 {
+        let totals = self.tracker.counts();
+        self.received.saturating_sub(totals.duplicates + totals.beyond_window)
+    }
+}
+
+/// One trial. `None` if the search is over.
+fn count<S: Source>(
+    source: &mut S,
+    wait: Wait,
+    orders: &Inbox<Order>,
+    mut tally: Tally,
+) -> Result<Option<Arrived>, Error> {
+    let mut ended: Option<(u64, u64)> = None;
+    let mut peer_checked = now_ns();
+    loop {
+        let batch = source.receive(wait, |now, packet| tally.take::<S>(now, packet))?;
+        let now = now_ns();
+        match orders.try_recv() {
+            Ok(Order::End { sent }) => ended = Some((now, sent)),
+            Err(TryRecvError::Disconnected) => return Ok(None),
+            Ok(Order::Begin { .. }) | Err(TryRecvError::Empty) => {}
+        }
+        if let Some((at, sent)) = ended {
+            let silent = now.saturating_sub(at.max(tally.last_ns)) >= SILENCE_NS;
+            if tally.distinct() >= sent || silent {
+                let latency = tally.latency.percentiles();
+                return Ok(Some(Arrived { packets: tally.distinct(), latency }));
+            }
+        }
+        if batch == 0 && now.saturating_sub(peer_checked) >= PEER_CHECK_NS {
+            peer_checked = now;
+            if let Some(what) = source.gone() {
+                return Err(Error::PeerGone { what });
+            }
+        }
+        if batch < BURST && (batch == 0 || matches!(wait, Wait::Pause(_))) {
+            source.rest(wait, REST_NS)?;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::trailer::Trailer;
+    use std::net::{Ipv4Addr, UdpSocket};
+
+    fn receiver() -> (Receiver, UdpSocket) {
+        // A port that is free: bound, asked for, and let go of.
+        let address = UdpPort::bind(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0)).unwrap().local();
+        let settings =
+            ReceiverSettings { far_end: FarEnd::Udp(address, None), core: None, wait: Wait::Yield, flows: 2 };
+        let receiver = Receiver::start(settings).unwrap();
+        let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        socket.connect(address).unwrap();
+        (receiver, socket)
+    }
+
+    fn send(socket: &UdpSocket, flow: u16, sequence: u64, time: u64) {
+        socket.send(&Trailer { flow, sequence, time }.encode()).unwrap();
+    }
+
+    #[test]
+    fn each_packet_counts_once_and_for_its_own_trial() {
+        let (receiver, socket) = receiver();
+        let before = now_ns();
+        receiver.begin().unwrap();
+        let first = now_ns();
+        for (flow, sequence) in [(0, 0), (0, 1), (1, 0), (0, 1), (7, 0)] {
+            send(&socket, flow, sequence, first);
+        }
+        socket.send(b"not ours").unwrap();
+        assert_eq!(receiver.end(3).unwrap().packets, 3);
+
+        // One comes between the trials, one in the second, late; both were sent in the first.
+        send(&socket, 0, 2, first);
+        receiver.begin().unwrap();
+        send(&socket, 0, 3, before);
+        send(&socket, 0, 4, first);
+        send(&socket, 0, 0, now_ns());
+        let arrived = receiver.end(5).unwrap();
+        assert_eq!(arrived.packets, 1, "the four others never come, and it ends all the same");
+        assert!(arrived.latency.unwrap().max < 10e6);
+    }
+
+    #[test]
+    fn a_namespace_that_is_not_there_is_named() {
+        let far_end = FarEnd::Udp(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0), Some("no-such-netns".into()));
+        let settings = ReceiverSettings { far_end, core: None, wait: Wait::Yield, flows: 1 };
+        let error = Receiver::start(settings).unwrap_err().to_string();
+        assert!(error.starts_with("entering network namespace /run/netns/no-such-netns: "), "{error}");
+    }
+}
