@@ -63,8 +63,8 @@ impl Stage {
         let net = Net::new();
         let dpdk = tempfile::tempdir().unwrap();
         let mut config = Daemon::config(&net, &[FAR.0], &[Tenant::WEB]);
-        let socket = dpdk.path().join("memif.sock");
-        config += &DPDK.endpoint(&format!("role = \"client\", socket = \"{}\"", socket.display()));
+        let path = dpdk.path().join("memif.sock");
+        config += &DPDK.endpoint(&format!("role = \"client\", socket = \"{}\"", path.display()));
         for id in 0..LISTENERS * HOSTILE {
             config += &format!(
                 "\n[[endpoints]]\nname = \"hostile{id}\"\nnetwork = \"blue\"\nmac = \"{}\"\nmemif = {{ role = \"client\", \
