@@ -7,14 +7,16 @@ use peregrine_tests::{Daemon, FAR, NEAR, Net, PATIENCE, Tenant, VNI, cores, prog
 use rustix::process::Signal;
 use serde_json::Value;
 
-/// A search from the far host to this tenant, with short trials.
+const SHORT: [&str; 4] = ["--trial-seconds", "0.1", "--sum-seconds", "0.3"];
+
+/// A search from the far host to this tenant.
 fn search(net: &Net, to: &Tenant, more: &[&str]) -> Command {
     let mut command = net.far.command(program("peregrine-pktgen"));
     command.args(["search", "--json", "--interface", FAR.1, "--mode", "copy", "--next-hop", NEAR.2]);
     command.args(["--local", FAR.0, "--remote", NEAR.0, "--vni", &VNI.to_string()]);
     command.args(["--inner-source-mac", "02:00:00:00:42:09", "--inner-source", "10.42.0.9"]);
     command.args(["--inner-destination-mac", to.mac, "--inner-destination", &format!("{}:9000", to.ip)]);
-    command.args(["--first-trial-seconds", "0.05", "--trial-seconds", "0.1", "--sum-seconds", "0.3"]);
+    command.args(["--first-trial-seconds", "0.05"]);
     command.args(["--latency-seconds", "0.1", "--core", &cores().1.to_string()]).args(more);
     command
 }
@@ -71,7 +73,7 @@ fn a_search_through_peregrine_is_consistent() {
     let daemon = Daemon::start(&net, &[Tenant::WEB]);
     let sink = memif_sink(&net, &Tenant::WEB);
     let mut command = search(&net, &Tenant::WEB, &["--rate", "20000", "--rate-min", "500", "--seconds", "5"]);
-    let report = finish(command.args(sink).args(["--sizes", "64,1400", "--flows", "4"]));
+    let report = finish(command.args(SHORT).args(sink).args(["--sizes", "64,1400", "--flows", "4"]));
     assert_eq!((&report["command"], &report["ended"]), (&"search".into(), &"done".into()));
     assert_eq!((&report["flows"], &report["latency_of"]), (&4.into(), &"one_way".into()));
     let sizes = report["sizes"].as_array().unwrap();
@@ -91,7 +93,7 @@ fn a_search_by_round_trips_counts_the_answers() {
     let _daemon = Daemon::start(&net, &[Tenant::WEB]);
     let _echo = Tenant::WEB.echo(&net);
     let mut command = search(&net, &Tenant::WEB, &["--rate", "2000", "--rate-min", "500", "--seconds", "4"]);
-    let report = finish(command.arg("--rtt"));
+    let report = finish(command.args(SHORT).arg("--rtt"));
     assert_eq!(report["latency_of"], "round_trip");
     is_consistent(&report["sizes"][0], 2_000.0);
 }

@@ -173,15 +173,15 @@ impl Bench {
         Ok(found["pdr"]["pps"].as_u64().filter(|pps| *pps > 0).unwrap_or((answered / 2.0) as u64))
     }
 
-    /// Everything of one case. `capacity` is the kernel's, in round trips.
-    pub fn measure(&self, case: Case, capacity: u64, hurry: &dyn Fn() -> bool) -> Result<Figures, String> {
+    /// Everything of one case. `capacity` is the kernel's, in round trips; those are left out if `skip` says so.
+    pub fn measure(&self, case: Case, capacity: u64, skip: &dyn Fn() -> bool) -> Result<Figures, String> {
         let mut command = self.generator("search", case, self.counter(), SINK_PORT);
         self.bound_search(&mut command).args(self.sink_of_search());
         let found = self.run(&mut command)?;
         let found = &found["sizes"][0];
         let (received, cpu) = self.stream(case)?;
         let mut round_trips = Vec::new();
-        if !hurry() {
+        if !skip() {
             let echo = self.echo()?;
             let part = |percent: u64| (capacity * percent / 100).max(1);
             let loads = [("idle", IDLE_PPS), ("10", part(10)), ("50", part(50)), ("90", part(90))];

@@ -281,7 +281,9 @@ impl Report {
                 ));
             }
             if sides(pick).any(|side| side.rtt_us.is_empty()) {
-                notes.push(format!("Round trips through {name} are missing where the time was up."));
+                notes.push(format!(
+                    "Round trips through {name} are missing: a quick run has no time for them."
+                ));
             }
         }
         notes.push(
