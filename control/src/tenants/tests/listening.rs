@@ -175,7 +175,8 @@ fn a_server_that_breaks_the_protocol_each_time_is_not_hammered() {
         }
     });
     let record = bench.record(0);
-    assert!((55..=70).contains(&record.faults), "{record:?}");
+    // Each has cost memory that it can keep: pauses of 10 ms, 20 ms … 20 s, then of 30 s.
+    assert!((10..=14).contains(&record.faults), "{record:?}");
     assert_eq!((record.faults, record.last_end.as_deref()), (record.attached, Some("ring index jump")));
     let told = tenant.unwrap().control.poll_disconnect().unwrap().unwrap().to_string();
     assert!(told.contains("ring index jump"), "{told}");
