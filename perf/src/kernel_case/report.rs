@@ -212,6 +212,9 @@ impl Environment {
     }
 }
 
+/// One of the systems of a case.
+type Pick = fn(&CaseReport) -> &Side;
+
 impl Report {
     pub fn new(
         quick: bool,
@@ -251,11 +254,11 @@ impl Report {
     }
 
     fn explain(&self) -> Vec<String> {
-        let sides = |pick: fn(&CaseReport) -> &Side| self.cases.iter().map(pick);
-        let ends = |pick: fn(&CaseReport) -> &Side, end: &str| {
+        let sides = |pick: Pick| self.cases.iter().map(pick);
+        let ends = |pick: Pick, end: &str| {
             sides(pick).flat_map(|side| &side.ndr_end).filter(|is| *is == end).count()
         };
-        let systems: [(&str, fn(&CaseReport) -> &Side); 3] = [
+        let systems: [(&str, Pick); 3] = [
             ("the kernel", |case| &case.kernel),
             ("the kernel with RPS", |case| &case.kernel_rps),
             ("peregrine", |case| &case.peregrine),
