@@ -14,6 +14,7 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::time::{Duration, Instant};
 
 use libfuzzer_sys::fuzz_target;
 use peregrine_memif::{
@@ -30,7 +31,7 @@ const SECRET: &[u8] = b"hunter2";
 const PACKET_BYTES_MAX: u32 = 3000;
 
 fuzz_target!(init: { peregrine_memif::warm_up(); }, |data: &[u8]| {
-    let before = Holdings::now();
+    let before = Holdings::at_rest();
     let mut input = Input::new(data);
     if let Some([side, flags]) = input.array()
         && matches!(side, b'S' | b'C')
@@ -185,6 +186,12 @@ impl Session {
             Side::Server(..) => self.line == self.script.len(),
             Side::Client(_) => self.line > 0 && self.unanswered.is_empty(),
         };
+        // Its memory may have to be sealed yet, which is not always done within a step.
+        let end = Instant::now() + Duration::from_secs(20);
+        while self.is_honest && was_all_said && self.connected.is_none() && Instant::now() < end {
+            self.step();
+            std::thread::yield_now();
+        }
         assert!(!(self.is_honest && was_all_said) || self.connected.is_some(), "an honest peer was refused");
     }
 
