@@ -26,6 +26,11 @@ pub enum Error {
         /// Who, and what it said.
         what: String,
     },
+    /// A capture file cannot be sent.
+    Replay {
+        /// Which, and why.
+        what: String,
+    },
     /// A system call failed.
     System {
         /// What was tried.
@@ -51,7 +56,7 @@ impl Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Error::Arguments(what) => f.write_str(what),
+            Error::Arguments(what) | Error::Replay { what } => f.write_str(what),
             Error::Xsk(source) => source.fmt(f),
             Error::Memif { socket, source } => write!(
                 f,
@@ -69,7 +74,7 @@ impl std::error::Error for Error {
             Error::Xsk(source) => Some(source),
             Error::Memif { source, .. } => Some(source),
             Error::System { source, .. } => Some(source),
-            Error::Arguments(_) | Error::PeerGone { .. } => None,
+            Error::Arguments(_) | Error::PeerGone { .. } | Error::Replay { .. } => None,
         }
     }
 }

@@ -67,12 +67,10 @@ fn finish<R: Report>(outcome: Outcome<R>, json: bool) -> Result<(), Error> {
 }
 
 fn send(args: &SendArgs) -> Result<(), Error> {
-    let settings = args.settings()?;
-    pin(args.common.core)?;
-    let sender = Sender::open(settings)?;
+    let sender = Sender::open(args.settings()?)?;
     let stop = Stop::at_signals()?;
     ready();
-    finish(sender.run(&stop)?, args.common.json)
+    finish(sender.run(&stop)?, args.json)
 }
 
 fn run_sink(args: &SinkArgs) -> Result<(), Error> {

@@ -34,23 +34,28 @@ fn the_definition_holds_together() {
 fn send_has_the_documented_defaults() {
     let Command::Send(args) = parse(SEND).unwrap() else { panic!() };
     let settings = args.settings().unwrap();
-    assert_eq!((settings.queue, settings.mode, settings.port), (QueueId(0), XdpMode::PreferZeroCopy, 4789));
-    assert_eq!((settings.inner.flows, settings.inner.size), (1, 64));
-    assert_eq!(settings.inner.source, "10.0.0.1:20000".parse().unwrap());
-    assert_eq!(settings.inner.destination, "10.0.0.2:7".parse().unwrap());
+    let Outlet::Xdp { interface, queues, mode } = &settings.outlet else { panic!() };
+    assert_eq!((&interface[..], &queues[..], *mode), ("eth0", &[QueueId(0)][..], XdpMode::PreferZeroCopy));
+    assert_eq!(settings.tunnel.unwrap().port, 4789);
+    let Traffic::Profile(profile) = &settings.traffic else { panic!() };
+    assert_eq!((profile.flows.count, profile.longest(), profile.seed), (1, 64, 1));
+    let flow = profile.flow(0);
     assert_eq!(
-        (settings.rate.to_string(), settings.wait, settings.rtt),
-        ("10000".into(), SendWait::Yield, false)
+        (flow.source.to_string(), flow.destination.to_string()),
+        ("10.0.0.1:20000".into(), "10.0.0.2:7".into())
     );
+    assert_eq!((profile.rate.to_string(), profile.arrivals), ("10000".into(), Arrivals::Constant));
+    assert_eq!((settings.wait, settings.rtt, settings.threads), (SendWait::Yield, false, 1));
     assert_eq!((settings.limits.seconds, settings.limits.count), (Some(Duration::from_secs(10)), None));
-    assert!(!args.common.json && args.common.core.is_none());
+    assert!(!args.json && args.core.is_empty());
 }
 
 #[test]
 fn a_count_alone_has_no_time_limit() {
     let Command::Send(args) = parse(&format!("{SEND} --count 5 --rate max")).unwrap() else { panic!() };
     let settings = args.settings().unwrap();
-    assert_eq!((settings.limits.seconds, settings.limits.count, settings.rate), (None, Some(5), Rate::Max));
+    let Traffic::Profile(profile) = &settings.traffic else { panic!() };
+    assert_eq!((settings.limits.seconds, settings.limits.count, profile.rate), (None, Some(5), Rate::Max));
 }
 
 #[test]
