@@ -118,7 +118,7 @@ pub struct SendSettings {
 /// What was sent.
 #[derive(Clone, PartialEq, Debug, Serialize)]
 pub struct SendReport {
-    /// Frames that the kernel took and gave back, or that were put into the memif ring.
+    /// Frames that the kernel took and gave back, or that the memif server took.
     pub sent: u64,
     /// The bytes of all frames that were handed over, outer headers included.
     pub bytes: u64,
@@ -130,7 +130,7 @@ pub struct SendReport {
     pub late: u64,
     /// Departures given up because the sender was too far behind.
     pub skipped: u64,
-    /// Frames that the kernel has not given back.
+    /// Frames that the kernel has not given back, or the memif server has not taken.
     pub uncompleted: u64,
     /// Why it ended.
     pub ended: Ended,

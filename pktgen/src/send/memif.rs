@@ -3,6 +3,7 @@
 //! A frame is built some packets before it is copied: a processor waits when it reads back in large pieces what it has just
 //! written in small ones.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use peregrine_memif::{Client, ClientConfig, ControlSocket, PushError, RxRing, SocketAddr, TxRing};
@@ -46,8 +47,8 @@ pub struct MemifInfo {
 pub struct MemifWire {
     tx: TxRing,
     rx: RxRing,
-    /// The first queue pair watches the connection.
-    control: Option<ControlSocket>,
+    /// The connection, which lasts until the last queue pair is done.
+    control: Option<Arc<ControlSocket>>,
     peer: String,
     /// Free slots of the ring, at least.
     free: usize,
@@ -83,12 +84,12 @@ impl MemifWire {
                 "{peer} gives {got} queue pairs: use at most so many --threads"
             )));
         }
-        let mut control = Some(interface.control);
+        let control = Arc::new(interface.control);
         let wires: Vec<MemifWire> = interface
             .tx
             .into_iter()
             .zip(interface.rx)
-            .map(|(tx, rx)| MemifWire::new(tx, rx, control.take(), peer.clone(), longest))
+            .map(|(tx, rx)| MemifWire::new(tx, rx, Some(Arc::clone(&control)), peer.clone(), longest))
             .collect();
         let ring_size = wires.first().map_or(0, |wire| wire.tx.size());
         let buffer_bytes = config.buffer_bytes;
@@ -99,7 +100,7 @@ impl MemifWire {
     pub fn new(
         tx: TxRing,
         rx: RxRing,
-        control: Option<ControlSocket>,
+        control: Option<Arc<ControlSocket>>,
         peer: String,
         longest: usize,
     ) -> MemifWire {
@@ -189,8 +190,10 @@ impl Wire for MemifWire {
     }
 
     #[inline]
-    fn outstanding(&self) -> usize {
-        0
+    fn outstanding(&mut self) -> usize {
+        // What the peer has not taken: it would be lost if we went now.
+        let size = usize::from(self.tx.size());
+        self.tx.free().map_or(size, |free| size.saturating_sub(free.into()))
     }
 
     #[inline]

@@ -139,7 +139,7 @@ impl Wire for Stalled {
         0
     }
 
-    fn outstanding(&self) -> usize {
+    fn outstanding(&mut self) -> usize {
         0
     }
 

@@ -32,7 +32,7 @@ pub trait Wire {
     fn complete(&mut self) -> usize;
 
     /// Frames that were taken and have not come home.
-    fn outstanding(&self) -> usize;
+    fn outstanding(&mut self) -> usize;
 
     /// Takes what has arrived; `each` gets the time of the look and a frame.
     ///

@@ -73,7 +73,7 @@ impl Wire for XdpWire {
     }
 
     #[inline]
-    fn outstanding(&self) -> usize {
+    fn outstanding(&mut self) -> usize {
         self.socket.tx_outstanding()
     }
 
