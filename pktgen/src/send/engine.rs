@@ -1,7 +1,6 @@
 //! The loop of one sending thread: bring frames home, build what is due, hand it over, look for answers, and rest when there is
 //! nothing to do. One clock reading a turn.
 
-use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::rtt::Rtt;
@@ -77,8 +76,10 @@ pub struct Engine<'a, W, L> {
     run: &'a Run<'a>,
     thread: usize,
     tally: Tally,
-    /// Length and class of the frames that are built and not taken.
-    pending: VecDeque<(usize, u8)>,
+    /// Length and class of the frames that are built, in places that come round: those taken have been counted up to here.
+    pending: [(usize, u8); BURST],
+    counted: usize,
+    written: usize,
 }
 
 impl<'a, W: Wire, L: Load> Engine<'a, W, L> {
@@ -92,7 +93,7 @@ impl<'a, W: Wire, L: Load> Engine<'a, W, L> {
         classes: usize,
     ) -> Engine<'a, W, L> {
         let tally = Tally { classes: vec![(0, 0); classes], ..Tally::default() };
-        Engine { wire, load, rtt, run, thread, tally, pending: VecDeque::with_capacity(BURST) }
+        Engine { wire, load, rtt, run, thread, tally, pending: [(0, 0); BURST], counted: 0, written: 0 }
     }
 
     /// Sends until a limit is reached and waits for what is still out. What goes wrong is told beside what was sent.
@@ -192,7 +193,10 @@ impl<'a, W: Wire, L: Load> Engine<'a, W, L> {
             });
             let Some(written) = written.filter(|_| built) else { break };
             self.tally.late += u64::from(now - written.due > LATE_NS);
-            self.pending.push_back((len, written.class));
+            if let Some(place) = self.pending.get_mut(self.written % BURST) {
+                *place = (len, written.class);
+            }
+            self.written = self.written.wrapping_add(1);
         }
         Ok(())
     }
@@ -202,7 +206,9 @@ impl<'a, W: Wire, L: Load> Engine<'a, W, L> {
     fn turn(&mut self, now: u64) -> Result<bool, Error> {
         let taken = self.wire.transmit(now)?;
         self.tally.handed += taken as u64;
-        for (len, class) in self.pending.drain(..taken.min(self.pending.len())) {
+        for _ in 0..taken {
+            let (len, class) = self.pending.get(self.counted % BURST).copied().unwrap_or_default();
+            self.counted = self.counted.wrapping_add(1);
             self.tally.bytes += len as u64;
             if let Some((frames, bytes)) = self.tally.classes.get_mut(usize::from(class)) {
                 *frames += 1;
