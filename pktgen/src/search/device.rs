@@ -1,8 +1,8 @@
 //! What a search is about, with a sender before it and a receiver behind it: makes the trials, for one frame size after
 //! the other, and then measures the latency below the rate that was found.
 //!
-//! The sender is the thread that calls [`run`]; the answers (`--rtt`) come back to it, or else a
-//! [`Receiver`] counts at the far end. Both sockets stay open over all trials of a size.
+//! The sender is the thread that calls `run`; the answers (`--rtt`) come back to it, or else a
+//! `Receiver` counts at the far end. Both sockets stay open over all trials of a size.
 
 use std::io::Write;
 use std::num::NonZeroU64;
