@@ -6,9 +6,11 @@
 //! than [`BAD_DESCRIPTORS_MAX`] bad descriptors, is put out: its rings go back to control, which hangs up and unmaps.
 //! Nobody else notices.
 
+use std::time::Instant;
+
 use peregrine_memif::{PushError, RxRing, TxRing, Violation, Watch};
 
-use crate::clock::cycles;
+use crate::clock::{cycles, thread_time_ns};
 use crate::counters::{DropReason, WorkerCounters};
 use crate::tables::Tables;
 use crate::turns::Turns;
@@ -21,11 +23,15 @@ pub const BAD_DESCRIPTORS_MAX: u32 = 256;
 /// Most rings of a tenant in one direction.
 pub const QUEUES_MAX: usize = 8;
 
-/// A wake-up that takes longer than so many cycles (some 100 µs; a usual one takes 1) is slow.
-const SLOW_WAKEUP_CYCLES: u64 = 300_000;
-/// So many cycles of slow wake-ups (some 10 ms) put a tenant out; of them one in [`FORGIVEN_SHARE`] cycles that pass is forgiven,
-/// so that a worker that loses its core now and then in the middle of one blames nobody.
-const SLOW_WAKEUP_DEBT_MAX: u64 = 30_000_000;
+/// A wake-up that takes longer than so many cycles (some 100 µs; a usual one takes 1) is suspect: the next
+/// [`WATCHED_WAKEUPS`] of that tenant are measured in processor time, because a worker that loses its core in the middle of one
+/// must blame nobody.
+const SUSPECT_WAKEUP_CYCLES: u64 = 300_000;
+const WATCHED_WAKEUPS: u32 = 64;
+/// Processor time of wake-ups that counts, each, and in all puts a tenant out; one nanosecond in [`FORGIVEN_SHARE`] that pass is
+/// forgiven.
+const SLOW_WAKEUP_NS: u64 = 100_000;
+const SLOW_WAKEUP_DEBT_MAX_NS: u64 = 10_000_000;
 const FORGIVEN_SHARE: u64 = 100;
 
 /// Both directions of a tenant's connection: 1 to [`QUEUES_MAX`] rings each.
@@ -91,20 +97,23 @@ pub struct Tenant {
 /// What an endpoint's slow wake-ups have cost and was not yet forgiven; it stays over connections.
 #[derive(Clone, Copy, Default, Debug)]
 struct WakeupDebt {
-    cycles: u64,
+    ns: u64,
     /// When it was last added to.
-    at: u64,
+    at: Option<Instant>,
+    /// Wake-ups yet to be measured.
+    watched: u32,
 }
 
 impl WakeupDebt {
     /// Adds a slow wake-up; true if that is too much.
-    fn add(&mut self, spent: u64, now: u64) -> bool {
-        let forgiven = now.saturating_sub(self.at) / FORGIVEN_SHARE;
+    fn add(&mut self, spent_ns: u64, now: Instant) -> bool {
+        let passed = self.at.map_or(0, |at| now.saturating_duration_since(at).as_nanos() as u64);
+        let forgiven = passed / FORGIVEN_SHARE;
         // No more than takes a second or two to be forgiven: till then a new connection ends at its first slow wake-up.
-        let debt = self.cycles.saturating_sub(forgiven).saturating_add(spent);
-        self.cycles = debt.min(2 * SLOW_WAKEUP_DEBT_MAX);
-        self.at = now;
-        self.cycles > SLOW_WAKEUP_DEBT_MAX
+        let debt = self.ns.saturating_sub(forgiven).saturating_add(spent_ns);
+        self.ns = debt.min(2 * SLOW_WAKEUP_DEBT_MAX_NS);
+        self.at = Some(now);
+        self.ns > SLOW_WAKEUP_DEBT_MAX_NS
     }
 }
 
@@ -389,35 +398,31 @@ impl Tenants {
     pub fn flush(&mut self, counters: &WorkerCounters) {
         while let Some(id) = self.unflushed.pop() {
             let Some(Some(tenant)) = self.slots.get_mut(id.index()) else { continue };
+            let Some(debt) = self.wakeup_debts.get_mut(id.index()) else { continue };
             let mut queues = std::mem::take(&mut tenant.unflushed);
-            let mut slow = 0;
+            let mut is_faulty = false;
             while queues != 0 {
                 let queue = queues.trailing_zeros() as usize;
                 queues &= queues - 1;
                 let Some(ring) = tenant.rings.tx.get_mut(queue) else { continue };
+                if debt.watched > 0 {
+                    is_faulty |= wake_watched(ring, debt, counters);
+                    continue;
+                }
                 let before = cycles();
                 // A failed wake-up is the tenant's own doing (it may own the eventfd); the packets are published.
                 if let Ok(true) = ring.flush() {
                     counters.tenant_wakeups.add(1);
-                    let spent = cycles().wrapping_sub(before);
-                    slow += if spent > SLOW_WAKEUP_CYCLES { spent } else { 0 };
+                    let is_suspect = cycles().wrapping_sub(before) > SUSPECT_WAKEUP_CYCLES;
+                    debt.watched = if is_suspect { WATCHED_WAKEUPS } else { 0 };
                 }
             }
             if std::mem::take(&mut tenant.was_meant) {
                 self.turns.stir(id);
             }
-            if slow > 0 {
-                self.charge_wakeup(id, slow);
+            if is_faulty {
+                self.set_fault(id, Fault::SlowWakeups);
             }
-        }
-    }
-
-    #[cold]
-    fn charge_wakeup(&mut self, id: EndpointId, spent: u64) {
-        if let Some(debt) = self.wakeup_debts.get_mut(id.index())
-            && debt.add(spent, cycles())
-        {
-            self.set_fault(id, Fault::SlowWakeups);
         }
     }
 
@@ -428,4 +433,20 @@ impl Tenants {
         let serial = self.slots.get(id.index())?.as_ref()?.serial;
         self.detach(id, serial)
     }
+}
+
+/// Shows a tenant what was pushed, and measures what waking it costs. True if that is too much. Two system calls more: only for
+/// those that are suspect.
+#[cold]
+fn wake_watched(ring: &mut TxRing, debt: &mut WakeupDebt, counters: &WorkerCounters) -> bool {
+    let before = thread_time_ns();
+    let Ok(true) = ring.flush() else { return false };
+    counters.tenant_wakeups.add(1);
+    let spent = thread_time_ns().saturating_sub(before);
+    if spent < SLOW_WAKEUP_NS {
+        debt.watched -= 1;
+        return false;
+    }
+    debt.watched = WATCHED_WAKEUPS;
+    debt.add(spent, Instant::now())
 }

@@ -7,7 +7,7 @@ use rustix::event::epoll;
 /// As many duplicates of the descriptor, and as many epoll instances that watch each of them.
 const EACH: usize = 140;
 
-/// [`EACH`] × [`EACH`] places in the eventfd's list of those to be woken. They leave it when this is dropped.
+/// `EACH` × `EACH` places in the eventfd's list of those to be woken. They leave it when this is dropped.
 #[derive(Debug)]
 pub struct Waiters {
     _duplicates: Vec<OwnedFd>,

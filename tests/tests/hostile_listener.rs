@@ -252,6 +252,11 @@ fn sends_garbage(stage: &Stage) {
             for ahead in 0..head.wrapping_sub(tail) {
                 let mut descriptor = [0; 16];
                 descriptor.fill_with(|| random.byte());
+                // Chains and long packets are no offence: every other one is short and in one piece, but lies nowhere.
+                if ahead % 2 == 0 {
+                    descriptor[..2].fill(0);
+                    descriptor[4..8].copy_from_slice(&64u32.to_ne_bytes());
+                }
                 ring.set_descriptor(tail.wrapping_add(ahead), &descriptor);
             }
             ring.set_tail(head);
@@ -427,9 +432,6 @@ fn a_hostile_listener_loses_its_connection_and_its_neighbour_nothing() {
         ("stopped (SIGSTOP)", case(stopped)),
         ("nobody", Box::new(nobody)),
     ];
-    if let Ok(name) = std::env::var("CASE") {
-        cases.retain(|case| case.0.contains(&name));
-    }
     beside(&stage.net, &stage.daemon, &mut cases);
     let stats = stage.daemon.at_rest();
     assert!(totals(&stats, "dropped") > 0);

@@ -336,8 +336,9 @@ fn a_dpdk_that_is_killed_under_traffic_leaves_nothing_and_another_can_come() {
     for role in [Role::Server, Role::Client] {
         let folder = tempfile::tempdir().unwrap();
         let setup = TestpmdSetup { queues: 4, ..TestpmdSetup::new(role, &folder) };
-        // What a thread needs once, for waking others, is there before anything is counted.
+        // What is needed once, for waking others and for sealing memory, is there before anything is counted.
         peregrine_memif::warm_up();
+        drop(peregrine_memif::pair(Default::default(), Default::default()).unwrap());
         let before = open_things();
         let packets = Packets::new(&[64, 1500, 700]);
         for _ in 0..2 {

@@ -248,7 +248,9 @@ fn a_client_takes_and_fills_every_queue_of_its_server_with_chains() {
         net.file("tenant.sock").display()
     );
     let daemon = daemon(&net, &memif);
-    let ours = serve(&listener, &ServerConfig { chains: true, ..ServerConfig::default() }).unwrap();
+    let ours =
+        serve(&listener, &ServerConfig { chains: true, allow_unsealed: true, ..ServerConfig::default() })
+            .unwrap();
     assert_eq!((ours.role, ours.id), (Role::Server, 5));
     Tenant::WEB.wait_until_served(&net);
     both_ways(&net, &daemon, ours);

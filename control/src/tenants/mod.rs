@@ -233,6 +233,8 @@ impl Endpoint {
                     queue_pairs: memif.queue_pairs,
                     chains: memif.chains,
                     server_uid: tenant_uid,
+                    // A tenant must not be able to keep our memory.
+                    forbid_seals: true,
                 };
                 Role::Client(Box::new(Dialler::new(plan, config)?))
             }

@@ -39,6 +39,11 @@ pub struct ClientConfig {
     /// is told the secret. `None`: whoever listens. Wanted where others than the server could bind the address first: abstract
     /// names, directories that others can write.
     pub server_uid: Option<u32>,
+    /// Let the server add no seals to the memory. One that does (F_SEAL_FUTURE_WRITE) can keep the pages, charged to us, after the
+    /// connection has ended: so against servers that are not trusted with that much. But a server that trusts its clients no further
+    /// adds just this seal, as those of this crate do without [`allow_unsealed`](crate::ServerConfig::allow_unsealed); DPDK, VPP and
+    /// libmemif add none.
+    pub forbid_seals: bool,
     /// Take and send packets in several buffers (chains): up to [`CHAIN_MAX`](crate::CHAIN_MAX) × `buffer_bytes` long, each way.
     /// The peer must know chains, too, which memif has no way to ask: gomemif does not.
     pub chains: bool,
@@ -55,6 +60,7 @@ impl Default for ClientConfig {
             buffer_bytes: 2048,
             queue_pairs: 1,
             server_uid: None,
+            forbid_seals: false,
             chains: false,
         }
     }
@@ -278,8 +284,8 @@ impl Client {
     fn send_next(&mut self) -> Result<(), HandshakeError> {
         let line = self.script.pop_front().ok_or(HandshakeError::Finished)?;
         if let Line::Region(layout) = line {
-            let made =
-                ClientMemory::new(layout, &self.server).map_err(HandshakeError::io("make shared memory"))?;
+            let made = ClientMemory::new(layout, &self.server, self.config.forbid_seals)
+                .map_err(HandshakeError::io("make shared memory"))?;
             self.memory = Some(made);
         }
         let memory = self.memory.as_ref().ok_or(HandshakeError::Finished)?;

@@ -284,13 +284,14 @@ fn is_final(why: &HandshakeError) -> bool {
     }
 }
 
-/// Whether nobody listens yet, or too many wait there.
+/// Whether nobody listens yet, or too many wait there; or the socket file has not been given its mode and owner yet.
 fn is_transient(err: &io::Error) -> bool {
     matches!(
         err.kind(),
         io::ErrorKind::WouldBlock
             | io::ErrorKind::ConnectionRefused
             | io::ErrorKind::NotFound
+            | io::ErrorKind::PermissionDenied
             | io::ErrorKind::Interrupted
     )
 }

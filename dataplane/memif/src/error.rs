@@ -17,8 +17,8 @@ pub enum Violation {
         /// Slots of the ring.
         size: u16,
     },
-    /// The peer has taken away memory that it had not sealed ([`guard_memory`](crate::guard_memory)). Zeros stand in its place; packets
-    /// of the burst in which it happened may be zeros, too.
+    /// The peer has taken away memory that it had not sealed ([`guard_memory`](crate::guard_memory)), or a page of it could not be had
+    /// (file system full, no huge page left). Zeros stand in its place; packets of the burst in which it happened may be zeros, too.
     MemoryLost,
 }
 
@@ -28,7 +28,7 @@ impl fmt::Display for Violation {
             Self::IndexJump { pending, size } => {
                 write!(f, "ring index jump: {pending} pending in a ring of {size}")
             }
-            Self::MemoryLost => f.write_str("peer took its unsealed memory away"),
+            Self::MemoryLost => f.write_str("peer's unsealed memory is gone"),
         }
     }
 }
@@ -432,7 +432,7 @@ impl fmt::Display for HandshakeError {
             Self::Disconnected { after, code, text } => {
                 write!(f, "peer disconnected: {text:?} (code {code}) {after}")
             }
-            Self::Rejected(why) => write!(f, "peer refused: {why}"),
+            Self::Rejected(why) => write!(f, "we refused the peer: {why}"),
             Self::Config(why) => why.fmt(f),
             Self::Finished => f.write_str("handshake has already ended"),
         }

@@ -76,8 +76,10 @@
 //!
 //! # Event loops
 //!
-//! Everything is driven by readiness and nothing blocks, except [`Client::connect_blocking`] and [`RxRing::wait`]. What to watch, all of
-//! it for reading, by level or by edge:
+//! Everything is driven by readiness, and nothing waits for a peer, except [`Client::connect_blocking`] and [`RxRing::wait`], and
+//! [`Handshake::step`] for 1 ms at most. Three steps take time for their work, because they make all of a connection's memory present:
+//! the handshake's step that finds CONNECT (up to [`ServerConfig::memory_bytes_max`]), and the step of a [`Client`] or [`Connector`] that
+//! finds INIT accepted. So handshakes are not for a thread that moves packets. What to watch, all of it for reading, by level or by edge:
 //!
 //! | what                  | when ready                                                                            | besides |
 //! |-----------------------|---------------------------------------------------------------------------------------|---------|
@@ -88,7 +90,8 @@
 //! | [`RxRing::event_fd`]  | [`drain_event`](RxRing::drain_event), then bursts until [`arm`](RxRing::arm) says false | every 10 ms: wake-ups can be lost |
 //!
 //! A socket leaves an epoll set by being closed. An eventfd does not, since it is open at the peer, too: take it out before the ring
-//! half is dropped. `examples/events.rs` is such a loop with `mio`: a server of several ids on one socket that sleeps when there is
+//! half is dropped. A thread with very many rings that are mostly quiet can keep a [`Watch`] on each of them ([`RxRing::watch`]) and ask
+//! the ring itself only when its index has moved, and now and then. `examples/events.rs` is such a loop with `mio`: a server of several ids on one socket that sleeps when there is
 //! nothing to do. `examples/server.rs` is one that polls, and `examples/echo.rs` a blocking client.
 //!
 //! # Peers and their quirks
@@ -100,17 +103,17 @@
 //! | libmemif, DPDK: sets all heads and tails to 0 when it handles CONNECT or CONNECTED; VPP does not | as client offers buffers only after CONNECTED, and starts from the indexes that stand there then | `buffers_are_offered_only_after_connected_and_indexes_read_afresh` |
 //! | libmemif client: offers no buffers until its program refills the queue | sends nothing: [`PushError::Full`]   | `a_client_without_buffers_gets_nothing` |
 //! | DPDK, libmemif servers: announce 255 rings, refuse those beyond their own queues | says which ring was refused ([`Sent`]) | `a_server_that_refuses_a_ring_shows_which` |
-//! | DPDK server: takes rings that it was not given for ring 0 | brings [`queue_pairs`](ClientConfig::queue_pairs) rings each way, unless HELLO allows less: set it to the server's queues | `the_limits_in_hello_are_kept` |
+//! | DPDK server: takes rings that it was not given for ring 0 | brings [`queue_pairs`](ClientConfig::queue_pairs) rings each way, unless HELLO allows less: set it to the server's queues | none: it is configuration |
 //! | VPP client: announces its configured ring size, though it allocates what HELLO allows | as server always allows the largest | `hello_says_what_the_limits_are` |
 //! | VPP, DPDK: count the slots of all rings in 16 bits | refuses such a configuration ([`ConfigError::Slots`])   | `nonsense_in_the_configuration_is_refused` |
 //! | DPDK: copies what is longer than its own buffers unchecked when it receives | never fills a buffer beyond its size; set [`buffer_bytes`](ClientConfig::buffer_bytes) to the peer's `bsize` | `a_small_offer_stays_for_a_small_packet`, `a_packet_that_does_not_fit_leaves_its_slot_to_the_next` |
 //! | DPDK server: does not look at the size of the buffer that it fills | never offers less than 2048 bytes, and refuses what is longer than was offered | `nonsense_in_the_configuration_is_refused`, `a_server_that_lies_is_found_out` |
 //! | VPP server: refuses packets of 0 and of more than 9216 bytes | sends none of 0; keep packets to VPP at 9216 bytes | `a_packet_that_does_not_fit_leaves_its_slot_to_the_next`; none for the upper limit, which is VPP's own |
-//! | all: chains are where their errors are (stale NEXT, wrong lengths, crashes) | clears a stale NEXT, and never takes a piece of a chain for a packet | `bad_offers_are_passed_over_and_the_packet_takes_the_next`, `a_chain_cut_by_a_burst_is_still_one_chain` |
+//! | all: chains are where their errors are (stale NEXT, wrong lengths, crashes) | clears a stale NEXT, and never takes a piece of a chain for a packet | `a_slot_that_had_next_is_given_back_without_it`, `a_chain_cut_by_a_burst_is_still_one_chain`, `a_chain_that_is_cut_off_is_unfinished_and_so_is_its_rest`, `a_chain_with_anything_wrong_is_one_error_for_all_its_slots` |
 //! | DPDK: Ethernet only                               | likewise                                                 | `init_is_checked` |
-//! | libmemif server: takes any region in ADD_RING; its interrupt set-up confuses the directions | as server checks every region and index, and counts the directions apart | `rings_are_checked_when_they_come`, `rings_are_checked_in_memory_at_connect` |
+//! | libmemif: takes any region in ADD_RING as server, and its interrupt set-up confuses the directions: a client made for it may never have been told | as server checks every region and index, and counts the directions apart | `rings_are_checked_when_they_come`, `rings_are_checked_in_memory_at_connect` |
 //! | gomemif: always sleeps on the eventfd             | wakes unless the mask is set                             | `the_mask_decides_about_waking` |
-//! | DPDK programs: crash with more rings one way than the other; VPP: miscounts with zero-copy | brings as many each way; its counters are its own affair | `several_queues_do_not_mix` |
+//! | DPDK programs: crash with more rings one way than the other; VPP: miscounts with zero-copy | brings as many each way, also if HELLO allows more of one kind; its counters are its own affair | `the_limits_in_hello_are_kept`, `several_queues_do_not_mix` |
 //! | VPP client: zero-copy unless told otherwise, so many regions, and buffers anywhere in them | takes any arrangement of up to [`regions_max`](Limits::regions_max) regions | `rings_and_buffers_may_lie_anywhere` |
 //! | libmemif: full barriers where lighter ones were meant | need not know: it is only slower                     | none: nothing shows |
 //! | abstract names are written `@x`, `abstract:x` or `socket-abstract=yes,socket=x` | uses the same bytes: NUL and the name, not padded | `an_abstract_name_counts_exactly_its_bytes` |
@@ -120,8 +123,8 @@
 //! # Security
 //!
 //! The peer can write every byte of the shared memory at any time, and is not believed:
-//! - There is no reference to shared memory, anywhere. A descriptor is copied once and only the copy is checked and used; a packet
-//!   is copied to private memory by [`Packet::copy_to`], and is to be parsed there.
+//! - There is no reference to shared memory, anywhere, but to single atomics (a ring's indexes and flags). A descriptor is copied once
+//!   and only the copy is checked and used; a packet is copied to private memory by [`Packet::copy_to`], and is to be parsed there.
 //! - Region, offset and length are checked against the mapping, in 64 bits; the peer's index may not run ahead of what the ring can
 //!   hold; our own positions are never read back.
 //! - Chains are refused unless [`ServerConfig::chains`] or [`ClientConfig::chains`] allows them. Then each piece is checked like a
@@ -133,13 +136,25 @@
 //!   holes, which would let our threads sleep in page faults while it does.
 //! - What is left of page faults is the kernel's own business: memory that it swaps out or moves (compaction; huge pages, also at
 //!   the client's request) is faulted in again at the next access, and a client's cgroup may have its pages swapped out. No such
-//!   fault waits for the client. Use no swap, or mlockall(2).
+//!   fault waits for the client. Use no swap, or mlockall(2) with MCL_ONFAULT (without it, see [`guard_memory`]).
 //!   SIGBUS can also still come from broken memory (ECC), and before Linux 5.14 from a page that could not be allocated.
 //! - [`ServerConfig::allow_unsealed`] gives all that up, for peers that cannot be sealed (old programs, VPP with huge pages); use it
 //!   only for peers that are trusted like this process. With [`guard_memory`], which handles SIGBUS, such a peer that takes its
 //!   memory away loses its own connection ([`Violation::MemoryLost`]) instead of ending the process; without it the process dies.
 //!   Holes, and so page faults in our threads, remain possible. The guard is for this alone: it does not help against broken memory.
-//! - A client that keeps its file locked while it is to be sealed costs the server's event loop 1 ms, and is refused after 200 ms.
+//! - A client can keep its file locked while it is to be sealed, for as long as it likes, and whoever waits for the lock cannot be
+//!   stopped, not even by SIGKILL. So this is done elsewhere: it costs the server's event loop 1 ms, the client is refused after
+//!   [`Limits::seal_timeout`], and its interface's name until it lets go. Elsewhere is a process that the program starts with
+//!   [`sealer::start`]; then that one alone is held up. **Without it** it is a thread of this process: when this process is killed or
+//!   ends, its listening sockets are closed and can be bound again, but it does not go away completely, and with its address space
+//!   mapped sockets (AF_XDP queues, packet rings) stay as they are, until the client lets go or dies. Programs with such sockets, and
+//!   those that must be restarted whatever their clients do, start a sealer.
+//! - Of all clients together at most 32 files wait to be sealed at a time, of one interface one.
+//! - As client we pay for the memory, and the server can keep it: it is made only once INIT is accepted, and its pages are taken back
+//!   when the connection has ended. A server can prevent that (by a seal of its own, or a lock), so a [`Connector`] asks one that takes
+//!   memory and hangs up less and less often ([`Backoff`]). And it can punch holes into it while it is used, so that an access of ours is
+//!   a page fault, which waits while it does: in that role, too, a worker can be slowed down by its peer.
+//! - Whoever listens where a client connects gets the secret: [`ClientConfig::server_uid`] says who that must be.
 //! - The eventfds that a peer shares with us are written and read in ways that never wait for it (writing: where `io_setup` is to
 //!   be had, see [`warm_up`]). But waking is not free of the peer's influence: the kernel walks everything that waits for the
 //!   eventfd (epoll sets, sleeping threads), and a peer can register a great many, so that one wake-up costs more. Whoever runs a
@@ -154,7 +169,7 @@
 //!
 //! # Code map
 //!
-//! `addr`, `message`, `channel` → `listener`, `server` with `offer` and `seal`, `connector`, `client` with `memory` → `interface`
+//! `addr`, `message`, `channel` → `listener`, `server` with `offer`, `seal` and `sealer`, `connector`, `client` with `memory` → `interface`
 //! with `rx`, `tx`, `chain` → `cursor`, `ring`, `region` with `guard` → `sys`. Code with `unsafe` is in `ring` (headers and
 //! descriptors), `region` (copies), `sys` (system calls), `doorbell` (those for waking) and `guard` (the signal handler), and nowhere
 //! else. No public function is unsafe.

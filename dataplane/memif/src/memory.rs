@@ -80,8 +80,11 @@ pub(crate) struct ClientMemory {
 
 impl ClientMemory {
     /// For a connection to the server that `name` stands for.
-    pub fn new(layout: Layout, name: &Arc<str>) -> io::Result<Self> {
+    pub fn new(layout: Layout, name: &Arc<str>, forbid_seals: bool) -> io::Result<Self> {
         let file = Arc::new(sys::sealed_memory(u64::from(layout.bytes()))?);
+        if forbid_seals {
+            sys::forbid_seals(&file)?;
+        }
         let mapping = Mapping::of_ours(Arc::clone(&file), layout.bytes() as usize, Arc::clone(name))?;
         let regions = Arc::new(Regions::new(vec![mapping]));
         let ring = |s2m: bool, index: u16| {

@@ -139,8 +139,10 @@ impl Span<'_> {
         let length = self.length as usize;
         let to = to.get_mut(..length)?;
         // SAFETY: both sides are `length` bytes; `to` is private memory, so they do not overlap. The peer may write while we
-        // copy: the copy is then a mixture, which is why all checks are made on the copy.
+        // copy: the copy is then a mixture, which is why all checks are made on the copy. For the language that is a data race; that
+        // the copy is one nevertheless rests on the machine, whose loads give some bytes or others, and on what follows.
         unsafe { copy(self.start.as_ptr(), to.as_mut_ptr(), length) };
+        assume_memory_has_changed();
         Some(length)
     }
 
@@ -175,6 +177,19 @@ impl Span<'_> {
             }
         }
     }
+}
+
+/// Costs no instruction. After it the compiler knows nothing of any memory, and so cannot take bytes from shared memory, checked or
+/// not, in place of those that were copied from it before.
+#[inline(always)]
+fn assume_memory_has_changed() {
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+    // SAFETY: no instruction at all.
+    unsafe {
+        core::arch::asm!("", options(nostack, preserves_flags));
+    }
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    std::sync::atomic::compiler_fence(std::sync::atomic::Ordering::SeqCst);
 }
 
 /// Asks the processor to fetch a cache line.

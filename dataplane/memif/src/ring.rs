@@ -132,7 +132,9 @@ pub struct Watch {
 unsafe impl Send for Watch {}
 
 impl Watch {
-    /// Whether the peer's index is another than when the watch began. What it says is not believed: ask the ring.
+    /// Whether the peer's index is another than when the watch began. What it says is not believed: ask the ring. Memory that was taken
+    /// away ([`guard_memory`](crate::guard_memory)) reads as 0, so where the index was 0 its loss does not show here: ask the ring now
+    /// and then all the same.
     #[inline(always)]
     pub fn has_moved(&self) -> bool {
         // SAFETY: `RingMemory::watch` gave the address of an index: 2-byte aligned and mapped while `_regions` lives; every

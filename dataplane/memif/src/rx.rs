@@ -168,13 +168,12 @@ impl RxRing {
 
     #[inline(always)]
     fn checked(&self, descriptor: Descriptor) -> Result<Span<'_>, BadDescriptor> {
-        if descriptor.length > self.packet_bytes_max {
-            return Err(BadDescriptor::TooLong);
-        }
         if descriptor.length < PACKET_BYTES_MIN {
             return Err(BadDescriptor::TooShort);
         }
-        self.ring.regions().span(descriptor.region, descriptor.offset, descriptor.length)
+        // Whether it exists comes first: a packet that is there and too long is no nonsense.
+        let span = self.ring.regions().span(descriptor.region, descriptor.offset, descriptor.length)?;
+        if descriptor.length > self.packet_bytes_max { Err(BadDescriptor::TooLong) } else { Ok(span) }
     }
 
     /// Asks the processor to fetch what lies `ahead` slots after the next one. Only a hint: nothing is used up or believed.

@@ -5,8 +5,8 @@
 //! handshake waits for its own for a moment, looks again whenever it is stepped, and gives up after `Limits::seal_timeout`. The
 //! sealer goes on waiting for the lock of that file, until its owner lets go or dies.
 //!
-//! What must hold: of each task at most one request for a name is under way, and `UNDER_WAY_MAX` in all, given up or not. So a tenant
-//! can have no more of the sealer than one file and one thread, and all of them no more than these.
+//! What must hold: for a name at most one seal and 16 emptyings are under way, and `UNDER_WAY_MAX` of each task in all, given up or
+//! not. So a tenant can have no more of the sealer than so many files and threads, and all of them no more than these.
 
 use std::fs::File;
 use std::io;
@@ -90,7 +90,8 @@ impl Desk {
     ) -> Result<u64, NotBegun> {
         self.hear();
         let under_way = || self.jobs.iter().filter(|job| job.task == task && job.answer.is_none());
-        if under_way().count() >= UNDER_WAY_MAX || under_way().any(|job| job.name == *name) {
+        let of_the_name = under_way().filter(|job| job.name == *name).count();
+        if under_way().count() >= UNDER_WAY_MAX || of_the_name >= task.for_a_name() {
             return Err(NotBegun::Busy);
         }
         if matches!(self.sealer, Sealer::None) {

@@ -38,6 +38,17 @@ pub(crate) enum Task {
     Empty = 2,
 }
 
+impl Task {
+    /// Most requests under way for one name. Several connections with one server can end in the same moment, and all their memory
+    /// is to be given back.
+    pub fn for_a_name(self) -> usize {
+        match self {
+            Self::Seal => 1,
+            Self::Empty => 16,
+        }
+    }
+}
+
 /// Starts `program`, which must come to call [`serve`], as this process's sealer: all sealing is its work from then on, and so is giving
 /// back memory. Call it early. After the sealer has died ([`is_lost`]), call it again with a new one.
 ///

@@ -269,6 +269,12 @@ pub(crate) fn sealed_memory(bytes: u64) -> io::Result<File> {
     Ok(file)
 }
 
+/// Nobody can add a seal any more: so nobody can keep us from taking the pages back ([`empty`]).
+pub(crate) fn forbid_seals(file: &File) -> io::Result<()> {
+    // SAFETY: no pointers.
+    check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, libc::F_SEAL_SEAL) }).map(drop)
+}
+
 /// Forbids whatever would take a page out of the file: punching holes (fallocate, MADV_REMOVE), and on the way also write(2) and
 /// new writable mappings. Mappings that exist stay writable, so map first. Linux 5.1; EINVAL before. Can wait for the owner of
 /// the file: `seal` does better.

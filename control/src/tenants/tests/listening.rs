@@ -9,6 +9,11 @@ fn dialling(path: &SocketAddr, id: u32) -> EndpointPlan {
     plan
 }
 
+/// A listening tenant lets the daemon keep its memory unsealed: it trusts its host.
+fn trusting() -> ServerConfig {
+    ServerConfig { allow_unsealed: true, ..ServerConfig::default() }
+}
+
 /// A tenant that listens, and how often it was connected to.
 struct Host {
     listener: Listener,
@@ -53,7 +58,7 @@ impl Host {
     }
 
     fn welcome(&mut self, bench: &mut Bench, now: Instant) -> Interface {
-        self.serve(bench, now, Ok(ServerConfig::default())).unwrap()
+        self.serve(bench, now, Ok(trusting())).unwrap()
     }
 }
 
@@ -163,7 +168,7 @@ fn a_server_that_breaks_the_protocol_each_time_is_not_hammered() {
         let end = Instant::now() + PATIENCE;
         while let Some(open) = &mut handshake {
             assert!(Instant::now() < end, "not connected in {PATIENCE:?}: {:?}", bench.record(0));
-            match open.step(&mut |_| Ok(ServerConfig::default())) {
+            match open.step(&mut |_| Ok(trusting())) {
                 Ok(Progress::Connected(interface)) => (handshake, tenant) = (None, Some(interface)),
                 Ok(Progress::Pending) => bench.settle_at(now),
                 Err(why) => panic!("{why}"),
@@ -175,7 +180,8 @@ fn a_server_that_breaks_the_protocol_each_time_is_not_hammered() {
         }
     });
     let record = bench.record(0);
-    assert!((55..=70).contains(&record.faults), "{record:?}");
+    // Each has cost memory that it can keep: pauses of 10 ms, 20 ms … 20 s, then of 30 s.
+    assert!((10..=14).contains(&record.faults), "{record:?}");
     assert_eq!((record.faults, record.last_end.as_deref()), (record.attached, Some("ring index jump")));
     let told = tenant.unwrap().control.poll_disconnect().unwrap().unwrap().to_string();
     assert!(told.contains("ring index jump"), "{told}");
@@ -196,7 +202,7 @@ fn a_server_that_says_nothing_is_given_up_after_a_while() {
     assert!(failure.contains("timed out"), "{failure}");
     // What it accepts then is closed already, and the next attempt is another connection.
     let mut late = host.accept().unwrap();
-    assert!(late.step(&mut |_| Ok(ServerConfig::default())).is_err());
+    assert!(late.step(&mut |_| Ok(trusting())).is_err());
     host.welcome(&mut bench, limit + SECOND);
     assert_eq!(bench.record(0).attempts, 2);
 }
@@ -266,7 +272,7 @@ fn chains_are_taken_where_the_plan_says_so() {
         assert_eq!(three_buffers(&mut tenant.tx[0], &mut ours.rx[0]), chains.then_some(5000));
         // As client we send in chains, or say that it is too long.
         let theirs = SocketAddr::Path(bench.path.path().unwrap().with_file_name("theirs.sock"));
-        let config = ServerConfig { chains: true, ..ServerConfig::default() };
+        let config = ServerConfig { chains: true, ..trusting() };
         let mut tenant = Host::at(&theirs).serve(&mut bench, Instant::now() + SECOND, Ok(config)).unwrap();
         let ours = bench.shelf.rings.get_mut(&EndpointId(1)).unwrap();
         match chains {

@@ -46,7 +46,7 @@ const BUFFERS: u16 = 1;
 static WAKES_SAFELY: OnceLock<bool> = OnceLock::new();
 
 fuzz_target!(init: { WAKES_SAFELY.set(peregrine_memif::warm_up()).expect("once"); }, |data: &[u8]| {
-    let before = Holdings::now();
+    let before = Holdings::at_rest();
     let mut input = Input::new(data);
     if let Some(([side, log2], start)) = input.array().zip(input.u16()) {
         let chains = log2 & 0x40 != 0;

@@ -32,7 +32,7 @@ const SECRET: &[u8] = b"hunter2";
 const PACKET_BYTES_MAX: u32 = 3000;
 
 fuzz_target!(init: { peregrine_memif::warm_up(); }, |data: &[u8]| {
-    let before = Holdings::now();
+    let before = Holdings::at_rest();
     let mut input = Input::new(data);
     if let Some([side, flags]) = input.array()
         && matches!(side, b'S' | b'C')

@@ -237,13 +237,11 @@ impl Model {
     }
 
     fn single(&self, packet: Descriptor, regions: &[Memory]) -> Result<u32, BadDescriptor> {
-        if packet.length > self.packet_bytes_max {
-            Err(BadDescriptor::TooLong)
-        } else if packet.length < PACKET_BYTES_MIN {
-            Err(BadDescriptor::TooShort)
-        } else {
-            packet.place(regions).map(|()| packet.length)
+        if packet.length < PACKET_BYTES_MIN {
+            return Err(BadDescriptor::TooShort);
         }
+        packet.place(regions)?;
+        if packet.length > self.packet_bytes_max { Err(BadDescriptor::TooLong) } else { Ok(packet.length) }
     }
 
     /// The first piece with a fault gives the reason; only if there is none, the chain as a whole.

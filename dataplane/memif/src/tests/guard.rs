@@ -2,6 +2,7 @@
 //! dies: so each test runs in a process of its own, which is this test again.
 
 use std::os::unix::process::ExitStatusExt;
+use std::sync::{Arc, Barrier};
 use std::thread;
 
 use super::*;
@@ -112,19 +113,25 @@ fn threads_that_use_memory_while_it_is_taken_away_find_out() {
                 let (mut rx, mut tx) = (interface.rx.remove(0), interface.tx.remove(0));
                 let file = bench.memory.file;
                 drop(bench.memory.regions);
+                // Taken away only once both threads are at work.
+                let at_work = Arc::new(Barrier::new(3));
+                let (first, second) = (Arc::clone(&at_work), Arc::clone(&at_work));
                 let reader = thread::spawn(move || {
-                    while rx.pending().is_ok() {
-                        thread::yield_now();
-                    }
+                    rx.pending().unwrap();
+                    first.wait();
+                    wait_until("the reader finds out", || rx.pending().is_err());
                     rx.pending()
                 });
                 let writer = thread::spawn(move || {
-                    while tx.free().is_ok() {
+                    tx.free().unwrap();
+                    second.wait();
+                    wait_until("the writer finds out", || {
                         let _ = tx.push(&[7; 64]);
-                        thread::yield_now();
-                    }
+                        tx.free().is_err()
+                    });
                     tx.free()
                 });
+                at_work.wait();
                 file.set_len(0).unwrap();
                 assert_eq!(reader.join().unwrap(), Err(Violation::MemoryLost));
                 assert_eq!(writer.join().unwrap(), Err(Violation::MemoryLost));

@@ -3,6 +3,7 @@
 use std::os::fd::FromRawFd;
 
 use super::*;
+use crate::client::ClientConfig;
 use crate::error::{Reject, Sent};
 use crate::offer::Offer;
 use crate::server::Refusal;
@@ -487,4 +488,17 @@ fn a_region_that_ends_inside_a_huge_page_is_refused() {
     assert_eq!(offer.add_region(0, page + 8192, fd(), &config), Err(why));
     assert_eq!(offer.add_region(0, 2 * page, fd(), &config), Ok(()));
     assert_eq!(sys::huge_page_bytes(&sys::sealed_memory(4096).unwrap()), None);
+}
+
+#[test]
+fn a_client_can_forbid_seals_and_only_a_trusting_server_takes_that() {
+    let client = ClientConfig { forbid_seals: true, ring_log2: 5, ..ClientConfig::default() };
+    let refused = crate::pair(client.clone(), ServerConfig::default()).unwrap_err().to_string();
+    assert!(refused.contains("F_SEAL_FUTURE_WRITE"), "{refused}");
+    let trusting = ServerConfig { allow_unsealed: true, ..ServerConfig::default() };
+    assert!(crate::pair(client, trusting).is_ok());
+    let file = sys::sealed_memory(4096).unwrap();
+    sys::forbid_seals(&file).unwrap();
+    assert_eq!(sys::seal_against_holes(&file).unwrap_err().raw_os_error(), Some(libc::EPERM));
+    sys::empty(&file).unwrap();
 }

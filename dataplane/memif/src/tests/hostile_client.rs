@@ -45,7 +45,7 @@ fn each_bad_descriptor_has_its_reason_and_costs_one_slot() {
         (descriptor(0, 0, 64, u32::MAX), BadDescriptor::Span),
         (descriptor(0, 0, 1500, u32::MAX - 100), BadDescriptor::Span),
         (descriptor(0, 0, 1501, 4096), BadDescriptor::TooLong),
-        (descriptor(0, 0, u32::MAX, 1), BadDescriptor::TooLong),
+        (descriptor(0, 0, u32::MAX, 1), BadDescriptor::Span),
         (descriptor(0, 0, 13, 4096), BadDescriptor::TooShort),
         (descriptor(0, 0, 0, 4096), BadDescriptor::TooShort),
         (descriptor(1, 0, 64, 4096), BadDescriptor::Chained),
