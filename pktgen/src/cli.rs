@@ -1,7 +1,7 @@
 //! The command line: what clap reads ([`Cli`]), and what it means once checked (the settings of the commands).
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -15,11 +15,15 @@ use crate::echo::EchoSettings;
 use crate::echo::reply::Identity;
 use crate::error::Error;
 use crate::limits::{Limits, Wait};
-use crate::pacer::Rate;
+use crate::pacer::{Arrivals, Rate};
 use crate::port::xdp::XdpSettings;
-use crate::send::{SendSettings, SendWait};
+use crate::profile::{
+    Choice, ClassDraft, Draft, FlowsDraft, IpRange, MacRange, NetworkDraft, PortRange, Profile, SECONDS_MAX,
+    Sizes, Word,
+};
+use crate::replay::{Factor, LIMIT_MIB, Pace, ReplaySettings};
+use crate::send::{MemifSettings, Outlet, SendSettings, SendWait, Traffic, Tunnel};
 use crate::sink::{Demands, SinkSettings};
-use crate::template::{Inner, SIZE_MAX, SIZE_MIN};
 
 mod search;
 pub use search::SearchArgs;
@@ -36,8 +40,8 @@ pub struct Cli {
 /// What to do.
 #[derive(Clone, Debug, Subcommand)]
 pub enum Command {
-    /// Send VXLAN frames over AF_XDP, each at its time (needs root)
-    Send(SendArgs),
+    /// Send frames, plain or in VXLAN, over AF_XDP or memif, each at its time
+    Send(Box<SendArgs>),
     /// Count what arrives: loss, order, latency
     Sink(SinkArgs),
     /// Send back what arrives: ARP and neighbour discovery, ICMP and ICMPv6 echo, UDP
@@ -59,71 +63,153 @@ pub struct Common {
 
 /// Flags of `send`.
 #[derive(Clone, Debug, Args)]
+#[command(after_help = SEND_HELP)]
 pub struct SendArgs {
-    /// Interface to send on
-    #[arg(long, value_name = "IF")]
-    interface: String,
-    /// Its queue
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    queue: u32,
+    /// Interface to send on, over AF_XDP (needs root)
+    #[arg(long, value_name = "IF", required_unless_present = "memif", conflicts_with = "memif", help_heading = TO)]
+    interface: Option<String>,
+    /// Its queues, one for each thread: a list, or the first one's number [default: 0]
+    #[arg(long, value_name = "N,..", value_delimiter = ',', conflicts_with = "memif", help_heading = TO)]
+    queue: Vec<u32>,
     /// How the socket is bound
-    #[arg(long, value_enum, default_value = "prefer-zero-copy")]
+    #[arg(long, value_enum, default_value = "prefer-zero-copy", help_heading = TO)]
     mode: Mode,
-    /// Ethernet address of the next hop
-    #[arg(long, value_name = "MAC")]
-    next_hop: MacAddr,
+    /// memif server to send to: a path, or @name for an abstract socket
+    #[arg(long, value_name = "SOCKET", help_heading = TO)]
+    memif: Option<SocketAddr>,
+    #[command(flatten)]
+    ring: RingArgs,
+
+    /// Ethernet address of the next hop; with --local, --remote and --vni: wrap the frames in VXLAN
+    #[arg(long, value_name = "MAC", requires_all = ["local", "remote"], help_heading = VXLAN)]
+    next_hop: Option<MacAddr>,
+    /// Ethernet source [default: that of the interface]
+    #[arg(long, value_name = "MAC", requires = "next_hop", help_heading = VXLAN)]
+    outer_source_mac: Option<MacAddr>,
     /// Source VTEP: our address
-    #[arg(long, value_name = "IPV4")]
-    local: Ipv4Addr,
+    #[arg(long, value_name = "IPV4", requires = "next_hop", help_heading = VXLAN)]
+    local: Option<Ipv4Addr>,
     /// Destination VTEP
-    #[arg(long, value_name = "IPV4")]
-    remote: Ipv4Addr,
+    #[arg(long, value_name = "IPV4", requires = "next_hop", help_heading = VXLAN)]
+    remote: Option<Ipv4Addr>,
     /// UDP destination port of VXLAN
-    #[arg(long, value_name = "PORT", default_value_t = 4789)]
+    #[arg(long, value_name = "PORT", default_value_t = 4789, help_heading = VXLAN)]
     port: u16,
-    /// VXLAN network identifier
-    #[arg(long, value_name = "N", value_parser = vni)]
-    vni: Vni,
-    /// Ethernet source of the inner frames
-    #[arg(long, value_name = "MAC")]
-    inner_source_mac: MacAddr,
-    /// Ethernet destination of the inner frames
-    #[arg(long, value_name = "MAC")]
-    inner_destination_mac: MacAddr,
-    /// Inner source, and UDP port of the first flow; each further flow has the next port [default port: 20000]
-    #[arg(long, value_name = "IP[:PORT]")]
-    inner_source: Host,
-    /// Inner destination [default port: 9000]
-    #[arg(long, value_name = "IP[:PORT]")]
-    inner_destination: Host,
-    /// How many flows, taking turns
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
-    flows: u16,
-    /// Bytes of the inner frame, without FCS
-    #[arg(long, value_name = "BYTES", default_value_t = 64)]
-    size: usize,
-    /// Packets per second, or 'max'
-    #[arg(long, value_name = "PPS", default_value = "10000")]
-    rate: Rate,
-    /// How long; 10 if neither this nor --count is given
-    #[arg(long, value_name = "N", value_parser = seconds)]
+    /// VXLAN network identifiers: flows take turns
+    #[arg(long, value_name = "N,..", value_delimiter = ',', value_parser = vni, help_heading = VXLAN)]
+    vni: Vec<Vni>,
+
+    #[command(flatten)]
+    flows: FlowArgs,
+    #[command(flatten)]
+    replay: ReplayArgs,
+
+    /// Packets per second; or bits per second of the frames as they are sent, without FCS, such as 500mbit; or 'max'
+    /// [default: 10000]
+    #[arg(long, value_name = "RATE", help_heading = WHEN)]
+    rate: Option<Rate>,
+    /// 'constant', 'poisson' or 'bursts:N' [default: constant]
+    #[arg(long, value_name = "HOW", help_heading = WHEN)]
+    arrivals: Option<Arrivals>,
+    /// How long [default: 10, if neither this nor --count is given]
+    #[arg(long, value_name = "N", value_parser = seconds, help_heading = WHEN)]
     seconds: Option<Duration>,
     /// How many packets
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..), help_heading = WHEN)]
     count: Option<u64>,
-    /// Receive the answers and measure round trips (attaches an XDP program)
-    #[arg(long)]
+    /// Receive the answers and measure round trips (over AF_XDP: attaches an XDP program)
+    #[arg(long, help_heading = WHEN)]
     pub rtt: bool,
     /// With --rtt: do not measure the generator's own latency before the run
-    #[arg(long)]
+    #[arg(long, help_heading = WHEN)]
     pub no_floor: bool,
     /// What to do while nothing is due
-    #[arg(long, value_enum, default_value = "yield")]
+    #[arg(long, value_enum, default_value = "yield", help_heading = WHEN)]
     wait: SendWaitName,
-    /// Flags that all commands have.
-    #[command(flatten)]
-    pub common: Common,
+
+    /// Threads that send, each on its own queue and with its own flows
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
+    threads: u32,
+    /// Run on these cores only: the first thread on the first, and so on
+    #[arg(long, value_name = "N,..", value_delimiter = ',')]
+    core: Vec<usize>,
+    /// No line per second on standard error
+    #[arg(long)]
+    quiet: bool,
+    /// Print one JSON object at the end, instead of a table
+    #[arg(long)]
+    pub json: bool,
 }
+
+const TO: &str = "Where to";
+const VXLAN: &str = "VXLAN";
+const WHAT: &str = "What";
+const WHEN: &str = "When";
+const SEND_HELP: &str =
+    "Sizes are without FCS. 'imix' is 7 of 60, 4 of 590 and 1 of 1514 bytes (64, 594 and 1518 with FCS).";
+
+/// What frames `send` makes: without `--next-hop` they are sent as they are.
+#[derive(Clone, Debug, Args)]
+#[group(skip)]
+struct FlowArgs {
+    /// Read networks, flows, sizes, classes and rate from a TOML file; what flags say counts more
+    #[arg(long, value_name = "FILE", help_heading = WHAT)]
+    profile: Option<PathBuf>,
+    /// Ethernet source of the inner, or only, frames
+    #[arg(long, value_name = "MAC[-MAC]", required_unless_present_any = ["profile", "replay"], help_heading = WHAT)]
+    inner_source_mac: Option<MacRange>,
+    /// Ethernet destination
+    #[arg(long, value_name = "MAC[-MAC]", required_unless_present_any = ["profile", "replay"], help_heading = WHAT)]
+    inner_destination_mac: Option<MacRange>,
+    /// Source addresses and UDP ports; of one port: the first one, further flows have the next [default port: 20000]
+    #[arg(long, value_name = "IP[-IP][:PORT[-PORT]]", required_unless_present_any = ["profile", "replay"], help_heading = WHAT)]
+    inner_source: Option<Hosts>,
+    /// Destination [default port: 9000]
+    #[arg(long, value_name = "IP[-IP][:PORT[-PORT]]", required_unless_present_any = ["profile", "replay"], help_heading = WHAT)]
+    inner_destination: Option<Hosts>,
+    /// How many flows [default: 1]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65536), help_heading = WHAT)]
+    flows: Option<u32>,
+    /// Which one is next: 'round-robin', 'uniform' or 'zipf:EXPONENT' [default: round-robin]
+    #[arg(long, value_name = "HOW", help_heading = WHAT)]
+    flow_choice: Option<Choice>,
+    /// Bytes of the inner, or only, frame: one size, sizes with weights such as 60:7,590:4,1514:1, or 'imix' [default: 64]
+    #[arg(long, value_name = "BYTES", help_heading = WHAT)]
+    size: Option<Sizes>,
+    /// A class of packets, as often as there are; each has flows of its own [default: one class]
+    #[arg(long = "class", value_name = "NAME:SHARE[:DSCP[:PORT]]", help_heading = WHAT)]
+    classes: Vec<ClassWord>,
+    /// What random choices begin with [default: 1]
+    #[arg(long, value_name = "N", help_heading = WHAT)]
+    seed: Option<u64>,
+}
+
+/// A capture file for `send`.
+#[derive(Clone, Debug, Args)]
+#[group(skip)]
+struct ReplayArgs {
+    /// Send the packets of a pcap or pcapng file
+    #[arg(long, value_name = "FILE", help_heading = REPLAY, conflicts_with_all = [
+        "profile", "inner_source_mac", "inner_destination_mac", "inner_source", "inner_destination", "flows", "flow_choice",
+        "size", "classes", "seed",
+    ])]
+    replay: Option<PathBuf>,
+    /// 'recorded', or how many times as fast [default: recorded, without --rate]
+    #[arg(long, value_name = "PACE", requires = "replay", conflicts_with = "rate", help_heading = REPLAY)]
+    pace: Option<Factor>,
+    /// How often; 0: until --seconds, --count or a signal
+    #[arg(long, value_name = "N", default_value_t = 1, requires = "replay", help_heading = REPLAY)]
+    loops: u64,
+    /// Send what can be read of a file that is cut, damaged or larger than --replay-limit
+    #[arg(long, requires = "replay", help_heading = REPLAY)]
+    replay_partial: bool,
+    /// Memory for the packets, in MiB
+    #[arg(long, value_name = "N", default_value_t = LIMIT_MIB, requires = "replay", help_heading = REPLAY,
+        value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
+    replay_limit: u64,
+}
+
+const REPLAY: &str = "Replay";
 
 /// Flags of `sink`.
 #[derive(Clone, Debug, Args)]
@@ -187,18 +273,26 @@ struct PortArgs {
     /// UDP socket of the kernel to bind
     #[arg(long, value_name = "IP:PORT")]
     udp: Option<SocketAddrV4>,
-    /// Interface id at the memif server
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    id: u32,
-    /// Secret that the memif server wants
-    #[arg(long, value_name = "S", default_value = "")]
-    secret: String,
     /// Wait for the memif server, now and whenever it goes away
     #[arg(long, conflicts_with = "udp")]
     reconnect: bool,
     /// Rings each way; the server must have as many. All are read, answers go out on the first
     #[arg(long, value_name = "N", default_value_t = 1, conflicts_with = "udp")]
     queue_pairs: u16,
+    #[command(flatten)]
+    ring: RingArgs,
+}
+
+/// What a memif connection is like.
+#[derive(Clone, Debug, Args)]
+#[group(skip)]
+struct RingArgs {
+    /// Interface id at the memif server
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    id: u32,
+    /// Secret that the memif server wants
+    #[arg(long, value_name = "S", default_value = "")]
+    secret: String,
     /// Slots of each memif ring
     #[arg(long, value_name = "N", default_value_t = 1024)]
     ring_size: u16,
@@ -295,28 +389,44 @@ enum WaitName {
     Pause,
 }
 
-/// An address with a port or without.
+/// Addresses with ports or without.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct Host {
-    ip: Ipv4Addr,
-    port: Option<u16>,
+struct Hosts {
+    ip: IpRange,
+    port: Option<PortRange>,
 }
 
-impl FromStr for Host {
+impl FromStr for Hosts {
     type Err = String;
 
-    fn from_str(text: &str) -> Result<Host, String> {
-        let with_port =
-            text.parse::<SocketAddrV4>().map(|host| Host { ip: *host.ip(), port: Some(host.port()) });
-        with_port
-            .or_else(|_| text.parse().map(|ip| Host { ip, port: None }))
-            .map_err(|_| "not an IPv4 address, such as 10.0.0.1 or 10.0.0.1:9000".into())
+    fn from_str(text: &str) -> Result<Hosts, String> {
+        match text.split_once(':') {
+            None => Ok(Hosts { ip: text.parse()?, port: None }),
+            Some((ip, port)) => Ok(Hosts { ip: ip.parse()?, port: Some(port.parse()?) }),
+        }
     }
 }
 
-impl Host {
-    fn or_port(self, port: u16) -> SocketAddrV4 {
-        SocketAddrV4::new(self.ip, self.port.unwrap_or(port))
+/// A class in one word.
+#[derive(Clone, PartialEq, Debug)]
+struct ClassWord(ClassDraft);
+
+impl FromStr for ClassWord {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<ClassWord, String> {
+        let read = || {
+            let mut parts = text.split(':');
+            let (name, share) = (parts.next().filter(|name| !name.is_empty())?, parts.next()?.parse().ok()?);
+            let dscp = parts.next().map_or(Some(0), |dscp| dscp.parse().ok())?;
+            let destination_port = match parts.next() {
+                None => None,
+                Some(port) => Some(port.parse().ok()?),
+            };
+            let class = ClassDraft { name: name.into(), share, dscp, destination_port };
+            parts.next().is_none().then_some(ClassWord(class))
+        };
+        read().ok_or_else(|| "a class is NAME:SHARE[:DSCP[:PORT]], such as voice:1:46:5004".into())
     }
 }
 
@@ -326,9 +436,8 @@ fn vni(text: &str) -> Result<Vni, String> {
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {
-    const LONGEST: f64 = 7.0 * 86400.0;
-    let seconds = text.parse::<f64>().ok().filter(|seconds| *seconds > 0.0 && *seconds <= LONGEST);
-    seconds.map(Duration::from_secs_f64).ok_or_else(|| format!("a number above 0 and up to {LONGEST}"))
+    let seconds = text.parse::<f64>().ok().filter(|seconds| *seconds > 0.0 && *seconds <= SECONDS_MAX);
+    seconds.map(Duration::from_secs_f64).ok_or_else(|| format!("a number above 0 and up to {SECONDS_MAX}"))
 }
 
 fn ratio(text: &str) -> Result<f64, String> {
@@ -337,53 +446,114 @@ fn ratio(text: &str) -> Result<f64, String> {
 }
 
 impl SendArgs {
-    /// What the flags mean.
+    /// What the flags, and the profile if they name one, mean.
     ///
     /// # Errors
-    /// [`Error::Arguments`] if they contradict each other.
+    /// [`Error::Arguments`] if they contradict each other, or the profile cannot be.
     pub fn settings(&self) -> Result<SendSettings, Error> {
-        let inner = Inner {
-            source_mac: self.inner_source_mac,
-            destination_mac: self.inner_destination_mac,
-            source: self.inner_source.or_port(20000),
-            destination: self.inner_destination.or_port(9000),
-            size: self.size,
-            flows: self.flows,
+        let threads = self.threads.max(self.queue.len() as u32);
+        let (traffic, limits) = match &self.replay.replay {
+            Some(file) => self.replayed(file)?,
+            None => self.profiled(threads)?,
         };
-        if !(SIZE_MIN..=SIZE_MAX).contains(&inner.size) {
-            let what = format!("--size {}: an inner frame is {SIZE_MIN} to {SIZE_MAX} bytes", inner.size);
-            return Err(Error::Arguments(what));
-        }
-        let port = inner.source.port();
-        if port.checked_add(inner.flows - 1).is_none() {
-            let most = u32::from(u16::MAX - port) + 1;
-            let what = format!("--flows {}: from port {port} on there are ports for {most}", inner.flows);
-            return Err(Error::Arguments(what));
-        }
-        if inner.source_mac.is_group() || inner.source_mac.is_zero() {
-            let what = format!("--inner-source-mac {}: no station has this address", inner.source_mac);
-            return Err(Error::Arguments(what));
-        }
-        let unbounded = self.seconds.is_none() && self.count.is_none();
+        let tunnel = match (self.next_hop, self.local, self.remote) {
+            (Some(next_hop), Some(local), Some(remote)) => {
+                Some(Tunnel { next_hop, source_mac: self.outer_source_mac, local, remote, port: self.port })
+            }
+            _ => None,
+        };
         Ok(SendSettings {
-            interface: self.interface.clone(),
-            queue: QueueId(self.queue),
-            mode: self.mode.into(),
-            next_hop: self.next_hop,
-            local: self.local,
-            remote: self.remote,
-            port: self.port,
-            vni: self.vni,
-            inner,
-            rate: self.rate,
-            limits: Limits {
-                seconds: if unbounded { Some(Duration::from_secs(10)) } else { self.seconds },
-                count: self.count,
-                idle: None,
-            },
+            outlet: self.outlet(threads)?,
+            tunnel,
+            traffic,
+            limits,
             rtt: self.rtt,
             wait: self.wait.into(),
+            threads,
+            cores: self.core.clone(),
+            quiet: self.quiet,
         })
+    }
+
+    fn outlet(&self, threads: u32) -> Result<Outlet, Error> {
+        if let Some(socket) = &self.memif {
+            let config = self.ring.config(threads as u16, "--threads")?;
+            return Ok(Outlet::Memif(MemifSettings { socket: socket.clone(), config }));
+        }
+        let interface = self.interface.clone();
+        let interface = interface.ok_or_else(|| Error::Arguments("give --interface or --memif".into()))?;
+        let queues = match self.queue[..] {
+            [] => (0..threads).map(QueueId).collect(),
+            [first] => (0..threads).map(|n| QueueId(first.saturating_add(n))).collect(),
+            ref queues if queues.len() == threads as usize => queues.iter().copied().map(QueueId).collect(),
+            ref queues => {
+                let what =
+                    format!("--queue names {} queues for --threads {threads}: one for each", queues.len());
+                return Err(Error::Arguments(what));
+            }
+        };
+        Ok(Outlet::Xdp { interface, queues, mode: self.mode.into() })
+    }
+
+    fn profiled(&self, threads: u32) -> Result<(Traffic, Limits), Error> {
+        let draft = match &self.flows.profile {
+            Some(file) => Draft::read(file)?.overlaid(self.draft()),
+            None => self.draft(),
+        };
+        let profile = Profile::new(draft, threads)?;
+        let limits = SendSettings::limits(profile.seconds, profile.count, Some(Duration::from_secs(10)));
+        Ok((Traffic::Profile(profile), limits))
+    }
+
+    /// What the flags say.
+    fn draft(&self) -> Draft {
+        let flows = &self.flows;
+        let port = |hosts: Option<Hosts>| hosts.and_then(|hosts| hosts.port).map(Word);
+        let ip = |hosts: Option<Hosts>| hosts.map(|hosts| Word(hosts.ip));
+        let network = |vni: &Vni| NetworkDraft { vni: vni.get(), ..NetworkDraft::default() };
+        Draft {
+            seed: flows.seed,
+            rate: self.rate.map(Word),
+            arrivals: self.arrivals.map(Word),
+            sizes: flows.size.clone().map(Word),
+            seconds: self.seconds.map(|seconds| seconds.as_secs_f64()),
+            count: self.count,
+            flows: FlowsDraft {
+                count: flows.flows,
+                choice: flows.flow_choice.map(Word),
+                source_mac: flows.inner_source_mac.map(Word),
+                destination_mac: flows.inner_destination_mac.map(Word),
+                source_ip: ip(flows.inner_source),
+                destination_ip: ip(flows.inner_destination),
+                source_port: port(flows.inner_source),
+                destination_port: port(flows.inner_destination),
+            },
+            networks: self.vni.iter().map(network).collect(),
+            classes: flows.classes.iter().map(|class| class.0.clone()).collect(),
+        }
+    }
+
+    fn replayed(&self, file: &Path) -> Result<(Traffic, Limits), Error> {
+        let vni = match self.vni[..] {
+            [] => None,
+            [vni] => Some(vni),
+            _ => return Err(Error::Arguments("--replay is sent into one network: give one --vni".into())),
+        };
+        let pace = match (self.rate, self.replay.pace) {
+            (Some(rate), _) => Pace::Rate(rate, self.arrivals.unwrap_or_default()),
+            (None, factor) => Pace::Recorded(factor.map_or(1.0, |factor| factor.0)),
+        };
+        let forever = self.replay.loops == 0;
+        let replay = ReplaySettings {
+            pace,
+            loops: if forever { u64::MAX } else { self.replay.loops },
+            partial: self.replay.replay_partial,
+            limit_mib: self.replay.replay_limit,
+            vni,
+            ..ReplaySettings::new(file)
+        };
+        let seconds = self.seconds.map(|seconds| seconds.as_secs_f64());
+        Ok((Traffic::Replay(replay), SendSettings::limits(seconds, self.count, None)))
     }
 }
 
@@ -409,6 +579,18 @@ impl PortArgs {
             .memif
             .clone()
             .ok_or_else(|| Error::Arguments("say where packets come from: --memif or --udp".into()))?;
+        let config = self.ring.config(self.queue_pairs, "--queue-pairs")?;
+        Ok(if self.reconnect {
+            PortSettings::Reconnecting(socket, config)
+        } else {
+            PortSettings::Memif(socket, config)
+        })
+    }
+}
+
+impl RingArgs {
+    /// `queue_pairs_flag` is what decides how many queue pairs there are.
+    fn config(&self, queue_pairs: u16, queue_pairs_flag: &str) -> Result<ClientConfig, Error> {
         let refused = |flag: &str, why: &dyn std::fmt::Display| Error::Arguments(format!("{flag}: {why}"));
         if !self.ring_size.is_power_of_two() {
             return Err(refused(
@@ -422,15 +604,12 @@ impl PortArgs {
             secret: Secret::new(self.secret.as_bytes()).map_err(|why| refused("--secret", &why))?,
             ring_log2: self.ring_size.trailing_zeros() as u8,
             buffer_bytes: self.buffer_size,
-            queue_pairs: self.queue_pairs,
+            queue_pairs,
             ..ClientConfig::default()
         };
-        config.check().map_err(|why| refused("--ring-size, --buffer-size or --queue-pairs", &why))?;
-        Ok(if self.reconnect {
-            PortSettings::Reconnecting(socket, config)
-        } else {
-            PortSettings::Memif(socket, config)
-        })
+        let flags = format!("--ring-size, --buffer-size or {queue_pairs_flag}");
+        config.check().map_err(|why| refused(&flags, &why))?;
+        Ok(config)
     }
 }
 

@@ -28,6 +28,11 @@ pub enum Error {
     },
     /// The run went well, and was not what was wanted of it (`--max-loss`, `--min-received`).
     Unmet(String),
+    /// A capture file cannot be sent.
+    Replay {
+        /// Which, and why.
+        what: String,
+    },
     /// A system call failed.
     System {
         /// What was tried.
@@ -53,7 +58,7 @@ impl Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Error::Arguments(what) | Error::Unmet(what) => f.write_str(what),
+            Error::Arguments(what) | Error::Unmet(what) | Error::Replay { what } => f.write_str(what),
             Error::Xsk(source) => source.fmt(f),
             Error::Memif { socket, source } => write!(
                 f,
@@ -71,7 +76,7 @@ impl std::error::Error for Error {
             Error::Xsk(source) => Some(source),
             Error::Memif { source, .. } => Some(source),
             Error::System { source, .. } => Some(source),
-            Error::Arguments(_) | Error::Unmet(_) | Error::PeerGone { .. } => None,
+            Error::Arguments(_) | Error::Unmet(_) | Error::PeerGone { .. } | Error::Replay { .. } => None,
         }
     }
 }

@@ -5,6 +5,9 @@
 //! | [`trailer`] | the 18 bytes at the end of each payload: flow, number, intended departure |
 //! | [`template`] | a frame prepared once, finished for each packet |
 //! | [`pacer`] | open loop: when each packet is meant to leave |
+//! | [`profile`] | what is sent: networks, flows, sizes, classes, from flags or TOML |
+//! | [`replay`] | what is sent: a capture file |
+//! | [`rng`] | random choices that a seed repeats |
 //! | [`tracker`] | what was lost, came twice or out of order, in bounded memory |
 //! | [`latency`] | histograms of nanoseconds and their percentiles |
 //! | [`classes`], [`floor`] | packets reported apart; the generator's own latency |
@@ -32,8 +35,11 @@ pub mod latency;
 pub mod limits;
 pub mod pacer;
 pub mod port;
+pub mod profile;
 pub mod progress;
+pub mod replay;
 pub mod report;
+pub mod rng;
 pub mod search;
 pub mod send;
 pub mod sink;

@@ -142,12 +142,21 @@ pub fn pin(core: Option<usize>) -> Result<(), Error> {
     if id < CORES_MAX && core_affinity::set_for_current(core_affinity::CoreId { id }) {
         return Ok(());
     }
-    let cores: Vec<String> =
-        core_affinity::get_core_ids().unwrap_or_default().iter().map(|core| core.id.to_string()).collect();
-    Err(Error::Arguments(format!(
+    Err(not_ours(id, &core_affinity::get_core_ids().unwrap_or_default()))
+}
+
+/// Whether a thread may be pinned there, before there is one.
+pub fn check_core(id: usize) -> Result<(), Error> {
+    let cores = core_affinity::get_core_ids().unwrap_or_default();
+    if cores.iter().any(|core| core.id == id) { Ok(()) } else { Err(not_ours(id, &cores)) }
+}
+
+fn not_ours(id: usize, cores: &[core_affinity::CoreId]) -> Error {
+    let cores: Vec<String> = cores.iter().map(|core| core.id.to_string()).collect();
+    Error::Arguments(format!(
         "--core {id}: this process may not run there; choose one of {}",
         cores.join(", ")
-    )))
+    ))
 }
 
 /// True for what a receiving system call says when there is merely nothing.
@@ -209,5 +218,9 @@ mod tests {
         assert_eq!(error.exit_status(), 2);
         assert!(error.to_string().starts_with("--core 5000: "), "{error}");
         pin(None).unwrap();
+        assert_eq!(check_core(5000).unwrap_err().to_string(), error.to_string());
+        for core in core_affinity::get_core_ids().unwrap() {
+            check_core(core.id).unwrap();
+        }
     }
 }

@@ -75,12 +75,17 @@ fn finish<R: Report>(outcome: Outcome<R>, floor: Option<Floor>, json: bool) -> R
 
 fn send(args: &SendArgs) -> Result<(), Error> {
     let settings = args.settings()?;
-    pin(args.common.core)?;
-    let floor = (args.rtt && !args.no_floor).then(floor::measure).transpose()?;
+    let floor = if args.rtt && !args.no_floor {
+        // There where the answers are received: with --rtt this thread is the one that sends.
+        pin(settings.cores.first().copied())?;
+        Some(floor::measure()?)
+    } else {
+        None
+    };
     let sender = Sender::open(settings)?;
     let stop = Stop::at_signals()?;
     ready();
-    finish(sender.run(&stop)?, floor, args.common.json)
+    finish(sender.run(&stop)?, floor, args.json)
 }
 
 fn run_sink(args: &SinkArgs) -> Result<(), Error> {
@@ -161,8 +166,7 @@ fn run_echo(args: &EchoArgs) -> Result<(), Error> {
 
 fn run_search(args: &SearchArgs) -> Result<(), Error> {
     let settings = args.settings()?;
-    pin(args.send.common.core)?;
     let stop = Stop::at_signals()?;
     let outcome = search::device::run(&settings, &stop, ready)?;
-    search::report::finish(outcome, args.send.common.json)
+    search::report::finish(outcome, args.send.json)
 }

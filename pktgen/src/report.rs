@@ -9,7 +9,7 @@ use crate::error::Error;
 use crate::floor::Floor;
 use crate::latency::Percentiles;
 use crate::port::PortStatistics;
-use crate::send::SendReport;
+use crate::send::{ClassReport as SentClass, OutletInfo, SendReport, TrafficReport};
 use crate::sink::{ClassReport, FlowReport, SinkReport};
 
 /// How many flows the table shows: those with the highest 99th percentile.
@@ -104,9 +104,8 @@ impl Report for SendReport {
     const COMMAND: &'static str = "send";
 
     fn rows(&self) -> Vec<Row> {
-        let info = &self.uplink;
-        let mut rows = vec![
-            (
+        let outlet = match &self.outlet {
+            OutletInfo::Uplink(info) => (
                 "uplink",
                 format!(
                     "{} ({}), mode asked {}, got {}",
@@ -116,6 +115,13 @@ impl Report for SendReport {
                     mode_name(info.mode_actual)
                 ),
             ),
+            OutletInfo::Memif(info) => (
+                "memif",
+                format!("{}, {} queue pairs, {} slots", info.peer, info.queue_pairs, info.ring_size),
+            ),
+        };
+        let mut rows = vec![
+            outlet,
             ("sent", format!("{} frames, {} bytes", self.sent, self.bytes)),
             ("offered", rate(self.offered_pps, self.seconds)),
             ("late", format!("{} by more than 1 ms, {} given up", self.late, self.skipped)),
@@ -125,6 +131,18 @@ impl Report for SendReport {
                 "uncompleted",
                 format!("{} frames that the kernel has not given back", self.uncompleted),
             ));
+        }
+        if let TrafficReport::Replay(replay) = &self.traffic {
+            let text = format!("{} packets, {} times", replay.packets, replay.loops);
+            rows.push((
+                "replayed",
+                replay.partial.iter().fold(text, |all, why| all + ", partial: it " + why),
+            ));
+            rows.push(("left out", format!("{} too long, {} too short", replay.too_long, replay.too_short)));
+        }
+        if self.classes.len() > 1 {
+            let class = |class: &SentClass| format!("{} {}", class.name, class.sent);
+            rows.push(("classes", self.classes.iter().map(class).collect::<Vec<_>>().join(", ")));
         }
         if let Some(rtt) = &self.rtt {
             rows.push(("received", rtt.received.to_string()));

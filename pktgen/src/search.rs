@@ -47,8 +47,8 @@ pub struct Goals {
     pub sum: Duration,
     /// The lowest rate of interest.
     pub pps_min: u64,
-    /// The highest; `Max` as fast as the sender can.
-    pub pps_max: Rate,
+    /// The highest; `None`: as fast as the sender can.
+    pub pps_max: Option<NonZeroU64>,
     /// Trials at most.
     pub trials_max: usize,
     /// Time at most, over all trials.
@@ -66,7 +66,7 @@ impl Default for Goals {
             last_trial: Duration::from_secs(1),
             sum: Duration::from_secs(3),
             pps_min: 100,
-            pps_max: Rate::Max,
+            pps_max: None,
             trials_max: 200,
             time_max: Duration::from_secs(60),
             late_max: 0.01,
@@ -208,10 +208,7 @@ pub fn search<E>(
     goals: &Goals,
     run: impl FnMut(Rate, Duration) -> Result<Counted, E>,
 ) -> (Findings, Option<E>) {
-    let (ceiling, ceiling_is_the_senders) = match goals.pps_max {
-        Rate::Pps(pps) => (pps.get(), false),
-        Rate::Max => (u64::MAX, true),
-    };
+    let (ceiling, ceiling_is_the_senders) = goals.pps_max.map_or((u64::MAX, true), |pps| (pps.get(), false));
     let mut search = Search {
         goals,
         run,
@@ -231,8 +228,8 @@ where
 {
     fn all(&mut self) -> Result<(), E> {
         let mut hints = Bounds::default();
-        if self.goals.pps_max == Rate::Max {
-            let trial = self.trial(Rate::Max, self.goals.first_trial)?;
+        if self.goals.pps_max.is_none() {
+            let trial = self.trial(None, self.goals.first_trial)?;
             self.ceiling = (trial.offered_pps as u64).max(self.goals.pps_min);
             hints = self.guess(&trial);
         }
@@ -285,28 +282,24 @@ where
             if self.trials.len() >= self.goals.trials_max || self.took + duration > self.goals.time_max {
                 return Ok(false);
             }
-            self.trial(Rate::Pps(pps), duration)?;
+            self.trial(Some(pps), duration)?;
             self.lower_ceiling(load);
         }
         Ok(true)
     }
 
-    fn trial(&mut self, rate: Rate, duration: Duration) -> Result<Trial, E> {
-        let counted = (self.run)(rate, duration)?;
+    fn trial(&mut self, pps: Option<NonZeroU64>, duration: Duration) -> Result<Trial, E> {
+        let counted = (self.run)(pps.map_or(Rate::Max, Rate::Pps), duration)?;
         self.took += counted.took.max(duration);
-        let trial = self.judge(rate, duration, &counted);
+        let trial = self.judge(pps.map(NonZeroU64::get), duration, &counted);
         self.trials.push(trial);
         Ok(trial)
     }
 
-    fn judge(&self, rate: Rate, duration: Duration, counted: &Counted) -> Trial {
+    fn judge(&self, pps: Option<u64>, duration: Duration, counted: &Counted) -> Trial {
         let sent = counted.sent as f64;
         let received = counted.received.min(counted.sent);
         let seconds = counted.sending.max(duration).as_secs_f64();
-        let pps = match rate {
-            Rate::Pps(pps) => Some(pps.get()),
-            Rate::Max => None,
-        };
         // A packet that is due at the very end may be one too few.
         let held = pps.is_none_or(|pps| sent + 1.0 >= HELD * pps as f64 * seconds);
         // Late packets leave in bursts. A device that loses none of them has shown more than it was asked for; one that

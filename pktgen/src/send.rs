@@ -1,43 +1,48 @@
-//! `send`: VXLAN frames over AF_XDP, each at its time; with `rtt` also the answers, and how long they took.
+//! `send`: frames over AF_XDP or memif, plain or wrapped in VXLAN, each at its time; with `rtt` also the answers, and how
+//! long they took.
 //!
-//! One loop, one thread, one socket: bring frames home, send what is due, look for answers, and rest when there is
-//! nothing to do.
+//! - `wire`: the two things that the loop is between: where frames go (`xdp`, `memif`), and what they are (`flows`, and
+//!   [`replay`](crate::replay))
+//! - `engine`: the loop of one thread
+//! - `rtt`: the answers
+//!
+//! Each thread has its own queue and its own flows; they share only the clock, the end, and one report.
 
+mod engine;
+mod flows;
+mod memif;
 mod rtt;
+pub mod wire;
+mod xdp;
 
 use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use peregrine_dataplane::frame::{BURST, Burst, FramePool};
 use peregrine_dataplane::plan::XdpMode;
 use peregrine_dataplane::types::{MacAddr, QueueId, Vni};
-use peregrine_dataplane::wire::outer::{OVERHEAD_IPV4, OuterFields};
-use peregrine_dataplane::xsk::{
-    self, Kicks, SocketStatistics, Steering, Uplink, UplinkInfo, XskConfig, XskSocket,
-};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use peregrine_dataplane::wire::outer::{OVERHEAD_IPV4, OuterFields, Vtep};
+use peregrine_dataplane::xsk::{self, Kicks, SocketStatistics, Steering, Uplink, UplinkInfo, XskConfig};
 use serde::Serialize;
 
-use crate::clock::{self, MILLISECOND, SECOND, now_ns};
+use crate::clock::{self, now_ns};
 use crate::error::Error;
-use crate::limits::{Ended, Limits, SLEEP_MAX, Stop, Until};
-use crate::pacer::{Pacer, Rate};
-use crate::progress::Progress;
+use crate::limits::{Ended, Limits, Stop, check_core, pin};
+use crate::pacer::{Arrivals, Rate};
+use crate::profile::Profile;
+use crate::replay::{Capture, Pace, Replay, ReplayReport, ReplaySettings};
 use crate::report::Outcome;
-use crate::template::{Inner, Template, Vxlan};
-use crate::trailer::Trailer;
-use rtt::{Rtt, RttReport};
+use crate::template::Template;
+use engine::{Engine, Part, Run};
+use flows::FlowLoad;
+pub use memif::{MemifInfo, MemifSettings, MemifWire};
+use rtt::{Expected, Rtt, RttReport};
+use wire::{Load, Wire};
+use xdp::XdpWire;
 
-/// How late a packet may be sent and not count as late.
-const LATE_NS: u64 = MILLISECOND;
-/// How long the kernel may take to give the last frames back.
-const COMPLETION_PATIENCE_NS: u64 = 2 * SECOND;
-/// How long the last answers may take.
-const ANSWER_PATIENCE_NS: u64 = 500 * MILLISECOND;
-/// The same, after a signal.
-const HURRY_NS: u64 = 50 * MILLISECOND;
-/// Sleeping for less than this costs more time than it leaves.
-const NAP_MIN_NS: u64 = 20_000;
+/// Threads of one run.
+pub const THREADS_MAX: u32 = 64;
 
 /// What a sender does while nothing is due.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -50,43 +55,75 @@ pub enum SendWait {
     Block,
 }
 
-/// What is sent, and where.
+/// Where frames go.
 #[derive(Clone, Debug)]
-pub struct SendSettings {
-    /// Name of the interface.
-    pub interface: String,
-    /// Its queue.
-    pub queue: QueueId,
-    /// How the socket is bound.
-    pub mode: XdpMode,
+pub enum Outlet {
+    /// AF_XDP sockets.
+    Xdp {
+        /// Name of the interface.
+        interface: String,
+        /// Its queues, one for each thread.
+        queues: Vec<QueueId>,
+        /// How the sockets are bound.
+        mode: XdpMode,
+    },
+    /// A memif server, with a queue pair for each thread.
+    Memif(MemifSettings),
+}
+
+/// The outer headers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Tunnel {
     /// Ethernet address of the next hop.
     pub next_hop: MacAddr,
+    /// Ethernet source; the interface's own, if none is given.
+    pub source_mac: Option<MacAddr>,
     /// Our VTEP address.
     pub local: Ipv4Addr,
     /// The remote VTEP.
     pub remote: Ipv4Addr,
     /// VXLAN's UDP port.
     pub port: u16,
-    /// The network.
-    pub vni: Vni,
-    /// The packets inside.
-    pub inner: Inner,
-    /// How many a second.
-    pub rate: Rate,
+}
+
+/// What the frames are.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Traffic {
+    /// Made from a profile.
+    Profile(Profile),
+    /// From a capture file.
+    Replay(ReplaySettings),
+}
+
+/// What is sent, and where.
+#[derive(Clone, Debug)]
+pub struct SendSettings {
+    /// Where frames go.
+    pub outlet: Outlet,
+    /// What they are wrapped in: there exactly if the traffic has networks.
+    pub tunnel: Option<Tunnel>,
+    /// What they are.
+    pub traffic: Traffic,
     /// When it ends.
     pub limits: Limits,
-    /// Receive the answers.
+    /// Receive the answers; with one thread.
     pub rtt: bool,
     /// What it does while nothing is due.
     pub wait: SendWait,
+    /// How many threads send.
+    pub threads: u32,
+    /// The core of each thread; those without one run where they may.
+    pub cores: Vec<usize>,
+    /// No line per second.
+    pub quiet: bool,
 }
 
 /// What was sent.
 #[derive(Clone, PartialEq, Debug, Serialize)]
 pub struct SendReport {
-    /// Frames that the kernel took and gave back.
+    /// Frames that the kernel took and gave back, or that the memif server took.
     pub sent: u64,
-    /// Their bytes, outer headers included.
+    /// The bytes of all frames that were handed over, outer headers included.
     pub bytes: u64,
     /// From the first departure to the last completion.
     pub seconds: f64,
@@ -96,19 +133,71 @@ pub struct SendReport {
     pub late: u64,
     /// Departures given up because the sender was too far behind.
     pub skipped: u64,
-    /// Frames that the kernel has not given back.
+    /// Frames that the kernel has not given back, or the memif server has not taken.
     pub uncompleted: u64,
     /// Why it ended.
     pub ended: Ended,
     /// What was asked for and what was got.
-    pub uplink: UplinkInfo,
-    /// The kernel's counters of the socket.
+    #[serde(flatten)]
+    pub outlet: OutletInfo,
+    /// The kernel's counters of the first socket.
     pub kernel: Option<SocketStatistics>,
     /// Wake-ups of the kernel.
     pub kicks: KickCounts,
+    /// What was sent of each class.
+    pub classes: Vec<ClassReport>,
+    /// What each thread sent.
+    pub threads: Vec<ThreadReport>,
+    /// What was asked for, or what the file held.
+    #[serde(flatten)]
+    pub traffic: TrafficReport,
     /// The answers.
     #[serde(flatten)]
     pub rtt: Option<RttReport>,
+}
+
+/// What was got.
+#[derive(Clone, PartialEq, Debug, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OutletInfo {
+    /// AF_XDP sockets.
+    Uplink(UplinkInfo),
+    /// A memif connection.
+    Memif(MemifInfo),
+}
+
+/// What was sent: asked for, or read.
+#[derive(Clone, PartialEq, Debug, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TrafficReport {
+    /// The profile.
+    Profile(Profile),
+    /// The file.
+    Replay(ReplayReport),
+}
+
+/// What was handed over of one class.
+#[derive(Clone, PartialEq, Debug, Serialize)]
+pub struct ClassReport {
+    /// Which class.
+    pub name: String,
+    /// Frames.
+    pub sent: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+/// What one thread sent.
+#[derive(Clone, PartialEq, Debug, Serialize)]
+pub struct ThreadReport {
+    /// The core that it was kept on.
+    pub core: Option<usize>,
+    /// Frames, as in [`SendReport::sent`].
+    pub sent: u64,
+    /// Sent late.
+    pub late: u64,
+    /// Given up.
+    pub skipped: u64,
 }
 
 /// [`Kicks`], summed up.
@@ -141,253 +230,385 @@ impl KickCounts {
         self.receive += u64::from(kicks.receive);
         self.watchdog += u64::from(kicks.watchdog);
     }
+
+    fn merge(&mut self, other: KickCounts) {
+        self.transmit += other.transmit;
+        self.deferred += other.deferred;
+        self.lost += other.lost;
+        self.down += other.down;
+        self.failed += other.failed;
+        self.receive += other.receive;
+        self.watchdog += other.watchdog;
+    }
 }
 
-/// An open socket and what goes out on it.
+/// The open back end: the data half for the threads, and the control half. The sockets are closed first.
+#[derive(Debug)]
+enum Opened {
+    Xdp(Vec<XdpWire>, Uplink),
+    Memif(Vec<MemifWire>, MemifInfo),
+}
+
+/// What is sent, as far as it can be made before a run.
+#[derive(Debug)]
+enum Prepared {
+    Flows(Profile, Arc<Template>),
+    Capture(ReplaySettings, Capture, Option<OuterFields>),
+}
+
+/// An open back end and what goes out on it.
 #[derive(Debug)]
 pub struct Sender {
-    // First, so that it is closed before its memory goes.
-    socket: XskSocket,
-    pool: FramePool,
-    uplink: Uplink,
-    template: Template,
+    opened: Opened,
+    prepared: Prepared,
     settings: SendSettings,
-    /// The next number of each flow, and the flow whose turn it is.
-    sequences: Vec<u64>,
-    flow: usize,
-    burst: Burst,
-    /// Handed to the kernel.
-    handed: u64,
-    late: u64,
-    skipped: u64,
-    kicks: KickCounts,
-    rtt: Option<Rtt>,
 }
 
 impl Sender {
-    /// Opens the socket; with `rtt` it also attaches the XDP program.
+    /// Opens the sockets or connects; with `rtt` over AF_XDP it also attaches the XDP program. Reads the capture file, if there
+    /// is one.
     ///
     /// # Errors
-    /// Whatever [`xsk::open`] refuses; packets that do not fit the interface's MTU.
+    /// Whatever [`xsk::open`] or the memif server refuses; frames that do not fit; a file that cannot be read; a core that the
+    /// process may not use.
     pub fn open(settings: SendSettings) -> Result<Sender, Error> {
-        let interface = xsk::interface(&settings.interface)?;
-        let size_max = (interface.mtu as usize + 14).saturating_sub(OVERHEAD_IPV4);
-        if settings.inner.size > size_max {
-            let (name, mtu, size) = (&interface.name, interface.mtu, settings.inner.size);
-            let what =
-                format!("--size {size} does not fit the MTU {mtu} of {name}: at most {size_max} bytes do");
-            return Err(Error::Arguments(what));
-        }
-        let mut config = XskConfig::new(&settings.interface, settings.mode);
-        if interface.mtu > 1700 {
-            config.chunk_size = 4096;
-        }
-        config.steering = settings.rtt.then(|| Steering {
-            local: settings.local.into(),
-            port: settings.port,
-            vnis: vec![settings.vni],
-        });
-        let template = settings.template(interface.mac)?;
-        let rtt = settings.rtt.then(|| Rtt::new(&settings)).transpose()?;
-        let (uplink, ports) = xsk::open(&config, &[vec![settings.queue]])?;
-        let port = ports
-            .into_iter()
-            .next()
-            .and_then(|mut port| port.sockets.pop().map(|socket| (socket, port.pool)));
-        let (socket, pool) =
-            port.ok_or_else(|| Error::Arguments(format!("no socket on queue {}", settings.queue.0)))?;
-        Ok(Sender {
-            socket,
-            pool,
-            uplink,
-            sequences: vec![0; usize::from(template.flows())],
-            template,
-            settings,
-            flow: 0,
-            burst: Burst::new(),
-            handed: 0,
-            late: 0,
-            skipped: 0,
-            kicks: KickCounts::default(),
-            rtt,
-        })
+        settings.check()?;
+        let overhead = if settings.tunnel.is_some() { OVERHEAD_IPV4 } else { 0 };
+        let (len_max, interface_mac) = settings.outlet.limits(overhead)?;
+        let outer = settings.tunnel.as_ref().map(|tunnel| tunnel.fields(interface_mac));
+        let (prepared, longest) = match &settings.traffic {
+            Traffic::Replay(replay) => {
+                let capture = Capture::read(replay, len_max)?;
+                let longest = capture.longest();
+                (Prepared::Capture(replay.clone(), capture, outer), longest)
+            }
+            Traffic::Profile(profile) => {
+                settings.outlet.check_size(profile.longest(), len_max)?;
+                let template = flows::template(profile, outer.as_ref());
+                (Prepared::Flows(profile.clone(), template), profile.longest())
+            }
+        };
+        let opened = match &settings.outlet {
+            Outlet::Xdp { interface, queues, mode } => open_xdp(&settings, interface, queues, *mode)?,
+            Outlet::Memif(memif) => {
+                let (info, wires) = MemifWire::connect(memif, longest + overhead)?;
+                Opened::Memif(wires, info)
+            }
+        };
+        Ok(Sender { opened, prepared, settings })
     }
 
     /// Sends until a limit is reached, waits for what is still out, and reports.
     ///
     /// # Errors
-    /// Those of waiting for the socket.
+    /// What keeps it from beginning. What happens later is told beside the report.
     pub fn run(mut self, stop: &Stop) -> Result<Outcome<SendReport>, Error> {
-        let report = self.again(self.settings.rate, self.settings.limits.clone(), stop)?;
-        Ok(Outcome { report, failure: None })
+        self.send(stop)
     }
 
-    /// The same over a socket that stays open: each time everything is counted from nothing.
+    /// The same at another rate, over sockets that stay open: each time everything is counted from nothing.
     ///
     /// # Errors
-    /// Those of waiting for the socket.
-    pub fn again(&mut self, rate: Rate, limits: Limits, stop: &Stop) -> Result<SendReport, Error> {
-        (self.settings.rate, self.settings.limits) = (rate, limits);
-        self.burst.drain().for_each(|frame| self.pool.put(frame));
-        self.sequences.fill(0);
-        (self.flow, self.handed, self.late, self.skipped) = (0, 0, 0, 0);
-        self.kicks = KickCounts::default();
-        if let Some(rtt) = &mut self.rtt {
-            *rtt = Rtt::new(&self.settings)?;
+    /// Those of [`Sender::run`]; a rate of less than 1 for each thread.
+    pub fn again(&mut self, rate: Rate, limits: Limits, stop: &Stop) -> Result<Outcome<SendReport>, Error> {
+        self.settings.limits = limits;
+        match &mut self.prepared {
+            Prepared::Flows(profile, _) => profile.rate = rate,
+            Prepared::Capture(replay, ..) => replay.pace = Pace::Rate(rate, Arrivals::Constant),
         }
-        if self.settings.wait == SendWait::Block {
-            // Wake-ups to the microsecond; where that is not allowed they come 50 µs late.
-            let _ = rustix::thread::set_current_timer_slack(std::num::NonZeroU64::new(1));
-        }
-        let start = now_ns();
-        let (ended, scheduled) = self.send(start, stop)?;
-        let end = self.settle(ended)?.max(scheduled);
-        let uncompleted = self.socket.tx_outstanding() as u64;
-        let sent = self.handed.saturating_sub(uncompleted);
-        let passed = end.saturating_sub(start);
-        Ok(SendReport {
-            sent,
-            bytes: sent * self.template.len() as u64,
-            seconds: clock::seconds(passed),
-            offered_pps: clock::per_second(sent, passed),
-            late: self.late,
-            skipped: self.skipped,
-            uncompleted,
-            ended,
-            uplink: self.uplink.info().clone(),
-            kernel: self.uplink.sockets()?.first().copied(),
-            kicks: self.kicks,
-            rtt: self.rtt.as_ref().map(|rtt| rtt.report(sent)),
-        })
+        self.send(stop)
     }
 
-    /// Returns why it ended, and when the packet after the last one would have been due.
-    fn send(&mut self, start: u64, stop: &Stop) -> Result<(Ended, u64), Error> {
-        let mut pacer = Pacer::new(self.settings.rate, start);
-        let until = Until::new(&self.settings.limits, start, stop.clone());
-        let count = self.settings.limits.count.unwrap_or(u64::MAX);
-        let mut progress = Progress::new("sent", start);
-        loop {
-            let now = now_ns();
-            // The next packet's time decides, so that a sender that is late still sends what was due before the end.
-            let due = pacer.next_ns(now);
-            if let Some(ended) = until.reached(due.min(now), self.handed, None) {
-                return Ok((ended, due));
+    fn send(&mut self, stop: &Stop) -> Result<Outcome<SendReport>, Error> {
+        let Sender { opened, prepared, settings } = self;
+        let rtt = settings.expected(now_ns()).transpose()?; // takes its memory before the run begins
+        let start_ns = now_ns();
+        let sent: Vec<AtomicU64> = (0..settings.threads).map(|_| AtomicU64::new(0)).collect();
+        let goal = (!settings.quiet).then_some(&settings.limits);
+        let run = Run { start_ns, wait: settings.wait, stop, sent: &sent, goal };
+        let plan = Plan { settings, prepared, run: &run };
+        let (outlet, kernel, parts) = match opened {
+            Opened::Xdp(wires, uplink) => {
+                let parts = plan.run(wires, rtt)?;
+                let kernel = uplink.sockets()?.first().copied();
+                (OutletInfo::Uplink(uplink.info().clone()), kernel, parts)
             }
-            self.socket.complete(&mut self.pool);
-            self.skipped += pacer.skip_overdue(now);
-            self.fill(&mut pacer, now, until.end_ns(), count);
-            let busy = self.turn(now);
-            progress.tick(now, self.handed);
-            if !busy {
-                let longest = until.sleep_ns(now).min(pacer.next_ns(now).saturating_sub(now));
-                self.rest(longest)?;
-            }
-        }
+            Opened::Memif(wires, info) => (OutletInfo::Memif(info.clone()), None, plan.run(wires, rtt)?),
+        };
+        Ok(merge(settings, start_ns, outlet, kernel, prepared.report(), parts))
     }
+}
 
-    /// Builds what is due, as far as there is room for it and its time is before the end.
-    #[inline]
-    fn fill(&mut self, pacer: &mut Pacer, now: u64, end: u64, count: u64) {
-        let owed = count.saturating_sub(self.handed + self.burst.len() as u64);
-        let room = self.socket.tx_budget().saturating_sub(self.burst.len()).min(self.burst.room());
-        for _ in 0..room.min(usize::try_from(owed).unwrap_or(BURST)) {
-            if pacer.next_ns(now) >= end {
-                break;
-            }
-            let Some(mut frame) = self.pool.take() else { break };
-            let Some(time) = pacer.take(now) else {
-                self.pool.put(frame);
-                break;
-            };
-            self.late += u64::from(now - time > LATE_NS);
-            let Some(sequence) = self.sequences.get_mut(self.flow) else { break };
-            let packet = Trailer { flow: self.flow as u16, sequence: *sequence, time };
-            let written =
-                frame.reset(0, self.template.len()).is_some_and(|out| self.template.write(out, packet));
-            if !written {
-                self.pool.put(frame); // never: the size has been checked against the MTU, and that against the chunk
-                break;
-            }
-            *sequence += 1;
-            self.flow = if self.flow + 1 < self.sequences.len() { self.flow + 1 } else { 0 };
-            if let Err(frame) = self.burst.push(frame) {
-                self.pool.put(frame); // never: there was room
-            }
-        }
-    }
-
-    /// Hands frames to the kernel and looks for answers. False if there was nothing to do.
-    #[inline]
-    fn turn(&mut self, now: u64) -> bool {
-        let handed =
-            if self.burst.is_empty() { 0 } else { self.socket.transmit(&mut self.pool, &mut self.burst) };
-        self.handed += handed as u64;
-        self.kicks.add(self.socket.kick(now));
-        let heard = self.rtt.as_mut().map_or(0, |rtt| rtt.receive(&mut self.socket, &mut self.pool));
-        handed + heard > 0
-    }
-
-    /// After the last packet: waits for completions, and for answers. Returns when the last completion was seen.
-    fn settle(&mut self, ended: Ended) -> Result<u64, Error> {
-        let begun = now_ns();
-        let patience = |usual| begun + if ended == Ended::Signal { HURRY_NS } else { usual };
-        let (completed_by, answered_by) = (patience(COMPLETION_PATIENCE_NS), patience(ANSWER_PATIENCE_NS));
-        let mut completed_at = begun;
-        loop {
-            let now = now_ns();
-            if self.socket.complete(&mut self.pool) > 0 {
-                completed_at = now;
-            }
-            let busy = self.turn(now);
-            let out = self.socket.tx_outstanding() + self.burst.len();
-            let missing = self.rtt.as_ref().is_some_and(|rtt| rtt.distinct() < self.handed);
-            if (out == 0 || now >= completed_by) && (!missing || now >= answered_by) {
-                return Ok(completed_at);
-            }
-            if !busy {
-                self.rest(MILLISECOND)?;
-            }
-        }
-    }
-
-    /// Nothing to do for `longest_ns`, unless an answer comes.
-    fn rest(&mut self, longest_ns: u64) -> Result<(), Error> {
-        match self.settings.wait {
-            SendWait::Poll => std::hint::spin_loop(),
-            SendWait::Yield => std::thread::yield_now(),
-            SendWait::Block if longest_ns < NAP_MIN_NS => std::hint::spin_loop(),
-            SendWait::Block => self.sleep(longest_ns)?,
-        }
-        Ok(())
-    }
-
-    fn sleep(&self, longest_ns: u64) -> Result<(), Error> {
-        // Frames that are out come home without a sign, so they are looked for.
-        let most = if self.socket.tx_outstanding() > 0 { MILLISECOND } else { SLEEP_MAX.as_nanos() as u64 };
-        let timeout = Timespec::try_from(Duration::from_nanos(longest_ns.min(most))).ok();
-        let events = if self.rtt.is_some() { PollFlags::IN } else { PollFlags::empty() };
-        match poll(&mut [PollFd::new(&self.socket, events)], timeout.as_ref()) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
-            Err(errno) => {
-                Err(Error::System { what: "waiting for the AF_XDP socket".into(), source: errno.into() })
-            }
+impl Prepared {
+    fn report(&self) -> TrafficReport {
+        match self {
+            Prepared::Flows(profile, _) => TrafficReport::Profile(profile.clone()),
+            Prepared::Capture(_, capture, _) => TrafficReport::Replay(capture.report().clone()),
         }
     }
 }
 
-impl SendSettings {
-    /// The frames, sent from this Ethernet address.
-    fn template(&self, source_mac: MacAddr) -> Result<Template, Error> {
-        let outer = OuterFields {
+/// What the threads need to begin.
+struct Plan<'a> {
+    settings: &'a SendSettings,
+    prepared: &'a Prepared,
+    run: &'a Run<'a>,
+}
+
+impl Plan<'_> {
+    fn run<W: Wire + Send>(&self, wires: &mut [W], rtt: Option<Rtt>) -> Result<Vec<Part>, Error> {
+        let start_ns = self.run.start_ns;
+        match self.prepared {
+            Prepared::Capture(replay, capture, outer) => {
+                let load = Replay::new(capture, replay, outer.as_ref(), start_ns);
+                self.threads(wires, vec![load], rtt)
+            }
+            Prepared::Flows(profile, template) => {
+                let threads = self.settings.threads;
+                let load = |thread| FlowLoad::new(profile, template, thread, threads, start_ns);
+                let loads = (0..threads).map(load).collect::<Result<Vec<_>, _>>()?;
+                self.threads(wires, loads, rtt)
+            }
+        }
+    }
+
+    /// One thread is this one; several are made.
+    fn threads<W: Wire + Send, L: Load + Send>(
+        &self,
+        wires: &mut [W],
+        loads: Vec<L>,
+        mut rtt: Option<Rtt>,
+    ) -> Result<Vec<Part>, Error> {
+        let alone = loads.len() == 1;
+        std::thread::scope(|scope| {
+            let (mut handles, mut parts) = (Vec::new(), Vec::new());
+            for (thread, (wire, load)) in wires.iter_mut().zip(loads).enumerate() {
+                let classes = self.settings.classes();
+                let engine = Engine::new(wire, load, rtt.take(), self.run, thread, classes);
+                let limits = self.settings.part_of_limits(thread as u64);
+                let core = self.settings.cores.get(thread).copied();
+                if alone {
+                    pin(core)?;
+                    parts.push(engine.run(&limits));
+                } else {
+                    handles.push(scope.spawn(move || pin(core).map(|()| engine.run(&limits))));
+                }
+            }
+            for handle in handles {
+                let ended = handle.join().map_err(|_| Error::System {
+                    what: "a sending thread failed".into(),
+                    source: std::io::Error::other("panic"),
+                })?;
+                parts.push(ended.inspect_err(|_| self.run.stop.set())?);
+            }
+            Ok(parts)
+        })
+    }
+}
+
+/// One report of all threads.
+fn merge(
+    settings: &SendSettings,
+    start_ns: u64,
+    outlet: OutletInfo,
+    kernel: Option<SocketStatistics>,
+    traffic: TrafficReport,
+    parts: Vec<Part>,
+) -> Outcome<SendReport> {
+    let names: Vec<String> = match &settings.traffic {
+        Traffic::Profile(profile) => profile.classes.iter().map(|class| class.name.clone()).collect(),
+        Traffic::Replay(_) => vec!["replay".into()],
+    };
+    let mut classes: Vec<ClassReport> =
+        names.into_iter().map(|name| ClassReport { name, sent: 0, bytes: 0 }).collect();
+    let (mut threads, mut kicks) = (Vec::new(), KickCounts::default());
+    let (mut bytes, mut uncompleted, mut end_ns) = (0, 0, start_ns);
+    let (mut ended, mut rtt, mut failure) = (None, None, None);
+    for (thread, part) in parts.into_iter().enumerate() {
+        let engine::Tally { handed, late, skipped, .. } = part.tally;
+        let core = settings.cores.get(thread).copied();
+        threads.push(ThreadReport { core, sent: handed.saturating_sub(part.uncompleted), late, skipped });
+        for (class, (frames, bytes)) in classes.iter_mut().zip(&part.tally.classes) {
+            class.sent += frames;
+            class.bytes += bytes;
+        }
+        bytes += part.tally.bytes;
+        uncompleted += part.uncompleted;
+        end_ns = end_ns.max(part.end_ns);
+        kicks.merge(part.kicks);
+        // When one thread loses its peer the others end by a signal, which is not why.
+        if ended.is_none() || part.failure.is_some() {
+            ended = Some(part.ended);
+        }
+        rtt = rtt.or(part.rtt);
+        failure = failure.or(part.failure);
+    }
+    let sum = |count: fn(&ThreadReport) -> u64| threads.iter().map(count).sum::<u64>();
+    let (sent, late, skipped) = (sum(|it| it.sent), sum(|it| it.late), sum(|it| it.skipped));
+    let passed = end_ns.saturating_sub(start_ns);
+    let report = SendReport {
+        sent,
+        bytes,
+        seconds: clock::seconds(passed),
+        offered_pps: clock::per_second(sent, passed),
+        late,
+        skipped,
+        uncompleted,
+        ended: ended.unwrap_or(Ended::Signal),
+        outlet,
+        kernel,
+        kicks,
+        classes,
+        threads,
+        traffic,
+        rtt: rtt.map(|rtt: Rtt| rtt.report(sent)),
+    };
+    Outcome { report, failure }
+}
+
+fn open_xdp(
+    settings: &SendSettings,
+    interface: &str,
+    queues: &[QueueId],
+    mode: XdpMode,
+) -> Result<Opened, Error> {
+    let mut config = XskConfig::new(interface, mode);
+    if xsk::interface(interface)?.mtu > 1700 {
+        config.chunk_size = 4096;
+    }
+    config.steering = settings.tunnel.filter(|_| settings.rtt).map(|tunnel| Steering {
+        local: tunnel.local.into(),
+        port: tunnel.port,
+        vnis: settings.vnis(),
+    });
+    let workers: Vec<Vec<QueueId>> = queues.iter().map(|queue| vec![*queue]).collect();
+    let (uplink, ports) = xsk::open(&config, &workers)?;
+    Ok(Opened::Xdp(ports.into_iter().filter_map(XdpWire::new).collect(), uplink))
+}
+
+impl Tunnel {
+    /// The outer headers, sent from the interface's Ethernet address unless there is another.
+    fn fields(&self, interface_mac: Option<MacAddr>) -> OuterFields {
+        OuterFields {
             destination_mac: self.next_hop,
-            source_mac,
+            source_mac: self.source_mac.or(interface_mac).unwrap_or(MEMIF_MAC),
             source: self.local,
             destination: self.remote,
             port: self.port,
             ttl: 64,
-        };
-        Template::new(&self.inner, Some(&Vxlan { outer, vni: self.vni }))
-            .ok_or_else(|| Error::Arguments("--size or --flows is out of range".into()))
+        }
     }
 }
+
+/// Who sends VXLAN into a memif ring, if nothing is said: locally administered.
+const MEMIF_MAC: MacAddr = MacAddr([0x02, b'p', b'k', b't', b'g', 0x01]);
+
+impl Outlet {
+    /// The longest frame without outer headers of `overhead` bytes, and the interface's Ethernet address if it has one.
+    fn limits(&self, overhead: usize) -> Result<(usize, Option<MacAddr>), Error> {
+        match self {
+            Outlet::Xdp { interface, .. } => {
+                let interface = xsk::interface(interface)?;
+                Ok(((interface.mtu as usize + 14).saturating_sub(overhead), Some(interface.mac)))
+            }
+            Outlet::Memif(memif) => Ok(((memif.config.buffer_bytes as usize).saturating_sub(overhead), None)),
+        }
+    }
+
+    fn check_size(&self, size: usize, len_max: usize) -> Result<(), Error> {
+        if size <= len_max {
+            return Ok(());
+        }
+        Err(Error::Arguments(match self {
+            Outlet::Xdp { interface, .. } => {
+                format!("--size {size} does not fit the MTU of {interface}: at most {len_max} bytes do")
+            }
+            Outlet::Memif(_) => {
+                format!(
+                    "--size {size} does not fit --buffer-size: at most {len_max} bytes do, or give larger ones"
+                )
+            }
+        }))
+    }
+}
+
+impl SendSettings {
+    /// What one part alone cannot know.
+    fn check(&self) -> Result<(), Error> {
+        let refused = |what: &str| Err(Error::Arguments(what.into()));
+        let replayed = matches!(self.traffic, Traffic::Replay(_));
+        match (&self.tunnel, self.vnis().is_empty()) {
+            (None, false) => {
+                return refused("a network (--vni) is for VXLAN: give --next-hop, --local and --remote, too");
+            }
+            (Some(_), true) => return refused("VXLAN needs a network: give --vni"),
+            _ => {}
+        }
+        if self.rtt && self.threads > 1 {
+            return refused("--rtt measures with one thread: leave --threads out");
+        }
+        if self.rtt && replayed {
+            return refused("--rtt knows the answers by their trailer, which --replay has not");
+        }
+        if self.rtt && self.tunnel.is_none() && matches!(self.outlet, Outlet::Xdp { .. }) {
+            return refused(
+                "--rtt over AF_XDP receives VXLAN only: give --next-hop, --local, --remote and --vni",
+            );
+        }
+        self.cores.iter().take(self.threads as usize).try_for_each(|core| check_core(*core))?;
+        if replayed && self.threads > 1 {
+            return refused("--replay keeps the order of its packets: leave --threads out");
+        }
+        Ok(())
+    }
+
+    fn vnis(&self) -> Vec<Vni> {
+        match &self.traffic {
+            Traffic::Profile(profile) => profile.vnis(),
+            Traffic::Replay(replay) => replay.vni.into_iter().collect(),
+        }
+    }
+
+    fn classes(&self) -> usize {
+        match &self.traffic {
+            Traffic::Profile(profile) => profile.classes.len(),
+            Traffic::Replay(_) => 1,
+        }
+    }
+
+    /// The profile, if it is none of a capture.
+    pub fn profile(&self) -> Option<&Profile> {
+        match &self.traffic {
+            Traffic::Profile(profile) => Some(profile),
+            Traffic::Replay(_) => None,
+        }
+    }
+
+    /// Who receives the answers to what is sent from `since` on, if anybody.
+    fn expected(&self, since: u64) -> Option<Result<Rtt, Error>> {
+        let profile = self.profile()?;
+        let vtep = self.tunnel.map(|tunnel| Vtep { address: tunnel.local, port: tunnel.port });
+        let expected = vtep.map_or(Expected::Plain, |vtep| Expected::Vxlan(vtep, self.vnis()));
+        self.rtt.then(|| Rtt::new(expected, profile.flows.count as usize, since))
+    }
+
+    /// Of a count each thread sends an equal part.
+    fn part_of_limits(&self, thread: u64) -> Limits {
+        let threads = u64::from(self.threads.max(1));
+        let count = self.limits.count.map(|count| count / threads + u64::from(thread < count % threads));
+        Limits { count, ..self.limits.clone() }
+    }
+
+    /// Ten seconds, if nothing is said; a replay ends by itself.
+    pub fn limits(seconds: Option<f64>, count: Option<u64>, default: Option<Duration>) -> Limits {
+        let given = seconds.map(Duration::from_secs_f64);
+        Limits {
+            seconds: if given.is_none() && count.is_none() { default } else { given },
+            count,
+            idle: None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

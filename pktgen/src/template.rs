@@ -1,11 +1,11 @@
-//! A frame prepared once and finished for each packet: copied, then flow, sequence number and time put in, and the
-//! UDP checksum brought up to date from a prepared sum (RFC 1624's idea: only what changes is summed again).
+//! A frame prepared once per flow and finished for each packet: headers copied, then lengths, flow, sequence number and time
+//! put in, and the checksums brought up to date from prepared sums (RFC 1624's idea: only what changes is summed again).
 //!
 //! ```text
 //! | Ethernet 14 | IPv4 20 | UDP 8 | VXLAN 8 || Ethernet 14 | IPv4 20 | UDP 8 | filling | trailer 18 |
-//! |-------------- outer, with `Vxlan` -------||-------------- inner, `size` bytes -------------------|
+//! |-------------- outer, with VXLAN ---------||-------------- inner, `size` bytes -------------------|
 //! ```
-//! The flow chooses the inner source port, and the outer one by the inner flow's hash (RFC 7348 §4.1).
+//! The outer source port comes from the inner flow's hash (RFC 7348 §4.1); the outer DSCP is the inner one.
 
 use std::net::SocketAddrV4;
 
@@ -53,122 +53,199 @@ pub struct Vxlan {
     pub vni: Vni,
 }
 
-/// What differs from flow to flow.
-#[derive(Clone, Copy, Debug)]
-struct Patch {
-    inner_port: [u8; 2],
-    outer_port: [u8; 2],
-    /// Folded sum over pseudo header, UDP header and payload, but for sequence and time.
-    sum: u16,
+/// The headers of one flow.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Flow {
+    /// Ethernet source.
+    pub source_mac: MacAddr,
+    /// Ethernet destination.
+    pub destination_mac: MacAddr,
+    /// IPv4 and UDP source.
+    pub source: SocketAddrV4,
+    /// IPv4 and UDP destination.
+    pub destination: SocketAddrV4,
+    /// Differentiated services code point, 6 bits.
+    pub dscp: u8,
+    /// The network, if the frames are wrapped.
+    pub vni: Option<Vni>,
+}
+
+/// The headers of a flow with all lengths and checksums zero, and the folded sums of what the checksums cover.
+#[derive(Clone, Debug)]
+#[repr(align(64))]
+struct Head {
+    outer: [u8; OVERHEAD_IPV4],
+    inner: [u8; INNER_HEADERS],
+    outer_ip: u16,
+    inner_ip: u16,
+    /// Pseudo header and UDP header.
+    udp: u16,
 }
 
 /// The frames of one sender.
 #[derive(Debug)]
 pub struct Template {
-    bytes: Vec<u8>,
-    inner_at: usize,
-    patches: Vec<Patch>,
-    /// The trailer begins at an odd place of what the checksum covers, so its words are turned round there.
-    odd: bool,
+    heads: Vec<Head>,
+    wrapped: bool,
+    /// Of a sender whose frames are all of one size.
+    len: usize,
 }
 
 impl Template {
-    /// `None` if the size is not in [`SIZE_MIN`]`..=`[`SIZE_MAX`], there are no flows, or the ports do not suffice.
+    /// All flows alike but for their source port, all frames of one size. `None` if the size is not in
+    /// [`SIZE_MIN`]`..=`[`SIZE_MAX`], there are no flows, or the ports do not suffice.
     pub fn new(inner: &Inner, vxlan: Option<&Vxlan>) -> Option<Template> {
-        let last_port = inner.source.port().checked_add(inner.flows.checked_sub(1)?);
-        if !(SIZE_MIN..=SIZE_MAX).contains(&inner.size) || last_port.is_none() {
+        inner.source.port().checked_add(inner.flows.checked_sub(1)?)?;
+        if !(SIZE_MIN..=SIZE_MAX).contains(&inner.size) {
             return None;
         }
-        let frame = inner_frame(inner)?;
-        let patches = (0..inner.flows).map(|flow| patch(inner, &frame, flow)).collect::<Option<Vec<_>>>()?;
-        let mut bytes = Vec::with_capacity(OVERHEAD_IPV4 + inner.size);
-        if let Some(vxlan) = vxlan {
-            let mut head = [0; OVERHEAD_IPV4];
-            OuterTemplate::new(&vxlan.outer).write(&mut head, u16::try_from(inner.size).ok()?, vxlan.vni, 0);
-            bytes.extend(head);
-        }
-        let inner_at = bytes.len();
-        bytes.extend(frame);
-        Some(Template { bytes, inner_at, patches, odd: !inner.size.is_multiple_of(2) })
+        let flows = (0..inner.flows).map(|flow| Flow {
+            source_mac: inner.source_mac,
+            destination_mac: inner.destination_mac,
+            source: SocketAddrV4::new(*inner.source.ip(), inner.source.port().saturating_add(flow)),
+            destination: inner.destination,
+            dscp: 0,
+            vni: vxlan.map(|vxlan| vxlan.vni),
+        });
+        let template = Template::of_flows(flows, vxlan.map(|vxlan| &vxlan.outer));
+        Some(Template { len: template.overhead() + inner.size, ..template })
     }
 
-    /// Bytes of each frame, outer headers included.
+    /// Of these flows, the first of which is number 0; wrapped if there are outer headers. Frames of any size.
+    pub fn of_flows(flows: impl Iterator<Item = Flow>, outer: Option<&OuterFields>) -> Template {
+        let outer_bytes = outer.map(|outer| {
+            let mut bytes = [0; OVERHEAD_IPV4];
+            OuterTemplate::new(outer).write(&mut bytes, 0, Vni::from_bytes([0; 3]), 0);
+            bytes
+        });
+        let heads = flows.map(|flow| head(&flow, outer_bytes)).collect();
+        Template { heads, wrapped: outer.is_some(), len: 0 }
+    }
+
+    /// Bytes of each frame, outer headers included; 0 if the template was made without a size.
     #[allow(clippy::len_without_is_empty, reason = "a frame is never empty")]
     pub fn len(&self) -> usize {
-        self.bytes.len()
+        self.len
+    }
+
+    /// Bytes of the outer headers.
+    pub fn overhead(&self) -> usize {
+        if self.wrapped { OVERHEAD_IPV4 } else { 0 }
     }
 
     /// How many flows.
-    pub fn flows(&self) -> u16 {
-        self.patches.len() as u16
+    pub fn flows(&self) -> usize {
+        self.heads.len()
     }
 
-    /// Writes the frame of a packet. False, and `out` is not to be used, if it is not [`len`](Self::len) bytes or there
-    /// is no such flow.
+    /// Writes the frame of a packet, as long as `out`. False, and `out` is not to be used, if headers and trailer do not fit
+    /// it, the template was made for another length, or there is no such flow.
     #[inline]
     #[must_use]
     pub fn write(&self, out: &mut [u8], packet: Trailer) -> bool {
-        let Some(patch) = self.patches.get(usize::from(packet.flow)) else { return false };
-        if out.len() != self.bytes.len() {
+        let Some(head) = self.heads.get(usize::from(packet.flow)) else { return false };
+        if self.len != 0 && out.len() != self.len {
             return false;
         }
-        out.copy_from_slice(&self.bytes);
-        if self.inner_at == OVERHEAD_IPV4 {
-            out[UDP_AT..UDP_AT + 2].copy_from_slice(&patch.outer_port);
+        if !self.wrapped {
+            return head.write_inner(out, packet);
         }
-        let bytes = packet.encode();
-        let changed = Sum::ZERO.bytes(&bytes[SEQUENCE_AT..]).fold();
-        let changed = if self.odd { changed.swap_bytes() } else { changed };
-        let checksum = transmitted(Sum::ZERO.word(patch.sum).word(changed).checksum());
-        let udp_at = self.inner_at + UDP_AT;
-        out[udp_at..udp_at + 2].copy_from_slice(&patch.inner_port);
-        out[udp_at + 6..udp_at + 8].copy_from_slice(&checksum.to_be_bytes());
-        let trailer_at = out.len() - trailer::LEN;
-        out[trailer_at..].copy_from_slice(&bytes);
+        match out.split_first_chunk_mut::<OVERHEAD_IPV4>() {
+            Some((outer, inner)) => {
+                head.write_outer(outer, inner.len() as u16);
+                head.write_inner(inner, packet)
+            }
+            None => false,
+        }
+    }
+}
+
+/// Where the IPv4 and the UDP header begin in an Ethernet frame with IPv4 without options.
+const IP_AT: usize = 14;
+const UDP_AT: usize = IP_AT + 20;
+/// The sum of a trailer's magic.
+const MAGIC_SUM: Sum = {
+    let [a, b, c, d] = trailer::MAGIC;
+    Sum::ZERO.word(u16::from_be_bytes([a, b])).word(u16::from_be_bytes([c, d]))
+};
+
+impl Head {
+    #[inline]
+    fn write_outer(&self, out: &mut [u8; OVERHEAD_IPV4], inner_len: u16) {
+        let udp_len = inner_len.wrapping_add(16);
+        let ip_len = udp_len.wrapping_add(20);
+        *out = self.outer;
+        out[IP_AT + 2..IP_AT + 4].copy_from_slice(&ip_len.to_be_bytes());
+        let checksum = Sum::ZERO.word(self.outer_ip).word(ip_len).checksum();
+        out[IP_AT + 10..IP_AT + 12].copy_from_slice(&checksum.to_be_bytes());
+        out[UDP_AT + 4..UDP_AT + 6].copy_from_slice(&udp_len.to_be_bytes());
+    }
+
+    #[inline]
+    fn write_inner(&self, out: &mut [u8], packet: Trailer) -> bool {
+        if !(SIZE_MIN..=SIZE_MAX).contains(&out.len()) {
+            return false;
+        }
+        let size = out.len() as u16;
+        let (ip_len, udp_len) = (size - IP_AT as u16, size - UDP_AT as u16);
+        let Some((front, rest)) = out.split_first_chunk_mut::<INNER_HEADERS>() else { return false };
+        let Some((filling, tail)) = rest.split_last_chunk_mut::<{ trailer::LEN }>() else { return false };
+        let ip_sum = Sum::ZERO.word(self.inner_ip).word(ip_len).checksum();
+        let changing = trailer_sum(packet);
+        // A trailer that begins at an odd place of what the checksum covers has its words turned round there.
+        let changing = if size & 1 == 0 { changing } else { changing.swap_bytes() };
+        let udp_sum = Sum::ZERO.word(self.udp).word(udp_len).word(udp_len).word(changing).checksum();
+        *front = self.inner;
+        front[IP_AT + 2..IP_AT + 4].copy_from_slice(&ip_len.to_be_bytes());
+        front[IP_AT + 10..IP_AT + 12].copy_from_slice(&ip_sum.to_be_bytes());
+        front[UDP_AT + 4..UDP_AT + 6].copy_from_slice(&udp_len.to_be_bytes());
+        front[UDP_AT + 6..UDP_AT + 8].copy_from_slice(&transmitted(udp_sum).to_be_bytes());
+        filling.fill(0);
+        *tail = packet.encode();
         true
     }
 }
 
-/// Where the UDP header begins in an Ethernet frame with IPv4 without options.
-const UDP_AT: usize = 14 + 20;
-/// Where the fields that differ from packet to packet begin in a trailer.
-const SEQUENCE_AT: usize = 6;
+/// The folded sum of a trailer's words. Not from its bytes, which have just been written piece by piece: a processor waits
+/// for such writes when it reads them back in larger pieces.
+#[inline]
+fn trailer_sum(packet: Trailer) -> u16 {
+    let words =
+        |sum: Sum, value: u64| sum.word((value >> 32) as u16).word((value >> 16) as u16).word(value as u16);
+    words(words(MAGIC_SUM.word(packet.flow), packet.sequence), packet.time).fold()
+}
 
-/// The frame of flow 0 with an empty UDP checksum and no trailer.
-fn inner_frame(inner: &Inner) -> Option<Vec<u8>> {
-    let (ip_len, udp_len) = (u16::try_from(inner.size - 14).ok()?, u16::try_from(inner.size - UDP_AT).ok()?);
-    let mut frame = Vec::with_capacity(inner.size);
-    frame.extend(inner.destination_mac.0);
-    frame.extend(inner.source_mac.0);
-    frame.extend([0x08, 0x00]);
-    let [high, low] = ip_len.to_be_bytes();
+fn head(flow: &Flow, outer: Option<[u8; OVERHEAD_IPV4]>) -> Head {
+    let mut inner = [0; INNER_HEADERS];
+    inner[..6].copy_from_slice(&flow.destination_mac.0);
+    inner[6..12].copy_from_slice(&flow.source_mac.0);
+    inner[12..14].copy_from_slice(&[0x08, 0x00]);
     // Identification 0 with DF: an atomic datagram (RFC 6864 §4.1). TTL 64, UDP.
-    let mut ip = [0x45, 0, high, low, 0, 0, 0x40, 0, 64, 17, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-    ip[12..16].copy_from_slice(&inner.source.ip().octets());
-    ip[16..].copy_from_slice(&inner.destination.ip().octets());
-    let checksum = Sum::ZERO.bytes(&ip).checksum();
-    ip[10..12].copy_from_slice(&checksum.to_be_bytes());
-    frame.extend(ip);
-    frame.extend(inner.source.port().to_be_bytes());
-    frame.extend(inner.destination.port().to_be_bytes());
-    frame.extend(udp_len.to_be_bytes());
-    frame.resize(inner.size, 0);
-    Some(frame)
+    inner[IP_AT..IP_AT + 12].copy_from_slice(&[0x45, flow.dscp << 2, 0, 0, 0, 0, 0x40, 0, 64, 17, 0, 0]);
+    inner[IP_AT + 12..IP_AT + 16].copy_from_slice(&flow.source.ip().octets());
+    inner[IP_AT + 16..UDP_AT].copy_from_slice(&flow.destination.ip().octets());
+    inner[UDP_AT..UDP_AT + 2].copy_from_slice(&flow.source.port().to_be_bytes());
+    inner[UDP_AT + 2..UDP_AT + 4].copy_from_slice(&flow.destination.port().to_be_bytes());
+    let mut outer = outer.unwrap_or([0; OVERHEAD_IPV4]);
+    outer[IP_AT + 1] = flow.dscp << 2;
+    outer[IP_AT + 2..IP_AT + 4].fill(0);
+    outer[IP_AT + 10..IP_AT + 12].fill(0);
+    outer[UDP_AT..UDP_AT + 2].copy_from_slice(&outer_port(flow_hash(&inner)).to_be_bytes());
+    if let Some(vni) = flow.vni {
+        outer[UDP_AT + 12..UDP_AT + 15].copy_from_slice(&vni.to_bytes());
+    }
+    let pseudo = udp_pseudo_header(*flow.source.ip(), *flow.destination.ip(), 0);
+    Head {
+        outer_ip: Sum::ZERO.bytes(&outer[IP_AT..UDP_AT]).fold(),
+        inner_ip: Sum::ZERO.bytes(&inner[IP_AT..UDP_AT]).fold(),
+        udp: pseudo.bytes(&inner[UDP_AT..]).fold(),
+        outer,
+        inner,
+    }
 }
 
-fn patch(inner: &Inner, frame: &[u8], flow: u16) -> Option<Patch> {
-    let mut frame = frame.to_vec();
-    let inner_port = inner.source.port().checked_add(flow)?.to_be_bytes();
-    frame.get_mut(UDP_AT..UDP_AT + 2)?.copy_from_slice(&inner_port);
-    let trailer_at = frame.len().checked_sub(trailer::LEN)?;
-    frame.get_mut(trailer_at..)?.copy_from_slice(&Trailer { flow, sequence: 0, time: 0 }.encode());
-    let udp_len = u16::try_from(frame.len() - UDP_AT).ok()?;
-    let pseudo = udp_pseudo_header(*inner.source.ip(), *inner.destination.ip(), udp_len);
-    let sum = pseudo.bytes(frame.get(UDP_AT..)?).fold();
-    Some(Patch { inner_port, outer_port: outer_port(flow_hash(&frame)).to_be_bytes(), sum })
-}
-
-fn outer_port(hash: u32) -> u16 {
+/// The outer source port of a flow with this hash (RFC 7348 §4.1).
+pub fn outer_port(hash: u32) -> u16 {
     let count = u64::from(OUTER_PORTS.end() - OUTER_PORTS.start()) + 1;
     OUTER_PORTS.start() + ((u64::from(hash) * count) >> 32) as u16
 }

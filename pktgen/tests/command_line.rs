@@ -28,6 +28,12 @@ fn bad_arguments_are_one_line_and_status_2() {
         "echo",
         "echo --memif x",
         &format!("{SEND} --interface lo --size 10"),
+        &format!("{SEND} --interface lo --profile /no/such.toml"),
+        &format!("{SEND} --interface lo --memif x"),
+        &format!("{SEND} --interface lo --rtt --threads 2 --flows 2"),
+        &format!("{SEND} --memif x --size 2049 --next-hop 02:00:00:00:00:02"),
+        "send --memif x --replay a.pcap --size 64",
+        "send --memif x --pace 2",
     ] {
         let got = output(line);
         let stderr = String::from_utf8(got.stderr).unwrap();

@@ -72,7 +72,7 @@ fn send(to: &mut Interface, start: u64, rate: u64, count: u64) {
     let mut frame = vec![0; template.len()];
     let mut pacer = Pacer::new(Rate::Pps(NonZeroU64::new(rate).unwrap()), start);
     for n in 0..count {
-        let time = until("time", || pacer.take(now_ns()));
+        let time = until("time", || pacer.take(now_ns(), frame.len()));
         let (flow, sequence) = ((n % u64::from(FLOWS)) as u16, n / u64::from(FLOWS));
         assert!(template.write(&mut frame, Trailer { flow, sequence, time }));
         until("room", || to.tx[0].push(&frame).ok());

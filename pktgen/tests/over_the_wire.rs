@@ -191,3 +191,39 @@ fn a_search_counts_at_the_kernels_socket_in_another_namespace() {
         }
     }
 }
+
+/// Plain frames of a mix on two queues by two threads: the report and the counters of both ends agree exactly.
+#[test]
+#[ignore = "needs root: make test runs it"]
+fn the_report_agrees_with_the_kernels_counters() {
+    let (a, b) = (NetNs::new("a"), NetNs::new("b"));
+    a.run(&format!(
+        "ip link add wa numtxqueues 2 numrxqueues 2 type veth peer name wb numtxqueues 2 numrxqueues 2 netns {}",
+        b.name()
+    ));
+    a.run("ip link set wa up");
+    b.run("ip link set wb up");
+    let counters = || {
+        let of = |netns: &NetNs, name: &str, way: &str| {
+            [format!("{way}_packets"), format!("{way}_bytes")].map(|what| netns.counter(name, &what))
+        };
+        (of(&a, "wa", "tx"), of(&b, "wb", "rx"))
+    };
+    let (tx, rx) = counters();
+    let sent = a
+        .pktgen(
+            "send --json --interface wa --threads 2 --flows 10 --size imix --rate 20000 --count 12001 --arrivals bursts:8 \
+             --class a:3 --class b:1:46 --inner-source-mac 02:00:00:00:01:01 --inner-destination-mac 02:00:00:00:01:02 \
+             --inner-source 10.9.0.1-10.9.0.5 --inner-destination 10.9.0.2",
+        )
+        .end()
+        .report();
+    let (tx_after, rx_after) = counters();
+    let wanted = [number(&sent, "sent"), number(&sent, "bytes")];
+    assert_eq!((wanted[0], number(&sent, "uncompleted"), number(&sent, "skipped")), (12_001, 0, 0), "{sent}");
+    assert_eq!([tx_after[0] - tx[0], tx_after[1] - tx[1]], wanted, "{sent}");
+    assert_eq!([rx_after[0] - rx[0], rx_after[1] - rx[1]], wanted, "{sent}");
+    let threads: Vec<u64> = (0..2).map(|thread| number(&sent["threads"][thread], "sent")).collect();
+    assert_eq!(threads, [6001, 6000]);
+    assert_eq!(number(&sent["classes"][0], "sent") + number(&sent["classes"][1], "sent"), 12_001);
+}

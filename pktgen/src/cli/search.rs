@@ -9,6 +9,8 @@ use peregrine_memif::{ClientConfig, Secret, SocketAddr};
 use super::{SendArgs, WaitName, seconds};
 use crate::error::Error;
 use crate::limits::Wait;
+use crate::pacer::Rate;
+use crate::profile::Sizes;
 use crate::search::Goals;
 use crate::search::device::SearchSettings;
 use crate::search::receiver::{FarEnd, ReceiverSettings};
@@ -24,6 +26,13 @@ const PAUSE: Duration = Duration::from_micros(300);
     mut_arg("rate", |arg| arg.default_value("max").help("The highest rate to try, or 'max'")),
     mut_arg("seconds", |arg| arg.default_value("60").help("Time for the search of each size, at most")),
     mut_arg("count", |arg| arg.hide(true)),
+    mut_arg("no_floor", |arg| arg.hide(true)),
+    mut_arg("replay", |arg| arg.hide(true)),
+    mut_arg("pace", |arg| arg.hide(true)),
+    mut_arg("loops", |arg| arg.hide(true)),
+    mut_arg("replay_partial", |arg| arg.hide(true)),
+    mut_arg("replay_limit", |arg| arg.hide(true)),
+    mut_arg("quiet", |arg| arg.help("No line for each trial on standard error")),
 )]
 pub struct SearchArgs {
     /// What is sent.
@@ -101,12 +110,25 @@ impl SearchArgs {
             return Err(Error::Arguments("--count: a search ends by --seconds or --trials".into()));
         }
         let send = self.send.settings()?;
-        let sizes = if self.sizes.is_empty() { vec![send.inner.size] } else { self.sizes.clone() };
-        if let Some(size) = sizes.iter().find(|size| !(SIZE_MIN..=SIZE_MAX).contains(*size)) {
+        let Some(profile) = send.profile() else {
+            return Err(Error::Arguments("--replay: a search sends what flags or a --profile say".into()));
+        };
+        if let Some(size) = self.sizes.iter().find(|size| !(SIZE_MIN..=SIZE_MAX).contains(*size)) {
             let what = format!("--sizes {size}: an inner frame is {SIZE_MIN} to {SIZE_MAX} bytes");
             return Err(Error::Arguments(what));
         }
-        let flows = usize::from(send.inner.flows);
+        let sizes = if self.sizes.is_empty() {
+            vec![profile.sizes.clone()]
+        } else {
+            self.sizes.iter().map(|size| Sizes::fixed(*size)).collect()
+        };
+        let flows = profile.flows.count as usize;
+        let goals = self.goals(profile.rate)?;
+        if goals.pps_min < u64::from(send.threads) {
+            let what =
+                format!("--rate-min {}: at least 1 for each of --threads {}", goals.pps_min, send.threads);
+            return Err(Error::Arguments(what));
+        }
         let receiver = self.far_end()?.map(|far_end| ReceiverSettings {
             far_end,
             core: self.sink_core,
@@ -119,10 +141,19 @@ impl SearchArgs {
             flows,
         });
         let latency = if self.no_latency { Duration::ZERO } else { self.latency_seconds };
-        Ok(SearchSettings { send, receiver, sizes, goals: self.goals()?, latency })
+        Ok(SearchSettings { send, receiver, sizes, goals, latency })
     }
 
-    fn goals(&self) -> Result<Goals, Error> {
+    fn goals(&self, rate: Rate) -> Result<Goals, Error> {
+        let pps_max = match rate {
+            Rate::Pps(pps) => Some(pps),
+            Rate::Max => None,
+            Rate::Bits(_) => {
+                let what =
+                    format!("--rate {rate}: a search counts packets; give packets per second, or 'max'");
+                return Err(Error::Arguments(what));
+            }
+        };
         let part = |flag: &str, percent: f64, least: f64, most: f64| {
             let what = || Error::Arguments(format!("{flag} {percent}: a percentage from {least} to {most}"));
             (percent >= least && percent <= most).then_some(percent / 100.0).ok_or_else(what)
@@ -138,7 +169,7 @@ impl SearchArgs {
             last_trial: self.trial_seconds,
             sum: self.sum_seconds.max(self.trial_seconds),
             pps_min: self.rate_min,
-            pps_max: self.send.rate,
+            pps_max,
             trials_max: usize::from(self.trials),
             time_max: self.send.seconds.unwrap_or(Goals::default().time_max),
             late_max: part("--late", self.late, 0.0, 100.0)?,

@@ -36,23 +36,28 @@ fn the_definition_holds_together() {
 fn send_has_the_documented_defaults() {
     let Command::Send(args) = parse(SEND).unwrap() else { panic!() };
     let settings = args.settings().unwrap();
-    assert_eq!((settings.queue, settings.mode, settings.port), (QueueId(0), XdpMode::PreferZeroCopy, 4789));
-    assert_eq!((settings.inner.flows, settings.inner.size), (1, 64));
-    assert_eq!(settings.inner.source, "10.0.0.1:20000".parse().unwrap());
-    assert_eq!(settings.inner.destination, "10.0.0.2:7".parse().unwrap());
+    let Outlet::Xdp { interface, queues, mode } = &settings.outlet else { panic!() };
+    assert_eq!((&interface[..], &queues[..], *mode), ("eth0", &[QueueId(0)][..], XdpMode::PreferZeroCopy));
+    assert_eq!(settings.tunnel.unwrap().port, 4789);
+    let Traffic::Profile(profile) = &settings.traffic else { panic!() };
+    assert_eq!((profile.flows.count, profile.longest(), profile.seed), (1, 64, 1));
+    let flow = profile.flow(0);
     assert_eq!(
-        (settings.rate.to_string(), settings.wait, settings.rtt),
-        ("10000".into(), SendWait::Yield, false)
+        (flow.source.to_string(), flow.destination.to_string()),
+        ("10.0.0.1:20000".into(), "10.0.0.2:7".into())
     );
+    assert_eq!((profile.rate.to_string(), profile.arrivals), ("10000".into(), Arrivals::Constant));
+    assert_eq!((settings.wait, settings.rtt, settings.threads), (SendWait::Yield, false, 1));
     assert_eq!((settings.limits.seconds, settings.limits.count), (Some(Duration::from_secs(10)), None));
-    assert!(!args.common.json && args.common.core.is_none());
+    assert!(!args.json && args.core.is_empty());
 }
 
 #[test]
 fn a_count_alone_has_no_time_limit() {
     let Command::Send(args) = parse(&format!("{SEND} --count 5 --rate max")).unwrap() else { panic!() };
     let settings = args.settings().unwrap();
-    assert_eq!((settings.limits.seconds, settings.limits.count, settings.rate), (None, Some(5), Rate::Max));
+    let Traffic::Profile(profile) = &settings.traffic else { panic!() };
+    assert_eq!((settings.limits.seconds, settings.limits.count, profile.rate), (None, Some(5), Rate::Max));
 }
 
 #[test]
@@ -124,11 +129,11 @@ fn search_has_the_documented_defaults() {
     let Command::Search(args) = parse(&search("--sink-memif /run/x --sink-id 3")).unwrap() else { panic!() };
     let settings = args.settings().unwrap();
     let receiver = settings.receiver.unwrap();
-    assert_eq!((settings.sizes, receiver.flows, receiver.wait), (vec![64], 1, Wait::Yield));
+    assert_eq!((settings.sizes, receiver.flows, receiver.wait), (vec![Sizes::fixed(64)], 1, Wait::Yield));
     let FarEnd::Memif(socket, config) = receiver.far_end else { panic!() };
     assert_eq!((socket.to_string().as_str(), config.id, config.ring_log2), ("/run/x", 3, 14));
     let goals = settings.goals;
-    assert_eq!((goals.pps_max, goals.pdr_loss, goals.width), (Rate::Max, 0.005, 0.02));
+    assert_eq!((goals.pps_max, goals.pdr_loss, goals.width), (None, 0.005, 0.02));
     assert_eq!((goals.time_max, goals.last_trial), (Duration::from_secs(60), Duration::from_secs(1)));
 }
 
@@ -141,9 +146,13 @@ fn a_search_counts_in_one_place() {
         panic!()
     };
     let settings = args.settings().unwrap();
-    assert_eq!((settings.sizes, settings.goals.pps_max.to_string().as_str()), (vec![64, 512], "5000"));
+    assert_eq!(settings.sizes, [Sizes::fixed(64), Sizes::fixed(512)]);
+    assert_eq!(settings.goals.pps_max, std::num::NonZeroU64::new(5000));
     assert_eq!(settings.goals.time_max, Duration::from_secs(9));
     assert!(matches!(settings.receiver.unwrap().far_end, FarEnd::Udp(_, Some(name)) if name == "x"));
+    let Command::Search(args) = parse(&search("--size imix --rtt --quiet")).unwrap() else { panic!() };
+    let settings = args.settings().unwrap();
+    assert!(settings.sizes == ["imix".parse().unwrap()] && settings.send.quiet);
     let Command::Search(args) = parse(&search("--rtt --no-latency")).unwrap() else { panic!() };
     let settings = args.settings().unwrap();
     assert!(settings.receiver.is_none() && settings.send.rtt && settings.latency.is_zero());
@@ -152,6 +161,13 @@ fn a_search_counts_in_one_place() {
     assert!(refused(&search("--rtt --sink-udp 10.0.0.2:7")).contains("cannot be used with"));
     assert!(refused(&search("--rtt --sink-netns x")).contains("--sink-udp"));
     assert!(refused(&search("--rtt --count 5")).starts_with("--count: "));
+    assert!(refused(&search("--rtt --rate 5mbit")).starts_with("--rate 5000kbit: "));
+    assert!(
+        refused(&search("--sink-udp 10.0.0.2:7 --threads 8 --flows 8 --rate-min 7"))
+            .starts_with("--rate-min 7: ")
+    );
+    let replay = "search --interface eth0 --replay x.pcap --sink-udp 10.0.0.2:7";
+    assert!(refused(replay).starts_with("--replay: "));
     assert!(refused(&search("--rtt --sizes 64,20")).starts_with("--sizes 20: "));
     assert!(refused(&search("--rtt --width 0.5")).starts_with("--width 0.5: "));
     assert!(refused(&search("--rtt --loss=-1")).starts_with("--loss -1: "));

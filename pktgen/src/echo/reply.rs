@@ -170,8 +170,8 @@ fn icmpv6(segment: &mut [u8]) -> Option<Kind> {
         return None;
     }
     *kind = 129;
-    // The sum has gained 0x0100, so its complement loses it.
-    [*high, *low] = plus(u16::from_be_bytes([*high, *low]), !0x0100).to_be_bytes();
+    // The sum gains 0x0100.
+    [*high, *low] = (!plus(!u16::from_be_bytes([*high, *low]), 0x0100)).to_be_bytes();
     Some(Kind::Icmp)
 }
 
@@ -181,8 +181,8 @@ fn icmp(segment: &mut [u8]) -> Option<Kind> {
         return None;
     }
     *kind = 0;
-    // The sum has lost 0x0800, so its complement, the checksum, gains it.
-    [*high, *low] = plus(u16::from_be_bytes([*high, *low]), 0x0800).to_be_bytes();
+    // The sum, whose complement the checksum is, loses 0x0800.
+    [*high, *low] = (!plus(!u16::from_be_bytes([*high, *low]), !0x0800)).to_be_bytes();
     Some(Kind::Icmp)
 }
 

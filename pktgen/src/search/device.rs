@@ -15,8 +15,9 @@ use crate::error::Error;
 use crate::latency::Percentiles;
 use crate::limits::{Ended, Limits, Stop};
 use crate::pacer::Rate;
+use crate::profile::Sizes;
 use crate::report::Outcome;
-use crate::send::{SendSettings, Sender};
+use crate::send::{SendSettings, Sender, Traffic};
 
 /// Percent of NDR at which latency is measured.
 const LATENCY_PERCENT: [u64; 3] = [10, 50, 90];
@@ -24,12 +25,12 @@ const LATENCY_PERCENT: [u64; 3] = [10, 50, 90];
 /// What is searched, and with what.
 #[derive(Clone, Debug)]
 pub struct SearchSettings {
-    /// The sender; rate, limits and size are the search's.
+    /// The sender, of a profile; rate, limits and sizes are the search's.
     pub send: SendSettings,
     /// Who counts; `None`: the answers are counted.
     pub receiver: Option<ReceiverSettings>,
-    /// Bytes of the inner frames, one search for each.
-    pub sizes: Vec<usize>,
+    /// Of the inner frames, one search for each.
+    pub sizes: Vec<Sizes>,
     /// What is searched.
     pub goals: Goals,
     /// How long each measurement of latency takes; zero: there is none.
@@ -68,9 +69,12 @@ pub fn run(
     let receiver = settings.receiver.clone().map(Receiver::start).transpose()?;
     let mut report = SearchReport::new(settings);
     let mut ready = Some(ready);
-    for size in &settings.sizes {
-        let mut send = settings.send.clone();
-        send.inner.size = *size;
+    for sizes in &settings.sizes {
+        // The line for each trial is enough.
+        let mut send = SendSettings { quiet: true, ..settings.send.clone() };
+        if let Traffic::Profile(profile) = &mut send.traffic {
+            profile.sizes = sizes.clone();
+        }
         let sender = match Sender::open(send) {
             Ok(sender) => sender,
             Err(error) if report.sizes.is_empty() => return Err(error),
@@ -83,7 +87,7 @@ pub fn run(
             ready();
         }
         let mut device = Device { sender, receiver: receiver.as_ref(), stop };
-        let (of_size, end) = one_size(&mut device, settings, *size);
+        let (of_size, end) = one_size(&mut device, settings, sizes.mean().round() as usize);
         report.sizes.push(of_size);
         match end {
             Ok(()) => {}
@@ -110,7 +114,9 @@ fn one_size(
     let (findings, failure) = search(&settings.goals, |rate, duration| {
         number += 1;
         let counted = device.trial(rate, duration).map(|(counted, _)| counted)?;
-        tell(bytes, number, rate, &counted);
+        if !settings.send.quiet {
+            tell(bytes, number, rate, &counted);
+        }
         Ok(counted)
     });
     let mut report = SizeReport { bytes, findings, latency: Vec::new(), seconds: 0.0 };
@@ -146,7 +152,10 @@ impl Device<'_> {
             receiver.begin()?;
         }
         let limits = Limits { seconds: Some(duration), ..Limits::default() };
-        let sent = self.sender.again(rate, limits, self.stop)?;
+        let Outcome { report: sent, failure } = self.sender.again(rate, limits, self.stop)?;
+        if let Some(failure) = failure {
+            return Err(NoMore::Failed(failure));
+        }
         let (received, latency) = match (self.receiver, &sent.rtt) {
             (Some(receiver), _) => {
                 let arrived = receiver.end(sent.sent)?;
@@ -175,7 +184,7 @@ impl Device<'_> {
         let pps = base.pps;
         for percent in LATENCY_PERCENT {
             let Some(rate) = NonZeroU64::new(pps * percent / 100) else { continue };
-            if settings.latency.is_zero() {
+            if settings.latency.is_zero() || rate.get() < settings.send.threads.into() {
                 continue;
             }
             let (counted, latency_us) = self.trial(Rate::Pps(rate), settings.latency)?;

@@ -21,7 +21,7 @@ pub struct SearchReport {
     /// What the search asked for.
     pub goals: GoalsReport,
     /// Flows of the sender.
-    pub flows: u16,
+    pub flows: u32,
     /// Whose time the latencies are.
     pub latency_of: LatencyOf,
     /// One object for each size.
@@ -68,7 +68,7 @@ pub enum SearchEnded {
 /// One size.
 #[derive(Clone, PartialEq, Debug, Serialize)]
 pub struct SizeReport {
-    /// Bytes of the inner frame.
+    /// Bytes of the inner frame; of a mix their mean.
     pub bytes: usize,
     /// The rates.
     #[serde(flatten)]
@@ -110,7 +110,7 @@ impl SearchReport {
                 trial_seconds: last_trial.as_secs_f64(),
                 sum_seconds: sum.as_secs_f64(),
             },
-            flows: settings.send.inner.flows,
+            flows: settings.send.profile().map_or(0, |profile| profile.flows.count),
             latency_of: if settings.receiver.is_some() { LatencyOf::OneWay } else { LatencyOf::RoundTrip },
             sizes: Vec::new(),
             ended: SearchEnded::Done,

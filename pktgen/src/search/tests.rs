@@ -21,6 +21,7 @@ impl Simulated {
         let asked = match rate {
             Rate::Pps(pps) => pps.get() as f64,
             Rate::Max => f64::INFINITY,
+            Rate::Bits(_) => panic!("a search counts packets"),
         };
         let seconds = duration.as_secs_f64();
         let sent = (asked.min(self.sender) * seconds).round();
@@ -103,7 +104,7 @@ fn a_sender_that_does_not_hold_its_own_maximum_is_found_out() {
 
 #[test]
 fn a_maximum_that_was_asked_for_is_an_end_of_its_own() {
-    let goals = Goals { pps_max: "50000".parse().unwrap(), ..goals() };
+    let goals = Goals { pps_max: NonZeroU64::new(50_000), ..goals() };
     let findings = Simulated::new(1e6, |load| load).search(&goals);
     assert_eq!((findings.ndr.pps, findings.ndr.end), (50_000, End::RateMax));
     assert!(findings.max_offered_pps <= 50_001.0);

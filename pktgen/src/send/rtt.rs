@@ -1,16 +1,12 @@
 //! The answers: who they are, how long they took, and which are missing.
 
-use peregrine_dataplane::frame::{Burst, FramePool};
 use peregrine_dataplane::types::Vni;
-use peregrine_dataplane::wire::outer::{self, Vtep};
-use peregrine_dataplane::wire::vxlan::VxlanHeader;
-use peregrine_dataplane::xsk::XskSocket;
+use peregrine_dataplane::wire::outer::Vtep;
 use serde::Serialize;
 
-use super::SendSettings;
-use crate::clock::now_ns;
 use crate::error::Error;
 use crate::latency::{Latency, Percentiles};
+use crate::port::xdp::inner;
 use crate::tracker::{Counts, Tracker};
 use crate::trailer::{Trailer, elapsed};
 
@@ -31,65 +27,53 @@ pub struct RttReport {
     pub rtt_us: Option<Percentiles>,
 }
 
+/// How an answer looks.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Expected {
+    /// A frame as it is.
+    Plain,
+    /// A VXLAN frame to us, of one of these networks.
+    Vxlan(Vtep, Vec<Vni>),
+}
+
 /// Receives the answers of one sender.
 #[derive(Debug)]
 pub struct Rtt {
-    vtep: Vtep,
-    vni: Vni,
+    expected: Expected,
     /// Answers to what was sent before are none of ours.
     since: u64,
-    burst: Burst,
     tracker: Tracker,
     latency: Latency,
     received: u64,
-    distinct: u64,
     not_ours: u64,
 }
 
 impl Rtt {
-    /// For the answers to what these settings send.
-    pub fn new(settings: &SendSettings) -> Result<Rtt, Error> {
-        Ok(Rtt {
-            vtep: Vtep { address: settings.local, port: settings.port },
-            vni: settings.vni,
-            since: now_ns(),
-            burst: Burst::new(),
-            tracker: Tracker::new(usize::from(settings.inner.flows)),
-            latency: Latency::new()?,
-            received: 0,
-            distinct: 0,
-            not_ours: 0,
-        })
+    /// For the answers to what so many flows send from `since` on.
+    ///
+    /// # Errors
+    /// No memory for the histogram.
+    pub fn new(expected: Expected, flows: usize, since: u64) -> Result<Rtt, Error> {
+        let (tracker, latency) = (Tracker::new(flows), Latency::new()?);
+        Ok(Rtt { expected, since, tracker, latency, received: 0, not_ours: 0 })
     }
 
-    /// Takes what has arrived, and returns how many frames there were.
+    /// A frame arrived.
     #[inline]
-    pub fn receive(&mut self, socket: &mut XskSocket, pool: &mut FramePool) -> usize {
-        let count = socket.receive(pool, &mut self.burst);
-        if count == 0 {
-            return 0;
-        }
-        let now = now_ns();
-        for frame in self.burst.drain() {
-            let ours = trailer(frame.bytes(), self.vtep, self.vni)
-                .filter(|trailer| elapsed(self.since, trailer.time) == 0);
-            match ours {
-                Some(trailer) if self.tracker.record(trailer.flow, trailer.sequence) => {
-                    self.received += 1;
-                    self.latency.record(elapsed(now, trailer.time));
-                }
-                _ => self.not_ours += 1,
+    pub fn record(&mut self, now: u64, frame: &[u8]) {
+        let ours = self.expected.trailer(frame).filter(|trailer| elapsed(self.since, trailer.time) == 0);
+        match ours {
+            Some(trailer) if self.tracker.record(trailer.flow, trailer.sequence) => {
+                self.received += 1;
+                self.latency.record(elapsed(now, trailer.time));
             }
-            pool.put(frame);
+            _ => self.not_ours += 1,
         }
-        socket.refill(pool);
-        self.distinct = self.received - self.tracker.counts().duplicates;
-        count
     }
 
     /// Answers so far, each once.
     pub fn distinct(&self) -> u64 {
-        self.distinct
+        self.received - self.tracker.counts().duplicates
     }
 
     /// `sent` packets could have been answered.
@@ -106,16 +90,13 @@ impl Rtt {
     }
 }
 
-/// The trailer in a VXLAN frame of our network to us.
-///
-/// The outer UDP checksum is not looked at: the kernel's vxlan device sends one and Peregrine none, and neither half of a
-/// comparison shall pay for it here.
-#[inline]
-fn trailer(frame: &[u8], vtep: Vtep, vni: Vni) -> Option<Trailer> {
-    let outer = outer::parse_unsummed(frame, vtep).ok()?;
-    let payload = frame.get(outer.header_len..)?.get(..outer.payload_len)?;
-    let (vxlan, inner) = VxlanHeader::split(payload).ok()?;
-    if vxlan.vni() == vni { Trailer::of_frame(inner) } else { None }
+impl Expected {
+    /// The trailer of an answer to us.
+    #[inline]
+    fn trailer(&self, frame: &[u8]) -> Option<Trailer> {
+        let Expected::Vxlan(vtep, vnis) = self else { return Trailer::of_frame(frame) };
+        inner(frame, *vtep, vnis).and_then(Trailer::of_frame)
+    }
 }
 
 #[cfg(test)]
@@ -131,7 +112,7 @@ mod tests {
     #[test]
     fn an_answer_is_known_by_all_its_headers() {
         let (vni, vtep) = (Vni::new(7).unwrap(), Vtep { address: Ipv4Addr::new(192, 0, 2, 2), port: 4789 });
-        let inner = Inner {
+        let headers = Inner {
             source_mac: MacAddr([2, 0, 0, 0, 0, 1]),
             destination_mac: MacAddr([2, 0, 0, 0, 0, 2]),
             source: SocketAddrV4::new(Ipv4Addr::new(10, 0, 0, 1), 20000),
@@ -147,10 +128,11 @@ mod tests {
             port: vtep.port,
             ttl: 64,
         };
-        let template = Template::new(&inner, Some(&Vxlan { outer, vni })).unwrap();
+        let template = Template::new(&headers, Some(&Vxlan { outer, vni })).unwrap();
         let mut frame = vec![0; template.len()];
         let packet = Trailer { flow: 0, sequence: 5, time: 6 };
         assert!(template.write(&mut frame, packet));
+        let trailer = |frame: &[u8], vtep, vni| Expected::Vxlan(vtep, vec![vni]).trailer(frame);
         assert_eq!(trailer(&frame, vtep, vni), Some(packet));
         assert_eq!(trailer(&frame, vtep, Vni::new(8).unwrap()), None);
         assert_eq!(trailer(&frame, Vtep { port: 4790, ..vtep }, vni), None);
@@ -158,5 +140,6 @@ mod tests {
         for len in 0..frame.len() {
             assert_eq!(trailer(&frame[..len], vtep, vni), None, "{len} bytes");
         }
+        assert_eq!(Expected::Plain.trailer(&frame[50..]), Some(packet));
     }
 }

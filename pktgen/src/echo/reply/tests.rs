@@ -105,6 +105,16 @@ fn datagram(payload: &[u8]) -> Vec<u8> {
     out
 }
 
+/// RFC 1624 §3: a sum of all ones has the checksum 0, never 0xffff, which is what adding to the checksum itself would give.
+#[test]
+fn the_checksum_of_an_answer_may_be_zero() {
+    // The request's sum is 0x0800 + 7 + 8 + 0xfff0 with the carry: 0x0800, of which the answer has 0xffff left.
+    let mut frame = ping(&[0xff, 0xf0]);
+    assert_eq!(frame[36..38], [0xf7, 0xff]);
+    let (_, reply) = answer(&mut frame, WE).unwrap();
+    assert_eq!(reply[36..38], [0, 0]);
+}
+
 proptest! {
     #[test]
     fn answers_to_pings_are_right(payload in proptest::collection::vec(any::<u8>(), 0..200)) {

@@ -1,0 +1,180 @@
+//! One sender's part of a profile: which flow, which size, when.
+
+use std::num::NonZeroU64;
+use std::sync::Arc;
+
+use peregrine_dataplane::wire::outer::OuterFields;
+
+use super::wire::{Load, Written};
+use crate::clock::SECOND;
+use crate::error::Error;
+use crate::pacer::{Pacer, Rate};
+use crate::profile::{Choice, Profile};
+use crate::rng::{Deck, Rng, Weighted};
+use crate::template::Template;
+use crate::trailer::Trailer;
+
+/// The flows that are sent by one thread.
+#[derive(Debug)]
+pub struct FlowLoad {
+    template: Arc<Template>,
+    pacer: Pacer,
+    rng: Rng,
+    /// Which class is next, and what each has.
+    classes: Deck,
+    choosers: Vec<Chooser>,
+    /// Which size is next, and the frames' lengths.
+    sizes: Deck,
+    lens: Vec<usize>,
+    /// The next number of each flow, by the flow's own.
+    sequences: Vec<u64>,
+    next: Next,
+}
+
+/// What the next packet will be.
+#[derive(Clone, Copy, Debug)]
+struct Next {
+    flow: u16,
+    class: u8,
+    len: usize,
+}
+
+/// Chooses among the flows of one class that are this thread's.
+#[derive(Debug)]
+struct Chooser {
+    flows: Vec<u16>,
+    /// Whose turn it is.
+    at: usize,
+    choice: Chosen,
+}
+
+#[derive(Debug)]
+enum Chosen {
+    InTurn,
+    Uniform,
+    Weighted(Weighted),
+}
+
+impl Chooser {
+    fn new(flows: Vec<u16>, choice: Choice) -> Chooser {
+        let choice = match choice {
+            Choice::RoundRobin => Chosen::InTurn,
+            Choice::Uniform => Chosen::Uniform,
+            Choice::Zipf(exponent) => Chosen::Weighted(Weighted::zipf(flows.len() as u32, exponent)),
+        };
+        Chooser { flows, at: 0, choice }
+    }
+
+    #[inline]
+    fn choose(&mut self, rng: &mut Rng) -> u16 {
+        let at = match &self.choice {
+            Chosen::InTurn => {
+                let at = self.at;
+                self.at = if at + 1 < self.flows.len() { at + 1 } else { 0 };
+                at
+            }
+            Chosen::Uniform => rng.below(self.flows.len() as u32) as usize,
+            Chosen::Weighted(weights) => weights.draw(rng),
+        };
+        self.flows.get(at).copied().unwrap_or(0)
+    }
+}
+
+/// The frames of all flows of a profile; the threads share them.
+pub fn template(profile: &Profile, outer: Option<&OuterFields>) -> Arc<Template> {
+    Arc::new(Template::of_flows((0..profile.flows.count).map(|number| profile.flow(number)), outer))
+}
+
+impl FlowLoad {
+    /// The part of thread number `thread` of `threads`: of each class every so-many-th flow, and an equal part of the rate.
+    ///
+    /// # Errors
+    /// Never, for a profile that was made for so many threads.
+    pub fn new(
+        profile: &Profile,
+        template: &Arc<Template>,
+        thread: u32,
+        threads: u32,
+        start_ns: u64,
+    ) -> Result<FlowLoad, Error> {
+        let part = |class: &crate::profile::Class| {
+            let flows = class.flows().skip(thread as usize).step_by(threads.max(1) as usize);
+            Chooser::new(flows.map(|flow| flow as u16).collect(), profile.flows.choice)
+        };
+        let shares: Vec<u32> = profile.classes.iter().map(|class| class.share).collect();
+        let unfit = || Error::Arguments("the profile does not fit so many --threads".into());
+        let rate = NonZeroU64::new(threads.into()).and_then(|all| profile.rate.part(thread.into(), all));
+        let overhead = template.overhead();
+        let stream = u64::from(thread) * 2;
+        let pacer = Pacer::with(
+            rate.ok_or_else(unfit)?,
+            profile.arrivals,
+            profile.sizes.mean() + overhead as f64,
+            Rng::new(profile.seed, stream + 1),
+            start_ns + phase_ns(profile, overhead, thread),
+        );
+        let mut load = FlowLoad {
+            template: Arc::clone(template),
+            pacer,
+            rng: Rng::new(profile.seed, stream),
+            classes: Deck::new(&shares).ok_or_else(unfit)?,
+            choosers: profile.classes.iter().map(part).collect(),
+            sizes: Deck::new(&profile.sizes.weights()).ok_or_else(unfit)?,
+            lens: profile.sizes.iter().map(|size| size.bytes + overhead).collect(),
+            sequences: vec![0; template.flows()],
+            next: Next { flow: 0, class: 0, len: 0 },
+        };
+        load.next = load.draw();
+        Ok(load)
+    }
+
+    #[inline]
+    fn draw(&mut self) -> Next {
+        let class = self.classes.draw(&mut self.rng);
+        let flow = self.choosers.get_mut(class).map_or(0, |chooser| chooser.choose(&mut self.rng));
+        let len = self.lens.get(self.sizes.draw(&mut self.rng)).copied().unwrap_or(0);
+        Next { flow, class: class as u8, len }
+    }
+}
+
+/// Threads begin one after the other, so that together they are as even as one.
+fn phase_ns(profile: &Profile, overhead: usize, thread: u32) -> u64 {
+    let gap = match profile.rate {
+        Rate::Pps(pps) => SECOND as f64 / pps.get() as f64,
+        Rate::Bits(bits) => {
+            (profile.sizes.mean() + overhead as f64) * 8.0 * SECOND as f64 / bits.get() as f64
+        }
+        Rate::Max => 0.0,
+    };
+    (gap * f64::from(thread)) as u64
+}
+
+impl Load for FlowLoad {
+    #[inline]
+    fn next_ns(&self, now: u64) -> u64 {
+        self.pacer.next_ns(now)
+    }
+
+    #[inline]
+    fn next_len(&self) -> usize {
+        self.next.len
+    }
+
+    #[inline]
+    fn write(&mut self, now: u64, out: &mut [u8]) -> Option<Written> {
+        let Next { flow, class, len } = self.next;
+        let due = self.pacer.take(now, len)?;
+        let sequence = self.sequences.get_mut(usize::from(flow))?;
+        if !self.template.write(out, Trailer { flow, sequence: *sequence, time: due }) {
+            return None; // never: the sizes have been checked
+        }
+        *sequence += 1;
+        self.next = self.draw();
+        Some(Written { due, class })
+    }
+
+    #[inline]
+    fn skip_overdue(&mut self, now: u64) -> u64 {
+        self.pacer.skip_overdue(now)
+    }
+}

@@ -1,0 +1,196 @@
+//! One thread's flows: proportions, order, and that a seed repeats; and the loop against a wire that is full.
+
+use std::collections::HashMap;
+
+use super::*;
+use crate::limits::Stop;
+use crate::profile::Draft;
+use crate::trailer::Trailer;
+use wire::Written;
+
+const FLOWS: &str = r#"
+    [flows]
+    source_mac = "02:00:00:00:01:01"
+    destination_mac = "02:00:00:00:02:01"
+    source_ip = "10.0.0.1"
+    destination_ip = "10.0.1.1"
+"#;
+
+/// A load of one thread of `threads`, everything of it due at once.
+fn load(text: &str, thread: u32, threads: u32) -> FlowLoad {
+    let profile = Profile::new(Draft::parse(&format!("rate = 'max'\n{text}")).unwrap(), threads).unwrap();
+    FlowLoad::new(&profile, &flows::template(&profile, None), thread, threads, 0).unwrap()
+}
+
+fn packet(load: &mut FlowLoad) -> (Vec<u8>, Trailer, Written) {
+    let mut out = vec![0xee; load.next_len()];
+    let written = load.write(5, &mut out).unwrap();
+    let trailer = Trailer::of_frame(&out).unwrap();
+    (out, trailer, written)
+}
+
+#[test]
+fn imix_is_7_to_4_to_1_in_every_dozen() {
+    let mut load = load(&format!("sizes = 'imix'\n{FLOWS}"), 0, 1);
+    for _ in 0..50 {
+        let mut counts = HashMap::new();
+        for _ in 0..12 {
+            *counts.entry(packet(&mut load).0.len()).or_insert(0) += 1;
+        }
+        assert_eq!(counts, HashMap::from([(60, 7), (590, 4), (1514, 1)]));
+    }
+}
+
+#[test]
+fn frames_of_all_sizes_have_right_checksums() {
+    let mut load = load(&format!("sizes = '60,61,99,100,1514'\n{FLOWS}count = 3\n"), 0, 1);
+    for _ in 0..50 {
+        let (frame, ..) = packet(&mut load);
+        let sliced = etherparse::SlicedPacket::from_ethernet(&frame).unwrap();
+        let Some(etherparse::NetSlice::Ipv4(ip)) = &sliced.net else { panic!() };
+        let header = ip.header().to_header();
+        assert_eq!(header.header_checksum, header.calc_header_checksum());
+        assert_eq!(usize::from(header.total_len), frame.len() - 14);
+        let Some(etherparse::TransportSlice::Udp(udp)) = &sliced.transport else { panic!() };
+        assert_eq!(udp.checksum(), udp.to_header().calc_checksum_ipv4(&header, udp.payload()).unwrap());
+    }
+}
+
+#[test]
+fn zipf_gives_the_first_flow_its_part() {
+    let mut load = load(&format!("seed = 7\n{FLOWS}count = 4\nchoice = 'zipf:1'\n"), 0, 1);
+    let mut counts = [0u32; 4];
+    let mut sequences = [0u64; 4];
+    for _ in 0..25_000 {
+        let (_, trailer, _) = packet(&mut load);
+        let flow = usize::from(trailer.flow);
+        assert_eq!(trailer.sequence, sequences[flow], "each flow counts by itself");
+        sequences[flow] += 1;
+        counts[flow] += 1;
+    }
+    for (got, wanted) in counts.iter().zip([12_000, 6_000, 4_000, 3_000]) {
+        assert!(got.abs_diff(wanted) < 300, "{counts:?}");
+    }
+}
+
+#[test]
+fn classes_get_their_share_their_mark_and_their_port() {
+    let classes =
+        "[[classes]]\nname='a'\nshare=3\n[[classes]]\nname='b'\nshare=1\ndscp=46\ndestination_port=5004\n";
+    let mut load = load(&format!("{FLOWS}count = 8\n{classes}"), 0, 1);
+    let mut counts = [0; 2];
+    for _ in 0..400 {
+        let (frame, trailer, written) = packet(&mut load);
+        counts[usize::from(written.class)] += 1;
+        let (tos, port) = (frame[15], u16::from_be_bytes([frame[36], frame[37]]));
+        assert_eq!((tos, port), if written.class == 1 { (46 << 2, 5004) } else { (0, 9000) });
+        assert_eq!(written.class, u8::from(trailer.flow >= 6), "the flow tells the class");
+    }
+    assert_eq!(counts, [300, 100]);
+}
+
+#[test]
+fn a_seed_repeats_and_threads_have_flows_of_their_own() {
+    let text = format!("sizes = 'imix'\n{FLOWS}count = 9\nchoice = 'uniform'\n");
+    let frames = |text: &str, thread| {
+        let mut load = load(text, thread, 2);
+        (0..200).map(|_| packet(&mut load)).collect::<Vec<_>>()
+    };
+    assert_eq!(frames(&text, 0), frames(&text, 0));
+    assert_ne!(frames(&text, 0), frames(&format!("seed = 2\n{text}"), 0));
+    for thread in 0..2 {
+        assert!(frames(&text, thread).iter().all(|(_, trailer, _)| u32::from(trailer.flow) % 2 == thread));
+    }
+}
+
+/// A wire that takes nothing until `open_at`.
+struct Stalled {
+    open_at: u64,
+    built: Vec<Vec<u8>>,
+    taken: std::sync::mpsc::Sender<(u64, Vec<u8>)>,
+}
+
+impl Wire for Stalled {
+    fn room(&mut self) -> Result<usize, Error> {
+        Ok(8 - self.built.len())
+    }
+
+    fn build(&mut self, len: usize, write: impl FnOnce(&mut [u8]) -> bool) -> bool {
+        let mut frame = vec![0; len];
+        let done = write(&mut frame);
+        self.built.extend(done.then_some(frame));
+        done
+    }
+
+    fn built(&self) -> usize {
+        self.built.len()
+    }
+
+    fn transmit(&mut self, now: u64) -> Result<usize, Error> {
+        if now < self.open_at {
+            return Ok(0);
+        }
+        let count = self.built.len();
+        self.built.drain(..).try_for_each(|frame| self.taken.send((now, frame))).unwrap();
+        Ok(count)
+    }
+
+    fn complete(&mut self) -> usize {
+        0
+    }
+
+    fn outstanding(&mut self) -> usize {
+        0
+    }
+
+    fn receive(&mut self, _each: impl FnMut(u64, &[u8])) -> Result<usize, Error> {
+        Ok(0)
+    }
+
+    fn sleep(&mut self, longest_ns: u64, _listening: bool) -> Result<(), Error> {
+        std::thread::sleep(Duration::from_nanos(longest_ns));
+        Ok(())
+    }
+
+    fn gone(&mut self) -> Option<String> {
+        None
+    }
+
+    fn discard(&mut self) -> usize {
+        self.built.drain(..).count()
+    }
+
+    fn kicks(&mut self) -> KickCounts {
+        KickCounts::default()
+    }
+}
+
+/// The wire is full for 50 ms. What was meant to leave in that time still says so: the stall is seen as latency.
+#[test]
+fn a_stalled_wire_shows_as_latency_from_the_intended_time() {
+    let profile = Profile::new(Draft::parse(&format!("rate = 2000\n{FLOWS}")).unwrap(), 1).unwrap();
+    let (start_ns, stop, sent) = (now_ns(), Stop::new(), [AtomicU64::new(0)]);
+    let run = Run { start_ns, wait: SendWait::Yield, stop: &stop, sent: &sent, goal: None };
+    let load = FlowLoad::new(&profile, &flows::template(&profile, None), 0, 1, start_ns).unwrap();
+    let (taken, arrivals) = std::sync::mpsc::channel();
+    let mut wire = Stalled { open_at: start_ns + 50_000_000, built: Vec::new(), taken };
+    let limits = SendSettings::limits(None, Some(120), None);
+    let part = Engine::new(&mut wire, load, None, &run, 0, 1).run(&limits);
+    drop(wire);
+    let arrivals: Vec<(u64, Vec<u8>)> = arrivals.iter().collect();
+    assert_eq!((part.tally.handed, arrivals.len(), part.ended), (120, 120, Ended::Count));
+    assert_eq!(part.tally.classes, [(120, 120 * 64)]);
+    for (n, (at, frame)) in (0u64..).zip(&arrivals) {
+        let trailer = Trailer::of_frame(frame).unwrap();
+        let due = start_ns + n * 500_000;
+        assert_eq!(
+            (trailer.sequence, trailer.time),
+            (n, due & ((1 << 48) - 1)),
+            "as meant, whatever happened"
+        );
+        if n < 100 {
+            assert!(at - due >= 50_000_000 - n * 500_000, "packet {n} waited");
+        }
+    }
+    assert!(part.tally.late >= 80, "{}", part.tally.late);
+}
