@@ -11,8 +11,9 @@ use serde::{Deserialize, Serialize};
 
 use super::instructions::PerPacket;
 
-/// A case may cost so much more (or less) before it is worth a word: unrelated changes move code about.
-const TOLERANCE: f64 = 0.03;
+/// A case may cost so much more (or less) before it is worth a word: unrelated changes, and building in another folder, change what
+/// the compiler puts inline.
+const TOLERANCE: f64 = 0.08;
 /// And so many instructions a packet, which are more than that in the smallest cases.
 const TOLERANCE_INSTRUCTIONS: f64 = 1.0;
 
@@ -137,13 +138,13 @@ mod tests {
     #[test]
     fn more_fails_less_is_said_and_within_the_tolerance_is_silence() {
         let old = baseline("a", &[("more", 100.0), ("less", 100.0), ("alike", 100.0), ("small", 5.0)]);
-        let new = baseline("a", &[("more", 103.1), ("less", 96.9), ("alike", 103.0), ("small", 6.0)]);
+        let new = baseline("a", &[("more", 108.1), ("less", 91.9), ("alike", 108.0), ("small", 6.0)]);
         let verdict = judge(&old, &new, true);
         assert_eq!((verdict.passed, verdict.failed), (3, 1), "{}", verdict.text);
         let lines: Vec<&str> = verdict.text.lines().collect();
         assert_eq!(lines.len(), 3, "{}", verdict.text);
-        assert!(lines[0].contains("less: better: 96.90") && lines[0].contains("(-3.1 %)"), "{}", lines[0]);
-        assert!(lines[1].contains("more: 103.10") && lines[1].contains("100.00"), "{}", lines[1]);
+        assert!(lines[0].contains("less: better: 91.90") && lines[0].contains("(-8.1 %)"), "{}", lines[0]);
+        assert!(lines[1].contains("more: 108.10") && lines[1].contains("100.00"), "{}", lines[1]);
         assert!(lines[2].contains("make instructions-baseline"), "{}", lines[2]);
     }
 

@@ -32,7 +32,7 @@ pub struct Args {
     /// Print one JSON object and nothing else.
     #[arg(long, conflicts_with_all = ["compare", "update"])]
     json: bool,
-    /// Compare with this baseline; a case that costs over 3 % more fails.
+    /// Compare with this baseline; a case that costs over 8 % more fails.
     #[arg(long, value_name = "FILE", conflicts_with = "update")]
     compare: Option<PathBuf>,
     /// Write a new baseline, of all cases.
