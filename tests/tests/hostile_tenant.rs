@@ -257,8 +257,11 @@ fn stopped_under_traffic(net: &Net, daemon: &Daemon) {
 fn memory_taken_away(net: &Net, daemon: &Daemon) {
     let before = daemon.status()["endpoints"][2]["faults"].as_u64().unwrap();
     for bytes in [0, 4096, 65536] {
-        let peer = Peer::unsealed(&net.file("memif.sock"));
-        peer.attach(RISKY.id);
+        let mut peer = Peer::unsealed(&net.file("memif.sock"));
+        until("it to be let in again", || {
+            peer = Peer::unsealed(&net.file("memif.sock"));
+            peer.attach(RISKY.id)
+        });
         daemon.wait_for_tenant(2, true);
         rustix::fs::ftruncate(&peer.memory, bytes).unwrap();
         // It finds out when it looks into what is gone: the first ring when it polls, the second when there is a packet.

@@ -22,6 +22,7 @@ const RINGS_AT: [u32; 2] = [0, 65536];
 const ACK: u16 = 1;
 const HELLO: u16 = 2;
 const CONNECTED: u16 = 7;
+const DISCONNECT: u16 = 8;
 
 /// Descriptors that one message can carry (the kernel's `SCM_MAX_FD`).
 pub const DESCRIPTORS_MAX: usize = 253;
@@ -65,15 +66,22 @@ impl Peer {
         let _hung_up = sendmsg(&self.socket, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL);
     }
 
-    /// Waits for a message of this type.
-    pub fn expect(&self, kind: u16) {
+    /// Waits for a message: its bytes, and its type.
+    fn answer(&self) -> ([u8; 128], u16) {
         let mut bytes = [0u8; 128];
         let (length, _) = recv(&self.socket, &mut bytes[..], RecvFlags::empty()).unwrap();
-        assert_eq!((length, u16::from_ne_bytes([bytes[0], bytes[1]])), (128, kind), "{bytes:?}");
+        assert_eq!(length, 128, "{bytes:?}");
+        (bytes, u16::from_ne_bytes([bytes[0], bytes[1]]))
     }
 
-    /// The whole handshake, as it should be.
-    pub fn attach(&self, id: u32) {
+    /// Waits for a message of this type.
+    fn expect(&self, kind: u16) {
+        let (bytes, got) = self.answer();
+        assert_eq!(got, kind, "{}", String::from_utf8_lossy(&bytes));
+    }
+
+    /// The whole handshake, as it should be. False if it is too soon after a violation.
+    pub fn attach(&self, id: u32) -> bool {
         for ring in RINGS_AT {
             pwrite(&self.memory, &0x03e3_1f20u32.to_ne_bytes(), ring.into()).unwrap();
         }
@@ -86,8 +94,14 @@ impl Peer {
                 2 | 3 => self.send_with(&good_message(step, id), &[event.as_fd()]),
                 _ => self.send(&good_message(step, id), false),
             }
-            self.expect(if step == 4 { CONNECTED } else { ACK });
+            let (bytes, got) = self.answer();
+            let text = String::from_utf8_lossy(&bytes);
+            if got == DISCONNECT && text.contains("try again later") {
+                return false;
+            }
+            assert_eq!(got, if step == 4 { CONNECTED } else { ACK }, "{text}");
         }
+        true
     }
 
     /// Whether the other side closes in time; what it says before is read.
