@@ -10,13 +10,10 @@ mod common;
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::num::NonZeroU64;
-use std::time::{Duration, Instant};
 
-use common::{Process, pktgen};
+use common::{Process, accept, pktgen, until};
 use peregrine_dataplane::types::MacAddr;
-use peregrine_memif::{
-    ClientConfig, Handshake, Interface, Listener, ListenerConfig, Progress, ServerConfig, SocketAddr, pair,
-};
+use peregrine_memif::{ClientConfig, Interface, Listener, ListenerConfig, ServerConfig, SocketAddr, pair};
 use peregrine_pktgen::clock::{MILLISECOND, now_ns};
 use peregrine_pktgen::pacer::{Pacer, Rate};
 use peregrine_pktgen::template::{Inner, Template};
@@ -24,20 +21,7 @@ use peregrine_pktgen::trailer::Trailer;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-const PATIENCE: Duration = Duration::from_secs(20);
 const FLOWS: u16 = 2;
-
-/// What `look` finds, or a failure that says so.
-fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        if let Some(found) = look() {
-            return found;
-        }
-        assert!(Instant::now() < deadline, "no {what}");
-        std::thread::yield_now();
-    }
-}
 
 /// A sink, and our end of its connection.
 fn sink(arguments: &str) -> (Process, Interface) {
@@ -45,12 +29,7 @@ fn sink(arguments: &str) -> (Process, Interface) {
     let path = dir.path().join("m.sock");
     let listener = Listener::bind(&SocketAddr::Path(path.clone()), ListenerConfig::default()).unwrap();
     let sink = pktgen(&format!("sink --memif {} --json --quiet {arguments}", path.display()));
-    let mut handshake: Handshake = until("client", || listener.accept().unwrap());
-    let interface =
-        until("connection", || match handshake.step(&mut |_| Ok(ServerConfig::default())).unwrap() {
-            Progress::Connected(interface) => Some(*interface),
-            Progress::Pending => None,
-        });
+    let interface = accept(&listener);
     (sink.ready(), interface)
 }
 

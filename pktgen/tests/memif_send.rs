@@ -5,37 +5,17 @@ mod common;
 use std::collections::HashMap;
 use std::io::Write;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use common::{Process, pktgen};
-use peregrine_memif::{Interface, Listener, ListenerConfig, Progress, ServerConfig, SocketAddr};
+use common::{PATIENCE, Process, accept, pktgen};
+use peregrine_memif::{Interface, Listener, ListenerConfig, SocketAddr};
 use peregrine_pktgen::trailer::Trailer;
 
-const PATIENCE: Duration = Duration::from_secs(20);
 const FLOWS: &str = "--inner-source-mac 02:00:00:00:01:01 --inner-destination-mac 02:00:00:00:01:02 \
                      --inner-source 10.9.0.1 --inner-destination 10.9.0.2";
 
 fn listen(path: &Path) -> Listener {
     Listener::bind(&SocketAddr::Path(path.to_owned()), ListenerConfig::default()).unwrap()
-}
-
-fn accept(listener: &Listener) -> Interface {
-    let deadline = Instant::now() + PATIENCE;
-    let mut handshake = None;
-    loop {
-        assert!(Instant::now() < deadline, "nobody connects");
-        handshake = match handshake {
-            None => listener.accept().unwrap(),
-            some => some,
-        };
-        if let Some(handshake) = &mut handshake
-            && let Progress::Connected(interface) =
-                handshake.step(&mut |_| Ok(ServerConfig::default())).unwrap()
-        {
-            return *interface;
-        }
-        std::thread::yield_now();
-    }
 }
 
 /// Everything that comes on any queue until the sender has gone; with its queue.

@@ -12,28 +12,14 @@ use std::io::{ErrorKind, Read, Write};
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use common::{NetNs, pktgen};
+use common::{NetNs, PATIENCE, accept, pktgen, until};
 use nix::ifaddrs::getifaddrs;
 use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, bind, socket};
-use peregrine_memif::{Handshake, Interface, Listener, ListenerConfig, Progress, ServerConfig, SocketAddr};
+use peregrine_memif::{Interface, Listener, ListenerConfig, SocketAddr};
 use rustix::process::Signal;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
-
-const PATIENCE: Duration = Duration::from_secs(20);
-
-/// What `look` finds, or a failure that says so.
-fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        if let Some(found) = look() {
-            return found;
-        }
-        assert!(Instant::now() < deadline, "no {what}");
-        std::thread::yield_now();
-    }
-}
 
 /// All frames that pass a device, without waiting.
 fn packet_socket(netns: &NetNs, device: &str) -> File {
@@ -95,12 +81,7 @@ fn the_kernels_pings_find_it_and_are_answered() {
         "echo --memif {} --json --mac 02:00:00:00:00:09 --ip 10.0.0.9 --ip6 fd00::9",
         path.display()
     ));
-    let mut handshake: Handshake = until("client", || listener.accept().unwrap());
-    let mut memif =
-        until("connection", || match handshake.step(&mut |_| Ok(ServerConfig::default())).unwrap() {
-            Progress::Connected(interface) => Some(*interface),
-            Progress::Pending => None,
-        });
+    let mut memif = accept(&listener);
     let echo = echo.ready();
     for to in ["10.0.0.9", "fd00::9"] {
         let arguments =

@@ -4,42 +4,24 @@ mod common;
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use common::pktgen;
+use common::{PATIENCE, accept, pktgen, until};
 use etherparse::PacketBuilder;
 use peregrine_dataplane::types::MacAddr;
-use peregrine_memif::{Handshake, Interface, Listener, ListenerConfig, Progress, ServerConfig, SocketAddr};
+use peregrine_memif::{Interface, Listener, ListenerConfig, SocketAddr};
 use peregrine_pktgen::clock::now_ns;
 use peregrine_pktgen::template::{Inner, Template};
 use peregrine_pktgen::trailer::Trailer;
 use rustix::process::Signal;
 
-const PATIENCE: Duration = Duration::from_secs(20);
 const ECHO_MAC: [u8; 6] = [2, 0, 0, 0, 0, 9];
 const ECHO_IP: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 9);
-
-/// What `look` finds, or a failure that says so.
-fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        if let Some(found) = look() {
-            return found;
-        }
-        assert!(Instant::now() < deadline, "no {what}");
-        std::thread::yield_now();
-    }
-}
 
 /// A server that serves one client and then is gone when both are dropped.
 fn serve(path: &Path) -> (Listener, Interface) {
     let listener = Listener::bind(&SocketAddr::Path(path.to_owned()), ListenerConfig::default()).unwrap();
-    let mut handshake: Handshake = until("client", || listener.accept().unwrap());
-    let interface =
-        until("connection", || match handshake.step(&mut |_| Ok(ServerConfig::default())).unwrap() {
-            Progress::Connected(interface) => Some(*interface),
-            Progress::Pending => None,
-        });
+    let interface = accept(&listener);
     (listener, interface)
 }
 

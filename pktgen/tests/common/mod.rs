@@ -7,10 +7,33 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
+use peregrine_memif::{Handshake, Interface, Listener, Progress, ServerConfig};
 use serde_json::Value;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_peregrine-pktgen");
-const PATIENCE: Duration = Duration::from_secs(20);
+/// What works at all works within this on a busy machine.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// What `look` finds, or a failure that says so.
+pub fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "no {what}");
+        std::thread::yield_now();
+    }
+}
+
+/// The next client of a memif server, connected.
+pub fn accept(listener: &Listener) -> Interface {
+    let mut handshake: Handshake = until("client", || listener.accept().unwrap());
+    until("connection", || match handshake.step(&mut |_| Ok(ServerConfig::default())).unwrap() {
+        Progress::Connected(interface) => Some(*interface),
+        Progress::Pending => None,
+    })
+}
 
 /// A namespace; removed, with what is in it, when dropped.
 pub struct NetNs(String);
