@@ -36,7 +36,7 @@ pub use neighbour::{Case, beside};
 pub use net::{FAR, FAR_OVERLAY, NEAR, Net, VNI, inside, ping};
 pub use pcap::{tshark, write_pcap};
 pub use raw::RawSocket;
-pub use testpmd::{TestpmdLink, TestpmdSetup, forwarded};
+pub use testpmd::{TestpmdLink, TestpmdSetup, answering_testpmd, forwarded};
 pub use waiters::Waiters;
 
 /// What works at all works within this on a busy machine.

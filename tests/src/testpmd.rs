@@ -11,7 +11,7 @@ use peregrine_memif::{
 };
 use tempfile::TempDir;
 
-use crate::{PATIENCE, cores, until};
+use crate::{Net, PATIENCE, cores, until};
 
 /// log2 of the slots of every ring.
 const RING_LOG2: u8 = 10;
@@ -158,6 +158,26 @@ impl TestpmdSetup {
         });
         result.expect("a result")
     }
+}
+
+/// testpmd as a tenant that answers ARP and ICMP echo, over the memif device with these arguments (`role=…,id=…,…`). Its
+/// statistics come every so many seconds, and when it is stopped.
+///
+/// # Panics
+/// If it does not start.
+pub fn answering_testpmd(net: &Net, device: &str, statistics_s: u32) -> Process {
+    let (worker, other) = cores();
+    let mut command = Command::new("dpdk-testpmd");
+    // What it keeps in files goes where everything of the test goes.
+    command.env("RUNTIME_DIRECTORY", net.file("dpdk"));
+    command.args(["--no-huge", "-m", "512", "--no-pci", "--no-shconf", "--no-telemetry"]);
+    command.arg(format!("--vdev=net_memif0,socket-abstract=no,bsize=2048,{device}"));
+    // Its main thread waits only, so it may share the worker's core; the other one polls.
+    command.args(["-l", &format!("{other},{worker}"), "--main-lcore", &worker.to_string(), "--"]);
+    command.args(["--forward-mode=icmpecho", "--auto-start", "--total-num-mbufs=16384", "--nb-cores=1"]);
+    // It would throw away what comes before it has begun; and without statistics it ends with its standard input.
+    command.args(["--no-flush-rx", &format!("--stats-period={statistics_s}"), "--no-lsc-interrupt"]);
+    Process::start(&mut command).unwrap_or_else(|why| panic!("{why}"))
 }
 
 /// A connection with testpmd.

@@ -1,29 +1,14 @@
 //! Neither end is ours: DPDK's testpmd is the tenant, the far host's kernel pings it.
 
-use std::process::Command;
-
 use peregrine_control::lab::Process;
-use peregrine_tests::{Daemon, Net, Tenant, cores, ping, totals, until};
+use peregrine_tests::{Daemon, Net, Tenant, answering_testpmd, ping, totals, until};
 
-/// testpmd at an endpoint. It answers ARP and ICMP echo.
+/// testpmd at an endpoint.
 fn testpmd(net: &Net, tenant: Tenant) -> Process {
-    let (worker, other) = cores();
-    let device = format!(
-        "--vdev=net_memif0,role=client,id={},socket-abstract=no,socket={},bsize=2048,rsize=10,mac={}",
-        tenant.id,
-        net.file("memif.sock").display(),
-        tenant.mac
-    );
-    let mut command = Command::new("dpdk-testpmd");
-    // What it keeps in files goes where everything of this test goes.
-    command.env("RUNTIME_DIRECTORY", net.file("dpdk"));
-    command.args(["--no-huge", "-m", "512", "--no-pci", "--no-shconf", "--no-telemetry", &device]);
-    // Its main thread waits only, so it may share the worker's core; the other one polls.
-    command.args(["-l", &format!("{other},{worker}"), "--main-lcore", &worker.to_string(), "--"]);
-    command.args(["--forward-mode=icmpecho", "--auto-start", "--total-num-mbufs=16384", "--nb-cores=1"]);
-    // It would throw away what comes before it has begun; and without statistics it ends with its standard input.
-    command.args(["--no-flush-rx", "--stats-period=1", "--no-lsc-interrupt"]);
-    Process::start(&mut command).unwrap()
+    let socket = net.file("memif.sock");
+    let device =
+        format!("role=client,id={},socket={},rsize=10,mac={}", tenant.id, socket.display(), tenant.mac);
+    answering_testpmd(net, &device, 1)
 }
 
 #[test]
