@@ -10,9 +10,11 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use peregrine_dataplane::counters::DropReason;
 use peregrine_dataplane::fdb::Destination;
-use peregrine_dataplane::frame::{BURST, Burst, FramePool};
-use peregrine_dataplane::stages::{self, Cx, Stage, Wire, collect};
+use peregrine_dataplane::frame::BURST;
+use peregrine_dataplane::plan::EndpointPlan;
+use peregrine_dataplane::stages::{self, Stage, collect};
 use peregrine_dataplane::types::{EndpointId, MacAddr, NetworkId, RemoteId};
+use peregrine_memif::ClientConfig;
 use rig::*;
 
 /// Counts allocations of this thread, so that a test can say "none".
@@ -373,6 +375,7 @@ fn a_hundred_thousand_mutations_change_nothing_for_the_neighbour() {
 #[test]
 fn the_path_allocates_nothing() {
     let mut rig = Rig::new();
+    rig.wire.keeps = false;
     let frame = vxlan(REMOTE_A, BLUE, &inner(mac(FAR), mac(1), 60));
     let answer = inner(mac(1), mac(FAR), 60);
     let broadcast = inner(mac(1), MacAddr::BROADCAST, 60);
@@ -385,27 +388,20 @@ fn the_path_allocates_nothing() {
         }
         rig.clients[1].rx[0].enable_interrupt();
         rig.clients[0].tx[0].flush().unwrap();
-        let before = ALLOCATIONS.with(Cell::get);
-        let mut nowhere = Nowhere;
-        let mut cx = Cx {
-            tables: &rig.tables,
-            fdb: &rig.fdb,
-            counters: &rig.counters,
-            pool: &mut rig.pool,
-            tenants: &mut rig.tenants,
-            now_s: round,
-            wire: &mut nowhere,
-            flood_budget: &mut rig.flood_budget,
-        };
-        for _ in 0..BURST {
-            let mut taken = cx.pool.take().unwrap();
-            taken.reset(0, frame.len()).unwrap().copy_from_slice(&frame);
-            rig.bursts.0.push(taken).unwrap();
-        }
-        stages::run_from(Stage::Classify, (&mut rig.bursts.0, &mut rig.bursts.1), &mut cx);
-        collect::run(&mut rig.bursts.0, &mut cx);
-        stages::run_from(Stage::Lookup, (&mut rig.bursts.0, &mut rig.bursts.1), &mut cx);
-        assert_eq!(ALLOCATIONS.with(Cell::get) - before, 0, "round {round}");
+        rig.run(|(input, output), cx| {
+            cx.now_s = round;
+            let before = ALLOCATIONS.with(Cell::get);
+            for _ in 0..BURST {
+                let mut taken = cx.pool.take().unwrap();
+                taken.reset(0, frame.len()).unwrap().copy_from_slice(&frame);
+                cx.counters.uplink_rx.one(frame.len());
+                input.push(taken).unwrap();
+            }
+            stages::run_from(Stage::Classify, (input, output), cx);
+            collect::run(input, cx);
+            stages::run_from(Stage::Lookup, (input, output), cx);
+            assert_eq!(ALLOCATIONS.with(Cell::get) - before, 0, "round {round}");
+        });
         rig.tenant_gets(WEB);
         rig.tenant_gets(DB);
     }
@@ -418,57 +414,41 @@ fn queues_chains_and_quiet_tenants_allocate_nothing() {
     let mut plan = plan();
     let one = plan.endpoints[0].clone();
     for last in 10..40 {
-        plan.endpoints.push(peregrine_dataplane::plan::EndpointPlan { mac: mac(last), ..one.clone() });
+        plan.endpoints.push(EndpointPlan { mac: mac(last), ..one.clone() });
     }
-    let mut rig = Rig::with_queues(plan, 3);
+    let config = ClientConfig { queue_pairs: 3, chains: true, ..ClientConfig::default() };
+    let mut rig = Rig::with_config(plan, config);
+    rig.wire.keeps = false;
     peregrine_memif::warm_up();
     let long = inner(mac(1), mac(2), 1400);
-    let mut kept = Vec::with_capacity(64);
+    let chain = inner(mac(1), mac(2), 5000);
     for round in 0..3000usize {
         // One talks; the others fall quiet, are stirred now and then, speak up, leave and come back.
         let speaker = 3 + round % 30;
-        let _ = rig.clients[0].tx[round % 3].push(&long);
+        let _ = rig.clients[0].tx[round % 3].push(if round % 10 == 9 { &chain } else { &long });
         rig.clients[0].tx[round % 3].flush().unwrap();
         if round % 100 == 99 {
             rig.clients[speaker].tx[round % 3].push(&inner(mac(7 + speaker as u8), mac(1), 10)).unwrap();
             rig.clients[speaker].tx[round % 3].flush().unwrap();
         }
-        let before = ALLOCATIONS.with(Cell::get);
-        let mut nowhere = Nowhere;
-        let mut cx = Cx {
-            tables: &rig.tables,
-            fdb: &rig.fdb,
-            counters: &rig.counters,
-            pool: &mut rig.pool,
-            tenants: &mut rig.tenants,
-            now_s: 0,
-            wire: &mut nowhere,
-            flood_budget: &mut rig.flood_budget,
-        };
-        collect::run(&mut rig.bursts.0, &mut cx);
-        stages::run_from(Stage::Lookup, (&mut rig.bursts.0, &mut rig.bursts.1), &mut cx);
-        if round % 500 == 499 {
-            let detached = rig.tenants.detach(EndpointId(speaker as u16), 7).unwrap();
-            kept.push((detached.endpoint, detached.rings));
-            let (endpoint, rings) = kept.pop().unwrap();
-            rig.tenants.attach(endpoint, 7, rings).unwrap();
-        }
-        assert_eq!(ALLOCATIONS.with(Cell::get) - before, 0, "round {round}");
+        rig.run(|(input, output), cx| {
+            let before = ALLOCATIONS.with(Cell::get);
+            collect::run(input, cx);
+            stages::run_from(Stage::Lookup, (input, output), cx);
+            if round % 500 == 499 {
+                let detached = cx.tenants.detach(EndpointId(speaker as u16), 7).unwrap();
+                cx.tenants.attach(detached.endpoint, 7, detached.rings).unwrap();
+            }
+            assert_eq!(ALLOCATIONS.with(Cell::get) - before, 0, "round {round}");
+        });
         (0..3).for_each(|queue| drop(rig.queue_gives(DB, queue)));
         (0..3).for_each(|queue| drop(rig.queue_gives(WEB, queue)));
     }
     assert!(rig.counters.endpoints[12].from_tenant.frames.get() > 0, "the first who spoke up was heard");
     assert!(rig.counters.tenant_rx.frames.get() >= 3000);
-}
-
-/// Takes everything and keeps nothing.
-struct Nowhere;
-
-impl Wire for Nowhere {
-    fn transmit(&mut self, frames: &mut Burst, pool: &mut FramePool) -> (usize, usize) {
-        let sent = frames.len();
-        let bytes = frames.iter().map(|frame| frame.len()).sum();
-        frames.drain().for_each(|frame| pool.put(frame));
-        (sent, bytes)
-    }
+    assert_eq!(
+        rig.dropped(DropReason::InnerTooLong),
+        300,
+        "chains are put together, and too long for the network"
+    );
 }

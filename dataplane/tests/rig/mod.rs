@@ -90,6 +90,8 @@ pub struct Rig {
 pub struct Sent {
     pub frames: Vec<Vec<u8>>,
     pub room: usize,
+    /// Whether frames are kept, which allocates.
+    pub keeps: bool,
 }
 
 impl Wire for Sent {
@@ -99,7 +101,9 @@ impl Wire for Sent {
             assert_eq!(frame.headroom(), 0, "ready for the wire: starts where the kernel wants it");
             sent += 1;
             bytes += frame.len();
-            self.frames.push(frame.bytes().to_vec());
+            if self.keeps {
+                self.frames.push(frame.bytes().to_vec());
+            }
             pool.put(frame);
         }
         self.room -= sent;
@@ -117,6 +121,11 @@ impl Rig {
     }
 
     pub fn with_queues(plan: Plan, queue_pairs: u16) -> Rig {
+        Rig::with_config(plan, ClientConfig { queue_pairs, ..ClientConfig::default() })
+    }
+
+    /// Chains are taken from and given to tenants that have them in their configuration.
+    pub fn with_config(plan: Plan, config: ClientConfig) -> Rig {
         let mut tables = Tables::new(&plan, 1500);
         let hop = NextHop { destination: mac(0xaa), source: mac(0xbb) };
         for remote in 0..tables.remotes.len() {
@@ -125,11 +134,11 @@ impl Rig {
         let fdb = Fdb::new(256, plan.networks.len());
         let mut tenants = Tenants::new(&tables);
         let mut clients = Vec::new();
-        let config = ClientConfig { queue_pairs, ..ClientConfig::default() };
+        let server = ServerConfig { chains: config.chains, ..ServerConfig::default() };
         for (index, endpoint) in plan.endpoints.iter().enumerate() {
             let id = EndpointId(index as u16);
             assert!(fdb.set_fixed(endpoint.network, endpoint.mac, Destination::Local(id)));
-            let (client, server) = peregrine_memif::pair(config.clone(), ServerConfig::default()).unwrap();
+            let (client, server) = peregrine_memif::pair(config.clone(), server.clone()).unwrap();
             tenants.attach(id, 7, rings(server)).unwrap();
             clients.push(client);
         }
@@ -141,7 +150,7 @@ impl Rig {
             tenants,
             clients,
             bursts: Default::default(),
-            wire: Sent { frames: Vec::new(), room: usize::MAX },
+            wire: Sent { frames: Vec::new(), room: usize::MAX, keeps: true },
             flood_budget: usize::MAX,
         }
     }
