@@ -17,7 +17,7 @@ use peregrine_memif::{ClientConfig, Interface};
 use serde::{Deserialize, Serialize};
 
 use crate::environment::{Environment, Watch};
-use crate::null_as_nan;
+use crate::figures::{null_as_nan, spread};
 use crate::rig::{FAR, Rig, fill, inner, tenant_mac, underlay_frame};
 
 const TENANT: MacAddr = tenant_mac(0);
@@ -50,11 +50,6 @@ pub struct Report {
 }
 
 impl Report {
-    /// One object.
-    pub fn json(&self) -> String {
-        format!("{}\n", serde_json::json!(self))
-    }
-
     /// A table.
     pub fn text(&self) -> String {
         let mut out = format!(
@@ -102,16 +97,14 @@ pub fn run(quick: bool) -> Result<Report, String> {
 type Run = (u64, f64, u64);
 
 fn summary(name: &str, inner_bytes: usize, runs: Vec<Run>, hertz: u64) -> Case {
-    let mut rates: Vec<f64> = runs.iter().map(|(packets, seconds, _)| *packets as f64 / seconds).collect();
-    rates.sort_by(f64::total_cmp);
-    let at = |index: usize| rates.get(index).copied().unwrap_or(0.0);
-    let median = at(rates.len() / 2);
+    let rates = runs.iter().map(|(packets, seconds, _)| *packets as f64 / seconds).collect();
+    let [lowest, median, highest] = spread(rates).unwrap_or_default();
     Case {
         name: name.into(),
         inner_bytes,
         mpps: median / 1e6,
-        mpps_lowest: at(0) / 1e6,
-        mpps_highest: at(rates.len().saturating_sub(1)) / 1e6,
+        mpps_lowest: lowest / 1e6,
+        mpps_highest: highest / 1e6,
         cycles_per_packet: hertz as f64 / median,
         lost: runs.iter().map(|(_, _, lost)| lost).sum(),
     }

@@ -4,6 +4,7 @@
 
 mod core_case;
 mod environment;
+mod figures;
 mod kernel_case;
 mod memif_case;
 mod micro;
@@ -14,7 +15,8 @@ mod tenants_case;
 use std::io::Write;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
+use serde::Serialize;
 
 /// Measurements of Peregrine.
 #[derive(Debug, Parser)]
@@ -27,51 +29,19 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// One worker's path without a wire: frames from memory to a memif tenant on another core, and the way back.
-    Core {
-        /// Shorter runs: some seconds in all.
-        #[arg(long)]
-        quick: bool,
-        /// Print one JSON object and nothing else.
-        #[arg(long)]
-        json: bool,
-    },
+    Core(Runs),
     /// The kernel's overlay beside Peregrine, over the same wire: rates, round trips, CPU time; five runs, half an hour (needs root).
-    Kernel {
-        /// Fewer cases and shorter runs: under a minute in all.
-        #[arg(long)]
-        quick: bool,
-        /// Print one JSON object and nothing else.
-        #[arg(long)]
-        json: bool,
-    },
+    Kernel(Runs),
     /// What two tenants that talk to each other notice of a third: 1000 idle ones, and hostile ones of several kinds.
-    Tenants {
-        /// Shorter runs: half a minute in all.
-        #[arg(long)]
-        quick: bool,
-        /// Print one JSON object and nothing else.
-        #[arg(long)]
-        json: bool,
-    },
+    Tenants(Runs),
     /// Packets from one process to another over one memif ring, beside DPDK's testpmd on both ends.
-    Memif {
-        /// Shorter runs: well under a minute in all.
-        #[arg(long)]
-        quick: bool,
-        /// Print one JSON object and nothing else.
-        #[arg(long)]
-        json: bool,
-    },
+    Memif(Runs),
     /// Draws results as one page, report.html, beside report.json: of the given files, or of all cases, run now.
     Report(report::ReportArgs),
     /// Pieces of the packet path, each by itself on one core: time, and that they allocate nothing.
     Micro {
-        /// Shorter runs: some seconds in all.
-        #[arg(long)]
-        quick: bool,
-        /// Print one JSON object and nothing else.
-        #[arg(long)]
-        json: bool,
+        #[command(flatten)]
+        runs: Runs,
         /// Only cases with this in their name, such as `stage/`.
         #[arg(default_value = "", hide_default_value = true)]
         filter: String,
@@ -84,24 +54,38 @@ enum Command {
     MicroRounds { filter: String },
 }
 
+/// How long to measure, and for whom.
+#[derive(Clone, Copy, Debug, Args)]
+struct Runs {
+    /// Shorter runs, in some cases fewer: seconds to a minute in all.
+    #[arg(long)]
+    quick: bool,
+    /// Print one JSON object and nothing else.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Runs {
+    /// Measures, and says what came of it.
+    fn report<R: Serialize>(
+        self,
+        run: impl FnOnce(bool) -> Result<R, String>,
+        text: fn(&R) -> String,
+    ) -> Result<String, String> {
+        run(self.quick).map(|report| if self.json { figures::json(&report) } else { text(&report) })
+    }
+}
+
 fn main() -> ExitCode {
     let Cli { command } = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return peregrine_control::cli::usage("peregrine-perf", &error),
     };
     let text = match command {
-        Command::Core { quick, json } => {
-            core_case::run(quick).map(|r| if json { r.json() } else { r.text() })
-        }
-        Command::Kernel { quick, json } => {
-            kernel_case::run(quick).map(|r| if json { r.json() } else { r.text() })
-        }
-        Command::Tenants { quick, json } => {
-            tenants_case::run(quick).map(|r| if json { r.json() } else { r.text() })
-        }
-        Command::Memif { quick, json } => {
-            memif_case::run(quick).map(|r| if json { r.json() } else { r.text() })
-        }
+        Command::Core(runs) => runs.report(core_case::run, core_case::Report::text),
+        Command::Kernel(runs) => runs.report(kernel_case::run, kernel_case::Report::text),
+        Command::Tenants(runs) => runs.report(tenants_case::run, tenants_case::Report::text),
+        Command::Memif(runs) => runs.report(memif_case::run, memif_case::Report::text),
         Command::Report(args) => match report::run(&args) {
             Err(report::Error::Input(error)) => {
                 eprintln!("peregrine-perf: error: {error}");
@@ -110,8 +94,8 @@ fn main() -> ExitCode {
             Err(report::Error::Failed(error)) => Err(error),
             Ok(text) => Ok(text),
         },
-        Command::Micro { quick, json, filter } => {
-            micro::run(quick, &filter).map(|r| if json { r.json() } else { r.text() })
+        Command::Micro { runs, filter } => {
+            runs.report(|quick| micro::run(quick, &filter), micro::Report::text)
         }
         Command::Instructions(args) => micro::instructions::run(&args),
         Command::MemifSide(side) => side.run(),
@@ -127,9 +111,4 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-/// JSON has no numbers without a value, as a rate of 0 makes of what is divided by it: it is written as `null`.
-fn null_as_nan<'de, D: serde::Deserializer<'de>>(from: D) -> Result<f64, D::Error> {
-    Ok(<Option<f64> as serde::Deserialize>::deserialize(from)?.unwrap_or(f64::NAN))
 }

@@ -21,7 +21,7 @@ use peregrine_dataplane::clock::cycles_per_second;
 use serde::{Deserialize, Serialize};
 
 use crate::environment::{Environment, Watch};
-use crate::null_as_nan;
+use crate::figures::{median, null_as_nan, spread};
 
 pub use ours::Side;
 use ours::measure as measure_ours;
@@ -128,11 +128,6 @@ pub struct Report {
 }
 
 impl Report {
-    /// One object.
-    pub fn json(&self) -> String {
-        format!("{}\n", serde_json::json!(self))
-    }
-
     /// A table.
     pub fn text(&self) -> String {
         let mut out = format!(
@@ -213,7 +208,7 @@ pub fn run(quick: bool) -> Result<Report, String> {
 }
 
 fn summary(bytes: usize, ours: &[Run], theirs: &[Run], hertz: u64) -> Size {
-    let ([ours_lowest, ours_median, ours_highest], [lowest, median, highest]) = (rates(ours), rates(theirs));
+    let ([ours_lowest, ours_median, ours_highest], [lowest, middle, highest]) = (rates(ours), rates(theirs));
     let share = |runs: &[Run]| runs.iter().map(|run| run.core_share).fold(1.0, f64::min);
     Size {
         bytes,
@@ -221,7 +216,7 @@ fn summary(bytes: usize, ours: &[Run], theirs: &[Run], hertz: u64) -> Size {
         ours_mpps_lowest: ours_lowest / 1e6,
         ours_mpps_highest: ours_highest / 1e6,
         ours_cycles_per_packet: hertz as f64 / ours_median,
-        testpmd_mpps: median / 1e6,
+        testpmd_mpps: middle / 1e6,
         testpmd_mpps_lowest: lowest / 1e6,
         testpmd_mpps_highest: highest / 1e6,
         ratio: median_ratio(ours, theirs),
@@ -232,20 +227,12 @@ fn summary(bytes: usize, ours: &[Run], theirs: &[Run], hertz: u64) -> Size {
 
 /// Pair by pair: a virtual machine's cores can be near or far from one another, and change that between two runs.
 fn median_ratio(ours: &[Run], theirs: &[Run]) -> f64 {
-    let [_, median, _] =
-        spread(ours.iter().zip(theirs).map(|(ours, theirs)| ours.rate() / theirs.rate()).collect());
-    median
+    median(ours.iter().zip(theirs).map(|(ours, theirs)| ours.rate() / theirs.rate()).collect())
 }
 
 /// Packets per second: lowest, median, highest.
 fn rates(runs: &[Run]) -> [f64; 3] {
-    spread(runs.iter().map(Run::rate).collect())
-}
-
-fn spread(mut rates: Vec<f64>) -> [f64; 3] {
-    rates.sort_by(f64::total_cmp);
-    let at = |index: usize| rates.get(index).copied().unwrap_or(0.0);
-    [at(0), at(rates.len() / 2), at(rates.len().saturating_sub(1))]
+    spread(runs.iter().map(Run::rate).collect()).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -261,9 +248,13 @@ mod tests {
         let ours = runs([30_000_000, 10_000_000, 20_000_000, 50_000_000, 40_000_000]);
         let theirs = runs([15_000_000, 14_000_000, 16_000_000, 12_000_000, 60_000_000]);
         let sizes = vec![summary(64, &ours, &theirs, 2_400_000_000)];
-        let json: serde_json::Value = serde_json::from_str(
-            &Report { cores: 2, runs: 5, testpmd_huge_pages: false, sizes, environment: None }.json(),
-        )
+        let json: serde_json::Value = serde_json::from_str(&crate::figures::json(&Report {
+            cores: 2,
+            runs: 5,
+            testpmd_huge_pages: false,
+            sizes,
+            environment: None,
+        }))
         .unwrap();
         let expected = serde_json::json!({
             "cores": 2,

@@ -25,7 +25,7 @@ use peregrine_memif::{ClientConfig, Interface};
 use serde::{Deserialize, Serialize};
 
 use crate::environment::{Environment, Watch};
-use crate::null_as_nan;
+use crate::figures::{median, null_as_nan, spread};
 use crate::rig::{Rig, connect, inner, tenant_mac};
 
 /// Who talks to whom, and the first of the others.
@@ -116,11 +116,6 @@ pub struct Report {
 }
 
 impl Report {
-    /// One object.
-    pub fn json(&self) -> String {
-        format!("{}\n", serde_json::json!(self))
-    }
-
     /// A table.
     pub fn text(&self) -> String {
         let mut out = format!(
@@ -216,24 +211,12 @@ struct Window {
     mpps: f64,
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(0.0)
-}
-
 fn figures(windows: &[Window]) -> Figures {
-    let all = |of: fn(&Window) -> f64| windows.iter().map(of).collect::<Vec<_>>();
-    let lowest = |values: Vec<f64>| values.into_iter().fold(f64::INFINITY, f64::min);
-    let highest = |values: Vec<f64>| values.into_iter().fold(0.0, f64::max);
-    Figures {
-        p50_ns: median(all(|window| window.p50_ns)),
-        p99_ns: median(all(|window| window.p99_ns)),
-        p99_ns_lowest: lowest(all(|window| window.p99_ns)),
-        p99_ns_highest: highest(all(|window| window.p99_ns)),
-        mpps: median(all(|window| window.mpps)),
-        mpps_lowest: lowest(all(|window| window.mpps)),
-        mpps_highest: highest(all(|window| window.mpps)),
-    }
+    let all = |of: fn(&Window) -> f64| spread(windows.iter().map(of).collect()).unwrap_or_default();
+    let [_, p50_ns, _] = all(|window| window.p50_ns);
+    let [p99_ns_lowest, p99_ns, p99_ns_highest] = all(|window| window.p99_ns);
+    let [mpps_lowest, mpps, mpps_highest] = all(|window| window.mpps);
+    Figures { p50_ns, p99_ns, p99_ns_lowest, p99_ns_highest, mpps, mpps_lowest, mpps_highest }
 }
 
 /// The worker, the two talkers, and the way to it for those who come and go.

@@ -7,6 +7,8 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::bench::{Case, Cpu, Figures, Measured, PERCENTILES, RoundTrips, System};
+use crate::environment::Watch;
+use crate::figures::spread;
 
 /// Loads of the round trips, in the order in which they are shown.
 const LOADS: [&str; 4] = ["idle", "10", "50", "90"];
@@ -101,12 +103,6 @@ impl<N: Named> Serialize for Spread<N> {
     }
 }
 
-/// Lowest, median and highest; the upper one of two in the middle.
-fn spread(mut values: Vec<f64>) -> Option<[f64; 3]> {
-    values.sort_by(f64::total_cmp);
-    Some([*values.first()?, *values.get(values.len() / 2)?, *values.last()?])
-}
-
 /// Peregrine's figure over the kernel's; absent where that is 0 or was not measured.
 #[derive(Clone, Debug, Serialize)]
 struct Ratio {
@@ -193,21 +189,16 @@ fn round_trips(runs: &[&RoundTrips]) -> Value {
 
 impl Environment {
     fn read(uplink: &Value) -> Environment {
-        let file = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
-        let cpuinfo = file("/proc/cpuinfo");
-        let model = cpuinfo.lines().find(|line| line.starts_with("model name"));
-        let model = model.and_then(|line| line.split_once(':')).map_or("unknown", |(_, name)| name.trim());
+        let machine = Watch::start().end();
         Environment {
             cores_used: 2,
-            cores: std::thread::available_parallelism().map_or(0, usize::from),
-            cpu: model.into(),
-            kernel: file("/proc/sys/kernel/osrelease").trim().into(),
+            cores: machine.cores_online.unwrap_or(0),
+            cpu: machine.cpu.unwrap_or_else(|| "unknown".into()),
+            kernel: machine.kernel.unwrap_or_default(),
             mode: json!({
                 "requested": uplink["mode_requested"], "actual": uplink["mode_actual"], "driver": uplink["driver"],
             }),
-            hypervisor: cpuinfo.lines().any(|line| {
-                line.starts_with("flags") && line.split_whitespace().any(|flag| flag == "hypervisor")
-            }),
+            hypervisor: machine.virtual_machine.is_some(),
         }
     }
 }
@@ -296,11 +287,6 @@ impl Report {
             notes.push("Quick: one run, short trials, 64 bytes with 1 and 100 flows and 1400 bytes with 1: read ratios, not figures.".into());
         }
         notes
-    }
-
-    /// One object.
-    pub fn json(&self) -> String {
-        format!("{}\n", json!(self))
     }
 
     /// Tables.
@@ -437,7 +423,7 @@ mod tests {
 
     #[test]
     fn the_json_keys_are_a_contract() {
-        let json: Value = serde_json::from_str(&report().json()).unwrap();
+        let json: Value = serde_json::from_str(&crate::figures::json(&report())).unwrap();
         assert_eq!((&json["runs"], &json["quick"]), (&json!(3), &json!(true)));
         let case = &json["cases"][0];
         assert_eq!((&case["bytes"], &case["flows"]), (&json!(64), &json!(1)));
@@ -484,7 +470,7 @@ mod tests {
         all[1].figures.round_trips.clear();
         let case = [Case { bytes: 64, flows: 1 }];
         let report = Report::new(true, 1, &all, &case, &[1], &Value::Null, Duration::ZERO);
-        let json: Value = serde_json::from_str(&report.json()).unwrap();
+        let json: Value = serde_json::from_str(&crate::figures::json(&report)).unwrap();
         assert_eq!(json["cases"][0]["ratio"]["ndr_pps"], Value::Null);
         assert_eq!(json["cases"][0]["ratio"]["rtt_p50_idle"], Value::Null);
         assert_eq!(json["cases"][0]["peregrine"]["rtt_us"], json!({}));

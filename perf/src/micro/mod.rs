@@ -20,6 +20,8 @@ use peregrine_dataplane::clock::{cycles, cycles_per_second};
 use peregrine_dataplane::frame::BURST;
 use serde::Serialize;
 
+use crate::figures::spread;
+
 /// Packets (or calls) that the measured part of every case handles.
 const PACKETS: usize = BURST;
 /// Times that a case is run before anything counts: the first turns fill caches and free lists.
@@ -147,11 +149,6 @@ pub struct Report {
 }
 
 impl Report {
-    /// One object.
-    pub fn json(&self) -> String {
-        format!("{}\n", serde_json::json!(self))
-    }
-
     /// A table.
     pub fn text(&self) -> String {
         let mut out =
@@ -200,15 +197,14 @@ fn time(case: &mut Case, runs: usize, budget: u64, hertz: u64) -> Result<Times, 
         rounds.sort_unstable();
         medians.push(rounds.get(rounds.len() / 2).map_or(0.0, |median| *median as f64 / PACKETS as f64));
     }
-    medians.sort_by(f64::total_cmp);
-    let at = |index: usize| medians.get(index).copied().unwrap_or(0.0);
+    let [lowest, median, highest] = spread(medians).unwrap_or_default();
     let ns = |cycles: f64| cycles * 1e9 / hertz as f64;
     Ok(Times {
         name: case.name.clone(),
-        ns: ns(at(runs / 2)),
-        ns_lowest: ns(at(0)),
-        ns_highest: ns(at(runs - 1)),
-        cycles: at(runs / 2),
+        ns: ns(median),
+        ns_lowest: ns(lowest),
+        ns_highest: ns(highest),
+        cycles: median,
         allocations,
     })
 }
