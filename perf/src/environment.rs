@@ -9,6 +9,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
+use crate::proc_stat::{self, Ticks};
+
 /// The machine, and how quiet it was.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(default)]
@@ -38,7 +40,7 @@ pub struct Environment {
 #[derive(Debug)]
 pub struct Watch {
     environment: Environment,
-    stat: Option<Stat>,
+    ticks: Option<Ticks>,
 }
 
 impl Watch {
@@ -58,41 +60,21 @@ impl Watch {
             load_before: read("/proc/loadavg").and_then(|text| text.split(' ').next()?.parse().ok()),
             stolen_percent: None,
         };
-        Watch { environment, stat: Stat::now() }
+        Watch { environment, ticks: all_cores() }
     }
 
     /// Adds what was taken away since.
     pub fn end(mut self) -> Environment {
-        if let (Some(before), Some(after)) = (self.stat, Stat::now()) {
-            self.environment.stolen_percent = Some(after.stolen_percent_since(&before));
+        if let (Some(before), Some(after)) = (self.ticks, all_cores()) {
+            let Ticks { all, stolen, .. } = after.since(before);
+            self.environment.stolen_percent = Some(100.0 * stolen as f64 / all.max(1) as f64);
         }
         self.environment
     }
 }
 
-/// Ticks of all cores together.
-#[derive(Clone, Copy, Debug)]
-struct Stat {
-    all: u64,
-    stolen: u64,
-}
-
-impl Stat {
-    fn now() -> Option<Stat> {
-        Stat::parse(&read("/proc/stat")?)
-    }
-
-    /// The first line: `cpu user nice system idle iowait irq softirq steal guest guest_nice`; guests are in user and nice.
-    fn parse(text: &str) -> Option<Stat> {
-        let numbers = text.lines().next()?.strip_prefix("cpu ")?.split_whitespace();
-        let ticks: Vec<u64> = numbers.take(8).map_while(|number| number.parse().ok()).collect();
-        Some(Stat { all: ticks.iter().sum(), stolen: *ticks.get(7)? })
-    }
-
-    fn stolen_percent_since(&self, before: &Stat) -> f64 {
-        let all = self.all.saturating_sub(before.all).max(1);
-        100.0 * self.stolen.saturating_sub(before.stolen) as f64 / all as f64
-    }
+fn all_cores() -> Option<Ticks> {
+    Ticks::parse(&proc_stat::read().ok()?, "cpu")
 }
 
 fn read(file: &str) -> Option<String> {
@@ -155,17 +137,6 @@ mod tests {
         assert_eq!(utc(951_782_400), "2000-02-29 00:00 UTC");
         assert_eq!(utc(1_704_067_199), "2023-12-31 23:59 UTC");
         assert_eq!(utc(4_107_542_400), "2100-03-01 00:00 UTC");
-    }
-
-    #[test]
-    fn stolen_time_is_a_share_of_all_time_and_guests_count_once() {
-        let before = Stat::parse("cpu  100 0 50 800 10 0 5 35 70 0\ncpu0 1 2 3\n").unwrap();
-        let after = Stat::parse("cpu  150 0 60 1200 10 0 5 75 90 0\n").unwrap();
-        assert_eq!((before.all, after.all), (1000, 1500));
-        assert!((after.stolen_percent_since(&before) - 8.0).abs() < 1e-9);
-        assert_eq!(after.stolen_percent_since(&after), 0.0);
-        assert!(Stat::parse("cpu  1 2 3\n").is_none());
-        assert!(Stat::parse("").is_none());
     }
 
     #[test]

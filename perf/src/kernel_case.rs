@@ -16,17 +16,19 @@ mod report;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use peregrine_control::demo::{self, DemoError};
 
-use bench::{Bench, Case, Measured, System};
-pub use report::Report;
+pub use bench::System;
+use bench::{Bench, Case, Measured};
+use report::Measurement;
+pub use report::{AtLoad, CaseReport, LOADS, Percentiles, Report, Side};
+
+use crate::environment::Watch;
 
 /// Runs of the full measurement; the median counts.
 const RUNS: usize = 5;
-/// After this a quick run leaves out the round trips that are still to come, and says so. Those with RPS it always does.
-const QUICK_PATIENCE: Duration = Duration::from_secs(42);
 
 /// How long what takes.
 #[derive(Clone, Copy, Debug)]
@@ -41,8 +43,11 @@ struct Times {
     stream: f64,
     /// The same for Peregrine: `status` tells how busy a worker was over a second, which must be all stream.
     stream_peregrine: f64,
-    /// Round trips at one rate.
+    /// Round trips at one rate: up to twice this, for so many packets.
     round_trips: f64,
+    packets: f64,
+    /// For measuring round trips again that something disturbed: of each system in each run, so that all have the same.
+    spare: f64,
 }
 
 const QUICK: Times = Times {
@@ -54,17 +59,22 @@ const QUICK: Times = Times {
     stream: 0.5,
     stream_peregrine: 1.2,
     round_trips: 0.2,
+    packets: 12_000.0,
+    spare: 2.0,
 };
 
+/// A quarter of an hour at most.
 const FULL: Times = Times {
     runs: RUNS,
-    search: 10.0,
+    search: 4.0,
     first_trial: 0.1,
-    trial: 0.5,
-    sum: 1.5,
-    stream: 2.0,
-    stream_peregrine: 2.0,
-    round_trips: 2.0,
+    trial: 0.3,
+    sum: 0.9,
+    stream: 1.2,
+    stream_peregrine: 1.2,
+    round_trips: 0.5,
+    packets: 12_000.0,
+    spare: 8.0,
 };
 
 const QUICK_CASES: [Case; 3] =
@@ -104,16 +114,15 @@ fn plain(error: &DemoError) -> String {
 }
 
 fn measure(quick: bool, interrupted: &Arc<AtomicBool>) -> Result<Report, String> {
-    let begun = Instant::now();
+    let (begun, watch) = (Instant::now(), Watch::start());
     let times = if quick { QUICK } else { FULL };
     let cases: &[Case] = if quick { &QUICK_CASES } else { &FULL_CASES };
-    let hurry = || quick && begun.elapsed() > QUICK_PATIENCE;
     let mut all = Vec::new();
     let mut uplink = serde_json::Value::Null;
     // The kernel's capacity for round trips, of each case: the first run's, so that all runs answer the same load.
     let mut capacities: Vec<u64> = Vec::new();
     for number in 1..=times.runs {
-        for system in [System::Kernel, System::KernelRps, System::Peregrine] {
+        for system in System::ALL {
             eprintln!("peregrine-perf: run {number} of {}: {}", times.runs, system.name());
             let bench = Bench::start(system, times, interrupted.clone())?;
             for (at, case) in cases.iter().enumerate() {
@@ -121,8 +130,7 @@ fn measure(quick: bool, interrupted: &Arc<AtomicBool>) -> Result<Report, String>
                     capacities.push(bench.round_trip_capacity(*case)?);
                 }
                 let capacity = capacities.get(at).copied().unwrap_or(0);
-                let skip = || hurry() || (quick && system == System::KernelRps);
-                let figures = bench.measure(*case, capacity, &skip)?;
+                let figures = bench.measure(*case, capacity)?;
                 all.push(Measured { system, case: *case, figures });
             }
             if let Some(status) = bench.stop()? {
@@ -130,5 +138,14 @@ fn measure(quick: bool, interrupted: &Arc<AtomicBool>) -> Result<Report, String>
             }
         }
     }
-    Ok(Report::new(quick, times.runs, &all, cases, &capacities, &uplink, begun.elapsed()))
+    Ok(Report::new(Measurement {
+        quick,
+        runs: times.runs,
+        seconds: begun.elapsed().as_secs_f64(),
+        machine: watch.end(),
+        uplink,
+        cases,
+        capacities: &capacities,
+        all: &all,
+    }))
 }

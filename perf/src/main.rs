@@ -8,6 +8,7 @@ mod figures;
 mod kernel_case;
 mod memif_case;
 mod micro;
+mod proc_stat;
 mod report;
 mod rig;
 mod tenants_case;

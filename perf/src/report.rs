@@ -2,10 +2,11 @@
 //! `run`. A case that cannot run here costs its section, not the others: the page says why it is missing.
 
 mod input;
-mod kernel;
 mod kernel_part;
+mod layout;
 mod notes;
 mod page;
+mod parts;
 mod svg;
 
 use std::fs;
@@ -14,7 +15,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use input::{Failure, Results};
 
-use crate::{core_case, memif_case, tenants_case};
+use crate::{core_case, kernel_case, memif_case, tenants_case};
 
 /// Flags of `report`.
 #[derive(Clone, Debug, Args)]
@@ -61,16 +62,17 @@ fn failed(what: &str, file: &Path, error: &std::io::Error) -> Error {
     Error::Failed(format!("cannot {what} {}: {error}", file.display()))
 }
 
-/// All cases, one after the other.
+/// All cases, one after the other. The kernel's is last: from then on Ctrl-C only ends that one.
 fn measure(quick: bool) -> Result<Results, Error> {
     let mut results = Results::default();
     let failures = &mut results.failures;
     results.memif = case("memif", || memif_case::run(quick), failures);
     results.core = case("core", || core_case::run(quick), failures);
     results.tenants = case("tenants", || tenants_case::run(quick), failures);
-    if results.memif.is_none() && results.core.is_none() && results.tenants.is_none() {
+    results.kernel = case("kernel", || kernel_case::run(quick), failures);
+    if results.environments().is_empty() {
         let errors: Vec<String> =
-            failures.iter().map(|failure| format!("{}: {}", failure.case, failure.error)).collect();
+            results.failures.iter().map(|failure| format!("{}: {}", failure.case, failure.error)).collect();
         return Err(Error::Failed(format!("no case could be measured: {}", errors.join("; "))));
     }
     Ok(results)

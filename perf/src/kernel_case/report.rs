@@ -1,228 +1,263 @@
-//! The figures of all runs: medians with the lowest and highest, for people and for programs.
+//! The figures of all runs: medians with the lowest and highest, for people and for programs. `report` draws them.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
-use serde::Serialize;
-use serde_json::{Map, Value, json};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
-use super::bench::{Case, Cpu, Figures, Measured, PERCENTILES, RoundTrips, System};
-use crate::environment::Watch;
+use super::bench::{ATTEMPTS, Case, Cpu, DISTURBED, Figures, Measured, RoundTrips, System};
+use crate::environment;
 use crate::figures::spread;
 
 /// Loads of the round trips, in the order in which they are shown.
-const LOADS: [&str; 4] = ["idle", "10", "50", "90"];
+pub const LOADS: [&str; 4] = ["idle", "10", "50", "90"];
 
 /// Everything.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Report {
-    quick: bool,
-    runs: usize,
-    seconds: f64,
-    environment: Environment,
-    cases: Vec<CaseReport>,
+    pub quick: bool,
+    pub runs: usize,
+    pub seconds: f64,
+    pub environment: Environment,
+    pub cases: Vec<CaseReport>,
     /// What must be known to read the figures.
-    notes: Vec<String>,
+    pub notes: Vec<String>,
 }
 
-#[derive(Clone, Debug, Serialize)]
-struct Environment {
-    cores_used: usize,
-    cores: usize,
-    cpu: String,
-    kernel: String,
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Environment {
+    pub cores_used: usize,
     /// Peregrine's driver mode, asked for and got, and the driver.
-    mode: Value,
-    hypervisor: bool,
+    pub mode: Value,
+    #[serde(flatten)]
+    pub machine: environment::Environment,
 }
 
-#[derive(Clone, Debug, Serialize)]
-struct CaseReport {
+/// One packet size and number of flows.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct CaseReport {
     #[serde(flatten)]
-    case: Case,
+    pub case: Case,
     /// Of the kernel's overlay: 10, 50 and 90 % of this are the loads of the round trips.
-    round_trip_capacity_pps: u64,
-    kernel: Side,
-    kernel_rps: Side,
-    peregrine: Side,
-    ratio: Ratio,
+    pub round_trip_capacity_pps: u64,
+    pub kernel: Side,
+    pub kernel_rps: Side,
+    pub peregrine: Side,
+    pub ratio: Ratio,
 }
 
 /// One system: the median of the runs.
-#[derive(Clone, Debug, Serialize)]
-struct Side {
-    #[serde(flatten)]
-    max: Spread<Max>,
-    #[serde(flatten)]
-    ndr: Spread<Ndr>,
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Side {
+    pub max_pps: f64,
+    pub max_pps_lowest: f64,
+    pub max_pps_highest: f64,
+    pub ndr_pps: f64,
+    pub ndr_pps_lowest: f64,
+    pub ndr_pps_highest: f64,
     /// Why NDR is not higher, in each run.
-    ndr_end: Vec<String>,
+    pub ndr_end: Vec<String>,
     /// By load.
-    rtt_us: Map<String, Value>,
-    cpu_s_per_mpkt: Cpu,
+    pub rtt_us: BTreeMap<String, AtLoad>,
+    pub cpu_s_per_mpkt: CpuReport,
 }
 
-/// Names of a [`Spread`]'s three figures.
-trait Named {
-    const NAMES: [&'static str; 3];
+/// Round trips at one load: counts over all runs, percentiles in the median of the runs.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct AtLoad {
+    pub pps: u64,
+    pub sent: u64,
+    pub lost: u64,
+    pub late: u64,
+    pub stolen_ms: f64,
+    pub attempts: u64,
+    /// Runs in which even the best attempt was disturbed.
+    pub disturbed_runs: usize,
+    #[serde(flatten)]
+    pub median: Percentiles,
+    pub lowest: Percentiles,
+    pub highest: Percentiles,
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Max;
-#[derive(Clone, Copy, Debug)]
-struct Ndr;
-
-impl Named for Max {
-    const NAMES: [&'static str; 3] = ["max_pps", "max_pps_lowest", "max_pps_highest"];
+/// In microseconds; `null` where there were too few packets for it.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
+pub struct Percentiles {
+    pub p50: Option<f64>,
+    pub p90: Option<f64>,
+    pub p99: Option<f64>,
+    pub p999: Option<f64>,
+    pub p9999: Option<f64>,
+    pub max: Option<f64>,
 }
 
-impl Named for Ndr {
-    const NAMES: [&'static str; 3] = ["ndr_pps", "ndr_pps_lowest", "ndr_pps_highest"];
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Spread<N> {
-    median: f64,
-    lowest: f64,
-    highest: f64,
-    _name: std::marker::PhantomData<N>,
-}
-
-impl<N> Spread<N> {
-    fn of(figures: &[Figures], pick: fn(&Figures) -> f64) -> Spread<N> {
-        let values: Vec<f64> = figures.iter().map(pick).collect();
-        let [lowest, median, highest] = spread(values).unwrap_or_default();
-        Spread { median, lowest, highest, _name: std::marker::PhantomData }
-    }
-}
-
-impl<N: Named> Serialize for Spread<N> {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let values = [self.median, self.lowest, self.highest];
-        serializer.collect_map(N::NAMES.into_iter().zip(values))
-    }
+/// CPU seconds per million packets.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
+pub struct CpuReport {
+    #[serde(flatten)]
+    pub median: Cpu,
+    pub lowest: Cpu,
+    pub highest: Cpu,
 }
 
 /// Peregrine's figure over the kernel's; absent where that is 0 or was not measured.
-#[derive(Clone, Debug, Serialize)]
-struct Ratio {
-    max_pps: Option<f64>,
-    ndr_pps: Option<f64>,
-    rtt_p50_idle: Option<f64>,
-    rtt_p99_50: Option<f64>,
-    cpu_s_per_mpkt: Option<f64>,
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Ratio {
+    pub max_pps: Option<f64>,
+    pub ndr_pps: Option<f64>,
+    pub rtt_p50_idle: Option<f64>,
+    pub rtt_p99_50: Option<f64>,
+    pub cpu_s_per_mpkt: Option<f64>,
     /// The same over the kernel with RPS.
-    max_pps_to_rps: Option<f64>,
-    ndr_pps_to_rps: Option<f64>,
+    pub max_pps_to_rps: Option<f64>,
+    pub ndr_pps_to_rps: Option<f64>,
 }
 
 fn ratio(ours: Option<f64>, theirs: Option<f64>) -> Option<f64> {
     ours.zip(theirs).filter(|(_, theirs)| *theirs > 0.0).map(|(ours, theirs)| ours / theirs)
 }
 
+impl Environment {
+    pub fn mode_text(&self) -> String {
+        let text = |key: &str| self.mode[key].as_str().unwrap_or("unknown");
+        format!("{} (asked for {}), driver {}", text("actual"), text("requested"), text("driver"))
+    }
+}
+
 impl Ratio {
     fn new(kernel: &Side, rps: &Side, ours: &Side) -> Ratio {
-        let rtt =
-            |side: &Side, load: &str, name: &str| side.rtt_us.get(load).and_then(|at| at[name].as_f64());
+        let rtt = |load: &str, pick: fn(&Percentiles) -> Option<f64>| {
+            let of = |side: &Side| pick(&side.rtt_us.get(load)?.median);
+            ratio(of(ours), of(kernel))
+        };
         let over = |theirs: &Side, pick: fn(&Side) -> f64| ratio(Some(pick(ours)), Some(pick(theirs)));
         Ratio {
-            max_pps: over(kernel, |side| side.max.median),
-            ndr_pps: over(kernel, |side| side.ndr.median),
-            rtt_p50_idle: ratio(rtt(ours, "idle", "p50"), rtt(kernel, "idle", "p50")),
-            rtt_p99_50: ratio(rtt(ours, "50", "p99"), rtt(kernel, "50", "p99")),
-            cpu_s_per_mpkt: over(kernel, |side| side.cpu_s_per_mpkt.total),
-            max_pps_to_rps: over(rps, |side| side.max.median),
-            ndr_pps_to_rps: over(rps, |side| side.ndr.median),
+            max_pps: over(kernel, |side| side.max_pps),
+            ndr_pps: over(kernel, |side| side.ndr_pps),
+            rtt_p50_idle: rtt("idle", |us| us.p50),
+            rtt_p99_50: rtt("50", |us| us.p99),
+            cpu_s_per_mpkt: over(kernel, |side| side.cpu_s_per_mpkt.median.total),
+            max_pps_to_rps: over(rps, |side| side.max_pps),
+            ndr_pps_to_rps: over(rps, |side| side.ndr_pps),
         }
     }
 }
 
 impl Side {
     fn new(figures: &[Figures]) -> Side {
-        let cpu = |pick: fn(&Cpu) -> f64| {
-            spread(figures.iter().map(|figures| pick(&figures.cpu)).collect()).unwrap_or_default()[1]
+        let of = |pick: fn(&Figures) -> f64| spread(figures.iter().map(pick).collect()).unwrap_or_default();
+        let [max_pps_lowest, max_pps, max_pps_highest] = of(|figures| figures.max_pps);
+        let [ndr_pps_lowest, ndr_pps, ndr_pps_highest] = of(|figures| figures.ndr_pps);
+        let at_load = |load: &str| {
+            let all = figures.iter().flat_map(|figures| &figures.round_trips);
+            let runs: Vec<&RoundTrips> = all.filter(|at| at.load == load).collect();
+            Some((load.to_string(), AtLoad::new(&runs)?))
         };
-        let mut rtt_us = Map::new();
-        for load in LOADS {
-            let runs = figures.iter().flat_map(|figures| &figures.round_trips);
-            let runs: Vec<&RoundTrips> = runs.filter(|at| at.load == load).collect();
-            if !runs.is_empty() {
-                rtt_us.insert(load.into(), round_trips(&runs));
-            }
-        }
         Side {
-            max: Spread::of(figures, |figures| figures.max_pps),
-            ndr: Spread::of(figures, |figures| figures.ndr_pps),
+            max_pps,
+            max_pps_lowest,
+            max_pps_highest,
+            ndr_pps,
+            ndr_pps_lowest,
+            ndr_pps_highest,
             ndr_end: figures.iter().map(|figures| figures.ndr_end.clone()).collect(),
-            rtt_us,
-            cpu_s_per_mpkt: Cpu {
-                generator_core: cpu(|cpu| cpu.generator_core),
-                other_core: cpu(|cpu| cpu.other_core),
-                total: cpu(|cpu| cpu.total),
-                busy_share: cpu(|cpu| cpu.busy_share),
-                total_busy: cpu(|cpu| cpu.total_busy),
-            },
+            rtt_us: LOADS.into_iter().filter_map(at_load).collect(),
+            cpu_s_per_mpkt: CpuReport::new(figures),
         }
     }
 }
 
-/// `{pps, sent, lost, late, p50 … max, lowest: {p50 …}, highest: {…}}`.
-fn round_trips(runs: &[&RoundTrips]) -> Value {
-    let sum = |pick: fn(&RoundTrips) -> u64| runs.iter().map(|run| pick(run)).sum::<u64>();
-    let mut all = Map::new();
-    all.insert("pps".into(), json!(runs.first().map(|run| run.pps)));
-    all.insert("sent".into(), json!(sum(|run| run.sent)));
-    all.insert("lost".into(), json!(sum(|run| run.lost)));
-    all.insert("late".into(), json!(sum(|run| run.late)));
-    let (mut lowest, mut highest) = (Map::new(), Map::new());
-    for (at, name) in PERCENTILES.into_iter().enumerate() {
-        let values = runs.iter().filter_map(|run| run.us.get(at).copied().flatten()).collect();
-        let [low, middle, high] = spread(values).map_or([None; 3], |values| values.map(Some));
-        all.insert(name.into(), json!(middle));
-        lowest.insert(name.into(), json!(low));
-        highest.insert(name.into(), json!(high));
-    }
-    all.insert("lowest".into(), lowest.into());
-    all.insert("highest".into(), highest.into());
-    all.into()
-}
-
-impl Environment {
-    fn read(uplink: &Value) -> Environment {
-        let machine = Watch::start().end();
-        Environment {
-            cores_used: 2,
-            cores: machine.cores_online.unwrap_or(0),
-            cpu: machine.cpu.unwrap_or_else(|| "unknown".into()),
-            kernel: machine.kernel.unwrap_or_default(),
-            mode: json!({
-                "requested": uplink["mode_requested"], "actual": uplink["mode_actual"], "driver": uplink["driver"],
-            }),
-            hypervisor: machine.virtual_machine.is_some(),
-        }
+impl CpuReport {
+    fn new(figures: &[Figures]) -> CpuReport {
+        let of = |pick: fn(&Cpu) -> f64| {
+            spread(figures.iter().map(|figures| pick(&figures.cpu)).collect()).unwrap_or_default()
+        };
+        let generator_core = of(|cpu| cpu.generator_core);
+        let other_core = of(|cpu| cpu.other_core);
+        let total = of(|cpu| cpu.total);
+        let busy_share = of(|cpu| cpu.busy_share);
+        let total_busy = of(|cpu| cpu.total_busy);
+        let [lowest, median, highest] = [0, 1, 2].map(|at: usize| {
+            let value = |values: [f64; 3]| values.get(at).copied().unwrap_or_default();
+            Cpu {
+                generator_core: value(generator_core),
+                other_core: value(other_core),
+                total: value(total),
+                busy_share: value(busy_share),
+                total_busy: value(total_busy),
+            }
+        });
+        CpuReport { median, lowest, highest }
     }
 }
 
-/// One of the systems of a case.
-type Pick = fn(&CaseReport) -> &Side;
+impl AtLoad {
+    /// `None` of no runs.
+    fn new(runs: &[&RoundTrips]) -> Option<AtLoad> {
+        let sum = |pick: fn(&RoundTrips) -> u64| runs.iter().map(|run| pick(run)).sum::<u64>();
+        let of =
+            |at: usize| spread(runs.iter().filter_map(|run| run.us.get(at).copied().flatten()).collect());
+        let [p50, p90, p99, p999, p9999, max] = [0, 1, 2, 3, 4, 5].map(of);
+        let [lowest, median, highest] = [0, 1, 2].map(|at: usize| {
+            let value = |values: Option<[f64; 3]>| values?.get(at).copied();
+            Percentiles {
+                p50: value(p50),
+                p90: value(p90),
+                p99: value(p99),
+                p999: value(p999),
+                p9999: value(p9999),
+                max: value(max),
+            }
+        });
+        Some(AtLoad {
+            pps: runs.first()?.pps,
+            sent: sum(|run| run.sent),
+            lost: sum(|run| run.lost),
+            late: sum(|run| run.late),
+            stolen_ms: runs.iter().map(|run| run.stolen_ms).sum(),
+            attempts: sum(|run| run.attempts),
+            disturbed_runs: runs.iter().filter(|run| run.disturbed > DISTURBED).count(),
+            median,
+            lowest,
+            highest,
+        })
+    }
+
+    /// The part of the packets that left late: as many of the slowest round trips are the generator's doing.
+    pub fn late_share(&self) -> f64 {
+        self.late as f64 / self.sent.max(1) as f64
+    }
+}
+
+impl Percentiles {
+    /// In this order.
+    pub fn values(&self) -> [Option<f64>; 6] {
+        [self.p50, self.p90, self.p99, self.p999, self.p9999, self.max]
+    }
+}
+
+/// What was measured, and where.
+#[derive(Debug)]
+pub struct Measurement<'a> {
+    pub quick: bool,
+    pub runs: usize,
+    pub seconds: f64,
+    pub machine: environment::Environment,
+    /// Of Peregrine's `status`.
+    pub uplink: Value,
+    pub cases: &'a [Case],
+    /// The kernel's, of each case.
+    pub capacities: &'a [u64],
+    pub all: &'a [Measured],
+}
 
 impl Report {
-    pub fn new(
-        quick: bool,
-        runs: usize,
-        all: &[Measured],
-        cases: &[Case],
-        capacities: &[u64],
-        uplink: &Value,
-        took: Duration,
-    ) -> Report {
+    pub fn new(of: Measurement<'_>) -> Report {
         let side = |case: Case, system: System| {
-            let of = all.iter().filter(|measured| measured.case == case && measured.system == system);
-            Side::new(&of.map(|measured| measured.figures.clone()).collect::<Vec<_>>())
+            let figures = of.all.iter().filter(|measured| measured.case == case && measured.system == system);
+            Side::new(&figures.map(|measured| measured.figures.clone()).collect::<Vec<_>>())
         };
         let case = |(case, capacity): (&Case, &u64)| {
-            let [kernel, kernel_rps, peregrine] =
-                [System::Kernel, System::KernelRps, System::Peregrine].map(|system| side(*case, system));
+            let [kernel, kernel_rps, peregrine] = System::ALL.map(|system| side(*case, system));
             CaseReport {
                 case: *case,
                 round_trip_capacity_pps: *capacity,
@@ -232,12 +267,19 @@ impl Report {
                 peregrine,
             }
         };
+        let uplink = &of.uplink;
         let mut report = Report {
-            quick,
-            runs,
-            seconds: took.as_secs_f64(),
-            environment: Environment::read(uplink),
-            cases: cases.iter().zip(capacities).map(case).collect(),
+            quick: of.quick,
+            runs: of.runs,
+            seconds: of.seconds,
+            environment: Environment {
+                cores_used: 2,
+                mode: json!({
+                    "requested": uplink["mode_requested"], "actual": uplink["mode_actual"], "driver": uplink["driver"],
+                }),
+                machine: of.machine,
+            },
+            cases: of.cases.iter().zip(of.capacities).map(case).collect(),
             notes: Vec::new(),
         };
         report.notes = report.explain();
@@ -245,48 +287,62 @@ impl Report {
     }
 
     fn explain(&self) -> Vec<String> {
-        let sides = |pick: Pick| self.cases.iter().map(pick);
-        let ends = |pick: Pick, end: &str| {
-            sides(pick).flat_map(|side| &side.ndr_end).filter(|is| *is == end).count()
-        };
-        let systems: [(&str, Pick); 3] = [
-            ("the kernel", |case| &case.kernel),
-            ("the kernel with RPS", |case| &case.kernel_rps),
-            ("peregrine", |case| &case.peregrine),
-        ];
-        let searches = self.cases.len() * self.runs;
         let mut notes = vec![
             "Over veth the sender's core does the kernel's share of both ends of the wire, and without RPS of the overlay too.".into(),
         ];
-        for (name, pick) in systems {
-            let limited = ends(pick, "generator");
+        notes.extend(self.limits());
+        notes.push(
+            "CPU seconds: what /proc/stat says the two cores were busy while the generator sent as fast as it could, per million packets that arrived; whatever else ran there is in it. A polling worker's core is always busy: busy_share is the part with work, and total_busy counts only that.".into(),
+        );
+        notes.push(
+            "Round trips at 10, 50 and 90 % of what the kernel's overlay answers with at most 0.5 % lost and half of the answers within a millisecond; idle is 1000 a second. A percentile that so few packets do not have is null.".into(),
+        );
+        notes.extend(self.disturbances());
+        if self.quick {
+            notes.push("Quick: one run, short trials, 64 bytes with 1 and 100 flows and 1400 bytes with 1: read ratios, not figures.".into());
+        }
+        notes
+    }
+
+    /// Where a rate is not the system's own.
+    pub fn limits(&self) -> Vec<String> {
+        let searches = self.cases.len() * self.runs;
+        let mut notes = Vec::new();
+        for system in System::ALL {
+            let name = system.name();
+            let ends = |end: &str| {
+                let all = self.cases.iter().flat_map(|case| &case.side(system).ndr_end);
+                all.filter(|is| *is == end).count()
+            };
+            let limited = ends("generator");
             if limited > 0 {
                 notes.push(format!(
                     "The wire or the generator, not {name}, was the limit in {limited} of {searches} searches: its loss-free rate may be higher."
                 ));
             }
-            let unconfirmed = ends(pick, "unconfirmed");
+            let unconfirmed = ends("unconfirmed");
             if unconfirmed > 0 {
                 notes.push(format!(
                     "{unconfirmed} of {searches} searches of {name} ran out of time: their loss-free rates come from short trials."
                 ));
             }
-            if sides(pick).any(|side| side.rtt_us.is_empty()) {
-                notes.push(format!(
-                    "Round trips through {name} are missing: a quick run has no time for them."
-                ));
-            }
-        }
-        notes.push(
-            "CPU seconds: what /proc/stat says the two cores were busy while the generator sent as fast as it could, per million packets that arrived; whatever else ran there is in it. A polling worker's core is always busy: busy_share is the part with work, and total_busy counts only that.".into(),
-        );
-        notes.push(
-            "Round trips at 10, 50 and 90 % of what the kernel's overlay answers with at most 0.5 % lost (where no such rate was found, of half of what it answered at best); idle is 1000 a second. A percentile that so few packets do not have is null.".into(),
-        );
-        if self.quick {
-            notes.push("Quick: one run, short trials, 64 bytes with 1 and 100 flows and 1400 bytes with 1: read ratios, not figures.".into());
         }
         notes
+    }
+
+    /// Where a tail is not the system's own.
+    pub fn disturbances(&self) -> Option<String> {
+        let sides = self.cases.iter().flat_map(|case| System::ALL.map(|system| case.side(system)));
+        let loads: Vec<&AtLoad> = sides.flat_map(|side| side.rtt_us.values()).collect();
+        let disturbed: usize = loads.iter().map(|at| at.disturbed_runs).sum();
+        let worst = loads.iter().map(|at| at.late_share()).fold(0.0, f64::max);
+        (disturbed > 0).then(|| {
+            format!(
+                "{disturbed} of {} measurements of round trips were disturbed, even in the best of up to {ATTEMPTS} attempts: packets left over 1 ms late (in the worst case {:.1} % of them), because the generator had lost its core or, without RPS, did the overlay's work on it; or the hypervisor took a core away. The delay of a packet that left late is in its round trip, so as many of the slowest ones are the generator's doing; both counts stand beside the percentiles.",
+                loads.len() * self.runs,
+                100.0 * worst
+            )
+        })
     }
 
     /// Tables.
@@ -304,15 +360,15 @@ impl Report {
             "busy"
         );
         for case in &self.cases {
-            for (name, side) in case.sides() {
-                let Side { max, ndr, cpu_s_per_mpkt: cpu, .. } = side;
-                let spread = format!("{:.0}–{:.0}", ndr.lowest, ndr.highest);
+            for system in System::ALL {
+                let Side { ndr_pps, ndr_pps_lowest, ndr_pps_highest, max_pps, .. } = case.side(system);
+                let cpu = case.side(system).cpu_s_per_mpkt.median;
+                let spread = format!("{ndr_pps_lowest:.0}–{ndr_pps_highest:.0}");
                 out += &format!(
-                    "{:>5}{:>6}  {name:<12}{:>12.0}{spread:>23}{:>12.0}{:>12.2}{:>10.2}{:>7.0} %\n",
+                    "{:>5}{:>6}  {:<12}{ndr_pps:>12.0}{spread:>23}{max_pps:>12.0}{:>12.2}{:>10.2}{:>7.0} %\n",
                     case.case.bytes,
                     case.case.flows,
-                    ndr.median,
-                    max.median,
+                    system.short(),
                     cpu.total,
                     cpu.total_busy,
                     cpu.busy_share * 100.0
@@ -329,12 +385,15 @@ impl Report {
             );
         }
         self.round_trips_text(&mut out);
-        let Environment { cores_used, cpu, kernel, mode, .. } = &self.environment;
+        let Environment { cores_used, machine, .. } = &self.environment;
+        let told = |text: &Option<String>| text.clone().unwrap_or_else(|| "unknown".into());
         out += &format!(
-            "\nMedian of {} runs in {:.0} s; {cores_used} cores in all systems; {cpu}, Linux {kernel}; AF_XDP: {}.\n",
+            "\nMedian of {} runs in {:.0} s; {cores_used} cores in all systems; {}, Linux {}; AF_XDP: {}.\n",
             self.runs,
             self.seconds,
-            mode["actual"].as_str().unwrap_or("unknown")
+            told(&machine.cpu),
+            told(&machine.kernel),
+            self.environment.mode_text()
         );
         self.notes.iter().for_each(|note| out += &format!("{note}\n"));
         out
@@ -345,21 +404,23 @@ impl Report {
         for name in ["p50", "p90", "p99", "p99.9", "p99.99", "max, µs"] {
             *out += &format!("{name:>10}");
         }
-        *out += &format!("{:>8}\n", "lost");
+        *out += &format!("{:>8}{:>8}{:>11}\n", "lost", "late", "stolen, ms");
         for case in &self.cases {
-            for (name, side) in case.sides() {
-                for (load, at) in LOADS.into_iter().filter_map(|load| Some((load, side.rtt_us.get(load)?))) {
+            for system in System::ALL {
+                let loads = &case.side(system).rtt_us;
+                for (load, at) in LOADS.into_iter().filter_map(|load| Some((load, loads.get(load)?))) {
                     *out += &format!(
-                        "{:>5}{:>6}  {name:<12}{load:>6}{:>10}",
+                        "{:>5}{:>6}  {:<12}{load:>6}{:>10}",
                         case.case.bytes,
                         case.case.flows,
-                        at["pps"].as_u64().unwrap_or(0)
+                        system.short(),
+                        at.pps
                     );
-                    for percentile in PERCENTILES {
-                        let cell = at[percentile].as_f64().map_or("–".into(), |us| format!("{us:.1}"));
+                    for us in at.median.values() {
+                        let cell = us.map_or("–".into(), |us| format!("{us:.1}"));
                         *out += &format!("{cell:>10}");
                     }
-                    *out += &format!("{:>8}\n", at["lost"].as_u64().unwrap_or(0));
+                    *out += &format!("{:>8}{:>8}{:>11.0}\n", at.lost, at.late, at.stolen_ms);
                 }
             }
         }
@@ -367,8 +428,12 @@ impl Report {
 }
 
 impl CaseReport {
-    fn sides(&self) -> BTreeMap<&'static str, &Side> {
-        [("kernel", &self.kernel), ("kernel, RPS", &self.kernel_rps), ("peregrine", &self.peregrine)].into()
+    pub fn side(&self, system: System) -> &Side {
+        match system {
+            System::Kernel => &self.kernel,
+            System::KernelRps => &self.kernel_rps,
+            System::Peregrine => &self.peregrine,
+        }
     }
 }
 

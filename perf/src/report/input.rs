@@ -8,8 +8,8 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::kernel;
-use crate::{core_case, memif_case, tenants_case};
+use crate::environment::Environment;
+use crate::{core_case, kernel_case, memif_case, tenants_case};
 
 /// No result is nearly as large.
 const BYTES_MAX: u64 = 16 << 20;
@@ -21,7 +21,7 @@ pub struct Results {
     /// Of this program: what makes a `report.json` known.
     pub peregrine_report: String,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub kernel: Option<kernel::Report>,
+    pub kernel: Option<kernel_case::Report>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memif: Option<memif_case::Report>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -42,14 +42,14 @@ pub struct Failure {
 impl Results {
     /// The environment of each case, by the case's name; empty if it says nothing of it.
     pub fn environments(&self) -> Vec<(&'static str, Map<String, Value>)> {
-        let own = |environment: &Option<crate::environment::Environment>| match serde_json::json!(environment)
-        {
+        let own = |environment: &Option<Environment>| match serde_json::json!(environment) {
             Value::Object(all) => all,
             _ => Map::new(),
         };
-        let kernel = |report: &kernel::Report| match report.more.get("environment") {
-            Some(Value::Object(all)) => all.clone(),
-            _ => Map::new(),
+        let kernel = |report: &kernel_case::Report| {
+            let mut all = own(&Some(report.environment.machine.clone()));
+            all.insert("mode".into(), report.environment.mode_text().into());
+            all
         };
         let all = [
             ("kernel", self.kernel.as_ref().map(kernel)),
@@ -98,8 +98,18 @@ fn add(results: &mut Results, text: &str) -> Result<(), String> {
     } else if has("kernel") {
         put(&mut results.kernel, whole(value, "kernel")?, "kernel")
     } else {
-        Err("not a result of `peregrine-perf core|memif|tenants|kernel --json`, nor a report.json".into())
+        Err(format!(
+            "not a result of `peregrine-perf core|memif|tenants|kernel --json`, nor a report.json{}",
+            of(&value)
+        ))
     }
+}
+
+/// What it is instead.
+fn of(value: &Value) -> String {
+    let Value::Object(all) = value else { return String::new() };
+    let keys: Vec<&str> = all.keys().map(String::as_str).take(8).collect();
+    format!(": its keys are {}", if keys.is_empty() { "none".into() } else { keys.join(", ") })
 }
 
 fn whole<T: DeserializeOwned>(value: Value, kind: &str) -> Result<T, String> {
@@ -137,11 +147,34 @@ pub mod tests {
         "mpps_ratio":0.9,"connections":7,"put_out":0,"lost":0,
         "alone":{"p50_ns":330,"p99_ns":500,"p99_ns_lowest":490,"p99_ns_highest":510,"mpps":18.0,"mpps_lowest":17.0,"mpps_highest":19.0},
         "beside":{"p50_ns":340,"p99_ns":600,"p99_ns_lowest":590,"p99_ns_highest":610,"mpps":16.0,"mpps_lowest":15.0,"mpps_highest":17.0}}]}"#;
-    pub const KERNEL: &str = r#"{"runs":5,"environment":{"kernel":"6.18","mode":"copy"},"cases":[{"bytes":64,"flows":1,
-        "kernel":{"max_pps":250000,"ndr_pps":200000,"rtt_us":{"p50":15,"p90":17,"p99":500,"p999":7000,"p9999":9000},"cpu_s_per_mpkt":4.0},
-        "kernel_rps":{"max_pps":300000,"ndr_pps":240000,"rtt_us":{"p50":20,"p90":22,"p99":400,"p999":6000,"p9999":9000},"cpu_s_per_mpkt":5.0},
-        "peregrine":{"max_pps":776000,"ndr_pps":700000,"rtt_us":{"p50":11,"p90":12,"p99":600,"p999":6500,"p9999":8900},"cpu_s_per_mpkt":1.3},
-        "ratio":{"max_pps":3.1}}]}"#;
+    pub const KERNEL: &str = r#"{"quick":false,"runs":5,"seconds":9.5,"notes":["told"],
+        "environment":{"cores_used":2,"kernel":"6.18","mode":{"requested":"copy","actual":"copy","driver":"veth"}},
+        "cases":[{"bytes":64,"flows":1,"round_trip_capacity_pps":200000,
+        "kernel":{"max_pps":250000,"max_pps_lowest":240000,"max_pps_highest":260000,"ndr_pps":200000,"ndr_pps_lowest":200000,
+            "ndr_pps_highest":200000,"ndr_end":["generator"],
+            "rtt_us":{"idle":{"pps":1000,"sent":100000,"lost":0,"late":50,"stolen_ms":20.0,"attempts":7,"disturbed_runs":1,
+                "p50":15,"p90":17,"p99":500,"p999":7000,"p9999":null,"max":9000,
+                "lowest":{"p50":14,"p90":17,"p99":400,"p999":6000,"p9999":null,"max":8000},
+                "highest":{"p50":16,"p90":18,"p99":600,"p999":8000,"p9999":null,"max":9500}}},
+            "cpu_s_per_mpkt":{"generator_core":3.0,"other_core":1.0,"total":4.0,"busy_share":1.0,"total_busy":4.0,
+                "lowest":{"generator_core":3.0,"other_core":1.0,"total":3.5,"busy_share":1.0,"total_busy":3.5},
+                "highest":{"generator_core":3.0,"other_core":1.0,"total":4.5,"busy_share":1.0,"total_busy":4.5}}},
+        "kernel_rps":{"max_pps":300000,"max_pps_lowest":300000,"max_pps_highest":300000,"ndr_pps":0,"ndr_pps_lowest":0,
+            "ndr_pps_highest":0,"ndr_end":["unconfirmed"],"rtt_us":{},
+            "cpu_s_per_mpkt":{"generator_core":3.0,"other_core":2.0,"total":5.0,"busy_share":1.0,"total_busy":5.0,
+                "lowest":{"generator_core":3.0,"other_core":2.0,"total":5.0,"busy_share":1.0,"total_busy":5.0},
+                "highest":{"generator_core":3.0,"other_core":2.0,"total":5.0,"busy_share":1.0,"total_busy":5.0}}},
+        "peregrine":{"max_pps":776000,"max_pps_lowest":770000,"max_pps_highest":780000,"ndr_pps":700000,"ndr_pps_lowest":690000,
+            "ndr_pps_highest":710000,"ndr_end":["device"],
+            "rtt_us":{"idle":{"pps":1000,"sent":100000,"lost":0,"late":0,"stolen_ms":0.0,"attempts":5,"disturbed_runs":0,
+                "p50":11,"p90":12,"p99":600,"p999":6500,"p9999":8900,"max":9000,
+                "lowest":{"p50":11,"p90":12,"p99":600,"p999":6500,"p9999":8900,"max":9000},
+                "highest":{"p50":11,"p90":12,"p99":600,"p999":6500,"p9999":8900,"max":9000}}},
+            "cpu_s_per_mpkt":{"generator_core":0.7,"other_core":0.6,"total":1.3,"busy_share":0.5,"total_busy":1.0,
+                "lowest":{"generator_core":0.7,"other_core":0.6,"total":1.3,"busy_share":0.5,"total_busy":1.0},
+                "highest":{"generator_core":0.7,"other_core":0.6,"total":1.3,"busy_share":0.5,"total_busy":1.0}}},
+        "ratio":{"max_pps":3.1,"ndr_pps":3.5,"rtt_p50_idle":0.7,"rtt_p99_50":null,"cpu_s_per_mpkt":0.3,"max_pps_to_rps":2.5,
+            "ndr_pps_to_rps":null}}]}"#;
 
     pub fn all() -> Results {
         let mut results = Results { peregrine_report: "0".into(), ..Results::default() };
@@ -157,7 +190,7 @@ pub mod tests {
         assert_eq!(results.core.as_ref().unwrap().cases[0].inner_bytes, 64);
         assert_eq!(results.memif.as_ref().unwrap().sizes[0].bytes, 64);
         assert_eq!(results.tenants.as_ref().unwrap().cases[0].neighbour, "1000 idle");
-        assert_eq!(results.kernel.as_ref().unwrap().cases[0].flows, 1);
+        assert_eq!(results.kernel.as_ref().unwrap().cases[0].case.flows, 1);
         let json = serde_json::json!(results);
         let mut again = Results { peregrine_report: "0".into(), ..Results::default() };
         add(&mut again, &json.to_string()).unwrap();

@@ -1,105 +1,163 @@
 //! The section of the page that puts Peregrine beside the kernel's overlay on the same wire. `page.rs` calls `section`.
 
-use super::kernel::{Case, Report, System};
-use super::page::{self, Group, Loads, bars, latency_plots, latency_table, row, table_of};
-use super::svg::{Row, Series, Spread, escape, figure};
+use super::layout::{
+    self, Group, Load, bars, latency_plots, latency_table, legend, list, row, spread, table_of,
+};
+use super::svg::{Curve, PERCENTILES, Row, Series, Spread, figure};
+use crate::kernel_case::{AtLoad, CaseReport, LOADS, Report, Side, System};
+
+/// Peregrine first, as in the other sections.
+const SYSTEMS: [(System, Series); 3] = [
+    (System::Peregrine, Series::Peregrine),
+    (System::Kernel, Series::Kernel),
+    (System::KernelRps, Series::KernelRps),
+];
 
 /// In one sentence, for the case that comes first.
 pub fn summary(report: &Report) -> Option<String> {
     let case = report.cases.first()?;
-    let ours = case.peregrine.as_ref()?.spread("max_pps")?.median;
-    let kernel = case.kernel.spread("max_pps")?.median;
+    let best = f64::max(case.kernel.max_pps, case.kernel_rps.max_pps);
     Some(format!(
-        "<b>{}: {} Mpps</b> over the same wire, {}× the kernel’s overlay.",
-        escape(&title(case)),
-        figure(ours / 1e6),
-        figure(ours / kernel)
+        "<b>Over the same wire, {}: {} Mpps</b>, {}× the kernel’s overlay, {}× the better of the kernel’s two.",
+        title(case),
+        figure(case.peregrine.max_pps / 1e6),
+        figure(case.peregrine.max_pps / case.kernel.max_pps),
+        figure(case.peregrine.max_pps / best)
     ))
 }
 
 /// Throughput and its price for all cases; latency for the first, and behind a click for the others.
 pub fn section(report: &Report) -> String {
-    let runs = report.more.get("runs").and_then(serde_json::Value::as_u64);
-    let runs = runs.map(|runs| format!("medians of {runs} runs, ")).unwrap_or_default();
-    let mpps = |spread: Spread| scaled(spread, 1e-6);
-    let most = groups(report, "max_pps", mpps);
-    let loss_free = groups(report, "ndr_pps", mpps);
-    let cpu = groups(report, "cpu_s_per_mpkt", |spread| spread);
-    let mut out = page::section(
+    let mpps = |lowest: f64, median: f64, highest: f64| spread(median / 1e6, lowest / 1e6, highest / 1e6);
+    let most = groups(report, |side| mpps(side.max_pps_lowest, side.max_pps, side.max_pps_highest));
+    let loss_free = groups(report, |side| match side.ndr_pps {
+        0.0 => spread(f64::NAN, f64::NAN, f64::NAN),
+        median => mpps(side.ndr_pps_lowest, median, side.ndr_pps_highest),
+    });
+    let cpu = groups(report, |side| {
+        let cpu = &side.cpu_s_per_mpkt;
+        spread(cpu.median.total, cpu.lowest.total, cpu.highest.total)
+    });
+    let work = groups(report, |side| {
+        let cpu = &side.cpu_s_per_mpkt;
+        spread(cpu.median.total_busy, cpu.lowest.total_busy, cpu.highest.total_busy)
+    });
+    let runs = match report.runs {
+        1 => "One run".to_string(),
+        runs => format!("Medians of {runs} runs, whiskers from the lowest to the highest"),
+    };
+    let series = SYSTEMS.map(|(_, series)| series);
+    let mut out = layout::section(
         "Beside the kernel’s overlay, over the same wire",
         &format!(
             "The kernel’s own path (vxlan, bridge, veth, UDP socket), without and with RPS on the second core, and Peregrine with \
-             a memif tenant; one generator for all three. Bars: {runs}marks from the lowest to the highest."
+             a memif tenant: one generator, one veth pair and the same two cores for all three, which took turns. {runs}; “–”: no such rate was found."
         ),
-    );
+    ) + &legend(&series, "");
     let parts = [
-        ("Most that arrives", "Mpps", &most),
-        ("Without loss", "Mpps", &loss_free),
-        ("CPU seconds per million packets", "s", &cpu),
+        ("Without loss (NDR, RFC 9900)", "Mpps", &loss_free),
+        ("Most that arrives, at any loss", "Mpps", &most),
+        ("CPU seconds per million packets, both cores, all that they did", "CPU s", &cpu),
+        ("The same, of a polling worker only the part with work", "CPU s", &work),
     ];
     for (heading, unit, groups) in parts {
-        if !groups.is_empty() {
-            out += &format!("<h3>{heading}</h3>\n{}", bars(groups, unit));
-        }
+        out += &format!("<h3>{heading}</h3>\n{}", bars(groups, unit));
     }
-    out +=
-        &table_of(&[("most, Mpps", &most), ("without loss, Mpps", &loss_free), ("CPU s per million", &cpu)]);
+    out += &table_of(&[
+        ("without loss, Mpps", &loss_free),
+        ("most, Mpps", &most),
+        ("CPU s per million", &cpu),
+        ("CPU s of work per million", &work),
+    ]);
     out + &latency(report)
 }
 
 fn latency(report: &Report) -> String {
-    let all: Vec<(String, Loads)> = report
+    let all: Vec<(String, Vec<Load>)> = report
         .cases
         .iter()
-        .map(|case| (title(case), named(page::latencies(case))))
-        .filter(|(_, loads)| !loads.is_empty())
+        .map(|case| (title(case), loads(case)))
+        .filter(|(_, all)| !all.is_empty())
         .collect();
-    let Some(((first, loads), others)) = all.split_first() else { return String::new() };
+    let Some(((first, of_first), others)) = all.split_first() else { return String::new() };
+    let series = SYSTEMS.map(|(_, series)| series);
     let mut out = format!(
-        "<h3>Round trip: {}</h3>\n<p>Timed from when each packet was due, so a stall counts against all who waited. Both axes \
-         are logarithmic; the bar behind a mark reaches from the lowest run to the highest. p99.99 is one packet in 10,000: in \
-         a short run a handful, so mind its spread.</p>\n",
-        escape(first)
+        "<h3>Round trip: {first}</h3>\n{}{}",
+        list(&[
+            "Loads are parts of what the <em>kernel’s</em> overlay can answer, the same for all three; idle is 1000 a second. Both \
+             axes are logarithmic; the bar behind a mark reaches from the lowest run to the highest."
+                .into(),
+            "Timed from when each packet was due, so a stall counts against all who waited. Where the generator itself was late \
+             with so many packets, the curve is dashed and its marks are hollow: from there on it says nothing about the system."
+                .into(),
+            "p99.99 is one packet in 10,000: in a short run a handful, so mind its spread.".into(),
+        ]),
+        legend(&series, "dashed: the generator’s own delay")
     );
-    out += &(latency_plots(loads) + &latency_table(loads));
+    out += &(latency_plots(of_first) + &latency_table(of_first, true));
     for (title, loads) in others {
         out += &format!(
-            "<details><summary>Round trip: {}</summary>\n{}{}</details>\n",
-            escape(title),
+            "<details class=\"case\"><summary>Round trip: {title}</summary>\n{}{}</details>\n",
             latency_plots(loads),
-            latency_table(loads)
+            latency_table(loads, false)
         );
     }
     out
 }
 
-/// A load without a name is the only one.
-fn named(loads: Loads) -> Loads {
-    let name = |load: String| if load.is_empty() { "round trip".into() } else { load };
-    loads.into_iter().map(|(load, curves)| (name(load), curves)).collect()
-}
-
-/// One group a case, with those systems that have the figure.
-fn groups(report: &Report, name: &str, convert: impl Fn(Spread) -> Spread) -> Vec<Group> {
-    let group = |case: &Case| {
-        let row = |series, system: &System| Some(row(series, convert(system.spread(name)?)));
-        let rows: Vec<Row> = [
-            case.peregrine.as_ref().and_then(|system| row(Series::Peregrine, system)),
-            row(Series::Kernel, &case.kernel),
-            case.kernel_rps.as_ref().and_then(|system| row(Series::KernelRps, system)),
-        ]
-        .into_iter()
-        .flatten()
-        .collect();
-        (!rows.is_empty()).then(|| Group { title: title(case), small: String::new(), rows })
+/// One group a case.
+fn groups(report: &Report, value: impl Fn(&Side) -> Spread) -> Vec<Group> {
+    let group = |case: &CaseReport| {
+        let rows: Vec<Row> =
+            SYSTEMS.map(|(system, series)| row(series, value(case.side(system)))).into_iter().collect();
+        Group { title: title(case), small: String::new(), rows }
     };
-    report.cases.iter().filter_map(group).collect()
+    report.cases.iter().map(group).collect()
 }
 
-fn scaled(spread: Spread, by: f64) -> Spread {
-    Spread { median: spread.median * by, lowest: spread.lowest * by, highest: spread.highest * by }
+/// The loads that were measured, with the systems that were measured at them.
+fn loads(case: &CaseReport) -> Vec<Load> {
+    let load = |name: &str| {
+        let at: Vec<(Series, &AtLoad)> = SYSTEMS
+            .iter()
+            .filter_map(|(system, series)| Some((*series, case.side(*system).rtt_us.get(name)?)))
+            .collect();
+        let (_, first) = at.first()?;
+        let title =
+            if name == "idle" { "idle".to_string() } else { format!("{name} % of the kernel’s capacity") };
+        Some(Load {
+            title,
+            small: format!("{} packets/s", figure(first.pps as f64)),
+            curves: at.iter().map(|(series, at)| curve(*series, at)).collect(),
+            beside: at.iter().map(|(_, at)| beside(at)).collect(),
+        })
+    };
+    LOADS.into_iter().filter_map(load).collect()
 }
 
-fn title(case: &Case) -> String {
-    format!("{} bytes, {} flow{}", case.bytes, case.flows, if case.flows == 1 { "" } else { "s" })
+fn curve(series: Series, at: &AtLoad) -> Curve {
+    let values = |of: &crate::kernel_case::Percentiles| {
+        let [p50, p90, p99, p999, p9999, _max] = of.values();
+        [p50, p90, p99, p999, p9999].map(|value| value.unwrap_or(f64::NAN))
+    };
+    let (median, lowest, highest) = (values(&at.median), values(&at.lowest), values(&at.highest));
+    let mut points = [Spread::default(); 5];
+    for (point, ((median, lowest), highest)) in
+        points.iter_mut().zip(median.into_iter().zip(lowest).zip(highest))
+    {
+        *point = spread(median, lowest, highest);
+    }
+    let late = at.late_share();
+    let sound = PERCENTILES.iter().take_while(|(_, quantile)| 1.0 - quantile > late).count();
+    Curve { series, points, sound }
+}
+
+fn beside(at: &AtLoad) -> [String; 3] {
+    let max = at.median.max.map_or("–".into(), |max| format!("{} µs", figure(max)));
+    [max, figure(100.0 * at.late_share()), figure(at.stolen_ms)]
+}
+
+fn title(case: &CaseReport) -> String {
+    let (bytes, flows) = (case.case.bytes, case.case.flows);
+    format!("{bytes} bytes, {flows} flow{}", if flows == 1 { "" } else { "s" })
 }

@@ -5,6 +5,7 @@ use serde_json::{Map, Value};
 
 use super::input::Results;
 use super::svg::figure;
+use crate::kernel_case::System;
 
 /// A thread that had less of its core was disturbed.
 const CORE_SHARE: f64 = 0.98;
@@ -68,9 +69,8 @@ fn machine(results: &Results, notes: &mut Vec<String>) {
 }
 
 fn runs(results: &Results, notes: &mut Vec<String>) {
-    let kernel = results.kernel.as_ref().and_then(|report| report.more.get("runs")?.as_u64());
     let counts = [
-        ("kernel", kernel.map(|runs| runs as usize)),
+        ("kernel", results.kernel.as_ref().map(|report| report.runs)),
         ("memif", results.memif.as_ref().map(|report| report.runs)),
         ("core", results.core.as_ref().map(|report| report.runs)),
         ("tenants", results.tenants.as_ref().map(|report| report.runs)),
@@ -133,10 +133,11 @@ fn spread(name: &str, ranges: impl Iterator<Item = (f64, f64)>, notes: &mut Vec<
 
 fn kernel(results: &Results, notes: &mut Vec<String>) {
     let Some(report) = &results.kernel else { return };
-    for place in ["notes", "limits"] {
-        let told = report.more.get(place).and_then(Value::as_array).into_iter().flatten();
-        notes.extend(told.filter_map(Value::as_str).map(str::to_string));
-    }
+    let rates = report.cases.iter().flat_map(|case| System::ALL.map(|system| case.side(system)));
+    spread("kernel", rates.map(|side| (side.max_pps_lowest, side.max_pps_highest)), notes);
+    notes.extend(
+        report.limits().into_iter().chain(report.disturbances()).map(|note| format!("kernel: {note}")),
+    );
     notes.push(
         "kernel: the wire is a veth pair. Each frame is copied, and the sender's core does the kernel's part of both ends: \
          with Peregrine that, and the generator, is the limit before the worker is. Conclude the order of the three \

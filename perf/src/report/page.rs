@@ -5,10 +5,12 @@
 use serde_json::{Map, Value};
 
 use super::input::Results;
+use super::kernel_part;
+use super::layout::list;
 use super::notes::notes;
-use super::svg::{Curve, Mark, PERCENTILES, Row, Scale, Series, Spread, curves, escape, figure, rows};
-use super::{kernel, kernel_part};
-use crate::{core_case, memif_case, tenants_case};
+use super::parts::{core, memif, tenants, way};
+use super::svg::{escape, figure};
+use crate::core_case;
 
 /// The whole page.
 pub fn html(results: &Results) -> String {
@@ -91,152 +93,23 @@ fn summary(results: &Results) -> String {
             )
         }));
     }
-    list("", &lines)
+    list(&lines)
 }
 
+/// Names of the cases.
+const CASES: [&str; 4] = ["kernel", "memif", "core", "tenants"];
+
 fn limits(results: &Results) -> String {
-    let lines: Vec<String> = notes(results).iter().map(|note| escape(note)).collect();
+    // What is of one case begins with its name.
+    let line = |note: &String| match note.split_once(": ") {
+        Some((case, text)) if CASES.contains(&case) => format!("<b>{case}:</b> {}", escape(text)),
+        _ => escape(note),
+    };
+    let lines: Vec<String> = notes(results).iter().map(line).collect();
     if lines.is_empty() {
         return String::new();
     }
-    format!("<section class=\"notes\">\n<h2>Read this first</h2>\n{}</section>\n", list("", &lines))
-}
-
-/// Of items that are HTML already.
-fn list(class: &str, items: &[String]) -> String {
-    let items: Vec<String> = items.iter().map(|item| format!("<li>{item}</li>\n")).collect();
-    format!("<ul class=\"{class}\">\n{}</ul>\n", items.concat())
-}
-
-fn way(name: &str) -> &str {
-    match name {
-        "in" => "in, wire to tenant",
-        "out" => "out, tenant to wire",
-        other => other,
-    }
-}
-
-fn memif(report: &memif_case::Report) -> String {
-    let ours =
-        |size: &memif_case::Size| spread(size.ours_mpps, size.ours_mpps_lowest, size.ours_mpps_highest);
-    let theirs = |size: &memif_case::Size| {
-        spread(size.testpmd_mpps, size.testpmd_mpps_lowest, size.testpmd_mpps_highest)
-    };
-    // Both had the same core, so its cycles a second follow from ours.
-    let hertz = |size: &memif_case::Size| size.ours_cycles_per_packet * size.ours_mpps;
-    let groups: Vec<Group> = report
-        .sizes
-        .iter()
-        .map(|size| Group {
-            title: format!("{} bytes", size.bytes),
-            small: format!("{}× testpmd, median of pairs", figure(size.ratio)),
-            rows: vec![row(Series::Peregrine, ours(size)), row(Series::Testpmd, theirs(size))],
-        })
-        .collect();
-    let cycles: Vec<Group> = report
-        .sizes
-        .iter()
-        .map(|size| Group {
-            title: format!("{} bytes", size.bytes),
-            small: String::new(),
-            rows: vec![
-                row(Series::Peregrine, inverse(hertz(size), ours(size))),
-                row(Series::Testpmd, inverse(hertz(size), theirs(size))),
-            ],
-        })
-        .collect();
-    section(
-        "memif alone, beside DPDK’s testpmd",
-        &format!(
-            "Packets from one process to another over one ring of 1024 slots, bursts of 32. {} cores: on one the sender writes \
-             each packet and copies it into the ring, on the other the receiver copies it out. The two programs took turns; \
-             medians of {} runs each, marks from the lowest to the highest. No wire, no lookup: the rings only.",
-            report.cores, report.runs
-        ),
-    ) + "<h3>Throughput</h3>\n"
-        + &bars(&groups, "Mpps")
-        + "<h3>Cycles per packet, of the slower of the two cores</h3>\n"
-        + &bars(&cycles, "cycles")
-        + &table_of(&[("Mpps", &groups), ("cycles per packet", &cycles)])
-}
-
-fn core(report: &core_case::Report) -> String {
-    let rates = |case: &core_case::Case| spread(case.mpps, case.mpps_lowest, case.mpps_highest);
-    let mut sizes: Vec<usize> = report.cases.iter().map(|case| case.inner_bytes).collect();
-    sizes.dedup();
-    let group = |value: &dyn Fn(&core_case::Case) -> Spread, bytes: usize| {
-        let cases = report.cases.iter().filter(|case| case.inner_bytes == bytes);
-        let row = |case: &core_case::Case| Row {
-            label: way(&case.name).into(),
-            series: Series::Peregrine,
-            value: value(case),
-        };
-        Group { title: format!("{bytes} bytes"), small: "inner frame".into(), rows: cases.map(row).collect() }
-    };
-    let cycles = |case: &core_case::Case| inverse(case.cycles_per_packet * case.mpps, rates(case));
-    let throughput: Vec<Group> = sizes.iter().map(|bytes| group(&rates, *bytes)).collect();
-    let cost: Vec<Group> = sizes.iter().map(|bytes| group(&cycles, *bytes)).collect();
-    section(
-        "One worker’s path without a wire",
-        &format!(
-            "Frames from memory through classify, decap, lookup and deliver into a tenant’s ring, and from a tenant through \
-             collect, lookup and encap. {} cores: one for the worker’s stages, one for the tenant. Medians of {} runs. The \
-             frames stay in the cache and no card or driver takes part: this is the price of the instructions, not a rate to \
-             expect of a wire.",
-            report.cores, report.runs
-        ),
-    ) + "<h3>Throughput</h3>\n"
-        + &bars(&throughput, "Mpps")
-        + "<h3>Cycles per packet</h3>\n"
-        + &bars(&cost, "cycles")
-        + &table_of(&[("Mpps", &throughput), ("cycles per packet", &cost)])
-}
-
-fn tenants(report: &tenants_case::Report) -> String {
-    let p99 = |figures: &tenants_case::Figures| {
-        spread(figures.p99_ns, figures.p99_ns_lowest, figures.p99_ns_highest)
-    };
-    let stream =
-        |figures: &tenants_case::Figures| spread(figures.mpps, figures.mpps_lowest, figures.mpps_highest);
-    let groups = |value: &dyn Fn(&tenants_case::Figures) -> Spread, ratio: fn(&tenants_case::Case) -> f64| {
-        let group = |case: &tenants_case::Case| Group {
-            title: case.neighbour.clone(),
-            small: format!("{}× beside it", figure(ratio(case))),
-            rows: vec![row(Series::Alone, value(&case.alone)), row(Series::Beside, value(&case.beside))],
-        };
-        report.cases.iter().map(group).collect::<Vec<Group>>()
-    };
-    let (latency, rate) = (groups(&p99, |case| case.p99_ratio), groups(&stream, |case| case.mpps_ratio));
-    let middle = |value: f64| Spread { median: value, lowest: value, highest: value };
-    let p50 = groups(&|figures| middle(figures.p50_ns), |case| case.p50_ratio);
-    let outs: Vec<String> = report
-        .cases
-        .iter()
-        .filter(|case| case.put_out > 0 || case.lost > 0)
-        .map(|case| {
-            format!("{}: put out {} times, {} packets lost", escape(&case.neighbour), case.put_out, case.lost)
-        })
-        .collect();
-    let faults = if outs.is_empty() { String::new() } else { format!("<p>{}.</p>\n", outs.join("; ")) };
-    section(
-        "What a tenant notices of its neighbours",
-        &format!(
-            "Two tenants talk through a worker, alone and beside a neighbour, in windows that take turns. {} cores: one for the \
-             worker and both talkers, so that a round trip is nothing but work, one for the neighbour. Medians of {} pairs of \
-             windows; the ratios are medians over the pairs.",
-            report.cores, report.runs
-        ),
-    ) + "<h3>Round trip, 99th percentile</h3>\n"
-        + &points(&latency, "ns")
-        + "<h3>Stream</h3>\n"
-        + &bars(&rate, "Mpps")
-        + "<p>“Full speed” is no offence: it is a tenant that takes its fair share of the worker.</p>\n"
-        + &faults
-        + &table_of(&[
-            ("round trip p50, ns", &p50),
-            ("round trip p99, ns", &latency),
-            ("stream, Mpps", &rate),
-        ])
+    format!("<section class=\"notes\">\n<h2>Read this first</h2>\n{}</section>\n", list(&lines))
 }
 
 /// The machine, one row a fact; where the cases differ, one line a case.
@@ -310,7 +183,7 @@ fn plain(value: f64) -> String {
 
 fn cores_used(results: &Results) -> String {
     let counts = [
-        ("kernel", results.kernel.as_ref().and_then(|report| report.more.get("cores")?.as_u64())),
+        ("kernel", results.kernel.as_ref().map(|report| report.environment.cores_used as u64)),
         ("memif", results.memif.as_ref().map(|report| report.cores as u64)),
         ("core", results.core.as_ref().map(|report| report.cores as u64)),
         ("tenants", results.tenants.as_ref().map(|report| report.cores as u64)),
@@ -318,159 +191,6 @@ fn cores_used(results: &Results) -> String {
     let told: Vec<String> =
         counts.into_iter().filter_map(|(name, cores)| Some(format!("{name} {}", cores?))).collect();
     format!("<tr><td class=\"key\">cores used</td><td>{}</td></tr>\n", told.join(", "))
-}
-
-/// The name of each load, and each system's latencies at it.
-pub type Loads = Vec<(String, Vec<Curve>)>;
-
-/// What stands under one heading of a row of plots.
-pub struct Group {
-    pub title: String,
-    pub small: String,
-    pub rows: Vec<Row>,
-}
-
-pub fn row(series: Series, value: Spread) -> Row {
-    Row { label: series.name().into(), series, value }
-}
-
-pub fn spread(median: f64, lowest: f64, highest: f64) -> Spread {
-    Spread { median, lowest, highest }
-}
-
-/// `whole` divided by each: the fastest run is the cheapest.
-fn inverse(whole: f64, rate: Spread) -> Spread {
-    Spread { median: whole / rate.median, lowest: whole / rate.highest, highest: whole / rate.lowest }
-}
-
-/// Title and words are this program's own, and HTML.
-pub fn section(title: &str, words: &str) -> String {
-    format!("<h2>{title}</h2>\n<p>{words}</p>\n")
-}
-
-/// Bars from 0, all on one scale.
-pub fn bars(groups: &[Group], unit: &str) -> String {
-    plots(groups, Mark::Bar, &Scale::linear(values(groups)), unit)
-}
-
-/// Points on one logarithmic scale.
-fn points(groups: &[Group], unit: &str) -> String {
-    plots(groups, Mark::Point, &Scale::log(values(groups)), unit)
-}
-
-fn values(groups: &[Group]) -> impl Iterator<Item = f64> + '_ {
-    groups.iter().flat_map(|group| &group.rows).flat_map(|row| row.value.values())
-}
-
-fn plots(groups: &[Group], mark: Mark, scale: &Scale, unit: &str) -> String {
-    let figures: Vec<String> = groups
-        .iter()
-        .map(|group| {
-            let title = format!("{}, {unit}", group.title);
-            caption(&group.title, &group.small)
-                + &rows(&group.rows, mark, scale, unit, &title)
-                + "</figure>\n"
-        })
-        .collect();
-    format!("<div class=\"plots\">\n{}</div>\n", figures.concat())
-}
-
-fn caption(title: &str, small: &str) -> String {
-    format!("<figure><figcaption>{} <small>{}</small></figcaption>\n", escape(title), escape(small))
-}
-
-/// One plot a load, all on one scale.
-pub fn latency_plots(loads: &[(String, Vec<Curve>)]) -> String {
-    let all =
-        loads.iter().flat_map(|(_, of)| of).flat_map(|curve| curve.points).flat_map(|point| point.values());
-    let scale = Scale::log(all);
-    let figures: Vec<String> = loads
-        .iter()
-        .map(|(load, of)| {
-            let title = format!("round trip in µs by percentile, {load}");
-            caption(load, "µs by percentile") + &curves(of, &scale, &title) + "</figure>\n"
-        })
-        .collect();
-    format!("<div class=\"plots wide\">\n{}</div>\n", figures.concat())
-}
-
-/// The figures of the plots above, for those who want them exactly.
-pub fn table_of(parts: &[(&str, &[Group])]) -> String {
-    let cells = |unit: &str, group: &Group, row: &Row| {
-        let numbers: Vec<String> = [row.value.median, row.value.lowest, row.value.highest]
-            .iter()
-            .map(|value| format!("<td class=\"n\">{}</td>", figure(*value)))
-            .collect();
-        format!(
-            "<tr><td>{}</td><td>{}</td><td>{}</td>{}<td>{}</td></tr>\n",
-            escape(unit),
-            escape(&group.title),
-            escape(&row.label),
-            numbers.concat(),
-            escape(&group.small)
-        )
-    };
-    let all: Vec<String> = parts
-        .iter()
-        .flat_map(|(unit, groups)| groups.iter().map(move |group| (unit, group)))
-        .flat_map(|(unit, group)| group.rows.iter().map(move |row| cells(unit, group, row)))
-        .collect();
-    details(&["of", "case", "who", "median", "lowest", "highest", ""], &all.concat())
-}
-
-/// One row a curve, one column a percentile.
-pub fn latency_table(loads: &[(String, Vec<Curve>)]) -> String {
-    let line = |load: &str, curve: &Curve| {
-        let cells: Vec<String> = curve
-            .points
-            .iter()
-            .map(|point| format!("<td class=\"n\">{}</td>", escape(&point.text("µs"))))
-            .collect();
-        format!("<tr><td>{}</td><td>{}</td>{}</tr>\n", escape(load), curve.series.name(), cells.concat())
-    };
-    let all: Vec<String> =
-        loads.iter().flat_map(|(load, of)| of.iter().map(move |curve| line(load, curve))).collect();
-    let head: Vec<&str> = ["load", "who"].into_iter().chain(PERCENTILES.map(|(name, _)| name)).collect();
-    details(&head, &all.concat())
-}
-
-fn details(head: &[&str], body: &str) -> String {
-    let number = |name: &str| matches!(name, "median" | "lowest" | "highest") || name.ends_with('%');
-    let head: Vec<String> = head
-        .iter()
-        .map(|name| format!("<th{}>{name}</th>", if number(name) { " class=\"n\"" } else { "" }))
-        .collect();
-    format!(
-        "<details><summary>The numbers</summary><div class=\"scroll\"><table>\n<tr>{}</tr>\n{body}</table></div></details>\n",
-        head.concat()
-    )
-}
-
-/// The curves of all systems of a case, load by load.
-pub fn latencies(case: &kernel::Case) -> Loads {
-    let systems = [
-        (Series::Kernel, Some(&case.kernel)),
-        (Series::KernelRps, case.kernel_rps.as_ref()),
-        (Series::Peregrine, case.peregrine.as_ref()),
-    ];
-    let mut loads: Loads = Vec::new();
-    for (series, system) in systems {
-        for latency in system.map(kernel::System::latencies).unwrap_or_default() {
-            let curve = Curve { series, points: latency.points };
-            match loads.iter_mut().find(|(load, _)| *load == latency.load) {
-                Some((_, all)) => all.push(curve),
-                None => loads.push((latency.load, vec![curve])),
-            }
-        }
-    }
-    loads.sort_by_key(|(load, _)| percent_of(load));
-    loads
-}
-
-/// `idle` and what has no number come first.
-fn percent_of(load: &str) -> u64 {
-    let digits: String = load.chars().filter(char::is_ascii_digit).collect();
-    digits.parse().unwrap_or(0)
 }
 
 #[cfg(test)]

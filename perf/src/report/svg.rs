@@ -222,7 +222,8 @@ pub enum Mark {
 }
 
 const ROW_PX: usize = 40;
-const AXIS_PX: usize = 24;
+/// Ticks, and below them what the axis is of.
+const AXIS_PX: usize = 40;
 
 /// Rows below one another, on one axis. `title` is for those who do not see it.
 pub fn rows(rows: &[Row], mark: Mark, scale: &Scale, unit: &str, title: &str) -> String {
@@ -238,6 +239,7 @@ pub fn rows(rows: &[Row], mark: Mark, scale: &Scale, unit: &str, title: &str) ->
             bottom + 16
         );
     }
+    out += &axis_title(&escape(unit), bottom + 34);
     for (index, row) in rows.iter().enumerate() {
         out += &one_row(row, mark, scale, unit, index * ROW_PX);
     }
@@ -279,8 +281,26 @@ fn whisker(value: &Spread, scale: &Scale, middle: usize) -> String {
 }
 
 fn placed(series: Series, x: f64, y: impl std::fmt::Display) -> String {
+    placed_as(series, "", x, y)
+}
+
+/// `more`: further classes.
+fn placed_as(series: Series, more: &str, x: f64, y: impl std::fmt::Display) -> String {
     let (class, shape) = (series.class(), series.shape());
-    format!(r#"<svg class="mark {class}" x="{x:.2}%" y="{y}">{shape}</svg>"#)
+    format!(r#"<svg class="mark {class}{more}" x="{x:.2}%" y="{y}">{shape}</svg>"#)
+}
+
+/// Below the ticks, in the middle.
+fn axis_title(text: &str, y: usize) -> String {
+    format!(r#"<text class="axis" x="50%" y="{y}" text-anchor="middle">{text}</text>"#)
+}
+
+/// A bar and the mark of a series, for a legend.
+pub fn sample(series: Series) -> String {
+    let (class, mark) = (series.class(), placed(series, 50.0, 7));
+    format!(
+        r#"<svg class="plot sample" aria-hidden="true" width="26" height="14"><line class="curve {class}" x1="0" y1="7" x2="26" y2="7"/>{mark}</svg>"#
+    )
 }
 
 fn anchor(x: f64) -> &'static str {
@@ -305,6 +325,8 @@ pub const PERCENTILES: [(&str, f64); 5] =
 pub struct Curve {
     pub series: Series,
     pub points: [Spread; 5],
+    /// The first so many are the system's own; in the others the generator's delay is what shows.
+    pub sound: usize,
 }
 
 const CURVES_PX: usize = 200;
@@ -329,6 +351,8 @@ pub fn curves(curves: &[Curve], scale: &Scale, title: &str) -> String {
             y + 4.0
         );
     }
+    out += r#"<text class="axis" x="-8" y="-10" text-anchor="end">µs</text>"#;
+    out += &axis_title("percentile of the round trips", CURVES_PX + 34);
     for (text, quantile) in PERCENTILES {
         let x = percentile_x(quantile);
         let _infallible = write!(
@@ -347,13 +371,14 @@ fn one_curve(curve: &Curve, y: impl Fn(f64) -> Option<f64>) -> String {
     let class = curve.series.class();
     let (mut lines, mut marks) = (String::new(), String::new());
     let mut before: Option<(f64, f64)> = None;
-    for (spread, (_, quantile)) in curve.points.iter().zip(PERCENTILES) {
+    for (at, (spread, (_, quantile))) in curve.points.iter().zip(PERCENTILES).enumerate() {
+        let doubtful = if at < curve.sound { "" } else { " doubtful" };
         let x = percentile_x(quantile);
         let here = y(spread.median).map(|y| (x, y));
         if let (Some((x1, y1)), Some((x2, y2))) = (before, here) {
             let _infallible = write!(
                 lines,
-                r#"<line class="curve {class}" x1="{x1:.2}%" y1="{y1:.1}" x2="{x2:.2}%" y2="{y2:.1}"/>"#
+                r#"<line class="curve {class}{doubtful}" x1="{x1:.2}%" y1="{y1:.1}" x2="{x2:.2}%" y2="{y2:.1}"/>"#
             );
         }
         if let (Some(low), Some(high)) = (y(spread.lowest), y(spread.highest))
@@ -365,7 +390,7 @@ fn one_curve(curve: &Curve, y: impl Fn(f64) -> Option<f64>) -> String {
             );
         }
         if let Some((x, y)) = here {
-            marks += &placed(curve.series, x, format!("{y:.1}"));
+            marks += &placed_as(curve.series, doubtful, x, format!("{y:.1}"));
         }
         before = here;
     }
@@ -478,7 +503,7 @@ mod tests {
 
     #[test]
     fn a_curve_goes_through_its_points_and_names_lie_apart() {
-        let flat = |series, value| Curve { series, points: [spread(value, value, value); 5] };
+        let flat = |series, value| Curve { series, points: [spread(value, value, value); 5], sound: 5 };
         let svg = curves(
             &[flat(Series::Kernel, 100.0), flat(Series::Peregrine, 100.0)],
             &Scale::log([10.0, 1000.0]),
@@ -514,7 +539,7 @@ mod tests {
                     drawn += &rows(&[row(value)], Mark::Bar, &scale, "Mpps", "t");
                     drawn += &rows(&[row(value)], Mark::Point, &scale, "Mpps", "t");
                     let points = [value, spread(1.0, 1.0, 1.0), value, value, spread(2.0, median, highest)];
-                    drawn += &curves(&[Curve { series: Series::Kernel, points }], &scale, "t");
+                    drawn += &curves(&[Curve { series: Series::Kernel, points, sound: 2 }], &scale, "t");
                 }
             }
         }

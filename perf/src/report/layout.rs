@@ -1,0 +1,158 @@
+//! What the sections of the page are made of: plots in rows, with a legend, and the same figures as a table. `page.rs` and
+//! the sections call it.
+
+use super::svg::{
+    Curve, Mark, PERCENTILES, Row, Scale, Series, Spread, curves, escape, figure, rows, sample,
+};
+
+/// What stands under one heading of a row of plots.
+pub struct Group {
+    pub title: String,
+    pub small: String,
+    pub rows: Vec<Row>,
+}
+
+/// Round trips at one load.
+pub struct Load {
+    pub title: String,
+    pub small: String,
+    pub curves: Vec<Curve>,
+    /// Beside each curve, for the table: the maximum, and what disturbed it.
+    pub beside: Vec<[String; 3]>,
+}
+
+/// Heads of [`Load::beside`].
+const BESIDE: [&str; 3] = ["max", "left late, %", "stolen, ms"];
+
+pub fn row(series: Series, value: Spread) -> Row {
+    Row { label: series.name().into(), series, value }
+}
+
+pub fn spread(median: f64, lowest: f64, highest: f64) -> Spread {
+    Spread { median, lowest, highest }
+}
+
+/// `whole` divided by each: the fastest run is the cheapest.
+pub fn inverse(whole: f64, rate: Spread) -> Spread {
+    Spread { median: whole / rate.median, lowest: whole / rate.highest, highest: whole / rate.lowest }
+}
+
+/// Title and words are this program's own, and HTML.
+pub fn section(title: &str, words: &str) -> String {
+    format!("<h2>{title}</h2>\n<p>{words}</p>\n")
+}
+
+/// Of items that are HTML already.
+pub fn list(items: &[String]) -> String {
+    let items: Vec<String> = items.iter().map(|item| format!("<li>{item}</li>\n")).collect();
+    format!("<ul>\n{}</ul>\n", items.concat())
+}
+
+/// Whose colour and shape is which.
+pub fn legend(all: &[Series], more: &str) -> String {
+    let of = |series: &Series| format!("<span>{}{}</span>\n", sample(*series), series.name());
+    let all: Vec<String> = all.iter().map(of).collect();
+    let more = if more.is_empty() { String::new() } else { format!("<span>{more}</span>\n") };
+    format!("<p class=\"legend\">\n{}{more}</p>\n", all.concat())
+}
+
+/// Bars from 0, all on one scale.
+pub fn bars(groups: &[Group], unit: &str) -> String {
+    plots(groups, Mark::Bar, &Scale::linear(values(groups)), unit)
+}
+
+/// Points on one logarithmic scale.
+pub fn points(groups: &[Group], unit: &str) -> String {
+    plots(groups, Mark::Point, &Scale::log(values(groups)), unit)
+}
+
+fn values(groups: &[Group]) -> impl Iterator<Item = f64> + '_ {
+    groups.iter().flat_map(|group| &group.rows).flat_map(|row| row.value.values())
+}
+
+fn plots(groups: &[Group], mark: Mark, scale: &Scale, unit: &str) -> String {
+    let figures: Vec<String> = groups
+        .iter()
+        .map(|group| {
+            let title = format!("{}, {unit}", group.title);
+            caption(&group.title, &group.small)
+                + &rows(&group.rows, mark, scale, unit, &title)
+                + "</figure>\n"
+        })
+        .collect();
+    format!("<div class=\"plots\">\n{}</div>\n", figures.concat())
+}
+
+fn caption(title: &str, small: &str) -> String {
+    format!("<figure><figcaption>{} <small>{}</small></figcaption>\n", escape(title), escape(small))
+}
+
+/// One plot a load, all on one scale.
+pub fn latency_plots(loads: &[Load]) -> String {
+    let curves_of = loads.iter().flat_map(|load| &load.curves);
+    let scale = Scale::log(curves_of.flat_map(|curve| curve.points).flat_map(|point| point.values()));
+    let figures: Vec<String> = loads
+        .iter()
+        .map(|load| {
+            let title = format!("round trip in µs by percentile, {}", load.title);
+            caption(&load.title, &load.small) + &curves(&load.curves, &scale, &title) + "</figure>\n"
+        })
+        .collect();
+    format!("<div class=\"plots wide\">\n{}</div>\n", figures.concat())
+}
+
+/// The figures of the plots above, for those who want them exactly.
+pub fn table_of(parts: &[(&str, &[Group])]) -> String {
+    let cells = |unit: &str, group: &Group, row: &Row| {
+        let numbers: Vec<String> = [row.value.median, row.value.lowest, row.value.highest]
+            .iter()
+            .map(|value| format!("<td class=\"n\">{}</td>", figure(*value)))
+            .collect();
+        format!(
+            "<tr><td>{}</td><td>{}</td><td>{}</td>{}<td>{}</td></tr>\n",
+            escape(unit),
+            escape(&group.title),
+            escape(&row.label),
+            numbers.concat(),
+            escape(&group.small)
+        )
+    };
+    let all: Vec<String> = parts
+        .iter()
+        .flat_map(|(unit, groups)| groups.iter().map(move |group| (unit, group)))
+        .flat_map(|(unit, group)| group.rows.iter().map(move |row| cells(unit, group, row)))
+        .collect();
+    details(&["of", "case", "who", "median", "lowest", "highest", ""], &all.concat(), false)
+}
+
+/// One row a curve, one column a percentile; shown at once if `open`.
+pub fn latency_table(loads: &[Load], open: bool) -> String {
+    let number = |text: &str| format!("<td class=\"n\">{}</td>", escape(text));
+    let line = |load: &Load, curve: &Curve, beside: &[String; 3]| {
+        let points: Vec<String> = curve.points.iter().map(|point| number(&point.text("µs"))).collect();
+        let beside: Vec<String> = beside.iter().map(|text| number(text)).collect();
+        let (title, who) = (escape(&load.title), curve.series.name());
+        format!("<tr><td>{title}</td><td>{who}</td>{}{}</tr>\n", points.concat(), beside.concat())
+    };
+    let of = |load: &Load| -> String {
+        load.curves.iter().zip(&load.beside).map(|(curve, beside)| line(load, curve, beside)).collect()
+    };
+    let head: Vec<&str> =
+        ["load", "who"].into_iter().chain(PERCENTILES.map(|(name, _)| name)).chain(BESIDE).collect();
+    details(&head, &loads.iter().map(of).collect::<String>(), open)
+}
+
+fn details(head: &[&str], body: &str, open: bool) -> String {
+    let open = if open { " open" } else { "" };
+    let number = |name: &str| {
+        matches!(name, "median" | "lowest" | "highest") || name.ends_with('%') || BESIDE.contains(&name)
+    };
+    let head: Vec<String> = head
+        .iter()
+        .map(|name| format!("<th{}>{name}</th>", if number(name) { " class=\"n\"" } else { "" }))
+        .collect();
+    format!(
+        "<details{open}><summary>The numbers</summary><div class=\"scroll\"><table>\n<tr>{}</tr>\n{body}</table></div></details>\n",
+        head.concat()
+    )
+}
