@@ -13,6 +13,8 @@
 mod bench;
 /// What is shown.
 mod report;
+/// As tables.
+mod text;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

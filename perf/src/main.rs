@@ -31,7 +31,7 @@ struct Cli {
 enum Command {
     /// One worker's path without a wire: frames from memory to a memif tenant on another core, and the way back.
     Core(Runs),
-    /// The kernel's overlay beside Peregrine, over the same wire: rates, round trips, CPU time; five runs, half an hour (needs root).
+    /// The kernel's overlay beside Peregrine, over the same wire: rates, round trips, CPU time; five runs, a quarter of an hour or more (needs root).
     Kernel(Runs),
     /// What two tenants that talk to each other notice of a third: 1000 idle ones, and hostile ones of several kinds.
     Tenants(Runs),

@@ -7,6 +7,7 @@ mod layout;
 mod notes;
 mod page;
 mod parts;
+mod scale;
 mod svg;
 
 use std::fs;

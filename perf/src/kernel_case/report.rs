@@ -344,87 +344,6 @@ impl Report {
             )
         })
     }
-
-    /// Tables.
-    pub fn text(&self) -> String {
-        let mut out = format!(
-            "{:>5}{:>6}  {:<12}{:>12}{:>23}{:>12}{:>12}{:>10}{:>8}\n",
-            "bytes",
-            "flows",
-            "system",
-            "NDR, pps",
-            "lowest–highest",
-            "max, pps",
-            "CPU s/Mpkt",
-            "of work",
-            "busy"
-        );
-        for case in &self.cases {
-            for system in System::ALL {
-                let Side { ndr_pps, ndr_pps_lowest, ndr_pps_highest, max_pps, .. } = case.side(system);
-                let cpu = case.side(system).cpu_s_per_mpkt.median;
-                let spread = format!("{ndr_pps_lowest:.0}–{ndr_pps_highest:.0}");
-                out += &format!(
-                    "{:>5}{:>6}  {:<12}{ndr_pps:>12.0}{spread:>23}{max_pps:>12.0}{:>12.2}{:>10.2}{:>7.0} %\n",
-                    case.case.bytes,
-                    case.case.flows,
-                    system.short(),
-                    cpu.total,
-                    cpu.total_busy,
-                    cpu.busy_share * 100.0
-                );
-            }
-            let show = |ratio: Option<f64>| ratio.map_or("–".into(), |ratio| format!("{ratio:.2}×"));
-            out += &format!(
-                "             peregrine to the kernel: NDR {}, max {}, CPU {}; with RPS: NDR {}, max {}\n",
-                show(case.ratio.ndr_pps),
-                show(case.ratio.max_pps),
-                show(case.ratio.cpu_s_per_mpkt),
-                show(case.ratio.ndr_pps_to_rps),
-                show(case.ratio.max_pps_to_rps)
-            );
-        }
-        self.round_trips_text(&mut out);
-        let Environment { cores_used, machine, .. } = &self.environment;
-        let told = |text: &Option<String>| text.clone().unwrap_or_else(|| "unknown".into());
-        out += &format!(
-            "\nMedian of {} runs in {:.0} s; {cores_used} cores in all systems; {}, Linux {}; AF_XDP: {}.\n",
-            self.runs,
-            self.seconds,
-            told(&machine.cpu),
-            told(&machine.kernel),
-            self.environment.mode_text()
-        );
-        self.notes.iter().for_each(|note| out += &format!("{note}\n"));
-        out
-    }
-
-    fn round_trips_text(&self, out: &mut String) {
-        *out += &format!("\n{:>5}{:>6}  {:<12}{:>6}{:>10}", "bytes", "flows", "round trip", "load", "pps");
-        for name in ["p50", "p90", "p99", "p99.9", "p99.99", "max, µs"] {
-            *out += &format!("{name:>10}");
-        }
-        *out += &format!("{:>8}{:>8}{:>11}\n", "lost", "late", "stolen, ms");
-        for case in &self.cases {
-            for system in System::ALL {
-                let loads = &case.side(system).rtt_us;
-                for (load, at) in LOADS.into_iter().filter_map(|load| Some((load, loads.get(load)?))) {
-                    *out += &format!(
-                        "{:>5}{:>6}  {:<12}{load:>6}{:>10}",
-                        case.case.bytes,
-                        case.case.flows,
-                        system.short(),
-                        at.pps
-                    );
-                    for us in at.median.values() {
-                        let cell = us.map_or("–".into(), |us| format!("{us:.1}"));
-                        *out += &format!("{cell:>10}");
-                    }
-                    *out += &format!("{:>8}{:>8}{:>11.0}\n", at.lost, at.late, at.stolen_ms);
-                }
-            }
-        }
-    }
 }
 
 impl CaseReport {
@@ -447,7 +366,10 @@ mod tests {
             pps: 1000,
             sent: 300,
             lost: 1,
-            late: 0,
+            late: 30,
+            stolen_ms: 10.0,
+            disturbed: 0.1 / scale,
+            attempts: 2,
             us: [Some(10.0 / scale), Some(20.0), Some(30.0), None, None, Some(99.0)],
         };
         let cpu = Cpu {
@@ -470,6 +392,19 @@ mod tests {
         }
     }
 
+    fn of(all: &[Measured], runs: usize) -> Report {
+        Report::new(Measurement {
+            quick: true,
+            runs,
+            seconds: 9.0,
+            machine: environment::Watch::start().end(),
+            uplink: json!({"mode_requested": "copy", "mode_actual": "copy", "driver": "veth"}),
+            cases: &[Case { bytes: 64, flows: 1 }],
+            capacities: &[5000],
+            all,
+        })
+    }
+
     fn report() -> Report {
         let all: Vec<Measured> = [1.0, 3.0, 2.0]
             .into_iter()
@@ -481,9 +416,7 @@ mod tests {
                 ]
             })
             .collect();
-        let uplink = json!({"mode_requested": "copy", "mode_actual": "copy", "driver": "veth"});
-        let case = [Case { bytes: 64, flows: 1 }];
-        Report::new(true, 3, &all, &case, &[5000], &uplink, Duration::from_secs(9))
+        of(&all, 3)
     }
 
     #[test]
@@ -502,6 +435,15 @@ mod tests {
             assert_eq!((&at["p50"], &at["p999"], &at["max"]), (&json!(5.0), &Value::Null, &json!(99.0)));
             assert_eq!(at["highest"]["p50"], 10.0);
         }
+        for system in ["kernel", "kernel_rps", "peregrine"] {
+            for load in LOADS {
+                assert!(case[system]["rtt_us"][load]["p50"].is_f64(), "{system} at {load}");
+            }
+        }
+        let at = &kernel["rtt_us"]["90"];
+        assert_eq!((&at["late"], &at["attempts"], &at["stolen_ms"]), (&json!(90), &json!(6), &json!(30.0)));
+        let cpu = &case["kernel"]["cpu_s_per_mpkt"];
+        assert_eq!((&cpu["lowest"]["other_core"], &cpu["other_core"]), (&json!(2.0 / 3.0), &json!(1.0)));
         for key in ["generator_core", "other_core", "total", "busy_share", "total_busy"] {
             assert!(case["peregrine"]["cpu_s_per_mpkt"][key].is_f64(), "{key}");
         }
@@ -533,14 +475,27 @@ mod tests {
         let mut all = vec![measured(System::Kernel, 1.0), measured(System::Peregrine, 1.0)];
         all[0].figures.ndr_pps = 0.0;
         all[1].figures.round_trips.clear();
-        let case = [Case { bytes: 64, flows: 1 }];
-        let report = Report::new(true, 1, &all, &case, &[1], &Value::Null, Duration::ZERO);
+        let report = of(&all, 1);
         let json: Value = serde_json::from_str(&crate::figures::json(&report)).unwrap();
         assert_eq!(json["cases"][0]["ratio"]["ndr_pps"], Value::Null);
         assert_eq!(json["cases"][0]["ratio"]["rtt_p50_idle"], Value::Null);
         assert_eq!(json["cases"][0]["peregrine"]["rtt_us"], json!({}));
-        assert!(
-            report.notes.iter().any(|note| note.starts_with("Round trips through peregrine are missing"))
-        );
+    }
+
+    #[test]
+    fn whose_delay_it_was_is_said() {
+        let report = report();
+        assert!((report.cases[0].kernel.rtt_us["idle"].late_share() - 0.1).abs() < 1e-9);
+        let told = report.disturbances().unwrap();
+        assert!(told.starts_with("36 of 36 measurements") && told.contains("10.0 % of them"), "{told}");
+        let mut quiet = measured(System::Kernel, 1.0);
+        quiet.figures.round_trips.iter_mut().for_each(|at| at.disturbed = 0.0);
+        assert_eq!(of(&[quiet], 1).disturbances(), None);
+    }
+
+    #[test]
+    fn a_report_is_read_back_as_it_was() {
+        let json = json!(report());
+        assert_eq!(json!(serde_json::from_value::<Report>(json.clone()).unwrap()), json);
     }
 }

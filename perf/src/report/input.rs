@@ -152,7 +152,7 @@ pub mod tests {
         "cases":[{"bytes":64,"flows":1,"round_trip_capacity_pps":200000,
         "kernel":{"max_pps":250000,"max_pps_lowest":240000,"max_pps_highest":260000,"ndr_pps":200000,"ndr_pps_lowest":200000,
             "ndr_pps_highest":200000,"ndr_end":["generator"],
-            "rtt_us":{"idle":{"pps":1000,"sent":100000,"lost":0,"late":50,"stolen_ms":20.0,"attempts":7,"disturbed_runs":1,
+            "rtt_us":{"idle":{"pps":1000,"sent":100000,"lost":0,"late":500,"stolen_ms":20.0,"attempts":7,"disturbed_runs":1,
                 "p50":15,"p90":17,"p99":500,"p999":7000,"p9999":null,"max":9000,
                 "lowest":{"p50":14,"p90":17,"p99":400,"p999":6000,"p9999":null,"max":8000},
                 "highest":{"p50":16,"p90":18,"p99":600,"p999":8000,"p9999":null,"max":9500}}},
@@ -218,6 +218,14 @@ pub mod tests {
         {
             assert!(error(other).starts_with("not a result of `peregrine-perf core|memif"), "{other}");
         }
+        let unknown = r#"{"generator":"memif","cases":[{"pps":1}]}"#;
+        assert!(
+            error(unknown).ends_with("nor a report.json: its keys are cases, generator"),
+            "{}",
+            error(unknown)
+        );
+        let without_runs = CORE.replace(r#""runs":5,"#, "");
+        assert!(error(&without_runs).ends_with("missing field `runs`"));
         assert_eq!(error(CORE), "a second `core` result: give one of each kind");
         let changed = CORE.replace("10.0", "\"fast\"");
         assert!(error(&changed).starts_with("not a whole `core` result: invalid type: string \"fast\""));

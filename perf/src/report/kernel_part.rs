@@ -125,8 +125,10 @@ fn loads(case: &CaseReport) -> Vec<Load> {
         let (_, first) = at.first()?;
         let title =
             if name == "idle" { "idle".to_string() } else { format!("{name} % of the kernel’s capacity") };
+        let short = if name == "idle" { "idle".to_string() } else { format!("{name} %") };
         Some(Load {
             title,
+            short,
             small: format!("{} packets/s", figure(first.pps as f64)),
             curves: at.iter().map(|(series, at)| curve(*series, at)).collect(),
             beside: at.iter().map(|(_, at)| beside(at)).collect(),
@@ -153,7 +155,7 @@ fn curve(series: Series, at: &AtLoad) -> Curve {
 }
 
 fn beside(at: &AtLoad) -> [String; 3] {
-    let max = at.median.max.map_or("–".into(), |max| format!("{} µs", figure(max)));
+    let max = at.median.max.map_or("–".into(), figure);
     [max, figure(100.0 * at.late_share()), figure(at.stolen_ms)]
 }
 

@@ -1,9 +1,8 @@
 //! What the sections of the page are made of: plots in rows, with a legend, and the same figures as a table. `page.rs` and
 //! the sections call it.
 
-use super::svg::{
-    Curve, Mark, PERCENTILES, Row, Scale, Series, Spread, curves, escape, figure, rows, sample,
-};
+use super::scale::Scale;
+use super::svg::{Curve, Mark, PERCENTILES, Row, Series, Spread, curves, escape, figure, rows, sample};
 
 /// What stands under one heading of a row of plots.
 pub struct Group {
@@ -15,6 +14,8 @@ pub struct Group {
 /// Round trips at one load.
 pub struct Load {
     pub title: String,
+    /// In a table.
+    pub short: String,
     pub small: String,
     pub curves: Vec<Curve>,
     /// Beside each curve, for the table: the maximum, and what disturbed it.
@@ -125,20 +126,30 @@ pub fn table_of(parts: &[(&str, &[Group])]) -> String {
     details(&["of", "case", "who", "median", "lowest", "highest", ""], &all.concat(), false)
 }
 
-/// One row a curve, one column a percentile; shown at once if `open`.
+/// The lowest and highest stand below the median.
+fn with_range(point: &Spread) -> String {
+    let Spread { median, lowest, highest } = *point;
+    if !lowest.is_finite() || !highest.is_finite() || lowest == highest {
+        return format!("<td class=\"n\">{}</td>", figure(median));
+    }
+    let (median, lowest, highest) = (figure(median), figure(lowest), figure(highest));
+    format!("<td class=\"n\">{median}<br><small>{lowest}–{highest}</small></td>")
+}
+
+/// In microseconds: one row a curve, one column a percentile; shown at once if `open`.
 pub fn latency_table(loads: &[Load], open: bool) -> String {
     let number = |text: &str| format!("<td class=\"n\">{}</td>", escape(text));
     let line = |load: &Load, curve: &Curve, beside: &[String; 3]| {
-        let points: Vec<String> = curve.points.iter().map(|point| number(&point.text("µs"))).collect();
+        let points: Vec<String> = curve.points.iter().map(with_range).collect();
         let beside: Vec<String> = beside.iter().map(|text| number(text)).collect();
-        let (title, who) = (escape(&load.title), curve.series.name());
+        let (title, who) = (escape(&load.short), curve.series.name());
         format!("<tr><td>{title}</td><td>{who}</td>{}{}</tr>\n", points.concat(), beside.concat())
     };
     let of = |load: &Load| -> String {
         load.curves.iter().zip(&load.beside).map(|(curve, beside)| line(load, curve, beside)).collect()
     };
     let head: Vec<&str> =
-        ["load", "who"].into_iter().chain(PERCENTILES.map(|(name, _)| name)).chain(BESIDE).collect();
+        ["load, µs", "who"].into_iter().chain(PERCENTILES.map(|(name, _)| name)).chain(BESIDE).collect();
     details(&head, &loads.iter().map(of).collect::<String>(), open)
 }
 

@@ -166,8 +166,16 @@ mod tests {
         core.environment = quiet;
         core.cases[0].mpps_lowest = core.cases[0].mpps_highest;
         let notes = notes(&results);
-        assert_eq!(notes.len(), 1, "{notes:#?}");
-        assert!(notes[0].starts_with("kernel: the wire is a veth pair."));
+        let [limit, unconfirmed, disturbed, wire] = &notes[..] else { panic!("{notes:#?}") };
+        assert!(
+            limit.contains("The wire or the generator, not the kernel's overlay, was the limit in 1 of 5")
+        );
+        assert!(unconfirmed.contains("1 of 5 searches of the kernel's overlay with RPS ran out of time"));
+        assert!(
+            disturbed.starts_with("kernel: 1 of 10 measurements of round trips were disturbed"),
+            "{disturbed}"
+        );
+        assert!(wire.starts_with("kernel: the wire is a veth pair."));
     }
 
     #[test]

@@ -197,6 +197,7 @@ fn cores_used(results: &Results) -> String {
 mod tests {
     use super::super::input::tests::all;
     use super::*;
+    use crate::tenants_case;
 
     #[test]
     fn the_page_has_every_case_and_asks_nobody_for_anything() {
@@ -208,18 +209,32 @@ mod tests {
             "kernel + RPS",
             "99.99 %",
             "veth",
-            "<td>copy</td>",
+            "copy (asked for copy), driver veth",
+            "CPU s",
+            "curve s2 doubtful",
         ] {
             assert!(page.contains(part), "{part}");
         }
         for part in ["http:", "https:", "url(", "<script", "<link", "<img", "@import", "NaN", ">inf"] {
             assert!(!page.contains(part), "{part}");
         }
-        for tag in ["svg", "figure", "table", "section", "details", "ul", "li", "td", "text", "g", "div"] {
-            let opened =
-                page.matches(&format!("<{tag} ")).count() + page.matches(&format!("<{tag}>")).count();
-            assert_eq!(opened, page.matches(&format!("</{tag}>")).count(), "{tag}");
+        well_formed(&page);
+    }
+
+    /// Every element that is opened is closed, in the right order, and no attribute is left open.
+    fn well_formed(page: &str) {
+        let body = page.split_once("</style>").unwrap().1;
+        let mut open: Vec<&str> = vec!["html", "head"];
+        for tag in body.split('<').skip(1).map(|rest| rest.split_once('>').expect("a tag that ends").0) {
+            assert_eq!(tag.matches('"').count() % 2, 0, "<{tag}>");
+            let name = tag.split(' ').next().unwrap();
+            match name.strip_prefix('/') {
+                Some(name) => assert_eq!(open.pop(), Some(name), "</{name}>"),
+                None if tag.ends_with('/') || name == "br" => {}
+                None => open.push(name),
+            }
         }
+        assert!(open.is_empty(), "{open:?}");
     }
 
     #[test]
@@ -231,13 +246,11 @@ mod tests {
         results.core.as_mut().unwrap().cases[0].name = evil.into();
         results.failures.push(super::super::input::Failure { case: evil.into(), error: evil.into() });
         let kernel = results.kernel.as_mut().unwrap();
-        kernel.more.insert("notes".into(), serde_json::json!([evil]));
-        kernel.more.insert(
-            "environment".into(),
-            serde_json::json!({ evil: { evil: evil }, "cpu": evil, "date": evil }),
-        );
-        let latencies = kernel.cases[0].kernel.0["rtt_us"].take();
-        kernel.cases[0].kernel.0["rtt_us"] = serde_json::json!({ evil: latencies });
+        let machine = &mut kernel.environment.machine;
+        machine.date = evil.into();
+        (machine.cpu, machine.kernel, machine.governor) =
+            (Some(evil.into()), Some(evil.into()), Some(evil.into()));
+        kernel.environment.mode = serde_json::json!({ "actual": evil });
         let page = html(&results);
         assert!(!page.contains("<script"));
         assert!(page.matches("&lt;script&gt;alert(&quot;x&quot;)&lt;/script&gt;&amp;&#39;").count() > 10);
@@ -251,10 +264,16 @@ mod tests {
         results.core.as_mut().unwrap().cases[0].cycles_per_packet = f64::INFINITY;
         results.memif.as_mut().unwrap().sizes.clear();
         results.tenants.as_mut().unwrap().cases[0].beside = tenants_case::Figures::default();
-        results.kernel.as_mut().unwrap().cases[0].peregrine = None;
-        results.kernel.as_mut().unwrap().cases[0].kernel = kernel::System::default();
-        for page in [html(&results), html(&Results::default())] {
+        let nothing = &mut results.kernel.as_mut().unwrap().cases[0].peregrine;
+        (nothing.max_pps, nothing.max_pps_lowest, nothing.max_pps_highest) = (0.0, 0.0, 0.0);
+        nothing.rtt_us.clear();
+        let mut none = all();
+        none.kernel.as_mut().unwrap().cases.clear();
+        none.core.as_mut().unwrap().cases.clear();
+        none.tenants.as_mut().unwrap().cases.clear();
+        for page in [html(&results), html(&none), html(&Results::default())] {
             assert!(!page.contains("NaN") && !page.contains("inf%") && !page.contains(">inf"));
+            well_formed(&page);
         }
     }
 
