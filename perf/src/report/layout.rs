@@ -23,7 +23,7 @@ pub struct Load {
 }
 
 /// Heads of [`Load::beside`].
-const BESIDE: [&str; 3] = ["max", "left late, %", "stolen, ms"];
+const BESIDE: [&str; 3] = ["max", "late, %", "stolen, ms"];
 
 pub fn row(series: Series, value: Spread) -> Row {
     Row { label: series.name().into(), series, value }
@@ -123,7 +123,7 @@ pub fn table_of(parts: &[(&str, &[Group])]) -> String {
         .flat_map(|(unit, groups)| groups.iter().map(move |group| (unit, group)))
         .flat_map(|(unit, group)| group.rows.iter().map(move |row| cells(unit, group, row)))
         .collect();
-    details(&["of", "case", "who", "median", "lowest", "highest", ""], &all.concat(), false)
+    details("The numbers", &["of", "case", "who", "median", "lowest", "highest", ""], &all.concat(), false)
 }
 
 /// The lowest and highest stand below the median.
@@ -149,11 +149,11 @@ pub fn latency_table(loads: &[Load], open: bool) -> String {
         load.curves.iter().zip(&load.beside).map(|(curve, beside)| line(load, curve, beside)).collect()
     };
     let head: Vec<&str> =
-        ["load, µs", "who"].into_iter().chain(PERCENTILES.map(|(name, _)| name)).chain(BESIDE).collect();
-    details(&head, &loads.iter().map(of).collect::<String>(), open)
+        ["load", "who"].into_iter().chain(PERCENTILES.map(|(name, _)| name)).chain(BESIDE).collect();
+    details("The numbers, in µs", &head, &loads.iter().map(of).collect::<String>(), open)
 }
 
-fn details(head: &[&str], body: &str, open: bool) -> String {
+fn details(summary: &str, head: &[&str], body: &str, open: bool) -> String {
     let open = if open { " open" } else { "" };
     let number = |name: &str| {
         matches!(name, "median" | "lowest" | "highest") || name.ends_with('%') || BESIDE.contains(&name)
@@ -163,7 +163,7 @@ fn details(head: &[&str], body: &str, open: bool) -> String {
         .map(|name| format!("<th{}>{name}</th>", if number(name) { " class=\"n\"" } else { "" }))
         .collect();
     format!(
-        "<details{open}><summary>The numbers</summary><div class=\"scroll\"><table>\n<tr>{}</tr>\n{body}</table></div></details>\n",
+        "<details{open}><summary>{summary}</summary><div class=\"scroll\"><table>\n<tr>{}</tr>\n{body}</table></div></details>\n",
         head.concat()
     )
 }

@@ -25,7 +25,7 @@ pub fn memif(report: &memif_case::Report) -> String {
         .iter()
         .map(|size| Group {
             title: format!("{} bytes", size.bytes),
-            small: format!("{}× testpmd, median of pairs", figure(size.ratio)),
+            small: format!("{}× testpmd", figure(size.ratio)),
             rows: vec![row(Series::Peregrine, ours(size)), row(Series::Testpmd, theirs(size))],
         })
         .collect();
@@ -46,7 +46,7 @@ pub fn memif(report: &memif_case::Report) -> String {
         &format!(
             "Packets from one process to another over one ring of 1024 slots, bursts of 32. {} cores: on one the sender writes \
              each packet and copies it into the ring, on the other the receiver copies it out. The two programs took turns; \
-             medians of {} runs each, marks from the lowest to the highest. No wire, no lookup: the rings only.",
+             medians of {} runs each, the ratio over pairs that followed one another; whiskers from the lowest to the highest. No wire, no lookup: the rings only.",
             report.cores, report.runs
         ),
     ) + &legend(&[Series::Peregrine, Series::Testpmd], "")

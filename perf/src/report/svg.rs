@@ -15,6 +15,7 @@ pub fn figure(value: f64) -> String {
     }
     match value.abs() {
         0.0 => "0".into(),
+        tiny if tiny < 0.0005 => format!("{value:.1e}"),
         large if large >= 99.95 => thousands(value),
         middle if middle >= 9.995 => format!("{value:.1}"),
         small if small >= 0.9995 => format!("{value:.2}"),
@@ -22,9 +23,17 @@ pub fn figure(value: f64) -> String {
     }
 }
 
-/// At an axis: as short as it can be.
+/// At an axis: as short as it can be, so that neighbours do not lie on one another.
 fn tick(value: f64) -> String {
-    if value >= 1000.0 { thousands(value) } else { format!("{}", (value * 1e6).round() / 1e6) }
+    let short = |value: f64| format!("{}", (value * 1e6).round() / 1e6);
+    match value {
+        many if many >= 1e15 => thousands(many),
+        many if many >= 1e9 => short(many / 1e9) + "G",
+        many if many >= 1e6 => short(many / 1e6) + "M",
+        many if many >= 1e4 => short(many / 1e3) + "k",
+        many if many >= 1e3 => thousands(many),
+        few => short(few),
+    }
 }
 
 fn thousands(value: f64) -> String {
@@ -362,15 +371,27 @@ mod tests {
 
     #[test]
     fn figures_have_three_digits() {
-        let texts = [0.0, 0.0123, 0.9999, 9.99, 9.996, 99.96, 1234.5, 1_234_567.0, -1234.0, 2e20];
+        let texts = [0.0, 0.0004, 0.0123, 0.9999, 9.99, 9.996, 99.96, 1234.5, 1_234_567.0, -1234.0, 2e20];
         assert_eq!(
             texts.map(figure),
-            ["0", "0.012", "1.00", "9.99", "10.0", "100", "1,234", "1,234,567", "−1,234", "2.00e20"]
+            [
+                "0",
+                "4.0e-4",
+                "0.012",
+                "1.00",
+                "9.99",
+                "10.0",
+                "100",
+                "1,234",
+                "1,234,567",
+                "−1,234",
+                "2.00e20"
+            ]
         );
         assert_eq!([f64::NAN, f64::INFINITY, f64::NEG_INFINITY].map(figure), ["–", "–", "–"]);
         assert_eq!(
-            [0.0, 0.6000000000000001, 2.5, 10.0, 20_000.0].map(tick),
-            ["0", "0.6", "2.5", "10", "20,000"]
+            [0.0, 0.6000000000000001, 2.5, 10.0, 2000.0, 20_000.0, 1.5e8, 2e9].map(tick),
+            ["0", "0.6", "2.5", "10", "2,000", "20k", "150M", "2G"]
         );
     }
 
