@@ -30,8 +30,7 @@ fn tick(value: f64) -> String {
         many if many >= 1e15 => thousands(many),
         many if many >= 1e9 => short(many / 1e9) + "G",
         many if many >= 1e6 => short(many / 1e6) + "M",
-        many if many >= 1e4 => short(many / 1e3) + "k",
-        many if many >= 1e3 => thousands(many),
+        many if many >= 1e3 => short(many / 1e3) + "k",
         few => short(few),
     }
 }
@@ -391,7 +390,7 @@ mod tests {
         assert_eq!([f64::NAN, f64::INFINITY, f64::NEG_INFINITY].map(figure), ["–", "–", "–"]);
         assert_eq!(
             [0.0, 0.6000000000000001, 2.5, 10.0, 2000.0, 20_000.0, 1.5e8, 2e9].map(tick),
-            ["0", "0.6", "2.5", "10", "2,000", "20k", "150M", "2G"]
+            ["0", "0.6", "2.5", "10", "2k", "20k", "150M", "2G"]
         );
     }
 
