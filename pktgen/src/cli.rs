@@ -46,7 +46,7 @@ pub enum Command {
     Sink(SinkArgs),
     /// Send back what arrives: ARP and neighbour discovery, ICMP and ICMPv6 echo, UDP
     Echo(EchoArgs),
-    /// Find the highest rate without loss, sending and counting in one (needs root)
+    /// Find the highest rate without loss, sending and counting in one (over AF_XDP: needs root)
     Search(Box<SearchArgs>),
 }
 

@@ -10,7 +10,7 @@ use super::{SendArgs, WaitName, seconds};
 use crate::error::Error;
 use crate::limits::Wait;
 use crate::pacer::Rate;
-use crate::profile::Sizes;
+use crate::profile::{Draft, Sizes};
 use crate::search::Goals;
 use crate::search::device::SearchSettings;
 use crate::search::receiver::{FarEnd, ReceiverSettings};
@@ -66,7 +66,7 @@ pub struct SearchArgs {
     #[arg(long, value_enum, default_value = "yield", conflicts_with = "rtt")]
     sink_wait: WaitName,
     /// Sizes of the inner frame to search, one after the other, instead of --size
-    #[arg(long, value_name = "BYTES,...", value_delimiter = ',')]
+    #[arg(long, value_name = "BYTES,...", value_delimiter = ',', conflicts_with = "size")]
     sizes: Vec<usize>,
     /// The loss that PDR allows, in percent
     #[arg(long, value_name = "PERCENT", default_value_t = 0.5)]
@@ -140,8 +140,17 @@ impl SearchArgs {
             },
             flows,
         });
+        let profile_unused = self.profile_unused()?;
         let latency = if self.no_latency { Duration::ZERO } else { self.latency_seconds };
-        Ok(SearchSettings { send, receiver, sizes, goals, latency })
+        Ok(SearchSettings { send, receiver, sizes, goals, latency, profile_unused })
+    }
+
+    /// What a profile says for `send` that a search decides itself: `--rate` and `--seconds` have defaults here, which count more.
+    fn profile_unused(&self) -> Result<Vec<&'static str>, Error> {
+        let Some(file) = &self.send.flows.profile else { return Ok(Vec::new()) };
+        let Draft { rate, seconds, count, .. } = Draft::read(file)?;
+        let there = [("rate", rate.is_some()), ("seconds", seconds.is_some()), ("count", count.is_some())];
+        Ok(there.into_iter().filter_map(|(key, is_there)| is_there.then_some(key)).collect())
     }
 
     fn goals(&self, rate: Rate) -> Result<Goals, Error> {
