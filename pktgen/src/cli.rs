@@ -161,7 +161,7 @@ struct FlowArgs {
     /// Ethernet destination
     #[arg(long, value_name = "MAC[-MAC]", required_unless_present_any = ["profile", "replay"], help_heading = WHAT)]
     inner_destination_mac: Option<MacRange>,
-    /// Source addresses and UDP ports; of one port: the first one, further flows have the next [default port: 20000]
+    /// Source addresses and UDP ports, with IPv6 as [IP[-IP]]:PORT; of one port: the first one, further flows have the next [default port: 20000]
     #[arg(long, value_name = "IP[-IP][:PORT[-PORT]]", required_unless_present_any = ["profile", "replay"], help_heading = WHAT)]
     inner_source: Option<Hosts>,
     /// Destination [default port: 9000]
@@ -173,7 +173,7 @@ struct FlowArgs {
     /// Which one is next: 'round-robin', 'uniform' or 'zipf:EXPONENT' [default: round-robin]
     #[arg(long, value_name = "HOW", help_heading = WHAT)]
     flow_choice: Option<Choice>,
-    /// Bytes of the inner, or only, frame: one size, sizes with weights such as 60:7,590:4,1514:1, or 'imix' [default: 64]
+    /// Bytes of the inner, or only, frame: one size, sizes with weights such as 60:7,590:4,1514:1, or 'imix' [default: 64, over IPv6 80]
     #[arg(long, value_name = "BYTES", help_heading = WHAT)]
     size: Option<Sizes>,
     /// A class of packets, as often as there are; each has flows of its own [default: one class]
@@ -305,7 +305,7 @@ struct RingArgs {
 #[group(skip)]
 struct XdpArgs {
     /// Interface to take VXLAN frames from over AF_XDP (needs root; attaches an XDP program)
-    #[arg(long, value_name = "IF", conflicts_with_all = ["memif", "udp", "reconnect"], requires = "local", requires = "vni")]
+    #[arg(long, value_name = "IF", conflicts_with_all = ["memif", "udp", "reconnect"])]
     interface: Option<String>,
     /// Its queues, each by a --queue of its own
     #[arg(long = "queue", value_name = "N", default_value = "0", requires = "interface")]
@@ -325,15 +325,18 @@ struct XdpArgs {
 }
 
 impl XdpArgs {
-    fn settings(&self) -> Option<XdpSettings> {
-        Some(XdpSettings {
-            interface: self.interface.clone()?,
-            queues: self.queues.iter().map(|queue| QueueId(*queue)).collect(),
-            mode: self.mode.into(),
-            local: self.local?,
-            port: self.port,
-            vni: self.vni?,
-        })
+    /// `None`: it is not AF_XDP that packets come from.
+    fn settings(&self) -> Result<Option<XdpSettings>, Error> {
+        let Some(interface) = self.interface.clone() else { return Ok(None) };
+        let (Some(local), Some(vni)) = (self.local, self.vni) else {
+            return Err(Error::Arguments(format!(
+                "sink --interface {interface} takes VXLAN frames, which need --local and --vni; plain frames go to a socket of \
+                 the kernel (--udp), since the XDP program leaves the kernel all that is not VXLAN"
+            )));
+        };
+        let queues = self.queues.iter().map(|queue| QueueId(*queue)).collect();
+        let mode = self.mode.into();
+        Ok(Some(XdpSettings { interface, queues, mode, local, port: self.port, vni }))
     }
 }
 
@@ -389,7 +392,7 @@ enum WaitName {
     Pause,
 }
 
-/// Addresses with ports or without.
+/// Addresses with ports or without: `10.0.0.1-10.0.0.9:9000`, `[fd00::1-fd00::9]:9000`, `fd00::1`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Hosts {
     ip: IpRange,
@@ -400,10 +403,13 @@ impl FromStr for Hosts {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Hosts, String> {
-        match text.split_once(':') {
-            None => Ok(Hosts { ip: text.parse()?, port: None }),
-            Some((ip, port)) => Ok(Hosts { ip: ip.parse()?, port: Some(port.parse()?) }),
-        }
+        let (ip, port) = match text.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+            Some((ip, "")) => (ip, None),
+            Some((ip, port)) => (ip, Some(port.strip_prefix(':').unwrap_or(port))),
+            None if text.matches(':').count() > 1 => (text, None), // IPv6
+            None => text.split_once(':').map_or((text, None), |(ip, port)| (ip, Some(port))),
+        };
+        Ok(Hosts { ip: ip.parse()?, port: port.map(str::parse).transpose()? })
     }
 }
 
@@ -644,7 +650,7 @@ impl SinkArgs {
             classes: self.classes.clone(),
             quiet: self.run.quiet,
         };
-        let port = match self.xdp.settings() {
+        let port = match self.xdp.settings()? {
             Some(xdp) => PortSettings::Xdp(xdp),
             None => self.port.settings()?,
         };
@@ -668,11 +674,29 @@ impl EchoArgs {
         if !matches!(port, PortSettings::Udp(_)) && identity.is_none() {
             return Err(Error::Arguments("echo --memif needs --mac and --ip: who it answers as".into()));
         }
+        identity.map_or(Ok(()), check_identity)?;
         Ok((
             port,
             identity,
             EchoSettings { wait: self.run.wait(), limits: self.run.limits(), quiet: self.run.quiet },
         ))
+    }
+}
+
+/// Nobody can be a group, or no address at all.
+fn check_identity(we: Identity) -> Result<(), Error> {
+    let refused = |flag: &str, address: &dyn std::fmt::Display| {
+        Err(Error::Arguments(format!("{flag} {address}: no station has this address")))
+    };
+    if we.mac.is_group() || we.mac.is_zero() {
+        return refused("--mac", &we.mac);
+    }
+    if we.ip.is_multicast() || we.ip.is_broadcast() || we.ip.is_unspecified() {
+        return refused("--ip", &we.ip);
+    }
+    match we.ip6 {
+        Some(ip6) if ip6.is_multicast() || ip6.is_unspecified() => refused("--ip6", &ip6),
+        _ => Ok(()),
     }
 }
 

@@ -276,7 +276,7 @@ impl Sender {
     /// process may not use.
     pub fn open(settings: SendSettings) -> Result<Sender, Error> {
         settings.check()?;
-        let overhead = if settings.tunnel.is_some() { OVERHEAD_IPV4 } else { 0 };
+        let overhead = settings.overhead();
         let (len_max, interface_mac) = settings.outlet.limits(overhead)?;
         let outer = settings.tunnel.as_ref().map(|tunnel| tunnel.fields(interface_mac));
         let (prepared, longest) = match &settings.traffic {
@@ -565,6 +565,20 @@ impl SendSettings {
             return refused("--replay keeps the order of its packets: leave --threads out");
         }
         Ok(())
+    }
+
+    /// Whether frames of so many bytes, without outer headers, can be sent.
+    ///
+    /// # Errors
+    /// If they are too long, or there is no such interface.
+    pub fn check_size(&self, bytes: usize) -> Result<(), Error> {
+        let (len_max, _) = self.outlet.limits(self.overhead())?;
+        self.outlet.check_size(bytes, len_max)
+    }
+
+    /// Bytes of the outer headers.
+    fn overhead(&self) -> usize {
+        if self.tunnel.is_some() { OVERHEAD_IPV4 } else { 0 }
     }
 
     fn vnis(&self) -> Vec<Vni> {

@@ -68,6 +68,9 @@ pub fn run(
     stop: &Stop,
     ready: impl FnOnce(),
 ) -> Result<Outcome<SearchReport>, Error> {
+    // Before the first search, so that the last one is not found to be impossible when all others are over.
+    let all = settings.sizes.iter().flat_map(Sizes::iter);
+    settings.send.check_size(all.map(|size| size.bytes).max().unwrap_or(0))?;
     let receiver = settings.receiver.clone().map(Receiver::start).transpose()?;
     let mut report = SearchReport::new(settings);
     let mut ready = Some(ready);

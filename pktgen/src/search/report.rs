@@ -253,7 +253,7 @@ pub fn sentence(found: &Found) -> String {
         }
         End::Nothing => {
             let lowest = upper_pps.unwrap_or(0);
-            format!("none: even {lowest} packets/s, the lowest rate tried, lose too much")
+            format!("none: even {lowest} packets/s, the lowest rate tried, lose too much; do the frames fit the MTU on the way?")
         }
         End::Unconfirmed if pps == 0 => {
             format!("not found: the search reached its bounds before any rate was good{upper}; give it more --seconds or --trials")
