@@ -1,5 +1,5 @@
 //! What `send` sends: networks, flows, sizes, classes, rate and arrivals, from flags, from a TOML file, or from a file with flags
-//! on top. `cli.rs` reads the flags; the sender gets a checked [`Profile`] only.
+//! on top. `cli/send.rs` reads the flags; the sender gets a checked [`Profile`] only.
 //!
 //! A flow belongs to one network and one class: flow n to the n-th network in turn, and each class has flows that follow one
 //! another, as many as its share says. So who knows the flow of a packet knows its class.

@@ -74,7 +74,7 @@ pub struct Flow {
     pub vni: Option<Vni>,
 }
 
-/// The headers of a flow over IPv4 with all lengths and checksums zero, and the folded sums of what the checksums cover.
+/// The headers of a flow with all lengths and checksums zero, and the folded sums of what the checksums cover.
 #[derive(Clone, Debug)]
 #[repr(align(64))]
 struct Head {

@@ -6,7 +6,8 @@ use std::time::Duration;
 use clap::{ArgGroup, Args};
 use peregrine_memif::{ClientConfig, Secret, SocketAddr};
 
-use super::{SendArgs, WaitName, seconds};
+use super::receive::WaitName;
+use super::{SendArgs, seconds};
 use crate::error::Error;
 use crate::limits::{Wait, check_core};
 use crate::pacer::Rate;

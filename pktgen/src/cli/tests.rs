@@ -1,9 +1,16 @@
 //! What the flags mean, and what is refused.
 
 use clap::CommandFactory;
+use peregrine_dataplane::types::QueueId;
+use peregrine_memif::SocketAddr;
 
+use super::send::Hosts;
 use super::*;
+use crate::limits::Wait;
+use crate::pacer::{Arrivals, Rate};
+use crate::profile::Sizes;
 use crate::search::receiver::FarEnd;
+use crate::send::{Outlet, SendWait, Traffic};
 
 const SEND: &str = "send --interface eth0 --next-hop 02:00:00:00:00:02 --local 192.0.2.1 --remote 192.0.2.2 --vni 7 \
                     --inner-source-mac 02:00:00:00:01:01 --inner-destination-mac 02:00:00:00:01:02 \
