@@ -166,6 +166,13 @@ fn run_echo(args: &EchoArgs) -> Result<(), Error> {
 
 fn run_search(args: &SearchArgs) -> Result<(), Error> {
     let settings = args.settings()?;
+    if !settings.profile_unused.is_empty() {
+        let keys = settings.profile_unused.join(", ");
+        let _nobody_reads = writeln!(
+            std::io::stderr(),
+            "warning: a search does not use what --profile says of {keys}: give --rate (the highest) and --seconds (for each size)"
+        );
+    }
     let stop = Stop::at_signals()?;
     let outcome = search::device::run(&settings, &stop, ready)?;
     search::report::finish(outcome, args.send.json)

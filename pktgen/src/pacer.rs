@@ -215,6 +215,16 @@ impl Pacer {
         count
     }
 
+    /// Takes every departure before `end_ns`, as if all packets had `bytes`, and returns how many there were. It counts them one
+    /// by one: random ones are known in no other way.
+    pub fn take_before(&mut self, end_ns: u64, bytes: usize) -> u64 {
+        let mut count = 0;
+        while self.per_second.is_some() && self.due_ns < end_ns && self.take(end_ns, bytes).is_some() {
+            count += 1;
+        }
+        count
+    }
+
     #[inline]
     fn advance(&mut self, per_second: NonZeroU64, units: u64) {
         if units == 1 {
@@ -360,6 +370,25 @@ mod tests {
         }
         let variance = gaps.iter().map(|gap| (*gap as f64 - mean).powi(2)).sum::<f64>() / 100_000.0;
         assert!((970.0..1030.0).contains(&variance.sqrt()), "{}", variance.sqrt());
+    }
+
+    #[test]
+    fn departures_before_an_end_are_those_that_would_be_taken_one_by_one() {
+        for arrivals in [Arrivals::Constant, Arrivals::Poisson, "bursts:32".parse().unwrap()] {
+            let make = || Pacer::with(pps(10_000), arrivals, 64.0, Rng::new(9, 0), 7);
+            let end = SECOND / 5;
+            let mut one_by_one = make();
+            let mut count = 0;
+            while one_by_one.next_ns(0) < end {
+                one_by_one.take(end, 64).unwrap();
+                count += 1;
+            }
+            let mut pacer = make();
+            assert_eq!(pacer.take_before(end, 64), count, "{arrivals}");
+            assert_eq!(pacer.take_before(end, 64), 0, "{arrivals}: none is counted twice");
+            assert!(pacer.next_ns(0) >= end);
+        }
+        assert_eq!(Pacer::new(Rate::Max, 0).take_before(SECOND, 64), 0, "at full rate nothing is owed");
     }
 
     #[test]

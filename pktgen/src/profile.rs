@@ -1,5 +1,5 @@
 //! What `send` sends: networks, flows, sizes, classes, rate and arrivals, from flags, from a TOML file, or from a file with flags
-//! on top. `cli.rs` reads the flags; the sender gets a checked [`Profile`] only.
+//! on top. `cli/send.rs` reads the flags; the sender gets a checked [`Profile`] only.
 //!
 //! A flow belongs to one network and one class: flow n to the n-th network in turn, and each class has flows that follow one
 //! another, as many as its share says. So who knows the flow of a packet knows its class.
@@ -7,7 +7,7 @@
 mod file;
 mod words;
 
-use std::net::SocketAddrV4;
+use std::net::SocketAddr;
 use std::num::NonZeroU64;
 use std::ops::Range;
 
@@ -17,7 +17,7 @@ use serde::Serialize;
 use crate::error::Error;
 use crate::pacer::{Arrivals, Rate};
 use crate::rng::Deck;
-use crate::template::{Flow, SIZE_MAX, SIZE_MIN};
+use crate::template::{Flow, SIZE_MAX, SIZE_MIN, SIZE_MIN_IPV6};
 
 pub use file::{ClassDraft, Draft, FlowsDraft, NetworkDraft};
 pub use words::{Choice, IpRange, MacRange, PortRange, Size, Sizes, Word};
@@ -32,6 +32,8 @@ pub const SECONDS_MAX: f64 = 7.0 * 86400.0;
 const DESTINATION_PORT: u16 = 9000;
 /// UDP port of the first flow's source.
 const SOURCE_PORT: u16 = 20000;
+/// Bytes of a frame, or as many as there must be.
+const DEFAULT_SIZE: usize = 64;
 /// Packets a second.
 const DEFAULT_PPS: NonZeroU64 = NonZeroU64::new(10_000).unwrap();
 
@@ -75,10 +77,10 @@ pub struct Flows {
     /// Ethernet destination, likewise.
     #[serde(serialize_with = "words::as_text")]
     pub destination_mac: MacRange,
-    /// IPv4 source.
+    /// IP source.
     #[serde(serialize_with = "words::as_text")]
     pub source_ip: IpRange,
-    /// IPv4 destination.
+    /// IP destination, of the same version.
     #[serde(serialize_with = "words::as_text")]
     pub destination_ip: IpRange,
     /// UDP source.
@@ -138,7 +140,9 @@ impl Profile {
             seed: draft.seed.unwrap_or(1),
             rate: draft.rate.map_or(Rate::Pps(DEFAULT_PPS), |rate| rate.0),
             arrivals: draft.arrivals.map_or(Arrivals::Constant, |arrivals| arrivals.0),
-            sizes: draft.sizes.map_or_else(|| Sizes::fixed(64), |sizes| sizes.0),
+            sizes: draft
+                .sizes
+                .map_or_else(|| Sizes::fixed(DEFAULT_SIZE.max(flows.size_min())), |sizes| sizes.0),
             seconds: draft.seconds,
             count: draft.count,
             classes: classes(&draft.classes, flows.count, threads)?,
@@ -152,11 +156,8 @@ impl Profile {
     }
 
     fn check_sizes(&self) -> Result<(), Error> {
-        let bad = self.sizes.iter().find(|size| !(SIZE_MIN..=SIZE_MAX).contains(&size.bytes));
-        if let Some(Size { bytes, .. }) = bad {
-            return Err(refused(format!(
-                "sizes (--size) {bytes}: headers and trailer take {SIZE_MIN} bytes, so a frame is {SIZE_MIN} to {SIZE_MAX} bytes"
-            )));
+        for Size { bytes, .. } in self.sizes.iter() {
+            self.flows.check_size("sizes (--size)", bytes)?;
         }
         if Deck::new(&self.sizes.weights()).is_none() {
             return Err(refused(format!(
@@ -236,8 +237,8 @@ impl Profile {
             destination_mac: network
                 .and_then(|it| it.destination_mac)
                 .unwrap_or_else(|| flows.destination_mac.nth(peer)),
-            source: SocketAddrV4::new(flows.source_ip.nth(host), flows.source_port.nth(source_port)),
-            destination: SocketAddrV4::new(flows.destination_ip.nth(peer), port),
+            source: SocketAddr::new(flows.source_ip.nth(host), flows.source_port.nth(source_port)),
+            destination: SocketAddr::new(flows.destination_ip.nth(peer), port),
             dscp: class.map_or(0, |class| class.dscp),
             vni: network.map(|network| network.vni),
         }
@@ -255,6 +256,26 @@ impl Profile {
 }
 
 impl Flows {
+    /// The smallest frame with all headers and a trailer.
+    pub fn size_min(&self) -> usize {
+        if self.source_ip.is_ipv6() { SIZE_MIN_IPV6 } else { SIZE_MIN }
+    }
+
+    /// Whether frames can have so many bytes.
+    ///
+    /// # Errors
+    /// If not: with what says so.
+    pub fn check_size(&self, what: &str, bytes: usize) -> Result<(), Error> {
+        let least = self.size_min();
+        if (least..=SIZE_MAX).contains(&bytes) {
+            return Ok(());
+        }
+        let version = if self.source_ip.is_ipv6() { 6 } else { 4 };
+        Err(refused(format!(
+            "{what} {bytes}: over IPv{version} headers and trailer take {least} bytes, so a frame is {least} to {SIZE_MAX} bytes"
+        )))
+    }
+
     fn combinations(&self) -> u64 {
         let addresses = self.source_ip.len().saturating_mul(self.destination_ip.len());
         addresses.saturating_mul(self.source_port.len()).saturating_mul(self.destination_port.len())
@@ -277,7 +298,7 @@ fn flows(draft: &Draft) -> Result<Flows, Error> {
     if !(1..=FLOWS_MAX).contains(&count) {
         return Err(refused(format!("flows.count (--flows) {count}: 1 to {FLOWS_MAX}")));
     }
-    Ok(Flows {
+    let flows = Flows {
         count,
         choice: draft.choice.as_ref().map_or(Choice::RoundRobin, |choice| choice.0),
         source_mac: given(&draft.source_mac, "source_mac", "--inner-source-mac")?,
@@ -286,7 +307,15 @@ fn flows(draft: &Draft) -> Result<Flows, Error> {
         destination_ip: given(&draft.destination_ip, "destination_ip", "--inner-destination")?,
         source_port: port(&draft.source_port, SOURCE_PORT).or_open(),
         destination_port: port(&draft.destination_port, DESTINATION_PORT),
-    })
+    };
+    let Flows { source_ip, destination_ip, .. } = flows;
+    if source_ip.is_ipv6() != destination_ip.is_ipv6() {
+        return Err(refused(format!(
+            "flows.source_ip (--inner-source) {source_ip} and flows.destination_ip (--inner-destination) {destination_ip}: \
+             give both as IPv4 or both as IPv6"
+        )));
+    }
+    Ok(flows)
 }
 
 fn networks(drafts: &[NetworkDraft]) -> Result<Vec<Network>, Error> {

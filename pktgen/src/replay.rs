@@ -482,6 +482,10 @@ impl Load for Replay<'_> {
     fn skip_overdue(&mut self, _now: u64) -> u64 {
         0
     }
+
+    fn due_before(&mut self, _end_ns: u64) -> u64 {
+        0
+    }
 }
 
 impl fmt::Display for Pace {

@@ -27,7 +27,7 @@ use crate::pacer::Rate;
 const EXCEED_RATIO: f64 = 0.5;
 /// Searches before the final one, each with shorter trials and twice the width of the next.
 const PRECEDING: i32 = 2;
-/// What of a rate the sender must really have sent, to have held it.
+/// What the sender must really have sent of what was due, to have held a rate.
 const HELD: f64 = 0.99;
 /// A rate that was not held so often is beyond the sender.
 const UNHELD_MAX: usize = 2;
@@ -77,6 +77,8 @@ impl Default for Goals {
 /// What happened in a trial.
 #[derive(Clone, Copy, PartialEq, Debug, Default)]
 pub struct Counted {
+    /// Packets that were due to leave, by the schedule: at random times that is not the rate times the time.
+    pub due: u64,
     /// Packets that left.
     pub sent: u64,
     /// Those of them that arrived (or were answered), each once.
@@ -98,6 +100,8 @@ pub struct Trial {
     pub pps: Option<u64>,
     /// For how long.
     pub seconds: f64,
+    /// Packets that were due to leave in the time that it took.
+    pub due: u64,
     /// Packets that left.
     pub sent: u64,
     /// Those of them that arrived.
@@ -301,13 +305,14 @@ where
         let received = counted.received.min(counted.sent);
         let seconds = counted.sending.max(duration).as_secs_f64();
         // A packet that is due at the very end may be one too few.
-        let held = pps.is_none_or(|pps| sent + 1.0 >= HELD * pps as f64 * seconds);
+        let held = sent + 1.0 >= HELD * counted.due as f64;
         // Late packets leave in bursts. A device that loses none of them has shown more than it was asked for; one that
         // loses some was asked for more than this rate.
         let bursts = counted.late as f64 > self.goals.late_max * sent && received < counted.sent;
         Trial {
             pps,
             seconds: duration.as_secs_f64(),
+            due: counted.due,
             sent: counted.sent,
             received,
             loss_ratio: if sent > 0.0 { (counted.sent - received) as f64 / sent } else { 1.0 },

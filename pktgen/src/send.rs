@@ -135,6 +135,9 @@ pub struct SendReport {
     pub skipped: u64,
     /// Frames that the kernel has not given back, or the memif server has not taken.
     pub uncompleted: u64,
+    /// Departures that were due: those that were sent or given up, and those that fell into the time that the last ones took
+    /// beyond the end.
+    pub due: u64,
     /// Why it ended.
     pub ended: Ended,
     /// What was asked for and what was got.
@@ -273,7 +276,7 @@ impl Sender {
     /// process may not use.
     pub fn open(settings: SendSettings) -> Result<Sender, Error> {
         settings.check()?;
-        let overhead = if settings.tunnel.is_some() { OVERHEAD_IPV4 } else { 0 };
+        let overhead = settings.overhead();
         let (len_max, interface_mac) = settings.outlet.limits(overhead)?;
         let outer = settings.tunnel.as_ref().map(|tunnel| tunnel.fields(interface_mac));
         let (prepared, longest) = match &settings.traffic {
@@ -422,7 +425,7 @@ fn merge(
     let mut classes: Vec<ClassReport> =
         names.into_iter().map(|name| ClassReport { name, sent: 0, bytes: 0 }).collect();
     let (mut threads, mut kicks) = (Vec::new(), KickCounts::default());
-    let (mut bytes, mut uncompleted, mut end_ns) = (0, 0, start_ns);
+    let (mut bytes, mut due, mut uncompleted, mut end_ns) = (0, 0, 0, start_ns);
     let (mut ended, mut rtt, mut failure) = (None, None, None);
     for (thread, part) in parts.into_iter().enumerate() {
         let engine::Tally { handed, late, skipped, .. } = part.tally;
@@ -433,6 +436,7 @@ fn merge(
             class.bytes += bytes;
         }
         bytes += part.tally.bytes;
+        due += part.due;
         uncompleted += part.uncompleted;
         end_ns = end_ns.max(part.end_ns);
         kicks.merge(part.kicks);
@@ -454,6 +458,7 @@ fn merge(
         late,
         skipped,
         uncompleted,
+        due,
         ended: ended.unwrap_or(Ended::Signal),
         outlet,
         kernel,
@@ -560,6 +565,20 @@ impl SendSettings {
             return refused("--replay keeps the order of its packets: leave --threads out");
         }
         Ok(())
+    }
+
+    /// Whether frames of so many bytes, without outer headers, can be sent.
+    ///
+    /// # Errors
+    /// If they are too long, or there is no such interface.
+    pub fn check_size(&self, bytes: usize) -> Result<(), Error> {
+        let (len_max, _) = self.outlet.limits(self.overhead())?;
+        self.outlet.check_size(bytes, len_max)
+    }
+
+    /// Bytes of the outer headers.
+    fn overhead(&self) -> usize {
+        if self.tunnel.is_some() { OVERHEAD_IPV4 } else { 0 }
     }
 
     fn vnis(&self) -> Vec<Vni> {

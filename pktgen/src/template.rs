@@ -5,9 +5,11 @@
 //! | Ethernet 14 | IPv4 20 | UDP 8 | VXLAN 8 || Ethernet 14 | IPv4 20 | UDP 8 | filling | trailer 18 |
 //! |-------------- outer, with VXLAN ---------||-------------- inner, `size` bytes -------------------|
 //! ```
-//! The outer source port comes from the inner flow's hash (RFC 7348 §4.1); the outer DSCP is the inner one.
+//! Inner IPv6 has 40 bytes in the place of IPv4's 20 (`ipv6`). The outer source port comes from the inner flow's hash (RFC 7348 §4.1); the outer DSCP is the inner one.
 
-use std::net::SocketAddrV4;
+mod ipv6;
+
+use std::net::{SocketAddr, SocketAddrV4};
 
 use peregrine_dataplane::types::{MacAddr, Vni};
 use peregrine_dataplane::wire::checksum::Sum;
@@ -16,6 +18,8 @@ use peregrine_dataplane::wire::ip::udp_pseudo_header;
 use peregrine_dataplane::wire::outer::{OVERHEAD_IPV4, OuterFields, OuterTemplate};
 
 use crate::trailer::{self, Trailer};
+
+pub use ipv6::SIZE_MIN as SIZE_MIN_IPV6;
 
 /// Bytes of the inner headers: Ethernet, IPv4, UDP.
 pub const INNER_HEADERS: usize = 14 + 20 + 8;
@@ -60,10 +64,10 @@ pub struct Flow {
     pub source_mac: MacAddr,
     /// Ethernet destination.
     pub destination_mac: MacAddr,
-    /// IPv4 and UDP source.
-    pub source: SocketAddrV4,
-    /// IPv4 and UDP destination.
-    pub destination: SocketAddrV4,
+    /// IP and UDP source.
+    pub source: SocketAddr,
+    /// IP and UDP destination, of the same version.
+    pub destination: SocketAddr,
     /// Differentiated services code point, 6 bits.
     pub dscp: u8,
     /// The network, if the frames are wrapped.
@@ -86,6 +90,8 @@ struct Head {
 #[derive(Debug)]
 pub struct Template {
     heads: Vec<Head>,
+    /// If the flows are over IPv6; then there are no other heads.
+    ipv6: Vec<ipv6::Head>,
     wrapped: bool,
     /// Of a sender whose frames are all of one size.
     len: usize,
@@ -102,8 +108,8 @@ impl Template {
         let flows = (0..inner.flows).map(|flow| Flow {
             source_mac: inner.source_mac,
             destination_mac: inner.destination_mac,
-            source: SocketAddrV4::new(*inner.source.ip(), inner.source.port().saturating_add(flow)),
-            destination: inner.destination,
+            source: SocketAddrV4::new(*inner.source.ip(), inner.source.port().saturating_add(flow)).into(),
+            destination: inner.destination.into(),
             dscp: 0,
             vni: vxlan.map(|vxlan| vxlan.vni),
         });
@@ -111,15 +117,26 @@ impl Template {
         Some(Template { len: template.overhead() + inner.size, ..template })
     }
 
-    /// Of these flows, the first of which is number 0; wrapped if there are outer headers. Frames of any size.
+    /// Of these flows, all over one version of IP, the first of which is number 0; wrapped if there are outer headers. Frames of any size.
     pub fn of_flows(flows: impl Iterator<Item = Flow>, outer: Option<&OuterFields>) -> Template {
         let outer_bytes = outer.map(|outer| {
             let mut bytes = [0; OVERHEAD_IPV4];
             OuterTemplate::new(outer).write(&mut bytes, 0, Vni::from_bytes([0; 3]), 0);
             bytes
         });
-        let heads = flows.map(|flow| head(&flow, outer_bytes)).collect();
-        Template { heads, wrapped: outer.is_some(), len: 0 }
+        let mut template = Template { heads: Vec::new(), ipv6: Vec::new(), wrapped: outer.is_some(), len: 0 };
+        for flow in flows {
+            match (flow.source, flow.destination) {
+                (SocketAddr::V4(source), SocketAddr::V4(destination)) => {
+                    template.heads.push(head(&flow, source, destination, outer_bytes));
+                }
+                (SocketAddr::V6(source), SocketAddr::V6(destination)) => {
+                    template.ipv6.push(ipv6::Head::new(&flow, source, destination, outer_bytes));
+                }
+                _ => {} // never: profiles are checked
+            }
+        }
+        template
     }
 
     /// Bytes of each frame, outer headers included; 0 if the template was made without a size.
@@ -135,7 +152,7 @@ impl Template {
 
     /// How many flows.
     pub fn flows(&self) -> usize {
-        self.heads.len()
+        self.heads.len().max(self.ipv6.len())
     }
 
     /// Writes the frame of a packet, as long as `out`. False, and `out` is not to be used, if headers and trailer do not fit
@@ -143,7 +160,10 @@ impl Template {
     #[inline]
     #[must_use]
     pub fn write(&self, out: &mut [u8], packet: Trailer) -> bool {
-        let Some(head) = self.heads.get(usize::from(packet.flow)) else { return false };
+        let Some(head) = self.heads.get(usize::from(packet.flow)) else {
+            let head = self.ipv6.get(usize::from(packet.flow));
+            return head.is_some_and(|head| head.write(out, packet, self.wrapped));
+        };
         if self.len != 0 && out.len() != self.len {
             return false;
         }
@@ -215,32 +235,47 @@ fn trailer_sum(packet: Trailer) -> u16 {
     words(words(MAGIC_SUM.word(packet.flow), packet.sequence), packet.time).fold()
 }
 
-fn head(flow: &Flow, outer: Option<[u8; OVERHEAD_IPV4]>) -> Head {
+fn head(
+    flow: &Flow,
+    source: SocketAddrV4,
+    destination: SocketAddrV4,
+    outer: Option<[u8; OVERHEAD_IPV4]>,
+) -> Head {
     let mut inner = [0; INNER_HEADERS];
     inner[..6].copy_from_slice(&flow.destination_mac.0);
     inner[6..12].copy_from_slice(&flow.source_mac.0);
     inner[12..14].copy_from_slice(&[0x08, 0x00]);
     // Identification 0 with DF: an atomic datagram (RFC 6864 §4.1). TTL 64, UDP.
     inner[IP_AT..IP_AT + 12].copy_from_slice(&[0x45, flow.dscp << 2, 0, 0, 0, 0, 0x40, 0, 64, 17, 0, 0]);
-    inner[IP_AT + 12..IP_AT + 16].copy_from_slice(&flow.source.ip().octets());
-    inner[IP_AT + 16..UDP_AT].copy_from_slice(&flow.destination.ip().octets());
-    inner[UDP_AT..UDP_AT + 2].copy_from_slice(&flow.source.port().to_be_bytes());
-    inner[UDP_AT + 2..UDP_AT + 4].copy_from_slice(&flow.destination.port().to_be_bytes());
+    inner[IP_AT + 12..IP_AT + 16].copy_from_slice(&source.ip().octets());
+    inner[IP_AT + 16..UDP_AT].copy_from_slice(&destination.ip().octets());
+    inner[UDP_AT..UDP_AT + 2].copy_from_slice(&source.port().to_be_bytes());
+    inner[UDP_AT + 2..UDP_AT + 4].copy_from_slice(&destination.port().to_be_bytes());
+    let pseudo = udp_pseudo_header(*source.ip(), *destination.ip(), 0);
+    Head {
+        inner_ip: Sum::ZERO.bytes(&inner[IP_AT..UDP_AT]).fold(),
+        udp: pseudo.bytes(&inner[UDP_AT..]).fold(),
+        inner,
+        ..outer_head(flow, &inner, outer)
+    }
+}
+
+/// The outer headers of a flow, chosen by its inner ones.
+fn outer_head(flow: &Flow, inner: &[u8], outer: Option<[u8; OVERHEAD_IPV4]>) -> Head {
     let mut outer = outer.unwrap_or([0; OVERHEAD_IPV4]);
     outer[IP_AT + 1] = flow.dscp << 2;
     outer[IP_AT + 2..IP_AT + 4].fill(0);
     outer[IP_AT + 10..IP_AT + 12].fill(0);
-    outer[UDP_AT..UDP_AT + 2].copy_from_slice(&outer_port(flow_hash(&inner)).to_be_bytes());
+    outer[UDP_AT..UDP_AT + 2].copy_from_slice(&outer_port(flow_hash(inner)).to_be_bytes());
     if let Some(vni) = flow.vni {
         outer[UDP_AT + 12..UDP_AT + 15].copy_from_slice(&vni.to_bytes());
     }
-    let pseudo = udp_pseudo_header(*flow.source.ip(), *flow.destination.ip(), 0);
     Head {
         outer_ip: Sum::ZERO.bytes(&outer[IP_AT..UDP_AT]).fold(),
-        inner_ip: Sum::ZERO.bytes(&inner[IP_AT..UDP_AT]).fold(),
-        udp: pseudo.bytes(&inner[UDP_AT..]).fold(),
         outer,
-        inner,
+        inner: [0; _],
+        inner_ip: 0,
+        udp: 0,
     }
 }
 

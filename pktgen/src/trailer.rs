@@ -53,20 +53,58 @@ impl Trailer {
         })
     }
 
-    /// The trailer of a UDP packet over IPv4 in an Ethernet frame, which may be padded. `None` for all else.
+    /// The trailer of a UDP packet over IPv4 or IPv6 in an Ethernet frame, which may be padded and have up to two VLAN tags. `None`
+    /// for all else, and behind extension headers.
     #[inline]
     pub fn of_frame(frame: &[u8]) -> Option<Trailer> {
         let (ethernet, packet) = frame.split_first_chunk::<14>()?;
-        let [version_ihl, _, _, _, _, _, flags, offset, _, protocol, ..] = *packet.first_chunk::<20>()?;
-        let is_fragment = u16::from_be_bytes([flags, offset]) & 0x3fff != 0;
-        if ethernet[12..] != [0x08, 0x00] || version_ihl >> 4 != 4 || protocol != 17 || is_fragment {
-            return None;
-        }
-        let datagram = packet.get(usize::from(version_ihl & 0x0f) * 4..)?;
+        let datagram = match [ethernet[12], ethernet[13]] {
+            IPV4 => over_ipv4(packet)?,
+            IPV6 => over_ipv6(packet)?,
+            VLAN | QINQ => tagged(packet)?,
+            _ => return None,
+        };
         let [_, _, _, _, high, low, _, _] = *datagram.first_chunk::<8>()?;
         let length = usize::from(u16::from_be_bytes([high, low]));
         Trailer::of_payload(datagram.get(8..length)?)
     }
+}
+
+/// Ethernet's types.
+const IPV4: [u8; 2] = [0x08, 0x00];
+const IPV6: [u8; 2] = [0x86, 0xdd];
+const VLAN: [u8; 2] = [0x81, 0x00];
+const QINQ: [u8; 2] = [0x88, 0xa8];
+
+/// The UDP datagram in a packet, with its header.
+#[inline]
+fn over_ipv4(packet: &[u8]) -> Option<&[u8]> {
+    let [version_ihl, _, _, _, _, _, flags, offset, _, protocol, ..] = *packet.first_chunk::<20>()?;
+    let is_fragment = u16::from_be_bytes([flags, offset]) & 0x3fff != 0;
+    if version_ihl >> 4 != 4 || protocol != 17 || is_fragment {
+        return None;
+    }
+    packet.get(usize::from(version_ihl & 0x0f) * 4..)
+}
+
+#[inline]
+fn over_ipv6(packet: &[u8]) -> Option<&[u8]> {
+    let (head, datagram) = packet.split_first_chunk::<40>()?;
+    (head[0] >> 4 == 6 && head[6] == 17).then_some(datagram)
+}
+
+/// Behind one or two VLAN tags; the first one's type has been read.
+fn tagged(mut packet: &[u8]) -> Option<&[u8]> {
+    for _ in 0..2 {
+        let ([_, _, ethertype @ ..], rest) = packet.split_first_chunk::<4>()?;
+        match *ethertype {
+            IPV4 => return over_ipv4(rest),
+            IPV6 => return over_ipv6(rest),
+            VLAN | QINQ => packet = rest,
+            _ => return None,
+        }
+    }
+    None
 }
 
 /// Nanoseconds from a trailer's time to `now`; 0 if it lies in the future.
@@ -114,6 +152,35 @@ mod tests {
         assert!(Trailer::of_frame(&bytes).is_some());
         bytes.extend([0; 20]);
         assert!(Trailer::of_frame(&bytes).is_some());
+    }
+
+    fn frame_over_ipv6() -> Vec<u8> {
+        let mut out = Vec::new();
+        let builder = etherparse::PacketBuilder::ethernet2([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]);
+        builder.ipv6([1; 16], [2; 16], 64).udp(1, 2).write(&mut out, &BYTES).unwrap();
+        out
+    }
+
+    #[test]
+    fn it_is_found_over_ipv6_and_behind_tags() {
+        let wanted = Trailer::of_payload(&BYTES);
+        for plain in [frame(), frame_over_ipv6()] {
+            assert_eq!(Trailer::of_frame(&plain), wanted);
+            let with_tags = |tags: &[u8]| [&plain[..12], tags, &plain[12..], &[0; 9]].concat();
+            assert_eq!(Trailer::of_frame(&with_tags(&[0x81, 0, 0, 7])), wanted);
+            assert_eq!(Trailer::of_frame(&with_tags(&[0x88, 0xa8, 0, 7, 0x81, 0, 0, 8])), wanted);
+            assert_eq!(Trailer::of_frame(&with_tags(&[0x81, 0, 0, 7].repeat(3))), None, "three tags");
+            for len in 0..plain.len() {
+                assert_eq!(Trailer::of_frame(&plain[..len]), None, "{len} bytes");
+            }
+        }
+        for (what, at, value) in
+            [("version", 14, 0x40), ("TCP", 20, 6), ("a fragment", 20, 44), ("UDP length", 58, 1)]
+        {
+            let mut bytes = frame_over_ipv6();
+            bytes[at] = value;
+            assert_eq!(Trailer::of_frame(&bytes), None, "{what}");
+        }
     }
 
     #[test]

@@ -11,6 +11,10 @@ const SEND: &str = "send --next-hop 02:00:00:00:00:02 --local 192.0.2.1 --remote
                     --inner-source-mac 02:00:00:00:01:01 --inner-destination-mac 02:00:00:00:01:02 \
                     --inner-source 10.0.0.1 --inner-destination 10.0.0.2";
 
+const PLAIN: &str = "send --inner-source-mac 02:00:00:00:01:01 --inner-destination-mac 02:00:00:00:01:02";
+const SEARCH: &str = "search --memif x --inner-source-mac 02:00:00:00:01:01 --inner-destination-mac 02:00:00:00:01:02 \
+     --inner-source 10.0.0.1 --inner-destination 10.0.0.2";
+
 #[test]
 fn bad_arguments_are_one_line_and_status_2() {
     for line in [
@@ -34,6 +38,29 @@ fn bad_arguments_are_one_line_and_status_2() {
         &format!("{SEND} --memif x --size 2049 --next-hop 02:00:00:00:00:02"),
         "send --memif x --replay a.pcap --size 64",
         "send --memif x --pace 2",
+        "sink --interface lo --local 192.0.2.1",
+        "echo --memif x --mac 03:00:00:00:00:01 --ip 10.0.0.1",
+        "echo --memif x --mac 02:00:00:00:00:01 --ip 224.0.0.1",
+        "echo --memif x --mac 02:00:00:00:00:01 --ip 10.0.0.1 --ip6 ff02::1",
+        &format!("{PLAIN} --memif x --inner-source 10.0.0.1 --inner-destination fd00::2"),
+        &format!("{PLAIN} --memif x --inner-source fd00::2-10.0.0.1 --inner-destination fd00::2"),
+        &format!("{PLAIN} --memif x --inner-source [fd00::1]:0x1 --inner-destination fd00::2"),
+        &format!("{PLAIN} --memif x --inner-source fd00::1 --inner-destination fd00::2 --size 79"),
+        SEARCH,
+        &format!("{SEARCH} --rtt --sink-memif y"),
+        &format!("{SEARCH} --rtt --sink-netns y"),
+        &format!("{SEARCH} --sink-memif y --rate 500mbit"),
+        &format!("{SEARCH} --sink-memif y --rate 100 --rate-min 200"),
+        &format!("{SEARCH} --sink-memif y --count 7"),
+        &format!("{SEARCH} --sink-memif y --sizes 64,59"),
+        &format!("{SEARCH} --sink-memif y --sizes 64,2049"),
+        &format!("{SEARCH} --sink-memif y --sizes 64 --size 64"),
+        &format!("{SEARCH} --sink-memif y --width nan"),
+        &format!("{SEARCH} --sink-memif y --loss 100"),
+        &format!("{SEARCH} --sink-memif y --trial-seconds 1 --first-trial-seconds 2"),
+        &format!("{SEARCH} --sink-memif y --sink-core 4000"),
+        &format!("{SEARCH} --sink-memif y --sink-ring-size 1000"),
+        &format!("{SEARCH} --sink-memif y --threads 2"),
     ] {
         let got = output(line);
         let stderr = String::from_utf8(got.stderr).unwrap();
@@ -48,6 +75,8 @@ fn what_fails_is_one_line_and_status_1() {
     for (line, said) in [
         (format!("{SEND} --interface no-such-one"), "no-such-one"),
         ("sink --udp 192.0.2.77:9000".into(), "192.0.2.77:9000"),
+        (format!("{SEARCH} --sink-udp 192.0.2.77:9000"), "192.0.2.77:9000"),
+        (format!("{SEARCH} --sink-udp 127.0.0.1:0 --trial-seconds 0.1"), "no memif connection to x"),
     ] {
         let got = output(&line);
         let stderr = String::from_utf8(got.stderr).unwrap();

@@ -6,15 +6,15 @@ use std::time::Duration;
 use clap::{ArgGroup, Args};
 use peregrine_memif::{ClientConfig, Secret, SocketAddr};
 
-use super::{SendArgs, WaitName, seconds};
+use super::receive::WaitName;
+use super::{SendArgs, seconds};
 use crate::error::Error;
-use crate::limits::Wait;
+use crate::limits::{Wait, check_core};
 use crate::pacer::Rate;
-use crate::profile::Sizes;
+use crate::profile::{Draft, Sizes};
 use crate::search::Goals;
 use crate::search::device::SearchSettings;
 use crate::search::receiver::{FarEnd, ReceiverSettings};
-use crate::template::{SIZE_MAX, SIZE_MIN};
 
 /// What `--wait pause` means here.
 const PAUSE: Duration = Duration::from_micros(300);
@@ -66,7 +66,7 @@ pub struct SearchArgs {
     #[arg(long, value_enum, default_value = "yield", conflicts_with = "rtt")]
     sink_wait: WaitName,
     /// Sizes of the inner frame to search, one after the other, instead of --size
-    #[arg(long, value_name = "BYTES,...", value_delimiter = ',')]
+    #[arg(long, value_name = "BYTES,...", value_delimiter = ',', conflicts_with = "size")]
     sizes: Vec<usize>,
     /// The loss that PDR allows, in percent
     #[arg(long, value_name = "PERCENT", default_value_t = 0.5)]
@@ -74,9 +74,9 @@ pub struct SearchArgs {
     /// How far apart the bounds are in the end, in percent of the rate: 1 to 5
     #[arg(long, value_name = "PERCENT", default_value_t = 2.0)]
     width: f64,
-    /// Length of the first trials
-    #[arg(long, value_name = "N", default_value = "0.2", value_parser = seconds)]
-    first_trial_seconds: Duration,
+    /// Length of the first trials [default: 0.2, or --trial-seconds if that is less]
+    #[arg(long, value_name = "N", value_parser = seconds)]
+    first_trial_seconds: Option<Duration>,
     /// Length of the trials that decide
     #[arg(long, value_name = "N", default_value = "1", value_parser = seconds)]
     trial_seconds: Duration,
@@ -113,10 +113,7 @@ impl SearchArgs {
         let Some(profile) = send.profile() else {
             return Err(Error::Arguments("--replay: a search sends what flags or a --profile say".into()));
         };
-        if let Some(size) = self.sizes.iter().find(|size| !(SIZE_MIN..=SIZE_MAX).contains(*size)) {
-            let what = format!("--sizes {size}: an inner frame is {SIZE_MIN} to {SIZE_MAX} bytes");
-            return Err(Error::Arguments(what));
-        }
+        self.sizes.iter().try_for_each(|size| profile.flows.check_size("--sizes", *size))?;
         let sizes = if self.sizes.is_empty() {
             vec![profile.sizes.clone()]
         } else {
@@ -140,8 +137,20 @@ impl SearchArgs {
             },
             flows,
         });
+        if let Some(Err(Error::Arguments(what))) = self.sink_core.map(check_core) {
+            return Err(Error::Arguments(what.replacen("--core", "--sink-core", 1)));
+        }
+        let profile_unused = self.profile_unused()?;
         let latency = if self.no_latency { Duration::ZERO } else { self.latency_seconds };
-        Ok(SearchSettings { send, receiver, sizes, goals, latency })
+        Ok(SearchSettings { send, receiver, sizes, goals, latency, profile_unused })
+    }
+
+    /// What a profile says for `send` that a search decides itself: `--rate` and `--seconds` have defaults here, which count more.
+    fn profile_unused(&self) -> Result<Vec<&'static str>, Error> {
+        let Some(file) = &self.send.flows.profile else { return Ok(Vec::new()) };
+        let Draft { rate, seconds, count, .. } = Draft::read(file)?;
+        let there = [("rate", rate.is_some()), ("seconds", seconds.is_some()), ("count", count.is_some())];
+        Ok(there.into_iter().filter_map(|(key, is_there)| is_there.then_some(key)).collect())
     }
 
     fn goals(&self, rate: Rate) -> Result<Goals, Error> {
@@ -158,14 +167,20 @@ impl SearchArgs {
             let what = || Error::Arguments(format!("{flag} {percent}: a percentage from {least} to {most}"));
             (percent >= least && percent <= most).then_some(percent / 100.0).ok_or_else(what)
         };
-        if self.first_trial_seconds > self.trial_seconds {
+        if let Some(most) = pps_max.filter(|most| most.get() < self.rate_min) {
+            let what = format!("--rate-min {}: more than --rate {most}, the highest", self.rate_min);
+            return Err(Error::Arguments(what));
+        }
+        let usual = Goals::default().first_trial.min(self.trial_seconds);
+        let first_trial = self.first_trial_seconds.unwrap_or(usual);
+        if first_trial > self.trial_seconds {
             let what = "--first-trial-seconds: the first trials are no longer than --trial-seconds";
             return Err(Error::Arguments(what.into()));
         }
         Ok(Goals {
             pdr_loss: part("--loss", self.loss, 0.0, 99.0)?,
             width: part("--width", self.width, 1.0, 5.0)?,
-            first_trial: self.first_trial_seconds,
+            first_trial,
             last_trial: self.trial_seconds,
             sum: self.sum_seconds.max(self.trial_seconds),
             pps_min: self.rate_min,

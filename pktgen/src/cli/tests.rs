@@ -1,9 +1,16 @@
 //! What the flags mean, and what is refused.
 
 use clap::CommandFactory;
+use peregrine_dataplane::types::QueueId;
+use peregrine_memif::SocketAddr;
 
+use super::send::Hosts;
 use super::*;
+use crate::limits::Wait;
+use crate::pacer::{Arrivals, Rate};
+use crate::profile::Sizes;
 use crate::search::receiver::FarEnd;
+use crate::send::{Outlet, SendWait, Traffic};
 
 const SEND: &str = "send --interface eth0 --next-hop 02:00:00:00:00:02 --local 192.0.2.1 --remote 192.0.2.2 --vni 7 \
                     --inner-source-mac 02:00:00:00:01:01 --inner-destination-mac 02:00:00:00:01:02 \
@@ -86,6 +93,38 @@ fn sink_and_echo_take_memif_or_a_socket() {
 }
 
 #[test]
+fn hosts_are_of_either_version_with_ports_or_without() {
+    for (text, ip, port) in [
+        ("10.0.0.1", "10.0.0.1", None),
+        ("10.0.0.1-10.0.0.9:80-90", "10.0.0.1-10.0.0.9", Some("80-90")),
+        ("fd00::1", "fd00::1", None),
+        ("fd00::1-fd00::9", "fd00::1-fd00::9", None),
+        ("[fd00::1]", "fd00::1", None),
+        ("[fd00::1-fd00::9]:9000", "fd00::1-fd00::9", Some("9000")),
+    ] {
+        let hosts: Hosts = text.parse().unwrap();
+        assert_eq!(
+            (hosts.ip, hosts.port),
+            (ip.parse().unwrap(), port.map(|port| port.parse().unwrap())),
+            "{text}"
+        );
+    }
+    for bad in [
+        "",
+        ":80",
+        "10.0.0.1:",
+        "[fd00::1",
+        "fd00::1]",
+        "[fd00::1]x",
+        "[]:80",
+        "fd00::2-fd00::1",
+        "10.0.0.1-fd00::1",
+    ] {
+        assert!(bad.parse::<Hosts>().is_err(), "{bad}");
+    }
+}
+
+#[test]
 fn bad_arguments_are_refused_with_what_would_be_right() {
     for (line, said) in [
         (format!("{SEND} --size 59"), "60 to"),
@@ -100,7 +139,7 @@ fn bad_arguments_are_refused_with_what_would_be_right() {
         (SEND.replace("--vni 7", "--vni 16777216"), "16777215"),
         (SEND.replace("02:00:00:00:01:01", "03:00:00:00:01:01"), "--inner-source-mac"),
         (SEND.replace("02:00:00:00:01:01", "02:00"), "six pairs"),
-        (SEND.replace("10.0.0.1", "10.0.0"), "IPv4"),
+        (SEND.replace("10.0.0.1", "10.0.0"), "such as 10.0.0.1-10.0.0.9"),
         ("send".into(), "--interface"),
         ("sink".into(), "--memif"),
         ("sink --memif a --udp 1.2.3.4:5".into(), "--udp"),

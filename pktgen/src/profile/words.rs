@@ -1,7 +1,7 @@
 //! The words of a profile, the same in flags and in TOML: sizes, choices, ranges.
 
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::str::FromStr;
 
 use peregrine_dataplane::types::MacAddr;
@@ -166,26 +166,40 @@ fn show<T: fmt::Display + PartialEq>(f: &mut fmt::Formatter<'_>, first: &T, last
     if first == last { first.fmt(f) } else { write!(f, "{first}-{last}") }
 }
 
-/// IPv4 addresses, both ends included.
+/// IP addresses of one version, both ends included.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[allow(clippy::len_without_is_empty, reason = "a range is never empty")]
 pub struct IpRange {
     /// The first one.
-    pub first: Ipv4Addr,
+    pub first: IpAddr,
     /// The last one.
-    pub last: Ipv4Addr,
+    pub last: IpAddr,
 }
 
 #[allow(clippy::len_without_is_empty, reason = "a range is never empty")]
 impl IpRange {
-    /// How many there are.
+    /// How many there are, as far as that can be said.
     pub fn len(&self) -> u64 {
-        u64::from(self.last.to_bits() - self.first.to_bits()) + 1
+        let more = match (self.first, self.last) {
+            (IpAddr::V4(first), IpAddr::V4(last)) => (last.to_bits() - first.to_bits()).into(),
+            (IpAddr::V6(first), IpAddr::V6(last)) => last.to_bits() - first.to_bits(),
+            _ => 0, // never: `from_str` looks
+        };
+        u64::try_from(more).unwrap_or(u64::MAX).saturating_add(1)
     }
 
     /// One of them, from 0; they come round.
-    pub fn nth(&self, n: u64) -> Ipv4Addr {
-        Ipv4Addr::from_bits(self.first.to_bits() + (n % self.len()) as u32)
+    pub fn nth(&self, n: u64) -> IpAddr {
+        let n = n % self.len();
+        match self.first {
+            IpAddr::V4(first) => IpAddr::V4((first.to_bits() + n as u32).into()),
+            IpAddr::V6(first) => IpAddr::V6((first.to_bits() + u128::from(n)).into()),
+        }
+    }
+
+    /// Whether they are of IPv6.
+    pub fn is_ipv6(&self) -> bool {
+        self.first.is_ipv6()
     }
 }
 
@@ -194,8 +208,9 @@ impl FromStr for IpRange {
 
     fn from_str(text: &str) -> Result<IpRange, String> {
         let read = range(text).map(|(first, last)| IpRange { first, last: last.unwrap_or(first) });
+        let read = read.filter(|range| range.first.is_ipv4() == range.last.is_ipv4());
         read.ok_or_else(|| {
-            format!("'{text}': an IPv4 address, or two with the higher one last, such as 10.0.0.1-10.0.0.9")
+            format!("'{text}': an IP address, or two with the higher one last, such as 10.0.0.1-10.0.0.9")
         })
     }
 }

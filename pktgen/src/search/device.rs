@@ -9,7 +9,7 @@ use std::num::NonZeroU64;
 use std::time::{Duration, Instant};
 
 use super::receiver::{Receiver, ReceiverSettings};
-use super::report::{LatencyAt, SearchEnded, SearchReport, SizeReport};
+use super::report::{Base, LatencyAt, SearchEnded, SearchReport, SizeReport};
 use super::{Counted, Goals, search};
 use crate::error::Error;
 use crate::latency::Percentiles;
@@ -35,6 +35,8 @@ pub struct SearchSettings {
     pub goals: Goals,
     /// How long each measurement of latency takes; zero: there is none.
     pub latency: Duration,
+    /// Keys of the profile that say something to `send` only.
+    pub profile_unused: Vec<&'static str>,
 }
 
 /// Why there are no more trials.
@@ -66,6 +68,9 @@ pub fn run(
     stop: &Stop,
     ready: impl FnOnce(),
 ) -> Result<Outcome<SearchReport>, Error> {
+    // Before the first search, so that the last one is not found to be impossible when all others are over.
+    let all = settings.sizes.iter().flat_map(Sizes::iter);
+    settings.send.check_size(all.map(|size| size.bytes).max().unwrap_or(0))?;
     let receiver = settings.receiver.clone().map(Receiver::start).transpose()?;
     let mut report = SearchReport::new(settings);
     let mut ready = Some(ready);
@@ -87,7 +92,7 @@ pub fn run(
             ready();
         }
         let mut device = Device { sender, receiver: receiver.as_ref(), stop };
-        let (of_size, end) = one_size(&mut device, settings, sizes.mean().round() as usize);
+        let (of_size, end) = one_size(&mut device, settings, sizes);
         report.sizes.push(of_size);
         match end {
             Ok(()) => {}
@@ -107,9 +112,10 @@ pub fn run(
 fn one_size(
     device: &mut Device<'_>,
     settings: &SearchSettings,
-    bytes: usize,
+    sizes: &Sizes,
 ) -> (SizeReport, Result<(), NoMore>) {
     let begun = Instant::now();
+    let bytes = sizes.mean().round() as usize;
     let mut number = 0;
     let (findings, failure) = search(&settings.goals, |rate, duration| {
         number += 1;
@@ -119,7 +125,15 @@ fn one_size(
         }
         Ok(counted)
     });
-    let mut report = SizeReport { bytes, findings, latency: Vec::new(), seconds: 0.0 };
+    let base = Base::of(&findings);
+    let mut report = SizeReport {
+        bytes,
+        sizes: sizes.to_string(),
+        findings,
+        latency_at: base,
+        latency: Vec::new(),
+        seconds: 0.0,
+    };
     let ended = match failure {
         None => device.latency(settings, &mut report),
         Some(failure) => Err(failure),
@@ -168,6 +182,7 @@ impl Device<'_> {
             return Err(NoMore::Stopped);
         }
         let counted = Counted {
+            due: sent.due,
             sent: sent.sent,
             received,
             late: sent.late,
@@ -180,8 +195,10 @@ impl Device<'_> {
 
     /// At some parts of NDR; where there is none, of PDR.
     fn latency(&mut self, settings: &SearchSettings, report: &mut SizeReport) -> Result<(), NoMore> {
-        let base = if report.findings.ndr.pps > 0 { &report.findings.ndr } else { &report.findings.pdr };
-        let pps = base.pps;
+        let pps = match report.latency_at {
+            Base::Ndr => report.findings.ndr.pps,
+            Base::Pdr => report.findings.pdr.pps,
+        };
         for percent in LATENCY_PERCENT {
             let Some(rate) = NonZeroU64::new(pps * percent / 100) else { continue };
             if settings.latency.is_zero() || rate.get() < settings.send.threads.into() {

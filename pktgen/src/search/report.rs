@@ -22,6 +22,9 @@ pub struct SearchReport {
     pub goals: GoalsReport,
     /// Flows of the sender.
     pub flows: u32,
+    /// Keys of the profile that a search does not use.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub profile_unused: Vec<&'static str>,
     /// Whose time the latencies are.
     pub latency_of: LatencyOf,
     /// One object for each size.
@@ -70,13 +73,41 @@ pub enum SearchEnded {
 pub struct SizeReport {
     /// Bytes of the inner frame; of a mix their mean.
     pub bytes: usize,
+    /// The same, or the mix: sizes with their weights.
+    pub sizes: String,
     /// The rates.
     #[serde(flatten)]
     pub findings: Findings,
-    /// Below NDR (below PDR where NDR is 0).
+    /// What `latency` is measured below.
+    pub latency_at: Base,
+    /// At 10, 50 and 90 % of it; empty if it is 0, or latency was not asked for.
     pub latency: Vec<LatencyAt>,
     /// How long it all took.
     pub seconds: f64,
+}
+
+/// The rate whose parts latency is measured at.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Base {
+    /// NDR.
+    Ndr,
+    /// PDR, where NDR is 0.
+    Pdr,
+}
+
+impl Base {
+    /// For these findings.
+    pub fn of(findings: &Findings) -> Base {
+        if findings.ndr.pps > 0 { Base::Ndr } else { Base::Pdr }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Base::Ndr => "NDR",
+            Base::Pdr => "PDR",
+        }
+    }
 }
 
 /// Latency at one rate.
@@ -111,6 +142,7 @@ impl SearchReport {
                 sum_seconds: sum.as_secs_f64(),
             },
             flows: settings.send.profile().map_or(0, |profile| profile.flows.count),
+            profile_unused: settings.profile_unused.clone(),
             latency_of: if settings.receiver.is_some() { LatencyOf::OneWay } else { LatencyOf::RoundTrip },
             sizes: Vec::new(),
             ended: SearchEnded::Done,
@@ -147,6 +179,11 @@ impl SearchReport {
             );
         }
         self.latency_text(&mut out);
+        for SizeReport { bytes, sizes, .. } in
+            self.sizes.iter().filter(|size| size.sizes != size.bytes.to_string())
+        {
+            let _string = writeln!(out, "{bytes} bytes: the mean of {sizes}");
+        }
         for size in &self.sizes {
             for (name, found) in [("NDR", &size.findings.ndr), ("PDR", &size.findings.pdr)] {
                 let _string = writeln!(out, "{} bytes, {name}: {}", size.bytes, sentence(found));
@@ -181,7 +218,7 @@ impl SearchReport {
             "bytes", "load", "pps", "p50", "p90", "p99", "p99.9", "max", "lost"
         );
         for size in &self.sizes {
-            let base = if size.findings.ndr.pps > 0 { "NDR" } else { "PDR" };
+            let base = size.latency_at.name();
             for at in &size.latency {
                 let load = format!("{} %", at.percent);
                 let cells = at.latency_us.map_or("none".into(), |us| {
@@ -216,7 +253,10 @@ pub fn sentence(found: &Found) -> String {
         }
         End::Nothing => {
             let lowest = upper_pps.unwrap_or(0);
-            format!("none: even {lowest} packets/s, the lowest rate tried, lose too much")
+            format!("none: even {lowest} packets/s, the lowest rate tried, lose too much; do the frames fit the MTU on the way?")
+        }
+        End::Unconfirmed if pps == 0 => {
+            format!("not found: the search reached its bounds before any rate was good{upper}; give it more --seconds or --trials")
         }
         End::Unconfirmed => format!(
             "not confirmed: the search reached its bounds at {pps} packets/s{upper}; give it more --seconds or --trials"

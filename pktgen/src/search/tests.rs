@@ -28,7 +28,7 @@ impl Simulated {
         let through = ((self.forwards)(sent / seconds) * seconds).min(sent).round();
         let skipped = if asked.is_finite() { (asked * seconds - sent).max(0.0) as u64 } else { 0 };
         let (sent, received) = (sent as u64, through as u64);
-        Counted { sent, received, late: 0, skipped, sending: duration, took: duration }
+        Counted { due: sent + skipped, sent, received, late: 0, skipped, sending: duration, took: duration }
     }
 
     fn search(mut self, goals: &Goals) -> Findings {
@@ -180,6 +180,21 @@ fn a_trial_that_fails_leaves_what_was_found() {
 
 /// Above 300,000 a second the sender sends in bursts, and the device loses some of each burst.
 #[test]
+fn a_random_schedule_is_held_if_all_that_was_due_was_sent() {
+    // By chance a fifth fewer packets are due in every other trial; all of them are sent.
+    let goals = Goals { pps_max: NonZeroU64::new(1000), ..goals() };
+    let (mut device, mut fewer) = (Simulated::new(1e6, |load| load), false);
+    let (findings, _) = search(&goals, |rate, duration| {
+        let all = device.trial(rate, duration);
+        fewer = !fewer;
+        let due = if fewer { all.due * 4 / 5 } else { all.due };
+        Ok::<_, ()>(Counted { due, sent: due, received: due, ..all })
+    });
+    assert!(findings.trials.iter().all(|trial| !trial.generator_limited), "{findings:?}");
+    assert_eq!((findings.ndr.pps, findings.ndr.end), (1000, End::RateMax));
+}
+
+#[test]
 fn loss_of_late_packets_is_the_senders() {
     let mut device = Simulated::new(1e6, |load| if load > 300_000.0 { load * 0.9 } else { load });
     let (findings, _) = search(&goals(), |rate, duration| {
@@ -210,6 +225,7 @@ fn loads_are_classified_as_the_rfc_says() {
     let trial = |seconds, loss_ratio| Trial {
         pps: Some(1000),
         seconds,
+        due: 0,
         sent: 0,
         received: 0,
         loss_ratio,

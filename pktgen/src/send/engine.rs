@@ -40,6 +40,9 @@ pub struct Tally {
 pub struct Part {
     /// What it sent.
     pub tally: Tally,
+    /// Departures that were due until the last frame was done: those taken, those given up, and those that were due while the
+    /// sender was still busy with the ones before.
+    pub due: u64,
     /// Frames that have not come home.
     pub uncompleted: u64,
     /// Why it ended.
@@ -120,7 +123,9 @@ impl<'a, W: Wire, L: Load> Engine<'a, W, L> {
             self.run.stop.set(); // the other threads end as well
         }
         self.tally.skipped += self.wire.discard() as u64;
+        let more = if ended == Ended::Seconds { self.load.due_before(end_ns) } else { 0 };
         Part {
+            due: self.tally.handed + self.tally.skipped + more,
             uncompleted: self.wire.outstanding() as u64,
             kicks: self.wire.kicks(),
             tally: self.tally,

@@ -177,4 +177,8 @@ impl Load for FlowLoad {
     fn skip_overdue(&mut self, now: u64) -> u64 {
         self.pacer.skip_overdue(now)
     }
+
+    fn due_before(&mut self, end_ns: u64) -> u64 {
+        self.pacer.take_before(end_ns, self.next.len)
+    }
 }

@@ -1,6 +1,6 @@
 //! The frames' bytes: literally, and as an independent parser sees them.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use etherparse::{NetSlice, SlicedPacket, TransportSlice};
 use proptest::prelude::*;
@@ -78,7 +78,59 @@ fn check_inner(frame: &[u8], wanted: &Inner, packet: Trailer) {
     assert_eq!(Trailer::of_frame(frame), Some(packet));
 }
 
+/// The same over IPv6; the frame is as long as `wanted` has no say about.
+fn check_ipv6(frame: &[u8], wanted: &Flow, packet: Trailer) {
+    let sliced = SlicedPacket::from_ethernet(frame).unwrap();
+    let Some(NetSlice::Ipv6(ip)) = &sliced.net else { panic!("no IPv6") };
+    let header = ip.header().to_header();
+    let (SocketAddr::V6(source), SocketAddr::V6(destination)) = (wanted.source, wanted.destination) else {
+        panic!()
+    };
+    assert_eq!((header.source, header.destination), (source.ip().octets(), destination.ip().octets()));
+    assert_eq!((header.traffic_class >> 2, header.hop_limit), (wanted.dscp, 64));
+    assert_eq!(usize::from(header.payload_length), frame.len() - 54);
+    let Some(TransportSlice::Udp(udp)) = &sliced.transport else { panic!("no UDP") };
+    assert_eq!((udp.source_port(), udp.destination_port()), (source.port(), destination.port()));
+    let sum = udp.to_header().calc_checksum_ipv6(&header, udp.payload()).unwrap();
+    assert_eq!(udp.checksum(), sum, "UDP checksum");
+    assert_eq!(Trailer::of_frame(frame), Some(packet));
+}
+
 proptest! {
+    #[test]
+    fn etherparse_finds_every_frame_over_ipv6_right(
+        size in SIZE_MIN_IPV6..1800, addresses: (u128, u128), ports: (u16, u16), dscp in 0u8..64,
+        flow in 0u16..3, sequence in 0..=trailer::SEQUENCE_MAX, time in 0..=trailer::SEQUENCE_MAX,
+    ) {
+        let headers = |n: u16| Flow {
+            source_mac: MacAddr([2, 0, 0, 0, 0, 1]),
+            destination_mac: MacAddr([2, 0, 0, 0, 0, 2]),
+            source: SocketAddr::new(Ipv6Addr::from(addresses.0).into(), ports.0.wrapping_add(n)),
+            destination: SocketAddr::new(Ipv6Addr::from(addresses.1).into(), ports.1),
+            dscp,
+            vni: None,
+        };
+        let packet = Trailer { flow, sequence, time };
+        let template = Template::of_flows((0..3).map(headers), None);
+        prop_assert_eq!(template.flows(), 3);
+        let mut plain = vec![0xee; size];
+        prop_assert!(template.write(&mut plain, packet));
+        check_ipv6(&plain, &headers(flow), packet);
+        prop_assert!(!template.write(&mut [0; SIZE_MIN_IPV6 - 1], packet));
+        let beyond = Trailer { flow: 3, ..packet };
+        prop_assert!(!template.write(&mut plain, beyond));
+
+        let template = Template::of_flows((0..3).map(headers), Some(&vxlan().outer));
+        let mut wrapped = vec![0xee; size + OVERHEAD_IPV4];
+        prop_assert!(template.write(&mut wrapped, packet));
+        let sliced = SlicedPacket::from_ethernet(&wrapped).unwrap();
+        let Some(NetSlice::Ipv4(ip)) = &sliced.net else { panic!("no outer IPv4") };
+        let header = ip.header().to_header();
+        prop_assert_eq!(header.header_checksum, header.calc_header_checksum());
+        prop_assert_eq!((usize::from(header.total_len), header.dscp.value()), (wrapped.len() - 14, dscp));
+        check_ipv6(&wrapped[OVERHEAD_IPV4..], &headers(flow), packet);
+    }
+
     #[test]
     fn etherparse_finds_every_frame_right(
         size in SIZE_MIN..1800, flow in 0u16..50, sequence in 0..=trailer::SEQUENCE_MAX, time in 0..=trailer::SEQUENCE_MAX,
