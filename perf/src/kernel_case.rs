@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 
 use peregrine_control::demo::{self, DemoError};
 
+pub use bench::program;
 use bench::{Bench, Case, Measured, System};
 pub use report::Report;
 
@@ -98,7 +99,7 @@ pub fn run(quick: bool) -> Result<Report, String> {
 }
 
 /// The same line without the demo's name.
-fn plain(error: &DemoError) -> String {
+pub fn plain(error: &DemoError) -> String {
     let text = error.to_string();
     text.strip_prefix("demo: ").unwrap_or(&text).to_string()
 }

@@ -23,8 +23,8 @@ use serde::{Deserialize, Serialize};
 use crate::environment::{Environment, Watch};
 use crate::figures::{median, null_as_nan, spread};
 
-pub use ours::Side;
 use ours::measure as measure_ours;
+pub use ours::{Side, accept};
 use testpmd::Testpmd;
 
 /// Bytes of the packets, without Ethernet's checksum.

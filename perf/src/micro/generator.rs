@@ -12,15 +12,13 @@ use super::{Case, Maker, PACKETS, case, maker};
 use crate::rig::pair;
 
 pub fn cases() -> Vec<Maker> {
-    [1, 1000]
-        .map(|flows| {
-            maker(format!("generator/{flows}"), move |name| Generator::new(flows).map(|it| it.case(name)))
-        })
+    [("generator/1-flow", 1), ("generator/1000-flows", 1000)]
+        .map(|(name, flows)| maker(name, move |name| Generator::new(flows).map(|it| it.case(name))))
         .into()
 }
 
-/// A sender as in a run, and who takes from the ring what it sends.
-pub struct Generator {
+/// A sender as in a run, and who takes from the ring it sends.
+struct Generator {
     engine: Engine<'static, MemifWire, FlowLoad>,
     taker: Interface,
     now: u64,
@@ -28,7 +26,7 @@ pub struct Generator {
 
 impl Generator {
     /// 64-byte frames of so many flows, all of them due at once.
-    pub fn new(flows: u16) -> Result<Generator, String> {
+    fn new(flows: u16) -> Result<Generator, String> {
         let (mut client, taker) = pair(ClientConfig::default(), ServerConfig::default())?;
         let (Some(tx), Some(rx)) = (client.tx.pop(), client.rx.pop()) else { return Err("no ring".into()) };
         let profile = profile(flows)?;
@@ -42,7 +40,7 @@ impl Generator {
     }
 
     /// Empties the ring, whatever is in it.
-    pub fn take(&mut self) {
+    fn take(&mut self) {
         self.now += 1000;
         let Some(rx) = self.taker.rx.first_mut() else { return };
         let _pending = rx.pending();
@@ -52,7 +50,7 @@ impl Generator {
 
     /// One turn of the generator's loop; how many packets it sent.
     #[inline]
-    pub fn send(&mut self) -> usize {
+    fn send(&mut self) -> usize {
         let before = self.engine.tally().handed;
         match self.engine.step(self.now, u64::MAX, u64::MAX) {
             Ok(_) => (self.engine.tally().handed - before) as usize,

@@ -9,7 +9,7 @@
 //! made for is an error; an allocation or a free in the measured part is an error, too.
 
 mod baseline;
-pub mod generator;
+mod generator;
 pub mod instructions;
 mod rings;
 mod stages;
@@ -180,6 +180,13 @@ pub fn run(quick: bool, filter: &str) -> Result<Report, String> {
     })?;
     refuse_allocations(cases.iter().map(|case| (case.name.as_str(), case.allocations)))?;
     Ok(Report { runs, packets_per_burst: PACKETS, cases })
+}
+
+/// Cycles per packet of the case of this name.
+pub fn cycles_of(quick: bool, name: &str) -> Result<f64, String> {
+    let report = run(quick, name)?;
+    let case = report.cases.iter().find(|case| case.name == name);
+    case.map(|case| case.cycles).ok_or_else(|| format!("no case is called `{name}`"))
 }
 
 /// Each run lasts `budget` cycles, what is not measured included. Its median round counts, so that a core that is taken away now
