@@ -68,6 +68,8 @@ pub struct Speed {
     /// Cycles per packet without another core; absent where the kernel does most of the work.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub work_cycles_per_packet: Option<f64>,
+    /// The smallest part of a core that sender or taker had, in any run.
+    pub core_share: f64,
 }
 
 /// How well a rate was kept.
@@ -83,6 +85,8 @@ pub struct Accuracy {
     pub sent: u64,
     pub late: u64,
     pub skipped: u64,
+    /// As in [`Speed::core_share`].
+    pub core_share: f64,
 }
 
 /// All of it.
@@ -134,9 +138,12 @@ impl Report {
                 rate.skipped
             );
         }
+        let shares = self.full_rate.iter().map(|speed| speed.core_share);
+        let least = shares.chain(self.rates.iter().map(|rate| rate.core_share)).fold(1.0, f64::min) * 100.0;
         out + &format!(
             "Median of {} runs each, in turns, {} bytes a frame; {} cores: on one the generator (over veth with the kernel's part of\n\
-             both ends), on the other who empties the memif ring. Work cycles: the sender alone, all in its core's cache.\n",
+             both ends), on the other who empties the memif ring. Work cycles: the sender alone, all in its core's cache.\n\
+             In its worst run a thread had {least:.0} % of its core.\n",
             self.runs, self.bytes, self.cores
         )
     }
@@ -177,20 +184,20 @@ fn measure(bench: &Bench, quick: bool) -> Result<Report, String> {
 
 /// All senders of an outlet, the bare one first, in turns.
 fn speeds(bench: &Bench, outlet: Outlet, senders: &[(Sender, Option<f64>)]) -> Result<Vec<Speed>, String> {
-    let mut rates = vec![Vec::new(); senders.len()];
+    let mut runs: Vec<Vec<Sent>> = vec![Vec::new(); senders.len()];
     for run in 0..RUNS {
         for at in 0..senders.len() {
             // Who is first changes, so that what drifts favours nobody.
             let at = (at + run) % senders.len();
-            if let (Some((sender, _)), Some(rates)) = (senders.get(at), rates.get_mut(at)) {
-                rates.push(bench.send(outlet, *sender)?.rate());
+            if let (Some((sender, _)), Some(runs)) = (senders.get(at), runs.get_mut(at)) {
+                runs.push(bench.send(outlet, *sender)?);
             }
         }
     }
-    let bare = rates.first().cloned().unwrap_or_default();
-    let speed = |((sender, work), rates): (&(Sender, Option<f64>), Vec<f64>)| {
-        let ratios = rates.iter().zip(&bare).map(|(rate, bare)| rate / bare).collect();
-        let [lowest, middle, highest] = spread(rates).unwrap_or_default();
+    let bare = runs.first().cloned().unwrap_or_default();
+    let speed = |((sender, work), runs): (&(Sender, Option<f64>), Vec<Sent>)| {
+        let ratios = runs.iter().zip(&bare).map(|(run, bare)| run.rate() / bare.rate()).collect();
+        let [lowest, middle, highest] = spread(runs.iter().map(Sent::rate).collect()).unwrap_or_default();
         Speed {
             outlet,
             sender: sender.name(),
@@ -200,9 +207,14 @@ fn speeds(bench: &Bench, outlet: Outlet, senders: &[(Sender, Option<f64>)]) -> R
             cycles_per_packet: cycles_per_second() as f64 / middle,
             ratio: median(ratios),
             work_cycles_per_packet: *work,
+            core_share: least_share(&runs),
         }
     };
-    Ok(senders.iter().zip(rates).map(speed).collect())
+    Ok(senders.iter().zip(runs).map(speed).collect())
+}
+
+fn least_share(runs: &[Sent]) -> f64 {
+    runs.iter().map(|run| run.core_share).fold(1.0, f64::min)
 }
 
 fn accuracy(bench: &Bench, outlet: Outlet, pps: u64) -> Result<Accuracy, String> {
@@ -220,6 +232,7 @@ fn accuracy(bench: &Bench, outlet: Outlet, pps: u64) -> Result<Accuracy, String>
         sent: sum(|run| run.sent),
         late: sum(|run| run.late),
         skipped: sum(|run| run.skipped),
+        core_share: least_share(&runs),
     })
 }
 
@@ -238,6 +251,7 @@ mod tests {
             cycles_per_packet: 65.0,
             ratio: 0.9,
             work_cycles_per_packet: Some(39.4),
+            core_share: 0.97,
         };
         let rate = Accuracy {
             outlet: Outlet::Xdp,
@@ -248,6 +262,7 @@ mod tests {
             sent: 5000,
             late: 3,
             skipped: 4,
+            core_share: 0.5,
         };
         let report = Report {
             cores: 2,
@@ -261,6 +276,7 @@ mod tests {
         let lines: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
         assert_eq!(lines[1], ["memif", "send,", "1", "flow", "40.00", "38.00–41.00", "65", "0.90", "39"]);
         assert_eq!(lines[4], ["AF_XDP,", "veth", "1000", "-0.020", "-0.500–+0.010", "3", "4"]);
+        assert!(text.contains("had 50 % of its core"), "{text}");
         let again: Report = serde_json::from_str(&crate::figures::json(&report)).unwrap();
         assert_eq!(again.text(), text);
     }

@@ -1,6 +1,7 @@
 //! The senders of the case, each a process of its own: `peregrine-pktgen send`, or this program as a bare sender. And the two far
 //! ends: a memif server that takes everything and reads nothing of it, and a namespace at the end of a veth pair.
 
+use std::cell::Cell;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
@@ -19,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use super::{BYTES, Outlet};
 use crate::figures::json;
 use crate::kernel_case::program;
-use crate::memif_case::accept;
+use crate::memif_case::{CpuTime, accept};
 use crate::rig::{fill, inner};
 
 /// The highest ordinary priority, so that other programs on these cores show less.
@@ -69,6 +70,9 @@ pub struct Sent {
     pub late: u64,
     #[serde(default)]
     pub skipped: u64,
+    /// The part of their cores that sender and taker had, as this case saw it: the smaller one.
+    #[serde(skip)]
+    pub core_share: f64,
 }
 
 impl Sent {
@@ -113,10 +117,17 @@ impl Bench {
         self.arguments(&mut command, sender, outlet)?;
         command.args(words).args(["--seconds", &self.seconds.to_string()]);
         command.args(["--core", &self.sender.id.to_string()]);
-        let text = self.finish(Process::start(&mut command).map_err(said)?)?;
-        taker.map(|taker| self.finish(taker)).transpose()?;
+        let sender = Process::start(&mut command).map_err(said)?;
+        let (text, core_share) = self.finish(sender, taker.as_ref().map(Process::id))?;
+        if let Some(taker) = taker {
+            self.finish(taker, None)?;
+        }
         let sent: Sent = serde_json::from_str(&text).map_err(|error| format!("the sender said: {error}"))?;
-        if sent.sent > 0 && sent.seconds > 0.0 { Ok(sent) } else { Err("nothing was sent".into()) }
+        if sent.sent > 0 && sent.seconds > 0.0 {
+            Ok(Sent { core_share, ..sent })
+        } else {
+            Err("nothing was sent".into())
+        }
     }
 
     /// The program, and what it is to send.
@@ -155,10 +166,19 @@ impl Bench {
         Process::start(command.args(["--core", &self.taker.id.to_string()])).map_err(said)
     }
 
-    fn finish(&self, sender: Process) -> Result<String, String> {
+    /// Waits for its end; what it printed, and the part of their cores that it and another one had.
+    fn finish(&self, process: Process, other: Option<u32>) -> Result<(String, f64), String> {
         let longest = PATIENCE + Duration::from_secs_f64(self.seconds);
-        let sent = sender.finish(longest, &|| self.interrupted.load(Ordering::Relaxed));
-        sent.map_err(said)
+        let share = Cell::new(1.0);
+        let folders: Vec<String> =
+            other.into_iter().chain([process.id()]).map(|id| format!("/proc/{id}")).collect();
+        let look = || {
+            // Since it began; the last look, just before it ends, counts.
+            let shares = folders.iter().filter_map(|folder| CpuTime::read(folder).ok());
+            share.set(shares.map(|time| time.share_since(&CpuTime::default())).fold(1.0, f64::min));
+            self.interrupted.load(Ordering::Relaxed)
+        };
+        process.finish(longest, &look).map(|text| (text, share.get())).map_err(said)
     }
 }
 
@@ -234,7 +254,7 @@ impl Side {
                 sent += BURST as u64;
             }
         }
-        Ok(Sent { sent, seconds: start.elapsed().as_secs_f64(), late: 0, skipped: 0 })
+        Ok(Sent { sent, seconds: start.elapsed().as_secs_f64(), late: 0, skipped: 0, core_share: 0.0 })
     }
 
     /// The socket alone: frames that are written once, to its ring and back, and its wake-ups.
@@ -265,7 +285,7 @@ impl Side {
             socket.kick(passed.as_nanos() as u64);
         }
         burst.drain().for_each(|left| port.pool.put(left));
-        Ok(Sent { sent, seconds: start.elapsed().as_secs_f64(), late: 0, skipped: 0 })
+        Ok(Sent { sent, seconds: start.elapsed().as_secs_f64(), late: 0, skipped: 0, core_share: 0.0 })
     }
 }
 
