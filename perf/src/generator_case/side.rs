@@ -123,11 +123,8 @@ impl Bench {
             self.finish(taker, None)?;
         }
         let sent: Sent = serde_json::from_str(&text).map_err(|error| format!("the sender said: {error}"))?;
-        if sent.sent > 0 && sent.seconds > 0.0 {
-            Ok(Sent { core_share, ..sent })
-        } else {
-            Err("nothing was sent".into())
-        }
+        // None at all is a result, too: on a busy machine its core may be another's all the time.
+        Ok(Sent { core_share, ..sent })
     }
 
     /// The program, and what it is to send.
