@@ -38,6 +38,7 @@ bench: build ## measurements, in figures that this machine gives
 	target/release/peregrine-perf core --quick
 	target/release/peregrine-perf tenants --quick
 	$(SUDO) target/release/peregrine-perf memif --quick
+	$(SUDO) target/release/peregrine-perf generator --quick
 	$(SUDO) target/release/peregrine-perf kernel --quick
 
 report: build ## memif, core, tenants and kernel measured and drawn as one page, target/report/report.html (half an hour; REPORT_ARGS=--quick: minutes)

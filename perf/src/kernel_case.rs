@@ -22,8 +22,8 @@ use std::time::Instant;
 
 use peregrine_control::demo::{self, DemoError};
 
-pub use bench::System;
 use bench::{Bench, Case, Measured};
+pub use bench::{System, program};
 use report::Measurement;
 pub use report::{AtLoad, CaseReport, LOADS, Percentiles, Report, Side};
 
@@ -110,7 +110,7 @@ pub fn run(quick: bool) -> Result<Report, String> {
 }
 
 /// The same line without the demo's name.
-fn plain(error: &DemoError) -> String {
+pub fn plain(error: &DemoError) -> String {
     let text = error.to_string();
     text.strip_prefix("demo: ").unwrap_or(&text).to_string()
 }

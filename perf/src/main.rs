@@ -5,6 +5,7 @@
 mod core_case;
 mod environment;
 mod figures;
+mod generator_case;
 mod kernel_case;
 mod memif_case;
 mod micro;
@@ -33,6 +34,9 @@ enum Command {
     Core(Runs),
     /// The kernel's overlay beside Peregrine, over the same wire: rates, round trips, CPU time; five runs, a quarter of an hour or more (needs root).
     Kernel(Runs),
+    /// How fast `peregrine-pktgen send` is over memif and AF_XDP, beside the bare ring and socket, and how exactly it keeps a
+    /// rate (needs root).
+    Generator(Runs),
     /// What two tenants that talk to each other notice of a third: 1000 idle ones, and hostile ones of several kinds.
     Tenants(Runs),
     /// Packets from one process to another over one memif ring, beside DPDK's testpmd on both ends.
@@ -49,6 +53,8 @@ enum Command {
     },
     /// The same pieces under valgrind: instructions per packet, which are the same in every run.
     Instructions(micro::instructions::Args),
+    #[command(hide = true)]
+    GeneratorSide(generator_case::Side),
     #[command(hide = true)]
     MemifSide(memif_case::Side),
     #[command(hide = true)]
@@ -85,6 +91,7 @@ fn main() -> ExitCode {
     let text = match command {
         Command::Core(runs) => runs.report(core_case::run, core_case::Report::text),
         Command::Kernel(runs) => runs.report(kernel_case::run, kernel_case::Report::text),
+        Command::Generator(runs) => runs.report(generator_case::run, generator_case::Report::text),
         Command::Tenants(runs) => runs.report(tenants_case::run, tenants_case::Report::text),
         Command::Memif(runs) => runs.report(memif_case::run, memif_case::Report::text),
         Command::Report(args) => match report::run(&args) {
@@ -99,6 +106,7 @@ fn main() -> ExitCode {
             runs.report(|quick| micro::run(quick, &filter), micro::Report::text)
         }
         Command::Instructions(args) => micro::instructions::run(&args),
+        Command::GeneratorSide(side) => side.run(),
         Command::MemifSide(side) => side.run(),
         Command::MicroRounds { filter } => micro::instructions::rounds(&filter),
     };

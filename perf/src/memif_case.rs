@@ -23,8 +23,8 @@ use serde::{Deserialize, Serialize};
 use crate::environment::{Environment, Watch};
 use crate::figures::{median, null_as_nan, spread};
 
-pub use ours::Side;
 use ours::measure as measure_ours;
+pub use ours::{Side, accept};
 use testpmd::Testpmd;
 
 /// Bytes of the packets, without Ethernet's checksum.
@@ -69,15 +69,15 @@ impl Run {
 }
 
 /// How long the kernel let a thread run, and how long it had to wait for a core.
-#[derive(Clone, Copy, Debug)]
-struct CpuTime {
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CpuTime {
     ran_ns: u64,
     waited_ns: u64,
 }
 
 impl CpuTime {
     /// Of the thread behind a folder of `/proc`.
-    fn read(folder: &str) -> Result<CpuTime, String> {
+    pub fn read(folder: &str) -> Result<CpuTime, String> {
         let file = format!("{folder}/schedstat");
         let text = fs::read_to_string(&file).map_err(|error| format!("cannot read {file}: {error}"))?;
         let mut numbers = text.split_whitespace().map_while(|word| word.parse().ok());
@@ -88,7 +88,7 @@ impl CpuTime {
     }
 
     /// The share of its core that the thread had since `earlier`; 1 if it had it for itself.
-    fn share_since(&self, earlier: &CpuTime) -> f64 {
+    pub fn share_since(&self, earlier: &CpuTime) -> f64 {
         let ran = self.ran_ns.saturating_sub(earlier.ran_ns) as f64;
         let waited = self.waited_ns.saturating_sub(earlier.waited_ns) as f64;
         ran / (ran + waited).max(1.0)

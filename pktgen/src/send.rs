@@ -8,8 +8,8 @@
 //!
 //! Each thread has its own queue and its own flows; they share only the clock, the end, and one report.
 
-mod engine;
-mod flows;
+pub mod engine;
+pub mod flows;
 mod memif;
 mod rtt;
 pub mod wire;

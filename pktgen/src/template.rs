@@ -1,5 +1,5 @@
-//! A frame prepared once per flow and finished for each packet: headers copied, then lengths, flow, sequence number and time
-//! put in, and the checksums brought up to date from prepared sums (RFC 1624's idea: only what changes is summed again).
+//! A frame prepared once per flow and finished for each packet: the smallest frame copied, then lengths, flow, sequence number
+//! and time put in, and the checksums brought up to date from prepared sums (RFC 1624's idea: only what changes is summed again).
 //!
 //! ```text
 //! | Ethernet 14 | IPv4 20 | UDP 8 | VXLAN 8 || Ethernet 14 | IPv4 20 | UDP 8 | filling | trailer 18 |
@@ -74,12 +74,12 @@ pub struct Flow {
     pub vni: Option<Vni>,
 }
 
-/// The headers of a flow with all lengths and checksums zero, and the folded sums of what the checksums cover.
+/// The smallest frame of a flow, its trailer, lengths and checksums zero, and the folded sums of what the checksums cover.
 #[derive(Clone, Debug)]
 #[repr(align(64))]
 struct Head {
     outer: [u8; OVERHEAD_IPV4],
-    inner: [u8; INNER_HEADERS],
+    inner: [u8; SIZE_MIN],
     outer_ip: u16,
     inner_ip: u16,
     /// Pseudo header and UDP header.
@@ -167,16 +167,13 @@ impl Template {
         if self.len != 0 && out.len() != self.len {
             return false;
         }
-        if !self.wrapped {
-            return head.write_inner(out, packet);
+        let mut inner = out;
+        if self.wrapped {
+            let Some((outer, rest)) = inner.split_first_chunk_mut::<OVERHEAD_IPV4>() else { return false };
+            head.write_outer(outer, rest.len() as u16);
+            inner = rest;
         }
-        match out.split_first_chunk_mut::<OVERHEAD_IPV4>() {
-            Some((outer, inner)) => {
-                head.write_outer(outer, inner.len() as u16);
-                head.write_inner(inner, packet)
-            }
-            None => false,
-        }
+        head.write_inner(inner, packet)
     }
 }
 
@@ -184,10 +181,7 @@ impl Template {
 const IP_AT: usize = 14;
 const UDP_AT: usize = IP_AT + 20;
 /// The sum of a trailer's magic.
-const MAGIC_SUM: Sum = {
-    let [a, b, c, d] = trailer::MAGIC;
-    Sum::ZERO.word(u16::from_be_bytes([a, b])).word(u16::from_be_bytes([c, d]))
-};
+const MAGIC_SUM: u64 = u32::from_be_bytes(trailer::MAGIC) as u64;
 
 impl Head {
     #[inline]
@@ -196,43 +190,55 @@ impl Head {
         let ip_len = udp_len.wrapping_add(20);
         *out = self.outer;
         out[IP_AT + 2..IP_AT + 4].copy_from_slice(&ip_len.to_be_bytes());
-        let checksum = Sum::ZERO.word(self.outer_ip).word(ip_len).checksum();
+        let checksum = !fold(u64::from(self.outer_ip) + u64::from(ip_len));
         out[IP_AT + 10..IP_AT + 12].copy_from_slice(&checksum.to_be_bytes());
         out[UDP_AT + 4..UDP_AT + 6].copy_from_slice(&udp_len.to_be_bytes());
     }
 
-    #[inline]
+    #[inline(always)]
     fn write_inner(&self, out: &mut [u8], packet: Trailer) -> bool {
-        if !(SIZE_MIN..=SIZE_MAX).contains(&out.len()) {
+        if out.len() > SIZE_MAX {
             return false;
         }
         let size = out.len() as u16;
+        let Some(front) = out.first_chunk_mut::<SIZE_MIN>() else { return false };
         let (ip_len, udp_len) = (size - IP_AT as u16, size - UDP_AT as u16);
-        let Some((front, rest)) = out.split_first_chunk_mut::<INNER_HEADERS>() else { return false };
-        let Some((filling, tail)) = rest.split_last_chunk_mut::<{ trailer::LEN }>() else { return false };
-        let ip_sum = Sum::ZERO.word(self.inner_ip).word(ip_len).checksum();
+        let ip_sum = !fold(u64::from(self.inner_ip) + u64::from(ip_len));
         let changing = trailer_sum(packet);
         // A trailer that begins at an odd place of what the checksum covers has its words turned round there.
-        let changing = if size & 1 == 0 { changing } else { changing.swap_bytes() };
-        let udp_sum = Sum::ZERO.word(self.udp).word(udp_len).word(udp_len).word(changing).checksum();
+        let changing = if size & 1 == 0 { changing } else { fold(changing).swap_bytes().into() };
+        let udp_sum = !fold(u64::from(self.udp) + 2 * u64::from(udp_len) + changing);
         *front = self.inner;
         front[IP_AT + 2..IP_AT + 4].copy_from_slice(&ip_len.to_be_bytes());
         front[IP_AT + 10..IP_AT + 12].copy_from_slice(&ip_sum.to_be_bytes());
         front[UDP_AT + 4..UDP_AT + 6].copy_from_slice(&udp_len.to_be_bytes());
         front[UDP_AT + 6..UDP_AT + 8].copy_from_slice(&transmitted(udp_sum).to_be_bytes());
-        filling.fill(0);
-        *tail = packet.encode();
+        // What is filled beyond the smallest frame, if anything.
+        if let Some(filling) = out.get_mut(SIZE_MIN..usize::from(size) - trailer::LEN) {
+            filling.fill(0);
+        }
+        if let Some(tail) = out.last_chunk_mut::<{ trailer::LEN }>() {
+            *tail = packet.encode();
+        }
         true
     }
 }
 
-/// The folded sum of a trailer's words. Not from its bytes, which have just been written piece by piece: a processor waits
-/// for such writes when it reads them back in larger pieces.
+/// The sum of a trailer's words, not folded: as 2^16 counts as 1, a number's words need not be taken apart. Not from its bytes,
+/// which have just been written piece by piece: a processor waits for such writes when it reads them back in larger pieces.
 #[inline]
-fn trailer_sum(packet: Trailer) -> u16 {
-    let words =
-        |sum: Sum, value: u64| sum.word((value >> 32) as u16).word((value >> 16) as u16).word(value as u16);
-    words(words(MAGIC_SUM.word(packet.flow), packet.sequence), packet.time).fold()
+fn trailer_sum(packet: Trailer) -> u64 {
+    MAGIC_SUM
+        + u64::from(packet.flow)
+        + (packet.sequence & trailer::SEQUENCE_MAX)
+        + (packet.time & trailer::SEQUENCE_MAX)
+}
+
+/// The ones' complement sum of the four 16-bit words of `sum` (RFC 1071 §2): each half is added to the other, carry and all.
+#[inline]
+const fn fold(sum: u64) -> u16 {
+    let sum = (sum.wrapping_add(sum.rotate_left(32)) >> 32) as u32;
+    (sum.wrapping_add(sum.rotate_left(16)) >> 16) as u16
 }
 
 fn head(
@@ -241,7 +247,7 @@ fn head(
     destination: SocketAddrV4,
     outer: Option<[u8; OVERHEAD_IPV4]>,
 ) -> Head {
-    let mut inner = [0; INNER_HEADERS];
+    let mut inner = [0; SIZE_MIN];
     inner[..6].copy_from_slice(&flow.destination_mac.0);
     inner[6..12].copy_from_slice(&flow.source_mac.0);
     inner[12..14].copy_from_slice(&[0x08, 0x00]);

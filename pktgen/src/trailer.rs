@@ -34,11 +34,12 @@ impl Trailer {
     /// The bytes. What does not fit 48 bits is cut off.
     #[inline]
     pub fn encode(&self) -> [u8; LEN] {
-        let [m0, m1, m2, m3] = MAGIC;
-        let [f0, f1] = self.flow.to_be_bytes();
-        let [_, _, s0, s1, s2, s3, s4, s5] = self.sequence.to_be_bytes();
-        let [_, _, t0, t1, t2, t3, t4, t5] = self.time.to_be_bytes();
-        [m0, m1, m2, m3, f0, f1, s0, s1, s2, s3, s4, s5, t0, t1, t2, t3, t4, t5]
+        let mut bytes = [0; LEN];
+        bytes[..4].copy_from_slice(&MAGIC);
+        bytes[4..6].copy_from_slice(&self.flow.to_be_bytes());
+        bytes[6..12].copy_from_slice(&self.sequence.to_be_bytes()[2..]);
+        bytes[12..].copy_from_slice(&self.time.to_be_bytes()[2..]);
+        bytes
     }
 
     /// The trailer at the end of a UDP payload; `None` if that has none.

@@ -82,6 +82,8 @@ fn a_sink_over_af_xdp_takes_every_packet_and_the_kernel_none() {
         let line = "sink --interface wb --mode copy --local 192.0.2.2 --vni 77 --json --seconds 15 --count 5000 \
                     --class all=ports:9000 --wait";
         let sink = wire.b.pktgen(&format!("{line} {wait}")).ready();
+        let counters = || [wire.a.counter("wa", "tx_packets"), wire.b.counter("wb", "rx_packets")];
+        let before = counters();
         let sent = wire.send("--mode copy --rate 5000 --count 5000 --flows 3 --size 100").end().report();
         let got = sink.end().report();
         let counted = ["received", "flows", "bytes", "lost", "reordered", "duplicates", "not_ours"];
@@ -90,6 +92,9 @@ fn a_sink_over_af_xdp_takes_every_packet_and_the_kernel_none() {
             [5000, 3, 500_000, 0, 0, 0, 0],
             "{wait}: {sent} {got}"
         );
+        let after = counters();
+        // Bytes it counts without Ethernet's header where an XDP program looks first.
+        assert_eq!([0, 1].map(|at| after[at] - before[at]), [5000; 2], "the kernel counts as both of us do");
         assert_eq!(number(&got["per_class"][0], "received"), 5000);
         assert_eq!(
             (&got["xdp"]["uplink"]["interface"], wire.b.counter("vx", "rx_packets")),

@@ -1,5 +1,5 @@
 //! DPDK's testpmd at the other end of a memif connection of ours, in either role. It has one port and forwards it to itself
-//! (`io`, which leaves every byte as it is): queue `i` to queue `i`. It needs no huge pages and no root.
+//! (`io`, which leaves every byte as it is), queue `i` to queue `i`, or does what else it is told. It needs no huge pages and no root.
 
 use std::process::Command;
 use std::time::Instant;
@@ -25,6 +25,8 @@ pub struct TestpmdSetup {
     pub role: Role,
     /// Where the server listens.
     pub addr: SocketAddr,
+    /// How testpmd forwards.
+    pub mode: &'static str,
     /// Queue pairs.
     pub queues: u16,
     /// Of each buffer, at both ends: DPDK copies without asking whether ours are as long as its own.
@@ -49,6 +51,7 @@ impl TestpmdSetup {
         TestpmdSetup {
             role,
             addr: SocketAddr::Path(folder.path().join("memif.sock")),
+            mode: "io",
             queues: 1,
             buffer_bytes: 2048,
             mbuf_bytes: 2048,
@@ -80,7 +83,8 @@ impl TestpmdSetup {
         // Its main thread only waits; the other one polls.
         command.args(["-l", &format!("{other},{worker}"), "--main-lcore", &other.to_string()]);
         command.args(self.eal).arg("--");
-        command.args(["--auto-start", "--forward-mode=io", "--nb-cores=1", "--total-num-mbufs=4096"]);
+        command.args(["--auto-start", "--nb-cores=1", "--total-num-mbufs=4096"]);
+        command.arg(format!("--forward-mode={}", self.mode));
         command.args([format!("--rxq={}", self.queues), format!("--txq={}", self.queues)]);
         command.arg(format!("--mbuf-size={}", self.mbuf_bytes + HEADROOM_BYTES));
         // It would throw away what comes before it has begun; and without statistics it ends with its standard input.

@@ -152,7 +152,7 @@ impl RxRing {
     /// of a chain that was refused before its last piece was seen (it is too long, or was cut off) is never taken for a packet:
     /// further calls use it up, each at most [`CHAIN_MAX`] slots of it and with the same error again. The next packet begins
     /// after the first slot without NEXT.
-    #[inline]
+    #[inline(always)]
     pub fn next_packet(&mut self) -> Option<Result<Packet<'_>, BadDescriptor>> {
         let descriptor = take_slot(&self.ring, &mut self.cursor, self.buffers)?;
         if self.refused.is_some() || descriptor.is_chained() {

@@ -71,7 +71,7 @@ impl TxRing {
     ///
     /// # Errors
     /// See [`PushError`]; the packet has not been sent then, and nothing of it was written.
-    #[inline]
+    #[inline(always)]
     pub fn push(&mut self, packet: &[u8]) -> Result<(), PushError> {
         // A length that does not fit u32 fits no buffer either.
         let length = u32::try_from(packet.len()).unwrap_or(u32::MAX);

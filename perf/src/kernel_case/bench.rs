@@ -152,7 +152,7 @@ fn lab(error: LabError) -> String {
 }
 
 /// A program that is built beside this one.
-fn program(name: &str) -> Result<PathBuf, String> {
+pub fn program(name: &str) -> Result<PathBuf, String> {
     let here = std::env::current_exe().map_err(|error| format!("cannot find this program: {error}"))?;
     let path = here.with_file_name(name);
     let missing = || format!("{} is missing: build everything with `make build`", path.display());

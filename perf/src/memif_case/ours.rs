@@ -209,7 +209,7 @@ fn number(packet: &[u8; BUFFER_BYTES]) -> u64 {
 }
 
 /// The receiver's side of the handshake.
-fn accept(addr: &SocketAddr) -> Result<Interface, String> {
+pub fn accept(addr: &SocketAddr) -> Result<Interface, String> {
     let listener = Listener::bind(addr, ListenerConfig::default()).map_err(said)?;
     let end = Instant::now() + PATIENCE;
     let mut handshake = None;

@@ -1,5 +1,6 @@
 //! `peregrine-perf micro`: single pieces of the packet path, each in a loop on one thread, 64 packets at a time: time and
-//! allocations here, instructions in `instructions`. The pieces are in `wire`, `rings`, `tables` and `stages`.
+//! allocations here, instructions in `instructions`. The pieces are in `wire`, `rings`, `tables`, `stages` and
+//! `generator`.
 //!
 //! Everything that is touched stays in this core's cache and there is one flow, so what shows is the work, not the memory: compare
 //! a case with itself before a change, and use `core` for what a packet costs between two cores.
@@ -8,6 +9,7 @@
 //! made for is an error; an allocation or a free in the measured part is an error, too.
 
 mod baseline;
+mod generator;
 pub mod instructions;
 mod rings;
 mod stages;
@@ -116,7 +118,7 @@ fn maker(name: impl Into<String>, make: impl FnOnce(&str) -> Result<Case, String
 
 /// Runs every case whose name contains `filter`, in order, one after the other.
 fn each_case(filter: &str, mut run: impl FnMut(&mut Case) -> Result<(), String>) -> Result<(), String> {
-    let all = [wire::cases(), rings::cases(), tables::cases(), stages::cases()];
+    let all = [wire::cases(), rings::cases(), tables::cases(), stages::cases(), generator::cases()];
     let chosen: Vec<Maker> = all.into_iter().flatten().filter(|(name, _)| name.contains(filter)).collect();
     if chosen.is_empty() {
         return Err(format!("no case has `{filter}` in its name: `peregrine-perf micro --quick` shows all"));
@@ -178,6 +180,13 @@ pub fn run(quick: bool, filter: &str) -> Result<Report, String> {
     })?;
     refuse_allocations(cases.iter().map(|case| (case.name.as_str(), case.allocations)))?;
     Ok(Report { runs, packets_per_burst: PACKETS, cases })
+}
+
+/// Cycles per packet of the case of this name.
+pub fn cycles_of(quick: bool, name: &str) -> Result<f64, String> {
+    let report = run(quick, name)?;
+    let case = report.cases.iter().find(|case| case.name == name);
+    case.map(|case| case.cycles).ok_or_else(|| format!("no case is called `{name}`"))
 }
 
 /// Each run lasts `budget` cycles, what is not measured included. Its median round counts, so that a core that is taken away now

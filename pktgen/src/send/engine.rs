@@ -3,6 +3,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use arrayvec::ArrayVec;
+
 use super::rtt::Rtt;
 use super::wire::{BURST, Load, Wire};
 use super::{KickCounts, SendWait};
@@ -81,10 +83,16 @@ pub struct Engine<'a, W, L> {
     run: &'a Run<'a>,
     thread: usize,
     tally: Tally,
-    /// Length and class of the frames that are built, in places that come round: those taken have been counted up to here.
-    pending: [(usize, u8); BURST],
-    counted: usize,
-    written: usize,
+    /// The frames that are built and not yet handed over.
+    pending: ArrayVec<Alike, BURST>,
+}
+
+/// Frames built one after the other that count alike.
+#[derive(Clone, Copy, Debug)]
+struct Alike {
+    len: usize,
+    class: u8,
+    count: usize,
 }
 
 impl<'a, W: Wire, L: Load> Engine<'a, W, L> {
@@ -98,7 +106,7 @@ impl<'a, W: Wire, L: Load> Engine<'a, W, L> {
         classes: usize,
     ) -> Engine<'a, W, L> {
         let tally = Tally { classes: vec![(0, 0); classes], ..Tally::default() };
-        Engine { wire, load, rtt, run, thread, tally, pending: [(0, 0); BURST], counted: 0, written: 0 }
+        Engine { wire, load, rtt, run, thread, tally, pending: ArrayVec::new() }
     }
 
     /// Sends until a limit is reached and waits for what is still out. What goes wrong is told beside what was sent.
@@ -160,15 +168,29 @@ impl<'a, W: Wire, L: Load> Engine<'a, W, L> {
                 look_at = now + SLEEP_MAX.as_nanos() as u64;
                 self.look(now, &mut progress)?;
             }
-            self.wire.complete();
-            self.tally.skipped += self.load.skip_overdue(now);
-            self.fill(now, until.end_ns(), count)?;
-            let busy = self.turn(now)?;
+            let busy = self.step(now, until.end_ns(), count)?;
             if !busy {
                 let longest = until.sleep_ns(now).min(self.load.next_ns(now).saturating_sub(now));
                 self.wire.rest(self.run.wait, longest, self.rtt.is_some())?;
             }
         }
+    }
+
+    /// What was sent so far.
+    pub fn tally(&self) -> &Tally {
+        &self.tally
+    }
+
+    /// One turn at `now`: sends what is due before `end`, until `count` packets have been sent. False if there was nothing to do.
+    ///
+    /// # Errors
+    /// Those of the wire.
+    #[inline]
+    pub fn step(&mut self, now: u64, end: u64, count: u64) -> Result<bool, Error> {
+        self.wire.complete();
+        self.tally.skipped += self.load.skip_overdue(now);
+        self.fill(now, end, count)?;
+        self.turn(now)
     }
 
     /// Now and then: is the peer there, and how much has been sent.
@@ -203,27 +225,45 @@ impl<'a, W: Wire, L: Load> Engine<'a, W, L> {
             });
             let Some(written) = written.filter(|_| built) else { break };
             self.tally.late += u64::from(now - written.due > LATE_NS);
-            if let Some(place) = self.pending.get_mut(self.written % BURST) {
-                *place = (len, written.class);
+            match self.pending.last_mut() {
+                Some(last) if (last.len, last.class) == (len, written.class) => last.count += 1,
+                _ => {
+                    let full = self.pending.try_push(Alike { len, class: written.class, count: 1 });
+                    debug_assert!(full.is_ok(), "a wire builds no more than a burst");
+                }
             }
-            self.written = self.written.wrapping_add(1);
         }
         Ok(())
+    }
+
+    /// The first `taken` frames of those that are built have been handed over.
+    #[inline]
+    fn count(&mut self, mut taken: usize) {
+        self.tally.handed += taken as u64;
+        let mut done = 0;
+        for alike in &mut self.pending {
+            let count = taken.min(alike.count);
+            let bytes = (count * alike.len) as u64;
+            self.tally.bytes += bytes;
+            if let Some(class) = self.tally.classes.get_mut(usize::from(alike.class)) {
+                *class = (class.0 + count as u64, class.1 + bytes);
+            }
+            taken -= count;
+            alike.count -= count;
+            if alike.count > 0 {
+                break;
+            }
+            done += 1;
+        }
+        self.pending.drain(..done);
     }
 
     /// Hands frames over and looks for answers. False if there was nothing to do.
     #[inline]
     fn turn(&mut self, now: u64) -> Result<bool, Error> {
         let taken = self.wire.transmit(now)?;
-        self.tally.handed += taken as u64;
-        for _ in 0..taken {
-            let (len, class) = self.pending.get(self.counted % BURST).copied().unwrap_or_default();
-            self.counted = self.counted.wrapping_add(1);
-            self.tally.bytes += len as u64;
-            if let Some((frames, bytes)) = self.tally.classes.get_mut(usize::from(class)) {
-                *frames += 1;
-                *bytes += len as u64;
-            }
+        if taken > 0 {
+            self.count(taken);
         }
         let Some(rtt) = &mut self.rtt else { return Ok(taken > 0) };
         let heard = self.wire.receive(|now, frame| rtt.record(now, frame))?;

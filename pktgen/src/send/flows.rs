@@ -29,6 +29,8 @@ pub struct FlowLoad {
     /// The next number of each flow, by the flow's own.
     sequences: Vec<u64>,
     next: Next,
+    /// There is one class and one size: packets differ by their flow only.
+    alike: bool,
 }
 
 /// What the next packet will be.
@@ -65,7 +67,7 @@ impl Chooser {
         Chooser { flows, at: 0, choice }
     }
 
-    #[inline]
+    #[inline(always)]
     fn choose(&mut self, rng: &mut Rng) -> u16 {
         let at = match &self.choice {
             Chosen::InTurn => {
@@ -123,6 +125,7 @@ impl FlowLoad {
             lens: profile.sizes.iter().map(|size| size.bytes + overhead).collect(),
             sequences: vec![0; template.flows()],
             next: Next { flow: 0, class: 0, len: 0 },
+            alike: profile.classes.len() == 1 && profile.sizes.iter().count() == 1,
         };
         load.next = load.draw();
         Ok(load)
@@ -169,7 +172,10 @@ impl Load for FlowLoad {
             return None; // never: the sizes have been checked
         }
         *sequence += 1;
-        self.next = self.draw();
+        match self.choosers.first_mut().filter(|_| self.alike) {
+            Some(chooser) => self.next.flow = chooser.choose(&mut self.rng),
+            None => self.next = self.draw(),
+        }
         Some(Written { due, class })
     }
 

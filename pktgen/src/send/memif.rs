@@ -52,12 +52,12 @@ pub struct MemifWire {
     peer: String,
     /// Free slots of the ring, at least.
     free: usize,
-    /// [`BURST`] places for frames, of which those from `first` on are built.
+    /// [`BURST`] places for frames, of which those from `first` to before `end` are built.
     places: Vec<u8>,
     stride: usize,
     lens: [usize; BURST],
     first: usize,
-    built: usize,
+    end: usize,
     /// What arrives is copied here before it is looked at: its sender can still write to the original.
     copy: Vec<u8>,
 }
@@ -104,7 +104,7 @@ impl MemifWire {
         peer: String,
         longest: usize,
     ) -> MemifWire {
-        let stride = longest.next_multiple_of(ALIGNMENT);
+        let stride = longest.max(1).next_multiple_of(ALIGNMENT);
         MemifWire {
             tx,
             rx,
@@ -115,7 +115,7 @@ impl MemifWire {
             stride,
             lens: [0; BURST],
             first: 0,
-            built: 0,
+            end: 0,
             copy: vec![0; 1 << 16],
         }
     }
@@ -123,58 +123,56 @@ impl MemifWire {
     fn broken(&self, why: impl std::fmt::Display) -> Error {
         Error::PeerGone { what: format!("{} breaks the rules of memif: {why}", self.peer) }
     }
-
-    /// Copies the oldest built frame into the ring. False: the ring is full.
-    #[inline]
-    fn push(&mut self) -> Result<bool, Error> {
-        let start = self.first * self.stride;
-        let len = self.lens.get(self.first).copied().unwrap_or(0);
-        let Some(frame) = self.places.get(start..start + len) else { return Ok(false) };
-        match self.tx.push(frame) {
-            Ok(()) => Ok(true),
-            Err(PushError::Full) => Ok(false),
-            Err(why) => Err(self.broken(why)),
-        }
-    }
 }
 
 impl Wire for MemifWire {
     #[inline]
     fn room(&mut self) -> Result<usize, Error> {
-        let places = BURST - self.built;
         // The peer's index is in a cache line that it writes: looked at only when what is known to be free runs out.
         if self.free < BURST {
             self.free = usize::from(self.tx.free().map_err(|why| self.broken(why))?);
         }
-        Ok(self.free.saturating_sub(self.built).min(places))
+        Ok(self.free.saturating_sub(self.built()).min(BURST - self.end))
     }
 
     #[inline]
     fn build(&mut self, len: usize, write: impl FnOnce(&mut [u8]) -> bool) -> bool {
-        let at = (self.first + self.built) % BURST;
-        let start = at * self.stride;
+        let start = self.end * self.stride;
         let place = self.places.get_mut(start..start + len);
-        let (Some(place), Some(kept)) = (place, self.lens.get_mut(at)) else { return false };
-        if self.built == BURST || len > self.stride || !write(place) {
+        let (Some(place), Some(kept)) = (place, self.lens.get_mut(self.end)) else { return false };
+        if len > self.stride || !write(place) {
             return false;
         }
         *kept = len;
-        self.built += 1;
+        self.end += 1;
         true
     }
 
     #[inline]
     fn built(&self) -> usize {
-        self.built
+        self.end - self.first
     }
 
     #[inline]
     fn transmit(&mut self, _now: u64) -> Result<usize, Error> {
-        let mut taken = 0;
-        while self.built > 0 && self.push()? {
-            self.first = (self.first + 1) % BURST;
-            self.built -= 1;
-            taken += 1;
+        let lens = self.lens.get(self.first..self.end).unwrap_or_default();
+        let places = self.places.get(self.first * self.stride..).unwrap_or_default();
+        let (mut taken, mut refused) = (0, None);
+        for (place, len) in places.chunks_exact(self.stride).zip(lens) {
+            match self.tx.push(place.get(..*len).unwrap_or_default()) {
+                Ok(()) => taken += 1,
+                Err(why) => {
+                    refused = Some(why);
+                    break;
+                }
+            }
+        }
+        self.first += taken;
+        if self.first == self.end {
+            (self.first, self.end) = (0, 0);
+        }
+        if let Some(why) = refused.filter(|why| !matches!(why, PushError::Full)) {
+            return Err(self.broken(why));
         }
         if taken > 0 {
             self.free = self.free.saturating_sub(taken);
@@ -237,7 +235,9 @@ impl Wire for MemifWire {
     }
 
     fn discard(&mut self) -> usize {
-        std::mem::take(&mut self.built)
+        let count = self.built();
+        (self.first, self.end) = (0, 0);
+        count
     }
 
     fn kicks(&mut self) -> KickCounts {

@@ -103,9 +103,10 @@ fn a_seed_repeats_and_threads_have_flows_of_their_own() {
     }
 }
 
-/// A wire that takes nothing until `open_at`.
+/// A wire that takes nothing until `open_at`, and then a few frames at a time.
 struct Stalled {
     open_at: u64,
+    at_once: usize,
     built: Vec<Vec<u8>>,
     taken: std::sync::mpsc::Sender<(u64, Vec<u8>)>,
 }
@@ -130,8 +131,8 @@ impl Wire for Stalled {
         if now < self.open_at {
             return Ok(0);
         }
-        let count = self.built.len();
-        self.built.drain(..).try_for_each(|frame| self.taken.send((now, frame))).unwrap();
+        let count = self.built.len().min(self.at_once);
+        self.built.drain(..count).try_for_each(|frame| self.taken.send((now, frame))).unwrap();
         Ok(count)
     }
 
@@ -173,7 +174,7 @@ fn a_stalled_wire_shows_as_latency_from_the_intended_time() {
     let run = Run { start_ns, wait: SendWait::Yield, stop: &stop, sent: &sent, goal: None };
     let load = FlowLoad::new(&profile, &flows::template(&profile, None), 0, 1, start_ns).unwrap();
     let (taken, arrivals) = std::sync::mpsc::channel();
-    let mut wire = Stalled { open_at: start_ns + 50_000_000, built: Vec::new(), taken };
+    let mut wire = Stalled { open_at: start_ns + 50_000_000, at_once: 8, built: Vec::new(), taken };
     let limits = SendSettings::limits(None, Some(120), None);
     let part = Engine::new(&mut wire, load, None, &run, 0, 1).run(&limits);
     drop(wire);
@@ -193,4 +194,36 @@ fn a_stalled_wire_shows_as_latency_from_the_intended_time() {
         }
     }
     assert!(part.tally.late >= 80, "{}", part.tally.late);
+}
+
+/// Frames are counted by class and length when they are taken, however few of those that were built that is.
+#[test]
+fn what_is_counted_is_what_was_taken() {
+    let text = format!(
+        "rate = 'max'\nsizes = 'imix'\n{FLOWS}count = 8\n[[classes]]\nname='a'\nshare=3\n[[classes]]\nname='b'\nshare=1\n"
+    );
+    let profile = Profile::new(Draft::parse(&text).unwrap(), 1).unwrap();
+    let first_of_b = profile.classes[1].first_flow;
+    let (stop, sent) = (Stop::new(), [AtomicU64::new(0)]);
+    let run = Run { start_ns: 0, wait: SendWait::Poll, stop: &stop, sent: &sent, goal: None };
+    for at_once in [1, 3, 7, 8] {
+        let load = FlowLoad::new(&profile, &flows::template(&profile, None), 0, 1, 0).unwrap();
+        let (taken, arrivals) = std::sync::mpsc::channel();
+        let mut wire = Stalled { open_at: 0, at_once, built: Vec::new(), taken };
+        let mut engine = Engine::new(&mut wire, load, None, &run, 0, 2);
+        let mut wanted = (vec![(0, 0); 2], 0);
+        for now in 1..200 {
+            engine.step(now, u64::MAX, u64::MAX).unwrap();
+            for (_, frame) in arrivals.try_iter() {
+                let flow = Trailer::of_frame(&frame).unwrap().flow;
+                let class = &mut wanted.0[usize::from(u32::from(flow) >= first_of_b)];
+                *class = (class.0 + 1, class.1 + frame.len() as u64);
+                wanted.1 += 1;
+            }
+            let tally = engine.tally();
+            assert_eq!((&tally.classes, tally.handed), (&wanted.0, wanted.1), "turn {now}");
+            assert_eq!(tally.bytes, wanted.0.iter().map(|class| class.1).sum::<u64>());
+        }
+        assert_eq!(wanted.1, 199 * at_once as u64);
+    }
 }
