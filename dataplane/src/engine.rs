@@ -5,23 +5,25 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::io;
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use crate::clock::{Seconds, cycles_per_second};
 use crate::counters::{Counter, TrafficStats, WorkerCounters};
 use crate::fdb::{Destination, Entry, Fdb};
 use crate::mailbox::{Mailbox, Order, Returned};
+use crate::mesh::{Mesh, mesh};
+use crate::placement::Placement;
 use crate::plan::{Plan, UplinkPlan, WorkerPlan};
 use crate::stats::{
     EndpointStats, NetworkStats, RemoteStats, Stats, Totals, UplinkStats, WorkerStats, drops_by_name,
 };
 use crate::sys;
 use crate::tables::{Tables, remote_addresses};
-use crate::types::{CoreId, EndpointId, NetworkId, QueueId, RemoteId};
+use crate::types::{CoreId, EndpointId, NetworkId, QueueId, RemoteId, Route, WorkerId};
 use crate::wire::outer::OVERHEAD_IPV4;
-use crate::worker::{Shared, Worker};
+use crate::worker::{Ending, Shared, Worker};
 use crate::xsk::{self, Steering, Uplink, UplinkInfo, XskConfig, XskError};
 
 pub use crate::tables::NextHop;
@@ -158,10 +160,11 @@ pub struct Engine {
     fdb: Arc<Fdb>,
     seconds: Seconds,
     workers: Vec<WorkerHandle>,
-    /// By endpoint: the serial number of the connection that is attached.
-    attached: Vec<Option<u64>>,
+    placement: Arc<Placement>,
+    /// By endpoint: the serial number of the connection that is attached, and the worker that serves it.
+    attached: Vec<Option<(u64, WorkerId)>>,
     last_serial: u64,
-    stop: Arc<AtomicBool>,
+    ending: Arc<Ending>,
     age_from: usize,
 }
 
@@ -174,6 +177,8 @@ struct WorkerHandle {
     mailbox: Arc<Mailbox>,
     /// Orders that the mailbox had no room for yet.
     outbox: VecDeque<Order>,
+    /// It has a socket of its own.
+    sends: bool,
     frames_total: u64,
     /// Busy and total cycles at the last [`Engine::age`], and the share between the last two.
     cycles_seen: (u64, u64),
@@ -206,6 +211,7 @@ impl Engine {
             remote_addresses(plan).into_iter().map(|(address, id)| (id, address)).collect();
         by_id.sort_unstable();
         let remotes: Vec<IpAddr> = by_id.into_iter().map(|(_, address)| address).collect();
+        let placement = Arc::new(Placement::new(&exits(&ports), plan.endpoints.len(), plan.networks.len()));
         let mut engine = Engine {
             next_hops: vec![None; remotes.len()],
             remotes,
@@ -217,11 +223,15 @@ impl Engine {
             workers: Vec::new(),
             attached: vec![None; plan.endpoints.len()],
             last_serial: 0,
-            stop: Arc::default(),
+            ending: Arc::default(),
             age_from: 0,
+            placement: placement.clone(),
         };
-        for (worker, port) in plan.workers.iter().zip(ports) {
-            let handle = engine.spawn(worker, port, shared.clone())?;
+        let frames = ports.iter().map(|port| port.pool.capacity()).max().unwrap_or(0);
+        let is_alone = ports.len() < 2;
+        for ((worker, port), mesh) in plan.workers.iter().zip(ports).zip(mesh(&placement, frames)) {
+            let mesh = (!is_alone).then_some(mesh);
+            let handle = engine.spawn(worker, port, mesh, shared.clone())?;
             engine.workers.push(handle);
         }
         Ok(engine)
@@ -230,7 +240,8 @@ impl Engine {
     fn spawn(
         &self,
         plan: &WorkerPlan,
-        port: xsk::WorkerPort,
+        mut port: xsk::WorkerPort,
+        mesh: Option<Mesh>,
         shared: Shared,
     ) -> Result<WorkerHandle, StartError> {
         let WorkerPlan { core, nice } = *plan;
@@ -242,25 +253,29 @@ impl Engine {
         let mailbox = Arc::new(Mailbox::new());
         let frames_total = port.pool.capacity() as u64;
         counters.frames_free.set(port.pool.available() as u64);
-        let worker = Worker::new(port, shared, counters.clone(), mailbox.clone());
-        let stop = self.stop.clone();
+        port.pool.set_owner(mesh.as_ref().map_or(WorkerId(0), Mesh::me));
+        let sends = !port.sockets.is_empty();
+        let worker = Worker::new(port, shared, mesh, counters.clone(), mailbox.clone());
+        let ending = self.ending.clone();
         let (ready, placed) = mpsc::sync_channel(1);
         let body = move || {
             let result = settle(core, nice);
             peregrine_memif::warm_up(); // what the first wake-up of a tenant would otherwise set up
             let stays = result.is_ok();
             let _started = ready.send(result);
-            if stays { worker.run(&stop) } else { worker }
+            if stays { worker.run(&ending) } else { worker }
         };
         let thread = std::thread::Builder::new().name(format!("worker-{}", core.0)).spawn(body);
         let thread = Some(thread.map_err(StartError::Thread)?);
         placed.recv().map_err(|_| StartError::Thread(io::ErrorKind::Interrupted.into()))??;
+        self.ending.expect_worker();
         Ok(WorkerHandle {
             core,
             thread,
             counters,
             mailbox,
             outbox: VecDeque::new(),
+            sends,
             frames_total,
             cycles_seen: (0, 0),
             busy: 0.0,
@@ -301,7 +316,7 @@ impl Engine {
         }
     }
 
-    /// Lets a worker serve a tenant.
+    /// Lets a worker serve a tenant: of those that can send, the one with the fewest.
     ///
     /// # Errors
     /// [`AttachError`]; the rings are dropped.
@@ -309,44 +324,82 @@ impl Engine {
         if !rings.is_complete() {
             return Err(AttachError::Rings);
         }
+        let home = self.least_crowded();
         match self.attached.get_mut(endpoint.index()) {
             None => return Err(AttachError::NoSuchEndpoint),
             Some(Some(_)) => return Err(AttachError::AlreadyAttached),
             Some(attached) => {
                 self.last_serial += 1;
-                *attached = Some(self.last_serial);
+                *attached = Some((self.last_serial, home));
             }
         }
-        if let Some(worker) = self.workers.first_mut() {
+        if let Some(worker) = self.workers.get_mut(home.index()) {
             worker.send(Order::Attach { endpoint, serial: self.last_serial, rings });
         }
+        self.publish_home(endpoint);
         Ok(())
     }
 
     /// Stops serving a tenant. Its memory is unmapped once the worker has let go, in a later [`poll`](Self::poll).
     pub fn detach(&mut self, endpoint: EndpointId) {
-        if let Some(serial) = self.attached.get_mut(endpoint.index()).and_then(Option::take)
-            && let Some(worker) = self.workers.first_mut()
-        {
+        let Some((serial, home)) = self.attached.get_mut(endpoint.index()).and_then(Option::take) else {
+            return;
+        };
+        self.publish_home(endpoint);
+        if let Some(worker) = self.workers.get_mut(home.index()) {
             worker.send(Order::Detach { endpoint, serial });
         }
+    }
+
+    /// Where the next tenant goes.
+    fn least_crowded(&self) -> WorkerId {
+        let tenants =
+            |worker: usize| self.attached.iter().flatten().filter(|(_, home)| home.index() == worker).count();
+        let senders = self.workers.iter().enumerate().filter(|(_, worker)| worker.sends);
+        let best = senders.min_by_key(|(index, _)| tenants(*index));
+        WorkerId(best.map_or(0, |(index, _)| index as u8))
+    }
+
+    /// Tells the workers who serves an endpoint now, and its network.
+    fn publish_home(&self, endpoint: EndpointId) {
+        let home = self.attached.get(endpoint.index()).copied().flatten().map(|(_, home)| home);
+        self.placement.set_home(endpoint, home);
+        let Some(network) = self.tables.endpoint(endpoint).map(|endpoint| endpoint.network) else { return };
+        let endpoints = self.tables.network(network).map_or(&[][..], |network| &network.endpoints);
+        let homes = endpoints.iter().filter_map(|id| self.placement.home(*id));
+        self.placement.set_present(network, homes.fold(0, |workers, home| workers | 1 << home.0));
+    }
+
+    /// Wants the flows of this bucket that enter at this worker to go another way. They do once their frames that are under way have
+    /// arrived, so none is overtaken. A worker that is not there is refused: false.
+    #[must_use]
+    pub fn place(&mut self, entry: WorkerId, bucket: u8, route: Route) -> bool {
+        let steps = [entry, route.decap(), route.lookup(), route.encap()];
+        let is_known = steps.iter().all(|worker| worker.index() < self.workers.len());
+        if is_known {
+            self.placement.want(entry, bucket, route);
+        }
+        is_known
     }
 
     /// Keeps the clock, passes orders on, frees what the workers gave back, and tells what they had to say. Control
     /// calls it at least some times a second.
     pub fn poll(&mut self) -> Vec<Event> {
         self.seconds.tick();
-        let mut events = Vec::new();
+        let (mut events, mut faulty) = (Vec::new(), Vec::new());
         for worker in &mut self.workers {
             worker.flush();
             while let Some(returned) = worker.mailbox.take_returned() {
                 let Returned::Tenant(detached) = returned else { continue };
                 let Detached { endpoint, serial, fault: Some(fault), .. } = detached else { continue };
                 // A fault of a connection that is gone says nothing about the one that came after it.
-                if let Some(attached) =
-                    self.attached.get_mut(endpoint.index()).filter(|a| **a == Some(serial))
+                if let Some(attached) = self
+                    .attached
+                    .get_mut(endpoint.index())
+                    .filter(|a| a.is_some_and(|(now, _)| now == serial))
                 {
                     *attached = None;
+                    faulty.push(endpoint);
                     events.push(Event::TenantFault { endpoint, reason: fault.to_string() });
                 }
             }
@@ -354,6 +407,7 @@ impl Engine {
                 events.push(Event::WorkerDied { core: worker.core });
             }
         }
+        faulty.into_iter().for_each(|endpoint| self.publish_home(endpoint));
         events
     }
 
@@ -462,9 +516,14 @@ impl Engine {
         self.stats()
     }
 
-    /// A worker stops within one turn; what it owned is dropped here.
+    /// A worker stops within one turn once the frames between them are home; what it owned is dropped here.
     fn join(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
+        self.ending.drain();
+        let deadline = Instant::now() + DRAIN_PATIENCE;
+        while !self.ending.is_drained() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_micros(100));
+        }
+        self.ending.halt();
         for worker in &mut self.workers {
             worker.outbox.clear();
         }
@@ -568,6 +627,25 @@ fn settle(core: CoreId, nice: Option<i8>) -> Result<(), StartError> {
 
 fn usable_cores() -> Vec<usize> {
     core_affinity::get_core_ids().unwrap_or_default().iter().map(|core| core.id).collect()
+}
+
+/// What the frames between workers may take to come home at the end: no longer than a worker that lost its core.
+const DRAIN_PATIENCE: Duration = Duration::from_millis(200);
+
+/// Who sends the frames of each worker: itself, or, if it has no socket, one after the other of those that have.
+fn exits(ports: &[xsk::WorkerPort]) -> Vec<WorkerId> {
+    let senders: Vec<WorkerId> = (0u8..)
+        .zip(ports)
+        .filter(|(_, port)| !port.sockets.is_empty())
+        .map(|(worker, _)| WorkerId(worker))
+        .collect();
+    let exit = |(worker, port): (u8, &xsk::WorkerPort)| match senders
+        .get(usize::from(worker) % senders.len().max(1))
+    {
+        Some(sender) if port.sockets.is_empty() => *sender,
+        _ => WorkerId(worker),
+    };
+    (0u8..).zip(ports).map(exit).collect()
 }
 
 /// Queue by queue to one worker after the other.

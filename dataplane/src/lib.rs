@@ -31,10 +31,18 @@ pub mod fdb;
 #[allow(unsafe_code, reason = "the one owner of bytes in a chunk: raw memory behind safe methods")]
 pub mod frame;
 mod mailbox;
+#[deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+pub mod mesh;
+#[deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+pub mod placement;
 pub mod plan;
+#[allow(unsafe_code, reason = "slots that one thread writes and another reads")]
+#[deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+pub mod ring;
 #[deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 pub mod stages;
 pub mod stats;
+mod sync;
 #[allow(unsafe_code, reason = "every system call that no crate wraps is here")]
 mod sys;
 pub mod tables;

@@ -126,6 +126,7 @@ impl Rig {
             now_s: 0,
             wire: &mut self.wire,
             flood_budget: &mut self.flood_budget,
+            mesh: None,
         };
         ((&mut self.bursts.0, &mut self.bursts.1), cx)
     }

@@ -166,6 +166,7 @@ impl Rig {
             now_s: 0,
             wire: &mut self.wire,
             flood_budget: &mut self.flood_budget,
+            mesh: None,
         };
         work((&mut self.bursts.0, &mut self.bursts.1), &mut cx);
         assert!(self.bursts.0.is_empty() && self.bursts.1.is_empty());
