@@ -235,6 +235,8 @@ pub struct WorkerCounters {
     pub replicated: Counter,
     /// Dropped, by reason.
     pub dropped: Drops,
+    /// Frames handed to other workers.
+    pub handed_over: Counter,
     /// Turns of the loop.
     pub turns: Counter,
     /// Cycles in turns that found work.
@@ -282,6 +284,7 @@ impl WorkerCounters {
             tenant_tx: Traffic::default(),
             replicated: Counter::default(),
             dropped: Drops::default(),
+            handed_over: Counter::default(),
             turns: Counter::default(),
             cycles_busy: Counter::default(),
             cycles_total: Counter::default(),

@@ -11,11 +11,14 @@ use std::time::{Duration, Instant};
 
 use crate::clock::{Seconds, cycles_per_second};
 use crate::counters::{Counter, TrafficStats, WorkerCounters};
+use crate::discard::{Discard, DiscardCounters};
 use crate::fdb::{Destination, Entry, Fdb};
+use crate::frame::FramePool;
 use crate::mailbox::{Mailbox, Order, Returned};
 use crate::mesh::{Mesh, mesh};
 use crate::placement::Placement;
 use crate::plan::{Plan, UplinkPlan, WorkerPlan};
+use crate::replay::{Replay, ReplayFrame};
 use crate::stats::{
     EndpointStats, NetworkStats, RemoteStats, Stats, Totals, UplinkStats, WorkerStats, drops_by_name,
 };
@@ -23,8 +26,8 @@ use crate::sys;
 use crate::tables::{Tables, remote_addresses};
 use crate::types::{CoreId, EndpointId, NetworkId, QueueId, RemoteId, Route, WorkerId};
 use crate::wire::outer::OVERHEAD_IPV4;
-use crate::worker::{Ending, Shared, Worker};
-use crate::xsk::{self, Steering, Uplink, UplinkInfo, XskConfig, XskError};
+use crate::worker::{Ending, Port, Shared, Uplink, Worker};
+use crate::xsk::{self, Steering, UplinkInfo, XskConfig, XskError};
 
 pub use crate::tables::NextHop;
 use crate::tenants::Detached;
@@ -153,7 +156,9 @@ impl std::error::Error for AttachError {}
 #[derive(Debug)]
 pub struct Engine {
     plan: Plan,
-    uplink: Uplink,
+    /// None if frames come from memory.
+    uplink: Option<xsk::Uplink>,
+    info: UplinkInfo,
     remotes: Vec<IpAddr>,
     next_hops: Vec<Option<NextHop>>,
     tables: Arc<Tables>,
@@ -191,19 +196,43 @@ impl Engine {
     /// # Errors
     /// [`StartError`]; whatever was opened is closed again.
     pub fn start(plan: &Plan) -> Result<Engine, StartError> {
-        let usable = usable_cores();
-        if let Some(worker) = plan.workers.iter().find(|worker| !usable.contains(&worker.core.0)) {
-            return Err(StartError::Core { core: worker.core, usable });
-        }
+        check_cores(plan)?;
         let config = xsk_config(plan);
         let interface = xsk::interface(&plan.uplink.interface).map_err(StartError::Uplink)?;
         let queues = interface.queues(&plan.uplink.queues).map_err(StartError::Uplink)?;
         let (uplink, ports) =
             xsk::open(&config, &deal(&queues, plan.workers.len())).map_err(StartError::Uplink)?;
+        let info = uplink.info().clone();
+        check_mtu(plan, info.mtu)?;
+        Engine::start_on(plan, Some(uplink), info, ports.into_iter().map(Port::from).collect())
+    }
 
-        check_mtu(plan, uplink.info().mtu)?;
-        let mut tables = Tables::new(plan, uplink.info().mtu as usize);
-        tables.cardless = uplink.info().driver == "veth";
+    /// Starts the workers without an interface: each presents frames from memory, and what it sends is thrown away. A worker without
+    /// frames has only what others hand to it. For measuring and for tests.
+    ///
+    /// # Errors
+    /// [`StartError`].
+    pub fn replay(plan: &Plan, frames: Vec<Vec<ReplayFrame>>) -> Result<Engine, StartError> {
+        check_cores(plan)?;
+        let chunk_size = plan.uplink.chunk_size as usize;
+        let mut frames = frames.into_iter();
+        let ports = plan.workers.iter().map(|_| Port {
+            uplink: Uplink::Replay(Replay::new(frames.next().unwrap_or_default())),
+            pool: FramePool::anonymous(chunk_size, 2 * plan.uplink.ring_size as usize, xsk::HEADROOM),
+        });
+        let ports: Vec<Port> = ports.collect();
+        let frames = ports.iter().map(|port| port.pool.capacity()).sum();
+        Engine::start_on(plan, None, UplinkInfo::memory(&xsk_config(plan), frames), ports)
+    }
+
+    fn start_on(
+        plan: &Plan,
+        uplink: Option<xsk::Uplink>,
+        info: UplinkInfo,
+        ports: Vec<Port>,
+    ) -> Result<Engine, StartError> {
+        let mut tables = Tables::new(plan, info.mtu as usize);
+        tables.cardless = info.driver == "veth";
         let tables = Arc::new(tables);
         let fdb = Arc::new(make_fdb(plan, &tables)?);
         let shared = Shared { tables: tables.clone(), fdb: fdb.clone(), seconds: Seconds::start() };
@@ -217,6 +246,7 @@ impl Engine {
             remotes,
             plan: plan.clone(),
             uplink,
+            info,
             tables,
             fdb,
             seconds: shared.seconds.clone(),
@@ -240,7 +270,7 @@ impl Engine {
     fn spawn(
         &self,
         plan: &WorkerPlan,
-        mut port: xsk::WorkerPort,
+        mut port: Port,
         mesh: Option<Mesh>,
         shared: Shared,
     ) -> Result<WorkerHandle, StartError> {
@@ -254,7 +284,7 @@ impl Engine {
         let frames_total = port.pool.capacity() as u64;
         counters.frames_free.set(port.pool.available() as u64);
         port.pool.set_owner(mesh.as_ref().map_or(WorkerId(0), Mesh::me));
-        let sends = !port.sockets.is_empty();
+        let sends = port.uplink.sends();
         let worker = Worker::new(port, shared, mesh, counters.clone(), mailbox.clone());
         let ending = self.ending.clone();
         let (ready, placed) = mpsc::sync_channel(1);
@@ -284,7 +314,7 @@ impl Engine {
 
     /// The interface, and what was got of what was asked.
     pub fn uplink(&self) -> &UplinkInfo {
-        self.uplink.info()
+        &self.info
     }
 
     /// The remote VTEPs whose next hops are wanted; the index is the [`RemoteId`].
@@ -338,6 +368,21 @@ impl Engine {
         }
         self.publish_home(endpoint);
         Ok(())
+    }
+
+    /// Lets packets for this endpoint be counted and thrown away, instead of a tenant. They come from [`replay`](Self::replay), in so
+    /// many flows.
+    ///
+    /// # Errors
+    /// [`AttachError`].
+    pub fn attach_discard(
+        &mut self,
+        endpoint: EndpointId,
+        flows: usize,
+    ) -> Result<Arc<DiscardCounters>, AttachError> {
+        let (discard, counters) = Discard::new(flows);
+        self.attach(endpoint, TenantRings::discard(discard))?;
+        Ok(counters)
     }
 
     /// Stops serving a tenant. Its memory is unmapped once the worker has let go, in a later [`poll`](Self::poll).
@@ -449,10 +494,10 @@ impl Engine {
         let endpoints = self.endpoint_stats();
         let remotes = self.remote_stats();
         // The kernel's own counters: an interface that is gone has none any more.
-        let uplink = UplinkStats {
-            program: self.uplink.steering().unwrap_or_default(),
-            sockets: self.uplink.sockets().unwrap_or_default(),
-        };
+        let uplink = self.uplink.as_ref().map_or_else(UplinkStats::default, |uplink| UplinkStats {
+            program: uplink.steering().unwrap_or_default(),
+            sockets: uplink.sockets().unwrap_or_default(),
+        });
         let workers = self.workers.iter().map(WorkerHandle::stats).collect();
         Stats { totals, drops, workers, networks, endpoints, remotes, uplink }
     }
@@ -581,6 +626,7 @@ impl WorkerHandle {
             device_drops: counters.device_drops.get(),
             chunk_faults: counters.chunk_faults.get(),
             turns: counters.turns.get(),
+            handed_over: counters.handed_over.get(),
             kicks: counters.kicks.get(),
             kicks_deferred: counters.kicks_deferred.get(),
             kicks_link_down: counters.kicks_link_down.get(),
@@ -603,6 +649,14 @@ fn sum_traffic(parts: impl Iterator<Item = TrafficStats>) -> TrafficStats {
 
 /// What an inner IP packet grows by within the outer IP packet: its Ethernet header, VXLAN, UDP and IPv4.
 const OUTER_BYTES: u32 = OVERHEAD_IPV4 as u32;
+
+fn check_cores(plan: &Plan) -> Result<(), StartError> {
+    let usable = usable_cores();
+    match plan.workers.iter().find(|worker| !usable.contains(&worker.core.0)) {
+        Some(worker) => Err(StartError::Core { core: worker.core, usable }),
+        None => Ok(()),
+    }
+}
 
 fn check_mtu(plan: &Plan, uplink_mtu: u32) -> Result<(), StartError> {
     match plan.networks.iter().find(|network| u32::from(network.mtu) + OUTER_BYTES > uplink_mtu) {
@@ -633,16 +687,14 @@ fn usable_cores() -> Vec<usize> {
 const DRAIN_PATIENCE: Duration = Duration::from_millis(200);
 
 /// Who sends the frames of each worker: itself, or, if it has no socket, one after the other of those that have.
-fn exits(ports: &[xsk::WorkerPort]) -> Vec<WorkerId> {
+fn exits(ports: &[Port]) -> Vec<WorkerId> {
     let senders: Vec<WorkerId> = (0u8..)
         .zip(ports)
-        .filter(|(_, port)| !port.sockets.is_empty())
+        .filter(|(_, port)| port.uplink.sends())
         .map(|(worker, _)| WorkerId(worker))
         .collect();
-    let exit = |(worker, port): (u8, &xsk::WorkerPort)| match senders
-        .get(usize::from(worker) % senders.len().max(1))
-    {
-        Some(sender) if port.sockets.is_empty() => *sender,
+    let exit = |(worker, port): (u8, &Port)| match senders.get(usize::from(worker) % senders.len().max(1)) {
+        Some(sender) if !port.uplink.sends() => *sender,
         _ => WorkerId(worker),
     };
     (0u8..).zip(ports).map(exit).collect()

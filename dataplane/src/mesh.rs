@@ -100,6 +100,12 @@ impl Mesh {
         self.waiting.len() < WAITING_MAX
     }
 
+    /// Every ring to another worker has room for a burst.
+    #[inline]
+    pub fn has_room_beyond(&mut self) -> bool {
+        self.links.iter_mut().flatten().all(|link| link.to.has_room_for(BURST))
+    }
+
     /// Frames that wait for their bucket.
     #[inline]
     pub fn waiting(&self) -> usize {

@@ -83,12 +83,18 @@ impl<T> Producer<T> {
     /// Whether one more item finds room.
     #[inline]
     pub fn has_room(&mut self) -> bool {
+        self.has_room_for(1)
+    }
+
+    /// Whether so many more items find room.
+    #[inline]
+    pub fn has_room_for(&mut self, items: usize) -> bool {
         let capacity = self.shared.slots.len();
-        if self.next.wrapping_sub(self.head) < capacity {
+        if self.next.wrapping_sub(self.head) + items <= capacity {
             return true;
         }
         self.head = self.shared.head.load(Ordering::Acquire);
-        self.next.wrapping_sub(self.head) < capacity
+        self.next.wrapping_sub(self.head) + items <= capacity
     }
 
     /// Shows the consumer what was put in.

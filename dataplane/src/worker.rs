@@ -15,6 +15,7 @@ use crate::fdb::Fdb;
 use crate::frame::{Burst, FramePool};
 use crate::mailbox::{Mailbox, Order, Returned};
 use crate::mesh::Mesh;
+use crate::replay::Replay;
 use crate::stages::{self, Cx, Stage, Wire, collect};
 use crate::tables::Tables;
 use crate::tenants::{Detached, Tenants};
@@ -83,7 +84,7 @@ pub(crate) struct Shared {
 
 impl Worker {
     pub(crate) fn new(
-        port: WorkerPort,
+        port: Port,
         shared: Shared,
         mesh: Option<Mesh>,
         counters: Arc<WorkerCounters>,
@@ -92,7 +93,7 @@ impl Worker {
         Worker {
             mesh,
             pool: port.pool,
-            uplink: Uplink { sockets: port.sockets },
+            uplink: port.uplink,
             tenants: Tenants::new(&shared.tables),
             tables: shared.tables,
             fdb: shared.fdb,
@@ -142,13 +143,13 @@ impl Worker {
         self.flood_budget = FLOOD_COPIES_PER_TURN;
         let mut moved = if self.mesh.is_some() { self.from_others() } else { 0 };
         if takes_in {
-            for queue in 0..self.uplink.sockets.len() {
-                moved += self.way_in(queue);
+            for source in 0..self.uplink.sources() {
+                moved += self.way_in(source);
             }
             moved += self.way_out();
         }
         let mut faults = 0;
-        for socket in &mut self.uplink.sockets {
+        for socket in self.uplink.sockets() {
             moved += socket.complete(&mut self.pool);
             socket.refill(&mut self.pool);
             count(socket.kick(now_cycles), &self.counters);
@@ -190,12 +191,19 @@ impl Worker {
 
     /// One burst from an uplink queue.
     #[inline]
-    fn way_in(&mut self, queue: usize) -> usize {
+    fn way_in(&mut self, source: usize) -> usize {
         if !self.has_room() {
             return 0;
         }
-        let Some(socket) = self.uplink.sockets.get_mut(queue) else { return 0 };
-        let received = socket.receive(&mut self.pool, &mut self.bursts.0);
+        let received = match &mut self.uplink {
+            Uplink::Sockets(sockets) => match sockets.get_mut(source) {
+                Some(socket) => socket.receive(&mut self.pool, &mut self.bursts.0),
+                None => 0,
+            },
+            // Memory can wait, a network cannot: here nothing is presented for which there is no room behind.
+            Uplink::Replay(_) if self.mesh.as_mut().is_some_and(|mesh| !mesh.has_room_beyond()) => 0,
+            Uplink::Replay(replay) => replay.present(&mut self.pool, &mut self.bursts.0),
+        };
         if received > 0 {
             self.tenants.note_work(received);
             let bytes: usize = self.bursts.0.iter().map(|frame| frame.len()).sum();
@@ -263,20 +271,69 @@ impl Worker {
     }
 }
 
-/// The worker's sockets. The first one sends everything, so that a flow keeps its order.
+/// What a worker needs of the uplink.
 #[derive(Debug)]
-struct Uplink {
-    sockets: Vec<XskSocket>,
+pub(crate) struct Port {
+    // First, so that the sockets are closed before the memory that they use may go.
+    pub(crate) uplink: Uplink,
+    pub(crate) pool: FramePool,
+}
+
+impl From<WorkerPort> for Port {
+    fn from(port: WorkerPort) -> Port {
+        Port { uplink: Uplink::Sockets(port.sockets), pool: port.pool }
+    }
+}
+
+/// Where frames come from and go to.
+#[derive(Debug)]
+pub(crate) enum Uplink {
+    /// The worker's queues of the interface. The first one sends everything, so that a flow keeps its order.
+    Sockets(Vec<XskSocket>),
+    /// Memory, and nowhere.
+    Replay(Replay),
+}
+
+impl Uplink {
+    #[inline]
+    fn sources(&self) -> usize {
+        match self {
+            Uplink::Sockets(sockets) => sockets.len(),
+            Uplink::Replay(_) => 1,
+        }
+    }
+
+    #[inline]
+    fn sockets(&mut self) -> &mut [XskSocket] {
+        match self {
+            Uplink::Sockets(sockets) => sockets,
+            Uplink::Replay(_) => &mut [],
+        }
+    }
+
+    /// There is somewhere to send to.
+    pub(crate) fn sends(&self) -> bool {
+        self.sources() > 0
+    }
 }
 
 impl Wire for Uplink {
     #[inline]
     fn transmit(&mut self, frames: &mut Burst, pool: &mut FramePool) -> (usize, usize) {
-        let Some(socket) = self.sockets.first_mut() else { return (0, 0) };
         let bytes = |frames: &Burst| frames.iter().map(|frame| frame.len()).sum::<usize>();
         let before = bytes(frames);
-        let sent = socket.transmit(pool, frames);
-        (sent, before - bytes(frames))
+        match self {
+            Uplink::Sockets(sockets) => {
+                let Some(socket) = sockets.first_mut() else { return (0, 0) };
+                let sent = socket.transmit(pool, frames);
+                (sent, before - bytes(frames))
+            }
+            Uplink::Replay(_) => {
+                let sent = frames.len();
+                frames.drain().for_each(|frame| pool.put(frame));
+                (sent, before)
+            }
+        }
     }
 }
 

@@ -135,7 +135,7 @@ impl Rig {
 /// Both ends of a new connection: the tenant's, and the rings for a worker.
 pub fn connect(config: ClientConfig) -> Result<(Interface, TenantRings), String> {
     let (client, server) = pair(config, ServerConfig::default())?;
-    Ok((client, TenantRings { rx: server.rx, tx: server.tx }))
+    Ok((client, TenantRings::new(server.rx, server.tx)))
 }
 
 /// Both ends of a new connection. Both are ours, so nobody takes memory away: no seal is needed, for which memif has a

@@ -185,7 +185,10 @@ impl Cx<'_> {
             None => Some(frame),
         };
         match refused {
-            None => true,
+            None => {
+                self.counters.handed_over.add(1);
+                true
+            }
             Some(frame) => {
                 self.drop(frame, DropReason::WorkerRingFull);
                 false

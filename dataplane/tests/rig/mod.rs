@@ -237,7 +237,7 @@ impl Rig {
 }
 
 pub fn rings(server: Interface) -> TenantRings {
-    TenantRings { rx: server.rx, tx: server.tx }
+    TenantRings::new(server.rx, server.tx)
 }
 
 pub fn inner(source: MacAddr, destination: MacAddr, payload: usize) -> Vec<u8> {
