@@ -17,7 +17,7 @@ use crate::frame::FramePool;
 use crate::mailbox::{Mailbox, Order, Returned};
 use crate::mesh::{Mesh, mesh};
 use crate::placement::Placement;
-use crate::plan::{Plan, UplinkPlan, WorkerPlan};
+use crate::plan::{PlacementMode, Plan, UplinkPlan, WorkerPlan};
 use crate::replay::{Replay, ReplayFrame};
 use crate::stats::{
     EndpointStats, NetworkStats, RemoteStats, Stats, Totals, UplinkStats, WorkerStats, drops_by_name,
@@ -241,6 +241,9 @@ impl Engine {
         by_id.sort_unstable();
         let remotes: Vec<IpAddr> = by_id.into_iter().map(|(_, address)| address).collect();
         let placement = Arc::new(Placement::new(&exits(&ports), plan.endpoints.len(), plan.networks.len()));
+        if plan.placement == PlacementMode::Static {
+            placement.spread();
+        }
         let mut engine = Engine {
             next_hops: vec![None; remotes.len()],
             remotes,

@@ -175,6 +175,7 @@ impl Mesh {
             Stage::Deliver => match frame.meta.target {
                 // Nobody serves it: whoever finds that out drops the frame.
                 Target::Endpoint(to) => self.placement.home(to).unwrap_or(self.me),
+                Target::Flood(_) => self.placement.first_visit(frame.meta.network, self.me),
                 _ => self.me,
             },
             Stage::Encap => frame.meta.route.encap(),

@@ -51,6 +51,19 @@ impl Placement {
         }
     }
 
+    /// Control: spreads the steps of every flow over all workers, the same bucket always in the same way (see
+    /// [`PlacementMode::Static`](crate::plan::PlacementMode::Static)).
+    pub fn spread(&self) {
+        let workers = self.exits.len();
+        let step = |bucket: u8, step: usize| WorkerId(((usize::from(bucket) + step) % workers.max(1)) as u8);
+        for entry in 0..workers {
+            for bucket in 0..=u8::MAX {
+                let route = Route::new(step(bucket, 1), step(bucket, 2), step(bucket, 3));
+                self.want(WorkerId(entry as u8), bucket, route);
+            }
+        }
+    }
+
     /// How many workers there are.
     pub fn workers(&self) -> usize {
         self.exits.len()
@@ -96,6 +109,14 @@ impl Placement {
         if let Some(present) = self.present.get(network.index()) {
             present.store(workers, Relaxed);
         }
+    }
+
+    /// The worker that a flooded frame visits first: this one, if it serves tenants of the network or nobody does, or the next one
+    /// round the circle.
+    #[inline]
+    pub fn first_visit(&self, network: NetworkId, here: WorkerId) -> WorkerId {
+        let present = self.present.get(network.index()).map_or(0, |present| present.load(Relaxed));
+        if present >> here.0 & 1 == 1 { here } else { self.next_visit(network, here, here).unwrap_or(here) }
     }
 
     /// The worker that a flooded frame visits after `here`, having begun at `first`: the next one round the circle that serves
@@ -237,6 +258,21 @@ mod tests {
     }
 
     #[test]
+    fn spreading_puts_consecutive_steps_on_distinct_workers_and_uses_them_alike() {
+        let workers: Vec<WorkerId> = (0..4).map(WorkerId).collect();
+        let placement = Placement::new(&workers, 0, 0);
+        placement.spread();
+        let mut uses = [0; 4];
+        for bucket in 0..=u8::MAX {
+            let route = placement.wanted(A, bucket);
+            let steps = [route.decap(), route.lookup(), route.encap()];
+            steps.iter().for_each(|worker| uses[worker.index()] += 1);
+            assert!(steps[0] != steps[1] && steps[1] != steps[2] && steps[0] != steps[2], "{route:?}");
+        }
+        assert_eq!(uses, [192; 4]);
+    }
+
+    #[test]
     #[cfg(not(feature = "unguarded"))]
     fn a_bucket_changes_its_way_only_when_nothing_of_it_is_under_way() {
         let placement = Placement::new(&[A, B], 0, 0);
@@ -272,6 +308,7 @@ mod tests {
         for (present, first, expected) in [
             (0b0, 3, vec![]),
             (0b1000, 3, vec![]),
+            (0b1000, 1, vec![3]),
             (0b1011, 3, vec![0, 1]),
             (0b1011, 1, vec![3, 0]),
             (0b0011, 2, vec![0, 1]),
@@ -280,6 +317,8 @@ mod tests {
         ] {
             placement.set_present(network, present);
             let (first, mut here, mut visits) = (WorkerId(first), WorkerId(first), vec![]);
+            let begins = placement.first_visit(network, first);
+            assert!(present == 0 && begins == first || present >> begins.0 & 1 == 1, "{begins:?}");
             while let Some(next) = placement.next_visit(network, first, here) {
                 visits.push(next.0);
                 here = next;

@@ -141,7 +141,7 @@ impl Worker {
     fn turn(&mut self, now_cycles: u64, takes_in: bool) -> usize {
         self.obey();
         self.flood_budget = FLOOD_COPIES_PER_TURN;
-        let mut moved = if self.mesh.is_some() { self.from_others() } else { 0 };
+        let mut moved = if self.mesh.is_some() { self.others_burst() } else { 0 };
         if takes_in {
             for source in 0..self.uplink.sources() {
                 moved += self.way_in(source);
@@ -161,7 +161,7 @@ impl Worker {
 
     /// What the other workers sent, and what could not go on before.
     #[inline]
-    fn from_others(&mut self) -> usize {
+    fn others_burst(&mut self) -> usize {
         let Some(mesh) = &mut self.mesh else { return 0 };
         let mut moved = mesh.homecoming(&mut self.pool);
         let others = mesh.others();

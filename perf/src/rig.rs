@@ -9,7 +9,7 @@ use peregrine_dataplane::counters::WorkerCounters;
 use peregrine_dataplane::fdb::{Destination, Fdb};
 use peregrine_dataplane::frame::{Burst, FramePool};
 use peregrine_dataplane::plan::{
-    EndpointPlan, MemifPlan, NetworkPlan, Plan, Queues, UplinkPlan, WorkerPlan, XdpMode,
+    EndpointPlan, MemifPlan, NetworkPlan, PlacementMode, Plan, Queues, UplinkPlan, WorkerPlan, XdpMode,
 };
 use peregrine_dataplane::stages::{self, Cx, Stage, Wire, collect};
 use peregrine_dataplane::tables::{NextHop, Tables};
@@ -195,6 +195,7 @@ pub fn plan(tenants: u16) -> Plan {
     };
     Plan {
         workers: vec![WorkerPlan { core: CoreId(0), nice: None }],
+        placement: PlacementMode::RunToCompletion,
         uplink: UplinkPlan {
             interface: String::new(),
             queues: Queues::All,

@@ -11,7 +11,7 @@ use peregrine_dataplane::counters::{DropReason, WorkerCounters};
 use peregrine_dataplane::fdb::{Destination, Fdb};
 use peregrine_dataplane::frame::{BURST, Burst, FramePool};
 use peregrine_dataplane::plan::{
-    EndpointPlan, MemifPlan, NetworkPlan, Plan, Queues, UplinkPlan, WorkerPlan, XdpMode,
+    EndpointPlan, MemifPlan, NetworkPlan, PlacementMode, Plan, Queues, UplinkPlan, WorkerPlan, XdpMode,
 };
 use peregrine_dataplane::stages::{self, Cx, Stage, Wire, collect};
 use peregrine_dataplane::stats::Totals;
@@ -56,6 +56,7 @@ pub fn plan() -> Plan {
     };
     Plan {
         workers: vec![WorkerPlan { core: CoreId(0), nice: None }],
+        placement: PlacementMode::RunToCompletion,
         uplink: UplinkPlan {
             interface: "unused".into(),
             queues: Queues::All,
