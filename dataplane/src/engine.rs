@@ -19,6 +19,7 @@ use crate::mesh::{Mesh, mesh};
 use crate::placement::Placement;
 use crate::plan::{PlacementMode, Plan, UplinkPlan, WorkerPlan};
 use crate::replay::{Replay, ReplayFrame};
+use crate::stages::Work;
 use crate::stats::{
     EndpointStats, NetworkStats, RemoteStats, Stats, Totals, UplinkStats, WorkerStats, drops_by_name,
 };
@@ -166,6 +167,7 @@ pub struct Engine {
     seconds: Seconds,
     workers: Vec<WorkerHandle>,
     placement: Arc<Placement>,
+    work: Arc<Work>,
     /// By endpoint: the serial number of the connection that is attached, and the worker that serves it.
     attached: Vec<Option<(u64, WorkerId)>>,
     last_serial: u64,
@@ -235,7 +237,13 @@ impl Engine {
         tables.cardless = info.driver == "veth";
         let tables = Arc::new(tables);
         let fdb = Arc::new(make_fdb(plan, &tables)?);
-        let shared = Shared { tables: tables.clone(), fdb: fdb.clone(), seconds: Seconds::start() };
+        let work = Arc::new(Work::none());
+        let shared = Shared {
+            tables: tables.clone(),
+            fdb: fdb.clone(),
+            seconds: Seconds::start(),
+            work: work.clone(),
+        };
         let mut by_id: Vec<(RemoteId, IpAddr)> =
             remote_addresses(plan).into_iter().map(|(address, id)| (id, address)).collect();
         by_id.sort_unstable();
@@ -259,6 +267,7 @@ impl Engine {
             ending: Arc::default(),
             age_from: 0,
             placement: placement.clone(),
+            work,
         };
         let frames = ports.iter().map(|port| port.pool.capacity()).max().unwrap_or(0);
         let is_alone = ports.len() < 2;
@@ -428,6 +437,11 @@ impl Engine {
             self.placement.want(entry, bucket, route);
         }
         is_known
+    }
+
+    /// Work added to the steps, for measuring.
+    pub fn work(&self) -> &Work {
+        &self.work
     }
 
     /// Keeps the clock, passes orders on, frees what the workers gave back, and tells what they had to say. Control

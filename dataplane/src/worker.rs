@@ -16,7 +16,7 @@ use crate::frame::{Burst, FramePool};
 use crate::mailbox::{Mailbox, Order, Returned};
 use crate::mesh::Mesh;
 use crate::replay::Replay;
-use crate::stages::{self, Cx, Stage, Wire, collect};
+use crate::stages::{self, Cx, Stage, Wire, Work, collect};
 use crate::tables::Tables;
 use crate::tenants::{Detached, Tenants};
 use crate::xsk::{Kicks, WorkerPort, XskSocket};
@@ -32,6 +32,7 @@ pub(crate) struct Worker {
     counters: Arc<WorkerCounters>,
     mailbox: Arc<Mailbox>,
     seconds: Seconds,
+    work: Arc<Work>,
     /// None if there are no other workers.
     mesh: Option<Mesh>,
     bursts: (Burst, Burst),
@@ -80,6 +81,7 @@ pub(crate) struct Shared {
     pub(crate) tables: Arc<Tables>,
     pub(crate) fdb: Arc<Fdb>,
     pub(crate) seconds: Seconds,
+    pub(crate) work: Arc<Work>,
 }
 
 impl Worker {
@@ -100,6 +102,7 @@ impl Worker {
             counters,
             mailbox,
             seconds: shared.seconds,
+            work: shared.work,
             bursts: (Burst::new(), Burst::new()),
             flood_budget: 0,
         }
@@ -248,6 +251,7 @@ impl Worker {
             wire: &mut self.uplink,
             flood_budget: &mut self.flood_budget,
             mesh: self.mesh.as_mut(),
+            work: &self.work,
         };
         ((&mut self.bursts.0, &mut self.bursts.1), cx)
     }

@@ -11,12 +11,15 @@ use peregrine_dataplane::frame::{Burst, FramePool};
 use peregrine_dataplane::plan::{
     EndpointPlan, MemifPlan, NetworkPlan, PlacementMode, Plan, Queues, UplinkPlan, WorkerPlan, XdpMode,
 };
-use peregrine_dataplane::stages::{self, Cx, Stage, Wire, collect};
+use peregrine_dataplane::stages::{self, Cx, Stage, Wire, Work, collect};
 use peregrine_dataplane::tables::{NextHop, Tables};
 use peregrine_dataplane::tenants::{Detached, TenantRings, Tenants};
 use peregrine_dataplane::types::{CoreId, EndpointId, MacAddr, NetworkId, RemoteId, Vni};
 use peregrine_dataplane::wire::outer::{OVERHEAD_IPV4, OuterFields, OuterTemplate};
 use peregrine_memif::{ClientConfig, Interface, ServerConfig, SocketAddr};
+
+/// Nothing is added to the stages.
+static NO_WORK: Work = Work::none();
 
 /// Our VTEP and the far one.
 pub const LOCAL: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
@@ -127,6 +130,7 @@ impl Rig {
             wire: &mut self.wire,
             flood_budget: &mut self.flood_budget,
             mesh: None,
+            work: &NO_WORK,
         };
         ((&mut self.bursts.0, &mut self.bursts.1), cx)
     }

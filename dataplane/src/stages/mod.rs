@@ -19,6 +19,9 @@ pub mod deliver;
 pub mod encap;
 pub mod lookup;
 
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+
+use crate::clock::cycles;
 use crate::counters::{DropReason, WorkerCounters};
 use crate::fdb::Fdb;
 use crate::frame::{Burst, Frame, FramePool, Source, Target};
@@ -34,6 +37,7 @@ pub use crate::types::Stage;
 /// Runs one step: empties `input`.
 #[inline]
 pub fn run(stage: Stage, input: &mut Burst, output: &mut Burst, cx: &mut Cx<'_>) {
+    cx.work.spend(stage, input.len());
     match stage {
         Stage::Classify => classify::run(input, output, cx),
         Stage::Decap => decap::run(input, output, cx),
@@ -109,6 +113,42 @@ pub struct Cx<'a> {
     pub flood_budget: &'a mut usize,
     /// The way to the other workers, if there are any.
     pub mesh: Option<&'a mut Mesh>,
+    /// What the steps cost beyond what they do.
+    pub work: &'a Work,
+}
+
+/// Work added to the steps, in cycles a frame: what spreading them is worth depends on it, and a measurement sets it.
+#[derive(Debug)]
+pub struct Work([AtomicU32; 6]);
+
+impl Work {
+    /// Nothing is added.
+    pub const fn none() -> Work {
+        Work([const { AtomicU32::new(0) }; 6])
+    }
+
+    /// From now on this step costs so many cycles more for each frame.
+    pub fn set(&self, stage: Stage, cycles: u32) {
+        if let Some(work) = self.0.get(stage as usize) {
+            work.store(cycles, Relaxed);
+        }
+    }
+
+    #[inline]
+    fn spend(&self, stage: Stage, frames: usize) {
+        let each = self.0.get(stage as usize).map_or(0, |work| work.load(Relaxed));
+        if each > 0 {
+            spin(u64::from(each) * frames as u64);
+        }
+    }
+}
+
+#[cold]
+fn spin(spent: u64) {
+    let start = cycles();
+    while cycles().wrapping_sub(start) < spent {
+        std::hint::spin_loop();
+    }
 }
 
 impl std::fmt::Debug for Cx<'_> {

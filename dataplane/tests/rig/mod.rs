@@ -13,12 +13,15 @@ use peregrine_dataplane::frame::{BURST, Burst, FramePool};
 use peregrine_dataplane::plan::{
     EndpointPlan, MemifPlan, NetworkPlan, PlacementMode, Plan, Queues, UplinkPlan, WorkerPlan, XdpMode,
 };
-use peregrine_dataplane::stages::{self, Cx, Stage, Wire, collect};
+use peregrine_dataplane::stages::{self, Cx, Stage, Wire, Work, collect};
 use peregrine_dataplane::stats::Totals;
 use peregrine_dataplane::tables::{NextHop, Tables};
 use peregrine_dataplane::tenants::{TenantRings, Tenants};
 use peregrine_dataplane::types::{CoreId, EndpointId, MacAddr, NetworkId, RemoteId, Vni};
 use peregrine_memif::{ClientConfig, Interface, ServerConfig};
+
+/// Nothing is added to the stages.
+static NO_WORK: Work = Work::none();
 
 pub const OUR_VTEP: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 pub const REMOTE_A: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
@@ -168,6 +171,7 @@ impl Rig {
             wire: &mut self.wire,
             flood_budget: &mut self.flood_budget,
             mesh: None,
+            work: &NO_WORK,
         };
         work((&mut self.bursts.0, &mut self.bursts.1), &mut cx);
         assert!(self.bursts.0.is_empty() && self.bursts.1.is_empty());
