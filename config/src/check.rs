@@ -10,8 +10,8 @@ mod uplink;
 
 use std::path::PathBuf;
 
-use peregrine_dataplane::plan::{Plan, WorkerPlan};
-use peregrine_dataplane::types::CoreId;
+use peregrine_dataplane::plan::{PlacementMode, Plan, WorkerPlan};
+use peregrine_dataplane::types::{CoreId, WorkerId};
 
 use crate::at::{At, Claims, Report};
 use crate::raw::{File, List, Worker};
@@ -29,13 +29,19 @@ pub fn file(file: &File, report: &Report) -> Option<Plan> {
         values::socket_path,
     );
     let workers = workers(&top.key("workers"), &file.workers);
+    let placement = top.key("placement").text(
+        &file.placement,
+        Some(PlacementMode::default()),
+        values::PLACEMENT,
+        values::placement,
+    );
     let uplink = uplink::uplink(&top.key("uplink"), &file.uplink);
     let (networks, taken) = network::networks(&top.key("networks"), &file.networks, &uplink);
     let at = top.key("endpoints");
     let endpoints = endpoint::endpoints(&at, &file.endpoints, taken, control_socket.as_deref());
-    let (uplink, control_socket) = (uplink.plan?, control_socket?);
+    let (uplink, control_socket, placement) = (uplink.plan?, control_socket?, placement?);
     // Entries with mistakes are not in the lists, and then the places in them mean nothing.
-    report.is_clean().then_some(Plan { workers, uplink, networks, endpoints, control_socket })
+    report.is_clean().then_some(Plan { workers, placement, uplink, networks, endpoints, control_socket })
 }
 
 /// Cores beyond are not in a `cpu_set_t`, and so cannot be pinned to.
@@ -48,10 +54,10 @@ const NICE_MAX: i8 = 19;
 const NICE_OF_THE_PROCESS: i8 = i8::MAX;
 
 fn workers(at: &At<'_>, field: &List<Worker>) -> Vec<WorkerPlan> {
-    const RULE: &str = "one [[workers]] table: this version runs one worker";
+    const RULE: &str = "1 to 31 [[workers]] tables, one for each core";
     let mut cores = Claims::new();
     let mut plans = Vec::new();
-    for (at, entry) in at.list(field, 1..=1, RULE) {
+    for (at, entry) in at.list(field, 1..=WorkerId::LIMIT, RULE) {
         let Some(raw) = at.table(entry, "a table with the key core") else { continue };
         let nice = at.key("nice").number(&raw.nice, NICE_MIN..=NICE_MAX, Some(NICE_OF_THE_PROCESS));
         let at = at.key("core");

@@ -100,6 +100,7 @@ table!(
     /// The whole file.
     File {
         control_socket: Field<String>,
+        placement: Field<String>,
         workers: List<Worker>,
         uplink: Field<Uplink>,
         networks: List<Network>,

@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
+use peregrine_dataplane::plan::PlacementMode;
 use peregrine_dataplane::types::MacAddr;
 use peregrine_memif::SocketAddr;
 
@@ -123,6 +124,13 @@ pub fn mode(text: &str) -> Option<u32> {
     let digits = (3..=4).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_digit());
     let bits = digits.then(|| u32::from_str_radix(text, 8).ok()).flatten();
     bits.filter(|bits| *bits <= 0o777)
+}
+
+pub const PLACEMENT: &str = "\"run-to-completion\" or \"static\"";
+
+/// How steps are spread over workers.
+pub fn placement(text: &str) -> Option<PlacementMode> {
+    [PlacementMode::RunToCompletion, PlacementMode::Static].into_iter().find(|mode| mode.name() == text)
 }
 
 pub const OWNER: &str = "a number from 0 to 4294967294";

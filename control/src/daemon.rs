@@ -172,6 +172,7 @@ impl<'p> Daemon<'p> {
             "status" => to_value(&Status {
                 version: VERSION,
                 pid: std::process::id(),
+                placement: plan.placement,
                 uptime_seconds: now.saturating_duration_since(*started).as_secs(),
                 control_socket: &plan.control_socket,
                 uplink: status::uplink(engine.uplink(), plan, underlay.link()),

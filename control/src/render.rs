@@ -97,7 +97,11 @@ pub fn status(status: &Value) -> String {
         let busy = percent(worker["busy"].as_f64().unwrap_or(0.0));
         workers.row(vec![index.to_string(), text(&worker["core"]), busy]);
     }
-    section(&mut out, "Workers", &workers);
+    let title = match list(status, "workers").len() {
+        0 | 1 => "Workers".to_string(),
+        _ => format!("Workers (placement {})", text(&status["placement"])),
+    };
+    section(&mut out, &title, &workers);
     let mut networks = Table::new(&["network", ">VNI", ">MTU", "learning", "remotes"]);
     for n in list(status, "networks") {
         let (vni, mtu) = (n["vni"].to_string(), n["mtu"].to_string());
@@ -245,6 +249,7 @@ fn worker_stats(stats: &Value) -> Table {
         ">worker",
         ">core",
         ">busy",
+        ">handed over",
         ">tx kicks",
         ">deferred",
         ">device drops",
@@ -255,7 +260,9 @@ fn worker_stats(stats: &Value) -> Table {
     for (index, worker) in list(stats, "workers").iter().enumerate() {
         let mut cells = vec![index.to_string(), text(&worker["core"])];
         cells.push(percent(worker["busy"].as_f64().unwrap_or(0.0)));
-        for key in ["kicks", "kicks_deferred", "device_drops", "watchdog_kicks", "tenant_wakeups"] {
+        for key in
+            ["handed_over", "kicks", "kicks_deferred", "device_drops", "watchdog_kicks", "tenant_wakeups"]
+        {
             cells.push(text(&worker[key]));
         }
         cells.push(format!("{} of {}", text(&worker["frames_free"]), text(&worker["frames_total"])));

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use peregrine_dataplane::engine::Engine;
 use peregrine_dataplane::fdb::{Destination, Entry};
-use peregrine_dataplane::plan::{EndpointPlan, MemifRole, NetworkPlan, Plan, Queues};
+use peregrine_dataplane::plan::{EndpointPlan, MemifRole, NetworkPlan, PlacementMode, Plan, Queues};
 use peregrine_dataplane::types::{CoreId, MacAddr, Vni};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
@@ -32,6 +32,8 @@ pub struct Status<'a> {
     pub control_socket: &'a Path,
     /// The engine's account of the uplink, with `queues_requested` and `link` (what the kernel says now) added.
     pub uplink: Map<String, Value>,
+    /// How a flow's steps are spread over the workers.
+    pub placement: PlacementMode,
     /// The polling threads.
     pub workers: Vec<WorkerStatus>,
     /// The overlay networks.

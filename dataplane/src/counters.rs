@@ -121,6 +121,8 @@ drop_reasons! {
     UplinkTooLong => "uplink_too_long",
     /// No free frame for a copy (flooding).
     NoFreeFrame => "no_free_frame",
+    /// The ring to the worker that is next is full: that worker is overloaded.
+    WorkerRingFull => "worker_ring_full",
     /// Too much flooding in one turn: copies for some tenant's broadcasts would have kept everybody waiting.
     FloodLimited => "flood_limited",
     /// The tenant broke the ring protocol just now and is being put out.
@@ -233,6 +235,8 @@ pub struct WorkerCounters {
     pub replicated: Counter,
     /// Dropped, by reason.
     pub dropped: Drops,
+    /// Frames handed to other workers.
+    pub handed_over: Counter,
     /// Turns of the loop.
     pub turns: Counter,
     /// Cycles in turns that found work.
@@ -280,6 +284,7 @@ impl WorkerCounters {
             tenant_tx: Traffic::default(),
             replicated: Counter::default(),
             dropped: Drops::default(),
+            handed_over: Counter::default(),
             turns: Counter::default(),
             cycles_busy: Counter::default(),
             cycles_total: Counter::default(),

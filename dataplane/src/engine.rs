@@ -5,24 +5,30 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::io;
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use crate::clock::{Seconds, cycles_per_second};
 use crate::counters::{Counter, TrafficStats, WorkerCounters};
+use crate::discard::{Discard, DiscardCounters};
 use crate::fdb::{Destination, Entry, Fdb};
+use crate::frame::FramePool;
 use crate::mailbox::{Mailbox, Order, Returned};
-use crate::plan::{Plan, UplinkPlan, WorkerPlan};
+use crate::mesh::{Mesh, mesh};
+use crate::placement::Placement;
+use crate::plan::{PlacementMode, Plan, UplinkPlan, WorkerPlan};
+use crate::replay::{Replay, ReplayFrame};
+use crate::stages::Work;
 use crate::stats::{
     EndpointStats, NetworkStats, RemoteStats, Stats, Totals, UplinkStats, WorkerStats, drops_by_name,
 };
 use crate::sys;
 use crate::tables::{Tables, remote_addresses};
-use crate::types::{CoreId, EndpointId, NetworkId, QueueId, RemoteId};
+use crate::types::{CoreId, EndpointId, NetworkId, QueueId, RemoteId, Route, WorkerId};
 use crate::wire::outer::OVERHEAD_IPV4;
-use crate::worker::{Shared, Worker};
-use crate::xsk::{self, Steering, Uplink, UplinkInfo, XskConfig, XskError};
+use crate::worker::{Ending, Port, Shared, Uplink, Worker};
+use crate::xsk::{self, Steering, UplinkInfo, XskConfig, XskError};
 
 pub use crate::tables::NextHop;
 use crate::tenants::Detached;
@@ -151,17 +157,21 @@ impl std::error::Error for AttachError {}
 #[derive(Debug)]
 pub struct Engine {
     plan: Plan,
-    uplink: Uplink,
+    /// None if frames come from memory.
+    uplink: Option<xsk::Uplink>,
+    info: UplinkInfo,
     remotes: Vec<IpAddr>,
     next_hops: Vec<Option<NextHop>>,
     tables: Arc<Tables>,
     fdb: Arc<Fdb>,
     seconds: Seconds,
     workers: Vec<WorkerHandle>,
-    /// By endpoint: the serial number of the connection that is attached.
-    attached: Vec<Option<u64>>,
+    placement: Arc<Placement>,
+    work: Arc<Work>,
+    /// By endpoint: the serial number of the connection that is attached, and the worker that serves it.
+    attached: Vec<Option<(u64, WorkerId)>>,
     last_serial: u64,
-    stop: Arc<AtomicBool>,
+    ending: Arc<Ending>,
     age_from: usize,
 }
 
@@ -174,6 +184,8 @@ struct WorkerHandle {
     mailbox: Arc<Mailbox>,
     /// Orders that the mailbox had no room for yet.
     outbox: VecDeque<Order>,
+    /// It has a socket of its own.
+    sends: bool,
     frames_total: u64,
     /// Busy and total cycles at the last [`Engine::age`], and the share between the last two.
     cycles_seen: (u64, u64),
@@ -186,42 +198,82 @@ impl Engine {
     /// # Errors
     /// [`StartError`]; whatever was opened is closed again.
     pub fn start(plan: &Plan) -> Result<Engine, StartError> {
-        let usable = usable_cores();
-        if let Some(worker) = plan.workers.iter().find(|worker| !usable.contains(&worker.core.0)) {
-            return Err(StartError::Core { core: worker.core, usable });
-        }
+        check_cores(plan)?;
         let config = xsk_config(plan);
         let interface = xsk::interface(&plan.uplink.interface).map_err(StartError::Uplink)?;
         let queues = interface.queues(&plan.uplink.queues).map_err(StartError::Uplink)?;
         let (uplink, ports) =
             xsk::open(&config, &deal(&queues, plan.workers.len())).map_err(StartError::Uplink)?;
+        let info = uplink.info().clone();
+        check_mtu(plan, info.mtu)?;
+        Engine::start_on(plan, Some(uplink), info, ports.into_iter().map(Port::from).collect())
+    }
 
-        check_mtu(plan, uplink.info().mtu)?;
-        let mut tables = Tables::new(plan, uplink.info().mtu as usize);
-        tables.cardless = uplink.info().driver == "veth";
+    /// Starts the workers without an interface: each presents frames from memory, and what it sends is thrown away. A worker without
+    /// frames has only what others hand to it. For measuring and for tests.
+    ///
+    /// # Errors
+    /// [`StartError`].
+    pub fn replay(plan: &Plan, frames: Vec<Vec<ReplayFrame>>) -> Result<Engine, StartError> {
+        check_cores(plan)?;
+        let chunk_size = plan.uplink.chunk_size as usize;
+        let mut frames = frames.into_iter();
+        let ports = plan.workers.iter().map(|_| Port {
+            uplink: Uplink::Replay(Replay::new(frames.next().unwrap_or_default())),
+            pool: FramePool::anonymous(chunk_size, 2 * plan.uplink.ring_size as usize, xsk::HEADROOM),
+        });
+        let ports: Vec<Port> = ports.collect();
+        let frames = ports.iter().map(|port| port.pool.capacity()).sum();
+        Engine::start_on(plan, None, UplinkInfo::memory(&xsk_config(plan), frames), ports)
+    }
+
+    fn start_on(
+        plan: &Plan,
+        uplink: Option<xsk::Uplink>,
+        info: UplinkInfo,
+        ports: Vec<Port>,
+    ) -> Result<Engine, StartError> {
+        let mut tables = Tables::new(plan, info.mtu as usize);
+        tables.cardless = info.driver == "veth";
         let tables = Arc::new(tables);
         let fdb = Arc::new(make_fdb(plan, &tables)?);
-        let shared = Shared { tables: tables.clone(), fdb: fdb.clone(), seconds: Seconds::start() };
+        let work = Arc::new(Work::none());
+        let shared = Shared {
+            tables: tables.clone(),
+            fdb: fdb.clone(),
+            seconds: Seconds::start(),
+            work: work.clone(),
+        };
         let mut by_id: Vec<(RemoteId, IpAddr)> =
             remote_addresses(plan).into_iter().map(|(address, id)| (id, address)).collect();
         by_id.sort_unstable();
         let remotes: Vec<IpAddr> = by_id.into_iter().map(|(_, address)| address).collect();
+        let placement = Arc::new(Placement::new(&exits(&ports), plan.endpoints.len(), plan.networks.len()));
+        if plan.placement == PlacementMode::Static {
+            placement.spread();
+        }
         let mut engine = Engine {
             next_hops: vec![None; remotes.len()],
             remotes,
             plan: plan.clone(),
             uplink,
+            info,
             tables,
             fdb,
             seconds: shared.seconds.clone(),
             workers: Vec::new(),
             attached: vec![None; plan.endpoints.len()],
             last_serial: 0,
-            stop: Arc::default(),
+            ending: Arc::default(),
             age_from: 0,
+            placement: placement.clone(),
+            work,
         };
-        for (worker, port) in plan.workers.iter().zip(ports) {
-            let handle = engine.spawn(worker, port, shared.clone())?;
+        let frames = ports.iter().map(|port| port.pool.capacity()).max().unwrap_or(0);
+        let is_alone = ports.len() < 2;
+        for ((worker, port), mesh) in plan.workers.iter().zip(ports).zip(mesh(&placement, frames)) {
+            let mesh = (!is_alone).then_some(mesh);
+            let handle = engine.spawn(worker, port, mesh, shared.clone())?;
             engine.workers.push(handle);
         }
         Ok(engine)
@@ -230,7 +282,8 @@ impl Engine {
     fn spawn(
         &self,
         plan: &WorkerPlan,
-        port: xsk::WorkerPort,
+        mut port: Port,
+        mesh: Option<Mesh>,
         shared: Shared,
     ) -> Result<WorkerHandle, StartError> {
         let WorkerPlan { core, nice } = *plan;
@@ -242,25 +295,29 @@ impl Engine {
         let mailbox = Arc::new(Mailbox::new());
         let frames_total = port.pool.capacity() as u64;
         counters.frames_free.set(port.pool.available() as u64);
-        let worker = Worker::new(port, shared, counters.clone(), mailbox.clone());
-        let stop = self.stop.clone();
+        port.pool.set_owner(mesh.as_ref().map_or(WorkerId(0), Mesh::me));
+        let sends = port.uplink.sends();
+        let worker = Worker::new(port, shared, mesh, counters.clone(), mailbox.clone());
+        let ending = self.ending.clone();
         let (ready, placed) = mpsc::sync_channel(1);
         let body = move || {
             let result = settle(core, nice);
             peregrine_memif::warm_up(); // what the first wake-up of a tenant would otherwise set up
             let stays = result.is_ok();
             let _started = ready.send(result);
-            if stays { worker.run(&stop) } else { worker }
+            if stays { worker.run(&ending) } else { worker }
         };
         let thread = std::thread::Builder::new().name(format!("worker-{}", core.0)).spawn(body);
         let thread = Some(thread.map_err(StartError::Thread)?);
         placed.recv().map_err(|_| StartError::Thread(io::ErrorKind::Interrupted.into()))??;
+        self.ending.expect_worker();
         Ok(WorkerHandle {
             core,
             thread,
             counters,
             mailbox,
             outbox: VecDeque::new(),
+            sends,
             frames_total,
             cycles_seen: (0, 0),
             busy: 0.0,
@@ -269,7 +326,7 @@ impl Engine {
 
     /// The interface, and what was got of what was asked.
     pub fn uplink(&self) -> &UplinkInfo {
-        self.uplink.info()
+        &self.info
     }
 
     /// The remote VTEPs whose next hops are wanted; the index is the [`RemoteId`].
@@ -301,7 +358,7 @@ impl Engine {
         }
     }
 
-    /// Lets a worker serve a tenant.
+    /// Lets a worker serve a tenant: of those that can send, the one with the fewest.
     ///
     /// # Errors
     /// [`AttachError`]; the rings are dropped.
@@ -309,44 +366,102 @@ impl Engine {
         if !rings.is_complete() {
             return Err(AttachError::Rings);
         }
+        let home = self.least_crowded();
         match self.attached.get_mut(endpoint.index()) {
             None => return Err(AttachError::NoSuchEndpoint),
             Some(Some(_)) => return Err(AttachError::AlreadyAttached),
             Some(attached) => {
                 self.last_serial += 1;
-                *attached = Some(self.last_serial);
+                *attached = Some((self.last_serial, home));
             }
         }
-        if let Some(worker) = self.workers.first_mut() {
+        if let Some(worker) = self.workers.get_mut(home.index()) {
             worker.send(Order::Attach { endpoint, serial: self.last_serial, rings });
         }
+        self.publish_home(endpoint);
         Ok(())
+    }
+
+    /// Lets packets for this endpoint be counted and thrown away, instead of a tenant. They come from [`replay`](Self::replay), in so
+    /// many flows.
+    ///
+    /// # Errors
+    /// [`AttachError`].
+    pub fn attach_discard(
+        &mut self,
+        endpoint: EndpointId,
+        flows: usize,
+    ) -> Result<Arc<DiscardCounters>, AttachError> {
+        let (discard, counters) = Discard::new(flows);
+        self.attach(endpoint, TenantRings::discard(discard))?;
+        Ok(counters)
     }
 
     /// Stops serving a tenant. Its memory is unmapped once the worker has let go, in a later [`poll`](Self::poll).
     pub fn detach(&mut self, endpoint: EndpointId) {
-        if let Some(serial) = self.attached.get_mut(endpoint.index()).and_then(Option::take)
-            && let Some(worker) = self.workers.first_mut()
-        {
+        let Some((serial, home)) = self.attached.get_mut(endpoint.index()).and_then(Option::take) else {
+            return;
+        };
+        self.publish_home(endpoint);
+        if let Some(worker) = self.workers.get_mut(home.index()) {
             worker.send(Order::Detach { endpoint, serial });
         }
+    }
+
+    /// Where the next tenant goes.
+    fn least_crowded(&self) -> WorkerId {
+        let tenants =
+            |worker: usize| self.attached.iter().flatten().filter(|(_, home)| home.index() == worker).count();
+        let senders = self.workers.iter().enumerate().filter(|(_, worker)| worker.sends);
+        let best = senders.min_by_key(|(index, _)| tenants(*index));
+        WorkerId(best.map_or(0, |(index, _)| index as u8))
+    }
+
+    /// Tells the workers who serves an endpoint now, and its network.
+    fn publish_home(&self, endpoint: EndpointId) {
+        let home = self.attached.get(endpoint.index()).copied().flatten().map(|(_, home)| home);
+        self.placement.set_home(endpoint, home);
+        let Some(network) = self.tables.endpoint(endpoint).map(|endpoint| endpoint.network) else { return };
+        let endpoints = self.tables.network(network).map_or(&[][..], |network| &network.endpoints);
+        let homes = endpoints.iter().filter_map(|id| self.placement.home(*id));
+        self.placement.set_present(network, homes.fold(0, |workers, home| workers | 1 << home.0));
+    }
+
+    /// Wants the flows of this bucket that enter at this worker to go another way. They do once their frames that are under way have
+    /// arrived, so none is overtaken. A worker that is not there is refused: false.
+    #[must_use]
+    pub fn place(&mut self, entry: WorkerId, bucket: u8, route: Route) -> bool {
+        let steps = [entry, route.decap(), route.lookup(), route.encap()];
+        let is_known = steps.iter().all(|worker| worker.index() < self.workers.len());
+        if is_known {
+            self.placement.want(entry, bucket, route);
+        }
+        is_known
+    }
+
+    /// Work added to the steps, for measuring.
+    pub fn work(&self) -> &Work {
+        &self.work
     }
 
     /// Keeps the clock, passes orders on, frees what the workers gave back, and tells what they had to say. Control
     /// calls it at least some times a second.
     pub fn poll(&mut self) -> Vec<Event> {
         self.seconds.tick();
-        let mut events = Vec::new();
+        let (mut events, mut faulty) = (Vec::new(), Vec::new());
         for worker in &mut self.workers {
             worker.flush();
             while let Some(returned) = worker.mailbox.take_returned() {
                 let Returned::Tenant(detached) = returned else { continue };
                 let Detached { endpoint, serial, fault: Some(fault), .. } = detached else { continue };
                 // A fault of a connection that is gone says nothing about the one that came after it.
-                if let Some(attached) =
-                    self.attached.get_mut(endpoint.index()).filter(|a| **a == Some(serial))
+                if let Some(attached) = self
+                    .attached
+                    .get_mut(endpoint.index())
+                    .filter(|a| a.is_some_and(|(now, _)| now == serial))
                 {
                     *attached = None;
+                    faulty.push(endpoint);
                     events.push(Event::TenantFault { endpoint, reason: fault.to_string() });
                 }
             }
@@ -354,6 +469,7 @@ impl Engine {
                 events.push(Event::WorkerDied { core: worker.core });
             }
         }
+        faulty.into_iter().for_each(|endpoint| self.publish_home(endpoint));
         events
     }
 
@@ -395,10 +511,10 @@ impl Engine {
         let endpoints = self.endpoint_stats();
         let remotes = self.remote_stats();
         // The kernel's own counters: an interface that is gone has none any more.
-        let uplink = UplinkStats {
-            program: self.uplink.steering().unwrap_or_default(),
-            sockets: self.uplink.sockets().unwrap_or_default(),
-        };
+        let uplink = self.uplink.as_ref().map_or_else(UplinkStats::default, |uplink| UplinkStats {
+            program: uplink.steering().unwrap_or_default(),
+            sockets: uplink.sockets().unwrap_or_default(),
+        });
         let workers = self.workers.iter().map(WorkerHandle::stats).collect();
         Stats { totals, drops, workers, networks, endpoints, remotes, uplink }
     }
@@ -462,9 +578,14 @@ impl Engine {
         self.stats()
     }
 
-    /// A worker stops within one turn; what it owned is dropped here.
+    /// A worker stops within one turn once the frames between them are home; what it owned is dropped here.
     fn join(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
+        self.ending.drain();
+        let deadline = Instant::now() + DRAIN_PATIENCE;
+        while !self.ending.is_drained() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_micros(100));
+        }
+        self.ending.halt();
         for worker in &mut self.workers {
             worker.outbox.clear();
         }
@@ -522,6 +643,7 @@ impl WorkerHandle {
             device_drops: counters.device_drops.get(),
             chunk_faults: counters.chunk_faults.get(),
             turns: counters.turns.get(),
+            handed_over: counters.handed_over.get(),
             kicks: counters.kicks.get(),
             kicks_deferred: counters.kicks_deferred.get(),
             kicks_link_down: counters.kicks_link_down.get(),
@@ -544,6 +666,14 @@ fn sum_traffic(parts: impl Iterator<Item = TrafficStats>) -> TrafficStats {
 
 /// What an inner IP packet grows by within the outer IP packet: its Ethernet header, VXLAN, UDP and IPv4.
 const OUTER_BYTES: u32 = OVERHEAD_IPV4 as u32;
+
+fn check_cores(plan: &Plan) -> Result<(), StartError> {
+    let usable = usable_cores();
+    match plan.workers.iter().find(|worker| !usable.contains(&worker.core.0)) {
+        Some(worker) => Err(StartError::Core { core: worker.core, usable }),
+        None => Ok(()),
+    }
+}
 
 fn check_mtu(plan: &Plan, uplink_mtu: u32) -> Result<(), StartError> {
     match plan.networks.iter().find(|network| u32::from(network.mtu) + OUTER_BYTES > uplink_mtu) {
@@ -568,6 +698,23 @@ fn settle(core: CoreId, nice: Option<i8>) -> Result<(), StartError> {
 
 fn usable_cores() -> Vec<usize> {
     core_affinity::get_core_ids().unwrap_or_default().iter().map(|core| core.id).collect()
+}
+
+/// What the frames between workers may take to come home at the end: no longer than a worker that lost its core.
+const DRAIN_PATIENCE: Duration = Duration::from_millis(200);
+
+/// Who sends the frames of each worker: itself, or, if it has no socket, one after the other of those that have.
+fn exits(ports: &[Port]) -> Vec<WorkerId> {
+    let senders: Vec<WorkerId> = (0u8..)
+        .zip(ports)
+        .filter(|(_, port)| port.uplink.sends())
+        .map(|(worker, _)| WorkerId(worker))
+        .collect();
+    let exit = |(worker, port): (u8, &Port)| match senders.get(usize::from(worker) % senders.len().max(1)) {
+        Some(sender) if !port.uplink.sends() => *sender,
+        _ => WorkerId(worker),
+    };
+    (0u8..).zip(ports).map(exit).collect()
 }
 
 /// Queue by queue to one worker after the other.

@@ -11,8 +11,10 @@
 //! What must hold:
 //! - A chunk has at most one `Frame`, or is lent to the kernel, or lies in the pool: never two of these.
 //!   `Frame` is not `Clone`; every function that can fail gives it back.
-//! - A frame goes home through [`FramePool::put`]. One that is dropped on the floor is never reused, and the
+//! - A frame goes home through [`FramePool::put`], of whichever pool is at hand: one that belongs elsewhere waits there among the
+//!   strangers until it is sent to its owner. One that is dropped on the floor is never reused, and the
 //!   pool then keeps its memory mapped for ever instead of leaving the frame dangling.
+//! - A pool knows which of its frames are under way on other workers, by flow bucket: such a flow must not change its way.
 //!
 //! Called by the ports (which fill and empty frames) and the stages (which read headers and hand frames on).
 
@@ -23,7 +25,7 @@ use std::ptr::NonNull;
 
 use arrayvec::ArrayVec;
 
-use crate::types::{EndpointId, NetworkId, RemoteId};
+use crate::types::{EndpointId, NetworkId, RemoteId, Route, Stage, WorkerId};
 
 /// Frames that move together, at most.
 pub const BURST: usize = 64;
@@ -49,7 +51,21 @@ pub enum Target {
     /// To a tenant behind this VTEP.
     Remote(RemoteId),
     /// To every tenant of the network, and every remote if it came from a tenant; never back to its source.
-    Flood,
+    Flood(Flooding),
+}
+
+/// How far a flooded frame has come: it visits each worker that has tenants of its network, one after the other.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Flooding {
+    /// The worker that it began with; none before it has begun.
+    pub first: WorkerId,
+    /// A tenant got it.
+    pub given: bool,
+}
+
+impl Flooding {
+    /// Not begun yet.
+    pub const NEW: Flooding = Flooding { first: WorkerId::NONE, given: false };
 }
 
 /// What the stages found out about a frame; it travels in the handle, not in the chunk.
@@ -63,6 +79,8 @@ pub struct Meta {
     pub source: Source,
     /// Where it goes.
     pub target: Target,
+    /// Who takes it through the steps that may run anywhere.
+    pub route: Route,
 }
 
 impl Meta {
@@ -72,6 +90,7 @@ impl Meta {
         network: NetworkId(NetworkId::LIMIT),
         source: Source::Unknown,
         target: Target::Unknown,
+        route: Route::all(WorkerId(0)),
     };
 }
 
@@ -83,9 +102,16 @@ pub struct Frame {
     room: u16,
     start: u16,
     len: u16,
+    /// Whose pool it belongs to; the highest bit while it is under way on other workers.
+    home: u8,
+    /// The step that is next, for one that waits in a ring.
+    pub next: Stage,
     /// What is known about it.
     pub meta: Meta,
 }
+
+/// Set in [`Frame::home`] from when the frame first leaves its owner until it is home.
+const AWAY: u8 = 0x80;
 
 const _: () = assert!(size_of::<Frame>() <= 32, "two handles to a cache line");
 
@@ -93,6 +119,12 @@ const _: () = assert!(size_of::<Frame>() <= 32, "two handles to a cache line");
 unsafe impl Send for Frame {}
 
 impl Frame {
+    /// The worker whose memory it lies in.
+    #[inline]
+    pub fn home(&self) -> WorkerId {
+        WorkerId(self.home & !AWAY)
+    }
+
     /// Length of the packet in bytes.
     #[inline]
     pub fn len(&self) -> usize {
@@ -232,6 +264,60 @@ impl Burst {
     }
 }
 
+/// Slices of the flow-hash space: what moves from worker to worker is one of these at a time.
+pub const BUCKETS: usize = 256;
+
+/// The bucket of a flow.
+#[inline]
+pub const fn bucket(flow_hash: u32) -> u8 {
+    (flow_hash >> 24) as u8
+}
+
+/// A frame on its way home, where only its chunk and its bucket matter.
+#[derive(Debug)]
+pub struct Homing {
+    data: NonNull<u8>,
+    bucket: u8,
+    home: u8,
+}
+
+// SAFETY: as for the frame that it was made of.
+unsafe impl Send for Homing {}
+
+impl Homing {
+    /// The worker whose memory it lies in.
+    #[inline]
+    pub fn home(&self) -> WorkerId {
+        WorkerId(self.home & !AWAY)
+    }
+}
+
+/// How many frames of a pool are under way on other workers.
+#[derive(Debug)]
+struct Departures {
+    by_bucket: Box<[u32; BUCKETS]>,
+    total: u32,
+}
+
+impl Default for Departures {
+    fn default() -> Departures {
+        Departures { by_bucket: Box::new([0; BUCKETS]), total: 0 }
+    }
+}
+
+impl Departures {
+    #[inline]
+    fn change(&mut self, bucket: u8, by: i32) {
+        if let Some(count) = self.by_bucket.get_mut(usize::from(bucket)) {
+            *count = count.wrapping_add_signed(by);
+            self.total = self.total.wrapping_add_signed(by);
+        }
+    }
+}
+
+/// Frames of others that are done with between two looks at them: more than a worker handles then.
+const STRANGERS: usize = 4 * BURST;
+
 /// The chunks of one memory area, and which of them are free.
 pub struct FramePool {
     base: NonNull<u8>,
@@ -241,6 +327,11 @@ pub struct FramePool {
     room: u16,
     free: Vec<NonNull<u8>>,
     lent: usize,
+    /// Whose it is.
+    owner: WorkerId,
+    departures: Departures,
+    /// Frames of other pools that are done with.
+    strangers: Vec<Homing>,
     memory: ManuallyDrop<Box<dyn Any + Send>>,
 }
 
@@ -288,6 +379,9 @@ impl FramePool {
             room: (chunk_size - headroom) as u16,
             free,
             lent: 0,
+            owner: WorkerId(0),
+            departures: Departures::default(),
+            strangers: Vec::with_capacity(STRANGERS),
             memory: ManuallyDrop::new(memory),
         }
     }
@@ -296,17 +390,89 @@ impl FramePool {
     #[inline]
     pub fn take(&mut self) -> Option<Frame> {
         let data = self.free.pop()?;
-        Some(Frame { data, room: self.room, start: 0, len: 0, meta: Meta::UNKNOWN })
+        Some(self.frame(data, 0, 0))
     }
 
-    /// Takes a frame home. A frame of another pool is a bug of ours: it is left alone, and never reused.
+    #[inline]
+    fn frame(&self, data: NonNull<u8>, start: u16, len: u16) -> Frame {
+        let (home, next) = (self.owner.0, Stage::Classify);
+        Frame { data, room: self.room, start, len, home, next, meta: Meta::UNKNOWN }
+    }
+
+    /// Takes a frame home. One of another worker's waits among the [`strangers`](Self::next_stranger) to be sent there.
     #[inline]
     pub fn put(&mut self, frame: Frame) {
-        let ours = self.index_of(&frame).is_some();
+        let homing = Homing { data: frame.data, bucket: bucket(frame.meta.flow_hash), home: frame.home };
+        if homing.home == self.owner.0 {
+            self.free_chunk(homing.data);
+        } else {
+            self.put_away(homing);
+        }
+    }
+
+    /// Takes one home that was under way, or notes a stranger.
+    fn put_away(&mut self, homing: Homing) {
+        if homing.home() == self.owner {
+            self.come_home(homing);
+        } else {
+            self.strangers.push(homing); // never grows: they are sent home after each burst
+        }
+    }
+
+    /// Takes a frame home that another worker has done with.
+    #[inline]
+    pub fn come_home(&mut self, homing: Homing) {
+        self.departures.change(homing.bucket, -i32::from(homing.home & AWAY != 0));
+        self.free_chunk(homing.data);
+    }
+
+    /// A frame of another pool is a bug of ours: it is left alone, and never reused.
+    #[inline]
+    fn free_chunk(&mut self, data: NonNull<u8>) {
+        let ours = self.index_of(data).is_some();
         debug_assert!(ours, "a frame was put into a pool that it does not belong to");
         if ours {
-            self.free.push(frame.data); // never grows: there are no more frames than the list has room for
+            self.free.push(data); // never grows: there are no more frames than the list has room for
         }
+    }
+
+    /// A frame of another worker's that is done with here, the oldest last.
+    #[inline]
+    pub fn next_stranger(&mut self) -> Option<Homing> {
+        self.strangers.pop()
+    }
+
+    /// The frame goes to another worker: from now on, if it is one of ours, it is under way until it is home.
+    #[inline]
+    pub fn depart(&mut self, frame: &mut Frame) {
+        if frame.home == self.owner.0 {
+            frame.home |= AWAY;
+            self.departures.change(bucket(frame.meta.flow_hash), 1);
+        }
+    }
+
+    /// How many frames of this bucket are under way on other workers.
+    #[inline]
+    pub fn under_way(&self, bucket: u8) -> u32 {
+        self.departures.by_bucket.get(usize::from(bucket)).copied().unwrap_or(0)
+    }
+
+    /// How many frames are under way on other workers.
+    #[inline]
+    pub fn all_under_way(&self) -> u32 {
+        self.departures.total
+    }
+
+    /// Whose it is.
+    #[inline]
+    pub fn owner(&self) -> WorkerId {
+        self.owner
+    }
+
+    /// From now on its frames are this worker's. Before the first is taken.
+    pub fn set_owner(&mut self, owner: WorkerId) {
+        debug_assert_eq!(self.free.len() + self.lent, self.chunk_count, "some are out with the old name");
+        self.owner = owner;
     }
 
     /// How many chunks are free.
@@ -334,8 +500,11 @@ impl FramePool {
     /// Gives the chunk to the kernel (a fill or tx ring) and returns its index. A frame of another pool comes back.
     #[inline]
     pub(crate) fn lend(&mut self, frame: Frame) -> Result<u32, Frame> {
-        match self.index_of(&frame) {
+        match self.index_of(frame.data) {
             Some(index) => {
+                if frame.home & AWAY != 0 {
+                    self.departures.change(bucket(frame.meta.flow_hash), -1);
+                }
                 self.lent += 1;
                 Ok(index)
             }
@@ -356,13 +525,13 @@ impl FramePool {
         self.lent = self.lent.saturating_sub(1);
         // SAFETY: the chunk is inside the area.
         let data = unsafe { self.base.add((index << self.chunk_log2) + usize::from(self.data_offset)) };
-        Some(Frame { data, room: self.room, start, len, meta: Meta::UNKNOWN })
+        Some(self.frame(data, start, len))
     }
 
-    /// Which chunk a frame is in, if it is one of ours.
+    /// Which chunk begins there, if it is one of ours.
     #[inline]
-    fn index_of(&self, frame: &Frame) -> Option<u32> {
-        let offset = frame.data.as_ptr().addr().wrapping_sub(self.base.as_ptr().addr());
+    fn index_of(&self, data: NonNull<u8>) -> Option<u32> {
+        let offset = data.as_ptr().addr().wrapping_sub(self.base.as_ptr().addr());
         let index = offset >> self.chunk_log2;
         if index < self.chunk_count { u32::try_from(index).ok() } else { None }
     }

@@ -25,16 +25,37 @@
 #[allow(unsafe_code, reason = "one instruction that has no safe wrapper")]
 pub mod clock;
 pub mod counters;
+#[cfg_attr(
+    not(test),
+    deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)
+)]
+pub mod discard;
 pub mod engine;
 #[deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 pub mod fdb;
 #[allow(unsafe_code, reason = "the one owner of bytes in a chunk: raw memory behind safe methods")]
 pub mod frame;
 mod mailbox;
+#[deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+pub mod mesh;
+#[cfg_attr(
+    not(test),
+    deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)
+)]
+pub mod placement;
 pub mod plan;
+#[cfg_attr(
+    not(test),
+    deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)
+)]
+pub mod replay;
+#[allow(unsafe_code, reason = "slots that one thread writes and another reads")]
+#[deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+pub mod ring;
 #[deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 pub mod stages;
 pub mod stats;
+mod sync;
 #[allow(unsafe_code, reason = "every system call that no crate wraps is here")]
 mod sys;
 pub mod tables;

@@ -14,8 +14,10 @@ use crate::types::{CoreId, EndpointId, MacAddr, NetworkId, QueueId, Vni};
 /// Everything that one daemon runs.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// One pinned polling thread each. At least one.
+    /// One pinned polling thread each. 1 to [`WorkerId::LIMIT`](crate::types::WorkerId::LIMIT).
     pub workers: Vec<WorkerPlan>,
+    /// How the steps are spread over the workers.
+    pub placement: PlacementMode,
     /// The interface towards the underlay.
     pub uplink: UplinkPlan,
     /// The overlay networks that we serve.
@@ -35,6 +37,28 @@ impl Plan {
     /// The endpoint with this id.
     pub fn endpoint(&self, id: EndpointId) -> Option<&EndpointPlan> {
         self.endpoints.get(id.index())
+    }
+}
+
+/// How the steps of a flow's way are spread over the workers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PlacementMode {
+    /// All on the worker where its frames enter, as far as they are not bound to another.
+    #[default]
+    RunToCompletion,
+    /// One step after the other on the next worker: step *s* of a flow on worker (base + *s*) mod *N*, the base by the flow's hash
+    /// (FALCON, EuroSys 2021, in the form that puts consecutive steps on distinct workers whenever there are enough).
+    Static,
+}
+
+impl PlacementMode {
+    /// The word used in the config and in `status`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            PlacementMode::RunToCompletion => "run-to-completion",
+            PlacementMode::Static => "static",
+        }
     }
 }
 

@@ -76,6 +76,8 @@ pub struct WorkerStats {
     pub busy: f64,
     /// Turns of its loop since the start.
     pub turns: u64,
+    /// Frames that it handed to other workers.
+    pub handed_over: u64,
     /// Transmit kicks (syscalls).
     pub kicks: u64,
     /// Kicks that the kernel put off (EAGAIN, ENOBUFS, EBUSY in zero-copy mode).

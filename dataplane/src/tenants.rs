@@ -12,6 +12,7 @@ use peregrine_memif::{PushError, RxRing, TxRing, Violation, Watch};
 
 use crate::clock::{cycles, thread_time_ns};
 use crate::counters::{DropReason, WorkerCounters};
+use crate::discard::Discard;
 use crate::tables::Tables;
 use crate::turns::Turns;
 use crate::types::{EndpointId, NetworkId};
@@ -41,11 +42,26 @@ pub struct TenantRings {
     pub rx: Vec<RxRing>,
     /// Packets to the tenant.
     pub tx: Vec<TxRing>,
+    /// In place of both: there is no tenant, and what is for it is only counted.
+    pub discard: Option<Box<Discard>>,
 }
 
 impl TenantRings {
+    /// Those of a connection.
+    pub fn new(rx: Vec<RxRing>, tx: Vec<TxRing>) -> TenantRings {
+        TenantRings { rx, tx, discard: None }
+    }
+
+    /// No tenant, only a count.
+    pub fn discard(discard: Discard) -> TenantRings {
+        TenantRings { rx: Vec::new(), tx: Vec::new(), discard: Some(Box::new(discard)) }
+    }
+
     /// The numbers of rings are within the bounds.
     pub fn is_complete(&self) -> bool {
+        if self.discard.is_some() {
+            return self.rx.is_empty() && self.tx.is_empty();
+        }
         let good = 1..=QUEUES_MAX;
         good.contains(&self.rx.len()) && good.contains(&self.tx.len())
     }
@@ -346,6 +362,13 @@ impl Tenants {
         counters: &WorkerCounters,
     ) -> Result<(), DropReason> {
         let Some(Some(tenant)) = self.slots.get_mut(to.index()) else { return Err(DropReason::TenantAbsent) };
+        if let Some(discard) = &mut tenant.rings.discard {
+            if !discard.take(packet) {
+                return Err(DropReason::TenantBufferSmall);
+            }
+            note_given(to, packet, counters);
+            return Ok(());
+        }
         let queue = tenant.queue_for(packet);
         let Some(ring) = tenant.rings.tx.get_mut(queue) else { return Err(DropReason::TenantAbsent) };
         if let Err(error) = ring.push(packet) {
@@ -356,10 +379,7 @@ impl Tenants {
         }
         tenant.unflushed |= 1 << queue;
         tenant.was_meant |= is_meant;
-        counters.tenant_tx.one(packet.len());
-        if let Some(endpoint) = counters.endpoint(to) {
-            endpoint.to_tenant.one(packet.len());
-        }
+        note_given(to, packet, counters);
         Ok(())
     }
 
@@ -432,6 +452,14 @@ impl Tenants {
         let id = self.faulty.pop()?;
         let serial = self.slots.get(id.index())?.as_ref()?.serial;
         self.detach(id, serial)
+    }
+}
+
+#[inline]
+fn note_given(to: EndpointId, packet: &[u8], counters: &WorkerCounters) {
+    counters.tenant_tx.one(packet.len());
+    if let Some(endpoint) = counters.endpoint(to) {
+        endpoint.to_tenant.one(packet.len());
     }
 }
 

@@ -135,6 +135,103 @@ impl<'de> Deserialize<'de> for MacAddr {
 #[serde(transparent)]
 pub struct CoreId(pub usize);
 
+/// A worker: its place in [`Plan::workers`](crate::plan::Plan::workers).
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize)]
+#[serde(transparent)]
+pub struct WorkerId(pub u8);
+
+impl WorkerId {
+    /// How many there may be: one bit of a 32-bit word each, and the last number for none.
+    pub const LIMIT: usize = 31;
+    /// No worker.
+    pub const NONE: WorkerId = WorkerId(31);
+
+    /// As an index into a list.
+    #[inline]
+    pub const fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// A step between two ports.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum Stage {
+    /// Outer headers checked and taken off; the flow is known then.
+    Classify,
+    /// VXLAN header taken off, network found, inner header checked.
+    Decap,
+    /// Source learned, destination found.
+    Lookup,
+    /// Copied into tenants' rings.
+    Deliver,
+    /// Outer headers put on.
+    Encap,
+    /// Handed to the uplink.
+    Transmit,
+}
+
+impl Stage {
+    /// The step after this one.
+    pub const fn next(self) -> Option<Stage> {
+        match self {
+            Stage::Classify => Some(Stage::Decap),
+            Stage::Decap => Some(Stage::Lookup),
+            Stage::Lookup => Some(Stage::Deliver),
+            Stage::Deliver => Some(Stage::Encap),
+            Stage::Encap => Some(Stage::Transmit),
+            Stage::Transmit => None,
+        }
+    }
+}
+
+/// Which workers take a frame through the steps that may run anywhere. The others are bound: Classify and collect to the worker
+/// where the frame enters, Deliver to the one that serves the tenant, Transmit to the one whose memory the frame lies in.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Route(u16);
+
+impl Route {
+    /// All steps on one worker.
+    pub const fn all(worker: WorkerId) -> Route {
+        Route::new(worker, worker, worker)
+    }
+
+    /// Step by step.
+    pub const fn new(decap: WorkerId, lookup: WorkerId, encap: WorkerId) -> Route {
+        Route((decap.0 & 31) as u16 | ((lookup.0 & 31) as u16) << 5 | ((encap.0 & 31) as u16) << 10)
+    }
+
+    /// Who runs Decap.
+    #[inline]
+    pub const fn decap(self) -> WorkerId {
+        WorkerId((self.0 & 31) as u8)
+    }
+
+    /// Who runs Lookup.
+    #[inline]
+    pub const fn lookup(self) -> WorkerId {
+        WorkerId((self.0 >> 5 & 31) as u8)
+    }
+
+    /// Who runs Encap.
+    #[inline]
+    pub const fn encap(self) -> WorkerId {
+        WorkerId((self.0 >> 10 & 31) as u8)
+    }
+
+    /// As a number, for an atomic.
+    #[inline]
+    pub const fn to_bits(self) -> u16 {
+        self.0
+    }
+
+    /// From such a number.
+    #[inline]
+    pub const fn from_bits(bits: u16) -> Route {
+        Route(bits)
+    }
+}
+
 /// A receive queue of an interface, from 0.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize)]
 #[serde(transparent)]
@@ -200,6 +297,16 @@ mod tests {
         ] {
             assert_eq!(bad.parse::<MacAddr>(), Err(MacAddrError), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_route_keeps_its_workers_apart() {
+        for n in 0..WorkerId::LIMIT as u8 {
+            let route = Route::new(WorkerId(n), WorkerId(30 - n), WorkerId((n + 7) % 31));
+            assert_eq!((route.decap().0, route.lookup().0, route.encap().0), (n, 30 - n, (n + 7) % 31));
+            assert_eq!(Route::from_bits(route.to_bits()), route);
+        }
+        assert_eq!(Route::all(WorkerId(5)), Route::new(WorkerId(5), WorkerId(5), WorkerId(5)));
     }
 
     #[test]

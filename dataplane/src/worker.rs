@@ -1,19 +1,22 @@
 //! One pinned thread: takes bursts from its uplink queues and its tenants, sends them through the stages, and does
 //! what control tells it in between. It polls and never waits.
 //!
-//! The order of work in a turn: orders; for each uplink queue one burst in; one burst out; then the rings are tended
+//! The order of work in a turn: orders; what other workers sent: frames that come home, frames that may go on after a wait, a burst
+//! from each; for each uplink queue one burst in; one burst out; then the rings are tended
 //! (completions, fill, kick). A burst is at most [`BURST`](crate::frame::BURST) frames, so nothing waits for longer than
 //! one burst of each other source.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 
 use crate::clock::{Seconds, cycles};
 use crate::counters::WorkerCounters;
 use crate::fdb::Fdb;
 use crate::frame::{Burst, FramePool};
 use crate::mailbox::{Mailbox, Order, Returned};
-use crate::stages::{self, Cx, Stage, Wire, collect};
+use crate::mesh::Mesh;
+use crate::replay::Replay;
+use crate::stages::{self, Cx, Stage, Wire, Work, collect};
 use crate::tables::Tables;
 use crate::tenants::{Detached, Tenants};
 use crate::xsk::{Kicks, WorkerPort, XskSocket};
@@ -29,8 +32,43 @@ pub(crate) struct Worker {
     counters: Arc<WorkerCounters>,
     mailbox: Arc<Mailbox>,
     seconds: Seconds,
+    work: Arc<Work>,
+    /// None if there are no other workers.
+    mesh: Option<Mesh>,
     bursts: (Burst, Burst),
     flood_budget: usize,
+}
+
+/// How the workers are told to end: first nothing new comes in, until all frames that are under way between them are home; then they
+/// stop.
+#[derive(Debug, Default)]
+pub(crate) struct Ending {
+    phase: AtomicU8,
+    /// Workers that have frames under way, or may have.
+    unfinished: AtomicUsize,
+}
+
+impl Ending {
+    const DRAIN: u8 = 1;
+    const HALT: u8 = 2;
+
+    /// Before the worker starts.
+    pub(crate) fn expect_worker(&self) {
+        self.unfinished.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn drain(&self) {
+        self.phase.fetch_max(Ending::DRAIN, Ordering::Relaxed);
+    }
+
+    /// Nothing is under way any more.
+    pub(crate) fn is_drained(&self) -> bool {
+        self.unfinished.load(Ordering::Relaxed) == 0
+    }
+
+    pub(crate) fn halt(&self) {
+        self.phase.store(Ending::HALT, Ordering::Relaxed);
+    }
 }
 
 /// Copies for flooding in one turn, all tenants and remotes together. A flood that has begun is finished, so a turn can
@@ -43,34 +81,43 @@ pub(crate) struct Shared {
     pub(crate) tables: Arc<Tables>,
     pub(crate) fdb: Arc<Fdb>,
     pub(crate) seconds: Seconds,
+    pub(crate) work: Arc<Work>,
 }
 
 impl Worker {
     pub(crate) fn new(
-        port: WorkerPort,
+        port: Port,
         shared: Shared,
+        mesh: Option<Mesh>,
         counters: Arc<WorkerCounters>,
         mailbox: Arc<Mailbox>,
     ) -> Worker {
         Worker {
+            mesh,
             pool: port.pool,
-            uplink: Uplink { sockets: port.sockets },
+            uplink: port.uplink,
             tenants: Tenants::new(&shared.tables),
             tables: shared.tables,
             fdb: shared.fdb,
             counters,
             mailbox,
             seconds: shared.seconds,
+            work: shared.work,
             bursts: (Burst::new(), Burst::new()),
             flood_budget: 0,
         }
     }
 
     /// Turns until told to stop.
-    pub(crate) fn run(mut self, stop: &AtomicBool) -> Worker {
+    pub(crate) fn run(mut self, ending: &Ending) -> Worker {
         let mut before = cycles();
-        while !stop.load(Ordering::Relaxed) {
-            let moved = self.turn(before);
+        let mut is_finished = false;
+        loop {
+            let phase = ending.phase.load(Ordering::Relaxed);
+            if phase == Ending::HALT {
+                return self;
+            }
+            let moved = self.turn(before, phase == 0);
             let now = cycles();
             let spent = now.wrapping_sub(before);
             before = now;
@@ -80,22 +127,32 @@ impl Worker {
                 self.counters.cycles_busy.add(spent);
                 self.counters.frames_free.set(self.pool.available() as u64);
             }
+            if phase == Ending::DRAIN && !is_finished && self.has_all_home() {
+                is_finished = true;
+                ending.unfinished.fetch_sub(1, Ordering::Relaxed);
+            }
         }
-        self
+    }
+
+    /// No frame of ours is on another worker, or waits.
+    fn has_all_home(&self) -> bool {
+        self.pool.all_under_way() == 0 && self.mesh.as_ref().is_none_or(|mesh| mesh.waiting() == 0)
     }
 
     /// Once around; returns how many frames moved.
     #[inline]
-    fn turn(&mut self, now_cycles: u64) -> usize {
+    fn turn(&mut self, now_cycles: u64, takes_in: bool) -> usize {
         self.obey();
         self.flood_budget = FLOOD_COPIES_PER_TURN;
-        let mut moved = 0;
-        for queue in 0..self.uplink.sockets.len() {
-            moved += self.way_in(queue);
+        let mut moved = if self.mesh.is_some() { self.others_burst() } else { 0 };
+        if takes_in {
+            for source in 0..self.uplink.sources() {
+                moved += self.way_in(source);
+            }
+            moved += self.way_out();
         }
-        moved += self.way_out();
         let mut faults = 0;
-        for socket in &mut self.uplink.sockets {
+        for socket in self.uplink.sockets() {
             moved += socket.complete(&mut self.pool);
             socket.refill(&mut self.pool);
             count(socket.kick(now_cycles), &self.counters);
@@ -105,11 +162,51 @@ impl Worker {
         moved
     }
 
+    /// What the other workers sent, and what could not go on before.
+    #[inline]
+    fn others_burst(&mut self) -> usize {
+        let Some(mesh) = &mut self.mesh else { return 0 };
+        let mut moved = mesh.homecoming(&mut self.pool);
+        let others = mesh.others();
+        let mut looks = mesh.begin_turn();
+        while looks > 0 {
+            let (bursts, mut cx) = self.parts();
+            let Some(mesh) = cx.mesh.as_deref_mut() else { break };
+            let Some(stage) = mesh.released(bursts.0, &mut looks, cx.pool) else { break };
+            moved += bursts.0.len();
+            stages::resume(stage, bursts, &mut cx);
+        }
+        for other in 0..others {
+            let (bursts, mut cx) = self.parts();
+            let Some(mesh) = cx.mesh.as_deref_mut() else { break };
+            let Some(stage) = mesh.arrivals(other, bursts.0) else { continue };
+            moved += bursts.0.len();
+            stages::run_from(stage, bursts, &mut cx);
+        }
+        moved
+    }
+
+    /// Frames that wait for their way leave room for a burst of new ones.
+    #[inline]
+    fn has_room(&self) -> bool {
+        self.mesh.as_ref().is_none_or(Mesh::has_room)
+    }
+
     /// One burst from an uplink queue.
     #[inline]
-    fn way_in(&mut self, queue: usize) -> usize {
-        let Some(socket) = self.uplink.sockets.get_mut(queue) else { return 0 };
-        let received = socket.receive(&mut self.pool, &mut self.bursts.0);
+    fn way_in(&mut self, source: usize) -> usize {
+        if !self.has_room() {
+            return 0;
+        }
+        let received = match &mut self.uplink {
+            Uplink::Sockets(sockets) => match sockets.get_mut(source) {
+                Some(socket) => socket.receive(&mut self.pool, &mut self.bursts.0),
+                None => 0,
+            },
+            // Memory can wait, a network cannot: here nothing is presented for which there is no room behind.
+            Uplink::Replay(_) if self.mesh.as_mut().is_some_and(|mesh| !mesh.has_room_beyond()) => 0,
+            Uplink::Replay(replay) => replay.present(&mut self.pool, &mut self.bursts.0),
+        };
         if received > 0 {
             self.tenants.note_work(received);
             let bytes: usize = self.bursts.0.iter().map(|frame| frame.len()).sum();
@@ -124,11 +221,14 @@ impl Worker {
     /// One burst from the tenants, who take turns.
     #[inline]
     fn way_out(&mut self) -> usize {
-        let (bursts, mut cx) = self.parts();
-        collect::run(bursts.0, &mut cx);
-        let taken = bursts.0.len();
-        if taken > 0 {
-            stages::run_from(Stage::Lookup, bursts, &mut cx);
+        let mut taken = 0;
+        if self.has_room() {
+            let (bursts, mut cx) = self.parts();
+            collect::run(bursts.0, &mut cx);
+            taken = bursts.0.len();
+            if taken > 0 {
+                stages::enter(bursts, &mut cx);
+            }
         }
         if self.mailbox.can_return()
             && let Some(detached) = self.tenants.put_out()
@@ -150,6 +250,8 @@ impl Worker {
             now_s: self.seconds.now(),
             wire: &mut self.uplink,
             flood_budget: &mut self.flood_budget,
+            mesh: self.mesh.as_mut(),
+            work: &self.work,
         };
         ((&mut self.bursts.0, &mut self.bursts.1), cx)
     }
@@ -173,20 +275,69 @@ impl Worker {
     }
 }
 
-/// The worker's sockets. The first one sends everything, so that a flow keeps its order.
+/// What a worker needs of the uplink.
 #[derive(Debug)]
-struct Uplink {
-    sockets: Vec<XskSocket>,
+pub(crate) struct Port {
+    // First, so that the sockets are closed before the memory that they use may go.
+    pub(crate) uplink: Uplink,
+    pub(crate) pool: FramePool,
+}
+
+impl From<WorkerPort> for Port {
+    fn from(port: WorkerPort) -> Port {
+        Port { uplink: Uplink::Sockets(port.sockets), pool: port.pool }
+    }
+}
+
+/// Where frames come from and go to.
+#[derive(Debug)]
+pub(crate) enum Uplink {
+    /// The worker's queues of the interface. The first one sends everything, so that a flow keeps its order.
+    Sockets(Vec<XskSocket>),
+    /// Memory, and nowhere.
+    Replay(Replay),
+}
+
+impl Uplink {
+    #[inline]
+    fn sources(&self) -> usize {
+        match self {
+            Uplink::Sockets(sockets) => sockets.len(),
+            Uplink::Replay(_) => 1,
+        }
+    }
+
+    #[inline]
+    fn sockets(&mut self) -> &mut [XskSocket] {
+        match self {
+            Uplink::Sockets(sockets) => sockets,
+            Uplink::Replay(_) => &mut [],
+        }
+    }
+
+    /// There is somewhere to send to.
+    pub(crate) fn sends(&self) -> bool {
+        self.sources() > 0
+    }
 }
 
 impl Wire for Uplink {
     #[inline]
     fn transmit(&mut self, frames: &mut Burst, pool: &mut FramePool) -> (usize, usize) {
-        let Some(socket) = self.sockets.first_mut() else { return (0, 0) };
         let bytes = |frames: &Burst| frames.iter().map(|frame| frame.len()).sum::<usize>();
         let before = bytes(frames);
-        let sent = socket.transmit(pool, frames);
-        (sent, before - bytes(frames))
+        match self {
+            Uplink::Sockets(sockets) => {
+                let Some(socket) = sockets.first_mut() else { return (0, 0) };
+                let sent = socket.transmit(pool, frames);
+                (sent, before - bytes(frames))
+            }
+            Uplink::Replay(_) => {
+                let sent = frames.len();
+                frames.drain().for_each(|frame| pool.put(frame));
+                (sent, before)
+            }
+        }
     }
 }
 

@@ -9,14 +9,17 @@ use peregrine_dataplane::counters::WorkerCounters;
 use peregrine_dataplane::fdb::{Destination, Fdb};
 use peregrine_dataplane::frame::{Burst, FramePool};
 use peregrine_dataplane::plan::{
-    EndpointPlan, MemifPlan, NetworkPlan, Plan, Queues, UplinkPlan, WorkerPlan, XdpMode,
+    EndpointPlan, MemifPlan, NetworkPlan, PlacementMode, Plan, Queues, UplinkPlan, WorkerPlan, XdpMode,
 };
-use peregrine_dataplane::stages::{self, Cx, Stage, Wire, collect};
+use peregrine_dataplane::stages::{self, Cx, Stage, Wire, Work, collect};
 use peregrine_dataplane::tables::{NextHop, Tables};
 use peregrine_dataplane::tenants::{Detached, TenantRings, Tenants};
 use peregrine_dataplane::types::{CoreId, EndpointId, MacAddr, NetworkId, RemoteId, Vni};
 use peregrine_dataplane::wire::outer::{OVERHEAD_IPV4, OuterFields, OuterTemplate};
 use peregrine_memif::{ClientConfig, Interface, ServerConfig, SocketAddr};
+
+/// Nothing is added to the stages.
+static NO_WORK: Work = Work::none();
 
 /// Our VTEP and the far one.
 pub const LOCAL: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
@@ -126,6 +129,8 @@ impl Rig {
             now_s: 0,
             wire: &mut self.wire,
             flood_budget: &mut self.flood_budget,
+            mesh: None,
+            work: &NO_WORK,
         };
         ((&mut self.bursts.0, &mut self.bursts.1), cx)
     }
@@ -134,7 +139,7 @@ impl Rig {
 /// Both ends of a new connection: the tenant's, and the rings for a worker.
 pub fn connect(config: ClientConfig) -> Result<(Interface, TenantRings), String> {
     let (client, server) = pair(config, ServerConfig::default())?;
-    Ok((client, TenantRings { rx: server.rx, tx: server.tx }))
+    Ok((client, TenantRings::new(server.rx, server.tx)))
 }
 
 /// Both ends of a new connection. Both are ours, so nobody takes memory away: no seal is needed, for which memif has a
@@ -194,6 +199,7 @@ pub fn plan(tenants: u16) -> Plan {
     };
     Plan {
         workers: vec![WorkerPlan { core: CoreId(0), nice: None }],
+        placement: PlacementMode::RunToCompletion,
         uplink: UplinkPlan {
             interface: String::new(),
             queues: Queues::All,

@@ -132,6 +132,21 @@ impl Daemon {
         text
     }
 
+    /// The same config with a second worker, and the steps of every flow spread over both.
+    ///
+    /// # Panics
+    /// If there is only one core.
+    pub fn spread(config: &str) -> String {
+        let (worker, other) = cores();
+        assert_ne!(worker, other, "two workers need two cores");
+        let first = format!("[[workers]]\ncore = {worker}\n");
+        assert!(config.contains(&first), "{config}");
+        format!(
+            "placement = \"static\"\n{}",
+            config.replace(&first, &format!("{first}[[workers]]\ncore = {other}\n"))
+        )
+    }
+
     /// With the far host as only remote.
     ///
     /// # Panics

@@ -8,13 +8,14 @@ use peregrine_tests::{
     Daemon, FAR, FAR_OVERLAY, Guest, NEAR, Net, PATIENCE, RawSocket, Tenant, VNI, frame, inside, ping,
     report, totals, until,
 };
+use serde_json::Value;
 
 const EVERYBODY: &str = "ff:ff:ff:ff:ff:ff";
 /// On another network, with an address that the first network has as well.
 const RED: Tenant = Tenant { name: "red", network: "red", id: 2, ip: "10.43.0.1", mac: Tenant::WEB.mac };
 
 /// Networks 42 (two tenants) and 43 (one), each with a vxlan device of the far kernel.
-fn two_networks(net: &Net) -> Daemon {
+fn two_networks(net: &Net, workers: usize) -> Daemon {
     let command = format!(
         "link add vx43 address 02:00:00:00:43:02 mtu 1450 type vxlan id 43 local {} remote {} dstport 4789",
         FAR.0, NEAR.0
@@ -24,7 +25,8 @@ fn two_networks(net: &Net) -> Daemon {
     }
     let config = Daemon::config(net, &[FAR.0], &[Tenant::WEB, Tenant::DB, RED]);
     let red = format!("\n[[networks]]\nname = \"red\"\nvni = 43\nremotes = [\"{}\"]\n", FAR.0);
-    let daemon = Daemon::start_with(net, &(config + &red));
+    let config = config + &red;
+    let daemon = Daemon::start_with(net, &if workers == 1 { config } else { Daemon::spread(&config) });
     daemon.wait_for_next_hops();
     daemon
 }
@@ -32,8 +34,22 @@ fn two_networks(net: &Net) -> Daemon {
 #[test]
 #[ignore = "needs root: make test runs it"]
 fn the_far_kernel_pings_tenants_of_two_networks_and_is_learned() {
+    far_kernel_pings_tenants(1);
+}
+
+#[test]
+#[ignore = "needs root: make test runs it"]
+fn with_two_workers_the_far_kernel_pings_tenants_as_well() {
+    let stats = far_kernel_pings_tenants(2);
+    let handed: Vec<u64> =
+        stats["workers"].as_array().unwrap().iter().map(|w| w["handed_over"].as_u64().unwrap()).collect();
+    // 20 echo requests to each of three tenants: at least one of their steps is on the other worker, and they come back.
+    assert!(handed.len() == 2 && handed.iter().all(|&frames| frames >= 60), "{handed:?}");
+}
+
+fn far_kernel_pings_tenants(workers: usize) -> Value {
     let net = Net::new();
-    let daemon = two_networks(&net);
+    let daemon = two_networks(&net, workers);
     let echoes = [Tenant::WEB, Tenant::DB, RED].map(|tenant| (tenant, tenant.echo(&net)));
     for (tenant, _) in &echoes {
         assert_eq!(ping(&net.far, tenant.ip, 20, 0.01), 20, "{}", tenant.name);
@@ -50,13 +66,24 @@ fn the_far_kernel_pings_tenants_of_two_networks_and_is_learned() {
     for (tenant, echo) in echoes {
         assert_eq!(report(echo)["answered"]["icmp"], 20, "{}: its own pings and no others", tenant.name);
     }
+    stats
 }
 
 #[test]
 #[ignore = "needs root: make test runs it"]
 fn broadcast_stays_in_its_network_and_reaches_everybody_there_once() {
+    broadcast_reaches_everybody_once(1);
+}
+
+#[test]
+#[ignore = "needs root: make test runs it"]
+fn with_two_workers_broadcast_reaches_everybody_once_as_well() {
+    broadcast_reaches_everybody_once(2);
+}
+
+fn broadcast_reaches_everybody_once(workers: usize) {
     let net = Net::new();
-    let daemon = two_networks(&net);
+    let daemon = two_networks(&net, workers);
     let (mut web, mut db, mut red) =
         (Guest::new(&net, Tenant::WEB), Guest::new(&net, Tenant::DB), Guest::new(&net, RED));
     (0..3).for_each(|index| daemon.wait_for_tenant(index, true));

@@ -1,6 +1,7 @@
 //! The file as a whole, workers and the uplink.
 
 use peregrine_config::parse;
+use peregrine_dataplane::plan::PlacementMode;
 
 use crate::good::{GOOD, VTEP, refused, replaced};
 
@@ -18,24 +19,19 @@ fn workers() {
             ("core = 1", "core = 1.0", "workers[0].core = 1.0: must be a number from 0 to 1023"),
             ("core = 1", "", "workers[0].core: missing: must be a number from 0 to 1023"),
             (
-                "core = 1",
-                "core = 1\n[[workers]]\ncore = 2",
-                "workers: 2 entries: must be one [[workers]] table: this version runs one worker",
-            ),
-            (
                 "[[workers]]\ncore = 1",
                 "",
-                "workers: missing: must be one [[workers]] table: this version runs one worker",
+                "workers: missing: must be 1 to 31 [[workers]] tables, one for each core",
             ),
             (
                 "[[workers]]\ncore = 1",
                 "workers = []",
-                "workers: 0 entries: must be one [[workers]] table: this version runs one worker",
+                "workers: 0 entries: must be 1 to 31 [[workers]] tables, one for each core",
             ),
             (
                 "[[workers]]",
                 "[workers]",
-                "workers = {…}: must be one [[workers]] table: this version runs one worker",
+                "workers = {…}: must be 1 to 31 [[workers]] tables, one for each core",
             ),
         ],
         "",
@@ -136,6 +132,25 @@ fn the_uplinks_numbers() {
         let errors = parse(&replaced(line, instead), "t").unwrap_err();
         assert_eq!(errors.to_string(), format!("t: uplink.{got}: {rule}"));
     }
+}
+
+#[test]
+fn several_workers_and_how_their_work_is_spread() {
+    let two = GOOD.replace("core = 1", "core = 1\n[[workers]]\ncore = 2");
+    let plan = parse(&two, "t").unwrap();
+    assert_eq!(plan.workers.iter().map(|worker| worker.core.0).collect::<Vec<_>>(), [1, 2]);
+    assert_eq!(plan.placement, PlacementMode::RunToCompletion);
+    let plan = parse(&format!("placement = \"static\"\n{two}"), "t").unwrap();
+    assert_eq!(plan.placement, PlacementMode::Static);
+    let errors = parse(&format!("placement = \"falcon\"\n{GOOD}"), "t").unwrap_err();
+    let rule = "must be \"run-to-completion\" or \"static\"";
+    assert_eq!(errors.to_string(), format!("t: placement = \"falcon\": {rule}"));
+    let many: String = (0..32).map(|core| format!("[[workers]]\ncore = {core}\n")).collect();
+    let errors = parse(&GOOD.replace("[[workers]]\ncore = 1", &many), "t").unwrap_err();
+    assert_eq!(
+        errors.to_string(),
+        "t: workers: 32 entries: must be 1 to 31 [[workers]] tables, one for each core"
+    );
 }
 
 #[test]

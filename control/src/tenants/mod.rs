@@ -285,7 +285,7 @@ impl Endpoint {
         let attached = match (self.control.is_some(), watched) {
             (true, _) => Err("already connected".to_owned()),
             (_, Err(e)) => Err(format!("its socket cannot be watched: {e}")),
-            (false, Ok(())) => rings.attach(id, TenantRings { rx, tx }),
+            (false, Ok(())) => rings.attach(id, TenantRings::new(rx, tx)),
         };
         if let Err(reason) = attached {
             control.disconnect(&reason);

@@ -79,7 +79,14 @@ fn plan(endpoints: Vec<EndpointPlan>) -> Plan {
         chunk_size: 2048,
         ring_size: 64,
     };
-    Plan { workers: Vec::new(), uplink, networks: vec![network], endpoints, control_socket: "/x".into() }
+    Plan {
+        workers: Vec::new(),
+        placement: Default::default(),
+        uplink,
+        networks: vec![network],
+        endpoints,
+        control_socket: "/x".into(),
+    }
 }
 
 /// Far more than a handshake takes on the busiest machine.

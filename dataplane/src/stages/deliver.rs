@@ -3,7 +3,8 @@
 
 use super::Cx;
 use crate::counters::DropReason;
-use crate::frame::{Burst, Frame, Source, Target};
+use crate::frame::{Burst, Flooding, Frame, Source, Target};
+use crate::types::{Stage, WorkerId};
 
 /// Empties `input`; what goes on leaves through the uplink. Tenants see the burst when it is over: one publication
 /// and at most one wake-up each.
@@ -14,7 +15,7 @@ pub fn run(input: &mut Burst, output: &mut Burst, cx: &mut Cx<'_>) {
                 Ok(()) => cx.pool.put(frame),
                 Err(reason) => cx.drop(frame, reason),
             },
-            Target::Flood => flood(frame, output, cx),
+            Target::Flood(state) => flood(frame, state, output, cx),
             Target::Remote(_) => cx.pass(frame, output),
             Target::Unknown => cx.drop(frame, DropReason::FloodNobody),
         }
@@ -22,38 +23,49 @@ pub fn run(input: &mut Burst, output: &mut Burst, cx: &mut Cx<'_>) {
     cx.tenants.flush(cx.counters);
 }
 
-/// One copy for each attached tenant of the network but the one it came from; then on to the remotes if a tenant sent
-/// it.
-fn flood(frame: Frame, output: &mut Burst, cx: &mut Cx<'_>) {
-    let tables = cx.tables;
-    let Some(network) = tables.network(frame.meta.network) else {
-        return cx.drop(frame, DropReason::VniUnknown);
-    };
-    if !cx.may_flood() {
+/// One copy for each attached tenant of the network but the one it came from: here, then on the other workers that serve some, and
+/// then on to the remotes if a tenant sent it.
+fn flood(mut frame: Frame, state: Flooding, output: &mut Burst, cx: &mut Cx<'_>) {
+    let (tables, id, source) = (cx.tables, frame.meta.network, frame.meta.source);
+    let Some(network) = tables.network(id) else { return cx.drop(frame, DropReason::VniUnknown) };
+    // Once begun, a flood reaches everybody.
+    let is_first = state.first == WorkerId::NONE;
+    if is_first && !cx.may_flood() {
         return cx.drop(frame, DropReason::FloodLimited);
     }
-    let source = frame.meta.source;
     let goes_on = matches!(source, Source::Endpoint(_)) && !network.remotes.is_empty();
-    let mut copies: usize = 0;
-    for place in 0..cx.tenants.attached(frame.meta.network).len() {
-        let to = match cx.tenants.attached(frame.meta.network).get(place) {
-            Some(&to) if source != Source::Endpoint(to) => to,
-            _ => continue,
-        };
-        copies += 1;
-        // The first copy is the frame itself, unless that goes on to the remotes.
-        cx.counters.replicated.add(u64::from(goes_on || copies > 1));
-        if let Err(reason) = cx.tenants.give(to, frame.bytes(), false, cx.counters) {
-            super::count_drop(cx.counters, &frame, Some(to), reason);
-        }
-    }
+    let copies = give_to_all(&frame, goes_on || state.given, cx);
     cx.charge_flood(copies);
-    if goes_on {
+    let first = if is_first { cx.me() } else { state.first };
+    let given = state.given || copies > 0;
+    frame.meta.target = Target::Flood(Flooding { first, given });
+    if let Some(to) = cx.mesh.as_deref().and_then(|mesh| mesh.next_visit(id, first)) {
+        if !cx.hand_over(frame, to, Stage::Deliver) && given && !goes_on {
+            cx.counters.replicated.add(1); // what was given is a copy then: the frame itself was dropped
+        }
+    } else if goes_on {
         cx.charge_flood(network.remotes.len());
         cx.pass(frame, output);
-    } else if copies > 0 {
+    } else if given {
         cx.pool.put(frame);
     } else {
         cx.drop(frame, DropReason::FloodNobody);
     }
+}
+
+/// Returns how many copies were made. The first one is the frame itself, unless that is needed further.
+fn give_to_all(frame: &Frame, is_needed: bool, cx: &mut Cx<'_>) -> usize {
+    let mut copies = 0;
+    for place in 0..cx.tenants.attached(frame.meta.network).len() {
+        let to = match cx.tenants.attached(frame.meta.network).get(place) {
+            Some(&to) if frame.meta.source != Source::Endpoint(to) => to,
+            _ => continue,
+        };
+        copies += 1;
+        cx.counters.replicated.add(u64::from(is_needed || copies > 1));
+        if let Err(reason) = cx.tenants.give(to, frame.bytes(), false, cx.counters) {
+            super::count_drop(cx.counters, frame, Some(to), reason);
+        }
+    }
+    copies
 }

@@ -12,7 +12,7 @@ pub fn run(input: &mut Burst, output: &mut Burst, cx: &mut Cx<'_>) {
     for frame in input.drain() {
         match frame.meta.target {
             Target::Remote(to) => send(frame, to, output, cx),
-            Target::Flood => replicate(frame, output, cx),
+            Target::Flood(_) => replicate(frame, output, cx),
             Target::Endpoint(_) | Target::Unknown => cx.drop(frame, DropReason::FloodNobody),
         }
     }
@@ -25,28 +25,12 @@ fn replicate(frame: Frame, output: &mut Burst, cx: &mut Cx<'_>) {
     let Some((&last, others)) = remotes.split_last() else { return cx.drop(frame, DropReason::FloodNobody) };
     for &to in others {
         cx.counters.replicated.add(1);
-        match copy(&frame, cx) {
+        match super::copy(&frame, cx.pool) {
             Ok(copy) => send(copy, to, output, cx),
             Err(reason) => super::count_drop(cx.counters, &frame, None, reason),
         }
     }
     send(frame, last, output, cx);
-}
-
-/// A copy in a chunk of its own, if there is one.
-fn copy(frame: &Frame, cx: &mut Cx<'_>) -> Result<Frame, DropReason> {
-    let mut copy = cx.pool.take().ok_or(DropReason::NoFreeFrame)?;
-    copy.meta = frame.meta;
-    match copy.reset(frame.headroom(), frame.len()) {
-        Some(bytes) => {
-            bytes.copy_from_slice(frame.bytes());
-            Ok(copy)
-        }
-        None => {
-            cx.pool.put(copy);
-            Err(DropReason::UplinkTooLong)
-        }
-    }
 }
 
 fn send(mut frame: Frame, to: RemoteId, output: &mut Burst, cx: &mut Cx<'_>) {
@@ -59,7 +43,7 @@ fn send(mut frame: Frame, to: RemoteId, output: &mut Burst, cx: &mut Cx<'_>) {
             }
             // Copies can be more than a burst holds, and every input still needs its place.
             if output.room() == 0 {
-                cx.transmit(output);
+                cx.leave(output, &mut Burst::new());
             }
             cx.pass(frame, output);
         }

@@ -6,7 +6,7 @@
 use super::Cx;
 use crate::counters::{DropReason, NetworkCounters};
 use crate::fdb::{Destination, Learned};
-use crate::frame::{Burst, Frame, Source, Target};
+use crate::frame::{Burst, Flooding, Frame, Source, Target};
 use crate::tables::Network;
 use crate::types::{MacAddr, NetworkId, RemoteId};
 use crate::wire::eth::EthHeader;
@@ -34,7 +34,7 @@ fn lookup(frame: &Frame, cx: &Cx<'_>) -> Result<Target, DropReason> {
     }
     let destination = eth.destination();
     let found = if destination.is_group() { None } else { find(id, network, destination, cx) };
-    let Some(found) = found else { return Ok(Target::Flood) };
+    let Some(found) = found else { return Ok(Target::Flood(Flooding::NEW)) };
     match (frame.meta.source, found) {
         (Source::Endpoint(from), Destination::Local(to)) if from == to => Err(DropReason::Hairpin),
         (_, Destination::Local(to)) => Ok(Target::Endpoint(to)),

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! in    uplink rx → Classify → Decap → Lookup → Deliver
-//! out   collect   ----------------→ Lookup → Deliver → Encap → transmit
+//! out   collect   ----------------→ Lookup → Deliver → Encap → Transmit
 //! ```
 //!
 //! A stage empties its input: every frame goes to the output, home to the pool (delivered), or to [`Cx::drop`] with
@@ -19,50 +19,32 @@ pub mod deliver;
 pub mod encap;
 pub mod lookup;
 
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+
+use crate::clock::cycles;
 use crate::counters::{DropReason, WorkerCounters};
 use crate::fdb::Fdb;
 use crate::frame::{Burst, Frame, FramePool, Source, Target};
+use crate::mesh::Mesh;
 use crate::tables::Tables;
 use crate::tenants::Tenants;
-use crate::types::EndpointId;
+use crate::types::{EndpointId, WorkerId};
+use crate::wire::flow::flow_hash;
+use crate::wire::vxlan::VxlanHeader;
 
-/// A step between two ports.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Stage {
-    /// Outer headers checked and taken off, class and flow found.
-    Classify,
-    /// VXLAN header taken off, network found, inner header checked.
-    Decap,
-    /// Source learned, destination found.
-    Lookup,
-    /// Copied into tenants' rings.
-    Deliver,
-    /// Outer headers put on.
-    Encap,
-}
+pub use crate::types::Stage;
 
-impl Stage {
-    /// The step after this one; after the last, what is left goes to the uplink.
-    pub const fn next(self) -> Option<Stage> {
-        match self {
-            Stage::Classify => Some(Stage::Decap),
-            Stage::Decap => Some(Stage::Lookup),
-            Stage::Lookup => Some(Stage::Deliver),
-            Stage::Deliver => Some(Stage::Encap),
-            Stage::Encap => None,
-        }
-    }
-
-    /// Empties `input`.
-    #[inline]
-    pub fn run(self, input: &mut Burst, output: &mut Burst, cx: &mut Cx<'_>) {
-        match self {
-            Stage::Classify => classify::run(input, output, cx),
-            Stage::Decap => decap::run(input, output, cx),
-            Stage::Lookup => lookup::run(input, output, cx),
-            Stage::Deliver => deliver::run(input, output, cx),
-            Stage::Encap => encap::run(input, output, cx),
-        }
+/// Runs one step: empties `input`.
+#[inline]
+pub fn run(stage: Stage, input: &mut Burst, output: &mut Burst, cx: &mut Cx<'_>) {
+    cx.work.spend(stage, input.len());
+    match stage {
+        Stage::Classify => classify::run(input, output, cx),
+        Stage::Decap => decap::run(input, output, cx),
+        Stage::Lookup => lookup::run(input, output, cx),
+        Stage::Deliver => deliver::run(input, output, cx),
+        Stage::Encap => encap::run(input, output, cx),
+        Stage::Transmit => cx.transmit(input),
     }
 }
 
@@ -73,8 +55,8 @@ pub trait Wire {
     fn transmit(&mut self, frames: &mut Burst, pool: &mut FramePool) -> (usize, usize);
 }
 
-/// Sends the frames in the first burst through the stages from `first` on, and what is left to the wire. Both bursts
-/// are empty then.
+/// Sends the frames in the first burst through the steps from `first` on; those whose next step another worker is to run are handed
+/// over. Both bursts are empty then.
 #[inline]
 pub fn run_from(first: Stage, bursts: (&mut Burst, &mut Burst), cx: &mut Cx<'_>) {
     let (mut input, mut output) = bursts;
@@ -82,11 +64,33 @@ pub fn run_from(first: Stage, bursts: (&mut Burst, &mut Burst), cx: &mut Cx<'_>)
     while let Some(current) = stage
         && !input.is_empty()
     {
-        current.run(input, output, cx);
+        run(current, input, output, cx);
         std::mem::swap(&mut input, &mut output);
         stage = current.next();
+        if let Some(next) = stage
+            && cx.mesh.is_some()
+        {
+            if current == Stage::Classify {
+                cx.enter(next, input, output);
+            }
+            cx.part(next, input, output);
+        }
     }
-    cx.transmit(input);
+    cx.settle();
+}
+
+/// The same for frames that come from a tenant: first each gets its way.
+#[inline]
+pub fn enter(bursts: (&mut Burst, &mut Burst), cx: &mut Cx<'_>) {
+    cx.enter(Stage::Lookup, bursts.0, bursts.1);
+    resume(Stage::Lookup, bursts, cx);
+}
+
+/// The same for frames that have waited for their way: not all of them may stay here.
+#[inline]
+pub fn resume(next: Stage, bursts: (&mut Burst, &mut Burst), cx: &mut Cx<'_>) {
+    cx.part(next, bursts.0, bursts.1);
+    run_from(next, bursts, cx);
 }
 
 /// What the stages work with: the worker's own things, lent for one burst.
@@ -107,6 +111,44 @@ pub struct Cx<'a> {
     pub wire: &'a mut dyn Wire,
     /// Copies that flooding may still make in this turn.
     pub flood_budget: &'a mut usize,
+    /// The way to the other workers, if there are any.
+    pub mesh: Option<&'a mut Mesh>,
+    /// What the steps cost beyond what they do.
+    pub work: &'a Work,
+}
+
+/// Work added to the steps, in cycles a frame: what spreading them is worth depends on it, and a measurement sets it.
+#[derive(Debug)]
+pub struct Work([AtomicU32; 6]);
+
+impl Work {
+    /// Nothing is added.
+    pub const fn none() -> Work {
+        Work([const { AtomicU32::new(0) }; 6])
+    }
+
+    /// From now on this step costs so many cycles more for each frame.
+    pub fn set(&self, stage: Stage, cycles: u32) {
+        if let Some(work) = self.0.get(stage as usize) {
+            work.store(cycles, Relaxed);
+        }
+    }
+
+    #[inline]
+    fn spend(&self, stage: Stage, frames: usize) {
+        let each = self.0.get(stage as usize).map_or(0, |work| work.load(Relaxed));
+        if each > 0 {
+            spin(u64::from(each) * frames as u64);
+        }
+    }
+}
+
+#[cold]
+fn spin(spent: u64) {
+    let start = cycles();
+    while cycles().wrapping_sub(start) < spent {
+        std::hint::spin_loop();
+    }
 }
 
 impl std::fmt::Debug for Cx<'_> {
@@ -140,11 +182,89 @@ impl Cx<'_> {
         }
     }
 
+    /// For frames that have just come in, now that their flow is known: each gets its way, or waits for it.
+    #[inline]
+    pub fn enter(&mut self, next: Stage, frames: &mut Burst, spare: &mut Burst) {
+        let Some(mesh) = self.mesh.as_deref_mut() else { return };
+        for mut frame in frames.drain() {
+            if next == Stage::Decap {
+                let inner = frame.bytes().get(VxlanHeader::LEN..).unwrap_or_default();
+                frame.meta.flow_hash = flow_hash(inner);
+            }
+            if let Some(frame) = mesh.enter(frame, next, self.pool) {
+                let _room = spare.push(frame); // as many as there were
+            }
+        }
+        std::mem::swap(frames, spare);
+    }
+
+    /// Hands over the frames that another worker is to go on with; the others stay.
+    #[inline]
+    fn part(&mut self, next: Stage, frames: &mut Burst, spare: &mut Burst) {
+        let Some(mesh) = self.mesh.as_deref_mut() else { return };
+        let me = mesh.me();
+        if frames.iter().all(|frame| mesh.worker_for(next, frame) == me) {
+            return;
+        }
+        for frame in frames.drain() {
+            let to = self.mesh.as_deref().map_or(me, |mesh| mesh.worker_for(next, &frame));
+            if to == me {
+                self.pass(frame, spare);
+            } else {
+                self.hand_over(frame, to, next);
+            }
+        }
+        std::mem::swap(frames, spare);
+    }
+
+    /// Gives a frame to another worker. A full ring drops it: false.
+    #[inline]
+    pub fn hand_over(&mut self, frame: Frame, to: WorkerId, next: Stage) -> bool {
+        let refused = match self.mesh.as_deref_mut() {
+            Some(mesh) => mesh.hand_over(frame, to, next, self.pool).err(),
+            None => Some(frame),
+        };
+        match refused {
+            None => {
+                self.counters.handed_over.add(1);
+                true
+            }
+            Some(frame) => {
+                self.drop(frame, DropReason::WorkerRingFull);
+                false
+            }
+        }
+    }
+
+    /// Which worker this is.
+    #[inline]
+    pub fn me(&self) -> WorkerId {
+        self.mesh.as_deref().map_or(WorkerId(0), Mesh::me)
+    }
+
+    /// After a burst: the others see what was handed over, and frames of theirs go home.
+    #[inline]
+    fn settle(&mut self) {
+        if let Some(mesh) = self.mesh.as_deref_mut() {
+            mesh.settle(self.pool);
+        }
+    }
+
+    /// Hands frames that are ready for the wire to whoever sends them.
+    #[inline]
+    pub fn leave(&mut self, frames: &mut Burst, spare: &mut Burst) {
+        self.part(Stage::Transmit, frames, spare);
+        self.transmit(frames);
+    }
+
     /// Hands the burst to the wire; what that has no room for is dropped.
     #[inline]
     pub fn transmit(&mut self, frames: &mut Burst) {
         if frames.is_empty() {
             return;
+        }
+        if frames.iter().any(|frame| frame.home() != self.pool.owner()) {
+            self.take_over(frames);
         }
         let (sent, bytes) = self.wire.transmit(frames, self.pool);
         self.counters.uplink_tx.frames.add(sent as u64);
@@ -152,6 +272,26 @@ impl Cx<'_> {
         for frame in frames.drain() {
             self.drop(frame, DropReason::UplinkRingFull);
         }
+    }
+
+    /// Frames of a worker that cannot send are copied into memory that our sockets know.
+    #[cold]
+    fn take_over(&mut self, frames: &mut Burst) {
+        let mut ours = Burst::new();
+        for frame in frames.drain() {
+            if frame.home() == self.pool.owner() {
+                self.pass(frame, &mut ours);
+                continue;
+            }
+            match copy(&frame, self.pool) {
+                Ok(copy) => {
+                    self.pool.put(frame);
+                    self.pass(copy, &mut ours);
+                }
+                Err(reason) => self.drop(frame, reason),
+            }
+        }
+        *frames = ours;
     }
 
     /// May this frame be flooded now? Once begun, a flood reaches everybody; what it costs is taken from the turn's
@@ -165,6 +305,22 @@ impl Cx<'_> {
     #[inline]
     pub fn charge_flood(&mut self, copies: usize) {
         *self.flood_budget = self.flood_budget.saturating_sub(copies);
+    }
+}
+
+/// A copy in a chunk of this pool, if there is one.
+fn copy(frame: &Frame, pool: &mut FramePool) -> Result<Frame, DropReason> {
+    let mut copy = pool.take().ok_or(DropReason::NoFreeFrame)?;
+    copy.meta = frame.meta;
+    match copy.reset(frame.headroom(), frame.len()) {
+        Some(bytes) => {
+            bytes.copy_from_slice(frame.bytes());
+            Ok(copy)
+        }
+        None => {
+            pool.put(copy);
+            Err(DropReason::UplinkTooLong)
+        }
     }
 }
 

@@ -58,6 +58,25 @@ pub enum ActualMode {
 }
 
 impl UplinkInfo {
+    /// There is no interface: frames come from memory.
+    pub(crate) fn memory(config: &XskConfig, frames: usize) -> UplinkInfo {
+        UplinkInfo {
+            interface: String::new(),
+            driver: "memory".into(),
+            ifindex: 0,
+            mac: MacAddr([0; 6]),
+            mtu: u32::from(u16::MAX),
+            queues: Vec::new(),
+            queue_count: 0,
+            mode_requested: config.mode,
+            mode_actual: ActualMode::Copy,
+            huge_pages: false,
+            chunk_size: config.chunk_size,
+            ring_size: config.ring_size,
+            frames,
+        }
+    }
+
     pub(super) fn new(
         config: &XskConfig,
         interface: &Interface,

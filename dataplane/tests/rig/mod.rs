@@ -11,14 +11,17 @@ use peregrine_dataplane::counters::{DropReason, WorkerCounters};
 use peregrine_dataplane::fdb::{Destination, Fdb};
 use peregrine_dataplane::frame::{BURST, Burst, FramePool};
 use peregrine_dataplane::plan::{
-    EndpointPlan, MemifPlan, NetworkPlan, Plan, Queues, UplinkPlan, WorkerPlan, XdpMode,
+    EndpointPlan, MemifPlan, NetworkPlan, PlacementMode, Plan, Queues, UplinkPlan, WorkerPlan, XdpMode,
 };
-use peregrine_dataplane::stages::{self, Cx, Stage, Wire, collect};
+use peregrine_dataplane::stages::{self, Cx, Stage, Wire, Work, collect};
 use peregrine_dataplane::stats::Totals;
 use peregrine_dataplane::tables::{NextHop, Tables};
 use peregrine_dataplane::tenants::{TenantRings, Tenants};
 use peregrine_dataplane::types::{CoreId, EndpointId, MacAddr, NetworkId, RemoteId, Vni};
 use peregrine_memif::{ClientConfig, Interface, ServerConfig};
+
+/// Nothing is added to the stages.
+static NO_WORK: Work = Work::none();
 
 pub const OUR_VTEP: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 pub const REMOTE_A: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
@@ -56,6 +59,7 @@ pub fn plan() -> Plan {
     };
     Plan {
         workers: vec![WorkerPlan { core: CoreId(0), nice: None }],
+        placement: PlacementMode::RunToCompletion,
         uplink: UplinkPlan {
             interface: "unused".into(),
             queues: Queues::All,
@@ -166,6 +170,8 @@ impl Rig {
             now_s: 0,
             wire: &mut self.wire,
             flood_budget: &mut self.flood_budget,
+            mesh: None,
+            work: &NO_WORK,
         };
         work((&mut self.bursts.0, &mut self.bursts.1), &mut cx);
         assert!(self.bursts.0.is_empty() && self.bursts.1.is_empty());
@@ -236,7 +242,7 @@ impl Rig {
 }
 
 pub fn rings(server: Interface) -> TenantRings {
-    TenantRings { rx: server.rx, tx: server.tx }
+    TenantRings::new(server.rx, server.tx)
 }
 
 pub fn inner(source: MacAddr, destination: MacAddr, payload: usize) -> Vec<u8> {

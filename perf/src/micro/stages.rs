@@ -123,7 +123,7 @@ impl Bench {
     /// One stage, from one burst to the other.
     #[inline]
     fn run(&mut self, stage: Stage) {
-        stage.run(&mut self.input, &mut self.output, &mut self.rig.cx());
+        stages::run(stage, &mut self.input, &mut self.output, &mut self.rig.cx());
     }
 
     /// Each tenant sends its part of a burst.

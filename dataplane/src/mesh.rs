@@ -1,0 +1,301 @@
+//! How frames go from worker to worker: a ring for each pair and direction, another one for frames that go home, and the frames
+//! that wait until their bucket may change its way.
+//!
+//! ```text
+//!            to        from
+//! worker A ------ring------> worker B     frames with their next step
+//!          <-----ring-------              frames of A's memory that B has done with
+//! ```
+//!
+//! Owned by one worker, which turns it by hand: [`arrivals`](Mesh::arrivals) and [`released`](Mesh::released) in, hand over while the
+//! steps run, [`settle`](Mesh::settle) after each burst.
+//!
+//! What must hold: a full ring drops, and nobody waits for anybody. Frames that go home are never dropped: those that find
+//! no room wait in a list that is as long as there are frames.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use crate::frame::{BURST, Burst, Frame, FramePool, Homing, Target, bucket};
+use crate::placement::{Buckets, Entry, Placement};
+use crate::ring::{Consumer, Producer, ring};
+use crate::types::{NetworkId, Stage, WorkerId};
+
+/// Frames under way from one worker to another, at most: what a worker does in some 50 µs.
+pub const RING: usize = 1024;
+
+/// Frames that wait for their bucket, at most. While there are so many, nothing new is taken in.
+pub const WAITING_MAX: usize = 1024;
+
+/// Both directions between a worker and another.
+#[derive(Debug)]
+struct Link {
+    to: Producer<Frame>,
+    from: Consumer<Frame>,
+    /// Frames of the other's memory, on their way home.
+    home_to: Producer<Homing>,
+    home_from: Consumer<Homing>,
+    /// Those that the ring had no room for.
+    backlog: Vec<Homing>,
+    /// Something was pushed since the last publication.
+    is_unpublished: bool,
+}
+
+/// One worker's end of everything.
+#[derive(Debug)]
+pub struct Mesh {
+    me: WorkerId,
+    /// By worker; none to itself.
+    links: Box<[Option<Link>]>,
+    placement: Arc<Placement>,
+    buckets: Buckets,
+    waiting: VecDeque<Frame>,
+}
+
+/// The ends for all workers, who have memory for so many frames at most, each.
+pub fn mesh(placement: &Arc<Placement>, frames: usize) -> Vec<Mesh> {
+    let workers = placement.workers();
+    let mut meshes: Vec<Mesh> = (0..workers)
+        .map(|me| Mesh {
+            me: WorkerId(me as u8),
+            links: std::iter::repeat_with(|| None).take(workers).collect(),
+            placement: placement.clone(),
+            buckets: Buckets::new(placement, WorkerId(me as u8)),
+            waiting: VecDeque::with_capacity(WAITING_MAX + BURST),
+        })
+        .collect();
+    for a in 0..workers {
+        for b in a + 1..workers {
+            let ((a_to, b_from), (b_to, a_from)) = (ring(RING), ring(RING));
+            let ((a_home, b_homes), (b_home, a_homes)) = (ring(RING), ring(RING));
+            let ends = [(a, b, a_to, a_from, a_home, a_homes), (b, a, b_to, b_from, b_home, b_homes)];
+            for (me, other, to, from, home_to, home_from) in ends {
+                let backlog = Vec::with_capacity(frames);
+                let link = Link { to, from, home_to, home_from, backlog, is_unpublished: false };
+                if let Some(place) = meshes.get_mut(me).and_then(|mesh| mesh.links.get_mut(other)) {
+                    *place = Some(link);
+                }
+            }
+        }
+    }
+    meshes
+}
+
+impl Mesh {
+    /// Whose end it is.
+    #[inline]
+    pub fn me(&self) -> WorkerId {
+        self.me
+    }
+
+    /// There is nobody to hand anything to.
+    #[inline]
+    pub fn is_alone(&self) -> bool {
+        self.links.len() < 2
+    }
+
+    /// Frames that wait for their bucket leave room for a burst of new ones.
+    #[inline]
+    pub fn has_room(&self) -> bool {
+        self.waiting.len() < WAITING_MAX
+    }
+
+    /// Every ring to another worker has room for a burst.
+    #[inline]
+    pub fn has_room_beyond(&mut self) -> bool {
+        self.links.iter_mut().flatten().all(|link| link.to.has_room_for(BURST))
+    }
+
+    /// Frames that wait for their bucket.
+    #[inline]
+    pub fn waiting(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// The way of a frame that has come in, whose flow is known: false if it must wait, and is kept.
+    #[inline]
+    pub fn enter(&mut self, mut frame: Frame, next: Stage, pool: &FramePool) -> Option<Frame> {
+        let bucket = bucket(frame.meta.flow_hash);
+        match self.buckets.enter(bucket, pool.under_way(bucket)) {
+            Entry::Go(route) => {
+                frame.meta.route = route;
+                Some(frame)
+            }
+            Entry::Wait => {
+                frame.next = next;
+                self.waiting.push_back(frame); // room is made sure of before a burst is taken
+                None
+            }
+        }
+    }
+
+    /// Looks at what control wants, and begins a round through the frames that wait: so many they are. When the round is over,
+    /// everything that can go has gone; nothing new may be taken in before.
+    #[inline]
+    pub fn begin_turn(&mut self) -> usize {
+        self.buckets.look(&self.placement, self.me);
+        self.buckets.begin_round();
+        self.waiting.len()
+    }
+
+    /// Fills the burst with frames whose wait is over and that have the same next step, which is returned. `looks` says how many are
+    /// yet to be looked at in this round.
+    #[inline]
+    pub fn released(&mut self, burst: &mut Burst, looks: &mut usize, pool: &FramePool) -> Option<Stage> {
+        let mut stage = None;
+        while *looks > 0 && burst.room() > 0 {
+            let next = self.waiting.front()?.next;
+            if stage.is_some_and(|stage| stage != next) {
+                break;
+            }
+            *looks -= 1;
+            let mut frame = self.waiting.pop_front()?;
+            let bucket = bucket(frame.meta.flow_hash);
+            match self.buckets.leave_wait(bucket, pool.under_way(bucket)) {
+                Entry::Go(route) => {
+                    frame.meta.route = route;
+                    stage = Some(next);
+                    if let Err(frame) = burst.push(frame) {
+                        self.waiting.push_back(frame); // never: there was room
+                    }
+                }
+                Entry::Wait => self.waiting.push_back(frame),
+            }
+        }
+        stage
+    }
+
+    /// Who is to run this step for the frame.
+    #[inline]
+    pub fn worker_for(&self, next: Stage, frame: &Frame) -> WorkerId {
+        match next {
+            Stage::Classify => self.me,
+            Stage::Decap => frame.meta.route.decap(),
+            Stage::Lookup => frame.meta.route.lookup(),
+            Stage::Deliver => match frame.meta.target {
+                // Nobody serves it: whoever finds that out drops the frame.
+                Target::Endpoint(to) => self.placement.home(to).unwrap_or(self.me),
+                Target::Flood(_) => self.placement.first_visit(frame.meta.network, self.me),
+                _ => self.me,
+            },
+            Stage::Encap => frame.meta.route.encap(),
+            Stage::Transmit => self.placement.exit(frame.home()),
+        }
+    }
+
+    /// The worker that a flooded frame visits next.
+    #[inline]
+    pub fn next_visit(&self, network: NetworkId, first: WorkerId) -> Option<WorkerId> {
+        self.placement.next_visit(network, first, self.me)
+    }
+
+    /// Gives a frame to another worker, which will begin with `next`; it is seen after [`settle`](Self::settle).
+    ///
+    /// # Errors
+    /// No room in the ring, or no such worker: the frame comes back.
+    #[inline]
+    pub fn hand_over(
+        &mut self,
+        mut frame: Frame,
+        to: WorkerId,
+        next: Stage,
+        pool: &mut FramePool,
+    ) -> Result<(), Frame> {
+        let Some(Some(link)) = self.links.get_mut(to.index()) else { return Err(frame) };
+        if !link.to.has_room() {
+            return Err(frame);
+        }
+        frame.next = next;
+        pool.depart(&mut frame);
+        link.is_unpublished = true;
+        link.to.push(frame)
+    }
+
+    /// After each burst: shows the others what was pushed, and sends strangers home.
+    #[inline]
+    pub fn settle(&mut self, pool: &mut FramePool) {
+        while let Some(stranger) = pool.next_stranger() {
+            if let Some(Some(link)) = self.links.get_mut(stranger.home().index()) {
+                link.send_home(stranger);
+            }
+        }
+        for link in self.links.iter_mut().flatten() {
+            link.publish();
+        }
+    }
+
+    /// Frames come home, and those that had no room before are sent.
+    #[inline]
+    pub fn homecoming(&mut self, pool: &mut FramePool) -> usize {
+        let mut count = 0;
+        for link in self.links.iter_mut().flatten() {
+            let before = count;
+            while let Some(homing) = link.home_from.pop() {
+                pool.come_home(homing);
+                count += 1;
+            }
+            if count > before {
+                link.home_from.release();
+            }
+            if !link.backlog.is_empty() {
+                link.retry();
+            }
+        }
+        count
+    }
+
+    /// How many others there are to take frames from.
+    #[inline]
+    pub fn others(&self) -> usize {
+        self.links.len()
+    }
+
+    /// Fills the burst with frames from the `n`th of the others that begin with the same step, which is returned.
+    #[inline]
+    pub fn arrivals(&mut self, n: usize, burst: &mut Burst) -> Option<Stage> {
+        let link = self.links.get_mut(n)?.as_mut()?;
+        let stage = link.from.peek(|frame| frame.next)?;
+        while burst.room() > 0 && link.from.peek(|frame| frame.next) == Some(stage) {
+            if let Some(frame) = link.from.pop() {
+                let _room = burst.push(frame);
+            }
+        }
+        link.from.release();
+        Some(stage)
+    }
+}
+
+impl Link {
+    /// Sends a frame home, now or when there is room.
+    #[inline]
+    fn send_home(&mut self, homing: Homing) {
+        self.is_unpublished = true;
+        if !self.backlog.is_empty() {
+            return self.backlog.push(homing); // never grows: there are no more frames than it has room for
+        }
+        if let Err(homing) = self.home_to.push(homing) {
+            self.backlog.push(homing);
+        }
+    }
+
+    /// Once more, those that had no room. Their order does not matter.
+    #[cold]
+    fn retry(&mut self) {
+        while let Some(homing) = self.backlog.pop() {
+            if let Err(homing) = self.home_to.push(homing) {
+                self.backlog.push(homing);
+                break;
+            }
+        }
+        self.home_to.publish();
+    }
+
+    #[inline]
+    fn publish(&mut self) {
+        if self.is_unpublished {
+            self.is_unpublished = false;
+            self.to.publish();
+            self.home_to.publish();
+        }
+    }
+}

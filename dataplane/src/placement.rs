@@ -1,0 +1,330 @@
+//! Which worker runs what: the one table that makes run-to-completion and pipelining the same thing.
+//!
+//! For each worker at which frames enter and each flow bucket there is a [`Route`]. If all its rows name the worker itself, it runs
+//! every step to the end (run-to-completion); other rows spread a flow's steps over workers (FALCON). Control writes the routes
+//! that it *wants*, any time; a worker takes a bucket over to the wanted route only when none of the bucket's frames
+//! is under way on the old one. Frames that come meanwhile wait. So no frame can overtake an older one of its flow, whatever
+//! its way is and however long the rings on it are.
+//!
+//! That "under way" is known to the worker where the frames enter without a shared counter: every frame lies in the memory of
+//! that worker, and comes home to it when it is done with.
+//!
+//! Used by `mesh`; knows no rings and no I/O.
+
+use std::sync::atomic::{
+    AtomicU8, AtomicU16, AtomicU32,
+    Ordering::{Acquire, Relaxed, Release},
+};
+
+use crate::frame::BUCKETS;
+use crate::types::{EndpointId, NetworkId, Route, WorkerId};
+
+/// What control wants and all workers read.
+#[derive(Debug)]
+pub struct Placement {
+    /// Counts the changes of `wanted`.
+    epoch: AtomicU32,
+    /// By worker of entry and bucket.
+    wanted: Box<[[AtomicU16; BUCKETS]]>,
+    /// By endpoint: the worker that serves the tenant.
+    homes: Box<[AtomicU8]>,
+    /// By network: a bit for each worker that serves a tenant of it.
+    present: Box<[AtomicU32]>,
+    /// By worker: who sends its frames, itself unless it has no socket.
+    exits: Box<[WorkerId]>,
+}
+
+impl Placement {
+    /// Everything on the worker where it enters. `exits` has an entry for each worker.
+    pub fn new(exits: &[WorkerId], endpoints: usize, networks: usize) -> Placement {
+        let start = |worker: usize| {
+            let here = WorkerId(worker as u8);
+            let exit = exits.get(worker).copied().unwrap_or(here);
+            AtomicU16::new(Route::new(here, here, exit).to_bits())
+        };
+        Placement {
+            epoch: AtomicU32::new(0),
+            wanted: (0..exits.len()).map(|worker| std::array::from_fn(|_| start(worker))).collect(),
+            homes: (0..endpoints).map(|_| AtomicU8::new(WorkerId::NONE.0)).collect(),
+            present: (0..networks).map(|_| AtomicU32::new(0)).collect(),
+            exits: exits.into(),
+        }
+    }
+
+    /// Control: spreads the steps of every flow over all workers, the same bucket always in the same way (see
+    /// [`PlacementMode::Static`](crate::plan::PlacementMode::Static)).
+    pub fn spread(&self) {
+        let workers = self.exits.len();
+        let step = |bucket: u8, step: usize| WorkerId(((usize::from(bucket) + step) % workers.max(1)) as u8);
+        for entry in 0..workers {
+            for bucket in 0..=u8::MAX {
+                let route = Route::new(step(bucket, 1), step(bucket, 2), step(bucket, 3));
+                self.want(WorkerId(entry as u8), bucket, route);
+            }
+        }
+    }
+
+    /// How many workers there are.
+    pub fn workers(&self) -> usize {
+        self.exits.len()
+    }
+
+    /// The route that frames of this bucket should have that enter there.
+    fn wanted(&self, entry: WorkerId, bucket: u8) -> Route {
+        let row = self.wanted.get(entry.index()).and_then(|row| row.get(usize::from(bucket)));
+        row.map_or(Route::all(entry), |bits| Route::from_bits(bits.load(Relaxed)))
+    }
+
+    /// Control: wants another route. Its Encap goes to a worker that can send: copies for flooding leave where they are made.
+    pub fn want(&self, entry: WorkerId, bucket: u8, route: Route) {
+        if let Some(cell) = self.wanted.get(entry.index()).and_then(|row| row.get(usize::from(bucket))) {
+            let route = Route::new(route.decap(), route.lookup(), self.exit(route.encap()));
+            cell.store(route.to_bits(), Relaxed);
+            self.epoch.fetch_add(1, Release);
+        }
+    }
+
+    /// The worker that sends the frames of this one.
+    #[inline]
+    pub fn exit(&self, worker: WorkerId) -> WorkerId {
+        self.exits.get(worker.index()).copied().unwrap_or(worker)
+    }
+
+    /// The worker that serves this endpoint's tenant, if one is attached.
+    #[inline]
+    pub fn home(&self, endpoint: EndpointId) -> Option<WorkerId> {
+        let home = self.homes.get(endpoint.index())?.load(Relaxed);
+        (home != WorkerId::NONE.0).then_some(WorkerId(home))
+    }
+
+    /// Control: who serves this endpoint's tenant.
+    pub fn set_home(&self, endpoint: EndpointId, worker: Option<WorkerId>) {
+        if let Some(home) = self.homes.get(endpoint.index()) {
+            home.store(worker.unwrap_or(WorkerId::NONE).0, Relaxed);
+        }
+    }
+
+    /// Control: which workers serve tenants of this network, a bit each.
+    pub fn set_present(&self, network: NetworkId, workers: u32) {
+        if let Some(present) = self.present.get(network.index()) {
+            present.store(workers, Relaxed);
+        }
+    }
+
+    /// The worker that a flooded frame visits first: this one, if it serves tenants of the network or nobody does, or the next one
+    /// round the circle.
+    #[inline]
+    pub fn first_visit(&self, network: NetworkId, here: WorkerId) -> WorkerId {
+        let present = self.present.get(network.index()).map_or(0, |present| present.load(Relaxed));
+        if present >> here.0 & 1 == 1 { here } else { self.next_visit(network, here, here).unwrap_or(here) }
+    }
+
+    /// The worker that a flooded frame visits after `here`, having begun at `first`: the next one round the circle that serves
+    /// tenants of the network. `None` when it has been everywhere.
+    #[inline]
+    pub fn next_visit(&self, network: NetworkId, first: WorkerId, here: WorkerId) -> Option<WorkerId> {
+        let present = self.present.get(network.index())?.load(Relaxed);
+        // Bit n: the worker n places after the first.
+        let circle = present.rotate_right(u32::from(first.0));
+        let passed = u32::from(here.0.wrapping_sub(first.0) & 31) + 1;
+        let ahead = circle.checked_shr(passed).unwrap_or(0);
+        (ahead != 0).then(|| WorkerId(((u32::from(first.0) + passed + ahead.trailing_zeros()) & 31) as u8))
+    }
+}
+
+/// One worker's buckets: the route that each has, the one that it should have, and whether frames wait for that.
+#[derive(Debug)]
+pub struct Buckets {
+    rows: Box<[Bucket; BUCKETS]>,
+    /// Of `wanted`, when it was last looked at.
+    epoch: u32,
+    /// Counts the rounds in which frames that wait were looked at.
+    round: u16,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Bucket {
+    route: Route,
+    wanted: Route,
+    /// Frames that wait.
+    waiting: u16,
+    /// The round in which one of them had to go on waiting: so must all behind it.
+    refused: u16,
+}
+
+/// What is to be done with a frame.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Entry {
+    /// It goes this way.
+    Go(Route),
+    /// Its bucket is about to change its way: it waits until what is under way is home.
+    Wait,
+}
+
+impl Buckets {
+    /// With the routes that are wanted at the start.
+    pub fn new(placement: &Placement, entry: WorkerId) -> Buckets {
+        let mut rows = Box::new([Bucket::on(Route::all(entry)); BUCKETS]);
+        for (bucket, row) in (0..=u8::MAX).zip(rows.iter_mut()) {
+            *row = Bucket::on(placement.wanted(entry, bucket));
+        }
+        Buckets { rows, epoch: placement.epoch.load(Acquire), round: 0 }
+    }
+
+    /// Looks at what is wanted. Called between bursts: of those that a burst holds, all have the same way.
+    #[inline]
+    pub fn look(&mut self, placement: &Placement, entry: WorkerId) {
+        if placement.epoch.load(Relaxed) != self.epoch {
+            self.look_again(placement, entry);
+        }
+    }
+
+    #[cold]
+    fn look_again(&mut self, placement: &Placement, entry: WorkerId) {
+        self.epoch = placement.epoch.load(Acquire);
+        for (bucket, row) in (0..=u8::MAX).zip(self.rows.iter_mut()) {
+            row.wanted = placement.wanted(entry, bucket);
+        }
+    }
+
+    /// For a frame that has just come in, when so many of its bucket are under way. One that must wait is counted until
+    /// [`leave_wait`](Self::leave_wait).
+    #[inline]
+    pub fn enter(&mut self, bucket: u8, under_way: u32) -> Entry {
+        let Some(row) = self.rows.get_mut(usize::from(bucket)) else { return Entry::Wait };
+        if row.waiting == 0 && row.may_go(under_way) {
+            return Entry::Go(row.route);
+        }
+        row.waiting += 1;
+        Entry::Wait
+    }
+
+    /// From now on all frames that wait are looked at, in their order.
+    #[inline]
+    pub fn begin_round(&mut self) {
+        self.round = self.round.wrapping_add(1);
+    }
+
+    /// For the next frame that waits: may it go now?
+    #[inline]
+    pub fn leave_wait(&mut self, bucket: u8, under_way: u32) -> Entry {
+        let Some(row) = self.rows.get_mut(usize::from(bucket)) else { return Entry::Wait };
+        if row.refused == self.round || !row.may_go(under_way) {
+            row.refused = self.round;
+            return Entry::Wait;
+        }
+        row.waiting = row.waiting.saturating_sub(1);
+        Entry::Go(row.route)
+    }
+}
+
+impl Bucket {
+    const fn on(route: Route) -> Bucket {
+        Bucket { route, wanted: route, waiting: 0, refused: 0 }
+    }
+
+    /// The guard: another way only when nothing is under way on the old one.
+    #[inline]
+    fn may_go(&mut self, under_way: u32) -> bool {
+        if self.route != self.wanted {
+            if under_way > 0 && !cfg!(feature = "unguarded") {
+                return false;
+            }
+            self.route = self.wanted;
+        }
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: WorkerId = WorkerId(0);
+    const B: WorkerId = WorkerId(1);
+
+    #[test]
+    fn all_stays_at_the_entry_until_something_else_is_wanted() {
+        let placement = Placement::new(&[A, B, A], 1, 1);
+        assert_eq!(placement.wanted(B, 7), Route::all(B));
+        assert_eq!(
+            placement.wanted(WorkerId(2), 7),
+            Route::new(WorkerId(2), WorkerId(2), A),
+            "2 has no socket"
+        );
+        placement.want(B, 7, Route::all(WorkerId(2)));
+        assert_eq!(placement.wanted(B, 7), Route::new(WorkerId(2), WorkerId(2), A));
+        assert_eq!((placement.wanted(B, 8), placement.wanted(A, 7)), (Route::all(B), Route::all(A)));
+    }
+
+    #[test]
+    fn spreading_puts_consecutive_steps_on_distinct_workers_and_uses_them_alike() {
+        let workers: Vec<WorkerId> = (0..4).map(WorkerId).collect();
+        let placement = Placement::new(&workers, 0, 0);
+        placement.spread();
+        let mut uses = [0; 4];
+        for bucket in 0..=u8::MAX {
+            let route = placement.wanted(A, bucket);
+            let steps = [route.decap(), route.lookup(), route.encap()];
+            steps.iter().for_each(|worker| uses[worker.index()] += 1);
+            assert!(steps[0] != steps[1] && steps[1] != steps[2] && steps[0] != steps[2], "{route:?}");
+        }
+        assert_eq!(uses, [192; 4]);
+    }
+
+    #[test]
+    #[cfg(not(feature = "unguarded"))]
+    fn a_bucket_changes_its_way_only_when_nothing_of_it_is_under_way() {
+        let placement = Placement::new(&[A, B], 0, 0);
+        let mut buckets = Buckets::new(&placement, A);
+        let (old, new) = (Route::all(A), Route::all(B));
+        assert_eq!(buckets.enter(3, 5), Entry::Go(old));
+        placement.want(A, 3, new);
+        assert_eq!(buckets.enter(3, 5), Entry::Go(old), "nobody has looked yet");
+        buckets.look(&placement, A);
+        assert_eq!(buckets.enter(3, 5), Entry::Wait);
+        assert_eq!(buckets.enter(4, 9), Entry::Go(old), "another bucket");
+        // Even if the old way is wanted again, and whatever is under way: those that wait go first.
+        placement.want(A, 3, old);
+        buckets.look(&placement, A);
+        assert_eq!(buckets.enter(3, 5), Entry::Wait);
+        placement.want(A, 3, new);
+        buckets.look(&placement, A);
+        buckets.begin_round();
+        assert_eq!(buckets.leave_wait(3, 1), Entry::Wait);
+        assert_eq!(buckets.leave_wait(3, 0), Entry::Wait, "the one before it waits, so it does too");
+        buckets.begin_round();
+        assert_eq!(buckets.leave_wait(3, 0), Entry::Go(new));
+        assert_eq!(buckets.enter(3, 1), Entry::Wait, "one still waits");
+        assert_eq!(buckets.leave_wait(3, 1), Entry::Go(new), "on the new way there may be others");
+        assert_eq!(buckets.leave_wait(3, 1), Entry::Go(new));
+        assert_eq!(buckets.enter(3, 4), Entry::Go(new));
+    }
+
+    #[test]
+    fn a_flood_visits_every_worker_once() {
+        let placement = Placement::new(&[A; 31], 0, 1);
+        let network = NetworkId(0);
+        for (present, first, expected) in [
+            (0b0, 3, vec![]),
+            (0b1000, 3, vec![]),
+            (0b1000, 1, vec![3]),
+            (0b1011, 3, vec![0, 1]),
+            (0b1011, 1, vec![3, 0]),
+            (0b0011, 2, vec![0, 1]),
+            (1 << 30 | 1, 29, vec![30, 0]),
+            (0x7fff_ffff, 30, (0..30).collect()),
+        ] {
+            placement.set_present(network, present);
+            let (first, mut here, mut visits) = (WorkerId(first), WorkerId(first), vec![]);
+            let begins = placement.first_visit(network, first);
+            assert!(present == 0 && begins == first || present >> begins.0 & 1 == 1, "{begins:?}");
+            while let Some(next) = placement.next_visit(network, first, here) {
+                visits.push(next.0);
+                here = next;
+                assert!(visits.len() < 40);
+            }
+            assert_eq!(visits, expected, "{present:b} from {first:?}");
+        }
+    }
+}
