@@ -3,6 +3,8 @@
 //! The client owns all memory. It makes it to the limits of HELLO, but only once the server has accepted INIT: what a server that
 //! refuses costs is a few messages. It offers its receive buffers only after CONNECTED: libmemif and DPDK servers set every head and
 //! tail to 0 just before they send it.
+//!
+//! What no client can prevent: a server punches holes into the memory while it is used (`lib`, security).
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};

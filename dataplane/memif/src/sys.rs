@@ -257,7 +257,8 @@ pub(crate) fn wait_readable(fd: BorrowedFd<'_>, timeout: Duration) -> io::Result
     }
 }
 
-/// An anonymous memory file of `bytes` bytes that can never shrink, so that no access inside it is beyond its end.
+/// An anonymous memory file of `bytes` bytes that can never shrink, so that no access inside it is beyond its end; nor grow: taking
+/// out what a peer has put behind it would take time in which an access of ours may have to wait.
 pub(crate) fn sealed_memory(bytes: u64) -> io::Result<File> {
     // SAFETY: the name is a NUL-terminated literal.
     let fd =
@@ -265,7 +266,9 @@ pub(crate) fn sealed_memory(bytes: u64) -> io::Result<File> {
     let file = File::from(owned(fd));
     file.set_len(bytes)?;
     // SAFETY: no pointers.
-    check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, libc::F_SEAL_SHRINK) })?;
+    check(unsafe {
+        libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, libc::F_SEAL_SHRINK | libc::F_SEAL_GROW)
+    })?;
     Ok(file)
 }
 

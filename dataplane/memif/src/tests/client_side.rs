@@ -204,6 +204,16 @@ pub(super) fn blocks(file: &File) -> u64 {
     file.metadata().unwrap().blocks()
 }
 
+#[test]
+fn a_peer_can_change_the_size_of_our_memory_neither_way() {
+    let (_peer, memory, _) = Peer::served(config(), hello());
+    let bytes = memory.file.metadata().unwrap().len();
+    for other in [bytes - 1, bytes + 1] {
+        let refused = memory.file.set_len(other).unwrap_err();
+        assert_eq!(refused.kind(), std::io::ErrorKind::PermissionDenied, "{other} of {bytes} bytes");
+    }
+}
+
 /// They are charged to us, and would be for as long as the peer keeps the file.
 #[test]
 fn a_peer_that_keeps_our_memory_keeps_no_page_of_it() {
