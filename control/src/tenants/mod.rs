@@ -17,7 +17,7 @@ use mio::{Interest, Registry, Token};
 use peregrine_dataplane::engine::{Engine, TenantRings};
 use peregrine_dataplane::plan::{EndpointPlan, MemifRole, Plan};
 use peregrine_dataplane::types::EndpointId;
-use peregrine_memif::{ClientConfig, ControlSocket, Credentials, Interface, Secret, ServerConfig};
+use peregrine_memif::{ClientConfig, ControlSocket, Credentials, Interface, Secret, ServerConfig, sealer};
 
 use crate::error::Error;
 use client::Dialler;
@@ -321,8 +321,10 @@ impl Endpoint {
 
 /// Descriptors that a plan's tenants may need at the same time.
 pub fn descriptors_max(plan: &Plan) -> u64 {
-    // The control socket, an eventfd for each ring, and as client the memory, to be given back.
-    let connected: u64 = plan.endpoints.iter().map(|e| 2 + 2 * u64::from(e.memif.queue_pairs)).sum();
+    // The control socket, an eventfd for each ring, and as client the memory, and that of earlier connections if it cannot be taken
+    // back: the sealer has the same limit.
+    let kept = sealer::UNRETURNED_MAX as u64;
+    let connected: u64 = plan.endpoints.iter().map(|e| 2 + kept + 2 * u64::from(e.memif.queue_pairs)).sum();
     connected + server::descriptors_max(plan)
 }
 

@@ -267,6 +267,8 @@ pub enum Reject {
         /// The user that it must have.
         expected: u32,
     },
+    /// The server keeps the memory of so many earlier connections locked that it gets no more: it is not given back yet.
+    MemoryKept,
     /// The limits in HELLO leave no ring or no size that the client could use.
     Limits,
     /// The handshake took too long.
@@ -325,6 +327,7 @@ impl fmt::Display for Reject {
             Self::WrongServer { uid: None, expected } => {
                 write!(f, "server's user is unknown, only user {expected} is trusted")
             }
+            Self::MemoryKept => f.write_str("memory of earlier connections is not given back yet"),
             Self::Limits => f.write_str("limits in HELLO are unusable"),
             Self::TimedOut => f.write_str("handshake timed out"),
         }

@@ -5,8 +5,9 @@
 //! handshake waits for its own for a moment, looks again whenever it is stepped, and gives up after `Limits::seal_timeout`. The
 //! sealer goes on waiting for the lock of that file, until its owner lets go or dies.
 //!
-//! What must hold: for a name at most one seal and 16 emptyings are under way, and `UNDER_WAY_MAX` of each task in all, given up or
-//! not. So a tenant can have no more of the sealer than so many files and threads, and all of them no more than these.
+//! What must hold: for a name at most one seal is under way, and `UNDER_WAY_MAX` in all, given up or not. And no emptying is forgotten:
+//! instead, no new memory is made for a name of which `UNRETURNED_MAX` are not done. So a tenant can have no more of the sealer, and
+//! of our memory, than that many files and threads, and those of its connections that are open.
 
 use std::fs::File;
 use std::io;
@@ -19,16 +20,21 @@ use crate::error::Reject;
 use crate::sealer::{self, MESSAGE_BYTES, Task};
 use crate::sys;
 
-/// Most requests of one task under way, of all names.
+/// Most seals under way, of all names.
 const UNDER_WAY_MAX: usize = 32;
+/// As client: most files of our memory that a server may keep us from taking back before it is given no more. Of an honest one there is
+/// one, for some microseconds; the rest is for a busy machine.
+pub const UNRETURNED_MAX: usize = 8;
 
-static DESK: Mutex<Desk> = Mutex::new(Desk { sealer: Sealer::None, next_number: 0, jobs: Vec::new() });
+static DESK: Mutex<Desk> =
+    Mutex::new(Desk { sealer: Sealer::None, next_number: 0, seals: Vec::new(), emptyings: Vec::new() });
 
 /// Requests and their answers.
 struct Desk {
     sealer: Sealer,
     next_number: u64,
-    jobs: Vec<Job>,
+    seals: Vec<Seal>,
+    emptyings: Vec<Emptying>,
 }
 
 /// Who does the work.
@@ -41,15 +47,22 @@ enum Sealer {
     Lost,
 }
 
-/// One request, until its answer has come and was taken.
-struct Job {
+/// A file to be sealed, until the answer has come and was taken.
+struct Seal {
     number: u64,
-    task: Task,
     name: Arc<str>,
     /// 0 or an errno, once it has come.
     answer: Option<i32>,
     /// Somebody will take the answer.
     is_awaited: bool,
+}
+
+/// A file of ours to be emptied, until it is.
+struct Emptying {
+    number: u64,
+    name: Arc<str>,
+    /// As long as the sealer does not have it yet.
+    file: Option<Arc<File>>,
 }
 
 /// Why a request was not made.
@@ -80,46 +93,64 @@ fn desk() -> MutexGuard<'static, Desk> {
 }
 
 impl Desk {
-    /// Makes a request; gives its number.
-    fn begin(
-        &mut self,
-        task: Task,
-        name: &Arc<str>,
-        file: BorrowedFd<'_>,
-        is_awaited: bool,
-    ) -> Result<u64, NotBegun> {
+    /// Begins to seal a file; gives the request's number.
+    fn seal(&mut self, name: &Arc<str>, file: BorrowedFd<'_>) -> Result<u64, NotBegun> {
         self.hear();
-        let under_way = || self.jobs.iter().filter(|job| job.task == task && job.answer.is_none());
-        let of_the_name = under_way().filter(|job| job.name == *name).count();
-        if under_way().count() >= UNDER_WAY_MAX || of_the_name >= task.for_a_name() {
+        let under_way = || self.seals.iter().filter(|seal| seal.answer.is_none());
+        if under_way().count() >= UNDER_WAY_MAX || under_way().any(|seal| seal.name == *name) {
             return Err(NotBegun::Busy);
         }
+        let number = self.number();
+        self.request(number, Task::Seal, file)?;
+        self.seals.push(Seal { number, name: Arc::clone(name), answer: None, is_awaited: true });
+        Ok(number)
+    }
+
+    /// Of the next request.
+    fn number(&mut self) -> u64 {
+        self.next_number += 1;
+        self.next_number
+    }
+
+    /// Sends a request to the sealer.
+    fn request(&mut self, number: u64, task: Task, file: BorrowedFd<'_>) -> Result<(), NotBegun> {
         if matches!(self.sealer, Sealer::None) {
             self.sealer = Sealer::At(Arc::new(in_a_thread().map_err(|_| NotBegun::Busy)?));
         }
         let Sealer::At(socket) = &self.sealer else { return Err(NotBegun::Lost) };
-        let number = self.next_number;
         match sys::send(socket.as_fd(), &sealer::message(number, task as u64), Some(file)) {
-            Ok(()) => {}
+            Ok(()) => Ok(()),
             Err(err) if err.kind() == io::ErrorKind::BrokenPipe => {
                 self.lose();
-                return Err(NotBegun::Lost);
+                Err(NotBegun::Lost)
             }
-            Err(_) => return Err(NotBegun::Busy),
+            Err(_) => Err(NotBegun::Busy),
         }
-        self.next_number += 1;
-        self.jobs.push(Job { number, task, name: Arc::clone(name), answer: None, is_awaited });
-        Ok(number)
     }
 
-    /// Takes in all answers that have come.
+    /// Takes in all answers that have come, and hands on what the sealer could not be given before.
     fn hear(&mut self) {
+        self.take_answers();
+        for at in 0..self.emptyings.len() {
+            let Some(Emptying { number, file: Some(file), .. }) = self.emptyings.get(at) else { continue };
+            let (number, file) = (*number, Arc::clone(file));
+            if self.request(number, Task::Empty, file.as_fd()).is_err() {
+                return;
+            }
+            if let Some(emptying) = self.emptyings.get_mut(at) {
+                emptying.file = None;
+            }
+        }
+    }
+
+    fn take_answers(&mut self) {
         while let Sealer::At(socket) = &self.sealer {
             let mut bytes = [0; MESSAGE_BYTES];
             match sys::receive(socket.as_fd(), &mut bytes) {
                 Ok(received) if received.bytes > 0 => {
                     let (number, errno) = sealer::parts(bytes);
-                    self.answer(|job| job.number == number, errno as i32);
+                    self.emptyings.retain(|emptying| emptying.number != number);
+                    self.answer(|seal| seal.number == number, errno as i32);
                 }
                 Err(err) if err.kind() == io::ErrorKind::WouldBlock => return,
                 Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
@@ -128,17 +159,19 @@ impl Desk {
         }
     }
 
-    fn answer(&mut self, of: impl Fn(&Job) -> bool, errno: i32) {
-        for job in self.jobs.iter_mut().filter(|job| job.answer.is_none() && of(job)) {
-            job.answer = Some(errno);
+    fn answer(&mut self, of: impl Fn(&Seal) -> bool, errno: i32) {
+        for seal in self.seals.iter_mut().filter(|seal| seal.answer.is_none() && of(seal)) {
+            seal.answer = Some(errno);
         }
-        self.jobs.retain(|job| job.is_awaited || job.answer.is_none());
+        self.seals.retain(|seal| seal.is_awaited || seal.answer.is_none());
     }
 
-    /// The sealer has ended: it will not answer any more.
+    /// The sealer has ended: it will not answer any more. What waits for a lock in it is still emptied, for threads that wait so end
+    /// only afterwards.
     fn lose(&mut self) {
         self.sealer = Sealer::Lost;
         self.answer(|_| true, libc::EPIPE);
+        self.emptyings.retain(|emptying| emptying.file.is_some());
     }
 }
 
@@ -157,10 +190,20 @@ fn in_a_thread() -> io::Result<OwnedFd> {
 }
 
 /// Gives the memory of our own file back, although a peer may keep the file: what it takes of it from now on is its own. Asked for and
-/// not waited for. If the peer has sealed the file against it, or keeps an earlier one of this name locked, the memory stays.
-pub(crate) fn empty(file: &File, name: &Arc<str>) {
-    // Nothing else can be done.
-    let _ = desk().begin(Task::Empty, name, file.as_fd(), false);
+/// not waited for. If the peer has sealed the file against it, the memory stays; if it keeps the file locked, for as long as it does.
+pub(crate) fn empty(file: &Arc<File>, name: &Arc<str>) {
+    let mut desk = desk();
+    let number = desk.number();
+    desk.emptyings.push(Emptying { number, name: Arc::clone(name), file: Some(Arc::clone(file)) });
+    desk.hear();
+}
+
+/// Whether memory may be made for a connection to the server that this name stands for: not while it keeps too much from earlier ones.
+pub(crate) fn may_make_memory(name: &Arc<str>) -> Result<(), Reject> {
+    let mut desk = desk();
+    desk.hear();
+    let unreturned = desk.emptyings.iter().filter(|emptying| emptying.name == *name).count();
+    if unreturned < UNRETURNED_MAX { Ok(()) } else { Err(Reject::MemoryKept) }
 }
 
 /// A request whose answer is awaited.
@@ -173,8 +216,8 @@ impl Ticket {
         loop {
             let mut desk = desk();
             desk.hear();
-            let job = desk.jobs.iter().find(|job| job.number == self.0);
-            if let Some(errno) = job.map_or(Some(libc::EPIPE), |job| job.answer) {
+            let seal = desk.seals.iter().find(|seal| seal.number == self.0);
+            if let Some(errno) = seal.map_or(Some(libc::EPIPE), |seal| seal.answer) {
                 return Some(errno);
             }
             let Sealer::At(socket) = &desk.sealer else { return Some(libc::EPIPE) };
@@ -192,8 +235,8 @@ impl Ticket {
 impl Drop for Ticket {
     fn drop(&mut self) {
         let mut desk = desk();
-        desk.jobs.iter_mut().filter(|job| job.number == self.0).for_each(|job| job.is_awaited = false);
-        desk.jobs.retain(|job| job.is_awaited || job.answer.is_none());
+        desk.seals.iter_mut().filter(|seal| seal.number == self.0).for_each(|seal| seal.is_awaited = false);
+        desk.seals.retain(|seal| seal.is_awaited || seal.answer.is_none());
     }
 }
 
@@ -229,7 +272,7 @@ impl Sealing {
                 self.ticket = None;
             }
             let Some(file) = self.files.pop() else { return Ok(true) };
-            match desk().begin(Task::Seal, &self.name, file.as_fd(), true) {
+            match desk().seal(&self.name, file.as_fd()) {
                 Ok(number) => self.ticket = Some(Ticket(number)),
                 Err(NotBegun::Lost) => return Err(Reject::NoSealer),
                 Err(NotBegun::Busy) => {

@@ -247,8 +247,17 @@ fn ignore_would_block(result: isize) -> io::Result<()> {
 /// Waits until a descriptor is readable (or closed), or `timeout` (rounded up to ms, at most 2^31 of them) is over. A signal
 /// ends the wait early.
 pub(crate) fn wait_readable(fd: BorrowedFd<'_>, timeout: Duration) -> io::Result<bool> {
+    wait_for(fd, libc::POLLIN, timeout)
+}
+
+/// The same for a descriptor that is to be written to.
+pub(crate) fn wait_writable(fd: BorrowedFd<'_>, timeout: Duration) -> io::Result<bool> {
+    wait_for(fd, libc::POLLOUT, timeout)
+}
+
+fn wait_for(fd: BorrowedFd<'_>, events: libc::c_short, timeout: Duration) -> io::Result<bool> {
     let timeout_ms = c_int::try_from(timeout.as_micros().div_ceil(1000)).unwrap_or(c_int::MAX);
-    let mut poll = libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    let mut poll = libc::pollfd { fd: fd.as_raw_fd(), events, revents: 0 };
     // SAFETY: one pollfd, alive for the call.
     match check(unsafe { libc::poll(&mut poll, 1, timeout_ms) }) {
         Ok(ready) => Ok(ready > 0),

@@ -14,7 +14,7 @@ use super::*;
 use crate::addr::SocketAddr;
 use crate::error::{Reject, Sent};
 use crate::listener::{Listener, ListenerConfig};
-use crate::sealer;
+use crate::{seal, sealer};
 
 /// A server configuration of an interface that no other test uses: its name may be refused for a while.
 fn named(name: &str) -> ServerConfig {
@@ -36,7 +36,7 @@ struct Lock {
 }
 
 impl Lock {
-    fn hold(file: &File) -> Self {
+    fn hold(file: &File, bytes: u64) -> Self {
         // SAFETY: a system call without pointers; then a new descriptor that nobody else has.
         let faults = unsafe {
             let fd = libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC | libc::O_NONBLOCK);
@@ -61,7 +61,7 @@ impl Lock {
         let writer = thread::spawn(move || {
             // SAFETY: the page stays mapped until this thread has ended, and only the kernel reads it.
             let byte = unsafe { std::slice::from_raw_parts(address as *const u8, 1) };
-            file.write_all_at(byte, REGION_BYTES - 1)
+            file.write_all_at(byte, bytes - 1)
         });
         // The fault is reported: the writer sleeps in it, with the lock.
         assert!(sys::wait_readable(faults.as_fd(), Duration::from_secs(10)).unwrap(), "no fault");
@@ -116,7 +116,7 @@ fn assert_busy(refused: Result<Interface, HandshakeError>) {
 fn a_client_that_keeps_its_file_locked_is_refused_and_its_name_stays_so() {
     let config = named("locked");
     let mut bench = impatient(&config);
-    let lock = Lock::hold(&bench.memory.file);
+    let lock = Lock::hold(&bench.memory.file, REGION_BYTES);
     assert_busy(bench.connect());
     assert_eq!(bench.farewell(), Reject::RegionBusy.to_string());
     // The lock is still waited for: no second time for this name, but others are not concerned.
@@ -146,7 +146,7 @@ fn connects(bench: &mut Bench) {
 #[ignore = "needs root: make test runs it"]
 fn a_client_that_lets_go_in_time_connects() {
     let mut bench = Bench::described(named("late"));
-    let lock = Lock::hold(&bench.memory.file);
+    let lock = Lock::hold(&bench.memory.file, REGION_BYTES);
     say_connect(&mut bench);
     lock.release();
     connects(&mut bench);
@@ -157,7 +157,7 @@ fn a_client_that_lets_go_in_time_connects() {
 fn a_client_that_leaves_meanwhile_is_gone_at_once_but_not_its_lock() {
     let config = named("left");
     let mut bench = Bench::described(config.clone());
-    let lock = Lock::hold(&bench.memory.file);
+    let lock = Lock::hold(&bench.memory.file, REGION_BYTES);
     say_connect(&mut bench);
     let Bench { channel, mut server, memory, .. } = bench;
     drop((channel, memory));
@@ -174,7 +174,7 @@ fn nothing_else_may_be_said_meanwhile() {
     for message in [Message::Ack, Message::Init(init()), Message::Connect { name: "again".into() }] {
         let config = named("talking");
         let mut bench = Bench::described(config.clone());
-        let lock = Lock::hold(&bench.memory.file);
+        let lock = Lock::hold(&bench.memory.file, REGION_BYTES);
         say_connect(&mut bench);
         let refused = bench.say(&message, None);
         let why = Reject::UnexpectedMessage { kind: message.kind() };
@@ -192,12 +192,32 @@ fn letting_go_of_memory_does_not_wait_for_its_lock() {
     let (mut peer, memory, _) = client_side::Peer::served(client_side::config(), client_side::hello());
     let interface = peer.connected();
     assert_ne!(client_side::blocks(&memory.file), 0);
-    let lock = Lock::hold(&memory.file);
+    let lock = Lock::hold(&memory.file, REGION_BYTES);
     let dropping = thread::spawn(move || drop(interface));
     wait_until("the interface is dropped", || dropping.is_finished());
     assert_ne!(client_side::blocks(&memory.file), 0, "nothing could be taken back yet");
     lock.release();
     wait_until("the pages are gone", || client_side::blocks(&memory.file) == 0);
+}
+
+/// A server whose connections last, and that keeps the memory of each locked: it is given so much and no more, and others are not
+/// concerned.
+#[test]
+#[ignore = "needs root: make test runs it"]
+fn who_keeps_memory_locked_gets_no_more_of_it() {
+    let hoarder = connector::Port::new("hoarder");
+    let mut locks = Vec::new();
+    for _ in 0..seal::UNRETURNED_MAX {
+        let (_client, memory) = hoarder.gives_memory();
+        locks.push(Lock::hold(&memory, memory.metadata().unwrap().len()));
+    }
+    let refused = hoarder.asks_for_memory().unwrap_err();
+    assert!(matches!(refused, HandshakeError::Rejected(Reject::MemoryKept)), "{refused}");
+    connector::Port::new("not a hoarder").gives_memory();
+    for lock in locks {
+        lock.release();
+    }
+    wait_until("it gets memory again", || hoarder.asks_for_memory().is_ok());
 }
 
 /// A process that serves: with a sealer of its own or without. It is killed while its client keeps its file locked.
@@ -285,7 +305,7 @@ fn connect_and_lock(addr: &SocketAddr) -> Lock {
         channel.send(&message, fd).unwrap();
         assert!(matches!(heard(), Message::Ack));
     }
-    let lock = Lock::hold(&memory.file);
+    let lock = Lock::hold(&memory.file, REGION_BYTES);
     channel.send(&Message::Connect { name: "if0".into() }, None).unwrap();
     assert!(matches!(heard(), Message::Disconnect { text, .. } if text == Reject::RegionBusy.to_string()));
     lock
