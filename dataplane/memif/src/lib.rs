@@ -157,7 +157,7 @@
 //!   ends, its listening sockets are closed and can be bound again, but it does not go away completely, and with its address space
 //!   mapped sockets (AF_XDP queues, packet rings) stay as they are, until the client lets go or dies. Programs with such sockets, and
 //!   those that must be restarted whatever their clients do, start a sealer.
-//! - Of one interface at most one file waits to be sealed at a time, of all together at most 32.
+//! - Of one interface at most one file waits to be sealed at a time, and none because of another interface's client.
 //! - As client we pay for the memory, and the server can keep it: it is made only once INIT is accepted, and its pages are taken back
 //!   when the connection has ended. A server can prevent that, by a seal of its own ([`ClientConfig::forbid_seals`] forbids it), or by a
 //!   lock: so one that keeps the memory of 8 earlier connections locked ([`sealer::UNRETURNED_MAX`]) gets no more ([`Reject::MemoryKept`]), and a [`Connector`] asks one that

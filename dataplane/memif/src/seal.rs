@@ -5,7 +5,7 @@
 //! handshake waits for its own for a moment, looks again whenever it is stepped, and gives up after `Limits::seal_timeout`. The
 //! sealer goes on waiting for the lock of that file, until its owner lets go or dies.
 //!
-//! What must hold: for a name at most one seal is under way, and `UNDER_WAY_MAX` in all, given up or not. And no emptying is forgotten:
+//! What must hold: for a name at most one seal is under way, given up or not, whatever others do. And no emptying is forgotten:
 //! instead, no new memory is made for a name of which `UNRETURNED_MAX` are not done. So a tenant can have no more of the sealer, and
 //! of our memory, than that many files and threads, and those of its connections that are open.
 
@@ -20,8 +20,6 @@ use crate::error::Reject;
 use crate::sealer::{self, MESSAGE_BYTES, Task};
 use crate::sys;
 
-/// Most seals under way, of all names.
-const UNDER_WAY_MAX: usize = 32;
 /// As client: most files of our memory that a server may keep us from taking back before it is given no more. Of an honest one there is
 /// one, for some microseconds; the rest is for a busy machine.
 pub const UNRETURNED_MAX: usize = 8;
@@ -96,8 +94,7 @@ impl Desk {
     /// Begins to seal a file; gives the request's number.
     fn seal(&mut self, name: &Arc<str>, file: BorrowedFd<'_>) -> Result<u64, NotBegun> {
         self.hear();
-        let under_way = || self.seals.iter().filter(|seal| seal.answer.is_none());
-        if under_way().count() >= UNDER_WAY_MAX || under_way().any(|seal| seal.name == *name) {
+        if self.seals.iter().any(|seal| seal.answer.is_none() && seal.name == *name) {
             return Err(NotBegun::Busy);
         }
         let number = self.number();

@@ -129,6 +129,21 @@ fn a_client_that_keeps_its_file_locked_is_refused_and_its_name_stays_so() {
     connects(&mut next);
 }
 
+#[test]
+#[ignore = "needs root: make test runs it"]
+fn however_many_keep_their_files_locked_others_connect() {
+    let locks: Vec<_> = (0..40)
+        .map(|number| {
+            let mut bench = impatient(&named(&format!("one of many {number}")));
+            let lock = Lock::hold(&bench.memory.file, REGION_BYTES);
+            assert_busy(bench.connect());
+            lock
+        })
+        .collect();
+    Bench::described(named("not one of them")).connect().unwrap();
+    drop(locks);
+}
+
 /// Steps until it is connected.
 fn connects(bench: &mut Bench) {
     loop {
