@@ -24,12 +24,24 @@ use crate::sys;
 /// one, for some microseconds; the rest is for a busy machine.
 pub const UNRETURNED_MAX: usize = 8;
 
-static DESK: Mutex<Desk> =
-    Mutex::new(Desk { sealer: Sealer::None, next_number: 0, seals: Vec::new(), emptyings: Vec::new() });
+/// A sealer whose process has not answered for so long is lost. It does so at once unless the machine is very busy.
+const SILENCE_MAX: Duration = Duration::from_secs(3);
+/// What a look at it counts for at most: a program that was stopped together with its sealer does not take it for lost.
+const LOOK_MAX: Duration = Duration::from_secs(1);
+
+static DESK: Mutex<Desk> = Mutex::new(Desk {
+    sealer: Sealer::None,
+    ping: None,
+    next_number: 0,
+    seals: Vec::new(),
+    emptyings: Vec::new(),
+});
 
 /// Requests and their answers.
 struct Desk {
     sealer: Sealer,
+    /// To the sealer's process, which has not answered anything since.
+    ping: Option<Ping>,
     next_number: u64,
     seals: Vec<Seal>,
     emptyings: Vec<Emptying>,
@@ -39,10 +51,21 @@ struct Desk {
 enum Sealer {
     /// Nobody yet: a thread, as soon as there is work.
     None,
-    /// Whoever is at the other end.
-    At(Arc<OwnedFd>),
+    /// Whoever is at the other end: a thread, or a process, which can die.
+    At {
+        /// The socket to it.
+        socket: Arc<OwnedFd>,
+        is_process: bool,
+    },
     /// It has ended.
     Lost,
+}
+
+/// A question whether the sealer is there.
+struct Ping {
+    /// How long it has been unanswered, and until when that was counted.
+    silence: Duration,
+    looked: Instant,
 }
 
 /// A file to be sealed, until the answer has come and was taken.
@@ -75,14 +98,16 @@ enum NotBegun {
 pub(crate) fn use_sealer(socket: OwnedFd) {
     let mut desk = desk();
     desk.lose();
-    desk.sealer = Sealer::At(Arc::new(socket));
+    desk.sealer = Sealer::At { socket: Arc::new(socket), is_process: true };
 }
 
 /// Whether the sealer's process has ended: until another one is started, clients whose memory must be sealed are refused, and our own
-/// memory is not taken back from peers that keep it.
+/// memory is not taken back from peers that keep it. To be asked about once a second: one that has died while a thread of it waits for a
+/// file's lock keeps its socket open, and is known by not answering for three seconds in which this was asked.
 pub fn is_lost() -> bool {
     let mut desk = desk();
     desk.hear();
+    desk.ping(Instant::now());
     matches!(desk.sealer, Sealer::Lost)
 }
 
@@ -98,7 +123,7 @@ impl Desk {
             return Err(NotBegun::Busy);
         }
         let number = self.number();
-        self.request(number, Task::Seal, file)?;
+        self.request(number, Task::Seal, Some(file))?;
         self.seals.push(Seal { number, name: Arc::clone(name), answer: None, is_awaited: true });
         Ok(number)
     }
@@ -110,12 +135,13 @@ impl Desk {
     }
 
     /// Sends a request to the sealer.
-    fn request(&mut self, number: u64, task: Task, file: BorrowedFd<'_>) -> Result<(), NotBegun> {
+    fn request(&mut self, number: u64, task: Task, file: Option<BorrowedFd<'_>>) -> Result<(), NotBegun> {
         if matches!(self.sealer, Sealer::None) {
-            self.sealer = Sealer::At(Arc::new(in_a_thread().map_err(|_| NotBegun::Busy)?));
+            let socket = Arc::new(in_a_thread().map_err(|_| NotBegun::Busy)?);
+            self.sealer = Sealer::At { socket, is_process: false };
         }
-        let Sealer::At(socket) = &self.sealer else { return Err(NotBegun::Lost) };
-        match sys::send(socket.as_fd(), &sealer::message(number, task as u64), Some(file)) {
+        let Sealer::At { socket, .. } = &self.sealer else { return Err(NotBegun::Lost) };
+        match sys::send(socket.as_fd(), &sealer::message(number, task as u64), file) {
             Ok(()) => Ok(()),
             Err(err) if err.kind() == io::ErrorKind::BrokenPipe => {
                 self.lose();
@@ -131,7 +157,7 @@ impl Desk {
         for at in 0..self.emptyings.len() {
             let Some(Emptying { number, file: Some(file), .. }) = self.emptyings.get(at) else { continue };
             let (number, file) = (*number, Arc::clone(file));
-            if self.request(number, Task::Empty, file.as_fd()).is_err() {
+            if self.request(number, Task::Empty, Some(file.as_fd())).is_err() {
                 return;
             }
             if let Some(emptying) = self.emptyings.get_mut(at) {
@@ -140,13 +166,34 @@ impl Desk {
         }
     }
 
+    /// Asks the sealer's process whether it is there, or counts how long it has not said so.
+    fn ping(&mut self, now: Instant) {
+        if !matches!(self.sealer, Sealer::At { is_process: true, .. }) {
+            return;
+        }
+        if let Some(ping) = &mut self.ping {
+            ping.silence += now.saturating_duration_since(ping.looked).min(LOOK_MAX);
+            ping.looked = now;
+            if ping.silence >= SILENCE_MAX {
+                self.lose();
+            }
+            return;
+        }
+        let number = self.number();
+        // Where there is no room for it, other requests are unanswered: any answer will do.
+        if let Ok(()) | Err(NotBegun::Busy) = self.request(number, Task::Ping, None) {
+            self.ping = Some(Ping { silence: Duration::ZERO, looked: now });
+        }
+    }
+
     fn take_answers(&mut self) {
-        while let Sealer::At(socket) = &self.sealer {
+        while let Sealer::At { socket, .. } = &self.sealer {
             let mut bytes = [0; MESSAGE_BYTES];
             match sys::receive(socket.as_fd(), &mut bytes) {
                 Ok(received) if received.bytes > 0 => {
                     let (number, errno) = sealer::parts(bytes);
                     self.emptyings.retain(|emptying| emptying.number != number);
+                    self.ping = None;
                     self.answer(|seal| seal.number == number, errno as i32);
                 }
                 Err(err) if err.kind() == io::ErrorKind::WouldBlock => return,
@@ -167,6 +214,7 @@ impl Desk {
     /// only afterwards.
     fn lose(&mut self) {
         self.sealer = Sealer::Lost;
+        self.ping = None;
         self.answer(|_| true, libc::EPIPE);
         self.emptyings.retain(|emptying| emptying.file.is_some());
     }
@@ -217,7 +265,7 @@ impl Ticket {
             if let Some(errno) = seal.map_or(Some(libc::EPIPE), |seal| seal.answer) {
                 return Some(errno);
             }
-            let Sealer::At(socket) = &desk.sealer else { return Some(libc::EPIPE) };
+            let Sealer::At { socket, .. } = &desk.sealer else { return Some(libc::EPIPE) };
             let socket = Arc::clone(socket);
             drop(desk);
             let left = end.saturating_duration_since(Instant::now());

@@ -8,8 +8,9 @@
 //! must be able to end, or to be restarted, lets a process of its own do it (`start`, `serve`). Without one, a thread does
 //! (`seal::in_a_thread`).
 //!
-//! A request is one message over a SOCK_SEQPACKET socket, with one file; the reply has its number. Each request has a thread. What must
-//! hold: nothing here waits for a peer but those threads; the other side bounds how many there are.
+//! A request is one message over a SOCK_SEQPACKET socket, with one file; the reply has its number. Each request has a thread, but for pings,
+//! which are answered by the first one: when that has ended, others that are stuck may still keep the socket open. What must hold: nothing
+//! here waits for a peer but those threads; the other side bounds how many there are.
 
 use std::fs::File;
 use std::io;
@@ -37,10 +38,12 @@ pub(crate) enum Task {
     Seal = 1,
     /// Take all pages out of a file.
     Empty = 2,
+    /// Answer: there is no file.
+    Ping = 3,
 }
 
 /// Starts `program`, which must come to call [`serve`], as this process's sealer: all sealing is its work from then on, and so is giving
-/// back memory. Call it early. After the sealer has died ([`is_lost`]), call it again with a new one.
+/// back memory. Call it early. Ask [`is_lost`] once a second, and when it is, call this again with a new one.
 ///
 /// The sealer gets a socket as its standard input and nothing else of ours; it ends by itself when this process does. The [`Child`] is
 /// there to be reaped.
@@ -76,6 +79,7 @@ pub(crate) fn work(socket: &Arc<OwnedFd>) {
                 let (number, task) = parts(request);
                 match received.fds.pop() {
                     Some(fd) => later.extend(begin(socket, number, task, Arc::new(fd.into()))),
+                    None if task == Task::Ping as u64 => reply(socket, number, &Ok(())),
                     None => reply(socket, number, &Err(io::Error::from_raw_os_error(libc::EBADF))),
                 }
             }

@@ -388,3 +388,38 @@ fn a_sealer_that_has_died_can_be_replaced() {
     });
     assert_survived(&output);
 }
+
+/// Its thread that waits for the lock keeps its socket open: nothing but its silence tells.
+#[test]
+#[ignore = "needs root: make test runs it"]
+fn a_sealer_that_has_died_while_a_file_is_locked_is_noticed() {
+    let test = "locked_file::a_sealer_that_has_died_while_a_file_is_locked_is_noticed";
+    if role().as_deref() == Some("sealer") {
+        sealer::serve();
+    }
+    let output = in_a_process_of_its_own(test, || {
+        let test = "locked_file::a_sealer_that_has_died_while_a_file_is_locked_is_noticed";
+        let start = || sealer::start(&mut this_test_as(test, "sealer")).unwrap();
+        let mut process = start();
+        let mut bench = impatient(&named("locks it"));
+        let lock = Lock::hold(&bench.memory.file, REGION_BYTES);
+        assert_busy(bench.connect());
+        // It answers as long as it lives.
+        let end = Instant::now() + Duration::from_secs(4);
+        wait_until("four seconds", || {
+            assert!(!sealer::is_lost());
+            Instant::now() > end
+        });
+        process.kill().unwrap();
+        wait_until("it is noticed", sealer::is_lost);
+        assert!(process.try_wait().unwrap().is_none(), "it is not stuck, so this shows nothing");
+        let mut next = start();
+        Bench::described(named("not concerned")).connect().unwrap();
+        assert!(!sealer::is_lost());
+        lock.release();
+        process.wait().unwrap();
+        next.kill().unwrap();
+        next.wait().unwrap();
+    });
+    assert_survived(&output);
+}
