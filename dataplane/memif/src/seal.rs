@@ -312,14 +312,14 @@ impl Sealing {
                     None => return self.not_yet(),
                     Some(0) => {}
                     Some(libc::EPERM | libc::EINVAL) => return Err(Reject::RegionUnsealable),
-                    Some(_) => return Err(Reject::NoSealer),
+                    Some(errno) => return Err(Reject::NoSealer { errno }),
                 }
                 self.ticket = None;
             }
             let Some(file) = self.files.pop() else { return Ok(true) };
             match desk().seal(&self.name, file.as_fd()) {
                 Ok(number) => self.ticket = Some(Ticket(number)),
-                Err(NotBegun::Lost) => return Err(Reject::NoSealer),
+                Err(NotBegun::Lost) => return Err(Reject::NoSealer { errno: libc::EPIPE }),
                 Err(NotBegun::Busy) => {
                     self.files.push(file);
                     return self.not_yet();

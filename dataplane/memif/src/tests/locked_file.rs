@@ -382,9 +382,32 @@ fn a_sealer_that_has_died_can_be_replaced() {
             process.kill().unwrap();
             process.wait().unwrap();
             let refused = Bench::described(ServerConfig::default()).connect();
-            assert!(matches!(refused, Err(HandshakeError::Rejected(Reject::NoSealer))), "{refused:?}");
+            let why = Reject::NoSealer { errno: libc::EPIPE };
+            assert!(matches!(refused, Err(HandshakeError::Rejected(given)) if given == why), "{refused:?}");
             assert!(sealer::is_lost());
         }
+    });
+    assert_survived(&output);
+}
+
+#[test]
+fn a_sealer_that_cannot_work_says_why() {
+    let test = "locked_file::a_sealer_that_cannot_work_says_why";
+    let output = in_a_process_of_its_own(test, || {
+        let (ours, theirs) = sys::socket_pair().unwrap();
+        seal::use_sealer(ours);
+        let answering = thread::spawn(move || {
+            let mut request = [0; sealer::MESSAGE_BYTES];
+            assert!(sys::wait_readable(theirs.as_fd(), Duration::from_secs(10)).unwrap(), "no request");
+            let received = sys::receive(theirs.as_fd(), &mut request).unwrap();
+            assert_eq!((received.bytes, received.fds.len()), (sealer::MESSAGE_BYTES, 1));
+            let answer = sealer::message(sealer::parts(request).0, libc::EMFILE as u64);
+            sys::send(theirs.as_fd(), &answer, None).unwrap();
+        });
+        let refused = Bench::described(ServerConfig::default()).connect();
+        let why = Reject::NoSealer { errno: libc::EMFILE };
+        assert!(matches!(refused, Err(HandshakeError::Rejected(given)) if given == why), "{refused:?}");
+        answering.join().unwrap();
     });
     assert_survived(&output);
 }
