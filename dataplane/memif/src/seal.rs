@@ -12,7 +12,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -224,13 +224,19 @@ impl Desk {
 /// long after the process was killed; the process's memory it does keep.
 fn in_a_thread() -> io::Result<OwnedFd> {
     let (ours, theirs) = sys::socket_pair()?;
+    let (tell, told) = mpsc::sync_channel(1);
     let work = move || {
         // Handlers write to descriptors, which are others here.
         sys::block_signals();
-        sys::leave_descriptors(theirs.as_fd());
+        // Nobody listens if the other thread is gone, with the process.
+        let _ = tell.send(sys::leave_descriptors(theirs.as_fd()));
         sealer::work(&Arc::new(theirs));
     };
     thread::Builder::new().name("memif-sealer".to_owned()).stack_size(64 << 10).spawn(work)?;
+    // What it has in its own table is still in ours.
+    if let Ok(Some(left_behind)) = told.recv() {
+        left_behind.close();
+    }
     Ok(ours)
 }
 

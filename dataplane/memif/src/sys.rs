@@ -55,7 +55,7 @@ fn check(result: c_int) -> io::Result<c_int> {
 /// Takes over a descriptor that the kernel has just given us.
 fn owned(fd: RawFd) -> OwnedFd {
     // SAFETY: every caller passes the result of a system call that makes a new descriptor, checked not to be negative, and
-    // passes it once.
+    // passes it once; or a descriptor whose owner has left this table (`LeftBehind`), once.
     unsafe { OwnedFd::from_raw_fd(fd) }
 }
 
@@ -385,18 +385,31 @@ pub(crate) fn block_signals() {
 }
 
 /// Gives this thread, and those that it starts, a table of descriptors of their own with nothing in it but `kept`: what it waits for
-/// then keeps nothing open that others close. Linux 5.9; before that nothing changes.
-pub(crate) fn leave_descriptors(kept: BorrowedFd<'_>) {
-    let kept = kept.as_raw_fd().unsigned_abs();
+/// then keeps nothing open that others close. The table of the others has `kept`, too, and for good: that one is the result, for another
+/// thread to close. Linux 5.9; before that nothing changes, and there is no result.
+pub(crate) fn leave_descriptors(kept: BorrowedFd<'_>) -> Option<LeftBehind> {
+    let number = kept.as_raw_fd().unsigned_abs();
     let close = |from: u32, to: u32| {
         // SAFETY: no pointers. With this flag the thread gets a table of its own first, so no descriptor that another one owns is
         // closed; this one owns `kept` alone.
-        unsafe { libc::syscall(libc::SYS_close_range, from, to, libc::CLOSE_RANGE_UNSHARE) }
+        unsafe { libc::syscall(libc::SYS_close_range, from, to, libc::CLOSE_RANGE_UNSHARE) == 0 }
     };
-    if kept > 0 {
-        close(0, kept - 1);
+    let is_alone = close(number + 1, u32::MAX);
+    if number > 0 {
+        close(0, number - 1);
     }
-    close(kept + 1, u32::MAX);
+    is_alone.then_some(LeftBehind(kept.as_raw_fd()))
+}
+
+/// A descriptor in a table that its owner has left.
+#[derive(Debug)]
+pub(crate) struct LeftBehind(RawFd);
+
+impl LeftBehind {
+    /// Closes it. Not in the thread that has left, where the same number is the owner's.
+    pub(crate) fn close(self) {
+        drop(owned(self.0));
+    }
 }
 
 /// Gives up all capabilities, and the chance to get any.
