@@ -57,15 +57,15 @@ pub fn start(program: &mut Command) -> io::Result<Child> {
     Ok(child)
 }
 
-/// What a sealer's process does: works for the process that has [`start`]ed it, until that has ended. It gives up all privileges first,
-/// and needs none. It ends even while it waits for files that others keep locked, apart from the threads that do: the kernel ends
+/// What a sealer's process does: works for the process that has [`start`]ed it, until that has ended. It gives up all capabilities first,
+/// and needs none; where it cannot, it ends with status 1. Its user stays, so that no other user's processes can stop it. It ends even while it waits for files that others keep locked, apart from the threads that do: the kernel ends
 /// these when they are let go.
 pub fn serve() -> ! {
-    sys::drop_privileges();
-    if let Ok(socket) = io::stdin().as_fd().try_clone_to_owned() {
-        work(&Arc::new(socket));
+    match sys::drop_capabilities().and_then(|()| io::stdin().as_fd().try_clone_to_owned()) {
+        Ok(socket) => work(&Arc::new(socket)),
+        Err(_) => sys::exit_at_once(1),
     }
-    sys::exit_at_once()
+    sys::exit_at_once(0)
 }
 
 /// Handles requests until the other side has closed.

@@ -412,21 +412,20 @@ impl LeftBehind {
     }
 }
 
-/// Gives up all capabilities, and the chance to get any.
-pub(crate) fn drop_privileges() {
+/// Gives up all capabilities of this thread, and of those that it starts, and the chance to get any.
+pub(crate) fn drop_capabilities() -> io::Result<()> {
     /// Version 3 of the interface: two words of each set.
     const VERSION: u32 = 0x2008_0522;
     let header = [VERSION, 0];
     let none = [0u32; 6];
-    // SAFETY: the kernel reads the two words of the header (version, this thread) and six words of sets. Less is always allowed.
-    unsafe {
-        libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
-        libc::syscall(libc::SYS_capset, header.as_ptr(), none.as_ptr());
-    }
+    // SAFETY: no pointers.
+    check(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) })?;
+    // SAFETY: the kernel reads the two words of the header (version, this thread) and six words of sets.
+    check(unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), none.as_ptr()) } as c_int).map(drop)
 }
 
 /// Ends the process, whatever its threads do.
-pub(crate) fn exit_at_once() -> ! {
+pub(crate) fn exit_at_once(status: c_int) -> ! {
     // SAFETY: no memory is touched again; nothing here has to be tidied up.
-    unsafe { libc::_exit(0) }
+    unsafe { libc::_exit(status) }
 }

@@ -366,6 +366,17 @@ fn without_a_sealer_a_killed_server_can_be_replaced_but_is_not_gone() {
     wait_until("it is gone", || process.try_wait().unwrap().is_some());
 }
 
+/// The one that works, beside that of the test program.
+fn has_a_thread_without_capabilities(pid: u32) -> bool {
+    let mut threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    threads.any(|thread| {
+        let status = fs::read_to_string(thread.unwrap().path().join("status")).unwrap_or_default();
+        let is_empty = |set: &str| status.contains(&format!("{set}:\t0000000000000000\n"));
+        ["CapInh", "CapPrm", "CapEff", "CapAmb"].into_iter().all(is_empty)
+            && status.contains("NoNewPrivs:\t1\n")
+    })
+}
+
 #[test]
 fn a_sealer_that_has_died_can_be_replaced() {
     let test = "locked_file::a_sealer_that_has_died_can_be_replaced";
@@ -379,6 +390,7 @@ fn a_sealer_that_has_died_can_be_replaced() {
             let mut process = start();
             Bench::described(ServerConfig::default()).connect().unwrap();
             assert!(!sealer::is_lost());
+            assert!(has_a_thread_without_capabilities(process.id()));
             process.kill().unwrap();
             process.wait().unwrap();
             let refused = Bench::described(ServerConfig::default()).connect();
