@@ -31,7 +31,7 @@ pub use crate::tenants::{QUEUES_MAX, TenantRings};
 /// What the workers had to say.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Event {
-    /// A tenant broke the protocol and is no longer served: hang up.
+    /// A tenant broke the protocol and is no longer served: hang up. It may have hung up itself meanwhile, and been detached.
     TenantFault {
         /// Which.
         endpoint: EndpointId,
@@ -158,11 +158,36 @@ pub struct Engine {
     fdb: Arc<Fdb>,
     seconds: Seconds,
     workers: Vec<WorkerHandle>,
-    /// By endpoint: the serial number of the connection that is attached.
-    attached: Vec<Option<u64>>,
+    /// By endpoint.
+    connections: Vec<Connection>,
     last_serial: u64,
     stop: Arc<AtomicBool>,
     age_from: usize,
+}
+
+/// An endpoint's last connection.
+#[derive(Clone, Copy, Default, Debug)]
+struct Connection {
+    /// 0 before the first one.
+    serial: u64,
+    is_attached: bool,
+}
+
+impl Connection {
+    /// Ends it; its number if it was attached.
+    fn detach(&mut self) -> Option<u64> {
+        std::mem::take(&mut self.is_attached).then_some(self.serial)
+    }
+
+    /// The worker has put out the connection with this number: whether that is news. A fault of a connection that is gone says nothing
+    /// about the one that came after it; but if none has come, it is still who did it.
+    fn put_out(&mut self, serial: u64) -> bool {
+        let is_last = self.serial == serial;
+        if is_last {
+            self.is_attached = false;
+        }
+        is_last
+    }
 }
 
 #[derive(Debug)]
@@ -215,7 +240,7 @@ impl Engine {
             fdb,
             seconds: shared.seconds.clone(),
             workers: Vec::new(),
-            attached: vec![None; plan.endpoints.len()],
+            connections: vec![Connection::default(); plan.endpoints.len()],
             last_serial: 0,
             stop: Arc::default(),
             age_from: 0,
@@ -309,12 +334,12 @@ impl Engine {
         if !rings.is_complete() {
             return Err(AttachError::Rings);
         }
-        match self.attached.get_mut(endpoint.index()) {
+        match self.connections.get_mut(endpoint.index()) {
             None => return Err(AttachError::NoSuchEndpoint),
-            Some(Some(_)) => return Err(AttachError::AlreadyAttached),
-            Some(attached) => {
+            Some(connection) if connection.is_attached => return Err(AttachError::AlreadyAttached),
+            Some(connection) => {
                 self.last_serial += 1;
-                *attached = Some(self.last_serial);
+                *connection = Connection { serial: self.last_serial, is_attached: true };
             }
         }
         if let Some(worker) = self.workers.first_mut() {
@@ -325,7 +350,7 @@ impl Engine {
 
     /// Stops serving a tenant. Its memory is unmapped once the worker has let go, in a later [`poll`](Self::poll).
     pub fn detach(&mut self, endpoint: EndpointId) {
-        if let Some(serial) = self.attached.get_mut(endpoint.index()).and_then(Option::take)
+        if let Some(serial) = self.connections.get_mut(endpoint.index()).and_then(Connection::detach)
             && let Some(worker) = self.workers.first_mut()
         {
             worker.send(Order::Detach { endpoint, serial });
@@ -342,11 +367,7 @@ impl Engine {
             while let Some(returned) = worker.mailbox.take_returned() {
                 let Returned::Tenant(detached) = returned else { continue };
                 let Detached { endpoint, serial, fault: Some(fault), .. } = detached else { continue };
-                // A fault of a connection that is gone says nothing about the one that came after it.
-                if let Some(attached) =
-                    self.attached.get_mut(endpoint.index()).filter(|a| **a == Some(serial))
-                {
-                    *attached = None;
+                if self.connections.get_mut(endpoint.index()).is_some_and(|last| last.put_out(serial)) {
                     events.push(Event::TenantFault { endpoint, reason: fault.to_string() });
                 }
             }
@@ -434,7 +455,7 @@ impl Engine {
                     .map(|network| network.name.clone())
                     .unwrap_or_default(),
                 mac: endpoint.mac,
-                connected: self.attached.get(index).is_some_and(Option::is_some),
+                connected: self.connections.get(index).is_some_and(|last| last.is_attached),
                 from_tenant: sum_traffic(counters().map(|c| c.from_tenant.read())),
                 to_tenant: sum_traffic(counters().map(|c| c.to_tenant.read())),
                 dropped: counters().map(|c| c.dropped.get()).sum(),
@@ -613,4 +634,21 @@ fn make_fdb(plan: &Plan, tables: &Tables) -> Result<Fdb, StartError> {
         }
     }
     if room { Ok(fdb) } else { Err(StartError::FdbFull) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fault_is_that_of_the_last_connection_whether_it_has_left_or_not() {
+        let mut endpoint = Connection::default();
+        assert_eq!(endpoint.detach(), None);
+        endpoint = Connection { serial: 1, is_attached: true };
+        assert!(endpoint.put_out(1) && !endpoint.is_attached);
+        endpoint = Connection { serial: 2, is_attached: true };
+        assert!(!endpoint.put_out(1) && endpoint.is_attached, "who has come after it");
+        assert_eq!((endpoint.detach(), endpoint.detach()), (Some(2), None));
+        assert!(endpoint.put_out(2), "who hung up just before");
+    }
 }

@@ -163,14 +163,13 @@ impl Tenants {
         attempts.chain(self.listeners.deadline()).min()
     }
 
-    /// Puts out a tenant that broke the protocol on its rings.
+    /// Puts out a tenant that broke the protocol on its rings. One that hung up before this was known is barred as well.
     pub fn fault(&mut self, id: EndpointId, reason: &str, now: Instant, rings: &mut impl Rings) {
         let Some(endpoint) = self.endpoints.get_mut(id.index()) else { return };
-        if endpoint.control.is_some() {
-            endpoint.record.faults += 1;
-            endpoint.barred_until = Some(now + FAULT_PAUSE);
-        }
+        endpoint.record.faults += 1;
+        endpoint.barred_until = Some(now + FAULT_PAUSE);
         endpoint.end(id, reason, Some(reason), now, rings);
+        endpoint.record.last_end = Some(reason.to_owned());
     }
 
     /// Says goodbye to everybody, stops listening and connecting.

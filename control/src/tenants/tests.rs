@@ -229,12 +229,25 @@ fn a_fault_puts_the_tenant_out_and_tells_it_why() {
     assert!(told.contains("ring index jump"), "{told}");
     assert!(bench.shelf.rings.is_empty());
     assert_eq!((bench.record(0).faults, bench.record(0).peer.is_some()), (1, false));
-    bench.tenants.fault(EndpointId(0), "late news of the same", later, &mut bench.shelf);
     bench.tenants.fault(EndpointId(77), "no such endpoint", later, &mut bench.shelf);
     assert_eq!(bench.record(0).faults, 1);
     let refused = bench.connect(client(0, b"")).unwrap_err().to_string();
     assert!(refused.contains("try again later"), "{refused}");
     assert_eq!(bench.record(0).refused, 1);
+}
+
+#[test]
+fn who_hangs_up_before_its_fault_is_known_is_barred_all_the_same() {
+    let mut bench = Bench::new();
+    drop(bench.connect(client(0, b"")).unwrap());
+    bench.settle();
+    assert!(bench.shelf.rings.is_empty());
+    let later = Instant::now() + PATIENCE;
+    bench.tenants.fault(EndpointId(0), "ring index jump", later, &mut bench.shelf);
+    let refused = bench.connect(client(0, b"")).unwrap_err().to_string();
+    assert!(refused.contains("try again later"), "{refused}");
+    let record = bench.record(0);
+    assert_eq!((record.faults, record.last_end.as_deref()), (1, Some("ring index jump")));
 }
 
 #[test]
