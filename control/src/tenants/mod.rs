@@ -17,7 +17,9 @@ use mio::{Interest, Registry, Token};
 use peregrine_dataplane::engine::{Engine, TenantRings};
 use peregrine_dataplane::plan::{EndpointPlan, MemifRole, Plan};
 use peregrine_dataplane::types::EndpointId;
-use peregrine_memif::{ClientConfig, ControlSocket, Credentials, Interface, Secret, ServerConfig, sealer};
+use peregrine_memif::{
+    ClientConfig, ControlSocket, Credentials, Interface, Reject, Secret, ServerConfig, sealer,
+};
 
 use crate::error::Error;
 use client::Dialler;
@@ -247,6 +249,11 @@ impl Endpoint {
         })
     }
 
+    /// It was put out just now.
+    fn is_barred(&self, now: Instant) -> bool {
+        self.barred_until.is_some_and(|until| now < until)
+    }
+
     fn notice_end(&mut self, id: EndpointId, now: Instant, rings: &mut impl Rings) {
         let Some(control) = self.control.as_ref().filter(|_| self.readable) else { return };
         self.readable = false;
@@ -280,12 +287,15 @@ impl Endpoint {
     ) -> Result<(), String> {
         let Interface { peer_name, peer_if_name, credentials, rx, tx, control, .. } = interface;
         let queue_pairs = rx.len().min(tx.len());
-        let watched = watch.over(control.as_raw_fd());
-        let attached = match (self.control.is_some(), watched) {
-            (true, _) => Err("already connected".to_owned()),
-            (_, Err(e)) => Err(format!("its socket cannot be watched: {e}")),
-            (false, Ok(())) => rings.attach(id, TenantRings { rx, tx }),
+        // Several handshakes can be let in before one has come to its end.
+        let admitted = if self.control.is_some() {
+            Err(Reject::AlreadyConnected.to_string())
+        } else if self.is_barred(now) {
+            Err(Reject::TooSoon.to_string())
+        } else {
+            watch.over(control.as_raw_fd()).map_err(|e| format!("its socket cannot be watched: {e}"))
         };
+        let attached = admitted.and_then(|()| rings.attach(id, TenantRings { rx, tx }));
         if let Err(reason) = attached {
             control.disconnect(&reason);
             return Err(reason);

@@ -251,6 +251,25 @@ fn who_hangs_up_before_its_fault_is_known_is_barred_all_the_same() {
 }
 
 #[test]
+fn who_was_put_out_does_not_come_back_by_a_handshake_begun_before() {
+    let mut bench = Bench::new();
+    let mut second = Client::connect(&bench.path, client(0, b"")).unwrap();
+    // INIT is accepted, and CONNECT not said yet.
+    for _ in 0..3 {
+        bench.settle();
+        assert!(matches!(second.step(), Ok(Progress::Pending)));
+    }
+    let _first = bench.connect(client(0, b"")).unwrap();
+    bench.tenants.fault(EndpointId(0), "ring index jump", Instant::now() + PATIENCE, &mut bench.shelf);
+    let end = Instant::now() + PATIENCE;
+    while bench.record(0).refused == 0 && Instant::now() < end {
+        bench.settle();
+        let _connected_or_refused = second.step();
+    }
+    assert_eq!((bench.record(0).refused, bench.shelf.attached), (1, 1), "{:?}", bench.record(0));
+}
+
+#[test]
 fn who_was_put_out_may_come_back_after_a_pause() {
     let mut bench = Bench::new();
     let _first = bench.connect(client(0, b"")).unwrap();
