@@ -6,6 +6,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, Command};
 
 use peregrine_memif::sealer;
+use rustix::process::Pid;
 
 /// This very program, even if its file has been replaced meanwhile.
 const PROGRAM: &str = "/proc/self/exe";
@@ -23,6 +24,11 @@ impl Sealer {
         // A group of its own: Ctrl-C is for us, and it ends when we do.
         let process = sealer::start(program.arg0("peregrine").arg("seal-helper").process_group(0))?;
         Ok(Sealer { process })
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> Pid {
+        Pid::from_child(&self.process)
     }
 
     /// Starts another one if it has died. Tells so, in a line for the log; also if that fails, and then tries again the next time.

@@ -9,6 +9,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use common::{Net, text, until};
+use peregrine_control::preflight::allowed_cores;
 use peregrine_memif::{
     Client, ClientConfig, Interface, Listener, ListenerConfig, Progress, ServerConfig, SocketAddr,
 };
@@ -44,7 +45,7 @@ impl Host {
 
     /// A config file; `change` replaces a text in it.
     fn config(&self, change: (&str, &str)) -> PathBuf {
-        let core = peregrine_control::preflight::allowed_cores().unwrap().last().unwrap().0;
+        let core = allowed_cores().unwrap().last().unwrap().0;
         let good = format!(
             "control_socket = \"{}\"\n[[workers]]\ncore = {core}\n[uplink]\ninterface = \"ov0\"\nmode = \"copy\"\n\
              local = \"10.9.0.1\"\nring_size = 512\n[[networks]]\nname = \"blue\"\nvni = 7\nremotes = [\"10.9.0.2\"]\n\
@@ -214,6 +215,19 @@ fn a_sealing_process_that_dies_is_started_again() {
         let state = std::fs::read_to_string(format!("/proc/{}/stat", second.as_raw_nonzero()));
         state.map_or(true, |state| state.contains(") Z "))
     });
+}
+
+/// From the start, when this process itself may still run there.
+#[test]
+#[ignore = "needs root: make test runs it"]
+fn the_sealing_process_leaves_the_workers_core_alone() {
+    let cores = allowed_cores().unwrap();
+    let host = Host::new();
+    let daemon = host.start();
+    let set = rustix::thread::sched_getaffinity(Some(daemon.sealer())).unwrap();
+    let others: Vec<_> = cores.iter().filter(|core| set.is_set(core.0)).collect();
+    let worker = cores.last().unwrap();
+    assert!(cores.len() == 1 || (!others.is_empty() && !others.contains(&worker)), "{others:?} of {cores:?}");
 }
 
 #[test]
