@@ -217,6 +217,21 @@ fn a_sealing_process_that_dies_is_started_again() {
     });
 }
 
+/// One that is stuck, too; and when it ends at last, nothing of it stays.
+#[test]
+#[ignore = "needs root: make test runs it"]
+fn a_sealing_process_that_does_not_answer_is_replaced() {
+    let host = Host::new();
+    let mut daemon = host.start();
+    let first = daemon.sealer();
+    kill_process(first, Signal::STOP).unwrap();
+    daemon.listen_for("warning: the process that seals tenants' memory");
+    drop(host.connect());
+    kill_process(first, Signal::CONT).unwrap();
+    let process = format!("/proc/{}", first.as_raw_nonzero());
+    until(5, "it to end and to be waited for", || !Path::new(&process).exists());
+}
+
 /// From the start, when this process itself may still run there.
 #[test]
 #[ignore = "needs root: make test runs it"]
