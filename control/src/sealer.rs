@@ -17,12 +17,14 @@ pub struct Sealer {
     process: Child,
     /// Those before it that have not ended altogether: what waits for a file's lock in them ends after that.
     ending: Vec<Child>,
+    /// Why it could not be started again, if that was told.
+    failure: Option<String>,
 }
 
 impl Sealer {
     /// Starts it.
     pub fn start() -> io::Result<Sealer> {
-        Ok(Sealer { process: Sealer::spawn()?, ending: Vec::new() })
+        Ok(Sealer { process: Sealer::spawn()?, ending: Vec::new(), failure: None })
     }
 
     fn spawn() -> io::Result<Child> {
@@ -36,8 +38,8 @@ impl Sealer {
         Pid::from_child(&self.process)
     }
 
-    /// Starts another one if it has died; to be called once a second. Tells so, in a line for the log; also if that fails, and then tries
-    /// again the next time.
+    /// Starts another one if it has died; to be called once a second. Tells so, in a line for the log; also if that fails, once for
+    /// each reason, and then tries again the next time.
     pub fn keep(&mut self) -> Option<String> {
         self.ending.retain_mut(|process| matches!(process.try_wait(), Ok(None)));
         if !sealer::is_lost() {
@@ -47,14 +49,22 @@ impl Sealer {
         let status =
             self.process.try_wait().ok().flatten().map(|status| format!(", {status}")).unwrap_or_default();
         let died = format!("the process that seals tenants' memory (seal-helper, {pid}{status}) has ended");
-        Some(match Sealer::spawn() {
+        match Sealer::spawn() {
             Ok(started) => {
                 self.ending.push(std::mem::replace(&mut self.process, started));
-                format!("{died}: started another one, process {}", self.process.id())
+                self.failure = None;
+                Some(format!("{died}: started another one, process {}", self.process.id()))
             }
             Err(why) => {
-                format!("{died} and cannot be started again ({why}): no tenant can connect until it can")
+                let failure = Some(why.to_string());
+                if self.failure == failure {
+                    return None;
+                }
+                self.failure = failure;
+                Some(format!(
+                    "{died} and cannot be started again ({why}): no tenant can connect until it can"
+                ))
             }
-        })
+        }
     }
 }

@@ -13,7 +13,7 @@ use peregrine_control::preflight::allowed_cores;
 use peregrine_memif::{
     Client, ClientConfig, Interface, Listener, ListenerConfig, Progress, ServerConfig, SocketAddr,
 };
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, prlimit};
 use serde_json::Value;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_peregrine");
@@ -230,6 +230,26 @@ fn a_sealing_process_that_does_not_answer_is_replaced() {
     kill_process(first, Signal::CONT).unwrap();
     let process = format!("/proc/{}", first.as_raw_nonzero());
     until(5, "it to end and to be waited for", || !Path::new(&process).exists());
+}
+
+#[test]
+#[ignore = "needs root: make test runs it"]
+fn that_the_sealing_process_cannot_be_started_again_is_told_once() {
+    let host = Host::new();
+    let mut daemon = host.start();
+    let (sealer, pid) = (daemon.sealer(), Pid::from_child(&daemon.child));
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    let descriptors =
+        |current| prlimit(Some(pid), Resource::Nofile, Rlimit { current, maximum }).unwrap().current;
+    let before = descriptors(Some(3));
+    kill_process(sealer, Signal::KILL).unwrap();
+    daemon.listen_for("warning: the process that seals tenants' memory");
+    assert!(daemon.said.last().unwrap().contains("cannot be started again"), "{:?}", daemon.said);
+    let began = Instant::now();
+    until(10, "it to be tried some more times", || began.elapsed() > Duration::from_secs(4));
+    descriptors(before);
+    daemon.listen_for("warning: the process that seals tenants' memory");
+    assert!(daemon.said.last().unwrap().contains("started another one"), "{:?}", daemon.said);
 }
 
 /// From the start, when this process itself may still run there.
