@@ -160,8 +160,9 @@
 //! - Of one interface at most one file waits to be sealed at a time, and none because of another interface's client.
 //! - As client we pay for the memory, and the server can keep it: it is made only once INIT is accepted, and its pages are taken back
 //!   when the connection has ended. A server can prevent that, by a seal of its own ([`ClientConfig::forbid_seals`] forbids it), or by a
-//!   lock: so one that keeps the memory of 8 earlier connections locked ([`sealer::UNRETURNED_MAX`]) gets no more ([`Reject::MemoryKept`]), and a [`Connector`] asks one that
-//!   takes memory and hangs up less and less often ([`Backoff`]). And it can punch holes into it while it is used (above).
+//!   lock: so one that keeps the memory of 8 earlier connections locked ([`sealer::UNRETURNED_MAX`]) gets no more
+//!   ([`Reject::MemoryKept`]), and a [`Connector`] asks one that takes memory and hangs up less and less often ([`Backoff`]). And it can
+//!   punch holes into it while it is used (above).
 //! - Whoever listens where a client connects gets the secret: [`ClientConfig::server_uid`] says who that must be.
 //! - The eventfds that a peer shares with us are written and read in ways that never wait for it (writing: where `io_setup` is to
 //!   be had, see [`warm_up`]). But waking is not free of the peer's influence: the kernel walks everything that waits for the
