@@ -47,9 +47,11 @@ pub fn run(plan: &Plan) -> Result<(), Error> {
     guard(plan)?;
     let sealer =
         Sealer::start().map_err(|source| Error::System { doing: "start `peregrine seal-helper`", source })?;
+    // Later ones have it from us.
+    preflight::leave_workers_alone(plan, Some(sealer.pid()));
     let mut signals = catch_signals().map_err(|source| Error::System { doing: "catch signals", source })?;
     let mut daemon = Daemon::start(plan, sealer, &mut signals)?;
-    preflight::leave_workers_alone(plan);
+    preflight::leave_workers_alone(plan, None);
     say(&format!("peregrine {VERSION}, process {}", std::process::id()));
     daemon.introduce();
     say(&format!("ready in {} ms", began.elapsed().as_millis()));

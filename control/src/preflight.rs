@@ -3,7 +3,7 @@
 
 use peregrine_dataplane::plan::Plan;
 use peregrine_dataplane::types::CoreId;
-use rustix::process::{Resource, Rlimit};
+use rustix::process::{Pid, Resource, Rlimit};
 use rustix::thread::{CapabilitySet, CpuSet};
 
 use crate::error::Error;
@@ -66,8 +66,9 @@ fn ranges(cores: &[CoreId]) -> String {
     texts.collect::<Vec<_>>().join(",")
 }
 
-/// Keeps this thread off the workers' cores, if there are others. To be called when the workers have been pinned.
-pub fn leave_workers_alone(plan: &Plan) {
+/// Keeps a thread off the workers' cores, if there are others: this one, which is to be done when the workers have been pinned, or
+/// the first one of another process.
+pub fn leave_workers_alone(plan: &Plan, thread: Option<Pid>) {
     let Ok(allowed) = allowed_cores() else { return };
     let others: Vec<CoreId> =
         allowed.into_iter().filter(|core| plan.workers.iter().all(|w| w.core != *core)).collect();
@@ -77,7 +78,7 @@ pub fn leave_workers_alone(plan: &Plan) {
     let mut set = CpuSet::new();
     others.iter().for_each(|core| set.set(core.0));
     // Only a courtesy to the workers: without it everything works as well, a little less evenly.
-    let _refused = rustix::thread::sched_setaffinity(None, &set);
+    let _refused = rustix::thread::sched_setaffinity(thread, &set);
 }
 
 /// Tenants and handshakes need descriptors. Without the right to raise the limit, what goes beyond it waits in the

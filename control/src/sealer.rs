@@ -6,6 +6,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, Command};
 
 use peregrine_memif::sealer;
+use rustix::process::Pid;
 
 /// This very program, even if its file has been replaced meanwhile.
 const PROGRAM: &str = "/proc/self/exe";
@@ -14,35 +15,56 @@ const PROGRAM: &str = "/proc/self/exe";
 #[derive(Debug)]
 pub struct Sealer {
     process: Child,
+    /// Those before it that have not ended altogether: what waits for a file's lock in them ends after that.
+    ending: Vec<Child>,
+    /// Why it could not be started again, if that was told.
+    failure: Option<String>,
 }
 
 impl Sealer {
     /// Starts it.
     pub fn start() -> io::Result<Sealer> {
-        let mut program = Command::new(PROGRAM);
-        // A group of its own: Ctrl-C is for us, and it ends when we do.
-        let process = sealer::start(program.arg0("peregrine").arg("seal-helper").process_group(0))?;
-        Ok(Sealer { process })
+        Ok(Sealer { process: Sealer::spawn()?, ending: Vec::new(), failure: None })
     }
 
-    /// Starts another one if it has died. Tells so, in a line for the log; also if that fails, and then tries again the next time.
+    fn spawn() -> io::Result<Child> {
+        let mut program = Command::new(PROGRAM);
+        // A group of its own: Ctrl-C is for us, and it ends when we do.
+        sealer::start(program.arg0("peregrine").arg("seal-helper").process_group(0))
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> Pid {
+        Pid::from_child(&self.process)
+    }
+
+    /// Starts another one if it has died; to be called once a second. Tells so, in a line for the log; also if that fails, once for
+    /// each reason, and then tries again the next time.
     pub fn keep(&mut self) -> Option<String> {
+        self.ending.retain_mut(|process| matches!(process.try_wait(), Ok(None)));
         if !sealer::is_lost() {
             return None;
         }
         let pid = self.process.id();
-        // It has closed its socket: nothing to wait for unless a thread of it is stuck.
         let status =
             self.process.try_wait().ok().flatten().map(|status| format!(", {status}")).unwrap_or_default();
         let died = format!("the process that seals tenants' memory (seal-helper, {pid}{status}) has ended");
-        Some(match Sealer::start() {
+        match Sealer::spawn() {
             Ok(started) => {
-                *self = started;
-                format!("{died}: started another one, process {}", self.process.id())
+                self.ending.push(std::mem::replace(&mut self.process, started));
+                self.failure = None;
+                Some(format!("{died}: started another one, process {}", self.process.id()))
             }
             Err(why) => {
-                format!("{died} and cannot be started again ({why}): no tenant can connect until it can")
+                let failure = Some(why.to_string());
+                if self.failure == failure {
+                    return None;
+                }
+                self.failure = failure;
+                Some(format!(
+                    "{died} and cannot be started again ({why}): no tenant can connect until it can"
+                ))
             }
-        })
+        }
     }
 }

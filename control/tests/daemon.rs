@@ -9,10 +9,11 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use common::{Net, text, until};
+use peregrine_control::preflight::allowed_cores;
 use peregrine_memif::{
     Client, ClientConfig, Interface, Listener, ListenerConfig, Progress, ServerConfig, SocketAddr,
 };
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, prlimit};
 use serde_json::Value;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_peregrine");
@@ -44,7 +45,7 @@ impl Host {
 
     /// A config file; `change` replaces a text in it.
     fn config(&self, change: (&str, &str)) -> PathBuf {
-        let core = peregrine_control::preflight::allowed_cores().unwrap().last().unwrap().0;
+        let core = allowed_cores().unwrap().last().unwrap().0;
         let good = format!(
             "control_socket = \"{}\"\n[[workers]]\ncore = {core}\n[uplink]\ninterface = \"ov0\"\nmode = \"copy\"\n\
              local = \"10.9.0.1\"\nring_size = 512\n[[networks]]\nname = \"blue\"\nvni = 7\nremotes = [\"10.9.0.2\"]\n\
@@ -214,6 +215,54 @@ fn a_sealing_process_that_dies_is_started_again() {
         let state = std::fs::read_to_string(format!("/proc/{}/stat", second.as_raw_nonzero()));
         state.map_or(true, |state| state.contains(") Z "))
     });
+}
+
+/// One that is stuck, too; and when it ends at last, nothing of it stays.
+#[test]
+#[ignore = "needs root: make test runs it"]
+fn a_sealing_process_that_does_not_answer_is_replaced() {
+    let host = Host::new();
+    let mut daemon = host.start();
+    let first = daemon.sealer();
+    kill_process(first, Signal::STOP).unwrap();
+    daemon.listen_for("warning: the process that seals tenants' memory");
+    drop(host.connect());
+    kill_process(first, Signal::CONT).unwrap();
+    let process = format!("/proc/{}", first.as_raw_nonzero());
+    until(5, "it to end and to be waited for", || !Path::new(&process).exists());
+}
+
+#[test]
+#[ignore = "needs root: make test runs it"]
+fn that_the_sealing_process_cannot_be_started_again_is_told_once() {
+    let host = Host::new();
+    let mut daemon = host.start();
+    let (sealer, pid) = (daemon.sealer(), Pid::from_child(&daemon.child));
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    let descriptors =
+        |current| prlimit(Some(pid), Resource::Nofile, Rlimit { current, maximum }).unwrap().current;
+    let before = descriptors(Some(3));
+    kill_process(sealer, Signal::KILL).unwrap();
+    daemon.listen_for("warning: the process that seals tenants' memory");
+    assert!(daemon.said.last().unwrap().contains("cannot be started again"), "{:?}", daemon.said);
+    let began = Instant::now();
+    until(10, "it to be tried some more times", || began.elapsed() > Duration::from_secs(4));
+    descriptors(before);
+    daemon.listen_for("warning: the process that seals tenants' memory");
+    assert!(daemon.said.last().unwrap().contains("started another one"), "{:?}", daemon.said);
+}
+
+/// From the start, when this process itself may still run there.
+#[test]
+#[ignore = "needs root: make test runs it"]
+fn the_sealing_process_leaves_the_workers_core_alone() {
+    let cores = allowed_cores().unwrap();
+    let host = Host::new();
+    let daemon = host.start();
+    let set = rustix::thread::sched_getaffinity(Some(daemon.sealer())).unwrap();
+    let others: Vec<_> = cores.iter().filter(|core| set.is_set(core.0)).collect();
+    let worker = cores.last().unwrap();
+    assert!(cores.len() == 1 || (!others.is_empty() && !others.contains(&worker)), "{others:?} of {cores:?}");
 }
 
 #[test]

@@ -37,7 +37,7 @@ pub use crate::tenants::{QUEUES_MAX, TenantRings};
 /// What the workers had to say.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Event {
-    /// A tenant broke the protocol and is no longer served: hang up.
+    /// A tenant broke the protocol and is no longer served: hang up. It may have hung up itself meanwhile, and been detached.
     TenantFault {
         /// Which.
         endpoint: EndpointId,
@@ -168,11 +168,37 @@ pub struct Engine {
     workers: Vec<WorkerHandle>,
     placement: Arc<Placement>,
     work: Arc<Work>,
-    /// By endpoint: the serial number of the connection that is attached, and the worker that serves it.
-    attached: Vec<Option<(u64, WorkerId)>>,
+    /// By endpoint.
+    connections: Vec<Connection>,
     last_serial: u64,
     ending: Arc<Ending>,
     age_from: usize,
+}
+
+/// An endpoint's last connection.
+#[derive(Clone, Copy, Default, Debug)]
+struct Connection {
+    /// 0 before the first one.
+    serial: u64,
+    /// The worker that serves it, while it is attached.
+    home: Option<WorkerId>,
+}
+
+impl Connection {
+    /// Ends it; its number and its worker if it was attached.
+    fn detach(&mut self) -> Option<(u64, WorkerId)> {
+        self.home.take().map(|home| (self.serial, home))
+    }
+
+    /// The worker has put out the connection with this number: whether that is news. A fault of a connection that is gone says nothing
+    /// about the one that came after it; but if none has come, it is still who did it.
+    fn put_out(&mut self, serial: u64) -> bool {
+        let is_last = self.serial == serial;
+        if is_last {
+            self.home = None;
+        }
+        is_last
+    }
 }
 
 #[derive(Debug)]
@@ -262,7 +288,7 @@ impl Engine {
             fdb,
             seconds: shared.seconds.clone(),
             workers: Vec::new(),
-            attached: vec![None; plan.endpoints.len()],
+            connections: vec![Connection::default(); plan.endpoints.len()],
             last_serial: 0,
             ending: Arc::default(),
             age_from: 0,
@@ -367,12 +393,12 @@ impl Engine {
             return Err(AttachError::Rings);
         }
         let home = self.least_crowded();
-        match self.attached.get_mut(endpoint.index()) {
+        match self.connections.get_mut(endpoint.index()) {
             None => return Err(AttachError::NoSuchEndpoint),
-            Some(Some(_)) => return Err(AttachError::AlreadyAttached),
-            Some(attached) => {
+            Some(connection) if connection.home.is_some() => return Err(AttachError::AlreadyAttached),
+            Some(connection) => {
                 self.last_serial += 1;
-                *attached = Some((self.last_serial, home));
+                *connection = Connection { serial: self.last_serial, home: Some(home) };
             }
         }
         if let Some(worker) = self.workers.get_mut(home.index()) {
@@ -399,9 +425,8 @@ impl Engine {
 
     /// Stops serving a tenant. Its memory is unmapped once the worker has let go, in a later [`poll`](Self::poll).
     pub fn detach(&mut self, endpoint: EndpointId) {
-        let Some((serial, home)) = self.attached.get_mut(endpoint.index()).and_then(Option::take) else {
-            return;
-        };
+        let ended = self.connections.get_mut(endpoint.index()).and_then(Connection::detach);
+        let Some((serial, home)) = ended else { return };
         self.publish_home(endpoint);
         if let Some(worker) = self.workers.get_mut(home.index()) {
             worker.send(Order::Detach { endpoint, serial });
@@ -410,8 +435,9 @@ impl Engine {
 
     /// Where the next tenant goes.
     fn least_crowded(&self) -> WorkerId {
-        let tenants =
-            |worker: usize| self.attached.iter().flatten().filter(|(_, home)| home.index() == worker).count();
+        let tenants = |worker: usize| {
+            self.connections.iter().filter_map(|last| last.home).filter(|home| home.index() == worker).count()
+        };
         let senders = self.workers.iter().enumerate().filter(|(_, worker)| worker.sends);
         let best = senders.min_by_key(|(index, _)| tenants(*index));
         WorkerId(best.map_or(0, |(index, _)| index as u8))
@@ -419,7 +445,7 @@ impl Engine {
 
     /// Tells the workers who serves an endpoint now, and its network.
     fn publish_home(&self, endpoint: EndpointId) {
-        let home = self.attached.get(endpoint.index()).copied().flatten().map(|(_, home)| home);
+        let home = self.connections.get(endpoint.index()).and_then(|last| last.home);
         self.placement.set_home(endpoint, home);
         let Some(network) = self.tables.endpoint(endpoint).map(|endpoint| endpoint.network) else { return };
         let endpoints = self.tables.network(network).map_or(&[][..], |network| &network.endpoints);
@@ -454,13 +480,7 @@ impl Engine {
             while let Some(returned) = worker.mailbox.take_returned() {
                 let Returned::Tenant(detached) = returned else { continue };
                 let Detached { endpoint, serial, fault: Some(fault), .. } = detached else { continue };
-                // A fault of a connection that is gone says nothing about the one that came after it.
-                if let Some(attached) = self
-                    .attached
-                    .get_mut(endpoint.index())
-                    .filter(|a| a.is_some_and(|(now, _)| now == serial))
-                {
-                    *attached = None;
+                if self.connections.get_mut(endpoint.index()).is_some_and(|last| last.put_out(serial)) {
                     faulty.push(endpoint);
                     events.push(Event::TenantFault { endpoint, reason: fault.to_string() });
                 }
@@ -550,7 +570,7 @@ impl Engine {
                     .map(|network| network.name.clone())
                     .unwrap_or_default(),
                 mac: endpoint.mac,
-                connected: self.attached.get(index).is_some_and(Option::is_some),
+                connected: self.connections.get(index).is_some_and(|last| last.home.is_some()),
                 from_tenant: sum_traffic(counters().map(|c| c.from_tenant.read())),
                 to_tenant: sum_traffic(counters().map(|c| c.to_tenant.read())),
                 dropped: counters().map(|c| c.dropped.get()).sum(),
@@ -760,4 +780,21 @@ fn make_fdb(plan: &Plan, tables: &Tables) -> Result<Fdb, StartError> {
         }
     }
     if room { Ok(fdb) } else { Err(StartError::FdbFull) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fault_is_that_of_the_last_connection_whether_it_has_left_or_not() {
+        let mut endpoint = Connection::default();
+        assert_eq!(endpoint.detach(), None);
+        endpoint = Connection { serial: 1, home: Some(WorkerId(0)) };
+        assert!(endpoint.put_out(1) && endpoint.home.is_none());
+        endpoint = Connection { serial: 2, home: Some(WorkerId(0)) };
+        assert!(!endpoint.put_out(1) && endpoint.home.is_some(), "who has come after it");
+        assert_eq!((endpoint.detach(), endpoint.detach()), (Some((2, WorkerId(0))), None));
+        assert!(endpoint.put_out(2), "who hung up just before");
+    }
 }

@@ -24,14 +24,13 @@ pub const BAD_DESCRIPTORS_MAX: u32 = 256;
 /// Most rings of a tenant in one direction.
 pub const QUEUES_MAX: usize = 8;
 
-/// A wake-up that takes longer than so many cycles (some 100 µs; a usual one takes 1) is suspect: the next
-/// [`WATCHED_WAKEUPS`] of that tenant are measured in processor time, because a worker that loses its core in the middle of one
-/// must blame nobody.
-const SUSPECT_WAKEUP_CYCLES: u64 = 300_000;
-const WATCHED_WAKEUPS: u32 = 64;
-/// Processor time of wake-ups that counts, each, and in all puts a tenant out; one nanosecond in [`FORGIVEN_SHARE`] that pass is
-/// forgiven.
-const SLOW_WAKEUP_NS: u64 = 100_000;
+/// A wake-up that takes longer than so many cycles (some 10 µs; a usual one takes 1 to 5) is suspect: those of that tenant that follow are
+/// measured in processor time, because a worker that loses its core in the middle of one must blame nobody. They are for
+/// [`FORGIVEN_SHARE`] times as long as that one took: so what suspects cost that nobody has measured is no more than is forgiven.
+const SUSPECT_WAKEUP_CYCLES: u64 = 30_000;
+/// Processor time that each wake-up may take; and what they take beyond it, all together, before the tenant is put out. One nanosecond
+/// in [`FORGIVEN_SHARE`] that pass is forgiven.
+const FREE_WAKEUP_NS: u64 = 10_000;
 const SLOW_WAKEUP_DEBT_MAX_NS: u64 = 10_000_000;
 const FORGIVEN_SHARE: u64 = 100;
 
@@ -116,20 +115,36 @@ struct WakeupDebt {
     ns: u64,
     /// When it was last added to.
     at: Option<Instant>,
-    /// Wake-ups yet to be measured.
-    watched: u32,
+    /// Wake-ups are measured until then, in cycles.
+    watched_until: u64,
 }
 
 impl WakeupDebt {
-    /// Adds a slow wake-up; true if that is too much.
-    fn add(&mut self, spent_ns: u64, now: Instant) -> bool {
-        let passed = self.at.map_or(0, |at| now.saturating_duration_since(at).as_nanos() as u64);
-        let forgiven = passed / FORGIVEN_SHARE;
-        // No more than takes a second or two to be forgiven: till then a new connection ends at its first slow wake-up.
-        let debt = self.ns.saturating_sub(forgiven).saturating_add(spent_ns);
-        self.ns = debt.min(2 * SLOW_WAKEUP_DEBT_MAX_NS);
+    /// A wake-up that began at `before` is over: if it took long, those that follow are measured.
+    #[inline]
+    fn watch(&mut self, before: u64) {
+        let now = cycles();
+        let spent = now.saturating_sub(before);
+        if spent > SUSPECT_WAKEUP_CYCLES {
+            let until = now.saturating_add(spent.saturating_mul(FORGIVEN_SHARE));
+            self.watched_until = self.watched_until.max(until);
+        }
+    }
+
+    /// Adds a slow wake-up.
+    fn add(&mut self, spent_ns: u64, now: Instant) {
+        self.ns = self.unforgiven_ns(now).saturating_add(spent_ns);
         self.at = Some(now);
-        self.ns > SLOW_WAKEUP_DEBT_MAX_NS
+    }
+
+    fn unforgiven_ns(&self, now: Instant) -> u64 {
+        let passed = self.at.map_or(0, |at| now.saturating_duration_since(at).as_nanos() as u64);
+        self.ns.saturating_sub(passed / FORGIVEN_SHARE)
+    }
+
+    /// Whether it is too much.
+    fn is_too_high(&self, now: Instant) -> bool {
+        self.unforgiven_ns(now) > SLOW_WAKEUP_DEBT_MAX_NS
     }
 }
 
@@ -241,7 +256,8 @@ impl Tenants {
         self.attached.get_mut(self.networks.get(id.index())?.index())
     }
 
-    /// Begins to serve a tenant. If there is one already, or no such endpoint, or rings are missing, they come back.
+    /// Begins to serve a tenant. If there is one already, or no such endpoint, or rings are missing, they come back. One whose
+    /// slow wake-ups are not forgiven yet is put out before it is woken even once: each could take as long as all of them.
     pub fn attach(&mut self, id: EndpointId, serial: u64, rings: TenantRings) -> Result<(), TenantRings> {
         match self.slots.get_mut(id.index()) {
             Some(slot @ None) if rings.is_complete() => {
@@ -257,6 +273,9 @@ impl Tenants {
                 self.turns.join(id);
                 if let Some(attached) = self.attached_with(id) {
                     attached.push(id);
+                }
+                if self.wakeup_debts.get(id.index()).is_some_and(|debt| debt.is_too_high(Instant::now())) {
+                    self.set_fault(id, Fault::SlowWakeups);
                 }
                 Ok(())
             }
@@ -413,28 +432,31 @@ impl Tenants {
         }
     }
 
-    /// Shows the tenants what was pushed: one store and at most one eventfd write for each queue.
+    /// Shows the tenants what was pushed: one store and at most one eventfd write for each queue. Those that are to be put out are
+    /// shown nothing any more.
     #[inline]
     pub fn flush(&mut self, counters: &WorkerCounters) {
         while let Some(id) = self.unflushed.pop() {
             let Some(Some(tenant)) = self.slots.get_mut(id.index()) else { continue };
             let Some(debt) = self.wakeup_debts.get_mut(id.index()) else { continue };
             let mut queues = std::mem::take(&mut tenant.unflushed);
+            if tenant.fault.is_some() {
+                continue;
+            }
             let mut is_faulty = false;
             while queues != 0 {
                 let queue = queues.trailing_zeros() as usize;
                 queues &= queues - 1;
                 let Some(ring) = tenant.rings.tx.get_mut(queue) else { continue };
-                if debt.watched > 0 {
-                    is_faulty |= wake_watched(ring, debt, counters);
+                let before = cycles();
+                if before < debt.watched_until {
+                    is_faulty |= wake_watched(ring, debt, before, counters);
                     continue;
                 }
-                let before = cycles();
                 // A failed wake-up is the tenant's own doing (it may own the eventfd); the packets are published.
                 if let Ok(true) = ring.flush() {
                     counters.tenant_wakeups.add(1);
-                    let is_suspect = cycles().wrapping_sub(before) > SUSPECT_WAKEUP_CYCLES;
-                    debt.watched = if is_suspect { WATCHED_WAKEUPS } else { 0 };
+                    debt.watch(before);
                 }
             }
             if std::mem::take(&mut tenant.was_meant) {
@@ -463,18 +485,17 @@ fn note_given(to: EndpointId, packet: &[u8], counters: &WorkerCounters) {
     }
 }
 
-/// Shows a tenant what was pushed, and measures what waking it costs. True if that is too much. Two system calls more: only for
-/// those that are suspect.
+/// Shows a tenant what was pushed, and measures what waking it costs; it begins at `before`. True if that is too much. Two system
+/// calls more: only for those that are suspect.
 #[cold]
-fn wake_watched(ring: &mut TxRing, debt: &mut WakeupDebt, counters: &WorkerCounters) -> bool {
-    let before = thread_time_ns();
+fn wake_watched(ring: &mut TxRing, debt: &mut WakeupDebt, before: u64, counters: &WorkerCounters) -> bool {
+    let ran_before = thread_time_ns();
     let Ok(true) = ring.flush() else { return false };
     counters.tenant_wakeups.add(1);
-    let spent = thread_time_ns().saturating_sub(before);
-    if spent < SLOW_WAKEUP_NS {
-        debt.watched -= 1;
-        return false;
-    }
-    debt.watched = WATCHED_WAKEUPS;
-    debt.add(spent, Instant::now())
+    let spent = thread_time_ns().saturating_sub(ran_before);
+    let Some(beyond @ 1..) = spent.checked_sub(FREE_WAKEUP_NS) else { return false };
+    debt.watch(before);
+    let now = Instant::now();
+    debt.add(beyond, now);
+    debt.is_too_high(now)
 }

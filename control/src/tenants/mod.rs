@@ -17,7 +17,9 @@ use mio::{Interest, Registry, Token};
 use peregrine_dataplane::engine::{Engine, TenantRings};
 use peregrine_dataplane::plan::{EndpointPlan, MemifRole, Plan};
 use peregrine_dataplane::types::EndpointId;
-use peregrine_memif::{ClientConfig, ControlSocket, Credentials, Interface, Secret, ServerConfig};
+use peregrine_memif::{
+    ClientConfig, ControlSocket, Credentials, Interface, Reject, Secret, ServerConfig, sealer,
+};
 
 use crate::error::Error;
 use client::Dialler;
@@ -163,14 +165,13 @@ impl Tenants {
         attempts.chain(self.listeners.deadline()).min()
     }
 
-    /// Puts out a tenant that broke the protocol on its rings.
+    /// Puts out a tenant that broke the protocol on its rings. One that hung up before this was known is barred as well.
     pub fn fault(&mut self, id: EndpointId, reason: &str, now: Instant, rings: &mut impl Rings) {
         let Some(endpoint) = self.endpoints.get_mut(id.index()) else { return };
-        if endpoint.control.is_some() {
-            endpoint.record.faults += 1;
-            endpoint.barred_until = Some(now + FAULT_PAUSE);
-        }
+        endpoint.record.faults += 1;
+        endpoint.barred_until = Some(now + FAULT_PAUSE);
         endpoint.end(id, reason, Some(reason), now, rings);
+        endpoint.record.last_end = Some(reason.to_owned());
     }
 
     /// Says goodbye to everybody, stops listening and connecting.
@@ -248,6 +249,11 @@ impl Endpoint {
         })
     }
 
+    /// It was put out just now.
+    fn is_barred(&self, now: Instant) -> bool {
+        self.barred_until.is_some_and(|until| now < until)
+    }
+
     fn notice_end(&mut self, id: EndpointId, now: Instant, rings: &mut impl Rings) {
         let Some(control) = self.control.as_ref().filter(|_| self.readable) else { return };
         self.readable = false;
@@ -281,12 +287,15 @@ impl Endpoint {
     ) -> Result<(), String> {
         let Interface { peer_name, peer_if_name, credentials, rx, tx, control, .. } = interface;
         let queue_pairs = rx.len().min(tx.len());
-        let watched = watch.over(control.as_raw_fd());
-        let attached = match (self.control.is_some(), watched) {
-            (true, _) => Err("already connected".to_owned()),
-            (_, Err(e)) => Err(format!("its socket cannot be watched: {e}")),
-            (false, Ok(())) => rings.attach(id, TenantRings::new(rx, tx)),
+        // Several handshakes can be let in before one has come to its end.
+        let admitted = if self.control.is_some() {
+            Err(Reject::AlreadyConnected.to_string())
+        } else if self.is_barred(now) {
+            Err(Reject::TooSoon.to_string())
+        } else {
+            watch.over(control.as_raw_fd()).map_err(|e| format!("its socket cannot be watched: {e}"))
         };
+        let attached = admitted.and_then(|()| rings.attach(id, TenantRings::new(rx, tx)));
         if let Err(reason) = attached {
             control.disconnect(&reason);
             return Err(reason);
@@ -321,8 +330,10 @@ impl Endpoint {
 
 /// Descriptors that a plan's tenants may need at the same time.
 pub fn descriptors_max(plan: &Plan) -> u64 {
-    // The control socket, an eventfd for each ring, and as client the memory, to be given back.
-    let connected: u64 = plan.endpoints.iter().map(|e| 2 + 2 * u64::from(e.memif.queue_pairs)).sum();
+    // The control socket, an eventfd for each ring, and as client the memory, and that of earlier connections if it cannot be taken
+    // back: the sealer has the same limit.
+    let kept = sealer::UNRETURNED_MAX as u64;
+    let connected: u64 = plan.endpoints.iter().map(|e| 2 + kept + 2 * u64::from(e.memif.queue_pairs)).sum();
     connected + server::descriptors_max(plan)
 }
 

@@ -215,7 +215,7 @@ impl Endpoint {
     /// A client asks for it.
     fn admit(&self, now: Instant) -> Result<ServerConfig, Refusal> {
         match &self.role {
-            Role::Server(_) if self.barred_until.is_some_and(|until| now < until) => Err(Refusal::TooSoon),
+            Role::Server(_) if self.is_barred(now) => Err(Refusal::TooSoon),
             Role::Server(_) if self.control.is_some() => Err(Refusal::AlreadyConnected),
             Role::Server(config) => Ok(config.clone()),
             Role::Client(_) => Err(Refusal::UnknownId),

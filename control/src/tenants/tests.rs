@@ -236,12 +236,44 @@ fn a_fault_puts_the_tenant_out_and_tells_it_why() {
     assert!(told.contains("ring index jump"), "{told}");
     assert!(bench.shelf.rings.is_empty());
     assert_eq!((bench.record(0).faults, bench.record(0).peer.is_some()), (1, false));
-    bench.tenants.fault(EndpointId(0), "late news of the same", later, &mut bench.shelf);
     bench.tenants.fault(EndpointId(77), "no such endpoint", later, &mut bench.shelf);
     assert_eq!(bench.record(0).faults, 1);
     let refused = bench.connect(client(0, b"")).unwrap_err().to_string();
     assert!(refused.contains("try again later"), "{refused}");
     assert_eq!(bench.record(0).refused, 1);
+}
+
+#[test]
+fn who_hangs_up_before_its_fault_is_known_is_barred_all_the_same() {
+    let mut bench = Bench::new();
+    drop(bench.connect(client(0, b"")).unwrap());
+    bench.settle();
+    assert!(bench.shelf.rings.is_empty());
+    let later = Instant::now() + PATIENCE;
+    bench.tenants.fault(EndpointId(0), "ring index jump", later, &mut bench.shelf);
+    let refused = bench.connect(client(0, b"")).unwrap_err().to_string();
+    assert!(refused.contains("try again later"), "{refused}");
+    let record = bench.record(0);
+    assert_eq!((record.faults, record.last_end.as_deref()), (1, Some("ring index jump")));
+}
+
+#[test]
+fn who_was_put_out_does_not_come_back_by_a_handshake_begun_before() {
+    let mut bench = Bench::new();
+    let mut second = Client::connect(&bench.path, client(0, b"")).unwrap();
+    // INIT is accepted, and CONNECT not said yet.
+    for _ in 0..3 {
+        bench.settle();
+        assert!(matches!(second.step(), Ok(Progress::Pending)));
+    }
+    let _first = bench.connect(client(0, b"")).unwrap();
+    bench.tenants.fault(EndpointId(0), "ring index jump", Instant::now() + PATIENCE, &mut bench.shelf);
+    let end = Instant::now() + PATIENCE;
+    while bench.record(0).refused == 0 && Instant::now() < end {
+        bench.settle();
+        let _connected_or_refused = second.step();
+    }
+    assert_eq!((bench.record(0).refused, bench.shelf.attached), (1, 1), "{:?}", bench.record(0));
 }
 
 #[test]

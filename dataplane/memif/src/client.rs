@@ -3,10 +3,13 @@
 //! The client owns all memory. It makes it to the limits of HELLO, but only once the server has accepted INIT: what a server that
 //! refuses costs is a few messages. It offers its receive buffers only after CONNECTED: libmemif and DPDK servers set every head and
 //! tail to 0 just before they send it.
+//!
+//! What no client can prevent: a server punches holes into the memory while it is used (`lib`, security).
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::addr::SocketAddr;
@@ -17,6 +20,7 @@ use crate::interface::{ControlSocket, Interface};
 use crate::memory::{ClientMemory, Layout};
 use crate::message::{Hello, Init, MODE_ETHERNET, Message, Secret, VERSION};
 use crate::ring::Role;
+use crate::seal;
 use crate::server::Progress;
 use crate::sys::{self, Credentials};
 
@@ -185,12 +189,14 @@ impl Client {
         connector::connect_blocking(addr, config, timeout)
     }
 
-    /// Over a connected socket.
+    /// Over a connected socket, to a server that is like no other.
     pub(crate) fn over(socket: OwnedFd, config: ClientConfig) -> Self {
+        static NUMBER: AtomicU64 = AtomicU64::new(0);
+        let server = format!("server {}", NUMBER.fetch_add(1, Ordering::Relaxed));
         let credentials = sys::credentials(socket.as_fd()).ok();
         Self {
             channel: Some(Channel::new(socket)),
-            server: config.name.as_str().into(),
+            server: server.into(),
             config,
             state: State::Hello,
             script: VecDeque::new(),
@@ -284,6 +290,7 @@ impl Client {
     fn send_next(&mut self) -> Result<(), HandshakeError> {
         let line = self.script.pop_front().ok_or(HandshakeError::Finished)?;
         if let Line::Region(layout) = line {
+            seal::may_make_memory(&self.server)?;
             let made = ClientMemory::new(layout, &self.server, self.config.forbid_seals)
                 .map_err(HandshakeError::io("make shared memory"))?;
             self.memory = Some(made);

@@ -5,7 +5,8 @@
 //! [`Connector::deadline`], and calls [`Connector::step`] with the time. At most one socket is open at any moment.
 //!
 //! What must hold: a server that takes our memory and hangs up, again and again, cannot make us give it memory fast. It may keep what
-//! it was given, and that is charged to us.
+//! it was given, and that is charged to us. And one that keeps too much of it gets no more (`seal::may_make_memory`), however long its
+//! connections have lasted.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
@@ -279,7 +280,7 @@ fn is_final(why: &HandshakeError) -> bool {
         HandshakeError::Io { source, .. } => !is_transient(source),
         HandshakeError::Closed { .. } => false,
         HandshakeError::Disconnected { text, .. } => text.to_ascii_lowercase().contains("secret"),
-        HandshakeError::Rejected(why) => *why != Reject::TimedOut,
+        HandshakeError::Rejected(why) => !matches!(why, Reject::TimedOut | Reject::MemoryKept),
         HandshakeError::Config(_) | HandshakeError::Finished => true,
     }
 }

@@ -234,8 +234,11 @@ pub enum Reject {
     /// The file behind a region was locked by the client (it was writing to it, punching holes, …) for too long to be sealed, now
     /// or in an earlier handshake that is still stuck.
     RegionBusy,
-    /// The process that seals regions has ended, or it could not do its work.
-    NoSealer,
+    /// The process that seals regions has ended (EPIPE), or it could not do its work.
+    NoSealer {
+        /// Why not.
+        errno: i32,
+    },
     /// The region could not be mapped.
     RegionMap,
     /// A page of the region could not be made present: no memory, or the file has become shorter.
@@ -267,6 +270,8 @@ pub enum Reject {
         /// The user that it must have.
         expected: u32,
     },
+    /// The server keeps the memory of so many earlier connections locked that it gets no more: it is not given back yet.
+    MemoryKept,
     /// The limits in HELLO leave no ring or no size that the client could use.
     Limits,
     /// The handshake took too long.
@@ -307,7 +312,9 @@ impl fmt::Display for Reject {
             Self::RegionReadOnly => f.write_str("region is sealed against writing, connect with new memory"),
             Self::RegionUnsealable => f.write_str("region cannot be sealed with F_SEAL_FUTURE_WRITE"),
             Self::RegionBusy => f.write_str("region cannot be sealed, its file is in use"),
-            Self::NoSealer => f.write_str("region cannot be sealed just now, try again later"),
+            Self::NoSealer { errno } => {
+                write!(f, "region cannot be sealed just now (errno {errno}), try again later")
+            }
             Self::RegionMap => f.write_str("cannot map region"),
             Self::RegionPopulate => f.write_str("cannot populate region"),
             Self::TooManyGuarded { max } => {
@@ -325,6 +332,7 @@ impl fmt::Display for Reject {
             Self::WrongServer { uid: None, expected } => {
                 write!(f, "server's user is unknown, only user {expected} is trusted")
             }
+            Self::MemoryKept => f.write_str("memory of earlier connections is not given back yet"),
             Self::Limits => f.write_str("limits in HELLO are unusable"),
             Self::TimedOut => f.write_str("handshake timed out"),
         }

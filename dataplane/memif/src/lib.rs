@@ -138,10 +138,18 @@
 //!   the client's request) is faulted in again at the next access, and a client's cgroup may have its pages swapped out. No such
 //!   fault waits for the client. Use no swap, or mlockall(2) with MCL_ONFAULT (without it, see [`guard_memory`]).
 //!   SIGBUS can also still come from broken memory (ECC), and before Linux 5.14 from a page that could not be allocated.
+//! - **Holes.** Memory that was not sealed against them, which is that of [`ServerConfig::allow_unsealed`] and all that we bring as client,
+//!   can be punched by the peer while it is used. An access of ours to a place that is being punched sleeps until the peer's thread is
+//!   done with its hole, and can be neither interrupted nor killed; that thread goes on only when the peer's scheduling lets it. One that
+//!   it has starved (SCHED_IDLE or nice 19 beside a busy thread of its own on the same core) can hold our thread for **seconds**, and
+//!   begin again. memif's memory files leave no way to stop this but that seal. So a peer of these two kinds must be trusted as far as
+//!   the thread that serves it; what makes it harder is a cgroup of its own with a fair `cpu.weight` and few tasks, and no system call
+//!   that sets a thread's policy, priority or affinity. Our own memory can neither shrink nor grow, so that a hole is at most as large as
+//!   that.
 //! - [`ServerConfig::allow_unsealed`] gives all that up, for peers that cannot be sealed (old programs, VPP with huge pages); use it
 //!   only for peers that are trusted like this process. With [`guard_memory`], which handles SIGBUS, such a peer that takes its
 //!   memory away loses its own connection ([`Violation::MemoryLost`]) instead of ending the process; without it the process dies.
-//!   Holes, and so page faults in our threads, remain possible. The guard is for this alone: it does not help against broken memory.
+//!   Holes remain possible. The guard is for this alone: it does not help against broken memory.
 //! - A client can keep its file locked while it is to be sealed, for as long as it likes, and whoever waits for the lock cannot be
 //!   stopped, not even by SIGKILL. So this is done elsewhere: it costs the server's event loop 1 ms, the client is refused after
 //!   [`Limits::seal_timeout`], and its interface's name until it lets go. Elsewhere is a process that the program starts with
@@ -149,11 +157,12 @@
 //!   ends, its listening sockets are closed and can be bound again, but it does not go away completely, and with its address space
 //!   mapped sockets (AF_XDP queues, packet rings) stay as they are, until the client lets go or dies. Programs with such sockets, and
 //!   those that must be restarted whatever their clients do, start a sealer.
-//! - Of all clients together at most 32 files wait to be sealed at a time, of one interface one.
+//! - Of one interface at most one file waits to be sealed at a time, and none because of another interface's client.
 //! - As client we pay for the memory, and the server can keep it: it is made only once INIT is accepted, and its pages are taken back
-//!   when the connection has ended. A server can prevent that (by a seal of its own, or a lock), so a [`Connector`] asks one that takes
-//!   memory and hangs up less and less often ([`Backoff`]). And it can punch holes into it while it is used, so that an access of ours is
-//!   a page fault, which waits while it does: in that role, too, a worker can be slowed down by its peer.
+//!   when the connection has ended. A server can prevent that, by a seal of its own ([`ClientConfig::forbid_seals`] forbids it), or by a
+//!   lock: so one that keeps the memory of 8 earlier connections locked ([`sealer::UNRETURNED_MAX`]) gets no more
+//!   ([`Reject::MemoryKept`]), and a [`Connector`] asks one that takes memory and hangs up less and less often ([`Backoff`]). And it can
+//!   punch holes into it while it is used (above).
 //! - Whoever listens where a client connects gets the secret: [`ClientConfig::server_uid`] says who that must be.
 //! - The eventfds that a peer shares with us are written and read in ways that never wait for it (writing: where `io_setup` is to
 //!   be had, see [`warm_up`]). But waking is not free of the peer's influence: the kernel walks everything that waits for the

@@ -5,13 +5,14 @@
 //! handshake waits for its own for a moment, looks again whenever it is stepped, and gives up after `Limits::seal_timeout`. The
 //! sealer goes on waiting for the lock of that file, until its owner lets go or dies.
 //!
-//! What must hold: for a name at most one seal and 16 emptyings are under way, and `UNDER_WAY_MAX` of each task in all, given up or
-//! not. So a tenant can have no more of the sealer than so many files and threads, and all of them no more than these.
+//! What must hold: for a name at most one seal is under way, given up or not, whatever others do. And no emptying is forgotten:
+//! instead, no new memory is made for a name of which `UNRETURNED_MAX` are not done. So a tenant can have no more of the sealer, and
+//! of our memory, than that many files and threads, and those of its connections that are open.
 
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -19,37 +20,70 @@ use crate::error::Reject;
 use crate::sealer::{self, MESSAGE_BYTES, Task};
 use crate::sys;
 
-/// Most requests of one task under way, of all names.
-const UNDER_WAY_MAX: usize = 32;
+/// As client: most files of our memory that a server may keep us from taking back before it is given no more. Of an honest one there is
+/// one, for some microseconds; the rest is for a busy machine.
+pub const UNRETURNED_MAX: usize = 8;
 
-static DESK: Mutex<Desk> = Mutex::new(Desk { sealer: Sealer::None, next_number: 0, jobs: Vec::new() });
+/// A sealer whose process has not answered for so long is lost. It does so at once unless the machine is very busy.
+const SILENCE_MAX: Duration = Duration::from_secs(3);
+/// What a look at it counts for at most: a program that was stopped together with its sealer does not take it for lost.
+const LOOK_MAX: Duration = Duration::from_secs(1);
+
+static DESK: Mutex<Desk> = Mutex::new(Desk {
+    sealer: Sealer::None,
+    ping: None,
+    next_number: 0,
+    seals: Vec::new(),
+    emptyings: Vec::new(),
+});
 
 /// Requests and their answers.
 struct Desk {
     sealer: Sealer,
+    /// To the sealer's process, which has not answered anything since.
+    ping: Option<Ping>,
     next_number: u64,
-    jobs: Vec<Job>,
+    seals: Vec<Seal>,
+    emptyings: Vec<Emptying>,
 }
 
 /// Who does the work.
 enum Sealer {
     /// Nobody yet: a thread, as soon as there is work.
     None,
-    /// Whoever is at the other end.
-    At(Arc<OwnedFd>),
+    /// Whoever is at the other end: a thread, or a process, which can die.
+    At {
+        /// The socket to it.
+        socket: Arc<OwnedFd>,
+        is_process: bool,
+    },
     /// It has ended.
     Lost,
 }
 
-/// One request, until its answer has come and was taken.
-struct Job {
+/// A question whether the sealer is there.
+struct Ping {
+    /// How long it has been unanswered, and until when that was counted.
+    silence: Duration,
+    looked: Instant,
+}
+
+/// A file to be sealed, until the answer has come and was taken.
+struct Seal {
     number: u64,
-    task: Task,
     name: Arc<str>,
     /// 0 or an errno, once it has come.
     answer: Option<i32>,
     /// Somebody will take the answer.
     is_awaited: bool,
+}
+
+/// A file of ours to be emptied, until it is.
+struct Emptying {
+    number: u64,
+    name: Arc<str>,
+    /// As long as the sealer does not have it yet.
+    file: Option<Arc<File>>,
 }
 
 /// Why a request was not made.
@@ -64,14 +98,16 @@ enum NotBegun {
 pub(crate) fn use_sealer(socket: OwnedFd) {
     let mut desk = desk();
     desk.lose();
-    desk.sealer = Sealer::At(Arc::new(socket));
+    desk.sealer = Sealer::At { socket: Arc::new(socket), is_process: true };
 }
 
 /// Whether the sealer's process has ended: until another one is started, clients whose memory must be sealed are refused, and our own
-/// memory is not taken back from peers that keep it.
+/// memory is not taken back from peers that keep it. To be asked about once a second: one that has died while a thread of it waits for a
+/// file's lock keeps its socket open, and is known by not answering for three seconds in which this was asked.
 pub fn is_lost() -> bool {
     let mut desk = desk();
     desk.hear();
+    desk.ping(Instant::now());
     matches!(desk.sealer, Sealer::Lost)
 }
 
@@ -80,46 +116,85 @@ fn desk() -> MutexGuard<'static, Desk> {
 }
 
 impl Desk {
-    /// Makes a request; gives its number.
-    fn begin(
-        &mut self,
-        task: Task,
-        name: &Arc<str>,
-        file: BorrowedFd<'_>,
-        is_awaited: bool,
-    ) -> Result<u64, NotBegun> {
+    /// Begins to seal a file; gives the request's number.
+    fn seal(&mut self, name: &Arc<str>, file: BorrowedFd<'_>) -> Result<u64, NotBegun> {
         self.hear();
-        let under_way = || self.jobs.iter().filter(|job| job.task == task && job.answer.is_none());
-        let of_the_name = under_way().filter(|job| job.name == *name).count();
-        if under_way().count() >= UNDER_WAY_MAX || of_the_name >= task.for_a_name() {
+        if self.seals.iter().any(|seal| seal.answer.is_none() && seal.name == *name) {
             return Err(NotBegun::Busy);
         }
-        if matches!(self.sealer, Sealer::None) {
-            self.sealer = Sealer::At(Arc::new(in_a_thread().map_err(|_| NotBegun::Busy)?));
-        }
-        let Sealer::At(socket) = &self.sealer else { return Err(NotBegun::Lost) };
-        let number = self.next_number;
-        match sys::send(socket.as_fd(), &sealer::message(number, task as u64), Some(file)) {
-            Ok(()) => {}
-            Err(err) if err.kind() == io::ErrorKind::BrokenPipe => {
-                self.lose();
-                return Err(NotBegun::Lost);
-            }
-            Err(_) => return Err(NotBegun::Busy),
-        }
-        self.next_number += 1;
-        self.jobs.push(Job { number, task, name: Arc::clone(name), answer: None, is_awaited });
+        let number = self.number();
+        self.request(number, Task::Seal, Some(file))?;
+        self.seals.push(Seal { number, name: Arc::clone(name), answer: None, is_awaited: true });
         Ok(number)
     }
 
-    /// Takes in all answers that have come.
+    /// Of the next request.
+    fn number(&mut self) -> u64 {
+        self.next_number += 1;
+        self.next_number
+    }
+
+    /// Sends a request to the sealer.
+    fn request(&mut self, number: u64, task: Task, file: Option<BorrowedFd<'_>>) -> Result<(), NotBegun> {
+        if matches!(self.sealer, Sealer::None) {
+            let socket = Arc::new(in_a_thread().map_err(|_| NotBegun::Busy)?);
+            self.sealer = Sealer::At { socket, is_process: false };
+        }
+        let Sealer::At { socket, .. } = &self.sealer else { return Err(NotBegun::Lost) };
+        match sys::send(socket.as_fd(), &sealer::message(number, task as u64), file) {
+            Ok(()) => Ok(()),
+            Err(err) if err.kind() == io::ErrorKind::BrokenPipe => {
+                self.lose();
+                Err(NotBegun::Lost)
+            }
+            Err(_) => Err(NotBegun::Busy),
+        }
+    }
+
+    /// Takes in all answers that have come, and hands on what the sealer could not be given before.
     fn hear(&mut self) {
-        while let Sealer::At(socket) = &self.sealer {
+        self.take_answers();
+        for at in 0..self.emptyings.len() {
+            let Some(Emptying { number, file: Some(file), .. }) = self.emptyings.get(at) else { continue };
+            let (number, file) = (*number, Arc::clone(file));
+            if self.request(number, Task::Empty, Some(file.as_fd())).is_err() {
+                return;
+            }
+            if let Some(emptying) = self.emptyings.get_mut(at) {
+                emptying.file = None;
+            }
+        }
+    }
+
+    /// Asks the sealer's process whether it is there, or counts how long it has not said so.
+    fn ping(&mut self, now: Instant) {
+        if !matches!(self.sealer, Sealer::At { is_process: true, .. }) {
+            return;
+        }
+        if let Some(ping) = &mut self.ping {
+            ping.silence += now.saturating_duration_since(ping.looked).min(LOOK_MAX);
+            ping.looked = now;
+            if ping.silence >= SILENCE_MAX {
+                self.lose();
+            }
+            return;
+        }
+        let number = self.number();
+        // Where there is no room for it, other requests are unanswered: any answer will do.
+        if let Ok(()) | Err(NotBegun::Busy) = self.request(number, Task::Ping, None) {
+            self.ping = Some(Ping { silence: Duration::ZERO, looked: now });
+        }
+    }
+
+    fn take_answers(&mut self) {
+        while let Sealer::At { socket, .. } = &self.sealer {
             let mut bytes = [0; MESSAGE_BYTES];
             match sys::receive(socket.as_fd(), &mut bytes) {
                 Ok(received) if received.bytes > 0 => {
                     let (number, errno) = sealer::parts(bytes);
-                    self.answer(|job| job.number == number, errno as i32);
+                    self.emptyings.retain(|emptying| emptying.number != number);
+                    self.ping = None;
+                    self.answer(|seal| seal.number == number, errno as i32);
                 }
                 Err(err) if err.kind() == io::ErrorKind::WouldBlock => return,
                 Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
@@ -128,17 +203,20 @@ impl Desk {
         }
     }
 
-    fn answer(&mut self, of: impl Fn(&Job) -> bool, errno: i32) {
-        for job in self.jobs.iter_mut().filter(|job| job.answer.is_none() && of(job)) {
-            job.answer = Some(errno);
+    fn answer(&mut self, of: impl Fn(&Seal) -> bool, errno: i32) {
+        for seal in self.seals.iter_mut().filter(|seal| seal.answer.is_none() && of(seal)) {
+            seal.answer = Some(errno);
         }
-        self.jobs.retain(|job| job.is_awaited || job.answer.is_none());
+        self.seals.retain(|seal| seal.is_awaited || seal.answer.is_none());
     }
 
-    /// The sealer has ended: it will not answer any more.
+    /// The sealer has ended: it will not answer any more. What waits for a lock in it is still emptied, for threads that wait so end
+    /// only afterwards.
     fn lose(&mut self) {
         self.sealer = Sealer::Lost;
+        self.ping = None;
         self.answer(|_| true, libc::EPIPE);
+        self.emptyings.retain(|emptying| emptying.file.is_some());
     }
 }
 
@@ -146,21 +224,37 @@ impl Desk {
 /// long after the process was killed; the process's memory it does keep.
 fn in_a_thread() -> io::Result<OwnedFd> {
     let (ours, theirs) = sys::socket_pair()?;
+    let (tell, told) = mpsc::sync_channel(1);
     let work = move || {
         // Handlers write to descriptors, which are others here.
         sys::block_signals();
-        sys::leave_descriptors(theirs.as_fd());
+        // Nobody listens if the other thread is gone, with the process.
+        let _ = tell.send(sys::leave_descriptors(theirs.as_fd()));
         sealer::work(&Arc::new(theirs));
     };
     thread::Builder::new().name("memif-sealer".to_owned()).stack_size(64 << 10).spawn(work)?;
+    // What it has in its own table is still in ours.
+    if let Ok(Some(left_behind)) = told.recv() {
+        left_behind.close();
+    }
     Ok(ours)
 }
 
 /// Gives the memory of our own file back, although a peer may keep the file: what it takes of it from now on is its own. Asked for and
-/// not waited for. If the peer has sealed the file against it, or keeps an earlier one of this name locked, the memory stays.
-pub(crate) fn empty(file: &File, name: &Arc<str>) {
-    // Nothing else can be done.
-    let _ = desk().begin(Task::Empty, name, file.as_fd(), false);
+/// not waited for. If the peer has sealed the file against it, the memory stays; if it keeps the file locked, for as long as it does.
+pub(crate) fn empty(file: &Arc<File>, name: &Arc<str>) {
+    let mut desk = desk();
+    let number = desk.number();
+    desk.emptyings.push(Emptying { number, name: Arc::clone(name), file: Some(Arc::clone(file)) });
+    desk.hear();
+}
+
+/// Whether memory may be made for a connection to the server that this name stands for: not while it keeps too much from earlier ones.
+pub(crate) fn may_make_memory(name: &Arc<str>) -> Result<(), Reject> {
+    let mut desk = desk();
+    desk.hear();
+    let unreturned = desk.emptyings.iter().filter(|emptying| emptying.name == *name).count();
+    if unreturned < UNRETURNED_MAX { Ok(()) } else { Err(Reject::MemoryKept) }
 }
 
 /// A request whose answer is awaited.
@@ -173,11 +267,11 @@ impl Ticket {
         loop {
             let mut desk = desk();
             desk.hear();
-            let job = desk.jobs.iter().find(|job| job.number == self.0);
-            if let Some(errno) = job.map_or(Some(libc::EPIPE), |job| job.answer) {
+            let seal = desk.seals.iter().find(|seal| seal.number == self.0);
+            if let Some(errno) = seal.map_or(Some(libc::EPIPE), |seal| seal.answer) {
                 return Some(errno);
             }
-            let Sealer::At(socket) = &desk.sealer else { return Some(libc::EPIPE) };
+            let Sealer::At { socket, .. } = &desk.sealer else { return Some(libc::EPIPE) };
             let socket = Arc::clone(socket);
             drop(desk);
             let left = end.saturating_duration_since(Instant::now());
@@ -192,8 +286,8 @@ impl Ticket {
 impl Drop for Ticket {
     fn drop(&mut self) {
         let mut desk = desk();
-        desk.jobs.iter_mut().filter(|job| job.number == self.0).for_each(|job| job.is_awaited = false);
-        desk.jobs.retain(|job| job.is_awaited || job.answer.is_none());
+        desk.seals.iter_mut().filter(|seal| seal.number == self.0).for_each(|seal| seal.is_awaited = false);
+        desk.seals.retain(|seal| seal.is_awaited || seal.answer.is_none());
     }
 }
 
@@ -224,14 +318,14 @@ impl Sealing {
                     None => return self.not_yet(),
                     Some(0) => {}
                     Some(libc::EPERM | libc::EINVAL) => return Err(Reject::RegionUnsealable),
-                    Some(_) => return Err(Reject::NoSealer),
+                    Some(errno) => return Err(Reject::NoSealer { errno }),
                 }
                 self.ticket = None;
             }
             let Some(file) = self.files.pop() else { return Ok(true) };
-            match desk().begin(Task::Seal, &self.name, file.as_fd(), true) {
+            match desk().seal(&self.name, file.as_fd()) {
                 Ok(number) => self.ticket = Some(Ticket(number)),
-                Err(NotBegun::Lost) => return Err(Reject::NoSealer),
+                Err(NotBegun::Lost) => return Err(Reject::NoSealer { errno: libc::EPIPE }),
                 Err(NotBegun::Busy) => {
                     self.files.push(file);
                     return self.not_yet();

@@ -90,8 +90,8 @@ pub struct ServerConfig {
     ///
     /// **Danger**: such a client can make its memory vanish under us, and the next access is SIGBUS: the whole process dies, unless
     /// the program has called [`guard_memory`](crate::guard_memory) before; then only this connection ends. Or it punches holes into
-    /// it again and again, and the thread that touches them sleeps meanwhile, guard or not. Only for a peer that is trusted as much
-    /// as this process itself.
+    /// it again and again, and the thread that touches them sleeps meanwhile, guard or not, for as long as the client makes its hole
+    /// last: seconds, if it starves the thread that makes it. Only for a peer that is trusted as much as this process itself.
     ///
     /// Without this, a region gets the seal F_SEAL_FUTURE_WRITE at CONNECT. The client must have mapped it before (all known ones
     /// have), cannot use write(2) on it any more, and needs new memory for its next connection.

@@ -55,7 +55,7 @@ fn check(result: c_int) -> io::Result<c_int> {
 /// Takes over a descriptor that the kernel has just given us.
 fn owned(fd: RawFd) -> OwnedFd {
     // SAFETY: every caller passes the result of a system call that makes a new descriptor, checked not to be negative, and
-    // passes it once.
+    // passes it once; or a descriptor whose owner has left this table (`LeftBehind`), once.
     unsafe { OwnedFd::from_raw_fd(fd) }
 }
 
@@ -247,8 +247,17 @@ fn ignore_would_block(result: isize) -> io::Result<()> {
 /// Waits until a descriptor is readable (or closed), or `timeout` (rounded up to ms, at most 2^31 of them) is over. A signal
 /// ends the wait early.
 pub(crate) fn wait_readable(fd: BorrowedFd<'_>, timeout: Duration) -> io::Result<bool> {
+    wait_for(fd, libc::POLLIN, timeout)
+}
+
+/// The same for a descriptor that is to be written to.
+pub(crate) fn wait_writable(fd: BorrowedFd<'_>, timeout: Duration) -> io::Result<bool> {
+    wait_for(fd, libc::POLLOUT, timeout)
+}
+
+fn wait_for(fd: BorrowedFd<'_>, events: libc::c_short, timeout: Duration) -> io::Result<bool> {
     let timeout_ms = c_int::try_from(timeout.as_micros().div_ceil(1000)).unwrap_or(c_int::MAX);
-    let mut poll = libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    let mut poll = libc::pollfd { fd: fd.as_raw_fd(), events, revents: 0 };
     // SAFETY: one pollfd, alive for the call.
     match check(unsafe { libc::poll(&mut poll, 1, timeout_ms) }) {
         Ok(ready) => Ok(ready > 0),
@@ -257,7 +266,8 @@ pub(crate) fn wait_readable(fd: BorrowedFd<'_>, timeout: Duration) -> io::Result
     }
 }
 
-/// An anonymous memory file of `bytes` bytes that can never shrink, so that no access inside it is beyond its end.
+/// An anonymous memory file of `bytes` bytes that can never shrink, so that no access inside it is beyond its end; nor grow: taking
+/// out what a peer has put behind it would take time in which an access of ours may have to wait.
 pub(crate) fn sealed_memory(bytes: u64) -> io::Result<File> {
     // SAFETY: the name is a NUL-terminated literal.
     let fd =
@@ -265,7 +275,9 @@ pub(crate) fn sealed_memory(bytes: u64) -> io::Result<File> {
     let file = File::from(owned(fd));
     file.set_len(bytes)?;
     // SAFETY: no pointers.
-    check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, libc::F_SEAL_SHRINK) })?;
+    check(unsafe {
+        libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, libc::F_SEAL_SHRINK | libc::F_SEAL_GROW)
+    })?;
     Ok(file)
 }
 
@@ -373,35 +385,47 @@ pub(crate) fn block_signals() {
 }
 
 /// Gives this thread, and those that it starts, a table of descriptors of their own with nothing in it but `kept`: what it waits for
-/// then keeps nothing open that others close. Linux 5.9; before that nothing changes.
-pub(crate) fn leave_descriptors(kept: BorrowedFd<'_>) {
-    let kept = kept.as_raw_fd().unsigned_abs();
+/// then keeps nothing open that others close. The table of the others has `kept`, too, and for good: that one is the result, for another
+/// thread to close. Linux 5.9; before that nothing changes, and there is no result.
+pub(crate) fn leave_descriptors(kept: BorrowedFd<'_>) -> Option<LeftBehind> {
+    let number = kept.as_raw_fd().unsigned_abs();
     let close = |from: u32, to: u32| {
         // SAFETY: no pointers. With this flag the thread gets a table of its own first, so no descriptor that another one owns is
         // closed; this one owns `kept` alone.
-        unsafe { libc::syscall(libc::SYS_close_range, from, to, libc::CLOSE_RANGE_UNSHARE) }
+        unsafe { libc::syscall(libc::SYS_close_range, from, to, libc::CLOSE_RANGE_UNSHARE) == 0 }
     };
-    if kept > 0 {
-        close(0, kept - 1);
+    let is_alone = close(number + 1, u32::MAX);
+    if number > 0 {
+        close(0, number - 1);
     }
-    close(kept + 1, u32::MAX);
+    is_alone.then_some(LeftBehind(kept.as_raw_fd()))
 }
 
-/// Gives up all capabilities, and the chance to get any.
-pub(crate) fn drop_privileges() {
+/// A descriptor in a table that its owner has left.
+#[derive(Debug)]
+pub(crate) struct LeftBehind(RawFd);
+
+impl LeftBehind {
+    /// Closes it. Not in the thread that has left, where the same number is the owner's.
+    pub(crate) fn close(self) {
+        drop(owned(self.0));
+    }
+}
+
+/// Gives up all capabilities of this thread, and of those that it starts, and the chance to get any.
+pub(crate) fn drop_capabilities() -> io::Result<()> {
     /// Version 3 of the interface: two words of each set.
     const VERSION: u32 = 0x2008_0522;
     let header = [VERSION, 0];
     let none = [0u32; 6];
-    // SAFETY: the kernel reads the two words of the header (version, this thread) and six words of sets. Less is always allowed.
-    unsafe {
-        libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
-        libc::syscall(libc::SYS_capset, header.as_ptr(), none.as_ptr());
-    }
+    // SAFETY: no pointers.
+    check(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) })?;
+    // SAFETY: the kernel reads the two words of the header (version, this thread) and six words of sets.
+    check(unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), none.as_ptr()) } as c_int).map(drop)
 }
 
 /// Ends the process, whatever its threads do.
-pub(crate) fn exit_at_once() -> ! {
+pub(crate) fn exit_at_once(status: c_int) -> ! {
     // SAFETY: no memory is touched again; nothing here has to be tidied up.
-    unsafe { libc::_exit(0) }
+    unsafe { libc::_exit(status) }
 }

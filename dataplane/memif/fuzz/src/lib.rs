@@ -22,7 +22,7 @@ pub struct Holdings {
 
 impl Holdings {
     /// What is held between two inputs. The fuzzer's own files may be others each time, its threads are not; the sealer of this process
-    /// is set up at the first connection, and stays: two files and a thread.
+    /// is set up at the first connection, and stays: a file and a thread.
     pub fn at_rest() -> Self {
         static THREADS: OnceLock<usize> = OnceLock::new();
         let threads = *THREADS.get_or_init(|| {

@@ -198,10 +198,35 @@ fn memory_is_made_only_once_init_is_accepted() {
     assert_survived(&output);
 }
 
+/// A sealer of this process keeps one descriptor open in it: its socket.
+#[test]
+fn the_first_connection_leaves_one_descriptor_open_and_the_next_ones_none() {
+    let test = "client_side::the_first_connection_leaves_one_descriptor_open_and_the_next_ones_none";
+    let output = in_a_process_of_its_own(test, || {
+        let descriptors = || std::fs::read_dir("/proc/self/fd").unwrap().count();
+        let before = descriptors();
+        for round in 1..=3 {
+            drop(crate::pair(config(), ServerConfig::default()).unwrap());
+            assert_eq!(descriptors(), before + 1, "after connection {round}");
+        }
+    });
+    assert_survived(&output);
+}
+
 /// Blocks of a file that are there.
 pub(super) fn blocks(file: &File) -> u64 {
     use std::os::unix::fs::MetadataExt;
     file.metadata().unwrap().blocks()
+}
+
+#[test]
+fn a_peer_can_change_the_size_of_our_memory_neither_way() {
+    let (_peer, memory, _) = Peer::served(config(), hello());
+    let bytes = memory.file.metadata().unwrap().len();
+    for other in [bytes - 1, bytes + 1] {
+        let refused = memory.file.set_len(other).unwrap_err();
+        assert_eq!(refused.kind(), std::io::ErrorKind::PermissionDenied, "{other} of {bytes} bytes");
+    }
 }
 
 /// They are charged to us, and would be for as long as the peer keeps the file.

@@ -13,13 +13,13 @@ const FIRST: Duration = Duration::from_millis(10);
 const MAX: Duration = Duration::from_millis(50);
 
 /// A server's socket under a name of its own.
-struct Port {
+pub(super) struct Port {
     addr: SocketAddr,
     socket: OwnedFd,
 }
 
 impl Port {
-    fn new(name: &str) -> Self {
+    pub(super) fn new(name: &str) -> Self {
         let addr = SocketAddr::Abstract(format!("peregrine-memif-{name}-{}", std::process::id()));
         let socket = sys::socket().unwrap();
         sys::bind(socket.as_fd(), &addr.to_raw().unwrap()).unwrap();
@@ -53,6 +53,25 @@ impl Port {
                 }
             }
         }
+    }
+
+    /// A client that connects and has got as far as giving memory, and what it has given.
+    pub(super) fn asks_for_memory(&self) -> Result<(Client, File), HandshakeError> {
+        let mut client = Client::connect(&self.addr, config())?;
+        let channel = Channel::new(self.accept());
+        for message in [Message::Hello(hello()), Message::Ack] {
+            channel.send(&message, None).unwrap();
+            client.step()?;
+        }
+        assert!(matches!(channel.receive().unwrap(), Incoming::Message(Message::Init(_), None)));
+        match channel.receive().unwrap() {
+            Incoming::Message(Message::AddRegion { .. }, Some(fd)) => Ok((client, fd.into())),
+            _ => panic!("no memory"),
+        }
+    }
+
+    pub(super) fn gives_memory(&self) -> (Client, File) {
+        self.asks_for_memory().unwrap()
     }
 
     fn connector(&self) -> Connector {

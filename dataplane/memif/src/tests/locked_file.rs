@@ -14,7 +14,7 @@ use super::*;
 use crate::addr::SocketAddr;
 use crate::error::{Reject, Sent};
 use crate::listener::{Listener, ListenerConfig};
-use crate::sealer;
+use crate::{seal, sealer};
 
 /// A server configuration of an interface that no other test uses: its name may be refused for a while.
 fn named(name: &str) -> ServerConfig {
@@ -36,7 +36,7 @@ struct Lock {
 }
 
 impl Lock {
-    fn hold(file: &File) -> Self {
+    fn hold(file: &File, bytes: u64) -> Self {
         // SAFETY: a system call without pointers; then a new descriptor that nobody else has.
         let faults = unsafe {
             let fd = libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC | libc::O_NONBLOCK);
@@ -61,7 +61,7 @@ impl Lock {
         let writer = thread::spawn(move || {
             // SAFETY: the page stays mapped until this thread has ended, and only the kernel reads it.
             let byte = unsafe { std::slice::from_raw_parts(address as *const u8, 1) };
-            file.write_all_at(byte, REGION_BYTES - 1)
+            file.write_all_at(byte, bytes - 1)
         });
         // The fault is reported: the writer sleeps in it, with the lock.
         assert!(sys::wait_readable(faults.as_fd(), Duration::from_secs(10)).unwrap(), "no fault");
@@ -116,7 +116,7 @@ fn assert_busy(refused: Result<Interface, HandshakeError>) {
 fn a_client_that_keeps_its_file_locked_is_refused_and_its_name_stays_so() {
     let config = named("locked");
     let mut bench = impatient(&config);
-    let lock = Lock::hold(&bench.memory.file);
+    let lock = Lock::hold(&bench.memory.file, REGION_BYTES);
     assert_busy(bench.connect());
     assert_eq!(bench.farewell(), Reject::RegionBusy.to_string());
     // The lock is still waited for: no second time for this name, but others are not concerned.
@@ -127,6 +127,21 @@ fn a_client_that_keeps_its_file_locked_is_refused_and_its_name_stays_so() {
     say_connect(&mut next);
     lock.release();
     connects(&mut next);
+}
+
+#[test]
+#[ignore = "needs root: make test runs it"]
+fn however_many_keep_their_files_locked_others_connect() {
+    let locks: Vec<_> = (0..40)
+        .map(|number| {
+            let mut bench = impatient(&named(&format!("one of many {number}")));
+            let lock = Lock::hold(&bench.memory.file, REGION_BYTES);
+            assert_busy(bench.connect());
+            lock
+        })
+        .collect();
+    Bench::described(named("not one of them")).connect().unwrap();
+    drop(locks);
 }
 
 /// Steps until it is connected.
@@ -146,7 +161,7 @@ fn connects(bench: &mut Bench) {
 #[ignore = "needs root: make test runs it"]
 fn a_client_that_lets_go_in_time_connects() {
     let mut bench = Bench::described(named("late"));
-    let lock = Lock::hold(&bench.memory.file);
+    let lock = Lock::hold(&bench.memory.file, REGION_BYTES);
     say_connect(&mut bench);
     lock.release();
     connects(&mut bench);
@@ -157,7 +172,7 @@ fn a_client_that_lets_go_in_time_connects() {
 fn a_client_that_leaves_meanwhile_is_gone_at_once_but_not_its_lock() {
     let config = named("left");
     let mut bench = Bench::described(config.clone());
-    let lock = Lock::hold(&bench.memory.file);
+    let lock = Lock::hold(&bench.memory.file, REGION_BYTES);
     say_connect(&mut bench);
     let Bench { channel, mut server, memory, .. } = bench;
     drop((channel, memory));
@@ -174,7 +189,7 @@ fn nothing_else_may_be_said_meanwhile() {
     for message in [Message::Ack, Message::Init(init()), Message::Connect { name: "again".into() }] {
         let config = named("talking");
         let mut bench = Bench::described(config.clone());
-        let lock = Lock::hold(&bench.memory.file);
+        let lock = Lock::hold(&bench.memory.file, REGION_BYTES);
         say_connect(&mut bench);
         let refused = bench.say(&message, None);
         let why = Reject::UnexpectedMessage { kind: message.kind() };
@@ -192,12 +207,32 @@ fn letting_go_of_memory_does_not_wait_for_its_lock() {
     let (mut peer, memory, _) = client_side::Peer::served(client_side::config(), client_side::hello());
     let interface = peer.connected();
     assert_ne!(client_side::blocks(&memory.file), 0);
-    let lock = Lock::hold(&memory.file);
+    let lock = Lock::hold(&memory.file, REGION_BYTES);
     let dropping = thread::spawn(move || drop(interface));
     wait_until("the interface is dropped", || dropping.is_finished());
     assert_ne!(client_side::blocks(&memory.file), 0, "nothing could be taken back yet");
     lock.release();
     wait_until("the pages are gone", || client_side::blocks(&memory.file) == 0);
+}
+
+/// A server whose connections last, and that keeps the memory of each locked: it is given so much and no more, and others are not
+/// concerned.
+#[test]
+#[ignore = "needs root: make test runs it"]
+fn who_keeps_memory_locked_gets_no_more_of_it() {
+    let hoarder = connector::Port::new("hoarder");
+    let mut locks = Vec::new();
+    for _ in 0..seal::UNRETURNED_MAX {
+        let (_client, memory) = hoarder.gives_memory();
+        locks.push(Lock::hold(&memory, memory.metadata().unwrap().len()));
+    }
+    let refused = hoarder.asks_for_memory().unwrap_err();
+    assert!(matches!(refused, HandshakeError::Rejected(Reject::MemoryKept)), "{refused}");
+    connector::Port::new("not a hoarder").gives_memory();
+    for lock in locks {
+        lock.release();
+    }
+    wait_until("it gets memory again", || hoarder.asks_for_memory().is_ok());
 }
 
 /// A process that serves: with a sealer of its own or without. It is killed while its client keeps its file locked.
@@ -285,7 +320,7 @@ fn connect_and_lock(addr: &SocketAddr) -> Lock {
         channel.send(&message, fd).unwrap();
         assert!(matches!(heard(), Message::Ack));
     }
-    let lock = Lock::hold(&memory.file);
+    let lock = Lock::hold(&memory.file, REGION_BYTES);
     channel.send(&Message::Connect { name: "if0".into() }, None).unwrap();
     assert!(matches!(heard(), Message::Disconnect { text, .. } if text == Reject::RegionBusy.to_string()));
     lock
@@ -331,6 +366,17 @@ fn without_a_sealer_a_killed_server_can_be_replaced_but_is_not_gone() {
     wait_until("it is gone", || process.try_wait().unwrap().is_some());
 }
 
+/// The one that works, beside that of the test program.
+fn has_a_thread_without_capabilities(pid: u32) -> bool {
+    let mut threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    threads.any(|thread| {
+        let status = fs::read_to_string(thread.unwrap().path().join("status")).unwrap_or_default();
+        let is_empty = |set: &str| status.contains(&format!("{set}:\t0000000000000000\n"));
+        ["CapInh", "CapPrm", "CapEff", "CapAmb"].into_iter().all(is_empty)
+            && status.contains("NoNewPrivs:\t1\n")
+    })
+}
+
 #[test]
 fn a_sealer_that_has_died_can_be_replaced() {
     let test = "locked_file::a_sealer_that_has_died_can_be_replaced";
@@ -344,12 +390,71 @@ fn a_sealer_that_has_died_can_be_replaced() {
             let mut process = start();
             Bench::described(ServerConfig::default()).connect().unwrap();
             assert!(!sealer::is_lost());
+            assert!(has_a_thread_without_capabilities(process.id()));
             process.kill().unwrap();
             process.wait().unwrap();
             let refused = Bench::described(ServerConfig::default()).connect();
-            assert!(matches!(refused, Err(HandshakeError::Rejected(Reject::NoSealer))), "{refused:?}");
+            let why = Reject::NoSealer { errno: libc::EPIPE };
+            assert!(matches!(refused, Err(HandshakeError::Rejected(given)) if given == why), "{refused:?}");
             assert!(sealer::is_lost());
         }
+    });
+    assert_survived(&output);
+}
+
+#[test]
+fn a_sealer_that_cannot_work_says_why() {
+    let test = "locked_file::a_sealer_that_cannot_work_says_why";
+    let output = in_a_process_of_its_own(test, || {
+        let (ours, theirs) = sys::socket_pair().unwrap();
+        seal::use_sealer(ours);
+        let answering = thread::spawn(move || {
+            let mut request = [0; sealer::MESSAGE_BYTES];
+            assert!(sys::wait_readable(theirs.as_fd(), Duration::from_secs(10)).unwrap(), "no request");
+            let received = sys::receive(theirs.as_fd(), &mut request).unwrap();
+            assert_eq!((received.bytes, received.fds.len()), (sealer::MESSAGE_BYTES, 1));
+            let answer = sealer::message(sealer::parts(request).0, libc::EMFILE as u64);
+            sys::send(theirs.as_fd(), &answer, None).unwrap();
+        });
+        let refused = Bench::described(ServerConfig::default()).connect();
+        let why = Reject::NoSealer { errno: libc::EMFILE };
+        assert!(matches!(refused, Err(HandshakeError::Rejected(given)) if given == why), "{refused:?}");
+        answering.join().unwrap();
+    });
+    assert_survived(&output);
+}
+
+/// Its thread that waits for the lock keeps its socket open: nothing but its silence tells.
+#[test]
+#[ignore = "needs root: make test runs it"]
+fn a_sealer_that_has_died_while_a_file_is_locked_is_noticed() {
+    let test = "locked_file::a_sealer_that_has_died_while_a_file_is_locked_is_noticed";
+    if role().as_deref() == Some("sealer") {
+        sealer::serve();
+    }
+    let output = in_a_process_of_its_own(test, || {
+        let test = "locked_file::a_sealer_that_has_died_while_a_file_is_locked_is_noticed";
+        let start = || sealer::start(&mut this_test_as(test, "sealer")).unwrap();
+        let mut process = start();
+        let mut bench = impatient(&named("locks it"));
+        let lock = Lock::hold(&bench.memory.file, REGION_BYTES);
+        assert_busy(bench.connect());
+        // It answers as long as it lives.
+        let end = Instant::now() + Duration::from_secs(4);
+        wait_until("four seconds", || {
+            assert!(!sealer::is_lost());
+            Instant::now() > end
+        });
+        process.kill().unwrap();
+        wait_until("it is noticed", sealer::is_lost);
+        assert!(process.try_wait().unwrap().is_none(), "it is not stuck, so this shows nothing");
+        let mut next = start();
+        Bench::described(named("not concerned")).connect().unwrap();
+        assert!(!sealer::is_lost());
+        lock.release();
+        process.wait().unwrap();
+        next.kill().unwrap();
+        next.wait().unwrap();
     });
     assert_survived(&output);
 }
