@@ -8,10 +8,11 @@ use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use crate::clock::{Seconds, cycles_per_second};
 use crate::counters::{Counter, TrafficStats, WorkerCounters};
-use crate::fdb::{Destination, Entry, Fdb};
+use crate::fdb::{AgeingHand, Destination, Entry, Fdb};
 use crate::mailbox::{Mailbox, Order, Returned};
 use crate::plan::{Plan, UplinkPlan, WorkerPlan};
 use crate::stats::{
@@ -162,7 +163,7 @@ pub struct Engine {
     attached: Vec<Option<u64>>,
     last_serial: u64,
     stop: Arc<AtomicBool>,
-    age_from: usize,
+    ageing: AgeingHand,
 }
 
 #[derive(Debug)]
@@ -218,7 +219,7 @@ impl Engine {
             attached: vec![None; plan.endpoints.len()],
             last_serial: 0,
             stop: Arc::default(),
-            age_from: 0,
+            ageing: AgeingHand::new(Instant::now()),
         };
         for (worker, port) in plan.workers.iter().zip(ports) {
             let handle = engine.spawn(worker, port, shared.clone())?;
@@ -332,10 +333,11 @@ impl Engine {
         }
     }
 
-    /// Keeps the clock, passes orders on, frees what the workers gave back, and tells what they had to say. Control
-    /// calls it at least some times a second.
+    /// Keeps the clock, ages addresses, passes orders on, frees what the workers gave back, and tells what they had to
+    /// say. Control calls it at least some times a second.
     pub fn poll(&mut self) -> Vec<Event> {
         self.seconds.tick();
+        self.age_addresses();
         let mut events = Vec::new();
         for worker in &mut self.workers {
             worker.flush();
@@ -357,17 +359,17 @@ impl Engine {
         events
     }
 
-    /// What is due once a second: forgets learned addresses that are too old, a part of the table at a time, and
-    /// measures how busy the workers were.
+    /// What is due once a second: measures how busy the workers were.
     pub fn age(&mut self) {
-        self.seconds.tick();
         self.workers.iter_mut().for_each(WorkerHandle::measure_busy);
-        let step = (self.fdb.buckets() / 8).max(4096);
+    }
+
+    /// Forgets learned addresses that are too old, in the next part of the table.
+    fn age_addresses(&mut self) {
         let ageing_s = |network: NetworkId| {
             self.plan.network(network).map_or(0, |n| u32::try_from(n.ageing.as_secs()).unwrap_or(u32::MAX))
         };
-        self.fdb.age(self.age_from, step, self.seconds.now(), ageing_s);
-        self.age_from = (self.age_from + step) % self.fdb.buckets();
+        self.ageing.go(&self.fdb, Instant::now(), self.seconds.now(), ageing_s);
     }
 
     /// The forwarding database, for people to read.

@@ -22,7 +22,7 @@
 //! - Tenant memory is read once, copied and checked; only the copy is used.
 #![deny(unsafe_code)]
 
-#[allow(unsafe_code, reason = "one instruction that has no safe wrapper")]
+#[allow(unsafe_code, reason = "two instructions that have no safe wrapper")]
 pub mod clock;
 pub mod counters;
 pub mod engine;

@@ -66,7 +66,7 @@ fn learn(
     cx: &Cx<'_>,
 ) -> Result<(), DropReason> {
     if !network.learning {
-        return match cx.fdb.lookup_fixed(id, mac) {
+        return match cx.fdb.lookup_fixed_at(cx.fdb.place(id, mac.to_u64())) {
             Some(place) if place != Destination::Remote(remote) => Err(DropReason::SourceSpoofed),
             _ => Ok(()),
         };
@@ -86,6 +86,6 @@ fn count(learned: Learned, counters: &NetworkCounters) {
         Learned::New => counters.learned.add(1),
         Learned::Moved => counters.moved.add(1),
         Learned::Refused => counters.learn_refused.add(1),
-        Learned::Known | Learned::Fixed => {}
+        Learned::Known | Learned::Fixed | Learned::Busy => {}
     }
 }
