@@ -87,8 +87,15 @@ pub struct Entry {
 #[derive(Clone, Copy, Debug)]
 pub struct Place {
     key: u64,
-    first: u32,
-    second: u32,
+    hash: u64,
+}
+
+impl Place {
+    /// Whose address it is.
+    #[inline]
+    pub fn network(self) -> NetworkId {
+        network_of(self.key)
+    }
 }
 
 #[derive(Debug, Default)]
@@ -120,6 +127,8 @@ pub struct Fdb {
 const FREE: u64 = 0;
 /// So few threads change the table that they seldom want the same flag.
 const CLAIMS_MAX: usize = 4096;
+/// Bytes of a core's own cache, or so.
+const FAR: usize = 1 << 20;
 /// Digits of the golden ratio: any odd number with its bits well mixed would do.
 const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
 
@@ -152,7 +161,14 @@ impl Fdb {
     /// [`learn_at`](Self::learn_at) comes.
     #[inline]
     pub fn prefetch(&self, place: Place) {
-        prefetch(self.bucket(place.first));
+        prefetch(self.bucket(self.first(place)));
+    }
+
+    /// True if the table is larger than the cache that a core has to itself, so that [`prefetch`](Self::prefetch) is
+    /// worth its while.
+    #[inline]
+    pub fn is_far(&self) -> bool {
+        self.buckets.len() > FAR / size_of::<Bucket>()
     }
 
     /// Where the address is.
@@ -256,7 +272,7 @@ impl Fdb {
         };
         let mut forgotten = 0;
         for index in (0..count.min(buckets)).map(|ahead| (first + ahead) % buckets) {
-            for slot in &self.bucket(index as u32).0 {
+            for slot in &self.bucket(index).0 {
                 let key = slot.key.load(Ordering::Relaxed);
                 if key != FREE && old(key, Value(slot.value.load(Ordering::Relaxed))) {
                     forgotten += usize::from(self.forget(slot, key, &old));
@@ -313,28 +329,29 @@ impl Fdb {
         let find_in = |index| {
             self.bucket(index).0.iter().find_map(|slot| slot.read(place.key).map(|value| (slot, value)))
         };
-        find_in(place.first).or_else(|| find_in(place.second))
+        find_in(self.first(place)).or_else(|| find_in(self.second(place)))
     }
 
     /// A free slot for the key. The caller has the claim.
     fn room_for(&self, place: Place) -> Option<&Slot> {
-        let free = |index| self.bucket(index).free();
-        free(place.first).or_else(|| free(place.second)).or_else(|| {
-            [place.first, place.second].into_iter().find_map(|index| self.make_room(index, place))
-        })
+        let both = [self.first(place), self.second(place)];
+        both.into_iter()
+            .find_map(|index| self.bucket(index).free())
+            .or_else(|| both.into_iter().find_map(|index| self.make_room(index, both)))
     }
 
-    /// Moves an entry out of a full bucket, if one can be moved, and gives its slot. `claimed` is what the caller has
-    /// the claim for.
+    /// Moves an entry out of a full bucket, if one can be moved, and gives its slot. The caller has the claim on the
+    /// `claimed` buckets.
     #[cold]
-    fn make_room(&self, index: u32, claimed: Place) -> Option<&Slot> {
+    fn make_room(&self, index: usize, claimed: [usize; 2]) -> Option<&Slot> {
         self.bucket(index).0.iter().find(|slot| {
             let place = self.place_of(slot.key.load(Ordering::Relaxed));
-            if place.first != index || self.bucket(place.second).free().is_none() {
+            let second = self.second(place);
+            if self.first(place) != index || self.bucket(second).free().is_none() {
                 return false;
             }
-            let ours = [claimed.first, claimed.second].map(|index| self.flag_of(index));
-            let flag = self.flag_of(place.second);
+            let ours = claimed.map(|index| self.flag_of(index));
+            let flag = self.flag_of(second);
             let _claim = if ours.contains(&flag) {
                 None
             } else {
@@ -343,7 +360,7 @@ impl Fdb {
                     claim => claim,
                 }
             };
-            let Some(to) = self.bucket(place.second).free() else { return false };
+            let Some(to) = self.bucket(second).free() else { return false };
             slot.move_to(to, place.key);
             true
         })
@@ -362,23 +379,30 @@ impl Fdb {
     fn place_of(&self, key: u64) -> Place {
         let [secret, factor] = self.secrets;
         // Twice, for a single product of neighbouring keys has halves that go in step.
-        let hash = mix(mix(key ^ secret, GOLDEN), factor);
-        let mask = (self.buckets.len() - 1) as u32;
-        let first = hash as u32 & mask;
-        // Never the same: the last bit differs.
-        Place { key, first, second: first ^ ((hash >> 32) as u32 & mask | 1) }
+        Place { key, hash: mix(mix(key ^ secret, GOLDEN), factor) }
     }
 
     #[inline]
-    fn bucket(&self, index: u32) -> &Bucket {
+    fn first(&self, place: Place) -> usize {
+        place.hash as usize & (self.buckets.len() - 1)
+    }
+
+    /// Never the first: the last bit differs.
+    #[inline]
+    fn second(&self, place: Place) -> usize {
+        (place.hash as usize ^ ((place.hash >> 32) as usize | 1)) & (self.buckets.len() - 1)
+    }
+
+    #[inline]
+    fn bucket(&self, index: usize) -> &Bucket {
         // The length is a power of two of at least 2, so a masked index is always in range.
         #[allow(clippy::indexing_slicing, reason = "masked with the length")]
-        &self.buckets[index as usize & (self.buckets.len() - 1)]
+        &self.buckets[index & (self.buckets.len() - 1)]
     }
 
     /// The right to change both buckets of the place, if nobody else has it now.
     fn claim(&self, place: Place) -> Option<[Option<Claim<'_>>; 2]> {
-        let [first, second] = [place.first, place.second].map(|index| self.flag_of(index));
+        let [first, second] = [self.first(place), self.second(place)].map(|index| self.flag_of(index));
         let claim = self.raise(first)?;
         if first == second {
             return Some([Some(claim), None]);
@@ -396,14 +420,14 @@ impl Fdb {
         }
     }
 
-    fn flag_of(&self, index: u32) -> usize {
-        index as usize & (self.claims.len() - 1)
+    fn flag_of(&self, index: usize) -> usize {
+        index & (self.claims.len() - 1)
     }
 
     fn raise(&self, flag: usize) -> Option<Claim<'_>> {
         let flag = self.claims.get(flag)?;
         let raised = flag.compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed);
-        raised.is_ok().then_some(Claim(flag))
+        raised.is_ok().then(|| Claim(flag)) // made only if raised: dropping it takes the flag down
     }
 }
 
@@ -688,13 +712,14 @@ mod tests {
         let fdb = Fdb::new(1 << 16, 1);
         let mut counts = [[0u32; 64]; 3];
         for n in 0..1 << 16 {
-            let Place { first, second, .. } = fdb.place(NET, mac(n).to_u64());
+            let place = fdb.place(NET, mac(n).to_u64());
+            let (first, second) = (fdb.first(place), fdb.second(place));
             assert_ne!(first, second);
             // Of both together three bits each, without the last, in which they always differ.
             for (counts, bucket) in
                 counts.iter_mut().zip([first % 64, second % 64, (first / 2 % 8) << 3 | second / 2 % 8])
             {
-                counts[bucket as usize] += 1;
+                counts[bucket] += 1;
             }
         }
         for counts in counts {
@@ -718,7 +743,7 @@ mod tests {
             .collect();
         let in_its_first = |entry: Entry| {
             let place = fdb.place(NET, entry.mac.to_u64());
-            fdb.bucket(place.first).0.iter().any(|slot| slot.read(place.key).is_some())
+            fdb.bucket(fdb.first(place)).0.iter().any(|slot| slot.read(place.key).is_some())
         };
         let elsewhere = fdb.entries().filter(|entry| !in_its_first(*entry)).count();
         assert!(elsewhere > known.len() / 20, "{elsewhere} of {} are in their second bucket", known.len());

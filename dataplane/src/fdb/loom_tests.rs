@@ -17,16 +17,44 @@ fn mac(n: u64) -> MacAddr {
     MacAddr::from_u64(0x0200_0000_0000 + n)
 }
 
-fn model(preemptions: usize, test: impl Fn() + Sync + Send + 'static) {
-    let mut builder = loom::model::Builder::new();
-    builder.preemption_bound = Some(preemptions);
-    let n = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
-    let m = n.clone();
-    builder.check(move || {
-        m.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        test()
-    });
-    eprintln!("executions: {}", n.load(std::sync::atomic::Ordering::Relaxed));
+/// Checks the test with one side in a thread of its own and then with the other: what the checker runs first it does not
+/// interrupt as thoroughly.
+fn model(preemptions: usize, test: impl Fn(Sides) + Sync + Send + Clone + 'static) {
+    for sides in [Sides::FirstHere, Sides::SecondHere] {
+        let mut builder = loom::model::Builder::new();
+        builder.preemption_bound = Some(preemptions);
+        let test = test.clone();
+        builder.check(move || test(sides));
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Sides {
+    FirstHere,
+    SecondHere,
+}
+
+impl Sides {
+    /// Runs both at once.
+    fn run<A: 'static, B: 'static>(
+        self,
+        fdb: &Arc<Fdb>,
+        first: impl FnOnce(&Fdb) -> A + 'static,
+        second: impl FnOnce(&Fdb) -> B + 'static,
+    ) -> (A, B) {
+        let other = fdb.clone();
+        match self {
+            Sides::FirstHere => {
+                let thread = thread::spawn(move || second(&other));
+                (first(fdb), thread.join().unwrap())
+            }
+            Sides::SecondHere => {
+                let thread = thread::spawn(move || first(&other));
+                let second = second(fdb);
+                (thread.join().unwrap(), second)
+            }
+        }
+    }
 }
 
 fn table(entries: usize) -> Arc<Fdb> {
@@ -46,14 +74,15 @@ fn is_whole(fdb: &Fdb) {
 
 #[test]
 fn an_address_that_two_workers_learn_at_once_is_there_once() {
-    model(3, || {
+    model(3, |sides| {
         let fdb = table(1);
-        let other = fdb.clone();
-        let worker = thread::spawn(move || other.learn(NET, mac(1), B, 5, LIMIT));
-        let here = fdb.learn(NET, mac(1), A, 5, LIMIT);
-        let there = worker.join().unwrap();
-        assert!([here, there].contains(&Learned::New), "{here:?}, {there:?}: it is never lost");
-        assert_ne!(here, there);
+        let (one, other) = sides.run(
+            &fdb,
+            |fdb| fdb.learn(NET, mac(1), A, 5, LIMIT),
+            |fdb| fdb.learn(NET, mac(1), B, 5, LIMIT),
+        );
+        assert!([one, other].contains(&Learned::New), "{one:?}, {other:?}: it is never lost");
+        assert_ne!(one, other);
         assert_eq!(fdb.learned(NET), 1);
         is_whole(&fdb);
     });
@@ -61,30 +90,25 @@ fn an_address_that_two_workers_learn_at_once_is_there_once() {
 
 #[test]
 fn the_limit_holds_when_two_workers_learn_at_once() {
-    model(3, || {
+    model(3, |sides| {
         let fdb = table(1);
-        let other = fdb.clone();
-        let worker = thread::spawn(move || other.learn(NET, mac(1), A, 5, 1));
-        fdb.learn(NET, mac(2), A, 5, 1);
-        worker.join().unwrap();
+        sides.run(&fdb, |fdb| fdb.learn(NET, mac(1), A, 5, 1), |fdb| fdb.learn(NET, mac(2), A, 5, 1));
         assert_eq!(fdb.learned(NET), 1);
         is_whole(&fdb);
     });
 }
 
-/// What was seen again in time stays, whatever ageing meant to do; and who looks meanwhile sees where it is or nothing.
+/// What was seen again in time stays, whatever ageing meant to do.
 #[test]
 fn an_address_that_is_seen_while_it_ages_is_not_lost() {
-    model(3, || {
+    model(3, |sides| {
         let fdb = table(1);
         assert_eq!(fdb.learn(NET, mac(1), A, 5, LIMIT), Learned::New);
-        let other = fdb.clone();
-        let worker = thread::spawn(move || {
-            let seen = other.learn(NET, mac(1), A, 100, LIMIT);
-            (seen, other.lookup(NET, mac(1)))
-        });
-        let forgotten = fdb.age(0, fdb.buckets(), 100, |_| 30);
-        let (seen, found) = worker.join().unwrap();
+        let (forgotten, (seen, found)) = sides.run(
+            &fdb,
+            |fdb| fdb.age(0, fdb.buckets(), 100, |_| 30),
+            |fdb| (fdb.learn(NET, mac(1), A, 100, LIMIT), fdb.lookup(NET, mac(1))),
+        );
         match seen {
             Learned::Known => assert_eq!((forgotten, found), (0, Some(Destination::Remote(A)))),
             Learned::New => assert_eq!((forgotten, found), (1, Some(Destination::Remote(A)))),
@@ -99,19 +123,19 @@ fn an_address_that_is_seen_while_it_ages_is_not_lost() {
 /// The slot of an address that has gone is filled with another while a worker still means to note the first one.
 #[test]
 fn who_comes_late_changes_nothing_that_is_not_his() {
-    model(3, || {
+    model(2, |sides| {
         let fdb = table(1);
         for n in 1..=8 {
             assert_eq!(fdb.learn(NET, mac(n), A, 5, LIMIT), Learned::New); // full: the next one takes the only free slot
         }
-        let other = fdb.clone();
-        let worker = thread::spawn(move || {
-            let moved = other.learn(NET, mac(1), B, 5, LIMIT);
-            (moved, other.lookup(NET, mac(9)))
-        });
-        assert!(fdb.remove(NET, mac(1)));
-        let new = fdb.learn(NET, mac(9), A, 5, LIMIT);
-        let (moved, found) = worker.join().unwrap();
+        let (new, (moved, found)) = sides.run(
+            &fdb,
+            |fdb| {
+                assert!(fdb.remove(NET, mac(1)));
+                fdb.learn(NET, mac(9), A, 5, LIMIT)
+            },
+            |fdb| (fdb.learn(NET, mac(1), B, 5, LIMIT), fdb.lookup(NET, mac(9))),
+        );
         assert!(found.is_none_or(|place| place == Destination::Remote(A)), "{found:?}");
         assert!(moved != Learned::New || new != Learned::New, "there was room for one");
         if new == Learned::New {
@@ -125,12 +149,12 @@ fn who_comes_late_changes_nothing_that_is_not_his() {
 fn about_to_move() -> (Arc<Fdb>, u64, u64) {
     let fdb = table(8);
     assert_eq!(fdb.buckets(), 4);
-    let place = |n: u64| fdb.place(NET, mac(n).to_u64());
-    let with = |first: u32, second: u32, count: usize| {
-        let found: Vec<u64> = (1..10_000)
-            .filter(|&n| (place(n).first, place(n).second) == (first, second))
-            .take(count)
-            .collect();
+    let both = |n: u64| {
+        let place = fdb.place(NET, mac(n).to_u64());
+        (fdb.first(place), fdb.second(place))
+    };
+    let with = |first: usize, second: usize, count: usize| {
+        let found: Vec<u64> = (1..10_000).filter(|&n| both(n) == (first, second)).take(count).collect();
         assert_eq!(found.len(), count);
         found
     };
@@ -148,28 +172,33 @@ fn about_to_move() -> (Arc<Fdb>, u64, u64) {
 
 #[test]
 fn an_address_that_moves_is_never_missed() {
-    model(3, || {
+    model(3, |sides| {
         let (fdb, movable, last) = about_to_move();
-        let other = fdb.clone();
-        let reader = thread::spawn(move || other.lookup(NET, mac(movable)));
-        assert_eq!(fdb.learn(NET, mac(last), B, 5, LIMIT), Learned::New);
-        assert_eq!(reader.join().unwrap(), Some(Destination::Remote(A)));
+        let (learned, found) = sides.run(
+            &fdb,
+            move |fdb| fdb.learn(NET, mac(last), B, 5, LIMIT),
+            move |fdb| fdb.lookup(NET, mac(movable)),
+        );
+        assert_eq!((learned, found), (Learned::New, Some(Destination::Remote(A))));
         let place = fdb.place(NET, mac(movable).to_u64());
-        assert!(fdb.bucket(place.second).0.iter().any(|slot| slot.read(place.key).is_some()), "it has moved");
+        let second = fdb.bucket(fdb.second(place));
+        assert!(second.0.iter().any(|slot| slot.read(place.key).is_some()), "it has moved");
         is_whole(&fdb);
     });
 }
 
 #[test]
 fn an_address_that_is_seen_while_it_moves_is_there_once() {
-    model(3, || {
+    model(2, |sides| {
         let (fdb, movable, last) = about_to_move();
-        let other = fdb.clone();
-        let worker = thread::spawn(move || other.learn(NET, mac(movable), B, 6, LIMIT));
-        assert_eq!(fdb.learn(NET, mac(last), B, 5, LIMIT), Learned::New);
-        let seen = worker.join().unwrap();
-        let now = if seen == Learned::Moved { B } else { A };
+        let (learned, seen) = sides.run(
+            &fdb,
+            move |fdb| fdb.learn(NET, mac(last), B, 5, LIMIT),
+            move |fdb| fdb.learn(NET, mac(movable), B, 6, LIMIT),
+        );
+        assert_eq!(learned, Learned::New);
         assert!(matches!(seen, Learned::Moved | Learned::Busy), "{seen:?}");
+        let now = if seen == Learned::Moved { B } else { A };
         assert_eq!(fdb.lookup(NET, mac(movable)), Some(Destination::Remote(now)));
         is_whole(&fdb);
     });
@@ -177,13 +206,16 @@ fn an_address_that_is_seen_while_it_moves_is_there_once() {
 
 #[test]
 fn control_and_a_worker_at_the_same_address_end_with_what_is_fixed() {
-    model(3, || {
+    model(3, |sides| {
         let fdb = table(1);
-        let other = fdb.clone();
-        let worker = thread::spawn(move || other.learn(NET, mac(1), A, 5, LIMIT));
-        assert!(fdb.set_fixed(NET, mac(1), Destination::Local(EndpointId(3))));
-        worker.join().unwrap();
-        assert_eq!(fdb.lookup(NET, mac(1)), Some(Destination::Local(EndpointId(3))));
+        let place = Destination::Local(EndpointId(3));
+        let (fixed, _) = sides.run(
+            &fdb,
+            move |fdb| fdb.set_fixed(NET, mac(1), place),
+            |fdb| fdb.learn(NET, mac(1), A, 5, LIMIT),
+        );
+        assert!(fixed);
+        assert_eq!(fdb.lookup(NET, mac(1)), Some(place));
         assert_eq!(fdb.learned(NET), 0);
         is_whole(&fdb);
     });

@@ -5,8 +5,8 @@
 //! out   collect   ----------------→ Lookup → Deliver → Encap → transmit
 //! ```
 //!
-//! A stage empties its input: every frame goes to the output, home to the pool (delivered), or to [`Cx::drop`] with
-//! a reason. No stage blocks, allocates or panics, and none knows which worker runs it or what comes before: that is
+//! The first three work on a burst where it is, the others from one burst to another, which empties the first. Every frame
+//! stays in the burst or goes to the output, home to the pool (delivered), or to [`Cx::drop`] with a reason. No stage blocks, allocates or panics, and none knows which worker runs it or what comes before: that is
 //! the worker's business, so stages can be spread over cores without being changed.
 //!
 //! A stage's output never holds more frames than its input, but for [`encap`]: it makes copies for flooding, and
@@ -53,16 +53,27 @@ impl Stage {
         }
     }
 
-    /// Empties `input`.
+    /// Takes the frames of the first burst further; returns the burst in which they are then, and the empty one.
     #[inline]
-    pub fn run(self, input: &mut Burst, output: &mut Burst, cx: &mut Cx<'_>) {
+    pub fn run<'b>(
+        self,
+        (input, output): (&'b mut Burst, &'b mut Burst),
+        cx: &mut Cx<'_>,
+    ) -> (&'b mut Burst, &'b mut Burst) {
         match self {
-            Stage::Classify => classify::run(input, output, cx),
-            Stage::Decap => decap::run(input, output, cx),
-            Stage::Lookup => lookup::run(input, output, cx),
-            Stage::Deliver => deliver::run(input, output, cx),
-            Stage::Encap => encap::run(input, output, cx),
+            Stage::Classify => classify::run(input, cx),
+            Stage::Decap => decap::run(input, cx),
+            Stage::Lookup => lookup::run(input, cx),
+            Stage::Deliver => {
+                deliver::run(input, output, cx);
+                return (output, input);
+            }
+            Stage::Encap => {
+                encap::run(input, output, cx);
+                return (output, input);
+            }
         }
+        (input, output)
     }
 }
 
@@ -77,16 +88,15 @@ pub trait Wire {
 /// are empty then.
 #[inline]
 pub fn run_from(first: Stage, bursts: (&mut Burst, &mut Burst), cx: &mut Cx<'_>) {
-    let (mut input, mut output) = bursts;
+    let mut bursts = bursts;
     let mut stage = Some(first);
     while let Some(current) = stage
-        && !input.is_empty()
+        && !bursts.0.is_empty()
     {
-        current.run(input, output, cx);
-        std::mem::swap(&mut input, &mut output);
+        bursts = current.run(bursts, cx);
         stage = current.next();
     }
-    cx.transmit(input);
+    cx.transmit(bursts.0);
 }
 
 /// What the stages work with: the worker's own things, lent for one burst.
@@ -122,14 +132,36 @@ impl Cx<'_> {
     /// Sends the frame home and counts why.
     #[cold]
     pub fn drop(&mut self, frame: Frame, reason: DropReason) {
+        self.count_drop(&frame, reason);
+        self.pool.put(frame);
+    }
+
+    /// Does one step with each frame of the burst; those for which there is a reason to drop them are dropped.
+    #[inline]
+    pub fn each(
+        &mut self,
+        burst: &mut Burst,
+        mut step: impl FnMut(&mut Frame, &Cx<'_>) -> Result<(), DropReason>,
+    ) {
+        let dropped = burst.keep(|frame| match step(frame, self) {
+            Ok(()) => true,
+            Err(reason) => {
+                self.count_drop(frame, reason);
+                false
+            }
+        });
+        dropped.for_each(|frame| self.pool.put(frame));
+    }
+
+    #[cold]
+    fn count_drop(&self, frame: &Frame, reason: DropReason) {
         let at_fault = match (frame.meta.target, frame.meta.source) {
             // It is the receiver that has no room, whoever sent.
             (Target::Endpoint(to), _) => Some(to),
             (_, Source::Endpoint(from)) => Some(from),
             _ => None,
         };
-        count_drop(self.counters, &frame, at_fault, reason);
-        self.pool.put(frame);
+        count_drop(self.counters, frame, at_fault, reason);
     }
 
     /// Hands the frame on; if the burst is full (it never is, see the module) it is dropped.

@@ -112,7 +112,9 @@ impl Bench {
         let mut stage = first;
         while stage != end {
             self.run(stage);
-            std::mem::swap(&mut self.input, &mut self.output);
+            if self.input.is_empty() {
+                std::mem::swap(&mut self.input, &mut self.output);
+            }
             match stage.next() {
                 Some(next) => stage = next,
                 None => return,
@@ -120,10 +122,10 @@ impl Bench {
         }
     }
 
-    /// One stage, from one burst to the other.
+    /// One stage; returns how many frames go on.
     #[inline]
-    fn run(&mut self, stage: Stage) {
-        stage.run(&mut self.input, &mut self.output, &mut self.rig.cx());
+    fn run(&mut self, stage: Stage) -> usize {
+        stage.run((&mut self.input, &mut self.output), &mut self.rig.cx()).0.len()
     }
 
     /// Each tenant sends its part of a burst.
@@ -152,18 +154,13 @@ fn stage_in(name: &str, bench: Bench, stage: Stage) -> Case {
         move |bench| bench.take_underlay(stage),
         move |bench| {
             let given = bench.given();
-            bench.run(stage);
-            bench.output.len() + bench.given() - given
+            bench.run(stage) + bench.given() - given
         },
     )
 }
 
 fn stage_out(name: &str, bench: Bench, stage: Stage) -> Case {
-    let run = move |bench: &mut Bench| {
-        bench.run(stage);
-        bench.output.len()
-    };
-    case(name, bench, move |bench| bench.take_tenants(stage), run)
+    case(name, bench, move |bench| bench.take_tenants(stage), move |bench| bench.run(stage))
 }
 
 fn collect_burst(name: &str, bench: Bench) -> Case {
