@@ -31,6 +31,7 @@ if [ "$(id -u)" -ne 0 ]; then
 fi
 run $CARGO test --workspace --locked --no-fail-fast -- --ignored --test-threads=1
 RUSTFLAGS="--cfg loom" run $CARGO test --locked --release -p peregrine-memif --test loom --target-dir target/loom
+RUSTFLAGS="--cfg loom" run $CARGO test --locked --release -p peregrine-dataplane --lib --target-dir target/loom fdb::loom_tests
 
 failed_runs=$(grep -c '^run failed: ' "$log")
 sum() { sed -n 's/^test result: .* \([0-9][0-9]*\) '"$1"'.*/\1/p' "$log" | awk '{ n += $1 } END { print n + 0 }'; }

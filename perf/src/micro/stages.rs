@@ -6,8 +6,8 @@ use peregrine_dataplane::stages::{self, Stage, collect};
 use peregrine_dataplane::types::{EndpointId, MacAddr};
 use peregrine_memif::{ClientConfig, Interface};
 
-use super::{Case, Maker, PACKETS, case, maker};
-use crate::rig::{FAR, Rig, fill, inner, tenant_mac, underlay_frame};
+use super::{Case, MILLION, Maker, PACKETS, case, maker};
+use crate::rig::{FAR, Rig, fill, inner, station, tenant_mac, underlay_frame};
 
 /// Tenants: a burst takes half of its packets from each.
 const TENANTS: u16 = 2;
@@ -39,8 +39,14 @@ pub fn cases() -> Vec<Maker> {
             Ok(tenant_to_tenant(name, Bench::new(bytes)?))
         }));
     }
+    cases.push(maker(format!("stage/lookup-in/{MILLION}"), |name| {
+        Ok(lookup_many(name, Bench::with_stations(64, STATIONS)?))
+    }));
     cases
 }
+
+/// Stations behind the far VTEP in the case with many.
+const STATIONS: u32 = 1_000_000;
 
 /// A worker's things, its tenants' ends, and the two bursts that a stage works between.
 struct Bench {
@@ -55,7 +61,11 @@ struct Bench {
 
 impl Bench {
     fn new(inner_bytes: usize) -> Result<Bench, String> {
-        let mut rig = Rig::new(TENANTS, 4 * BURST)?;
+        Bench::with_stations(inner_bytes, 0)
+    }
+
+    fn with_stations(inner_bytes: usize, stations: u32) -> Result<Bench, String> {
+        let mut rig = Rig::with_stations(TENANTS, 4 * BURST, stations)?;
         let clients = (0..TENANTS)
             .map(|id| rig.attach(EndpointId(id), ClientConfig::default()))
             .collect::<Result<Vec<_>, _>>()?;
@@ -157,6 +167,23 @@ fn stage_in(name: &str, bench: Bench, stage: Stage) -> Case {
             bench.run(stage) + bench.given() - given
         },
     )
+}
+
+/// Each packet comes from another station, of all that are known.
+fn lookup_many(name: &str, bench: Bench) -> Case {
+    let prepare = |(bench, next): &mut (Bench, u32)| {
+        bench.take_underlay(Stage::Lookup);
+        let Bench { input, output, .. } = bench;
+        for mut frame in input.drain() {
+            if let Some(source) = frame.bytes_mut().get_mut(6..12) {
+                source.copy_from_slice(&station(*next).0);
+            }
+            *next = (*next + 619_999) % STATIONS; // no divisor of it: all have their turn, in no order
+            let _room_for_all = output.push(frame);
+        }
+        std::mem::swap(input, output);
+    };
+    case(name, (bench, 0), prepare, |(bench, _)| bench.run(Stage::Lookup))
 }
 
 fn stage_out(name: &str, bench: Bench, stage: Stage) -> Case {
