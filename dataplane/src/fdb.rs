@@ -271,13 +271,12 @@ impl Fdb {
     /// network allows: `ageing_s(network)` seconds. What others are changing it leaves for the next time. Returns how
     /// many were forgotten.
     pub fn age(&self, first: usize, count: usize, now_s: u32, ageing_s: impl Fn(NetworkId) -> u32) -> usize {
-        let buckets = self.buckets.len();
         let old = |key: u64, value: Value| {
             !value.is_fixed() && now_s.saturating_sub(value.seen_s()) > ageing_s(network_of(key))
         };
         let mut forgotten = 0;
-        for index in (0..count.min(buckets)).map(|ahead| (first + ahead) % buckets) {
-            for slot in &self.bucket(index).0 {
+        for ahead in 0..count.min(self.buckets.len()) {
+            for slot in &self.bucket(first.wrapping_add(ahead)).0 {
                 let key = slot.key.load(Ordering::Relaxed);
                 if key != FREE && old(key, Value(slot.value.load(Ordering::Relaxed))) {
                     forgotten += usize::from(self.forget(slot, key, old));
@@ -398,6 +397,7 @@ impl Fdb {
         (place.hash as usize ^ ((place.hash >> 32) as usize | 1)) & (self.buckets.len() - 1)
     }
 
+    /// By its number; what is beyond the last begins again at the first.
     #[inline]
     fn bucket(&self, index: usize) -> &Bucket {
         // The length is a power of two of at least 2, so a masked index is always in range.
