@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use crate::clock::{Seconds, cycles_per_second};
 use crate::counters::{Counter, TrafficStats, WorkerCounters};
 use crate::discard::{Discard, DiscardCounters};
-use crate::fdb::{Destination, Entry, Fdb};
+use crate::fdb::{AgeingHand, Destination, Entry, Fdb};
 use crate::frame::FramePool;
 use crate::mailbox::{Mailbox, Order, Returned};
 use crate::mesh::{Mesh, mesh};
@@ -172,7 +172,7 @@ pub struct Engine {
     connections: Vec<Connection>,
     last_serial: u64,
     ending: Arc<Ending>,
-    age_from: usize,
+    ageing: AgeingHand,
 }
 
 /// An endpoint's last connection.
@@ -291,7 +291,7 @@ impl Engine {
             connections: vec![Connection::default(); plan.endpoints.len()],
             last_serial: 0,
             ending: Arc::default(),
-            age_from: 0,
+            ageing: AgeingHand::new(Instant::now()),
             placement: placement.clone(),
             work,
         };
@@ -470,10 +470,11 @@ impl Engine {
         &self.work
     }
 
-    /// Keeps the clock, passes orders on, frees what the workers gave back, and tells what they had to say. Control
-    /// calls it at least some times a second.
+    /// Keeps the clock, ages addresses, passes orders on, frees what the workers gave back, and tells what they had to
+    /// say. Control calls it at least some times a second.
     pub fn poll(&mut self) -> Vec<Event> {
         self.seconds.tick();
+        self.age_addresses();
         let (mut events, mut faulty) = (Vec::new(), Vec::new());
         for worker in &mut self.workers {
             worker.flush();
@@ -493,17 +494,17 @@ impl Engine {
         events
     }
 
-    /// What is due once a second: forgets learned addresses that are too old, a part of the table at a time, and
-    /// measures how busy the workers were.
+    /// What is due once a second: measures how busy the workers were.
     pub fn age(&mut self) {
-        self.seconds.tick();
         self.workers.iter_mut().for_each(WorkerHandle::measure_busy);
-        let step = (self.fdb.buckets() / 8).max(4096);
+    }
+
+    /// Forgets learned addresses that are too old, in the next part of the table.
+    fn age_addresses(&mut self) {
         let ageing_s = |network: NetworkId| {
             self.plan.network(network).map_or(0, |n| u32::try_from(n.ageing.as_secs()).unwrap_or(u32::MAX))
         };
-        self.fdb.age(self.age_from, step, self.seconds.now(), ageing_s);
-        self.age_from = (self.age_from + step) % self.fdb.buckets();
+        self.ageing.go(&self.fdb, Instant::now(), self.seconds.now(), ageing_s);
     }
 
     /// The forwarding database, for people to read.

@@ -183,6 +183,18 @@ impl Frame {
         self.bytes_mut().get_mut(..usize::from(count))
     }
 
+    /// Cuts the packet to `len` bytes that begin `start` bytes into it. False, and no change, if it has not so many.
+    #[inline]
+    #[must_use]
+    pub fn cut(&mut self, start: usize, len: usize) -> bool {
+        let fits = start.checked_add(len).is_some_and(|end| end <= self.len());
+        if fits {
+            self.start += start as u16;
+            self.len = len as u16;
+        }
+        fits
+    }
+
     /// Cuts the packet to its first `len` bytes (link-layer padding behind it). False if it is shorter.
     #[inline]
     #[must_use]
@@ -237,6 +249,22 @@ impl Burst {
     #[inline]
     pub fn drain_front(&mut self, count: usize) -> impl Iterator<Item = Frame> + '_ {
         self.frames.drain(..count.min(self.frames.len()))
+    }
+
+    /// Looks at all frames, in order, and keeps those for which `wanted` says true, in order. The others are taken out
+    /// and given.
+    #[inline]
+    pub fn keep(&mut self, mut wanted: impl FnMut(&mut Frame) -> bool) -> impl Iterator<Item = Frame> + '_ {
+        let mut kept = 0;
+        for at in 0..self.frames.len() {
+            if self.frames.get_mut(at).is_some_and(&mut wanted) {
+                if kept != at {
+                    self.frames.swap(kept, at);
+                }
+                kept += 1;
+            }
+        }
+        self.frames.drain(kept..)
     }
 
     /// How many are in it.
@@ -602,6 +630,7 @@ mod tests {
         assert!(frame.pull(3));
         assert_eq!(frame.bytes(), b"bcd");
         assert!(!frame.pull(4));
+        assert!(!frame.cut(1, 3) && !frame.cut(usize::MAX, 1) && frame.cut(0, 3) && frame.cut(0, 2));
         assert!(frame.truncate(1) && !frame.truncate(2));
         assert_eq!((frame.bytes(), frame.headroom()), (&b"b"[..], 51));
         pool.put(frame);
@@ -651,6 +680,26 @@ mod tests {
         let frame = a.take().unwrap();
         let frame = b.lend(frame).unwrap_err();
         a.put(frame);
+    }
+
+    #[test]
+    fn a_burst_keeps_what_is_wanted_in_order_and_gives_the_rest() {
+        let mut pool = FramePool::anonymous(2048, 10, 256);
+        for unwanted in [&[][..], &[0], &[9], &[2, 3, 7], &[0, 1, 2, 3, 4, 5, 6, 7, 8, 9]] {
+            let mut burst = Burst::new();
+            for number in 0..10 {
+                let mut frame = pool.take().unwrap();
+                frame.meta.flow_hash = number;
+                burst.push(frame).unwrap();
+            }
+            let rest: Vec<Frame> = burst.keep(|frame| !unwanted.contains(&frame.meta.flow_hash)).collect();
+            let mut given: Vec<u32> = rest.iter().map(|frame| frame.meta.flow_hash).collect();
+            given.sort_unstable();
+            assert_eq!(given, unwanted);
+            let kept: Vec<u32> = burst.iter().map(|frame| frame.meta.flow_hash).collect();
+            assert_eq!(kept, (0..10).filter(|number| !unwanted.contains(number)).collect::<Vec<_>>());
+            burst.drain().chain(rest).for_each(|frame| pool.put(frame));
+        }
     }
 
     #[test]

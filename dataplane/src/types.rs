@@ -60,6 +60,12 @@ impl MacAddr {
         self.0[0] & 1 != 0
     }
 
+    /// [`is_group`](Self::is_group) for the address as [`to_u64`](Self::to_u64) has it.
+    #[inline]
+    pub const fn number_is_group(number: u64) -> bool {
+        number >> 40 & 1 != 0
+    }
+
     /// True for 00:00:00:00:00:00, which no station may use as its address.
     #[inline]
     pub const fn is_zero(self) -> bool {
@@ -315,5 +321,8 @@ mod tests {
         assert!(MacAddr([0x33, 0x33, 0, 0, 0, 1]).is_group());
         assert!(!MacAddr([0x02, 0xff, 0xff, 0xff, 0xff, 0xff]).is_group());
         assert!(MacAddr([0; 6]).is_zero());
+        for mac in [MacAddr::BROADCAST, MacAddr([0x33; 6]), MacAddr([0x02, 0xff, 0xff, 0xff, 0xff, 0xff])] {
+            assert_eq!(MacAddr::number_is_group(mac.to_u64()), mac.is_group());
+        }
     }
 }

@@ -37,6 +37,12 @@ pub const fn tenant_mac(number: u16) -> MacAddr {
     MacAddr([2, 0, 0, 1, high, low])
 }
 
+/// The address of a station behind the far VTEP by its number.
+pub const fn station(number: u32) -> MacAddr {
+    let [a, b, c, d] = number.to_be_bytes();
+    MacAddr([2, 0xfe, a, b, c, d])
+}
+
 /// A worker's things.
 pub struct Rig {
     tables: Tables,
@@ -67,10 +73,15 @@ impl Wire for Nowhere {
 impl Rig {
     /// With room for so many tenants on one network, and so many frames.
     pub fn new(tenants: u16, frames: usize) -> Result<Rig, String> {
+        Rig::with_stations(tenants, frames, 0)
+    }
+
+    /// The same with so many stations ([`station`]) known behind the far VTEP.
+    pub fn with_stations(tenants: u16, frames: usize, stations: u32) -> Result<Rig, String> {
         let plan = plan(tenants);
         let mut tables = Tables::new(&plan, 1500);
         tables.set_next_hop(RemoteId(0), Some(NextHop { destination: FAR, source: tenant_mac(0) }));
-        let fdb = Fdb::with_secret(1024 + usize::from(tenants), 1, FDB_SECRET);
+        let fdb = Fdb::with_secret(1024 + usize::from(tenants) + stations as usize, 1, FDB_SECRET);
         for number in 0..tenants {
             let place = Destination::Local(EndpointId(number));
             if !fdb.set_fixed(NETWORK, tenant_mac(number), place) {
@@ -78,6 +89,9 @@ impl Rig {
             }
         }
         fdb.learn(NETWORK, FAR, RemoteId(0), 0, 1024);
+        for number in 0..stations {
+            fdb.learn(NETWORK, station(number), RemoteId(0), 0, u32::MAX);
+        }
         Ok(Rig {
             tenants: Tenants::new(&tables),
             tables,

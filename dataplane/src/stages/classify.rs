@@ -7,14 +7,9 @@ use crate::wire::outer::{self, OVERHEAD_IPV4, Outer};
 use crate::wire::partial;
 use crate::wire::vxlan::VxlanHeader;
 
-/// Empties `input`; what goes on starts with its VXLAN header.
-pub fn run(input: &mut Burst, output: &mut Burst, cx: &mut Cx<'_>) {
-    for mut frame in input.drain() {
-        match classify(&mut frame, cx) {
-            Ok(()) => cx.pass(frame, output),
-            Err(reason) => cx.drop(frame, reason),
-        }
-    }
+/// What stays in the burst starts with its VXLAN header.
+pub fn run(burst: &mut Burst, cx: &mut Cx<'_>) {
+    cx.each(burst, classify);
 }
 
 #[inline]
@@ -29,11 +24,7 @@ fn classify(frame: &mut Frame, cx: &Cx<'_>) -> Result<(), DropReason> {
     let remote = cx.tables.remote_by_address(outer.source).ok_or(DropReason::RemoteUnknown)?;
     frame.meta.source = Source::Remote(remote);
     // `parse` has seen that both lengths lie inside the frame.
-    if frame.pull(outer.header_len) && frame.truncate(outer.payload_len) {
-        Ok(())
-    } else {
-        Err(DropReason::OuterTruncated)
-    }
+    if frame.cut(outer.header_len, outer.payload_len) { Ok(()) } else { Err(DropReason::OuterTruncated) }
 }
 
 /// Without an outer checksum nothing but the inner one itself tells that it was left to a card.

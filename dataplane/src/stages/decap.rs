@@ -3,17 +3,13 @@
 use super::Cx;
 use crate::counters::DropReason;
 use crate::frame::{Burst, Frame, Source};
+use crate::types::MacAddr;
 use crate::wire::eth::EthHeader;
 use crate::wire::vxlan::VxlanHeader;
 
-/// Empties `input`; what goes on starts with its inner Ethernet header.
-pub fn run(input: &mut Burst, output: &mut Burst, cx: &mut Cx<'_>) {
-    for mut frame in input.drain() {
-        match decap(&mut frame, cx) {
-            Ok(()) => cx.pass(frame, output),
-            Err(reason) => cx.drop(frame, reason),
-        }
-    }
+/// What stays in the burst starts with its inner Ethernet header.
+pub fn run(burst: &mut Burst, cx: &mut Cx<'_>) {
+    cx.each(burst, decap);
 }
 
 #[inline]
@@ -21,14 +17,14 @@ fn decap(frame: &mut Frame, cx: &Cx<'_>) -> Result<(), DropReason> {
     let (header, inner) = VxlanHeader::split(frame.bytes())?;
     let (id, network) = cx.tables.network_by_vni(header.vni()).ok_or(DropReason::VniUnknown)?;
     let inner_len = inner.len();
-    let inner_eth = EthHeader::split(inner).map(|(eth, _)| eth.source());
+    let inner_eth = EthHeader::split(inner).map(|(eth, _)| eth.source_number());
     frame.meta.network = id;
     match frame.meta.source {
         Source::Remote(remote) if network.has_remote(remote) => {}
         _ => return Err(DropReason::RemoteUnknown),
     }
     let source = inner_eth.ok_or(DropReason::InnerTruncated)?;
-    if source.is_group() || source.is_zero() {
+    if MacAddr::number_is_group(source) || source == 0 {
         return Err(DropReason::InnerSourceInvalid);
     }
     if inner_len > network.frame_max {

@@ -5,52 +5,58 @@
 
 use super::Cx;
 use crate::counters::{DropReason, NetworkCounters};
-use crate::fdb::{Destination, Learned};
+use crate::fdb::{Destination, Learned, Place};
 use crate::frame::{Burst, Flooding, Frame, Source, Target};
 use crate::tables::Network;
 use crate::types::{MacAddr, NetworkId, RemoteId};
 use crate::wire::eth::EthHeader;
 
-/// Empties `input`; what goes on knows its target.
-pub fn run(input: &mut Burst, output: &mut Burst, cx: &mut Cx<'_>) {
-    for mut frame in input.drain() {
-        match lookup(&frame, cx) {
-            Ok(target) => {
-                frame.meta.target = target;
-                cx.pass(frame, output);
-            }
-            Err(reason) => cx.drop(frame, reason),
-        }
+/// What stays in the burst knows its target.
+pub fn run(burst: &mut Burst, cx: &mut Cx<'_>) {
+    if cx.fdb.is_far() {
+        burst.iter().for_each(|frame| prefetch(frame, cx));
     }
+    cx.each(burst, lookup);
+}
+
+/// Asks for what the frame's look-ups will read, so that a burst waits for memory once and not frame by frame.
+#[inline]
+fn prefetch(frame: &Frame, cx: &Cx<'_>) {
+    let Some((eth, _)) = EthHeader::split(frame.bytes()) else { return };
+    if let Source::Remote(_) = frame.meta.source {
+        cx.fdb.prefetch(cx.fdb.place(frame.meta.network, eth.source_number()));
+    }
+    cx.fdb.prefetch(cx.fdb.place(frame.meta.network, eth.destination_number()));
 }
 
 #[inline]
-fn lookup(frame: &Frame, cx: &Cx<'_>) -> Result<Target, DropReason> {
+fn lookup(frame: &mut Frame, cx: &Cx<'_>) -> Result<(), DropReason> {
     let id = frame.meta.network;
     let network = cx.tables.network(id).ok_or(DropReason::VniUnknown)?;
     let (eth, _) = EthHeader::split(frame.bytes()).ok_or(DropReason::InnerTruncated)?;
     if let Source::Remote(remote) = frame.meta.source {
-        learn(id, network, eth.source(), remote, cx)?;
+        learn(network, cx.fdb.place(id, eth.source_number()), remote, cx)?;
     }
-    let destination = eth.destination();
-    let found = if destination.is_group() { None } else { find(id, network, destination, cx) };
-    let Some(found) = found else { return Ok(Target::Flood(Flooding::NEW)) };
-    match (frame.meta.source, found) {
-        (Source::Endpoint(from), Destination::Local(to)) if from == to => Err(DropReason::Hairpin),
-        (_, Destination::Local(to)) => Ok(Target::Endpoint(to)),
-        (Source::Endpoint(_), Destination::Remote(to)) => Ok(Target::Remote(to)),
-        (_, Destination::Remote(_)) => Err(DropReason::SplitHorizon),
-    }
+    let destination = eth.destination_number();
+    let known = destination != 0 && !MacAddr::number_is_group(destination);
+    let found = if known { find(id, network, cx.fdb.place(id, destination), cx) } else { None };
+    frame.meta.target = match (frame.meta.source, found) {
+        (_, None) => Target::Flood(Flooding::NEW),
+        (Source::Endpoint(from), Some(Destination::Local(to))) if from == to => {
+            return Err(DropReason::Hairpin);
+        }
+        (_, Some(Destination::Local(to))) => Target::Endpoint(to),
+        (Source::Endpoint(_), Some(Destination::Remote(to))) => Target::Remote(to),
+        (_, Some(Destination::Remote(_))) => return Err(DropReason::SplitHorizon),
+    };
+    Ok(())
 }
 
 /// The FDB is shared and changes under us: what it says is used only if it belongs to this network, so that not
 /// even a torn entry could carry a frame into another one.
 #[inline]
-fn find(id: NetworkId, network: &Network, mac: MacAddr, cx: &Cx<'_>) -> Option<Destination> {
-    if mac.is_zero() {
-        return None;
-    }
-    cx.fdb.lookup(id, mac).filter(|found| match *found {
+fn find(id: NetworkId, network: &Network, place: Place, cx: &Cx<'_>) -> Option<Destination> {
+    cx.fdb.lookup_at(place).filter(|found| match *found {
         Destination::Local(endpoint) => cx.tables.endpoint(endpoint).is_some_and(|e| e.network == id),
         Destination::Remote(remote) => network.has_remote(remote),
     })
@@ -58,22 +64,16 @@ fn find(id: NetworkId, network: &Network, mac: MacAddr, cx: &Cx<'_>) -> Option<D
 
 /// Notes where the sender is. An address that is fixed elsewhere, a tenant of ours for one, cannot be taken over.
 #[inline]
-fn learn(
-    id: NetworkId,
-    network: &Network,
-    mac: MacAddr,
-    remote: RemoteId,
-    cx: &Cx<'_>,
-) -> Result<(), DropReason> {
+fn learn(network: &Network, place: Place, remote: RemoteId, cx: &Cx<'_>) -> Result<(), DropReason> {
     if !network.learning {
-        return match cx.fdb.lookup_fixed(id, mac) {
-            Some(place) if place != Destination::Remote(remote) => Err(DropReason::SourceSpoofed),
+        return match cx.fdb.lookup_fixed_at(place) {
+            Some(there) if there != Destination::Remote(remote) => Err(DropReason::SourceSpoofed),
             _ => Ok(()),
         };
     }
-    let learned = cx.fdb.learn(id, mac, remote, cx.now_s, network.fdb_limit);
+    let learned = cx.fdb.learn_at(place, remote, cx.now_s, network.fdb_limit);
     if learned != Learned::Known
-        && let Some(counters) = cx.counters.network(id)
+        && let Some(counters) = cx.counters.network(place.network())
     {
         count(learned, counters);
     }
@@ -86,6 +86,6 @@ fn count(learned: Learned, counters: &NetworkCounters) {
         Learned::New => counters.learned.add(1),
         Learned::Moved => counters.moved.add(1),
         Learned::Refused => counters.learn_refused.add(1),
-        Learned::Known | Learned::Fixed => {}
+        Learned::Known | Learned::Fixed | Learned::Busy => {}
     }
 }

@@ -5,8 +5,8 @@
 //! out   collect   ----------------→ Lookup → Deliver → Encap → Transmit
 //! ```
 //!
-//! A stage empties its input: every frame goes to the output, home to the pool (delivered), or to [`Cx::drop`] with
-//! a reason. No stage blocks, allocates or panics, and none knows which worker runs it or what comes before: that is
+//! The first three work on a burst where it is, the others from one burst to another, which empties the first. Every frame
+//! stays in the burst or goes to the output, home to the pool (delivered), or to [`Cx::drop`] with a reason. No stage blocks, allocates or panics, and none knows which worker runs it or what comes before: that is
 //! the worker's business, so stages can be spread over cores without being changed.
 //!
 //! A stage's output never holds more frames than its input, but for [`encap`]: it makes copies for flooding, and
@@ -34,18 +34,29 @@ use crate::wire::vxlan::VxlanHeader;
 
 pub use crate::types::Stage;
 
-/// Runs one step: empties `input`.
+/// Takes the frames of the first burst one step further; returns the burst in which they are then, and the empty one.
 #[inline]
-pub fn run(stage: Stage, input: &mut Burst, output: &mut Burst, cx: &mut Cx<'_>) {
+pub fn run<'b>(
+    stage: Stage,
+    (input, output): (&'b mut Burst, &'b mut Burst),
+    cx: &mut Cx<'_>,
+) -> (&'b mut Burst, &'b mut Burst) {
     cx.work.spend(stage, input.len());
     match stage {
-        Stage::Classify => classify::run(input, output, cx),
-        Stage::Decap => decap::run(input, output, cx),
-        Stage::Lookup => lookup::run(input, output, cx),
-        Stage::Deliver => deliver::run(input, output, cx),
-        Stage::Encap => encap::run(input, output, cx),
+        Stage::Classify => classify::run(input, cx),
+        Stage::Decap => decap::run(input, cx),
+        Stage::Lookup => lookup::run(input, cx),
+        Stage::Deliver => {
+            deliver::run(input, output, cx);
+            return (output, input);
+        }
+        Stage::Encap => {
+            encap::run(input, output, cx);
+            return (output, input);
+        }
         Stage::Transmit => cx.transmit(input),
     }
+    (input, output)
 }
 
 /// Where frames leave that are ready for the wire: the uplink's transmit ring.
@@ -59,21 +70,20 @@ pub trait Wire {
 /// over. Both bursts are empty then.
 #[inline]
 pub fn run_from(first: Stage, bursts: (&mut Burst, &mut Burst), cx: &mut Cx<'_>) {
-    let (mut input, mut output) = bursts;
+    let mut bursts = bursts;
     let mut stage = Some(first);
     while let Some(current) = stage
-        && !input.is_empty()
+        && !bursts.0.is_empty()
     {
-        run(current, input, output, cx);
-        std::mem::swap(&mut input, &mut output);
+        bursts = run(current, bursts, cx);
         stage = current.next();
         if let Some(next) = stage
             && cx.mesh.is_some()
         {
             if current == Stage::Classify {
-                cx.enter(next, input, output);
+                cx.enter(next, bursts.0, bursts.1);
             }
-            cx.part(next, input, output);
+            cx.part(next, bursts.0, bursts.1);
         }
     }
     cx.settle();
@@ -164,14 +174,36 @@ impl Cx<'_> {
     /// Sends the frame home and counts why.
     #[cold]
     pub fn drop(&mut self, frame: Frame, reason: DropReason) {
+        self.count_drop(&frame, reason);
+        self.pool.put(frame);
+    }
+
+    /// Does one step with each frame of the burst; those for which there is a reason to drop them are dropped.
+    #[inline]
+    pub fn each(
+        &mut self,
+        burst: &mut Burst,
+        mut step: impl FnMut(&mut Frame, &Cx<'_>) -> Result<(), DropReason>,
+    ) {
+        let dropped = burst.keep(|frame| match step(frame, self) {
+            Ok(()) => true,
+            Err(reason) => {
+                self.count_drop(frame, reason);
+                false
+            }
+        });
+        dropped.for_each(|frame| self.pool.put(frame));
+    }
+
+    #[cold]
+    fn count_drop(&self, frame: &Frame, reason: DropReason) {
         let at_fault = match (frame.meta.target, frame.meta.source) {
             // It is the receiver that has no room, whoever sent.
             (Target::Endpoint(to), _) => Some(to),
             (_, Source::Endpoint(from)) => Some(from),
             _ => None,
         };
-        count_drop(self.counters, &frame, at_fault, reason);
-        self.pool.put(frame);
+        count_drop(self.counters, frame, at_fault, reason);
     }
 
     /// Hands the frame on; if the burst is full (it never is, see the module) it is dropped.

@@ -1,6 +1,7 @@
 //! The Internet checksum (RFC 1071): the complement of the ones' complement sum of 16-bit words.
 
-/// A sum that has not been folded to 16 bits yet. Wide enough for any packet that fits a chunk.
+/// A sum that has not been folded to 16 bits yet: the ones' complement sum of 64-bit words. Words of any size may be
+/// added in the machine's own byte order; only what comes out at the end is swapped (RFC 1071 §2).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sum(u64);
 
@@ -12,7 +13,7 @@ impl Sum {
     #[inline]
     #[must_use]
     pub const fn word(self, word: u16) -> Sum {
-        Sum(self.0 + word as u64)
+        Sum::carried(self.0 as u128 + word.to_be() as u128)
     }
 
     /// Adds bytes, as words in network order; an odd last byte is padded with zero. Only the last piece of a
@@ -20,32 +21,59 @@ impl Sum {
     #[inline]
     #[must_use]
     pub fn bytes(self, bytes: &[u8]) -> Sum {
-        // Four bytes at a time: ones' complement addition does not care how the words are grouped (RFC 1071 §2).
-        let (quads, rest) = bytes.as_chunks::<4>();
-        let mut sum = self.0;
+        let mut sum = u128::from(self.0);
+        // 32 bytes at a time, each word an addition with carry: a fixed header needs no loop at all.
+        let (blocks, rest) = bytes.as_chunks::<32>();
+        for block in blocks {
+            let (words, _) = block.as_chunks::<8>();
+            for word in words {
+                sum += u128::from(u64::from_ne_bytes(*word));
+            }
+        }
+        let (words, rest) = rest.as_chunks::<8>();
+        for word in words {
+            sum += u128::from(u64::from_ne_bytes(*word));
+        }
+        let (quads, rest) = rest.as_chunks::<4>();
         for quad in quads {
-            sum += u64::from(u32::from_be_bytes(*quad));
+            sum += u128::from(u32::from_ne_bytes(*quad));
         }
         let (pairs, last) = rest.as_chunks::<2>();
         for pair in pairs {
-            sum += u64::from(u16::from_be_bytes(*pair));
+            sum += u128::from(u16::from_ne_bytes(*pair));
         }
         if let [byte] = last {
-            sum += u64::from(*byte) << 8;
+            sum += u128::from(u16::from_ne_bytes([*byte, 0]));
         }
-        Sum(sum)
+        Sum::carried(sum)
     }
 
-    /// Folded to 16 bits, not complemented: 0xffff for data that contains its own correct checksum.
+    /// What went over 64 bits comes in again at the low end.
+    #[inline]
+    const fn carried(sum: u128) -> Sum {
+        let (low, carry) = (sum as u64).overflowing_add((sum >> 64) as u64);
+        Sum(low + carry as u64)
+    }
+
+    /// True for data that contains its own correct checksum.
+    #[inline]
+    pub const fn holds(self) -> bool {
+        // It folds to 0xffff, the other zero of ones' complement: a multiple of it, but not nothing. What is a multiple of
+        // an odd number is told by a product with its inverse modulo 2^64, the quotient then.
+        const INVERSE: u64 = 0x0001_0001_0001_0001_u64.wrapping_neg();
+        const { assert!(INVERSE.wrapping_mul(0xffff) == 1) }
+        self.0.wrapping_mul(INVERSE).wrapping_sub(1) < u64::MAX / 0xffff
+    }
+
+    /// Folded to 16 bits, not complemented.
     #[inline]
     pub const fn fold(self) -> u16 {
         let mut sum = self.0;
         sum = (sum & 0xffff_ffff) + (sum >> 32);
-        sum = (sum & 0xffff_ffff) + (sum >> 32);
         sum = (sum & 0xffff) + (sum >> 16);
         sum = (sum & 0xffff) + (sum >> 16);
         sum = (sum & 0xffff) + (sum >> 16);
-        sum as u16
+        u16::from_be(sum as u16)
     }
 
     /// The checksum: what goes into the header field.
@@ -78,7 +106,7 @@ mod tests {
         let checksum = Sum::ZERO.bytes(&header).checksum();
         assert_eq!(checksum, 0xb861);
         header[10..12].copy_from_slice(&checksum.to_be_bytes());
-        assert_eq!(Sum::ZERO.bytes(&header).fold(), 0xffff);
+        assert!(Sum::ZERO.bytes(&header).holds());
     }
 
     proptest! {
@@ -93,6 +121,25 @@ mod tests {
             prop_assert_eq!(u64::from(Sum::ZERO.bytes(&bytes).fold()), plain);
             let theirs = etherparse::checksum::Sum16BitWords::new().add_slice(&bytes).ones_complement().to_be();
             prop_assert_eq!(Sum::ZERO.bytes(&bytes).checksum(), theirs);
+            prop_assert_eq!(Sum::ZERO.bytes(&bytes).holds(), plain == 0xffff);
+        }
+
+        /// The same in pieces, words among them, and with its checksum added it holds; so it does when every bit is set,
+        /// which makes the most carries.
+        #[test]
+        fn pieces_sum_like_the_whole(
+            bytes in prop_oneof![
+                proptest::collection::vec(any::<u8>(), 2..200),
+                proptest::collection::vec(Just(0xffu8), 2..200),
+            ],
+            cut in 0usize..100,
+            word: u16,
+        ) {
+            let (head, tail) = bytes.split_at((cut * 2).min(bytes.len() & !1));
+            let sum = Sum::ZERO.word(word).bytes(head).bytes(tail);
+            let whole = [&word.to_be_bytes()[..], &bytes].concat();
+            prop_assert_eq!(sum.fold(), Sum::ZERO.bytes(&whole).fold());
+            prop_assert!(sum.word(sum.checksum()).holds());
         }
     }
 }

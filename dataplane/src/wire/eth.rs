@@ -45,6 +45,21 @@ impl EthHeader {
         MacAddr(self.source)
     }
 
+    /// Where it goes, as [`MacAddr::to_u64`] has it: read as one word.
+    #[inline]
+    pub fn destination_number(&self) -> u64 {
+        let [a, b, c, d, e, f] = self.destination;
+        u64::from_be_bytes([a, b, c, d, e, f, self.source[0], self.source[1]]) >> 16
+    }
+
+    /// Who sent it, as [`MacAddr::to_u64`] has it: read as one word.
+    #[inline]
+    pub fn source_number(&self) -> u64 {
+        let [a, b, c, d, e, f] = self.source;
+        let [g, h] = self.ethertype.0;
+        u64::from_be_bytes([a, b, c, d, e, f, g, h]) >> 16
+    }
+
     /// What follows; below 0x0600 it is a length (IEEE 802.3 §3.2.6).
     #[inline]
     pub fn ethertype(&self) -> u16 {
@@ -65,6 +80,8 @@ mod tests {
         assert_eq!(header.destination(), MacAddr([0x02, 0, 0, 0, 0, 1]));
         assert_eq!(header.source(), MacAddr([0x02, 0, 0, 0, 0, 2]));
         assert_eq!((header.ethertype(), rest), (0x0806, &[0xaa][..]));
+        assert_eq!(header.destination_number(), header.destination().to_u64());
+        assert_eq!(header.source_number(), header.source().to_u64());
         assert!(EthHeader::split(&bytes[..13]).is_none());
     }
 }

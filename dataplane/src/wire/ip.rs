@@ -44,15 +44,20 @@ impl Ipv4Header {
     /// [`DropReason::OuterIpInvalid`] or [`DropReason::OuterIpChecksum`].
     #[inline]
     pub fn split(bytes: &[u8]) -> Result<(&Ipv4Header, &[u8]), DropReason> {
-        let (header, _) = split_header::<Ipv4Header>(bytes).ok_or(DropReason::OuterIpInvalid)?;
-        let header_len = usize::from(header.version_ihl & 0x0f) * 4;
-        let total_len = usize::from(header.total_length.get());
-        if header.version_ihl >> 4 != 4 || header_len < Ipv4Header::LEN || total_len < header_len {
+        let (header, rest) = split_header::<Ipv4Header>(bytes).ok_or(DropReason::OuterIpInvalid)?;
+        // Version 4, and what the header is longer than its fixed part: 0 to 10 words.
+        let options_len = usize::from(header.version_ihl.wrapping_sub(0x45)) * 4;
+        if options_len > 40 {
             return Err(DropReason::OuterIpInvalid);
         }
-        let packet = bytes.get(..total_len).ok_or(DropReason::OuterIpInvalid)?;
-        let (head, payload) = packet.split_at_checked(header_len).ok_or(DropReason::OuterIpInvalid)?;
-        if Sum::ZERO.bytes(head).fold() != 0xffff {
+        let rest_len = usize::from(header.total_length.get()).wrapping_sub(Ipv4Header::LEN);
+        let rest = rest.get(..rest_len).ok_or(DropReason::OuterIpInvalid)?;
+        let (options, payload) = rest.split_at_checked(options_len).ok_or(DropReason::OuterIpInvalid)?;
+        let mut sum = Sum::ZERO.bytes(bytemuck::bytes_of(header));
+        if !options.is_empty() {
+            sum = with_options(sum, options);
+        }
+        if !sum.holds() {
             return Err(DropReason::OuterIpChecksum);
         }
         Ok((header, payload))
@@ -81,6 +86,11 @@ impl Ipv4Header {
     pub fn destination(&self) -> Ipv4Addr {
         Ipv4Addr::from(self.destination)
     }
+}
+
+#[cold]
+fn with_options(sum: Sum, options: &[u8]) -> Sum {
+    sum.bytes(options)
 }
 
 /// The part of the UDP checksum that covers the IPv4 addresses, protocol and UDP length (RFC 768).
@@ -160,6 +170,47 @@ mod tests {
         let bytes = with_checksum(bytes);
         let (_, payload) = Ipv4Header::split(&bytes).unwrap();
         assert_eq!(payload, [1, 2, 3, 4, 5, 6, 7, 8]);
+    }
+
+    proptest::proptest! {
+        #![proptest_config(proptest::prelude::ProptestConfig::with_cases(2000))]
+        /// Against etherparse, which knows every length of header: the same are taken, with the same fields.
+        #[test]
+        fn another_parser_takes_the_same(
+            mut bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 20..120),
+            version_ihl in proptest::prop_oneof![0x40u8..=0x4f, proptest::prelude::any::<u8>()],
+            total_len in 0u16..130,
+            right: bool,
+        ) {
+            bytes[0] = version_ihl;
+            bytes[6] &= 0x7f; // the reserved bit, which it does not sum
+            bytes[2..4].copy_from_slice(&total_len.to_be_bytes());
+            let header_len = usize::from(version_ihl & 0xf) * 4;
+            if right && (20..=bytes.len()).contains(&header_len) {
+                bytes = with_checksum(bytes);
+            }
+            let theirs = etherparse::Ipv4Slice::from_slice(&bytes);
+            match (Ipv4Header::split(&bytes), theirs) {
+                (Ok((header, payload)), Ok(theirs)) => {
+                    let slice = theirs.header();
+                    assert_eq!(slice.header_checksum(), slice.to_header().calc_header_checksum());
+                    assert_eq!(header.source(), slice.source_addr());
+                    assert_eq!(header.destination(), slice.destination_addr());
+                    assert_eq!(header.protocol(), slice.protocol().0);
+                    assert_eq!(header.is_fragment(), slice.is_fragmenting_payload());
+                    assert_eq!(payload, &bytes[slice.slice().len()..usize::from(total_len)]);
+                }
+                (Err(DropReason::OuterIpChecksum), Ok(theirs)) => {
+                    let slice = theirs.header();
+                    assert_ne!(slice.header_checksum(), slice.to_header().calc_header_checksum());
+                }
+                (Err(DropReason::OuterIpInvalid), Err(_)) => {}
+                // It takes headers whose extension (an authentication header) is cut off for broken ones.
+                (Ok((header, _)), Err(_)) => assert_eq!(header.protocol(), 51),
+                (Err(DropReason::OuterIpChecksum), Err(_)) => assert_eq!(bytes[9], 51),
+                (ours, theirs) => panic!("{:?} and {theirs:?}", ours.err()),
+            }
+        }
     }
 
     #[test]

@@ -37,11 +37,14 @@ pub struct Outer {
 ///
 /// # Errors
 /// The reason for which to drop it.
-#[inline]
+#[inline(always)] // else its answer goes through memory, a fifth of what classifying costs
 pub fn parse(frame: &[u8], vtep: Vtep) -> Result<Outer, DropReason> {
     let (outer, ip, udp, payload) = split(frame, vtep)?;
-    let pseudo = udp_pseudo_header(ip.source(), ip.destination(), udp.length());
-    if udp.checksum_holds(pseudo, payload) { Ok(outer) } else { Err(DropReason::OuterUdpChecksum) }
+    let holds = || {
+        let pseudo = udp_pseudo_header(ip.source(), ip.destination(), udp.length());
+        udp.checksum_holds(pseudo, payload)
+    };
+    if !udp.has_checksum() || holds() { Ok(outer) } else { Err(DropReason::OuterUdpChecksum) }
 }
 
 /// The same without a look at the UDP checksum, for a measuring tool to which it is all the same.

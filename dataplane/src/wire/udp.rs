@@ -28,21 +28,25 @@ impl UdpHeader {
     /// [`DropReason::OuterUdpInvalid`].
     #[inline]
     pub fn split(bytes: &[u8]) -> Result<(&UdpHeader, &[u8]), DropReason> {
-        let (header, _) = split_header::<UdpHeader>(bytes).ok_or(DropReason::OuterUdpInvalid)?;
-        let payload =
-            bytes.get(UdpHeader::LEN..usize::from(header.length.get())).ok_or(DropReason::OuterUdpInvalid)?;
+        let (header, rest) = split_header::<UdpHeader>(bytes).ok_or(DropReason::OuterUdpInvalid)?;
+        let payload_len = usize::from(header.length.get()).wrapping_sub(UdpHeader::LEN);
+        let payload = rest.get(..payload_len).ok_or(DropReason::OuterUdpInvalid)?;
         Ok((header, payload))
+    }
+
+    /// True when there is a checksum.
+    #[inline]
+    pub fn has_checksum(&self) -> bool {
+        self.checksum.get() != 0
     }
 
     /// True when there is no checksum, it is right, or it was left to the sender's network card and holds the sum of
     /// the pseudo header only (see [`partial`](super::partial)). `pseudo` is the sum over the IP addresses, protocol
     /// and length; `payload` what [`split`](Self::split) gave.
-    #[inline]
     pub fn checksum_holds(&self, pseudo: Sum, payload: &[u8]) -> bool {
-        let checksum = self.checksum.get();
-        checksum == 0
-            || checksum == pseudo.fold()
-            || pseudo.bytes(bytemuck::bytes_of(self)).bytes(payload).fold() == 0xffff
+        !self.has_checksum()
+            || self.checksum.get() == pseudo.fold()
+            || pseudo.bytes(bytemuck::bytes_of(self)).bytes(payload).holds()
     }
 
     /// Destination port.

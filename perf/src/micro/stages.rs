@@ -6,8 +6,8 @@ use peregrine_dataplane::stages::{self, Stage, collect};
 use peregrine_dataplane::types::{EndpointId, MacAddr};
 use peregrine_memif::{ClientConfig, Interface};
 
-use super::{Case, Maker, PACKETS, case, maker};
-use crate::rig::{FAR, Rig, fill, inner, tenant_mac, underlay_frame};
+use super::{Case, MILLION, Maker, PACKETS, case, maker};
+use crate::rig::{FAR, Rig, fill, inner, station, tenant_mac, underlay_frame};
 
 /// Tenants: a burst takes half of its packets from each.
 const TENANTS: u16 = 2;
@@ -39,8 +39,14 @@ pub fn cases() -> Vec<Maker> {
             Ok(tenant_to_tenant(name, Bench::new(bytes)?))
         }));
     }
+    cases.push(maker(format!("stage/lookup-in/{MILLION}"), |name| {
+        Ok(lookup_many(name, Bench::with_stations(64, STATIONS)?))
+    }));
     cases
 }
+
+/// Stations behind the far VTEP in the case with many.
+const STATIONS: u32 = 1_000_000;
 
 /// A worker's things, its tenants' ends, and the two bursts that a stage works between.
 struct Bench {
@@ -55,7 +61,11 @@ struct Bench {
 
 impl Bench {
     fn new(inner_bytes: usize) -> Result<Bench, String> {
-        let mut rig = Rig::new(TENANTS, 4 * BURST)?;
+        Bench::with_stations(inner_bytes, 0)
+    }
+
+    fn with_stations(inner_bytes: usize, stations: u32) -> Result<Bench, String> {
+        let mut rig = Rig::with_stations(TENANTS, 4 * BURST, stations)?;
         let clients = (0..TENANTS)
             .map(|id| rig.attach(EndpointId(id), ClientConfig::default()))
             .collect::<Result<Vec<_>, _>>()?;
@@ -112,7 +122,9 @@ impl Bench {
         let mut stage = first;
         while stage != end {
             self.run(stage);
-            std::mem::swap(&mut self.input, &mut self.output);
+            if self.input.is_empty() {
+                std::mem::swap(&mut self.input, &mut self.output);
+            }
             match stage.next() {
                 Some(next) => stage = next,
                 None => return,
@@ -120,10 +132,10 @@ impl Bench {
         }
     }
 
-    /// One stage, from one burst to the other.
+    /// One stage; returns how many frames go on.
     #[inline]
-    fn run(&mut self, stage: Stage) {
-        stages::run(stage, &mut self.input, &mut self.output, &mut self.rig.cx());
+    fn run(&mut self, stage: Stage) -> usize {
+        stages::run(stage, (&mut self.input, &mut self.output), &mut self.rig.cx()).0.len()
     }
 
     /// Each tenant sends its part of a burst.
@@ -152,18 +164,30 @@ fn stage_in(name: &str, bench: Bench, stage: Stage) -> Case {
         move |bench| bench.take_underlay(stage),
         move |bench| {
             let given = bench.given();
-            bench.run(stage);
-            bench.output.len() + bench.given() - given
+            bench.run(stage) + bench.given() - given
         },
     )
 }
 
-fn stage_out(name: &str, bench: Bench, stage: Stage) -> Case {
-    let run = move |bench: &mut Bench| {
-        bench.run(stage);
-        bench.output.len()
+/// Each packet comes from another station, of all that are known.
+fn lookup_many(name: &str, bench: Bench) -> Case {
+    let prepare = |(bench, next): &mut (Bench, u32)| {
+        bench.take_underlay(Stage::Lookup);
+        let Bench { input, output, .. } = bench;
+        for mut frame in input.drain() {
+            if let Some(source) = frame.bytes_mut().get_mut(6..12) {
+                source.copy_from_slice(&station(*next).0);
+            }
+            *next = (*next + 619_999) % STATIONS; // no divisor of it: all have their turn, in no order
+            let _room_for_all = output.push(frame);
+        }
+        std::mem::swap(input, output);
     };
-    case(name, bench, move |bench| bench.take_tenants(stage), run)
+    case(name, (bench, 0), prepare, |(bench, _)| bench.run(Stage::Lookup))
+}
+
+fn stage_out(name: &str, bench: Bench, stage: Stage) -> Case {
+    case(name, bench, move |bench| bench.take_tenants(stage), move |bench| bench.run(stage))
 }
 
 fn collect_burst(name: &str, bench: Bench) -> Case {

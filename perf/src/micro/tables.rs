@@ -2,13 +2,16 @@
 
 use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 
-use peregrine_dataplane::fdb::{Fdb, Learned};
+use peregrine_dataplane::fdb::{AgeingHand, Fdb, Learned};
 use peregrine_dataplane::plan::NetworkPlan;
 use peregrine_dataplane::tables::Tables;
 use peregrine_dataplane::types::{MacAddr, RemoteId, Vni};
 
-use super::{Case, Maker, PACKETS, case, maker};
+use super::{Case, MILLION, Maker, PACKETS, case, maker};
 use crate::rig::{FDB_SECRET, NETWORK, plan};
 
 /// Networks, and remotes, in the tables.
@@ -30,6 +33,18 @@ pub fn cases() -> Vec<Maker> {
             cases.push(maker(format!("fdb/{kind}/{size}"), move |name| make(name, Addresses::new(entries)?)));
         }
     }
+    for (kind, make) in [
+        ("lookup-hit", lookup_hit as FdbCase),
+        ("lookup-hit-prefetched", lookup_prefetched),
+        ("lookup-miss", lookup_miss),
+        ("learn-known", learn_known),
+        ("learn-new", learn_new),
+        ("learn-new-beside-reader", learn_new_beside_reader),
+        ("age-step", age_step),
+    ] {
+        cases
+            .push(maker(format!("fdb/{kind}/{MILLION}"), move |name| make(name, Addresses::new(1_000_000)?)));
+    }
     cases.push(maker("tables/network-by-vni/1k", |name| Ok(network_by_vni(name))));
     cases.push(maker("tables/remote-by-address/1k", |name| Ok(remote_by_address(name))));
     cases
@@ -39,7 +54,7 @@ type FdbCase = fn(&str, Addresses) -> Result<Case, String>;
 
 /// A filled FDB and the addresses of the next round.
 struct Addresses {
-    fdb: Fdb,
+    fdb: Arc<Fdb>,
     entries: u64,
     /// Counts up with every address that was asked for.
     next: u64,
@@ -57,7 +72,7 @@ impl Addresses {
                 ));
             }
         }
-        Ok(Addresses { fdb, entries, next: 0, chosen: [MacAddr([0; 6]); PACKETS] })
+        Ok(Addresses { fdb: Arc::new(fdb), entries, next: 0, chosen: [MacAddr([0; 6]); PACKETS] })
     }
 
     /// Addresses spread over all that are known.
@@ -95,7 +110,6 @@ impl Addresses {
     }
 }
 
-/// Not one after the other: of 100,000 addresses in a row the FDB refuses a few, whose both buckets are full.
 fn known(number: u64) -> MacAddr {
     let [.., a, b, c, d] = number.to_be_bytes();
     MacAddr([2, a, b, c, d, 1])
@@ -124,6 +138,71 @@ fn learn_new(name: &str, addresses: Addresses) -> Result<Case, String> {
         addresses.choose_unknown();
     };
     Ok(case(name, addresses, prepare, |addresses| addresses.learns(Learned::New)))
+}
+
+/// First all are asked for, then all are looked up: what a burst does.
+fn lookup_prefetched(name: &str, addresses: Addresses) -> Result<Case, String> {
+    Ok(case(name, addresses, Addresses::choose_known, |Addresses { fdb, chosen, .. }| {
+        let places = chosen.map(|mac| fdb.place(NETWORK, mac.to_u64()));
+        places.iter().for_each(|place| fdb.prefetch(*place));
+        places.iter().filter(|place| black_box(fdb.lookup_at(**place)).is_some()).count()
+    }))
+}
+
+/// The same as `learn_new` while another core looks up what is there.
+fn learn_new_beside_reader(name: &str, addresses: Addresses) -> Result<Case, String> {
+    let reader = Reader::start(addresses.fdb.clone(), addresses.entries)?;
+    let prepare = |(addresses, _): &mut (Addresses, Reader)| {
+        addresses.forget_chosen();
+        addresses.choose_unknown();
+    };
+    Ok(case(name, (addresses, reader), prepare, |(addresses, _)| addresses.learns(Learned::New)))
+}
+
+/// Looks up addresses until it is dropped.
+struct Reader {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Reader {
+    fn start(fdb: Arc<Fdb>, entries: u64) -> Result<Reader, String> {
+        let stop = Arc::<AtomicBool>::default();
+        let stopped = stop.clone();
+        let read = move || {
+            let mut number = 0;
+            while !stopped.load(Ordering::Relaxed) {
+                black_box(fdb.lookup(NETWORK, known(number)));
+                number = (number + 7919) % entries;
+            }
+        };
+        let thread = std::thread::Builder::new().spawn(read).map_err(|error| format!("a thread: {error}"))?;
+        Ok(Reader { stop, thread: Some(thread) })
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        let _ended = self.thread.take().map(JoinHandle::join);
+    }
+}
+
+/// The control thread's longest step through the table when nothing is old; each 64th part counts as a packet.
+fn age_step(name: &str, addresses: Addresses) -> Result<Case, String> {
+    const PART: usize = AgeingHand::STEP_MAX / PACKETS;
+    Ok(case(
+        name,
+        (addresses, 0),
+        |_| {},
+        |(Addresses { fdb, .. }, at)| {
+            for _ in 0..PACKETS {
+                black_box(fdb.age(*at, PART, NOW_S, |_| black_box(300)));
+                *at = (*at + PART) % fdb.buckets();
+            }
+            PACKETS
+        },
+    ))
 }
 
 /// As many networks as remotes, each network with one of them.
