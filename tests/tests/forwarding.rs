@@ -52,7 +52,9 @@ fn far_kernel_pings_tenants(workers: usize) -> Value {
     let daemon = two_networks(&net, workers);
     let echoes = [Tenant::WEB, Tenant::DB, RED].map(|tenant| (tenant, tenant.echo(&net)));
     for (tenant, _) in &echoes {
-        assert_eq!(ping(&net.far, tenant.ip, 20, 0.01), 20, "{}", tenant.name);
+        // ping waits no longer for the last answers than one interval, and two workers leave the tenants no core.
+        let answered = ping(&net.far, tenant.ip, 20, if workers == 1 { 0.01 } else { 0.1 });
+        assert_eq!(answered, 20, "{}: {:#}", tenant.name, daemon.stats());
     }
     let fdb = daemon.ask("fdb");
     let learned = |network: &str, mac: &str| {
