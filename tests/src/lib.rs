@@ -33,7 +33,7 @@ use serde_json::Value;
 pub use daemon::{Daemon, Ended, Tenant, totals};
 pub use guest::{Guest, frame, serve};
 pub use neighbour::{Case, beside};
-pub use net::{FAR, FAR_OVERLAY, NEAR, Net, VNI, inside, ping};
+pub use net::{FAR, FAR_OVERLAY, NEAR, Net, VNI, inside, ping, ping_patiently};
 pub use pcap::{tshark, write_pcap};
 pub use raw::RawSocket;
 pub use testpmd::{TestpmdLink, TestpmdSetup, answering_testpmd, forwarded};

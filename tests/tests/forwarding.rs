@@ -6,7 +6,7 @@ use etherparse::{SlicedPacket, TransportSlice};
 use peregrine_control::lab::Namespace;
 use peregrine_tests::{
     Daemon, FAR, FAR_OVERLAY, Guest, NEAR, Net, PATIENCE, RawSocket, Tenant, VNI, frame, inside, ping,
-    report, totals, until,
+    ping_patiently, report, totals, until,
 };
 use serde_json::Value;
 
@@ -52,8 +52,7 @@ fn far_kernel_pings_tenants(workers: usize) -> Value {
     let daemon = two_networks(&net, workers);
     let echoes = [Tenant::WEB, Tenant::DB, RED].map(|tenant| (tenant, tenant.echo(&net)));
     for (tenant, _) in &echoes {
-        // ping waits no longer for the last answers than one interval, and two workers leave the tenants no core.
-        let answered = ping(&net.far, tenant.ip, 20, if workers == 1 { 0.01 } else { 0.1 });
+        let answered = ping_patiently(&net.far, tenant.ip, 20, 0.01);
         assert_eq!(answered, 20, "{}: {:#}", tenant.name, daemon.stats());
     }
     let fdb = daemon.ask("fdb");
