@@ -44,7 +44,7 @@ pub enum Outlet {
 }
 
 impl Outlet {
-    fn name(self) -> &'static str {
+    pub fn name(self) -> &'static str {
         match self {
             Outlet::Memif => "memif",
             Outlet::Xdp => "AF_XDP, veth",

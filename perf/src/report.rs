@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use input::{Failure, Results};
 
-use crate::{core_case, kernel_case, memif_case, tenants_case};
+use crate::{core_case, generator_case, kernel_case, memif_case, tenants_case};
 
 /// Flags of `report`.
 #[derive(Clone, Debug, Args)]
@@ -27,7 +27,7 @@ pub struct ReportArgs {
     /// Folder to write report.json and report.html to; made if it is not there.
     #[arg(long, value_name = "DIR", default_value = ".")]
     out: PathBuf,
-    /// Results that `core`, `memif`, `tenants` or `kernel` wrote with --json, or a report.json; none: run the cases now.
+    /// Results that `core`, `memif`, `tenants`, `generator` or `kernel` wrote with --json, or a report.json; none: run the cases now.
     #[arg(value_name = "FILE")]
     files: Vec<PathBuf>,
 }
@@ -63,13 +63,14 @@ fn failed(what: &str, file: &Path, error: &std::io::Error) -> Error {
     Error::Failed(format!("cannot {what} {}: {error}", file.display()))
 }
 
-/// All cases, one after the other. The kernel's is last: from then on Ctrl-C only ends that one.
+/// All cases, one after the other. The generator's and the kernel's are last: from then on Ctrl-C only ends the one that runs.
 fn measure(quick: bool) -> Result<Results, Error> {
     let mut results = Results::default();
     let failures = &mut results.failures;
     results.memif = case("memif", || memif_case::run(quick), failures);
     results.core = case("core", || core_case::run(quick), failures);
     results.tenants = case("tenants", || tenants_case::run(quick), failures);
+    results.generator = case("generator", || generator_case::run(quick), failures);
     results.kernel = case("kernel", || kernel_case::run(quick), failures);
     if results.environments().is_empty() {
         let errors: Vec<String> =

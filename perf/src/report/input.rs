@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::environment::Environment;
-use crate::{core_case, kernel_case, memif_case, tenants_case};
+use crate::{core_case, generator_case, kernel_case, memif_case, tenants_case};
 
 /// No result is nearly as large.
 const BYTES_MAX: u64 = 16 << 20;
@@ -28,6 +28,8 @@ pub struct Results {
     pub core: Option<core_case::Report>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tenants: Option<tenants_case::Report>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub generator: Option<generator_case::Report>,
     /// What was to be measured and was not, and why.
     pub failures: Vec<Failure>,
 }
@@ -56,6 +58,7 @@ impl Results {
             ("memif", self.memif.as_ref().map(|report| own(&report.environment))),
             ("core", self.core.as_ref().map(|report| own(&report.environment))),
             ("tenants", self.tenants.as_ref().map(|report| own(&report.environment))),
+            ("generator", self.generator.as_ref().map(|report| own(&report.environment))),
         ];
         all.into_iter().filter_map(|(name, environment)| Some((name, environment?))).collect()
     }
@@ -91,6 +94,8 @@ fn add(results: &mut Results, text: &str) -> Result<(), String> {
     }
     if first("sizes").is_some() {
         put(&mut results.memif, whole(value, "memif")?, "memif")
+    } else if first("full_rate").is_some() {
+        put(&mut results.generator, whole(value, "generator")?, "generator")
     } else if has("neighbour") {
         put(&mut results.tenants, whole(value, "tenants")?, "tenants")
     } else if has("inner_bytes") {
@@ -99,7 +104,7 @@ fn add(results: &mut Results, text: &str) -> Result<(), String> {
         put(&mut results.kernel, whole(value, "kernel")?, "kernel")
     } else {
         Err(format!(
-            "not a result of `peregrine-perf core|memif|tenants|kernel --json`, nor a report.json{}",
+            "not a result of `peregrine-perf core|memif|tenants|generator|kernel --json`, nor a report.json{}",
             of(&value)
         ))
     }
@@ -125,11 +130,12 @@ fn put<T>(place: &mut Option<T>, result: T, kind: &str) -> Result<(), String> {
 
 /// A `report.json` counts as the results that it consists of.
 fn merge(results: &mut Results, other: Results) -> Result<(), String> {
-    let Results { kernel, memif, core, tenants, failures, .. } = other;
+    let Results { kernel, memif, core, tenants, generator, failures, .. } = other;
     kernel.map_or(Ok(()), |result| put(&mut results.kernel, result, "kernel"))?;
     memif.map_or(Ok(()), |result| put(&mut results.memif, result, "memif"))?;
     core.map_or(Ok(()), |result| put(&mut results.core, result, "core"))?;
     tenants.map_or(Ok(()), |result| put(&mut results.tenants, result, "tenants"))?;
+    generator.map_or(Ok(()), |result| put(&mut results.generator, result, "generator"))?;
     results.failures.extend(failures);
     Ok(())
 }
@@ -147,6 +153,13 @@ pub mod tests {
         "mpps_ratio":0.9,"connections":7,"put_out":0,"lost":0,
         "alone":{"p50_ns":330,"p99_ns":500,"p99_ns_lowest":490,"p99_ns_highest":510,"mpps":18.0,"mpps_lowest":17.0,"mpps_highest":19.0},
         "beside":{"p50_ns":340,"p99_ns":600,"p99_ns_lowest":590,"p99_ns_highest":610,"mpps":16.0,"mpps_lowest":15.0,"mpps_highest":17.0}}]}"#;
+    pub const GENERATOR: &str = r#"{"cores":2,"runs":5,"bytes":64,"full_rate":[
+        {"outlet":"memif","sender":"bare","mpps":20.0,"mpps_lowest":19.0,"mpps_highest":21.0,"cycles_per_packet":130.0,"ratio":1.0,
+            "work_cycles_per_packet":12.0,"core_share":1.0},
+        {"outlet":"memif","sender":"send, 1 flow","mpps":18.0,"mpps_lowest":17.0,"mpps_highest":19.0,"cycles_per_packet":144.0,
+            "ratio":0.9,"work_cycles_per_packet":38.0,"core_share":0.97}],
+        "rates":[{"outlet":"xdp","wanted_pps":1000,"error_percent":0.001,"error_percent_lowest":-0.25,"error_percent_highest":0.002,
+            "sent":2000,"late":3,"skipped":0,"core_share":0.98}]}"#;
     pub const KERNEL: &str = r#"{"quick":false,"runs":5,"seconds":9.5,"notes":["told"],
         "environment":{"cores_used":2,"kernel":"6.18","mode":{"requested":"copy","actual":"copy","driver":"veth"}},
         "cases":[{"bytes":64,"flows":1,"round_trip_capacity_pps":200000,
@@ -178,7 +191,7 @@ pub mod tests {
 
     pub fn all() -> Results {
         let mut results = Results { peregrine_report: "0".into(), ..Results::default() };
-        for text in [CORE, MEMIF, TENANTS, KERNEL] {
+        for text in [CORE, MEMIF, TENANTS, GENERATOR, KERNEL] {
             add(&mut results, text).unwrap();
         }
         results
@@ -201,7 +214,7 @@ pub mod tests {
     fn every_file_that_is_cut_is_refused_by_name_in_one_line() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("some.json");
-        for text in [CORE, MEMIF, TENANTS, KERNEL] {
+        for text in [CORE, MEMIF, TENANTS, GENERATOR, KERNEL] {
             for end in (0..text.len()).step_by(7) {
                 std::fs::write(&file, &text[..end]).unwrap();
                 let error = read(&[&file]).unwrap_err();

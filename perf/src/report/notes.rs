@@ -9,6 +9,8 @@ use crate::kernel_case::System;
 
 /// A thread that had less of its core was disturbed.
 const CORE_SHARE: f64 = 0.98;
+/// Percent that a rate may be off.
+const RATE_ERROR: f64 = 1.0;
 /// Highest over lowest; more is no quiet machine.
 const SPREAD: f64 = 1.25;
 const STOLEN_PERCENT: f64 = 0.1;
@@ -24,6 +26,7 @@ pub fn notes(results: &Results) -> Vec<String> {
     runs(results, &mut notes);
     core(results, &mut notes);
     memif(results, &mut notes);
+    generator(results, &mut notes);
     kernel(results, &mut notes);
     notes
 }
@@ -74,6 +77,7 @@ fn runs(results: &Results, notes: &mut Vec<String>) {
         ("memif", results.memif.as_ref().map(|report| report.runs)),
         ("core", results.core.as_ref().map(|report| report.runs)),
         ("tenants", results.tenants.as_ref().map(|report| report.runs)),
+        ("generator", results.generator.as_ref().map(|report| report.runs)),
     ];
     for (name, runs) in counts {
         if let Some(runs) = runs.filter(|runs| *runs < RUNS) {
@@ -112,6 +116,18 @@ fn memif(results: &Results, notes: &mut Vec<String>) {
             "memif: in the worst run a polling thread had {:.0} % of its core, something else the rest. The ratios, of pairs \
              of runs that followed one another, say more than the rates.",
             least * 100.0
+        ));
+    }
+}
+
+fn generator(results: &Results, notes: &mut Vec<String>) {
+    let Some(report) = &results.generator else { return };
+    spread("generator", report.full_rate.iter().map(|speed| (speed.mpps_lowest, speed.mpps_highest)), notes);
+    let worst = report.rates.iter().map(|rate| rate.error_percent.abs()).fold(0.0, f64::max);
+    if worst > RATE_ERROR {
+        notes.push(format!(
+            "generator: a rate was missed by {worst:.1} % in the median, more than {RATE_ERROR} %: it had no core to itself, or \
+             the wire carried no more."
         ));
     }
 }
@@ -161,6 +177,7 @@ mod tests {
         let quiet =
             environment(serde_json::json!({"cpu": "fast", "load_before": 0.1, "stolen_percent": 0.0}));
         results.memif.as_mut().unwrap().environment = quiet.clone();
+        results.generator.as_mut().unwrap().environment = quiet.clone();
         results.tenants.as_mut().unwrap().environment = quiet.clone();
         let core = results.core.as_mut().unwrap();
         core.environment = quiet;
@@ -196,7 +213,7 @@ mod tests {
             "a virtual machine (KVM)",
             "up to 2.00 % of all cores' time",
             "up to 3.50 threads wanted a core",
-            "not known of: core, tenants.",
+            "not known of: core, tenants, generator.",
             "tenants: 3 runs are too few",
             "core: the tenant's core was the limit, not the worker's, in: in at 64 bytes.",
             "core: the fastest run of a case was up to 1.50 times as fast",

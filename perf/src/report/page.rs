@@ -8,7 +8,7 @@ use super::input::Results;
 use super::kernel_part;
 use super::layout::list;
 use super::notes::notes;
-use super::parts::{core, memif, tenants, way};
+use super::parts::{core, generator, memif, tenants, way};
 use super::svg::{escape, figure};
 use crate::core_case;
 
@@ -22,6 +22,7 @@ pub fn html(results: &Results) -> String {
         results.memif.as_ref().map(memif).unwrap_or_default(),
         results.core.as_ref().map(core).unwrap_or_default(),
         results.tenants.as_ref().map(tenants).unwrap_or_default(),
+        results.generator.as_ref().map(generator).unwrap_or_default(),
         environment(results),
     ];
     format!(
@@ -97,7 +98,7 @@ fn summary(results: &Results) -> String {
 }
 
 /// Names of the cases.
-const CASES: [&str; 4] = ["kernel", "memif", "core", "tenants"];
+const CASES: [&str; 5] = ["kernel", "memif", "core", "tenants", "generator"];
 
 fn limits(results: &Results) -> String {
     // What is of one case begins with its name.
@@ -187,6 +188,7 @@ fn cores_used(results: &Results) -> String {
         ("memif", results.memif.as_ref().map(|report| report.cores as u64)),
         ("core", results.core.as_ref().map(|report| report.cores as u64)),
         ("tenants", results.tenants.as_ref().map(|report| report.cores as u64)),
+        ("generator", results.generator.as_ref().map(|report| report.cores as u64)),
     ];
     let told: Vec<String> =
         counts.into_iter().filter_map(|(name, cores)| Some(format!("{name} {}", cores?))).collect();
@@ -206,6 +208,8 @@ mod tests {
             "10.0 Mpps, 8.00–12.0",
             "87.0 cycles",
             "1000 idle",
+            "send, 1 flow",
+            "-0.250 to 0.002",
             "kernel + RPS",
             "99.99 %",
             "veth",

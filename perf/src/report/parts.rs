@@ -2,6 +2,7 @@
 
 use super::layout::{Group, bars, inverse, legend, points, row, section, spread, table_of};
 use super::svg::{Row, Series, Spread, escape, figure};
+use crate::generator_case::{self, Outlet};
 use crate::{core_case, memif_case, tenants_case};
 
 pub fn way(name: &str) -> &str {
@@ -135,4 +136,57 @@ pub fn tenants(report: &tenants_case::Report) -> String {
             ("round trip p99, ns", &latency),
             ("stream, Mpps", &rate),
         ])
+}
+
+pub fn generator(report: &generator_case::Report) -> String {
+    let groups = |value: &dyn Fn(&generator_case::Speed) -> Option<Spread>| {
+        let group = |outlet: Outlet| {
+            let speeds = report.full_rate.iter().filter(|speed| speed.outlet == outlet);
+            let row = |speed: &generator_case::Speed| {
+                let series = if speed.sender.starts_with("bare") { Series::Alone } else { Series::Peregrine };
+                Some(Row { label: speed.sender.clone(), series, value: value(speed)? })
+            };
+            Group {
+                title: outlet.name().into(),
+                small: String::new(),
+                rows: speeds.filter_map(row).collect(),
+            }
+        };
+        let all = [Outlet::Memif, Outlet::Xdp].map(group).into_iter();
+        all.filter(|group| !group.rows.is_empty()).collect::<Vec<Group>>()
+    };
+    let rates = groups(&|speed| Some(spread(speed.mpps, speed.mpps_lowest, speed.mpps_highest)));
+    let work = groups(&|speed| speed.work_cycles_per_packet.map(|cycles| spread(cycles, cycles, cycles)));
+    let kept: String = report
+        .rates
+        .iter()
+        .map(|rate| {
+            format!(
+                "<tr><td>{}</td><td>{}</td><td>{:.3}</td><td>{:.3} to {:.3}</td><td>{}</td><td>{}</td></tr>\n",
+                rate.outlet.name(),
+                rate.wanted_pps,
+                rate.error_percent,
+                rate.error_percent_lowest,
+                rate.error_percent_highest,
+                rate.late,
+                rate.skipped
+            )
+        })
+        .collect();
+    section(
+        "The generator itself",
+        &format!(
+            "<code>peregrine-pktgen send</code> at its full rate beside a bare loop over the same ring or socket, {} bytes a frame, \
+             and how exactly it keeps a rate. {} cores: one for the sender, one for who empties the ring. Medians of {} runs, in turns.",
+            report.bytes, report.cores, report.runs
+        ),
+    ) + "<h3>Full rate</h3>\n"
+        + &bars(&rates, "Mpps")
+        + "<h3>The sender’s own work, all in its core’s cache</h3>\n"
+        + &bars(&work, "cycles per packet")
+        + "<h3>Rates asked for</h3>\n<div class=\"scroll\"><table>\n<tr><th>over</th><th>packets/s</th><th>error, %</th>\
+           <th>lowest to highest</th><th>over 1 ms late</th><th>given up</th></tr>\n"
+        + &kept
+        + "</table></div>\n"
+        + &table_of(&[("Mpps", &rates), ("cycles of work", &work)])
 }
