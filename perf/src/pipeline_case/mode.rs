@@ -191,7 +191,7 @@ impl Setup {
 /// control does meanwhile.
 fn pass(engine: &mut Engine, tenant: &DiscardCounters, time: Duration) -> Result<(), String> {
     const TICK: Duration = Duration::from_millis(20);
-    const PACKETS: u64 = 10_000;
+    const PACKETS: u64 = 1000;
     const PATIENCE: Duration = Duration::from_secs(10);
     let (start, goal) = (Instant::now(), tenant.packets.get() + PACKETS);
     loop {
