@@ -105,7 +105,8 @@ pub struct HandOver {
     pub rtc_cycles: f64,
     /// Added by a second worker that gets nothing: the flow is hashed, its bucket looked up, the other's rings polled.
     pub entry_cycles: f64,
-    /// Added by each of the two hops of a packet whose decap and lookup run on the second core.
+    /// Added by each of the two hops of a packet whose decap and lookup run on the second core. In it is what it costs the first core to
+    /// write frames into memory that the second one has just read: a card would do that.
     pub hop_cycles: f64,
     pub hop_cycles_lowest: f64,
     pub hop_cycles_highest: f64,
