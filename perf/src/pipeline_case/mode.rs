@@ -259,7 +259,7 @@ mod tests {
         let setup = Setup { cores, warm_up: time, window: time, hertz: 1_000_000_000 };
         for mode in Mode::ALL {
             let run = setup.measure(mode, Series::Heavy, 100).unwrap();
-            assert!(run.rate > 0.0 && run.busy_cycles > 0.0 && run.reordered == 0, "{mode:?} {run:?}");
+            assert!(run.rate > 0.0 && run.reordered == 0, "{mode:?} {run:?}");
         }
     }
 
