@@ -36,6 +36,7 @@ lint: setup ## formatting, clippy without a warning, documentation without a war
 bench: build ## measurements, in figures that this machine gives
 	target/release/peregrine-perf micro --quick
 	target/release/peregrine-perf core --quick
+	target/release/peregrine-perf pipeline --quick
 	target/release/peregrine-perf tenants --quick
 	$(SUDO) target/release/peregrine-perf memif --quick
 	$(SUDO) target/release/peregrine-perf generator --quick

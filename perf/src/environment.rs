@@ -77,6 +77,34 @@ fn all_cores() -> Option<Ticks> {
     Ticks::parse(&proc_stat::read().ok()?, "cpu")
 }
 
+/// How long the kernel let a thread run, and how long it had to wait for a core: on a machine that does something else too, figures
+/// say little.
+#[derive(Clone, Copy, Debug)]
+pub struct CpuTime {
+    ran_ns: u64,
+    waited_ns: u64,
+}
+
+impl CpuTime {
+    /// Of the thread behind a folder of `/proc`.
+    pub fn read(folder: &str) -> Result<CpuTime, String> {
+        let file = format!("{folder}/schedstat");
+        let text = fs::read_to_string(&file).map_err(|error| format!("cannot read {file}: {error}"))?;
+        let mut numbers = text.split_whitespace().map_while(|word| word.parse().ok());
+        match (numbers.next(), numbers.next()) {
+            (Some(ran_ns), Some(waited_ns)) => Ok(CpuTime { ran_ns, waited_ns }),
+            _ => Err(format!("{file} says `{}`, not the times of a thread", text.trim())),
+        }
+    }
+
+    /// The share of its core that the thread had since `earlier`; 1 if it had it for itself.
+    pub fn share_since(&self, earlier: &CpuTime) -> f64 {
+        let ran = self.ran_ns.saturating_sub(earlier.ran_ns) as f64;
+        let waited = self.waited_ns.saturating_sub(earlier.waited_ns) as f64;
+        ran / (ran + waited).max(1.0)
+    }
+}
+
 fn read(file: &str) -> Option<String> {
     fs::read_to_string(file).ok().map(|text| text.trim().to_string())
 }
@@ -154,5 +182,14 @@ mod tests {
         assert!(environment.kernel.is_some_and(|kernel| kernel.contains('.')));
         assert!(environment.cores_online.is_some_and(|cores| cores > 0));
         assert!(environment.stolen_percent.is_some_and(|percent| (0.0..=100.0).contains(&percent)));
+    }
+
+    #[test]
+    fn the_share_of_a_core_is_what_the_thread_had_of_what_it_wanted() {
+        let earlier = CpuTime { ran_ns: 1_000, waited_ns: 500 };
+        let later = CpuTime { ran_ns: 4_000, waited_ns: 1_500 };
+        assert!((later.share_since(&earlier) - 0.75).abs() < 1e-9);
+        assert!(CpuTime::read("/proc/thread-self").is_ok());
+        assert!(CpuTime::read("/proc/none").unwrap_err().contains("/proc/none/schedstat"));
     }
 }

@@ -9,6 +9,7 @@ mod generator_case;
 mod kernel_case;
 mod memif_case;
 mod micro;
+mod pipeline_case;
 mod proc_stat;
 mod report;
 mod rig;
@@ -41,6 +42,8 @@ enum Command {
     Tenants(Runs),
     /// Packets from one process to another over one memif ring, beside DPDK's testpmd on both ends.
     Memif(Runs),
+    /// One flow on one core, and with its steps spread over two: what a hand-over costs, and from how much work on it is worth it.
+    Pipeline(Runs),
     /// Draws results as one page, report.html, beside report.json: of the given files, or of all cases, run now.
     Report(report::ReportArgs),
     /// Pieces of the packet path, each by itself on one core: time, and that they allocate nothing.
@@ -94,6 +97,7 @@ fn main() -> ExitCode {
         Command::Generator(runs) => runs.report(generator_case::run, generator_case::Report::text),
         Command::Tenants(runs) => runs.report(tenants_case::run, tenants_case::Report::text),
         Command::Memif(runs) => runs.report(memif_case::run, memif_case::Report::text),
+        Command::Pipeline(runs) => runs.report(pipeline_case::run, pipeline_case::Report::text),
         Command::Report(args) => match report::run(&args) {
             Err(report::Error::Input(error)) => {
                 eprintln!("peregrine-perf: error: {error}");

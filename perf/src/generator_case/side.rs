@@ -18,9 +18,10 @@ use peregrine_memif::{Client, ClientConfig, Interface, SocketAddr};
 use serde::{Deserialize, Serialize};
 
 use super::{BYTES, Outlet};
+use crate::environment::CpuTime;
 use crate::figures::json;
 use crate::kernel_case::program;
-use crate::memif_case::{CpuTime, accept};
+use crate::memif_case::accept;
 use crate::rig::{fill, inner};
 
 /// The highest ordinary priority, so that other programs on these cores show less.

@@ -13,7 +13,8 @@ use peregrine_memif::{
     TxRing,
 };
 
-use super::{BUFFER_BYTES, BURST, Cores, CpuTime, RING_LOG2, Run, Times};
+use super::{BUFFER_BYTES, BURST, Cores, RING_LOG2, Run, Times};
+use crate::environment::CpuTime;
 
 /// What a receiver says on standard error when its window begins.
 const MEASURING: &str = "measuring";

@@ -26,7 +26,8 @@ use std::time::{Duration, Instant};
 
 use peregrine_control::lab;
 
-use super::{BUFFER_BYTES, BURST, Cores, CpuTime, RING_LOG2, Run, Times};
+use super::{BUFFER_BYTES, BURST, Cores, RING_LOG2, Run, Times};
+use crate::environment::CpuTime;
 
 const PROGRAM: &str = "dpdk-testpmd";
 /// How long it may take to start, or to answer.

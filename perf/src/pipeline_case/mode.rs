@@ -1,0 +1,290 @@
+//! Where the steps of the flow run, and one run of it: a new engine, the flow from memory, the tenant that counts.
+//! `pipeline_case` runs all modes in turns; a further placement is one more [`Mode`].
+
+use std::time::{Duration, Instant};
+
+use peregrine_dataplane::discard::DiscardCounters;
+use peregrine_dataplane::engine::Engine;
+use peregrine_dataplane::plan::{PlacementMode, Plan, WorkerPlan};
+use peregrine_dataplane::replay::ReplayFrame;
+use peregrine_dataplane::stages::Stage;
+use peregrine_dataplane::stats::Stats;
+use peregrine_dataplane::types::{CoreId, EndpointId, Route, WorkerId};
+
+use super::{INNER_BYTES, Series, flow_bucket};
+use crate::environment::CpuTime;
+use crate::rig::{plan, tenant_mac, underlay_frame};
+
+/// Frames enter here, and the tenant is served here.
+const FIRST: WorkerId = WorkerId(0);
+const OTHER: WorkerId = WorkerId(1);
+const TENANT: EndpointId = EndpointId(0);
+
+/// Where the steps run.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Mode {
+    /// All on one core; there is no other worker.
+    RunToCompletion,
+    /// All on one core; a second worker looks on.
+    Beside,
+    /// As the engine spreads them over two cores by itself.
+    Static,
+    /// These steps on the second core, whatever the engine thinks.
+    Split(Split),
+}
+
+/// Steps that go to the second core; the others are bound to the first.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Split {
+    Decap,
+    Lookup,
+    Both,
+}
+
+impl Mode {
+    /// In which the modes run, each round beginning with another one.
+    pub const ALL: [Mode; 6] = [
+        Mode::RunToCompletion,
+        Mode::Static,
+        Mode::Split(Split::Both),
+        Mode::Split(Split::Decap),
+        Mode::Split(Split::Lookup),
+        Mode::Beside,
+    ];
+
+    /// Those of which the fastest is the best that two cores can do.
+    pub const SPLITS: [Mode; 3] =
+        [Mode::Split(Split::Both), Mode::Split(Split::Decap), Mode::Split(Split::Lookup)];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Mode::RunToCompletion => "rtc",
+            Mode::Beside => "beside",
+            Mode::Static => "static",
+            Mode::Split(Split::Both) => "decap+lookup",
+            Mode::Split(Split::Decap) => "decap",
+            Mode::Split(Split::Lookup) => "lookup",
+        }
+    }
+
+    /// What the engine is asked for at the start.
+    fn placement(self) -> PlacementMode {
+        match self {
+            Mode::Static => PlacementMode::Static,
+            Mode::RunToCompletion | Mode::Beside | Mode::Split(_) => PlacementMode::RunToCompletion,
+        }
+    }
+
+    fn workers(self) -> usize {
+        if self == Mode::RunToCompletion { 1 } else { 2 }
+    }
+
+    /// What is asked for once it runs.
+    fn route(self) -> Option<Route> {
+        let Mode::Split(split) = self else { return None };
+        Some(match split {
+            Split::Decap => Route::new(OTHER, FIRST, FIRST),
+            Split::Lookup => Route::new(FIRST, OTHER, FIRST),
+            Split::Both => Route::new(OTHER, OTHER, FIRST),
+        })
+    }
+}
+
+/// Where and for how long.
+#[derive(Clone, Copy, Debug)]
+pub struct Setup {
+    pub cores: [usize; 2],
+    pub warm_up: Duration,
+    pub window: Duration,
+    pub hertz: u64,
+}
+
+/// What one run gave.
+#[derive(Clone, Copy, Debug)]
+pub struct Run {
+    /// Packets a second that came to the tenant.
+    pub rate: f64,
+    /// Frames dropped from the beginning of the window on.
+    pub lost: u64,
+    pub reordered: u64,
+    /// Cycles in which a worker had work, of all workers, for each packet.
+    pub busy_cycles: f64,
+    /// The smaller part of its core that a worker had.
+    pub core_share: f64,
+}
+
+/// How far things were at one moment.
+struct Reading {
+    at: Instant,
+    packets: u64,
+    dropped: u64,
+    cpu: Vec<CpuTime>,
+}
+
+impl Setup {
+    /// One run. Whatever does not add up is an error, with all counters.
+    pub fn measure(&self, mode: Mode, series: Series, cycles: u32) -> Result<Run, String> {
+        let cores = self.cores.iter().take(mode.workers());
+        let plan = Plan {
+            workers: cores.map(|core| WorkerPlan { core: CoreId(*core), nice: None }).collect(),
+            placement: mode.placement(),
+            ..plan(1)
+        };
+        let flow = ReplayFrame { flow: 0, bytes: underlay_frame(tenant_mac(TENANT.0), INNER_BYTES) };
+        let mut engine = Engine::replay(&plan, vec![vec![flow]]).map_err(|error| error.to_string())?;
+        for stage in [Stage::Classify, Stage::Decap, Stage::Lookup, Stage::Deliver] {
+            engine.work().set(stage, series.share(stage, cycles));
+        }
+        if let Some(route) = mode.route()
+            && !engine.place(FIRST, flow_bucket(), route)
+        {
+            return Err(format!("{}: the engine refused {route:?}", mode.name()));
+        }
+        let tenant = engine.attach_discard(TENANT, 1).map_err(|error| error.to_string())?;
+        pass(&mut engine, &tenant, self.warm_up)?;
+        let (before, _) = self.read(&mut engine, &tenant, mode)?;
+        pass(&mut engine, &tenant, self.window)?;
+        let (after, busy) = self.read(&mut engine, &tenant, mode)?;
+        let stats = engine.stop();
+        check(&stats, &tenant).map_err(|fault| {
+            let counters = serde_json::json!(stats);
+            format!(
+                "{}, {} work of {cycles} cycles: {fault}: {tenant:?} {counters}",
+                mode.name(),
+                series.name()
+            )
+        })?;
+        let (packets, seconds) = (after.packets - before.packets, (after.at - before.at).as_secs_f64());
+        let shares: Vec<f64> =
+            after.cpu.iter().zip(&before.cpu).map(|(after, before)| after.share_since(before)).collect();
+        let busy: f64 = busy.iter().zip(&shares).map(|(busy, share)| busy * share).sum();
+        Ok(Run {
+            rate: packets as f64 / seconds,
+            lost: stats.totals.dropped - before.dropped,
+            reordered: tenant.reordered.get(),
+            busy_cycles: busy * seconds * self.hertz as f64 / packets as f64,
+            core_share: shares.into_iter().fold(1.0, f64::min),
+        })
+    }
+
+    /// How far it is, and how busy each worker was since the last look.
+    fn read(
+        &self,
+        engine: &mut Engine,
+        tenant: &DiscardCounters,
+        mode: Mode,
+    ) -> Result<(Reading, Vec<f64>), String> {
+        engine.age();
+        let (at, packets) = (Instant::now(), tenant.packets.get());
+        let busy = engine.busy().into_iter().map(|(_, busy)| busy).collect();
+        let cpu = self
+            .cores
+            .iter()
+            .take(mode.workers())
+            .map(|core| worker_time(*core))
+            .collect::<Result<_, _>>()?;
+        Ok((Reading { at, packets, dropped: engine.stats().totals.dropped, cpu }, busy))
+    }
+}
+
+/// Lets the flow run for so long, and until some packets have come: on a busy machine a worker may have to wait for its core. Does what
+/// control does meanwhile.
+fn pass(engine: &mut Engine, tenant: &DiscardCounters, time: Duration) -> Result<(), String> {
+    const TICK: Duration = Duration::from_millis(20);
+    const PACKETS: u64 = 1000;
+    const PATIENCE: Duration = Duration::from_secs(10);
+    let (start, goal) = (Instant::now(), tenant.packets.get() + PACKETS);
+    loop {
+        let elapsed = start.elapsed();
+        if elapsed >= time && tenant.packets.get() >= goal {
+            return Ok(());
+        }
+        if elapsed >= time + PATIENCE {
+            let counters = serde_json::json!(engine.stats());
+            return Err(format!("traffic stands still: {tenant:?} {counters}"));
+        }
+        std::thread::sleep(time.saturating_sub(elapsed).clamp(Duration::from_millis(1), TICK));
+        engine.poll();
+    }
+}
+
+/// Of the worker's thread on this core.
+fn worker_time(core: usize) -> Result<CpuTime, String> {
+    let name = format!("worker-{core}");
+    let tasks = std::fs::read_dir("/proc/self/task").map_err(|error| format!("/proc/self/task: {error}"))?;
+    let named = |folder: &std::path::PathBuf| {
+        std::fs::read_to_string(folder.join("comm")).is_ok_and(|comm| comm.trim() == name)
+    };
+    let folder = tasks.flatten().map(|task| task.path()).find(named);
+    CpuTime::read(&folder.ok_or(format!("{name} is not running"))?.to_string_lossy())
+}
+
+/// Nothing is unaccounted for, nothing was overtaken: what came in is with the tenant, dropped or still under way, and what is
+/// under way lies in chunks that are not free.
+fn check(stats: &Stats, tenant: &DiscardCounters) -> Result<(), &'static str> {
+    let totals = &stats.totals;
+    let chunks = |count: fn(&peregrine_dataplane::stats::WorkerStats) -> u64| -> u64 {
+        stats.workers.iter().map(count).sum()
+    };
+    let out = chunks(|worker| worker.frames_total) as i64 - chunks(|worker| worker.frames_free) as i64;
+    let accounted = (tenant.packets.get() + totals.dropped) as i64 + totals.in_flight;
+    match () {
+        () if tenant.reordered.get() > 0 => Err("packets of the flow were overtaken"),
+        () if tenant.strange.get() > 0 => Err("the tenant got packets that nobody sent"),
+        () if totals.uplink_rx.frames as i64 != accounted => {
+            Err("frames in are not the tenant's, dropped and in flight")
+        }
+        () if totals.in_flight < 0 || totals.in_flight > out => Err("frames in flight do not lie in chunks"),
+        () if stats.drops.values().sum::<u64>() != totals.dropped => Err("drops without a reason"),
+        () if tenant.missing.get() > totals.dropped => Err("packets are missing that were not dropped"),
+        () => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+
+    /// Workers are found by their name: one engine at a time.
+    static ENGINE: Mutex<()> = Mutex::new(());
+
+    #[test]
+    fn every_mode_moves_packets_in_order_and_accounts_for_them() {
+        let _alone = ENGINE.lock();
+        let cores = core_affinity::get_core_ids().unwrap();
+        let time = Duration::from_millis(1);
+        let cores = [cores[0].id, cores[1 % cores.len()].id];
+        let setup = Setup { cores, warm_up: time, window: time, hertz: 1_000_000_000 };
+        for mode in Mode::ALL {
+            let run = setup.measure(mode, Series::Heavy, 100).unwrap();
+            assert!(run.rate > 0.0 && run.reordered == 0, "{mode:?} {run:?}");
+        }
+    }
+
+    #[test]
+    fn what_does_not_add_up_is_found() {
+        let _alone = ENGINE.lock();
+        let flow = ReplayFrame { flow: 0, bytes: underlay_frame(tenant_mac(TENANT.0), INNER_BYTES) };
+        let mut engine = Engine::replay(&plan(1), vec![vec![flow]]).unwrap();
+        let tenant = engine.attach_discard(TENANT, 1).unwrap();
+        pass(&mut engine, &tenant, Duration::ZERO).unwrap();
+        let stats = engine.stop();
+        assert_eq!(check(&stats, &tenant), Ok(()));
+        let wrong = |change: fn(&mut Stats)| {
+            let mut stats = stats.clone();
+            change(&mut stats);
+            check(&stats, &tenant).unwrap_err()
+        };
+        assert!(wrong(|stats| stats.totals.uplink_rx.frames += 1).contains("frames in are not"));
+        assert!(wrong(|stats| stats.totals.dropped += 1).contains("frames in are not"));
+        let hidden = wrong(|stats| {
+            stats.totals.uplink_rx.frames += 1;
+            stats.totals.in_flight += 1;
+        });
+        assert!(hidden.contains("in chunks"));
+        tenant.reordered.add(1);
+        assert!(check(&stats, &tenant).unwrap_err().contains("overtaken"));
+    }
+}
