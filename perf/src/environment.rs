@@ -79,7 +79,7 @@ fn all_cores() -> Option<Ticks> {
 
 /// How long the kernel let a thread run, and how long it had to wait for a core: on a machine that does something else too, figures
 /// say little.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct CpuTime {
     ran_ns: u64,
     waited_ns: u64,
