@@ -209,7 +209,7 @@ mod tests {
             "87.0 cycles",
             "1000 idle",
             "send, 1 flow",
-            "-0.250 to 0.002",
+            "-0.2500 to +0.0020",
             "kernel + RPS",
             "99.99 %",
             "veth",
