@@ -19,7 +19,7 @@
 //! |---|---|---|---|
 //! | `control_socket` | path | `"/run/peregrine/control.sock"` | absolute, 107 bytes, no `..` |
 //! | `placement` | how a flow's steps are spread over several workers | `"run-to-completion"` | `"run-to-completion"`, `"static"` |
-//! | **`[[workers]]`** | a pinned thread | | exactly one in this version |
+//! | **`[[workers]]`** | a pinned thread each | | 1 to 31, one for each core |
 //! | `core` | CPU number | | 0 to 1023, each once |
 //! | `nice` | priority against other programs on that CPU | the process's | -20 (highest) to 19 |
 //! | **`[uplink]`** | | | |

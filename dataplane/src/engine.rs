@@ -601,6 +601,9 @@ impl Engine {
 
     /// A worker stops within one turn once the frames between them are home; what it owned is dropped here.
     fn join(&mut self) {
+        if self.workers.iter().all(|worker| worker.thread.is_none()) {
+            return; // done already
+        }
         self.ending.drain();
         let deadline = Instant::now() + DRAIN_PATIENCE;
         while !self.ending.is_drained() && Instant::now() < deadline {

@@ -88,12 +88,6 @@ impl Mesh {
         self.me
     }
 
-    /// There is nobody to hand anything to.
-    #[inline]
-    pub fn is_alone(&self) -> bool {
-        self.links.len() < 2
-    }
-
     /// Frames that wait for their bucket leave room for a burst of new ones.
     #[inline]
     pub fn has_room(&self) -> bool {
@@ -112,7 +106,7 @@ impl Mesh {
         self.waiting.len()
     }
 
-    /// The way of a frame that has come in, whose flow is known: false if it must wait, and is kept.
+    /// A frame that has come in, whose flow is known, with its way; `None` if it must wait for one, and is kept.
     #[inline]
     pub fn enter(&mut self, mut frame: Frame, next: Stage, pool: &FramePool) -> Option<Frame> {
         let bucket = bucket(frame.meta.flow_hash);
@@ -178,8 +172,10 @@ impl Mesh {
                 Target::Flood(_) => self.placement.first_visit(frame.meta.network, self.me),
                 _ => self.me,
             },
+            // Copies for flooding leave where they are made: by the same socket as the frame itself, and as what follows it.
+            Stage::Encap if matches!(frame.meta.target, Target::Flood(_)) => frame.home(),
             Stage::Encap => frame.meta.route.encap(),
-            Stage::Transmit => self.placement.exit(frame.home()),
+            Stage::Transmit => frame.home(),
         }
     }
 

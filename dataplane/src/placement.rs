@@ -30,7 +30,7 @@ pub struct Placement {
     homes: Box<[AtomicU8]>,
     /// By network: a bit for each worker that serves a tenant of it.
     present: Box<[AtomicU32]>,
-    /// By worker: who sends its frames, itself unless it has no socket.
+    /// By worker: itself, or, if it has no socket, another one that has: copies for flooding leave where they are made.
     exits: Box<[WorkerId]>,
 }
 

@@ -3,7 +3,7 @@
 //!
 //! The order of work in a turn: orders; what other workers sent: frames that come home, frames that may go on after a wait, a burst
 //! from each; for each uplink queue one burst in; one burst out; then the rings are tended
-//! (completions, fill, kick). A burst is at most [`BURST`](crate::frame::BURST) frames, so nothing waits for longer than
+//! (completions, fill, kick). A burst is at most [`BURST`] frames, so nothing waits for longer than
 //! one burst of each other source.
 
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use crate::clock::{Seconds, cycles};
 use crate::counters::WorkerCounters;
 use crate::fdb::Fdb;
-use crate::frame::{Burst, FramePool};
+use crate::frame::{BURST, Burst, FramePool};
 use crate::mailbox::{Mailbox, Order, Returned};
 use crate::mesh::Mesh;
 use crate::replay::Replay;
@@ -24,8 +24,9 @@ use crate::xsk::{Kicks, WorkerPort, XskSocket};
 /// Everything that one worker owns. Engine makes it, the thread runs it, and at the end it goes back to be dropped.
 #[derive(Debug)]
 pub(crate) struct Worker {
-    pool: FramePool,
+    // First, so that the sockets are closed before the memory that they use may go.
     uplink: Uplink,
+    pool: FramePool,
     tenants: Tenants,
     tables: Arc<Tables>,
     fdb: Arc<Fdb>,
@@ -144,7 +145,11 @@ impl Worker {
     fn turn(&mut self, now_cycles: u64, takes_in: bool) -> usize {
         self.obey();
         self.flood_budget = FLOOD_COPIES_PER_TURN;
-        let mut moved = if self.mesh.is_some() { self.others_burst() } else { 0 };
+        let mut moved = 0;
+        if self.mesh.is_some() {
+            moved += self.others_burst();
+            self.flood_budget = FLOOD_COPIES_PER_TURN; // floods of others must not keep ours from flooding
+        }
         if takes_in {
             for source in 0..self.uplink.sources() {
                 moved += self.way_in(source);
@@ -177,11 +182,17 @@ impl Worker {
             stages::resume(stage, bursts, &mut cx);
         }
         for other in 0..others {
-            let (bursts, mut cx) = self.parts();
-            let Some(mesh) = cx.mesh.as_deref_mut() else { break };
-            let Some(stage) = mesh.arrivals(other, bursts.0) else { continue };
-            moved += bursts.0.len();
-            stages::run_from(stage, bursts, &mut cx);
+            // What is on its way comes before anything new: a burst from each, though it may be in pieces, one for each next step.
+            let mut arrived = 0;
+            while arrived < BURST {
+                let (bursts, mut cx) = self.parts();
+                let Some(mesh) = cx.mesh.as_deref_mut() else { break };
+                let Some(stage) = mesh.arrivals(other, bursts.0) else { break };
+                arrived += bursts.0.len();
+                stages::run_from(stage, bursts, &mut cx);
+            }
+            self.tenants.note_work(arrived);
+            moved += arrived;
         }
         moved
     }

@@ -28,20 +28,20 @@ pub fn run(input: &mut Burst, output: &mut Burst, cx: &mut Cx<'_>) {
 fn flood(mut frame: Frame, state: Flooding, output: &mut Burst, cx: &mut Cx<'_>) {
     let (tables, id, source) = (cx.tables, frame.meta.network, frame.meta.source);
     let Some(network) = tables.network(id) else { return cx.drop(frame, DropReason::VniUnknown) };
-    // Once begun, a flood reaches everybody.
-    let is_first = state.first == WorkerId::NONE;
-    if is_first && !cx.may_flood() {
+    let goes_on = matches!(source, Source::Endpoint(_)) && !network.remotes.is_empty();
+    if !cx.may_flood() {
+        // What was given elsewhere is a copy then.
+        cx.counters.replicated.add(u64::from(state.given && !goes_on));
         return cx.drop(frame, DropReason::FloodLimited);
     }
-    let goes_on = matches!(source, Source::Endpoint(_)) && !network.remotes.is_empty();
     let copies = give_to_all(&frame, goes_on || state.given, cx);
-    cx.charge_flood(copies);
-    let first = if is_first { cx.me() } else { state.first };
+    cx.charge_flood(copies.max(1));
+    let first = if state.first == WorkerId::NONE { cx.me() } else { state.first };
     let given = state.given || copies > 0;
     frame.meta.target = Target::Flood(Flooding { first, given });
     if let Some(to) = cx.mesh.as_deref().and_then(|mesh| mesh.next_visit(id, first)) {
         if !cx.hand_over(frame, to, Stage::Deliver) && given && !goes_on {
-            cx.counters.replicated.add(1); // what was given is a copy then: the frame itself was dropped
+            cx.counters.replicated.add(1); // as above
         }
     } else if goes_on {
         cx.charge_flood(network.remotes.len());

@@ -295,9 +295,6 @@ impl Cx<'_> {
         if frames.is_empty() {
             return;
         }
-        if frames.iter().any(|frame| frame.home() != self.pool.owner()) {
-            self.take_over(frames);
-        }
         let (sent, bytes) = self.wire.transmit(frames, self.pool);
         self.counters.uplink_tx.frames.add(sent as u64);
         self.counters.uplink_tx.bytes.add(bytes as u64);
@@ -306,28 +303,8 @@ impl Cx<'_> {
         }
     }
 
-    /// Frames of a worker that cannot send are copied into memory that our sockets know.
-    #[cold]
-    fn take_over(&mut self, frames: &mut Burst) {
-        let mut ours = Burst::new();
-        for frame in frames.drain() {
-            if frame.home() == self.pool.owner() {
-                self.pass(frame, &mut ours);
-                continue;
-            }
-            match copy(&frame, self.pool) {
-                Ok(copy) => {
-                    self.pool.put(frame);
-                    self.pass(copy, &mut ours);
-                }
-                Err(reason) => self.drop(frame, reason),
-            }
-        }
-        *frames = ours;
-    }
-
-    /// May this frame be flooded now? Once begun, a flood reaches everybody; what it costs is taken from the turn's
-    /// budget, which may be overdrawn by one network's size.
+    /// May this frame be flooded now? What it costs is taken from the turn's budget, which may be overdrawn by one network's size;
+    /// floods that another worker began have a budget of their own on each that they visit.
     #[inline]
     pub fn may_flood(&self) -> bool {
         *self.flood_budget > 0
