@@ -64,7 +64,7 @@ pub struct ReplaySettings {
     pub file: PathBuf,
     /// At which pace.
     pub pace: Pace,
-    /// How often.
+    /// How often; `u64::MAX`: for ever.
     pub loops: u64,
     /// Take what can be read of a file that is cut or too large.
     pub partial: bool,
@@ -79,8 +79,8 @@ pub struct ReplaySettings {
 pub struct ReplayReport {
     /// The file.
     pub file: PathBuf,
-    /// How often its packets were to be sent.
-    pub loops: u64,
+    /// How often its packets were to be sent; `None`: until something else ended it.
+    pub loops: Option<u64>,
     /// Packets that can be sent.
     pub packets: u64,
     /// Their bytes.
@@ -183,7 +183,7 @@ impl Capture {
             len_max,
             report: ReplayReport {
                 file: settings.file.clone(),
-                loops: settings.loops,
+                loops: (settings.loops < u64::MAX).then_some(settings.loops),
                 packets: 0,
                 bytes: 0,
                 seconds: 0.0,

@@ -133,7 +133,8 @@ impl Report for SendReport {
             ));
         }
         if let TrafficReport::Replay(replay) = &self.traffic {
-            let text = format!("{} packets, {} times", replay.packets, replay.loops);
+            let times = replay.loops.map_or("again and again".into(), |loops| format!("{loops} times"));
+            let text = format!("{} packets, {times}", replay.packets);
             rows.push((
                 "replayed",
                 replay.partial.iter().fold(text, |all, why| all + ", partial: it " + why),
@@ -150,6 +151,15 @@ impl Report for SendReport {
             rows.push(("reordered", rtt.reordered.to_string()));
             rows.push(("duplicates", rtt.duplicates.to_string()));
             rows.push(("round trip, µs", percentiles(rtt.rtt_us)));
+            if self.skipped > 0 {
+                rows.push((
+                    "  without",
+                    format!(
+                        "{} departures given up, each over 100 ms late: they are in no latency",
+                        self.skipped
+                    ),
+                ));
+            }
         }
         rows
     }

@@ -30,7 +30,7 @@ use crate::clock::{self, now_ns};
 use crate::error::Error;
 use crate::limits::{Ended, Limits, Stop, check_core, pin};
 use crate::pacer::{Arrivals, Rate};
-use crate::profile::Profile;
+use crate::profile::{Choice, Profile};
 use crate::replay::{Capture, Pace, Replay, ReplayReport, ReplaySettings};
 use crate::report::Outcome;
 use crate::template::Template;
@@ -560,6 +560,11 @@ impl SendSettings {
         if self.rtt && self.tunnel.is_none() && matches!(self.outlet, Outlet::Xdp { .. }) {
             return refused(
                 "--rtt over AF_XDP receives VXLAN only: give --next-hop, --local, --remote and --vni",
+            );
+        }
+        if self.threads > 1 && matches!(self.profile().map(|it| it.flows.choice), Some(Choice::Zipf(_))) {
+            return refused(
+                "zipf weighs the flows of one thread: leave --threads out, or choose another way (--flow-choice)",
             );
         }
         self.cores.iter().take(self.threads as usize).try_for_each(|core| check_core(*core))?;

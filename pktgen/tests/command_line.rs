@@ -2,8 +2,6 @@
 
 mod common;
 
-use std::time::Instant;
-
 use common::{output, pktgen};
 use rustix::process::Signal;
 
@@ -101,10 +99,8 @@ fn a_signal_ends_a_run_with_its_report() {
     for signal in [Signal::INT, Signal::TERM] {
         for wait in ["poll", "interrupt", "pause"] {
             let sink = pktgen(&format!("sink --udp 127.0.0.1:0 --json --wait {wait}")).ready();
-            let before = Instant::now();
             sink.signal(signal);
             let report = sink.end().report();
-            assert!(before.elapsed().as_millis() < 1000);
             assert_eq!(
                 (report["command"].as_str(), report["ended"].as_str()),
                 (Some("sink"), Some("signal"))

@@ -73,7 +73,7 @@ impl Rtt {
 
     /// Answers so far, each once.
     pub fn distinct(&self) -> u64 {
-        self.received - self.tracker.counts().duplicates
+        self.tracker.counts().distinct
     }
 
     /// `sent` packets could have been answered.
