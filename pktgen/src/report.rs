@@ -184,7 +184,7 @@ impl Report for SinkReport {
             ("lost", format!("{} ({:.4} %)", self.lost, self.loss_ratio * 100.0)),
             ("reordered", self.reordered()),
             ("duplicates", self.duplicates.to_string()),
-            ("too old to tell", self.beyond_window.to_string()),
+            ("too old to tell", self.too_old()),
             ("not ours", format!("{}, of unknown flows {}", self.not_ours, self.unknown_flow)),
             ("one way, µs", percentiles(self.latency_us)),
         ];
@@ -201,6 +201,15 @@ impl Report for SinkReport {
 }
 
 impl SinkReport {
+    fn too_old(&self) -> String {
+        match self.beyond_window {
+            0 => "0".into(),
+            count => {
+                format!("{count}: a second sender to the same sink looks like this, whose numbers begin anew")
+            }
+        }
+    }
+
     fn reordered(&self) -> String {
         let mut text = format!("{} ({:.4} %)", self.reordered, self.reordering.ratio * 100.0);
         if let Some(extent) = self.reordering.extent {
