@@ -81,6 +81,19 @@ pub(crate) fn interface_mtu(name: &str) -> io::Result<u32> {
     u32::try_from(mtu).map_err(|_| io::ErrorKind::InvalidData.into())
 }
 
+/// The interface's number, and whether it is up: two system calls that wait for no lock of the kernel.
+pub(crate) fn interface_state(name: &str) -> io::Result<(u32, bool)> {
+    let mut request = interface_request(name)?;
+    interface_ioctl(libc::SIOCGIFINDEX, &mut request)?;
+    // SAFETY: SIOCGIFINDEX stores the number in this member of the union.
+    let index = unsafe { request.ifr_ifru.ifru_ifindex };
+    interface_ioctl(libc::SIOCGIFFLAGS, &mut request)?;
+    // SAFETY: SIOCGIFFLAGS stores the flags in this member of the union.
+    let flags = unsafe { request.ifr_ifru.ifru_flags };
+    let index = u32::try_from(index).map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
+    Ok((index, libc::c_int::from(flags) & libc::IFF_UP != 0))
+}
+
 /// `struct ethtool_drvinfo` of linux/ethtool.h.
 #[repr(C)]
 struct EthtoolDriver {

@@ -82,6 +82,7 @@ impl Latency {
     }
 
     /// How many packets took at least so long, as exactly as the digits allow.
+    #[cfg(test)]
     pub fn count_from(&self, ns: u64) -> u64 {
         self.0.count_between(ns, LONGEST_NS)
     }

@@ -12,6 +12,7 @@ use peregrine_pktgen::cli::{Cli, Command, EchoArgs, PortSettings, SearchArgs, Se
 use peregrine_pktgen::echo::{self, MemifResponder};
 use peregrine_pktgen::error::Error;
 use peregrine_pktgen::floor::{self, Floor};
+use peregrine_pktgen::latency::Latency;
 use peregrine_pktgen::limits::{Stop, pin};
 use peregrine_pktgen::port::memif::MemifPort;
 use peregrine_pktgen::port::reconnect::ReconnectingPort;
@@ -36,7 +37,7 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            let _nobody_reads = writeln!(std::io::stderr(), "error: {error}");
+            say(&format!("error: {error}"));
             ExitCode::from(error.exit_status())
         }
     }
@@ -50,8 +51,8 @@ fn usage(error: &clap::Error) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
-        eprintln!(
-            "error: no command is given: use send, sink, echo or search; `peregrine-pktgen --help` tells more"
+        say(
+            "error: no command is given: use send, sink, echo or search; `peregrine-pktgen --help` tells more",
         );
         return ExitCode::from(2);
     }
@@ -59,13 +60,18 @@ fn usage(error: &clap::Error) -> ExitCode {
         text.lines().map(str::trim).take_while(|line| !line.starts_with("Usage:")).collect();
     let what = lines.join(" ").split_whitespace().collect::<Vec<_>>().join(" ");
     let what = what.replace(" For more information, try '--help'.", "");
-    eprintln!("{what}: see `peregrine-pktgen --help`");
+    say(&format!("{what}: see `peregrine-pktgen --help`"));
     ExitCode::from(2)
+}
+
+/// A line to standard error, if somebody reads it.
+fn say(line: &str) {
+    let _nobody_reads = writeln!(std::io::stderr(), "{line}");
 }
 
 /// Whoever started us may go on: the socket is open, the ring connected; with `--reconnect` it will be once its server is there.
 fn ready() {
-    let _nobody_reads = writeln!(std::io::stderr(), "ready");
+    say("ready");
 }
 
 fn finish<R: Report>(outcome: Outcome<R>, floor: Option<Floor>, json: bool) -> Result<(), Error> {
@@ -91,10 +97,11 @@ fn send(args: &SendArgs) -> Result<(), Error> {
 fn run_sink(args: &SinkArgs) -> Result<(), Error> {
     let (port, settings) = args.settings()?;
     pin(args.common.core)?;
-    // Before the run, so that a bad path does not cost a measurement.
+    // Before the run, so that a bad path does not cost a measurement; the old one stays until there is a new one.
     let percentiles = args.percentiles.as_ref().map(|path| {
         let what = format!("--percentiles {}", path.display());
-        File::create(path).map(|file| (file, what.clone())).map_err(Error::system(what))
+        let file = File::options().write(true).create(true).truncate(false).open(path);
+        file.map(|file| (file, what.clone())).map_err(Error::system(what))
     });
     let percentiles = percentiles.transpose()?;
     let floor = (!args.no_floor).then(floor::measure).transpose()?;
@@ -126,12 +133,20 @@ fn run_sink(args: &SinkArgs) -> Result<(), Error> {
     };
     report::print(&outcome.report, floor, args.common.json)?;
     if let Some((file, what)) = percentiles {
-        let mut file = BufWriter::new(file);
-        let written = outcome.report.latency.write_percentiles(&mut file).and_then(|()| file.flush());
-        written.map_err(Error::system(what))?;
+        write_percentiles(file, &outcome.report.latency).map_err(Error::system(what))?;
     }
     outcome.failure.map_or(Ok(()), Err)?;
     args.demands().check(&outcome.report)
+}
+
+/// In place of what the file held.
+fn write_percentiles(file: File, latency: &Latency) -> std::io::Result<()> {
+    if file.metadata()?.is_file() {
+        file.set_len(0)?; // else it is a pipe, such as /dev/stdout
+    }
+    let mut file = BufWriter::new(file);
+    latency.write_percentiles(&mut file)?;
+    file.flush()
 }
 
 fn run_echo(args: &EchoArgs) -> Result<(), Error> {
@@ -168,10 +183,9 @@ fn run_search(args: &SearchArgs) -> Result<(), Error> {
     let settings = args.settings()?;
     if !settings.profile_unused.is_empty() {
         let keys = settings.profile_unused.join(", ");
-        let _nobody_reads = writeln!(
-            std::io::stderr(),
+        say(&format!(
             "warning: a search does not use what --profile says of {keys}: give --rate (the highest) and --seconds (for each size)"
-        );
+        ));
     }
     let stop = Stop::at_signals()?;
     let outcome = search::device::run(&settings, &stop, ready)?;

@@ -17,7 +17,8 @@ use serde::Serialize;
 
 use crate::clock::SECOND;
 use crate::error::Error;
-use crate::pacer::{Arrivals, Pacer, Rate};
+use crate::pacer::{Arrivals, LAG_MAX_NS, Pacer, Rate};
+use crate::profile::SECONDS_MAX;
 use crate::rng::Rng;
 use crate::send::wire::{Load, Written};
 use crate::template::outer_port;
@@ -63,7 +64,7 @@ pub struct ReplaySettings {
     pub file: PathBuf,
     /// At which pace.
     pub pace: Pace,
-    /// How often.
+    /// How often; `u64::MAX`: for ever.
     pub loops: u64,
     /// Take what can be read of a file that is cut or too large.
     pub partial: bool,
@@ -78,8 +79,8 @@ pub struct ReplaySettings {
 pub struct ReplayReport {
     /// The file.
     pub file: PathBuf,
-    /// How often its packets were to be sent.
-    pub loops: u64,
+    /// How often its packets were to be sent; `None`: until something else ended it.
+    pub loops: Option<u64>,
     /// Packets that can be sent.
     pub packets: u64,
     /// Their bytes.
@@ -153,10 +154,24 @@ impl Capture {
             );
             return Err(refused(why));
         }
+        capture.check_pace(settings.pace).map_err(refused)?;
         capture.report.packets = capture.packets.len() as u64;
         capture.report.bytes = capture.bytes.len() as u64;
         capture.report.seconds = crate::clock::seconds(capture.last_offset_ns);
         Ok(capture)
+    }
+
+    /// Time stamps that are nonsense would make a run that ends in years.
+    fn check_pace(&self, pace: Pace) -> Result<(), String> {
+        let Pace::Recorded(factor) = pace else { return Ok(()) };
+        let seconds = crate::clock::seconds(self.last_offset_ns) / factor;
+        if seconds <= SECONDS_MAX {
+            return Ok(());
+        }
+        Err(format!(
+            "takes {seconds:.0} s at this pace, and {SECONDS_MAX} at most are sent: give a larger --pace, or --rate, which uses no \
+             time stamps"
+        ))
     }
 
     fn empty(settings: &ReplaySettings, len_max: usize) -> Capture {
@@ -168,7 +183,7 @@ impl Capture {
             len_max,
             report: ReplayReport {
                 file: settings.file.clone(),
-                loops: settings.loops,
+                loops: (settings.loops < u64::MAX).then_some(settings.loops),
                 packets: 0,
                 bytes: 0,
                 seconds: 0.0,
@@ -222,7 +237,7 @@ impl Capture {
     fn add(&mut self, packet: Packet<'_>, limit: u64) -> Result<(), Stopped> {
         let bytes = packet.bytes;
         let first = *self.first_ns.get_or_insert(packet.time_ns);
-        let offset = u64::try_from(packet.time_ns - first).unwrap_or(0);
+        let offset = u64::try_from((packet.time_ns - first).max(0)).unwrap_or(u64::MAX);
         self.report.backwards += u64::from(offset < self.last_offset_ns);
         self.last_offset_ns = self.last_offset_ns.max(offset);
         self.report.snapped += u64::from(packet.snapped);
@@ -256,6 +271,11 @@ impl Capture {
     #[allow(clippy::len_without_is_empty, reason = "a capture is never empty")]
     pub fn len(&self) -> u64 {
         self.packets.len() as u64
+    }
+
+    /// How long a loop takes, with the pause after it.
+    fn loop_ns(&self, pause_ns: u64, factor: f64) -> u64 {
+        (self.last_offset_ns.saturating_add(pause_ns) as f64 / factor) as u64
     }
 
     /// The longest packet.
@@ -434,10 +454,10 @@ impl<'a> Replay<'a> {
         }
         if let Paced::Recorded { factor, begun_ns, pause_ns } = &mut self.pace {
             if begins {
-                *begun_ns += ((self.capture.last_offset_ns + *pause_ns) as f64 / *factor) as u64;
+                *begun_ns = begun_ns.saturating_add(self.capture.loop_ns(*pause_ns, *factor));
             }
             let offset = self.capture.packets.get(self.at).map_or(0, |packet| packet.offset_ns);
-            self.due_ns = *begun_ns + (offset as f64 / *factor) as u64;
+            self.due_ns = begun_ns.saturating_add((offset as f64 / *factor) as u64);
         }
     }
 }
@@ -483,8 +503,30 @@ impl Load for Replay<'_> {
         0
     }
 
-    fn due_before(&mut self, _end_ns: u64) -> u64 {
-        0
+    fn due_before(&mut self, end_ns: u64) -> u64 {
+        let (len, loops) = (self.capture.len(), std::mem::take(&mut self.loops_left));
+        let owed = len.saturating_mul(loops).saturating_sub(self.at as u64);
+        let due = match &mut self.pace {
+            _ if loops == 0 => 0,
+            Paced::Rate(pacer) => {
+                // Most of them at once: it may be that nothing was taken for hours.
+                let most = pacer.skip_overdue(end_ns.saturating_add(LAG_MAX_NS));
+                most + pacer.take_before(end_ns, self.capture.bytes.len() / self.capture.packets.len().max(1))
+            }
+            Paced::Recorded { factor, begun_ns, pause_ns } => {
+                let loop_ns = self.capture.loop_ns(*pause_ns, *factor);
+                let since = end_ns.saturating_sub(*begun_ns);
+                // What takes no time is all due, or, sent for ever, as fast as it can be: then nothing is owed.
+                let Some(whole) = since.checked_div(loop_ns) else {
+                    return if loops == u64::MAX { 0 } else { owed };
+                };
+                let begun =
+                    |packet: &&Recorded| ((packet.offset_ns as f64 / *factor) as u64) < since % loop_ns;
+                let of_last = self.capture.packets.iter().filter(begun).count() as u64;
+                (whole.saturating_mul(len) + of_last).saturating_sub(self.at as u64)
+            }
+        };
+        due.min(owed)
     }
 }
 

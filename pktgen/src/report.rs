@@ -133,7 +133,8 @@ impl Report for SendReport {
             ));
         }
         if let TrafficReport::Replay(replay) = &self.traffic {
-            let text = format!("{} packets, {} times", replay.packets, replay.loops);
+            let times = replay.loops.map_or("again and again".into(), |loops| format!("{loops} times"));
+            let text = format!("{} packets, {times}", replay.packets);
             rows.push((
                 "replayed",
                 replay.partial.iter().fold(text, |all, why| all + ", partial: it " + why),
@@ -150,6 +151,15 @@ impl Report for SendReport {
             rows.push(("reordered", rtt.reordered.to_string()));
             rows.push(("duplicates", rtt.duplicates.to_string()));
             rows.push(("round trip, µs", percentiles(rtt.rtt_us)));
+            if self.skipped > 0 {
+                rows.push((
+                    "  without",
+                    format!(
+                        "{} departures given up, each over 100 ms late: they are in no latency",
+                        self.skipped
+                    ),
+                ));
+            }
         }
         rows
     }
@@ -174,7 +184,7 @@ impl Report for SinkReport {
             ("lost", format!("{} ({:.4} %)", self.lost, self.loss_ratio * 100.0)),
             ("reordered", self.reordered()),
             ("duplicates", self.duplicates.to_string()),
-            ("too old to tell", self.beyond_window.to_string()),
+            ("too old to tell", self.too_old()),
             ("not ours", format!("{}, of unknown flows {}", self.not_ours, self.unknown_flow)),
             ("one way, µs", percentiles(self.latency_us)),
         ];
@@ -191,6 +201,15 @@ impl Report for SinkReport {
 }
 
 impl SinkReport {
+    fn too_old(&self) -> String {
+        match self.beyond_window {
+            0 => "0".into(),
+            count => {
+                format!("{count}: a second sender to the same sink looks like this, whose numbers begin anew")
+            }
+        }
+    }
+
     fn reordered(&self) -> String {
         let mut text = format!("{} ({:.4} %)", self.reordered, self.reordering.ratio * 100.0);
         if let Some(extent) = self.reordering.extent {

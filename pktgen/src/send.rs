@@ -30,7 +30,7 @@ use crate::clock::{self, now_ns};
 use crate::error::Error;
 use crate::limits::{Ended, Limits, Stop, check_core, pin};
 use crate::pacer::{Arrivals, Rate};
-use crate::profile::Profile;
+use crate::profile::{Choice, Profile};
 use crate::replay::{Capture, Pace, Replay, ReplayReport, ReplaySettings};
 use crate::report::Outcome;
 use crate::template::Template;
@@ -478,7 +478,8 @@ fn open_xdp(
     mode: XdpMode,
 ) -> Result<Opened, Error> {
     let mut config = XskConfig::new(interface, mode);
-    if xsk::interface(interface)?.mtu > 1700 {
+    let found = xsk::interface(interface)?;
+    if found.mtu > 1700 {
         config.chunk_size = 4096;
     }
     config.steering = settings.tunnel.filter(|_| settings.rtt).map(|tunnel| Steering {
@@ -488,7 +489,8 @@ fn open_xdp(
     });
     let workers: Vec<Vec<QueueId>> = queues.iter().map(|queue| vec![*queue]).collect();
     let (uplink, ports) = xsk::open(&config, &workers)?;
-    Ok(Opened::Xdp(ports.into_iter().filter_map(XdpWire::new).collect(), uplink))
+    let wire = |port| XdpWire::new(port, (found.name.clone(), found.index));
+    Ok(Opened::Xdp(ports.into_iter().filter_map(wire).collect(), uplink))
 }
 
 impl Tunnel {
@@ -560,11 +562,42 @@ impl SendSettings {
                 "--rtt over AF_XDP receives VXLAN only: give --next-hop, --local, --remote and --vni",
             );
         }
+        if self.threads > 1 && matches!(self.profile().map(|it| it.flows.choice), Some(Choice::Zipf(_))) {
+            return refused(
+                "zipf weighs the flows of one thread: leave --threads out, or choose another way (--flow-choice)",
+            );
+        }
         self.cores.iter().take(self.threads as usize).try_for_each(|core| check_core(*core))?;
         if replayed && self.threads > 1 {
             return refused("--replay keeps the order of its packets: leave --threads out");
         }
-        Ok(())
+        self.check_burst()
+    }
+
+    /// The rate holds over whole bursts: there must be time for one.
+    fn check_burst(&self) -> Result<(), Error> {
+        let (rate, arrivals, mean_bytes) = match &self.traffic {
+            Traffic::Profile(profile) => (profile.rate, profile.arrivals, profile.sizes.mean()),
+            Traffic::Replay(ReplaySettings { pace: Pace::Rate(rate, arrivals), .. }) => {
+                (*rate, *arrivals, 0.0)
+            }
+            Traffic::Replay(_) => return Ok(()),
+        };
+        let (Arrivals::Bursts(burst), Some(seconds)) = (arrivals, self.limits.seconds) else { return Ok(()) };
+        let all = f64::from(burst.get()) * f64::from(self.threads.max(1));
+        let lasts = match rate {
+            Rate::Pps(pps) => all / pps.get() as f64,
+            Rate::Bits(bits) => all * (mean_bytes + self.overhead() as f64) * 8.0 / bits.get() as f64,
+            Rate::Max => 0.0,
+        };
+        if lasts <= seconds.as_secs_f64() {
+            return Ok(());
+        }
+        let (threads, seconds) = (self.threads.max(1), seconds.as_secs_f64());
+        Err(Error::Arguments(format!(
+            "--arrivals {arrivals}: at --rate {rate} the bursts of {threads} threads are {lasts:.3} s apart, longer than the \
+             {seconds} s of the run: give smaller ones, or more --seconds"
+        )))
     }
 
     /// Whether frames of so many bytes, without outer headers, can be sent.

@@ -54,6 +54,11 @@ impl Demands {
         if let Some(wanted) = self.min_received.filter(|wanted| report.distinct < *wanted) {
             return Err(Error::Unmet(format!("{} packets came: --min-received {wanted}", report.distinct)));
         }
+        if let Some(most) = self.max_loss.filter(|_| report.distinct == 0) {
+            return Err(Error::Unmet(format!(
+                "no packet came, so nothing is known of loss: --max-loss {most}"
+            )));
+        }
         if let Some(most) = self.max_loss.filter(|most| report.loss_ratio > *most) {
             let (lost, ratio) = (report.lost, report.loss_ratio);
             return Err(Error::Unmet(format!(

@@ -277,3 +277,17 @@ fn a_percentiles_file_that_cannot_be_is_refused_before_the_run() {
     assert_eq!((ended.status, ended.stdout.as_str()), (Some(1), ""));
     assert!(ended.stderr[0].contains("/nowhere/at/all"), "{:?}", ended.stderr);
 }
+
+#[test]
+fn a_percentiles_file_is_kept_until_there_is_a_new_one() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let old = "~".repeat(1 << 16);
+    std::fs::write(file.path(), &old).unwrap();
+    let path = file.path().display();
+    let refused = pktgen(&format!("sink --udp 192.0.2.77:9000 --no-floor --percentiles {path}")).end();
+    assert_eq!((refused.status, std::fs::read_to_string(file.path()).unwrap() == old), (Some(1), true));
+    let ended =
+        pktgen(&format!("sink --udp 127.0.0.1:0 --seconds 0.05 --no-floor --percentiles {path}")).end();
+    let text = std::fs::read_to_string(file.path()).unwrap();
+    assert_eq!((ended.status, text.contains("#[Mean"), text.contains('~')), (Some(0), true, false), "{text}");
+}

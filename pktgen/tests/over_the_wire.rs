@@ -235,3 +235,19 @@ fn the_report_agrees_with_the_kernels_counters() {
     assert_eq!(threads, [6001, 6000]);
     assert_eq!(number(&sent["classes"][0], "sent") + number(&sent["classes"][1], "sent"), 12_001);
 }
+
+#[test]
+#[ignore = "needs root: make test runs it"]
+fn an_interface_that_goes_away_fails_the_run_with_what_was_sent() {
+    for (how, said) in [("ip link set wa down", "is down"), ("ip link del wa", "is gone")] {
+        let wire = Wire::new();
+        let sender = wire.send("--rate 1000 --seconds 60").ready();
+        wire.a.run(how);
+        let ended = sender.end();
+        assert_eq!(ended.status, Some(1), "{how}: {:?}", ended.stderr);
+        let [.., last] = &ended.stderr[..] else { panic!("{how}: no error") };
+        assert!(last.starts_with("error: interface wa") && last.contains(said), "{last}");
+        let report: Value = serde_json::from_str(&ended.stdout).unwrap();
+        assert_eq!(report["ended"], "peer", "{how}");
+    }
+}

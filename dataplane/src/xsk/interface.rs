@@ -58,6 +58,17 @@ pub fn interface(name: &str) -> Result<Interface, XskError> {
     })
 }
 
+/// Why nothing can be sent on an interface that was there, with this number, and up; `None`: it can. Cheap enough to be asked
+/// now and then by a thread that sends.
+pub fn unusable(name: &str, index: u32) -> Option<String> {
+    match sys::interface_state(name) {
+        Ok((now, _)) if now != index => Some(format!("interface {name} is another one now")),
+        Ok((_, false)) => Some(format!("interface {name} is down")),
+        Ok((_, true)) => None,
+        Err(why) => Some(format!("interface {name} is gone ({why})")),
+    }
+}
+
 /// How many receive queues the interface has. What neither its driver nor sysfs tells is one.
 fn queue_count(name: &str) -> u32 {
     let told = sys::interface_channels(name).ok().filter(|count| *count > 0);

@@ -36,7 +36,7 @@ use crate::sys;
 use crate::types::{QueueId, Vni};
 
 pub use error::XskError;
-pub use interface::{Interface, interface};
+pub use interface::{Interface, interface, unusable};
 pub use program::{PassedCounters, SteeringCounters};
 pub use socket::{Kicks, XskSocket};
 pub use uplink::{ActualMode, SocketStatistics, Uplink, UplinkInfo};

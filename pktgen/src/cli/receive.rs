@@ -123,7 +123,7 @@ struct RunArgs {
     /// End after so long
     #[arg(long, value_name = "N", value_parser = seconds)]
     seconds: Option<Duration>,
-    /// End after so many packets
+    /// End after so many packets, or up to 63 more: all that came with the last one count
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     count: Option<u64>,
     /// End when so long nothing came, after the first packet

@@ -76,6 +76,14 @@ impl Default for ClassDraft {
     }
 }
 
+/// The first `most` characters of a line that may be as long as the file.
+fn cut(line: &str, most: usize) -> String {
+    match line.char_indices().nth(most) {
+        Some((end, _)) => line.get(..end).unwrap_or_default().to_string() + "...",
+        None => line.into(),
+    }
+}
+
 impl Draft {
     /// Reads a file.
     ///
@@ -98,11 +106,11 @@ impl Draft {
     /// One line that has the line of the text which is wrong.
     pub fn parse(text: &str) -> Result<Draft, String> {
         toml::from_str(text).map_err(|error: toml::de::Error| {
-            let why = error.message().split_whitespace().collect::<Vec<_>>().join(" ");
+            let why = cut(&error.message().split_whitespace().collect::<Vec<_>>().join(" "), 300);
             let Some(span) = error.span() else { return why };
             let number = text.get(..span.start).unwrap_or(text).matches('\n').count() + 1;
             let line = text.lines().nth(number - 1).unwrap_or_default().trim();
-            format!("line {number}, `{line}`: {why}")
+            format!("line {number}, `{}`: {why}", cut(line, 80))
         })
     }
 

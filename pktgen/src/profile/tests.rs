@@ -131,3 +131,15 @@ fn every_class_gets_flows_for_every_thread_and_none_is_left_over() {
     let ranges: Vec<_> = got.iter().map(Class::flows).collect();
     assert_eq!(ranges, [0..96, 96..98, 98..100]);
 }
+
+#[test]
+fn an_error_shows_no_more_of_a_line_than_one_reads() {
+    for text in [format!("rate = {}", "\u{e9}".repeat(200_000)), format!("{} = 1", "a".repeat(200_000))] {
+        let why = Draft::parse(&text).unwrap_err();
+        assert!(
+            why.starts_with("line 1, `") && why.chars().count() < 500,
+            "{} characters",
+            why.chars().count()
+        );
+    }
+}

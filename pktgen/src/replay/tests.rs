@@ -193,3 +193,35 @@ fn a_wrapped_packet_has_outer_headers_before_it() {
     assert_eq!(udp.payload()[..8], [8, 0, 0, 0, 0, 0, 77, 0]);
     assert_eq!(udp.payload()[8..], [5; 100]);
 }
+
+/// Stamps 136 years apart: refused where the pace is theirs, and of no matter at a rate.
+#[test]
+fn time_stamps_that_are_nonsense_are_refused() {
+    let bytes = pcap(&[(0, 0, &[1; 60]), (u32::MAX, 0, &[2; 60])], false);
+    for factor in [0.001, 1.0, 1000.0] {
+        let why = read(&bytes, |settings| settings.pace = Pace::Recorded(factor)).unwrap_err();
+        assert!(why.contains("at this pace") && why.contains("--rate"), "{why}");
+    }
+    let rate = Pace::Rate("1000".parse().unwrap(), Arrivals::Constant);
+    let (capture, settings) = read(&bytes, |settings| settings.pace = rate).unwrap();
+    assert_eq!(sent(capture, &settings).len(), 2);
+    let (slow, _) = read(&pcap(&[(0, 0, &[1; 60]), (7 * 86400, 0, &[2; 60])], false), |_| ()).unwrap();
+    assert_eq!(slow.report().seconds, 604_800.0, "a week is sent");
+}
+
+#[test]
+fn the_longest_time_stamps_overflow_nothing() {
+    let mut recorded = Capture::empty(&ReplaySettings::new(Path::new("none")), 1514);
+    for time_ns in [0, i128::from(u64::MAX), i128::MAX / 2] {
+        let packet = Packet { bytes: &[1; 60], time_ns, snapped: false };
+        assert!(recorded.add(packet, 1 << 20).is_ok());
+    }
+    assert_eq!((recorded.last_offset_ns, recorded.report.backwards), (u64::MAX, 0));
+    let settings =
+        ReplaySettings { loops: 3, pace: Pace::Recorded(0.001), ..ReplaySettings::new(Path::new("none")) };
+    let mut replay = Replay::new(&recorded, &settings, None, 1000);
+    for _ in 0..9 {
+        replay.advance();
+    }
+    assert_eq!(replay.loops_left, 0);
+}

@@ -11,6 +11,7 @@ use super::{KickCounts, SendWait};
 use crate::clock::{MILLISECOND, SECOND, now_ns};
 use crate::error::Error;
 use crate::limits::{Ended, Limits, SLEEP_MAX, Stop, Until};
+use crate::pacer::LAG_MAX_NS;
 use crate::progress::Progress;
 
 /// How late a packet may be sent and not count as late.
@@ -49,7 +50,7 @@ pub struct Part {
     pub uncompleted: u64,
     /// Why it ended.
     pub ended: Ended,
-    /// When the last frame was done, or the one after it would have been due.
+    /// When the last frame was done; of a count, not before the one after it would have been due.
     pub end_ns: u64,
     /// Wake-ups.
     pub kicks: KickCounts,
@@ -117,8 +118,8 @@ impl<'a, W: Wire, L: Load> Engine<'a, W, L> {
         }
         let (mut ended, mut end_ns, mut failure) = (Ended::Peer, 0, None);
         match self.send(limits) {
-            Ok((reason, due)) => {
-                (ended, end_ns) = (reason, due);
+            Ok((reason, sent_ns)) => {
+                (ended, end_ns) = (reason, sent_ns);
                 match self.settle(ended) {
                     Ok(completed) => end_ns = end_ns.max(completed),
                     Err(why) => (ended, failure) = (Ended::Peer, Some(why)),
@@ -144,7 +145,8 @@ impl<'a, W: Wire, L: Load> Engine<'a, W, L> {
         }
     }
 
-    /// Returns why it ended, and when the packet after the last one would have been due.
+    /// Returns why it ended, and when: with a count that is when the packet after the last one would have been due, so that the
+    /// rate is the one asked for.
     fn send(&mut self, limits: &Limits) -> Result<(Ended, u64), Error> {
         let start = self.run.start_ns;
         let until = Until::new(limits, start, self.run.stop.clone());
@@ -156,10 +158,16 @@ impl<'a, W: Wire, L: Load> Engine<'a, W, L> {
         let mut look_at = start;
         loop {
             let now = now_ns();
-            // The next packet's time decides, so that a sender that is late still sends what was due before the end.
+            // The next packet's time decides, so that a sender that is late still sends what was due before the end: but one that
+            // is too late gives it up.
             let due = self.load.next_ns(now);
-            if let Some(ended) = until.reached(due.min(now), self.tally.handed, None) {
-                return Ok((ended, if due == u64::MAX { now } else { due }));
+            let at = due.max(now.saturating_sub(LAG_MAX_NS)).min(now);
+            if let Some(ended) = until.reached(at, self.tally.handed, None) {
+                if ended == Ended::Seconds {
+                    self.tally.skipped += self.load.due_before(until.end_ns());
+                }
+                // What has not come yet is no time that passed.
+                return Ok((ended, if ended == Ended::Count && due < u64::MAX { due } else { now }));
             }
             if due == u64::MAX && self.wire.built() == 0 {
                 return Ok((Ended::Count, now)); // all that there was
@@ -275,7 +283,7 @@ impl<'a, W: Wire, L: Load> Engine<'a, W, L> {
         let begun = now_ns();
         let patience = |usual| begun + if ended == Ended::Signal { HURRY_NS } else { usual };
         let (completed_by, answered_by) = (patience(COMPLETION_PATIENCE_NS), patience(ANSWER_PATIENCE_NS));
-        let mut done_at = begun;
+        let (mut done_at, mut look_at) = (begun, begun);
         loop {
             let now = now_ns();
             let unfinished = self.wire.built() > 0;
@@ -291,8 +299,11 @@ impl<'a, W: Wire, L: Load> Engine<'a, W, L> {
             if (out == 0 || now >= completed_by) && (!missing || now >= answered_by) {
                 return Ok(done_at);
             }
-            if let Some(what) = self.wire.gone() {
-                return Err(Error::PeerGone { what });
+            if now >= look_at {
+                look_at = now + MILLISECOND;
+                if let Some(what) = self.wire.gone() {
+                    return Err(Error::PeerGone { what });
+                }
             }
             if !busy {
                 self.wire.rest(self.run.wait, MILLISECOND, self.rtt.is_some())?;

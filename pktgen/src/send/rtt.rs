@@ -73,7 +73,7 @@ impl Rtt {
 
     /// Answers so far, each once.
     pub fn distinct(&self) -> u64 {
-        self.received - self.tracker.counts().duplicates
+        self.tracker.counts().distinct
     }
 
     /// `sent` packets could have been answered.
@@ -108,6 +108,27 @@ mod tests {
 
     use super::*;
     use crate::template::{Inner, Template, Vxlan};
+
+    /// Answers that came too late to tell whether they had come before stand for no packet.
+    #[test]
+    fn what_is_too_old_to_tell_is_no_answer_that_was_missing() {
+        let mut rtt = Rtt::new(Expected::Plain, 1, 0).unwrap();
+        let inner = Inner {
+            source_mac: MacAddr([2, 0, 0, 0, 0, 1]),
+            destination_mac: MacAddr([2, 0, 0, 0, 0, 2]),
+            source: SocketAddrV4::new(Ipv4Addr::new(10, 0, 0, 1), 20000),
+            destination: SocketAddrV4::new(Ipv4Addr::new(10, 0, 0, 2), 9000),
+            size: 60,
+            flows: 1,
+        };
+        let template = Template::new(&inner, None).unwrap();
+        let mut frame = vec![0; template.len()];
+        for sequence in [10_000, 0, 1, 10_000] {
+            assert!(template.write(&mut frame, Trailer { flow: 0, sequence, time: 6 }));
+            rtt.record(7, &frame);
+        }
+        assert_eq!((rtt.received, rtt.distinct()), (4, 1));
+    }
 
     #[test]
     fn an_answer_is_known_by_all_its_headers() {

@@ -227,3 +227,65 @@ fn what_is_counted_is_what_was_taken() {
         assert_eq!(wanted.1, 199 * at_once as u64);
     }
 }
+
+/// One thread's run over a wire that takes nothing until `open_ns` after the start.
+fn run_until<L: Load>(
+    load: impl FnOnce(u64) -> L,
+    open_ns: u64,
+    limits: &Limits,
+    stop: &Stop,
+) -> (u64, Part) {
+    let (start_ns, sent) = (now_ns(), [AtomicU64::new(0)]);
+    let run = Run { start_ns, wait: SendWait::Block, stop, sent: &sent, goal: None };
+    let (taken, _arrivals) = std::sync::mpsc::channel();
+    let mut wire = Stalled { open_at: start_ns + open_ns, at_once: 8, built: Vec::new(), taken };
+    (start_ns, Engine::new(&mut wire, load(start_ns), None, &run, 0, 1).run(limits))
+}
+
+/// The next burst would be due in 100 s, which nobody waited for.
+#[test]
+fn a_run_lasts_no_longer_than_it_did() {
+    let text = format!("rate = 1\narrivals = 'bursts:100'\n{FLOWS}");
+    let profile = Profile::new(Draft::parse(&text).unwrap(), 1).unwrap();
+    let template = flows::template(&profile, None);
+    let stopped = Stop::new();
+    stopped.set();
+    for (seconds, stop, ended) in [(0.02, Stop::new(), Ended::Seconds), (60.0, stopped, Ended::Signal)] {
+        let load = |start| FlowLoad::new(&profile, &template, 0, 1, start).unwrap();
+        let (start, part) = run_until(load, 0, &SendSettings::limits(Some(seconds), None, None), &stop);
+        assert_eq!(part.ended, ended);
+        assert!((start..=now_ns()).contains(&part.end_ns), "{ended:?}: {} ns", part.end_ns - start);
+    }
+}
+
+/// A replay leaves nothing out, but its time: 20 ms of 20 million a second, over a wire that is stuck.
+#[test]
+fn a_replay_that_is_too_late_ends_and_gives_the_rest_up() {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    let mut bytes =
+        vec![0xd4, 0xc3, 0xb2, 0xa1, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0, 0, 1, 0, 0, 0];
+    for stamp in [0, 1000u32] {
+        for field in [0, stamp, 60, 60] {
+            bytes.extend(field.to_le_bytes());
+        }
+        bytes.extend([7; 60]);
+    }
+    std::io::Write::write_all(&mut file, &bytes).unwrap();
+    // Each packet leaves after a millisecond as recorded, and the last one waits another.
+    for (pace, due) in [
+        (Pace::Rate("20000000".parse().unwrap(), Arrivals::Constant), 400_000),
+        (Pace::Recorded(1.0), 20),
+        (Pace::Recorded(1000.0), 20_000),
+    ] {
+        let settings = ReplaySettings { pace, loops: u64::MAX, ..ReplaySettings::new(file.path()) };
+        let capture = Capture::read(&settings, 1514).unwrap();
+        let load = |start| Replay::new(&capture, &settings, None, start);
+        let limits = SendSettings::limits(Some(0.02), None, None);
+        let (_, part) = run_until(load, 300_000_000, &limits, &Stop::new());
+        assert_eq!(
+            (part.ended, part.tally.handed + part.tally.skipped, part.due),
+            (Ended::Seconds, due, due)
+        );
+        assert_eq!(part.tally.handed, 8, "what was built before");
+    }
+}

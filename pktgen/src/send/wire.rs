@@ -97,6 +97,6 @@ pub trait Load {
     /// Gives up departures that are overdue by too much, and returns how many.
     fn skip_overdue(&mut self, now: u64) -> u64;
 
-    /// After the run: how many more frames were due before `end_ns`.
+    /// After the run: how many more frames were due before `end_ns`. They are given up, and none is told twice.
     fn due_before(&mut self, end_ns: u64) -> u64;
 }

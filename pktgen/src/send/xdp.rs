@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use peregrine_dataplane::frame::{Burst, FramePool};
-use peregrine_dataplane::xsk::{WorkerPort, XskSocket};
+use peregrine_dataplane::xsk::{self, WorkerPort, XskSocket};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::KickCounts;
@@ -21,14 +21,16 @@ pub struct XdpWire {
     burst: Burst,
     received: Burst,
     kicks: KickCounts,
+    /// Name and number of the interface.
+    interface: (String, u32),
 }
 
 impl XdpWire {
-    /// Over a port that has one socket.
-    pub fn new(mut port: WorkerPort) -> Option<XdpWire> {
+    /// Over a port that has one socket, on the interface of this name and number.
+    pub fn new(mut port: WorkerPort, interface: (String, u32)) -> Option<XdpWire> {
         let socket = port.sockets.pop()?;
         let (burst, received) = (Burst::new(), Burst::new());
-        Some(XdpWire { socket, pool: port.pool, burst, received, kicks: KickCounts::default() })
+        Some(XdpWire { socket, pool: port.pool, burst, received, kicks: KickCounts::default(), interface })
     }
 }
 
@@ -104,7 +106,8 @@ impl Wire for XdpWire {
     }
 
     fn gone(&mut self) -> Option<String> {
-        None
+        let (name, index) = &self.interface;
+        xsk::unusable(name, *index)
     }
 
     fn discard(&mut self) -> usize {

@@ -214,3 +214,20 @@ fn silence_and_signals_end_it() {
     at_end.set();
     assert_eq!(thread.join().unwrap().report.ended, Ended::Signal);
 }
+
+#[test]
+fn nothing_at_all_is_not_without_loss() {
+    let report = |sent: &[u64]| {
+        let (port, mut server) = memif();
+        sent.iter().for_each(|sequence| push(&mut server, 0, *sequence));
+        server.tx[0].flush().unwrap();
+        let limits = Limits { seconds: Some(Duration::from_millis(20)), count: Some(1), idle: None };
+        run(port.rx, &SinkSettings { limits, ..settings(Wait::Poll, 1) }, Stop::new()).unwrap().report
+    };
+    for most in [0.0, 1.0] {
+        let demands = Demands { max_loss: Some(most), min_received: None };
+        let why = demands.check(&report(&[])).unwrap_err();
+        assert!(why.to_string().contains("no packet came"), "{why}");
+        demands.check(&report(&[0])).unwrap();
+    }
+}
