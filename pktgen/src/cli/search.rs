@@ -80,7 +80,7 @@ pub struct SearchArgs {
     /// Length of the trials that decide
     #[arg(long, value_name = "N", default_value = "1", value_parser = seconds)]
     trial_seconds: Duration,
-    /// Time that a rate is tried in the end, in all; more than half of it must be good
+    /// Time that a rate is tried in the end, in all, at most; half of it must be good
     #[arg(long, value_name = "N", default_value = "3", value_parser = seconds)]
     sum_seconds: Duration,
     /// Trials for each size, at most

@@ -170,13 +170,13 @@ impl Device<'_> {
         if let Some(failure) = failure {
             return Err(NoMore::Failed(failure));
         }
-        let (received, latency) = match (self.receiver, &sent.rtt) {
+        let (received, arriving, latency) = match (self.receiver, &sent.rtt) {
             (Some(receiver), _) => {
                 let arrived = receiver.end(sent.sent)?;
-                (arrived.packets, arrived.latency)
+                (arrived.packets, Some(arrived.span), arrived.latency)
             }
-            (None, Some(rtt)) => (sent.sent.saturating_sub(rtt.lost), rtt.rtt_us),
-            (None, None) => (0, None),
+            (None, Some(rtt)) => (sent.sent.saturating_sub(rtt.lost), None, rtt.rtt_us),
+            (None, None) => (0, None, None),
         };
         if sent.ended == Ended::Signal {
             return Err(NoMore::Stopped);
@@ -185,6 +185,7 @@ impl Device<'_> {
             due: sent.due,
             sent: sent.sent,
             received,
+            arriving,
             late: sent.late,
             skipped: sent.skipped,
             sending: Duration::from_secs_f64(sent.seconds),

@@ -192,7 +192,7 @@ impl SearchReport {
         let GoalsReport { pdr_loss_ratio, width, trial_seconds, sum_seconds } = self.goals;
         let _string = writeln!(
             out,
-            "NDR: no loss; PDR: at most {} % lost; {}, to {} %, trials of {trial_seconds} s, {sum_seconds} s for each rate; flows: {}.",
+            "NDR: no loss; PDR: at most {} % lost; {}, to {} %, trials of {trial_seconds} s, at most {sum_seconds} s for each rate; flows: {}.",
             pdr_loss_ratio * 100.0,
             self.method,
             width * 100.0,
