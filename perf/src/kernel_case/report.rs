@@ -308,7 +308,7 @@ impl Report {
         ];
         notes.extend(self.limits());
         notes.push(
-            "CPU seconds: what /proc/stat says the two cores were busy while the generator sent as fast as it could, per million packets that arrived; whatever else ran there is in it. A polling worker's core is always busy: busy_share is the part with work, and total_busy counts only that.".into(),
+            "CPU seconds: what /proc/stat says the two cores were busy during a stream, per million packets that arrived; that stream, at the load of which most arrived in the search, is also what the most that arrives was measured by; whatever else ran there is in it. A polling worker's core is always busy: busy_share is the part with work, and total_busy counts only that.".into(),
         );
         notes.push(
             "Round trips at 10, 50 and 90 % of what the kernel's overlay answers with at most 0.5 % lost and half of the answers within a millisecond; idle is 1000 a second. A percentile that so few packets do not have is null.".into(),
@@ -534,8 +534,8 @@ mod tests {
 
     #[test]
     fn a_share_that_was_not_told_is_absent() {
-        let mut all = [measured(System::Peregrine, 1.0)];
-        all[0].figures.cpu.busy_share = f64::NAN;
+        let mut all = System::ALL.map(|system| measured(system, 1.0));
+        all[2].figures.cpu.busy_share = f64::NAN;
         let json = json!(of(&all, 1));
         assert_eq!(json["cases"][0]["peregrine"]["cpu_s_per_mpkt"]["busy_share"], Value::Null);
         assert!(serde_json::from_value::<Report>(json).is_ok());
