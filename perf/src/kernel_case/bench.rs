@@ -140,6 +140,8 @@ pub struct RoundTrips {
     /// The part of the packets that were late, and of the time that was taken away.
     pub disturbed: f64,
     pub attempts: u64,
+    /// The generator's own part, in the median: less than this tells no systems apart.
+    pub floor_ns: Option<f64>,
     /// p50, p90, p99, p99.9, p99.99 and the maximum, in microseconds; those that so few packets do not have are absent.
     pub us: [Option<f64>; 6],
 }
@@ -342,7 +344,8 @@ impl Bench {
         }
         let disturbed = late as f64 / sent.max(1) as f64 + stolen_ms / 1000.0 / seconds;
         let lost = number("lost");
-        Ok(RoundTrips { load, pps, sent, lost, late, stolen_ms, disturbed, attempts: 1, us })
+        let floor_ns = report["floor_ns"]["p50"].as_f64();
+        Ok(RoundTrips { load, pps, sent, lost, late, stolen_ms, disturbed, attempts: 1, floor_ns, us })
     }
 
     /// Bounds of a search, and no latency: that is measured as round trips.

@@ -79,6 +79,9 @@ pub struct AtLoad {
     pub attempts: u64,
     /// Runs in which even the best attempt was disturbed.
     pub disturbed_runs: usize,
+    /// The generator's own part of a round trip: less than this tells no systems apart.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub floor_ns: Option<f64>,
     #[serde(flatten)]
     pub median: Percentiles,
     pub lowest: Percentiles,
@@ -228,6 +231,8 @@ impl AtLoad {
             stolen_ms: runs.iter().map(|run| run.stolen_ms).sum(),
             attempts: sum(|run| run.attempts),
             disturbed_runs: runs.iter().filter(|run| run.disturbed > DISTURBED).count(),
+            floor_ns: spread(runs.iter().filter_map(|run| run.floor_ns).collect())
+                .map(|[_, median, _]| median),
             median,
             lowest,
             highest,
@@ -396,6 +401,7 @@ mod tests {
             stolen_ms: 10.0,
             disturbed: 0.1 / scale,
             attempts: 2,
+            floor_ns: Some(90.0),
             us: [Some(10.0 / scale), Some(20.0), Some(30.0), None, None, Some(99.0)],
         };
         let cpu = Cpu {
@@ -461,6 +467,7 @@ mod tests {
             assert_eq!((&at["sent"], &at["lost"], &at["pps"]), (&json!(900), &json!(3), &json!(1000)));
             assert_eq!((&at["p50"], &at["p999"], &at["max"]), (&json!(5.0), &Value::Null, &json!(99.0)));
             assert_eq!(at["highest"]["p50"], 10.0);
+            assert_eq!(at["floor_ns"], 90.0);
         }
         for system in ["kernel", "kernel_rps", "peregrine"] {
             for load in LOADS {

@@ -12,6 +12,7 @@ use super::receiver::{Receiver, ReceiverSettings};
 use super::report::{Base, LatencyAt, SearchEnded, SearchReport, SizeReport};
 use super::{Counted, Goals, search};
 use crate::error::Error;
+use crate::floor;
 use crate::latency::Percentiles;
 use crate::limits::{Ended, Limits, Stop};
 use crate::pacer::Rate;
@@ -35,6 +36,8 @@ pub struct SearchSettings {
     pub goals: Goals,
     /// How long each measurement of latency takes; zero: there is none.
     pub latency: Duration,
+    /// Measure the generator's own latency before all that.
+    pub floor: bool,
     /// Keys of the profile that say something to `send` only.
     pub profile_unused: Vec<&'static str>,
 }
@@ -73,6 +76,7 @@ pub fn run(
     settings.send.check_size(all.map(|size| size.bytes).max().unwrap_or(0))?;
     let receiver = settings.receiver.clone().map(Receiver::start).transpose()?;
     let mut report = SearchReport::new(settings);
+    report.floor_ns = settings.floor.then(floor::measure).transpose()?;
     let mut ready = Some(ready);
     for sizes in &settings.sizes {
         // The line for each trial is enough.
