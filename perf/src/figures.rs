@@ -1,5 +1,6 @@
 //! What several runs say together, and how results are written: used by all cases.
 
+use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize};
 
 /// Lowest, median and highest; the upper one of two in the middle. `None` of nothing.
@@ -16,6 +17,13 @@ pub fn median(values: Vec<f64>) -> f64 {
 /// A report as one JSON object on a line.
 pub fn json(report: &impl Serialize) -> String {
     format!("{}\n", serde_json::json!(report))
+}
+
+/// A part of a whole: 0 to 1. What was written otherwise is no result of ours.
+pub fn share<'de, D: Deserializer<'de>>(from: D) -> Result<f64, D::Error> {
+    let share = f64::deserialize(from)?;
+    let refused = || D::Error::custom(format!("a share of {share}: it is from 0 to 1"));
+    (0.0..=1.0).contains(&share).then_some(share).ok_or_else(refused)
 }
 
 /// JSON has no numbers without a value, as a rate of 0 makes of what is divided by it: it is written as `null`.

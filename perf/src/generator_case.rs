@@ -21,7 +21,7 @@ use peregrine_dataplane::clock::cycles_per_second;
 use serde::{Deserialize, Serialize};
 
 use crate::environment::{Environment, Watch};
-use crate::figures::{median, null_as_nan, spread};
+use crate::figures::{median, null_as_nan, share, spread};
 use crate::kernel_case::plain;
 use crate::micro;
 
@@ -69,6 +69,7 @@ pub struct Speed {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub work_cycles_per_packet: Option<f64>,
     /// The smallest part of a core that sender or taker had, in any run.
+    #[serde(deserialize_with = "share")]
     pub core_share: f64,
 }
 
@@ -86,6 +87,7 @@ pub struct Accuracy {
     pub late: u64,
     pub skipped: u64,
     /// As in [`Speed::core_share`].
+    #[serde(deserialize_with = "share")]
     pub core_share: f64,
 }
 

@@ -5,7 +5,8 @@
 //! the programs that a user runs. The systems take turns, run after run, so that what else the machine does meets all
 //! alike. Round trips are measured at parts of the *kernel's* capacity for round trips, so that all answer the same load.
 //!
-//! CPU time is counted while the generator sends as fast as it can: what each of the two cores was busy according to
+//! The most that arrives, and its CPU time, are those of a stream at the load of which most arrived in the search (at full
+//! rate an overlay can come to a standstill, which is not the most that it can do): what each of the two cores was busy according to
 //! /proc/stat, per million packets that arrived. The generator's core does the wire's work too, and for Peregrine its
 //! tenant's. A worker polls, so its core is always busy; `status` tells which share of that was work.
 
@@ -22,7 +23,7 @@ use std::time::Instant;
 
 use peregrine_control::demo::{self, DemoError};
 
-use bench::{Bench, Case, Measured};
+use bench::{Bench, Capacity, Case, Measured};
 pub use bench::{System, program};
 use report::Measurement;
 pub use report::{AtLoad, CaseReport, LOADS, Percentiles, Report, Side};
@@ -41,9 +42,10 @@ struct Times {
     first_trial: f64,
     trial: f64,
     sum: f64,
-    /// The stream at full rate for which CPU time is counted.
+    /// The stream for which CPU time is counted.
     stream: f64,
-    /// The same for Peregrine: `status` tells how busy a worker was over a second, which must be all stream.
+    /// The same for Peregrine: `status` tells how busy a worker was over a second, one after the other, and one of them
+    /// must be all stream: more than two seconds.
     stream_peregrine: f64,
     /// Round trips at one rate: up to twice this, for so many packets.
     round_trips: f64,
@@ -54,26 +56,26 @@ struct Times {
 
 const QUICK: Times = Times {
     runs: 1,
-    search: 1.1,
+    search: 1.4,
     first_trial: 0.08,
-    trial: 0.2,
-    sum: 0.4,
-    stream: 0.5,
-    stream_peregrine: 1.2,
+    trial: 0.3,
+    sum: 0.3,
+    stream: 0.6,
+    stream_peregrine: 2.2,
     round_trips: 0.2,
     packets: 12_000.0,
-    spare: 2.0,
+    spare: 0.5,
 };
 
-/// A quarter of an hour at most.
+/// Twenty minutes at most.
 const FULL: Times = Times {
     runs: RUNS,
-    search: 4.0,
+    search: 5.5,
     first_trial: 0.1,
-    trial: 0.3,
-    sum: 0.9,
-    stream: 1.2,
-    stream_peregrine: 1.2,
+    trial: 0.5,
+    sum: 1.5,
+    stream: 1.5,
+    stream_peregrine: 2.4,
     round_trips: 0.5,
     packets: 12_000.0,
     spare: 8.0,
@@ -91,21 +93,41 @@ const FULL_CASES: [Case; 6] = [
     Case { bytes: 1400, flows: 100 },
 ];
 
-/// All of it. Namespaces and programs are gone when it returns, however it ends.
+/// All of it. Namespaces and programs are gone when it returns, however it ends. If a run fails, or Ctrl-C ends it, the
+/// report is of those before it, and tells why there are no more; without one it is an error.
 pub fn run(quick: bool) -> Result<Report, String> {
     let interrupted = Arc::new(AtomicBool::new(false));
     demo::check_requirements().map_err(|error| plain(&error))?;
     demo::catch_signals(&interrupted).map_err(|error| plain(&error))?;
-    match measure(quick, &interrupted) {
-        // Whatever failed then, it failed because of that.
-        _ if interrupted.load(Ordering::Relaxed) => match demo::hosts::left_behind()[..] {
-            [] => Err("interrupted; everything that it made was removed".into()),
-            ref left => Err(format!(
+    let times = if quick { QUICK } else { FULL };
+    let cases: &[Case] = if quick { &QUICK_CASES } else { &FULL_CASES };
+    let (begun, watch) = (Instant::now(), Watch::start());
+    let mut done = Done::default();
+    let failure = (1..=times.runs).find_map(|_| done.add(times, cases, &interrupted).err());
+    // Whatever failed then, it failed because of that.
+    let failure = match failure {
+        Some(_) if interrupted.load(Ordering::Relaxed) => Some(match demo::hosts::left_behind()[..] {
+            [] => "interrupted; everything that it made was removed".into(),
+            ref left => format!(
                 "interrupted; these namespaces are still there: {}: remove them with `ip netns del NAME`",
                 left.join(", ")
-            )),
-        },
-        result => result,
+            ),
+        }),
+        failure => failure,
+    };
+    match failure {
+        Some(failure) if done.runs == 0 => Err(failure),
+        failure => Ok(Report::new(Measurement {
+            quick,
+            runs: done.runs,
+            failure,
+            seconds: begun.elapsed().as_secs_f64(),
+            machine: watch.end(),
+            uplink: done.uplink,
+            cases,
+            capacities: &done.capacities,
+            all: &done.all,
+        })),
     }
 }
 
@@ -115,39 +137,41 @@ pub fn plain(error: &DemoError) -> String {
     text.strip_prefix("demo: ").unwrap_or(&text).to_string()
 }
 
-fn measure(quick: bool, interrupted: &Arc<AtomicBool>) -> Result<Report, String> {
-    let (begun, watch) = (Instant::now(), Watch::start());
-    let times = if quick { QUICK } else { FULL };
-    let cases: &[Case] = if quick { &QUICK_CASES } else { &FULL_CASES };
-    let mut all = Vec::new();
-    let mut uplink = serde_json::Value::Null;
-    // The kernel's capacity for round trips, of each case: the first run's, so that all runs answer the same load.
-    let mut capacities: Vec<u64> = Vec::new();
-    for number in 1..=times.runs {
+/// What whole runs gave.
+#[derive(Debug, Default)]
+struct Done {
+    runs: usize,
+    all: Vec<Measured>,
+    /// The kernel's capacity for round trips, of each case: the first run's, so that all runs answer the same load.
+    capacities: Vec<Capacity>,
+    uplink: serde_json::Value,
+}
+
+impl Done {
+    /// One run more: all systems, all cases. If it fails nothing of it is kept, for a median wants all systems alike.
+    fn add(&mut self, times: Times, cases: &[Case], interrupted: &Arc<AtomicBool>) -> Result<(), String> {
+        let mut run = Vec::new();
         for system in System::ALL {
-            eprintln!("peregrine-perf: run {number} of {}: {}", times.runs, system.name());
+            eprintln!("peregrine-perf: run {} of {}: {}", self.runs + 1, times.runs, system.name());
             let bench = Bench::start(system, times, interrupted.clone())?;
             for (at, case) in cases.iter().enumerate() {
-                if capacities.len() <= at {
-                    capacities.push(bench.round_trip_capacity(*case)?);
-                }
-                let capacity = capacities.get(at).copied().unwrap_or(0);
-                let figures = bench.measure(*case, capacity)?;
-                all.push(Measured { system, case: *case, figures });
+                let capacity = match self.capacities.get(at) {
+                    Some(capacity) => *capacity,
+                    None => {
+                        let capacity = bench.round_trip_capacity(*case)?;
+                        self.capacities.push(capacity);
+                        capacity
+                    }
+                };
+                let figures = bench.measure(*case, capacity.pps)?;
+                run.push(Measured { system, case: *case, figures });
             }
             if let Some(status) = bench.stop()? {
-                uplink = status["uplink"].clone();
+                self.uplink = status["uplink"].clone();
             }
         }
+        self.all.append(&mut run);
+        self.runs += 1;
+        Ok(())
     }
-    Ok(Report::new(Measurement {
-        quick,
-        runs: times.runs,
-        seconds: begun.elapsed().as_secs_f64(),
-        machine: watch.end(),
-        uplink,
-        cases,
-        capacities: &capacities,
-        all: &all,
-    }))
 }

@@ -91,9 +91,14 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return peregrine_control::cli::usage("peregrine-perf", &error),
     };
+    // What ended a measurement of which something can be reported all the same.
+    let mut cut_short = None;
     let text = match command {
         Command::Core(runs) => runs.report(core_case::run, core_case::Report::text),
-        Command::Kernel(runs) => runs.report(kernel_case::run, kernel_case::Report::text),
+        Command::Kernel(runs) => {
+            let run = |quick| kernel_case::run(quick).inspect(|report| cut_short = report.failure.clone());
+            runs.report(run, kernel_case::Report::text)
+        }
         Command::Generator(runs) => runs.report(generator_case::run, generator_case::Report::text),
         Command::Tenants(runs) => runs.report(tenants_case::run, tenants_case::Report::text),
         Command::Memif(runs) => runs.report(memif_case::run, memif_case::Report::text),
@@ -117,7 +122,13 @@ fn main() -> ExitCode {
     match text {
         Ok(text) => match std::io::stdout().write_all(text.as_bytes()) {
             Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => ExitCode::FAILURE,
-            _ => ExitCode::SUCCESS,
+            _ => match cut_short {
+                Some(failure) => {
+                    eprintln!("peregrine-perf: error: {failure}");
+                    ExitCode::FAILURE
+                }
+                None => ExitCode::SUCCESS,
+            },
         },
         Err(error) => {
             eprintln!("peregrine-perf: error: {error}");

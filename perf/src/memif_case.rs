@@ -20,7 +20,7 @@ use peregrine_dataplane::clock::cycles_per_second;
 use serde::{Deserialize, Serialize};
 
 use crate::environment::{Environment, Watch};
-use crate::figures::{median, null_as_nan, spread};
+use crate::figures::{median, null_as_nan, share, spread};
 
 use ours::measure as measure_ours;
 pub use ours::{Side, accept};
@@ -83,7 +83,9 @@ pub struct Size {
     #[serde(deserialize_with = "null_as_nan")]
     pub ratio: f64,
     /// The smallest part of a core that a polling thread had, in any run.
+    #[serde(deserialize_with = "share")]
     pub ours_core_share: f64,
+    #[serde(deserialize_with = "share")]
     pub testpmd_core_share: f64,
 }
 

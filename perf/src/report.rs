@@ -72,6 +72,9 @@ fn measure(quick: bool) -> Result<Results, Error> {
     results.tenants = case("tenants", || tenants_case::run(quick), failures);
     results.generator = case("generator", || generator_case::run(quick), failures);
     results.kernel = case("kernel", || kernel_case::run(quick), failures);
+    if let Some(error) = results.kernel.as_ref().and_then(|report| report.failure.clone()) {
+        results.failures.push(Failure { case: "the other runs of kernel".into(), error });
+    }
     if results.environments().is_empty() {
         let errors: Vec<String> =
             results.failures.iter().map(|failure| format!("{}: {}", failure.case, failure.error)).collect();

@@ -119,7 +119,7 @@ fn run_sink(args: &SinkArgs) -> Result<(), Error> {
             sink::run(port, &settings, stop)?
         }
         PortSettings::Udp(address) => {
-            let port = UdpPort::bind(address)?;
+            let port = UdpPort::bind_with(address, args.udp_buffer as usize)?;
             let stop = Stop::at_signals()?;
             ready();
             sink::run(port, &settings, stop)?

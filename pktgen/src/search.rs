@@ -3,7 +3,7 @@
 //! The method is MLRsearch (RFC 9900): it searches several loss ratios at once, begins with short trials and goes on to
 //! long ones, and asks of a rate that the greater part of its trials be good, not every one (`EXCEED_RATIO`). That is
 //! why it is this one and not RFC 2544's bisection: there a single trial that something else on the machine disturbed
-//! sends the whole search below the true rate for good. What the RFC leaves to the implementation, which load is tried
+//! sends the whole search below the true rate for good. One thing is added: a trial in which a queue grew is bad, whatever it lost (`QUEUED`). What the RFC leaves to the implementation, which load is tried
 //! next, is `Search::candidate`: what got through at full rate is the first guess, then steps that double, then halves.
 //!
 //! This file knows neither sender nor receiver: whoever calls [`search`] brings a function that makes a trial. What must
@@ -31,6 +31,12 @@ const PRECEDING: i32 = 2;
 const HELD: f64 = 0.99;
 /// A rate that was not held so often is beyond the sender.
 const UNHELD_MAX: usize = 2;
+
+/// A queue grew if packets arrived over a longer time than they left in: by more than this part of it, and so many seconds
+/// for who counts may have been kept waiting at the end. A buffer would else hide a rate that is too high from any trial
+/// that is over before it is full.
+const QUEUED: f64 = 0.02;
+const QUEUED_S: f64 = 0.005;
 
 /// What is searched, and how long.
 #[derive(Clone, Debug)]
@@ -83,6 +89,8 @@ pub struct Counted {
     pub sent: u64,
     /// Those of them that arrived (or were answered), each once.
     pub received: u64,
+    /// From the first arrival to the last; `None`: not known.
+    pub arriving: Option<Duration>,
     /// Packets that left late.
     pub late: u64,
     /// Packets that the sender gave up.
@@ -110,14 +118,23 @@ pub struct Trial {
     pub loss_ratio: f64,
     /// Packets a second that left.
     pub offered_pps: f64,
-    /// Packets a second that arrived.
+    /// Packets a second that arrived, from the first arrival to the last; of answers: in the time that it sent.
     pub received_pps: f64,
+    /// They arrived over a longer time than they left in: a queue grew, so the rate is too high whatever was lost.
+    pub queued: bool,
     /// Packets that left late.
     pub late: u64,
     /// Packets that the sender gave up.
     pub skipped: u64,
     /// The sender did not hold the rate: the trial says nothing about the device.
     pub generator_limited: bool,
+}
+
+impl Trial {
+    /// At most so much was lost, and no queue hid more of it.
+    fn is_good(&self, loss: f64) -> bool {
+        self.loss_ratio <= loss && !self.queued
+    }
 }
 
 /// What a search for one loss ratio came to.
@@ -257,7 +274,10 @@ where
     /// At full rate what arrived is the first guess of a lower bound, if not all did.
     fn guess(&self, trial: &Trial) -> Bounds {
         let lower = (trial.received_pps as u64).max(self.goals.pps_min);
-        Bounds { lower: (trial.received < trial.sent && lower < self.ceiling).then_some(lower), upper: None }
+        Bounds {
+            lower: ((trial.received < trial.sent || trial.queued) && lower < self.ceiling).then_some(lower),
+            upper: None,
+        }
     }
 
     /// The last step is the goal itself.
@@ -304,11 +324,18 @@ where
         let sent = counted.sent as f64;
         let received = counted.received.min(counted.sent);
         let seconds = counted.sending.max(duration).as_secs_f64();
+        let arriving = counted.arriving.map_or(0.0, |span| span.as_secs_f64());
+        let queued = arriving > seconds * (1.0 + QUEUED) + QUEUED_S;
+        // Never more than by the sender's time: of a few packets in one batch the arrivals tell no rate.
+        let received_pps = match arriving > seconds {
+            true => received.saturating_sub(1) as f64 / arriving,
+            false => received as f64 / seconds,
+        };
         // A packet that is due at the very end may be one too few.
         let held = sent + 1.0 >= HELD * counted.due as f64;
         // Late packets leave in bursts. A device that loses none of them has shown more than it was asked for; one that
         // loses some was asked for more than this rate.
-        let bursts = counted.late as f64 > self.goals.late_max * sent && received < counted.sent;
+        let bursts = counted.late as f64 > self.goals.late_max * sent && (received < counted.sent || queued);
         Trial {
             pps,
             seconds: duration.as_secs_f64(),
@@ -317,7 +344,8 @@ where
             received,
             loss_ratio: if sent > 0.0 { (counted.sent - received) as f64 / sent } else { 1.0 },
             offered_pps: sent / seconds,
-            received_pps: received as f64 / seconds,
+            received_pps,
+            queued,
             late: counted.late,
             skipped: counted.skipped,
             generator_limited: pps.is_some() && (!held || bursts),
@@ -348,7 +376,7 @@ where
         let (mut good, mut bad, mut good_short, mut bad_short) = (0.0, 0.0, 0.0, 0.0);
         for trial in self.trials.iter().filter(|trial| trial.pps == Some(load) && !trial.generator_limited) {
             let long = trial.seconds >= target.trial * 0.999_999;
-            *match (trial.loss_ratio <= target.loss, long) {
+            *match (trial.is_good(target.loss), long) {
                 (true, true) => &mut good,
                 (false, true) => &mut bad,
                 (true, false) => &mut good_short,
@@ -473,7 +501,7 @@ where
             upper_pps: bounds.upper,
             end,
             trials: trials.clone().count(),
-            trials_good: trials.filter(|trial| trial.loss_ratio <= loss).count(),
+            trials_good: trials.filter(|trial| trial.is_good(loss)).count(),
         }
     }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::bench::{ATTEMPTS, Case, Cpu, DISTURBED, Figures, Measured, RoundTrips, System};
+use super::bench::{ATTEMPTS, Capacity, Case, Cpu, DISTURBED, Figures, Measured, RoundTrips, System};
 use crate::environment;
 use crate::figures::spread;
 
@@ -17,6 +17,9 @@ pub const LOADS: [&str; 4] = ["idle", "10", "50", "90"];
 pub struct Report {
     pub quick: bool,
     pub runs: usize,
+    /// Why there are no more runs, if there were to be.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<String>,
     pub seconds: f64,
     pub environment: Environment,
     pub cases: Vec<CaseReport>,
@@ -40,6 +43,9 @@ pub struct CaseReport {
     pub case: Case,
     /// Of the kernel's overlay: 10, 50 and 90 % of this are the loads of the round trips.
     pub round_trip_capacity_pps: u64,
+    /// Half of the answers came within a millisecond there.
+    #[serde(default = "yes")]
+    pub round_trip_capacity_prompt: bool,
     pub kernel: Side,
     pub kernel_rps: Side,
     pub peregrine: Side,
@@ -73,6 +79,9 @@ pub struct AtLoad {
     pub attempts: u64,
     /// Runs in which even the best attempt was disturbed.
     pub disturbed_runs: usize,
+    /// The generator's own part of a round trip: less than this tells no systems apart.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub floor_ns: Option<f64>,
     #[serde(flatten)]
     pub median: Percentiles,
     pub lowest: Percentiles,
@@ -110,6 +119,11 @@ pub struct Ratio {
     /// The same over the kernel with RPS.
     pub max_pps_to_rps: Option<f64>,
     pub ndr_pps_to_rps: Option<f64>,
+}
+
+/// Of reports that do not say it.
+fn yes() -> bool {
+    true
 }
 
 fn ratio(ours: Option<f64>, theirs: Option<f64>) -> Option<f64> {
@@ -169,7 +183,8 @@ impl Side {
 impl CpuReport {
     fn new(figures: &[Figures]) -> CpuReport {
         let of = |pick: fn(&Cpu) -> f64| {
-            spread(figures.iter().map(|figures| pick(&figures.cpu)).collect()).unwrap_or_default()
+            let told = figures.iter().map(|figures| pick(&figures.cpu)).filter(|value| !value.is_nan());
+            spread(told.collect()).unwrap_or([f64::NAN; 3])
         };
         let generator_core = of(|cpu| cpu.generator_core);
         let other_core = of(|cpu| cpu.other_core);
@@ -216,6 +231,8 @@ impl AtLoad {
             stolen_ms: runs.iter().map(|run| run.stolen_ms).sum(),
             attempts: sum(|run| run.attempts),
             disturbed_runs: runs.iter().filter(|run| run.disturbed > DISTURBED).count(),
+            floor_ns: spread(runs.iter().filter_map(|run| run.floor_ns).collect())
+                .map(|[_, median, _]| median),
             median,
             lowest,
             highest,
@@ -240,13 +257,15 @@ impl Percentiles {
 pub struct Measurement<'a> {
     pub quick: bool,
     pub runs: usize,
+    /// Why there are no more.
+    pub failure: Option<String>,
     pub seconds: f64,
     pub machine: environment::Environment,
     /// Of Peregrine's `status`.
     pub uplink: Value,
     pub cases: &'a [Case],
     /// The kernel's, of each case.
-    pub capacities: &'a [u64],
+    pub capacities: &'a [Capacity],
     pub all: &'a [Measured],
 }
 
@@ -256,11 +275,12 @@ impl Report {
             let figures = of.all.iter().filter(|measured| measured.case == case && measured.system == system);
             Side::new(&figures.map(|measured| measured.figures.clone()).collect::<Vec<_>>())
         };
-        let case = |(case, capacity): (&Case, &u64)| {
+        let case = |(case, capacity): (&Case, &Capacity)| {
             let [kernel, kernel_rps, peregrine] = System::ALL.map(|system| side(*case, system));
             CaseReport {
                 case: *case,
-                round_trip_capacity_pps: *capacity,
+                round_trip_capacity_pps: capacity.pps,
+                round_trip_capacity_prompt: capacity.prompt,
                 ratio: Ratio::new(&kernel, &kernel_rps, &peregrine),
                 kernel,
                 kernel_rps,
@@ -271,6 +291,7 @@ impl Report {
         let mut report = Report {
             quick: of.quick,
             runs: of.runs,
+            failure: of.failure,
             seconds: of.seconds,
             environment: Environment {
                 cores_used: 2,
@@ -292,12 +313,22 @@ impl Report {
         ];
         notes.extend(self.limits());
         notes.push(
-            "CPU seconds: what /proc/stat says the two cores were busy while the generator sent as fast as it could, per million packets that arrived; whatever else ran there is in it. A polling worker's core is always busy: busy_share is the part with work, and total_busy counts only that.".into(),
+            "CPU seconds: what /proc/stat says the two cores were busy during a stream, per million packets that arrived; that stream, at the load of which most arrived in the search, is also what the most that arrives was measured by; whatever else ran there is in it. A polling worker's core is always busy: busy_share is the part with work, and total_busy counts only that.".into(),
         );
         notes.push(
             "Round trips at 10, 50 and 90 % of what the kernel's overlay answers with at most 0.5 % lost and half of the answers within a millisecond; idle is 1000 a second. A percentile that so few packets do not have is null.".into(),
         );
+        let late = self.cases.iter().filter(|case| !case.round_trip_capacity_prompt).count();
+        if late > 0 {
+            notes.push(format!(
+                "In {late} of {} cases half of the answers took longer than a millisecond even at the lowest rate tried for that: there the loads are parts of that rate.",
+                self.cases.len()
+            ));
+        }
         notes.extend(self.disturbances());
+        if let Some(failure) = &self.failure {
+            notes.push(format!("Not all runs were made, these are the {} before: {failure}.", self.runs));
+        }
         if self.quick {
             notes.push("Quick: one run, short trials, 64 bytes with 1 and 100 flows and 1400 bytes with 1: read ratios, not figures.".into());
         }
@@ -306,7 +337,7 @@ impl Report {
 
     /// Where a rate is not the system's own.
     pub fn limits(&self) -> Vec<String> {
-        let searches = self.cases.len() * self.runs;
+        let searches = self.cases.len().saturating_mul(self.runs);
         let mut notes = Vec::new();
         for system in System::ALL {
             let name = system.name();
@@ -334,12 +365,12 @@ impl Report {
     pub fn disturbances(&self) -> Option<String> {
         let sides = self.cases.iter().flat_map(|case| System::ALL.map(|system| case.side(system)));
         let loads: Vec<&AtLoad> = sides.flat_map(|side| side.rtt_us.values()).collect();
-        let disturbed: usize = loads.iter().map(|at| at.disturbed_runs).sum();
+        let disturbed = loads.iter().map(|at| at.disturbed_runs).fold(0, usize::saturating_add);
         let worst = loads.iter().map(|at| at.late_share()).fold(0.0, f64::max);
         (disturbed > 0).then(|| {
             format!(
                 "{disturbed} of {} measurements of round trips were disturbed, even in the best of up to {ATTEMPTS} attempts: packets left over 1 ms late (in the worst case {:.1} % of them), because the generator had lost its core or, without RPS, did the overlay's work on it; or the hypervisor took a core away. The delay of a packet that left late is in its round trip, so as many of the slowest ones are the generator's doing; both counts stand beside the percentiles.",
-                loads.len() * self.runs,
+                loads.len().saturating_mul(self.runs),
                 100.0 * worst
             )
         })
@@ -370,6 +401,7 @@ mod tests {
             stolen_ms: 10.0,
             disturbed: 0.1 / scale,
             attempts: 2,
+            floor_ns: Some(90.0),
             us: [Some(10.0 / scale), Some(20.0), Some(30.0), None, None, Some(99.0)],
         };
         let cpu = Cpu {
@@ -396,11 +428,12 @@ mod tests {
         Report::new(Measurement {
             quick: true,
             runs,
+            failure: None,
             seconds: 9.0,
             machine: environment::Watch::start().end(),
             uplink: json!({"mode_requested": "copy", "mode_actual": "copy", "driver": "veth"}),
             cases: &[Case { bytes: 64, flows: 1 }],
-            capacities: &[5000],
+            capacities: &[Capacity { pps: 5000, prompt: true }],
             all,
         })
     }
@@ -434,6 +467,7 @@ mod tests {
             assert_eq!((&at["sent"], &at["lost"], &at["pps"]), (&json!(900), &json!(3), &json!(1000)));
             assert_eq!((&at["p50"], &at["p999"], &at["max"]), (&json!(5.0), &Value::Null, &json!(99.0)));
             assert_eq!(at["highest"]["p50"], 10.0);
+            assert_eq!(at["floor_ns"], 90.0);
         }
         for system in ["kernel", "kernel_rps", "peregrine"] {
             for load in LOADS {
@@ -491,6 +525,36 @@ mod tests {
         let mut quiet = measured(System::Kernel, 1.0);
         quiet.figures.round_trips.iter_mut().for_each(|at| at.disturbed = 0.0);
         assert_eq!(of(&[quiet], 1).disturbances(), None);
+    }
+
+    #[test]
+    fn numbers_that_no_run_gives_do_not_overflow() {
+        let mut report = report();
+        report.runs = usize::MAX;
+        report.cases.push(report.cases[0].clone());
+        for case in &mut report.cases {
+            case.kernel.rtt_us.values_mut().for_each(|at| at.disturbed_runs = usize::MAX);
+        }
+        assert!(!report.limits().is_empty());
+        assert!(report.disturbances().unwrap().starts_with(&format!("{} of", usize::MAX)));
+    }
+
+    #[test]
+    fn a_share_that_was_not_told_is_absent() {
+        let mut all = System::ALL.map(|system| measured(system, 1.0));
+        all[2].figures.cpu.busy_share = f64::NAN;
+        let json = json!(of(&all, 1));
+        assert_eq!(json["cases"][0]["peregrine"]["cpu_s_per_mpkt"]["busy_share"], Value::Null);
+        assert!(serde_json::from_value::<Report>(json).is_ok());
+    }
+
+    #[test]
+    fn what_cut_the_measurement_short_is_said() {
+        let told = Report { failure: Some("the daemon ended".into()), ..report() };
+        assert!(told.explain().iter().any(|note| note.contains("the 3 before: the daemon ended.")));
+        let mut slow = report();
+        slow.cases[0].round_trip_capacity_prompt = false;
+        assert!(slow.explain().iter().any(|note| note.starts_with("In 1 of 1 cases half")));
     }
 
     #[test]

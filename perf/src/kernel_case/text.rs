@@ -30,7 +30,7 @@ impl Report {
                     system.short(),
                     cpu.total,
                     cpu.total_busy,
-                    cpu.busy_share * 100.0
+                    cpu.busy_share * 100.0,
                 );
             }
             let show = |ratio: Option<f64>| ratio.map_or("–".into(), |ratio| format!("{ratio:.2}×"));

@@ -239,6 +239,11 @@ pub mod tests {
         );
         let without_runs = CORE.replace(r#""runs":5,"#, "");
         assert!(error(&without_runs).ends_with("missing field `runs`"));
+        let share = error(&MEMIF.replace(r#""ours_core_share":1.0"#, r#""ours_core_share":-1e308"#));
+        assert!(
+            share.starts_with("not a whole `memif` result: a share of -1") && share.ends_with("from 0 to 1"),
+            "{share}"
+        );
         assert_eq!(error(CORE), "a second `core` result: give one of each kind");
         let changed = CORE.replace("10.0", "\"fast\"");
         assert!(error(&changed).starts_with("not a whole `core` result: invalid type: string \"fast\""));

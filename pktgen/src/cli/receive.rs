@@ -14,6 +14,7 @@ use crate::echo::EchoSettings;
 use crate::echo::reply::Identity;
 use crate::error::Error;
 use crate::limits::{Limits, Wait};
+use crate::port::udp::BUFFER_BYTES;
 use crate::port::xdp::XdpSettings;
 use crate::sink::{Demands, SinkSettings};
 
@@ -39,6 +40,9 @@ pub struct SinkArgs {
     /// Exit status 1 if fewer packets came, copies not counted
     #[arg(long, value_name = "N")]
     min_received: Option<u64>,
+    /// What the UDP socket's receive buffer is asked to hold: the less, the sooner too high a rate shows as loss
+    #[arg(long, value_name = "BYTES", requires = "udp", default_value_t = BUFFER_BYTES as u32, value_parser = clap::value_parser!(u32).range(4096..=1 << 30))]
+    pub udp_buffer: u32,
     /// Do not measure the generator's own latency before the run
     #[arg(long)]
     pub no_floor: bool,

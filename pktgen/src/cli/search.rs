@@ -26,7 +26,7 @@ const PAUSE: Duration = Duration::from_micros(300);
     mut_arg("rate", |arg| arg.default_value("max").help("The highest rate to try, or 'max'")),
     mut_arg("seconds", |arg| arg.default_value("60").help("Time for the search of each size, at most")),
     mut_arg("count", |arg| arg.hide(true)),
-    mut_arg("no_floor", |arg| arg.hide(true)),
+    mut_arg("no_floor", |arg| arg.help("Do not measure the generator's own latency before the search")),
     mut_arg("replay", |arg| arg.hide(true)),
     mut_arg("pace", |arg| arg.hide(true)),
     mut_arg("loops", |arg| arg.hide(true)),
@@ -80,7 +80,7 @@ pub struct SearchArgs {
     /// Length of the trials that decide
     #[arg(long, value_name = "N", default_value = "1", value_parser = seconds)]
     trial_seconds: Duration,
-    /// Time that a rate is tried in the end, in all; more than half of it must be good
+    /// Time that a rate is tried in the end, in all, at most; half of it must be good
     #[arg(long, value_name = "N", default_value = "3", value_parser = seconds)]
     sum_seconds: Duration,
     /// Trials for each size, at most
@@ -142,7 +142,8 @@ impl SearchArgs {
         }
         let profile_unused = self.profile_unused()?;
         let latency = if self.no_latency { Duration::ZERO } else { self.latency_seconds };
-        Ok(SearchSettings { send, receiver, sizes, goals, latency, profile_unused })
+        let floor = !self.send.no_floor && !latency.is_zero();
+        Ok(SearchSettings { send, receiver, sizes, goals, latency, floor, profile_unused })
     }
 
     /// What a profile says for `send` that a search decides itself: `--rate` and `--seconds` have defaults here, which count more.

@@ -12,6 +12,7 @@ use super::receiver::{Receiver, ReceiverSettings};
 use super::report::{Base, LatencyAt, SearchEnded, SearchReport, SizeReport};
 use super::{Counted, Goals, search};
 use crate::error::Error;
+use crate::floor;
 use crate::latency::Percentiles;
 use crate::limits::{Ended, Limits, Stop};
 use crate::pacer::Rate;
@@ -35,6 +36,8 @@ pub struct SearchSettings {
     pub goals: Goals,
     /// How long each measurement of latency takes; zero: there is none.
     pub latency: Duration,
+    /// Measure the generator's own latency before all that.
+    pub floor: bool,
     /// Keys of the profile that say something to `send` only.
     pub profile_unused: Vec<&'static str>,
 }
@@ -73,6 +76,7 @@ pub fn run(
     settings.send.check_size(all.map(|size| size.bytes).max().unwrap_or(0))?;
     let receiver = settings.receiver.clone().map(Receiver::start).transpose()?;
     let mut report = SearchReport::new(settings);
+    report.floor_ns = settings.floor.then(floor::measure).transpose()?;
     let mut ready = Some(ready);
     for sizes in &settings.sizes {
         // The line for each trial is enough.
@@ -170,13 +174,13 @@ impl Device<'_> {
         if let Some(failure) = failure {
             return Err(NoMore::Failed(failure));
         }
-        let (received, latency) = match (self.receiver, &sent.rtt) {
+        let (received, arriving, latency) = match (self.receiver, &sent.rtt) {
             (Some(receiver), _) => {
                 let arrived = receiver.end(sent.sent)?;
-                (arrived.packets, arrived.latency)
+                (arrived.packets, Some(arrived.span), arrived.latency)
             }
-            (None, Some(rtt)) => (sent.sent.saturating_sub(rtt.lost), rtt.rtt_us),
-            (None, None) => (0, None),
+            (None, Some(rtt)) => (sent.sent.saturating_sub(rtt.lost), None, rtt.rtt_us),
+            (None, None) => (0, None, None),
         };
         if sent.ended == Ended::Signal {
             return Err(NoMore::Stopped);
@@ -185,6 +189,7 @@ impl Device<'_> {
             due: sent.due,
             sent: sent.sent,
             received,
+            arriving,
             late: sent.late,
             skipped: sent.skipped,
             sending: Duration::from_secs_f64(sent.seconds),

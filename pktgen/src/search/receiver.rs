@@ -10,6 +10,7 @@ use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::mpsc::{Receiver as Inbox, Sender as Outbox, TryRecvError, channel};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use peregrine_memif::{ClientConfig, SocketAddr};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
@@ -19,7 +20,7 @@ use crate::error::Error;
 use crate::latency::{Latency, Percentiles};
 use crate::limits::{Wait, pin};
 use crate::port::memif::MemifPort;
-use crate::port::udp::UdpPort;
+use crate::port::udp::{SMALL_BUFFER_BYTES, UdpPort};
 use crate::port::{BURST, Source};
 use crate::tracker::Tracker;
 use crate::trailer::elapsed;
@@ -60,6 +61,8 @@ pub struct ReceiverSettings {
 pub struct Arrived {
     /// Packets, each once.
     pub packets: u64,
+    /// From the first arrival to the last; zero if there were not two.
+    pub span: Duration,
     /// From the intended departure to the arrival.
     pub latency: Option<Percentiles>,
 }
@@ -162,7 +165,7 @@ fn receive(
             if let Some(name) = namespace {
                 enter(name)?;
             }
-            serve(UdpPort::bind(*address)?, settings, orders, answers)
+            serve(UdpPort::bind_with(*address, SMALL_BUFFER_BYTES)?, settings, orders, answers)
         }
     }
 }
@@ -197,6 +200,7 @@ fn serve<S: Source>(
             tracker: Tracker::new(settings.flows),
             latency: Latency::new()?,
             received: 0,
+            first_ns: 0,
             last_ns: 0,
         };
         if !answer(Answer::Ready) {
@@ -216,6 +220,7 @@ struct Tally {
     tracker: Tracker,
     latency: Latency,
     received: u64,
+    first_ns: u64,
     last_ns: u64,
 }
 
@@ -228,6 +233,9 @@ impl Tally {
             return;
         }
         self.latency.record(elapsed(now, trailer.time));
+        if self.received == 0 {
+            self.first_ns = now;
+        }
         self.received += 1;
         self.last_ns = now;
     }
@@ -260,7 +268,8 @@ fn count<S: Source>(
             let silent = now.saturating_sub(at.max(tally.last_ns)) >= SILENCE_NS;
             if tally.distinct() >= sent || silent {
                 let latency = tally.latency.percentiles();
-                return Ok(Some(Arrived { packets: tally.distinct(), latency }));
+                let span = Duration::from_nanos(elapsed(tally.last_ns, tally.first_ns));
+                return Ok(Some(Arrived { packets: tally.distinct(), span, latency }));
             }
         }
         if batch == 0 && now.saturating_sub(peer_checked) >= PEER_CHECK_NS {

@@ -7,6 +7,7 @@ use serde::Serialize;
 use super::device::SearchSettings;
 use super::{End, Findings, Found, Goals};
 use crate::error::Error;
+use crate::floor::Floor;
 use crate::latency::Percentiles;
 use crate::report::Outcome;
 
@@ -27,6 +28,9 @@ pub struct SearchReport {
     pub profile_unused: Vec<&'static str>,
     /// Whose time the latencies are.
     pub latency_of: LatencyOf,
+    /// The generator's own part of them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub floor_ns: Option<Floor>,
     /// One object for each size.
     pub sizes: Vec<SizeReport>,
     /// Why there are no more.
@@ -144,6 +148,7 @@ impl SearchReport {
             flows: settings.send.profile().map_or(0, |profile| profile.flows.count),
             profile_unused: settings.profile_unused.clone(),
             latency_of: if settings.receiver.is_some() { LatencyOf::OneWay } else { LatencyOf::RoundTrip },
+            floor_ns: None,
             sizes: Vec::new(),
             ended: SearchEnded::Done,
         }
@@ -192,7 +197,7 @@ impl SearchReport {
         let GoalsReport { pdr_loss_ratio, width, trial_seconds, sum_seconds } = self.goals;
         let _string = writeln!(
             out,
-            "NDR: no loss; PDR: at most {} % lost; {}, to {} %, trials of {trial_seconds} s, {sum_seconds} s for each rate; flows: {}.",
+            "NDR: no loss; PDR: at most {} % lost; {}, to {} %, trials of {trial_seconds} s, at most {sum_seconds} s for each rate; flows: {}.",
             pdr_loss_ratio * 100.0,
             self.method,
             width * 100.0,
@@ -230,6 +235,9 @@ impl SearchReport {
                 let _string =
                     writeln!(out, "{:>6}{load:>8}{:>14}  {of:<14}{cells}{lost:>8}", size.bytes, at.pps);
             }
+        }
+        if let Some(Floor { p50, p99 }) = self.floor_ns {
+            let _string = writeln!(out, "the generator's own, ns: {p50} p50, {p99} p99");
         }
         out.push('\n');
     }

@@ -28,7 +28,16 @@ impl Simulated {
         let through = ((self.forwards)(sent / seconds) * seconds).min(sent).round();
         let skipped = if asked.is_finite() { (asked * seconds - sent).max(0.0) as u64 } else { 0 };
         let (sent, received) = (sent as u64, through as u64);
-        Counted { due: sent + skipped, sent, received, late: 0, skipped, sending: duration, took: duration }
+        Counted {
+            due: sent + skipped,
+            sent,
+            received,
+            arriving: None,
+            late: 0,
+            skipped,
+            sending: duration,
+            took: duration,
+        }
     }
 
     fn search(mut self, goals: &Goals) -> Findings {
@@ -178,7 +187,25 @@ fn a_trial_that_fails_leaves_what_was_found() {
     assert!(findings.max_received_pps > 999_000.0);
 }
 
-/// Above 300,000 a second the sender sends in bursts, and the device loses some of each burst.
+/// Nothing is lost of any trial: what is beyond the device's capacity waits, and arrives after the sender's end.
+#[test]
+fn a_buffer_that_hides_all_loss_does_not_raise_the_rate() {
+    let goals = goals();
+    let mut device = Simulated::new(3e6, |load| load);
+    let (findings, _) = search(&goals, |rate, duration| {
+        let counted = device.trial(rate, duration);
+        let arriving = duration.max(Duration::from_secs_f64(counted.received as f64 / 1e6));
+        Ok::<_, ()>(Counted { arriving: Some(arriving), ..counted })
+    });
+    consistent(&findings, &goals);
+    for found in [findings.ndr, findings.pdr] {
+        assert_eq!(found.end, End::Device);
+        assert!((980_000..=1_030_000).contains(&found.pps), "{found:?}");
+    }
+    assert!(findings.max_received_pps <= 1_000_001.0, "{}", findings.max_received_pps);
+    assert!(findings.trials.iter().any(|trial| trial.queued));
+}
+
 #[test]
 fn a_random_schedule_is_held_if_all_that_was_due_was_sent() {
     // By chance a fifth fewer packets are due in every other trial; all of them are sent.
@@ -194,6 +221,7 @@ fn a_random_schedule_is_held_if_all_that_was_due_was_sent() {
     assert_eq!((findings.ndr.pps, findings.ndr.end), (1000, End::RateMax));
 }
 
+/// Above 300,000 a second the sender sends in bursts, and the device loses some of each burst.
 #[test]
 fn loss_of_late_packets_is_the_senders() {
     let mut device = Simulated::new(1e6, |load| if load > 300_000.0 { load * 0.9 } else { load });
@@ -231,6 +259,7 @@ fn loads_are_classified_as_the_rfc_says() {
         loss_ratio,
         offered_pps: 0.0,
         received_pps: 0.0,
+        queued: false,
         late: 0,
         skipped: 0,
         generator_limited: false,
