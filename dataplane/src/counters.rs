@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use serde::Serialize;
 
-use crate::types::{EndpointId, NetworkId, RemoteId};
+use crate::types::{EndpointId, NetworkId, RemoteId, Stage};
 
 /// A number that only goes up, with one writer.
 #[derive(Debug, Default)]
@@ -219,6 +219,17 @@ pub struct EndpointCounters {
     pub bad_descriptors: Counter,
 }
 
+/// What one step did on one worker, and what it costs: looked at in one turn of some.
+#[derive(Debug, Default)]
+pub struct StageCounters {
+    /// Frames that it was run for.
+    pub frames: Counter,
+    /// Those of them in turns that were looked at.
+    pub sampled_frames: Counter,
+    /// What these took, in cycles.
+    pub sampled_cycles: Counter,
+}
+
 /// One worker's counters. Only that worker writes them.
 #[derive(Debug)]
 #[repr(align(128))]
@@ -237,6 +248,8 @@ pub struct WorkerCounters {
     pub dropped: Drops,
     /// Frames handed to other workers.
     pub handed_over: Counter,
+    /// By step.
+    pub stages: [StageCounters; Stage::COUNT],
     /// Turns of the loop.
     pub turns: Counter,
     /// Cycles in turns that found work.
@@ -285,6 +298,7 @@ impl WorkerCounters {
             replicated: Counter::default(),
             dropped: Drops::default(),
             handed_over: Counter::default(),
+            stages: Default::default(),
             turns: Counter::default(),
             cycles_busy: Counter::default(),
             cycles_total: Counter::default(),
@@ -302,6 +316,12 @@ impl WorkerCounters {
             endpoints: list(endpoints),
             remotes: list(remotes),
         }
+    }
+
+    /// The counters of a step.
+    #[inline]
+    pub fn stage(&self, stage: Stage) -> Option<&StageCounters> {
+        self.stages.get(stage as usize)
     }
 
     /// The counters of a network, if there is one with this id.

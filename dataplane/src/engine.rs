@@ -21,7 +21,7 @@ use crate::plan::{PlacementMode, Plan, UplinkPlan, WorkerPlan};
 use crate::replay::{Replay, ReplayFrame};
 use crate::stages::Work;
 use crate::stats::{
-    EndpointStats, NetworkStats, RemoteStats, Stats, Totals, UplinkStats, WorkerStats, drops_by_name,
+    EndpointStats, NetworkStats, RemoteStats, StageStats, Stats, Totals, UplinkStats, WorkerStats, drops_by_name,
 };
 use crate::sys;
 use crate::tables::{Tables, remote_addresses};
@@ -666,6 +666,7 @@ impl WorkerHandle {
             busy: self.busy,
             device_drops: counters.device_drops.get(),
             chunk_faults: counters.chunk_faults.get(),
+            stages: StageStats::of(counters),
             turns: counters.turns.get(),
             handed_over: counters.handed_over.get(),
             kicks: counters.kicks.get(),

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use crate::counters::{DropReason, TrafficStats, WorkerCounters};
-use crate::types::{CoreId, MacAddr, Vni};
+use crate::types::{CoreId, MacAddr, Stage, Vni};
 use crate::xsk::{SocketStatistics, SteeringCounters};
 
 /// Everything that is counted.
@@ -74,6 +74,8 @@ pub struct WorkerStats {
     pub core: CoreId,
     /// Share of its cycles in the last second in which it found work; 0 to 1.
     pub busy: f64,
+    /// By step, as far as it ran any.
+    pub stages: Vec<StageStats>,
     /// Turns of its loop since the start.
     pub turns: u64,
     /// Frames that it handed to other workers.
@@ -101,6 +103,30 @@ pub struct WorkerStats {
     pub frames_free: u64,
     /// Chunks in its UMEM.
     pub frames_total: u64,
+}
+
+/// What a worker did of one step.
+#[derive(Clone, Debug, Serialize)]
+pub struct StageStats {
+    /// Which.
+    pub stage: &'static str,
+    /// Frames that it was run for.
+    pub frames: u64,
+    /// Cycles (of the TSC) for each, in the mean of all that were looked at since the start.
+    pub cycles_per_frame: Option<f64>,
+}
+
+impl StageStats {
+    /// Of all steps that ran.
+    pub fn of(worker: &WorkerCounters) -> Vec<StageStats> {
+        let of = |stage: Stage| {
+            let counters = worker.stage(stage)?;
+            let (frames, sampled) = (counters.frames.get(), counters.sampled_frames.get());
+            let cycles_per_frame = (sampled > 0).then(|| counters.sampled_cycles.get() as f64 / sampled as f64);
+            (frames > 0).then_some(StageStats { stage: stage.name(), frames, cycles_per_frame })
+        };
+        Stage::ALL.into_iter().filter_map(of).collect()
+    }
 }
 
 /// One network.

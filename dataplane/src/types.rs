@@ -178,6 +178,24 @@ pub enum Stage {
 }
 
 impl Stage {
+    /// How many there are.
+    pub const COUNT: usize = 6;
+    /// All of them, in their order.
+    pub const ALL: [Stage; Stage::COUNT] =
+        [Stage::Classify, Stage::Decap, Stage::Lookup, Stage::Deliver, Stage::Encap, Stage::Transmit];
+
+    /// The name in `stats`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Stage::Classify => "classify",
+            Stage::Decap => "decap",
+            Stage::Lookup => "lookup",
+            Stage::Deliver => "deliver",
+            Stage::Encap => "encap",
+            Stage::Transmit => "transmit",
+        }
+    }
+
     /// The step after this one.
     pub const fn next(self) -> Option<Stage> {
         match self {

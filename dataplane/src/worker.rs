@@ -38,6 +38,8 @@ pub(crate) struct Worker {
     mesh: Option<Mesh>,
     bursts: (Burst, Burst),
     flood_budget: usize,
+    /// In this turn, what each step takes is noted.
+    is_sampled: bool,
 }
 
 /// How the workers are told to end: first nothing new comes in, until all frames that are under way between them are home; then they
@@ -76,6 +78,9 @@ impl Ending {
 /// take longer by one network's size, and no more.
 const FLOOD_COPIES_PER_TURN: usize = 256;
 
+/// In one turn of so many, what each step takes is noted: twice reading the clock, some 50 cycles, for each step of a burst.
+const SAMPLED_TURNS: u64 = 32;
+
 /// What all workers share.
 #[derive(Clone, Debug)]
 pub(crate) struct Shared {
@@ -106,6 +111,7 @@ impl Worker {
             work: shared.work,
             bursts: (Burst::new(), Burst::new()),
             flood_budget: 0,
+            is_sampled: false,
         }
     }
 
@@ -144,6 +150,7 @@ impl Worker {
     #[inline]
     fn turn(&mut self, now_cycles: u64, takes_in: bool) -> usize {
         self.obey();
+        self.is_sampled = self.counters.turns.get().is_multiple_of(SAMPLED_TURNS);
         self.flood_budget = FLOOD_COPIES_PER_TURN;
         let mut moved = 0;
         if self.mesh.is_some() {
@@ -263,6 +270,7 @@ impl Worker {
             flood_budget: &mut self.flood_budget,
             mesh: self.mesh.as_mut(),
             work: &self.work,
+            is_sampled: self.is_sampled,
         };
         ((&mut self.bursts.0, &mut self.bursts.1), cx)
     }

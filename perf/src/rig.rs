@@ -145,6 +145,7 @@ impl Rig {
             flood_budget: &mut self.flood_budget,
             mesh: None,
             work: &NO_WORK,
+            is_sampled: false,
         };
         ((&mut self.bursts.0, &mut self.bursts.1), cx)
     }

@@ -38,6 +38,34 @@ pub use crate::types::Stage;
 #[inline]
 pub fn run<'b>(
     stage: Stage,
+    bursts: (&'b mut Burst, &'b mut Burst),
+    cx: &mut Cx<'_>,
+) -> (&'b mut Burst, &'b mut Burst) {
+    let frames = bursts.0.len();
+    if !cx.is_sampled {
+        count(stage, frames, None, cx.counters);
+        return step(stage, bursts, cx);
+    }
+    let start = cycles();
+    let bursts = step(stage, bursts, cx);
+    count(stage, frames, Some(cycles().wrapping_sub(start)), cx.counters);
+    bursts
+}
+
+/// What a step was run for and, if it was looked at, what it cost.
+#[inline]
+fn count(stage: Stage, frames: usize, spent: Option<u64>, counters: &WorkerCounters) {
+    let Some(counters) = counters.stage(stage) else { return };
+    counters.frames.add(frames as u64);
+    if let Some(spent) = spent {
+        counters.sampled_frames.add(frames as u64);
+        counters.sampled_cycles.add(spent);
+    }
+}
+
+#[inline]
+fn step<'b>(
+    stage: Stage,
     (input, output): (&'b mut Burst, &'b mut Burst),
     cx: &mut Cx<'_>,
 ) -> (&'b mut Burst, &'b mut Burst) {
@@ -125,16 +153,18 @@ pub struct Cx<'a> {
     pub mesh: Option<&'a mut Mesh>,
     /// What the steps cost beyond what they do.
     pub work: &'a Work,
+    /// What each step takes is noted.
+    pub is_sampled: bool,
 }
 
 /// Work added to the steps, in cycles a frame: what spreading them is worth depends on it, and a measurement sets it.
 #[derive(Debug)]
-pub struct Work([AtomicU32; 6]);
+pub struct Work([AtomicU32; Stage::COUNT]);
 
 impl Work {
     /// Nothing is added.
     pub const fn none() -> Work {
-        Work([const { AtomicU32::new(0) }; 6])
+        Work([const { AtomicU32::new(0) }; Stage::COUNT])
     }
 
     /// From now on this step costs so many cycles more for each frame.

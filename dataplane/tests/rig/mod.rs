@@ -172,6 +172,7 @@ impl Rig {
             flood_budget: &mut self.flood_budget,
             mesh: None,
             work: &NO_WORK,
+            is_sampled: false,
         };
         work((&mut self.bursts.0, &mut self.bursts.1), &mut cx);
         assert!(self.bursts.0.is_empty() && self.bursts.1.is_empty());
