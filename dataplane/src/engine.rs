@@ -447,6 +447,8 @@ impl Engine {
     fn publish_home(&self, endpoint: EndpointId) {
         let home = self.connections.get(endpoint.index()).and_then(|last| last.home);
         self.placement.set_home(endpoint, home);
+        let homes = self.connections.iter().filter_map(|last| last.home);
+        self.placement.set_serving(homes.fold(0, |workers, home| workers | 1 << home.0));
         let Some(network) = self.tables.endpoint(endpoint).map(|endpoint| endpoint.network) else { return };
         let endpoints = self.tables.network(network).map_or(&[][..], |network| &network.endpoints);
         let homes = endpoints.iter().filter_map(|id| self.placement.home(*id));

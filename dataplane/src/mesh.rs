@@ -50,6 +50,8 @@ pub struct Mesh {
     placement: Arc<Placement>,
     buckets: Buckets,
     waiting: VecDeque<Frame>,
+    /// Control wants that nothing comes in.
+    is_paused: bool,
 }
 
 /// The ends for all workers, who have memory for so many frames at most, each.
@@ -62,6 +64,7 @@ pub fn mesh(placement: &Arc<Placement>, frames: usize) -> Vec<Mesh> {
             placement: placement.clone(),
             buckets: Buckets::new(placement, WorkerId(me as u8)),
             waiting: VecDeque::with_capacity(WAITING_MAX + BURST),
+            is_paused: false,
         })
         .collect();
     for a in 0..workers {
@@ -88,10 +91,33 @@ impl Mesh {
         self.me
     }
 
-    /// Frames that wait for their bucket leave room for a burst of new ones.
+    /// A burst may come in: frames that wait for their bucket leave room for it, and nobody wants a pause.
     #[inline]
-    pub fn has_room(&self) -> bool {
-        self.waiting.len() < WAITING_MAX
+    pub fn takes_in(&self) -> bool {
+        self.waiting.len() < WAITING_MAX && !self.buckets.is_leaving_plain() && !self.is_paused
+    }
+
+    /// All that comes in stays here: it needs no way.
+    #[inline]
+    pub fn is_plain(&self) -> bool {
+        self.buckets.is_plain()
+    }
+
+    /// Control wants that nothing comes in.
+    #[inline]
+    pub fn is_paused(&self) -> bool {
+        self.is_paused
+    }
+
+    /// Nothing of ours is under way: says so if control waits for that.
+    #[inline]
+    pub fn all_home(&mut self) {
+        self.buckets.all_home();
+        if self.is_paused
+            && let Some(number) = self.placement.asked_pause()
+        {
+            self.placement.reach_pause(self.me, number);
+        }
     }
 
     /// Every ring to another worker has room for a burst.
@@ -110,6 +136,7 @@ impl Mesh {
     #[inline]
     pub fn enter(&mut self, mut frame: Frame, next: Stage, pool: &FramePool) -> Option<Frame> {
         let bucket = bucket(frame.meta.flow_hash);
+        self.note_entering(bucket, next);
         match self.buckets.enter(bucket, pool.under_way(bucket)) {
             Entry::Go(route) => {
                 frame.meta.route = route;
@@ -123,11 +150,22 @@ impl Mesh {
         }
     }
 
+    #[inline]
+    fn note_entering(&self, bucket: u8, next: Stage) {
+        let entered = self.placement.entered(self.me).and_then(|entered| entered.get(usize::from(bucket)));
+        match entered {
+            Some(entered) if next == Stage::Decap => entered.inward.add(1),
+            Some(entered) => entered.outward.add(1),
+            None => {}
+        }
+    }
+
     /// Looks at what control wants, and begins a round through the frames that wait: so many they are. When the round is over,
     /// everything that can go has gone; nothing new may be taken in before.
     #[inline]
     pub fn begin_turn(&mut self) -> usize {
         self.buckets.look(&self.placement, self.me);
+        self.is_paused = self.placement.asked_pause().is_some();
         self.buckets.begin_round();
         self.waiting.len()
     }

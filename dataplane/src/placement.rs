@@ -12,10 +12,11 @@
 //! Used by `mesh`; knows no rings and no I/O.
 
 use std::sync::atomic::{
-    AtomicU8, AtomicU16, AtomicU32,
+    AtomicBool, AtomicU8, AtomicU16, AtomicU32,
     Ordering::{Acquire, Relaxed, Release},
 };
 
+use crate::counters::Counter;
 use crate::frame::BUCKETS;
 use crate::types::{EndpointId, NetworkId, Route, WorkerId};
 
@@ -32,6 +33,31 @@ pub struct Placement {
     present: Box<[AtomicU32]>,
     /// By worker: itself, or, if it has no socket, another one that has: copies for flooding leave where they are made.
     exits: Box<[WorkerId]>,
+    /// A bit for each worker that serves a tenant.
+    serving: AtomicU32,
+    /// By worker of entry: what control and it tell each other.
+    entries: Box<[EntryNotes]>,
+    /// The number of the pause that control asks for; 0 for none.
+    pause: AtomicU32,
+}
+
+/// What enters at one worker, by bucket, and whether that is to be counted.
+#[derive(Debug)]
+#[repr(align(128))]
+struct EntryNotes {
+    is_counted: AtomicBool,
+    /// The last pause that it has reached.
+    paused: AtomicU32,
+    entered: Box<[Entered; BUCKETS]>,
+}
+
+/// Frames of a bucket that entered while that was counted.
+#[derive(Debug, Default)]
+pub struct Entered {
+    /// From the underlay.
+    pub inward: Counter,
+    /// From tenants.
+    pub outward: Counter,
 }
 
 impl Placement {
@@ -48,7 +74,57 @@ impl Placement {
             homes: (0..endpoints).map(|_| AtomicU8::new(WorkerId::NONE.0)).collect(),
             present: (0..networks).map(|_| AtomicU32::new(0)).collect(),
             exits: exits.into(),
+            serving: AtomicU32::new(0),
+            entries: exits.iter().map(|_| EntryNotes::new()).collect(),
+            pause: AtomicU32::new(0),
         }
+    }
+
+    /// Control: asks all workers to take nothing new in and to tell when nothing of theirs is under way any more; 0: to go on.
+    pub fn ask_pause(&self, number: u32) {
+        self.pause.store(number, Release);
+    }
+
+    /// The number of the pause that control asks for, if it does.
+    #[inline]
+    pub fn asked_pause(&self) -> Option<u32> {
+        Some(self.pause.load(Relaxed)).filter(|number| *number != 0)
+    }
+
+    /// Worker: nothing of mine is under way, and I take nothing new in.
+    #[cold]
+    pub fn reach_pause(&self, worker: WorkerId, number: u32) {
+        if let Some(notes) = self.entries.get(worker.index()) {
+            notes.paused.store(number, Release);
+        }
+    }
+
+    /// Control: all workers have reached that pause.
+    pub fn is_paused(&self, number: u32) -> bool {
+        self.entries.iter().all(|notes| notes.paused.load(Acquire) == number)
+    }
+
+    /// Control: from now on what enters there is counted by bucket, or no more.
+    pub fn count_entering(&self, entry: WorkerId, is_counted: bool) {
+        if let Some(notes) = self.entries.get(entry.index())
+            && notes.is_counted.swap(is_counted, Relaxed) != is_counted
+        {
+            self.epoch.fetch_add(1, Release);
+        }
+    }
+
+    /// What entered there, by bucket, while it was counted.
+    pub fn entered(&self, entry: WorkerId) -> Option<&[Entered; BUCKETS]> {
+        self.entries.get(entry.index()).map(|notes| &*notes.entered)
+    }
+
+    /// No flow that enters there leaves the worker, nobody wants to know which flows there are, and no tenant is served elsewhere:
+    /// then all is as if there were no other worker.
+    fn is_plain(&self, entry: WorkerId) -> bool {
+        let here = Route::all(entry);
+        let others = self.serving.load(Relaxed) & !(1 << entry.0);
+        let is_counted = self.entries.get(entry.index()).is_some_and(|notes| notes.is_counted.load(Relaxed));
+        others == 0 && !is_counted && (0..=u8::MAX).all(|bucket| self.wanted(entry, bucket) == here)
     }
 
     /// Control: spreads the steps of every flow over all workers, the same bucket always in the same way (see
@@ -104,6 +180,13 @@ impl Placement {
         }
     }
 
+    /// Control: which workers serve any tenant, a bit each.
+    pub fn set_serving(&self, workers: u32) {
+        if self.serving.swap(workers, Relaxed) != workers {
+            self.epoch.fetch_add(1, Release);
+        }
+    }
+
     /// Control: which workers serve tenants of this network, a bit each.
     pub fn set_present(&self, network: NetworkId, workers: u32) {
         if let Some(present) = self.present.get(network.index()) {
@@ -132,10 +215,23 @@ impl Placement {
     }
 }
 
+impl EntryNotes {
+    fn new() -> EntryNotes {
+        EntryNotes {
+            is_counted: AtomicBool::new(false),
+            paused: AtomicU32::new(0),
+            entered: Box::new(std::array::from_fn(|_| Entered::default())),
+        }
+    }
+}
+
 /// One worker's buckets: the route that each has, the one that it should have, and whether frames wait for that.
 #[derive(Debug)]
 pub struct Buckets {
     rows: Box<[Bucket; BUCKETS]>,
+    /// Everything stays here, so that not even the flow of a frame is looked at; and whether it should be so.
+    is_plain: bool,
+    wants_plain: bool,
     /// Of `wanted`, when it was last looked at.
     epoch: u32,
     /// Counts the rounds in which frames that wait were looked at.
@@ -168,7 +264,26 @@ impl Buckets {
         for (bucket, row) in (0..=u8::MAX).zip(rows.iter_mut()) {
             *row = Bucket::on(placement.wanted(entry, bucket));
         }
-        Buckets { rows, epoch: placement.epoch.load(Acquire), round: 0 }
+        Buckets { rows, is_plain: false, wants_plain: false, epoch: u32::MAX, round: 0 }
+    }
+
+    /// Everything stays here: frames need no way.
+    #[inline]
+    pub fn is_plain(&self) -> bool {
+        self.is_plain
+    }
+
+    /// Everything has stayed here so far, but is to no more. Frames that were flooded meanwhile are under way without
+    /// being told apart by flow: nothing may come in until they are home.
+    #[inline]
+    pub fn is_leaving_plain(&self) -> bool {
+        self.is_plain && !self.wants_plain
+    }
+
+    /// When nothing is under way, and nothing waits.
+    #[inline]
+    pub fn all_home(&mut self) {
+        self.is_plain = self.wants_plain;
     }
 
     /// Looks at what is wanted. Called between bursts: of those that a burst holds, all have the same way.
@@ -185,6 +300,7 @@ impl Buckets {
         for (bucket, row) in (0..=u8::MAX).zip(self.rows.iter_mut()) {
             row.wanted = placement.wanted(entry, bucket);
         }
+        self.wants_plain = placement.is_plain(entry);
     }
 
     /// For a frame that has just come in, when so many of its bucket are under way. One that must wait is counted until

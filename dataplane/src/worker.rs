@@ -181,6 +181,12 @@ impl Worker {
         let mut moved = mesh.homecoming(&mut self.pool);
         let others = mesh.others();
         let mut looks = mesh.begin_turn();
+        if self.pool.all_under_way() == 0
+            && mesh.waiting() == 0
+            && (!mesh.is_paused() || self.uplink.has_sent_all())
+        {
+            mesh.all_home();
+        }
         while looks > 0 {
             let (bursts, mut cx) = self.parts();
             let Some(mesh) = cx.mesh.as_deref_mut() else { break };
@@ -204,16 +210,22 @@ impl Worker {
         moved
     }
 
-    /// Frames that wait for their way leave room for a burst of new ones.
+    /// A burst may come in.
     #[inline]
-    fn has_room(&self) -> bool {
-        self.mesh.as_ref().is_none_or(Mesh::has_room)
+    fn takes_in(&self) -> bool {
+        self.mesh.as_ref().is_none_or(Mesh::takes_in)
+    }
+
+    /// All that comes in stays on this worker.
+    #[inline]
+    fn is_plain(&self) -> bool {
+        self.mesh.as_ref().is_none_or(Mesh::is_plain)
     }
 
     /// One burst from an uplink queue.
     #[inline]
     fn way_in(&mut self, source: usize) -> usize {
-        if !self.has_room() {
+        if !self.takes_in() {
             return 0;
         }
         let received = match &mut self.uplink {
@@ -230,8 +242,13 @@ impl Worker {
             let bytes: usize = self.bursts.0.iter().map(|frame| frame.len()).sum();
             self.counters.uplink_rx.frames.add(received as u64);
             self.counters.uplink_rx.bytes.add(bytes as u64);
+            let is_plain = self.is_plain();
             let (bursts, mut cx) = self.parts();
-            stages::run_from(Stage::Classify, bursts, &mut cx);
+            if is_plain {
+                stages::run_here(Stage::Classify, bursts, &mut cx);
+            } else {
+                stages::run_from(Stage::Classify, bursts, &mut cx);
+            }
         }
         received
     }
@@ -240,11 +257,14 @@ impl Worker {
     #[inline]
     fn way_out(&mut self) -> usize {
         let mut taken = 0;
-        if self.has_room() {
+        if self.takes_in() {
+            let is_plain = self.is_plain();
             let (bursts, mut cx) = self.parts();
             collect::run(bursts.0, &mut cx);
             taken = bursts.0.len();
-            if taken > 0 {
+            if taken > 0 && is_plain {
+                stages::run_here(Stage::Lookup, bursts, &mut cx);
+            } else if taken > 0 {
                 stages::enter(bursts, &mut cx);
             }
         }
@@ -331,6 +351,14 @@ impl Uplink {
         match self {
             Uplink::Sockets(sockets) => sockets,
             Uplink::Replay(_) => &mut [],
+        }
+    }
+
+    /// What was handed over to be sent is out.
+    fn has_sent_all(&self) -> bool {
+        match self {
+            Uplink::Sockets(sockets) => sockets.iter().all(|socket| socket.tx_outstanding() == 0),
+            Uplink::Replay(_) => true,
         }
     }
 

@@ -117,6 +117,20 @@ pub fn run_from(first: Stage, bursts: (&mut Burst, &mut Burst), cx: &mut Cx<'_>)
     cx.settle();
 }
 
+/// The same while all frames stay on this worker: nobody looks where they should go.
+#[inline]
+pub fn run_here(first: Stage, bursts: (&mut Burst, &mut Burst), cx: &mut Cx<'_>) {
+    let mut bursts = bursts;
+    let mut stage = Some(first);
+    while let Some(current) = stage
+        && !bursts.0.is_empty()
+    {
+        bursts = run(current, bursts, cx);
+        stage = current.next();
+    }
+    cx.settle();
+}
+
 /// The same for frames that come from a tenant: first each gets its way.
 #[inline]
 pub fn enter(bursts: (&mut Burst, &mut Burst), cx: &mut Cx<'_>) {
