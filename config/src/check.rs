@@ -35,14 +35,33 @@ pub fn file(file: &File, report: &Report) -> Option<Plan> {
         values::PLACEMENT,
         values::placement,
     );
+    let balance_threshold = top.key("balance_threshold").number(
+        &file.balance_threshold,
+        BALANCE_THRESHOLD_MIN..=BALANCE_THRESHOLD_MAX,
+        Some(BALANCE_THRESHOLD),
+    );
     let uplink = uplink::uplink(&top.key("uplink"), &file.uplink);
     let (networks, taken) = network::networks(&top.key("networks"), &file.networks, &uplink);
     let at = top.key("endpoints");
     let endpoints = endpoint::endpoints(&at, &file.endpoints, taken, control_socket.as_deref());
-    let (uplink, control_socket, placement) = (uplink.plan?, control_socket?, placement?);
+    let (uplink, control_socket) = (uplink.plan?, control_socket?);
+    let (placement, balance_threshold) = (placement?, balance_threshold?);
     // Entries with mistakes are not in the lists, and then the places in them mean nothing.
-    report.is_clean().then_some(Plan { workers, placement, uplink, networks, endpoints, control_socket })
+    report.is_clean().then_some(Plan {
+        workers,
+        placement,
+        balance_threshold,
+        uplink,
+        networks,
+        endpoints,
+        control_socket,
+    })
 }
+
+/// Percent. Below, two workers would push flows to and fro; above, frames are lost before anybody notices.
+const BALANCE_THRESHOLD_MIN: u8 = 50;
+const BALANCE_THRESHOLD_MAX: u8 = 99;
+const BALANCE_THRESHOLD: u8 = 85;
 
 /// Cores beyond are not in a `cpu_set_t`, and so cannot be pinned to.
 const CORE_MAX: usize = 1023;

@@ -101,6 +101,7 @@ table!(
     File {
         control_socket: Field<String>,
         placement: Field<String>,
+        balance_threshold: Field<i64>,
         workers: List<Worker>,
         uplink: Field<Uplink>,
         networks: List<Network>,

@@ -126,11 +126,11 @@ pub fn mode(text: &str) -> Option<u32> {
     bits.filter(|bits| *bits <= 0o777)
 }
 
-pub const PLACEMENT: &str = "\"run-to-completion\" or \"static\"";
+pub const PLACEMENT: &str = "\"balanced\", \"run-to-completion\" or \"static\"";
 
 /// How steps are spread over workers.
 pub fn placement(text: &str) -> Option<PlacementMode> {
-    [PlacementMode::RunToCompletion, PlacementMode::Static].into_iter().find(|mode| mode.name() == text)
+    PlacementMode::ALL.into_iter().find(|mode| mode.name() == text)
 }
 
 pub const OWNER: &str = "a number from 0 to 4294967294";

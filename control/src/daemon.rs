@@ -195,7 +195,12 @@ impl<'p> Daemon<'p> {
     }
 
     fn timeout(&self, now: Instant) -> Duration {
-        let parts = [Some(self.underlay.deadline(now)), self.tenants.deadline(), self.api.deadline()];
+        let parts = [
+            Some(self.underlay.deadline(now)),
+            self.tenants.deadline(),
+            self.api.deadline(),
+            self.engine.deadline(),
+        ];
         let next = parts.into_iter().flatten().min().unwrap_or(now + TURN_MAX);
         next.saturating_duration_since(now).min(TURN_MAX)
     }

@@ -1,6 +1,9 @@
 //! A [`Plan`] made to run: opens the uplink, starts the pinned workers, changes what they forward by while they run,
 //! reads their counters, stops them. Called by the control thread only; nothing here is on the path of a frame.
 
+/// What the balancer decides, done.
+mod balancing;
+
 use std::collections::VecDeque;
 use std::fmt;
 use std::io;
@@ -21,7 +24,8 @@ use crate::plan::{PlacementMode, Plan, UplinkPlan, WorkerPlan};
 use crate::replay::{Replay, ReplayFrame};
 use crate::stages::Work;
 use crate::stats::{
-    EndpointStats, NetworkStats, RemoteStats, StageStats, Stats, Totals, UplinkStats, WorkerStats, drops_by_name,
+    EndpointStats, NetworkStats, RemoteStats, StageStats, Stats, Totals, UplinkStats, WorkerStats,
+    drops_by_name,
 };
 use crate::sys;
 use crate::tables::{Tables, remote_addresses};
@@ -29,6 +33,7 @@ use crate::types::{CoreId, EndpointId, NetworkId, QueueId, RemoteId, Route, Work
 use crate::wire::outer::OVERHEAD_IPV4;
 use crate::worker::{Ending, Port, Shared, Uplink, Worker};
 use crate::xsk::{self, Steering, UplinkInfo, XskConfig, XskError};
+use balancing::Balancing;
 
 pub use crate::tables::NextHop;
 use crate::tenants::Detached;
@@ -171,6 +176,10 @@ pub struct Engine {
     /// By endpoint.
     connections: Vec<Connection>,
     last_serial: u64,
+    /// Given back by workers in the middle of something else.
+    returned: Vec<Returned>,
+    /// None if placement is fixed, or there is nobody to share with.
+    balancing: Option<Balancing>,
     ending: Arc<Ending>,
     ageing: AgeingHand,
 }
@@ -290,6 +299,9 @@ impl Engine {
             workers: Vec::new(),
             connections: vec![Connection::default(); plan.endpoints.len()],
             last_serial: 0,
+            returned: Vec::new(),
+            balancing: (plan.placement == PlacementMode::Balanced && ports.len() > 1)
+                .then(|| Balancing::new(plan.balance_threshold)),
             ending: Arc::default(),
             ageing: AgeingHand::new(Instant::now()),
             placement: placement.clone(),
@@ -477,23 +489,41 @@ impl Engine {
     pub fn poll(&mut self) -> Vec<Event> {
         self.seconds.tick();
         self.age_addresses();
-        let (mut events, mut faulty) = (Vec::new(), Vec::new());
+        self.balance();
+        let mut events = Vec::new();
+        let mut returned = std::mem::take(&mut self.returned);
         for worker in &mut self.workers {
             worker.flush();
-            while let Some(returned) = worker.mailbox.take_returned() {
-                let Returned::Tenant(detached) = returned else { continue };
-                let Detached { endpoint, serial, fault: Some(fault), .. } = detached else { continue };
-                if self.connections.get_mut(endpoint.index()).is_some_and(|last| last.put_out(serial)) {
-                    faulty.push(endpoint);
-                    events.push(Event::TenantFault { endpoint, reason: fault.to_string() });
-                }
-            }
+            returned.extend(std::iter::from_fn(|| worker.mailbox.take_returned()));
             if worker.thread.as_ref().is_some_and(JoinHandle::is_finished) {
                 events.push(Event::WorkerDied { core: worker.core });
             }
         }
-        faulty.into_iter().for_each(|endpoint| self.publish_home(endpoint));
+        for returned in returned {
+            if let Returned::Tenant(detached) = returned {
+                events.extend(self.take_back(detached));
+            }
+        }
         events
+    }
+
+    /// A worker has let go of a tenant.
+    fn take_back(&mut self, detached: Detached) -> Option<Event> {
+        let Detached { endpoint, serial, rings, fault } = detached;
+        let last = self.connections.get_mut(endpoint.index())?;
+        let Some(fault) = fault else {
+            // As it was told to; if it still has a home, it was to move and came too late for it.
+            if last.serial == serial
+                && let Some(worker) = last.home.and_then(|home| self.workers.get_mut(home.index()))
+            {
+                worker.send(Order::Attach { endpoint, serial, rings });
+            }
+            return None;
+        };
+        last.put_out(serial).then(|| {
+            self.publish_home(endpoint);
+            Event::TenantFault { endpoint, reason: fault.to_string() }
+        })
     }
 
     /// What is due once a second: measures how busy the workers were.
@@ -539,7 +569,8 @@ impl Engine {
             sockets: uplink.sockets().unwrap_or_default(),
         });
         let workers = self.workers.iter().map(WorkerHandle::stats).collect();
-        Stats { totals, drops, workers, networks, endpoints, remotes, uplink }
+        let balance = self.balancing.as_ref().map(Balancing::stats);
+        Stats { totals, drops, workers, balance, networks, endpoints, remotes, uplink }
     }
 
     fn network_stats(&self) -> Vec<NetworkStats> {

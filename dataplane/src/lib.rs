@@ -22,6 +22,11 @@
 //! - Tenant memory is read once, copied and checked; only the copy is used.
 #![deny(unsafe_code)]
 
+#[cfg_attr(
+    not(test),
+    deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)
+)]
+pub mod balance;
 #[allow(unsafe_code, reason = "two instructions that have no safe wrapper")]
 pub mod clock;
 pub mod counters;

@@ -63,6 +63,11 @@ impl Mailbox {
         self.orders.push(order)
     }
 
+    /// Control: every order was taken. What a worker took, it does before it looks at any frame.
+    pub(crate) fn is_read(&self) -> bool {
+        self.orders.is_empty()
+    }
+
     /// Control: takes what came back.
     pub(crate) fn take_returned(&self) -> Option<Returned> {
         self.returned.pop()

@@ -146,7 +146,7 @@ impl Placement {
     }
 
     /// The route that frames of this bucket should have that enter there.
-    fn wanted(&self, entry: WorkerId, bucket: u8) -> Route {
+    pub(crate) fn wanted(&self, entry: WorkerId, bucket: u8) -> Route {
         let row = self.wanted.get(entry.index()).and_then(|row| row.get(usize::from(bucket)));
         row.map_or(Route::all(entry), |bits| Route::from_bits(bits.load(Relaxed)))
     }

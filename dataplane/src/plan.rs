@@ -18,6 +18,9 @@ pub struct Plan {
     pub workers: Vec<WorkerPlan>,
     /// How the steps are spread over the workers.
     pub placement: PlacementMode,
+    /// A worker that is busy for more than this share of its cycles, in percent, has too much to do: what it does is spread, if
+    /// placement is balanced. 50 to 99.
+    pub balance_threshold: u8,
     /// The interface towards the underlay.
     pub uplink: UplinkPlan,
     /// The overlay networks that we serve.
@@ -44,8 +47,11 @@ impl Plan {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum PlacementMode {
-    /// All on the worker where its frames enter, as far as they are not bound to another.
+    /// All on the worker where its frames enter, until that one has too much to do: then flows and steps move to where
+    /// measured costs promise a gain, and back when load falls.
     #[default]
+    Balanced,
+    /// All on the worker where its frames enter, as far as they are not bound to another.
     RunToCompletion,
     /// One step after the other on the next worker: step *s* of a flow on worker (base + *s*) mod *N*, the base by the flow's hash
     /// (FALCON, EuroSys 2021, in the form that puts consecutive steps on distinct workers whenever there are enough).
@@ -53,9 +59,14 @@ pub enum PlacementMode {
 }
 
 impl PlacementMode {
+    /// All of them.
+    pub const ALL: [PlacementMode; 3] =
+        [PlacementMode::Balanced, PlacementMode::RunToCompletion, PlacementMode::Static];
+
     /// The word used in the config and in `status`.
     pub const fn name(self) -> &'static str {
         match self {
+            PlacementMode::Balanced => "balanced",
             PlacementMode::RunToCompletion => "run-to-completion",
             PlacementMode::Static => "static",
         }

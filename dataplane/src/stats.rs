@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
+use crate::balance::BalanceStats;
 use crate::counters::{DropReason, TrafficStats, WorkerCounters};
 use crate::types::{CoreId, MacAddr, Stage, Vni};
 use crate::xsk::{SocketStatistics, SteeringCounters};
@@ -18,6 +19,9 @@ pub struct Stats {
     pub drops: BTreeMap<&'static str, u64>,
     /// One for each worker.
     pub workers: Vec<WorkerStats>,
+    /// What the balancer has done, if there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub balance: Option<BalanceStats>,
     /// One for each network.
     pub networks: Vec<NetworkStats>,
     /// One for each endpoint.
@@ -122,7 +126,8 @@ impl StageStats {
         let of = |stage: Stage| {
             let counters = worker.stage(stage)?;
             let (frames, sampled) = (counters.frames.get(), counters.sampled_frames.get());
-            let cycles_per_frame = (sampled > 0).then(|| counters.sampled_cycles.get() as f64 / sampled as f64);
+            let cycles_per_frame =
+                (sampled > 0).then(|| counters.sampled_cycles.get() as f64 / sampled as f64);
             (frames > 0).then_some(StageStats { stage: stage.name(), frames, cycles_per_frame })
         };
         Stage::ALL.into_iter().filter_map(of).collect()

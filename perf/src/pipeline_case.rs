@@ -75,6 +75,12 @@ pub struct Point {
     pub static_mpps_lowest: f64,
     pub static_mpps_highest: f64,
     pub static_over_rtc: f64,
+    pub balanced_mpps: f64,
+    pub balanced_mpps_lowest: f64,
+    pub balanced_mpps_highest: f64,
+    pub balanced_over_rtc: f64,
+    pub balanced_over_rtc_lowest: f64,
+    pub balanced_over_rtc_highest: f64,
     pub best_mpps: f64,
     pub best_mpps_lowest: f64,
     pub best_mpps_highest: f64,
@@ -131,12 +137,15 @@ impl Report {
     /// A table.
     pub fn text(&self) -> String {
         let mut out = format!(
-            "{:<8}{:>7}{:>10}{:>14}{:>13}{:>14}{:>11}{:>14}  {:<14}{:>9}{:>14}{:>8}{:>7}\n",
+            "{:<8}{:>7}{:>10}{:>14}{:>13}{:>14}{:>10}{:>9}{:>14}{:>11}{:>14}  {:<14}{:>9}{:>14}{:>8}{:>7}\n",
             "work",
             "cycles",
             "rtc Mpps",
             "lowest–high.",
             "static Mpps",
+            "lowest–high.",
+            "balanced",
+            "/rtc",
             "lowest–high.",
             "best Mpps",
             "lowest–high.",
@@ -149,13 +158,16 @@ impl Report {
         let range = |lowest: f64, highest: f64| format!("{lowest:.2}–{highest:.2}");
         for point in &self.work {
             out += &format!(
-                "{:<8}{:>7}{:>10.2}{:>14}{:>13.2}{:>14}{:>11.2}{:>14}  {:<14}{:>9.2}{:>14}{:>8}{:>7.0}\n",
+                "{:<8}{:>7}{:>10.2}{:>14}{:>13.2}{:>14}{:>10.2}{:>9.2}{:>14}{:>11.2}{:>14}  {:<14}{:>9.2}{:>14}{:>8}{:>7.0}\n",
                 point.series.name(),
                 point.cycles,
                 point.rtc_mpps,
                 range(point.rtc_mpps_lowest, point.rtc_mpps_highest),
                 point.static_mpps,
                 range(point.static_mpps_lowest, point.static_mpps_highest),
+                point.balanced_mpps,
+                point.balanced_over_rtc,
+                range(point.balanced_over_rtc_lowest, point.balanced_over_rtc_highest),
                 point.best_mpps,
                 range(point.best_mpps_lowest, point.best_mpps_highest),
                 point.best_split,
@@ -199,10 +211,11 @@ pub fn run(quick: bool) -> Result<Report, String> {
         return Err("it needs two cores: one for each worker".into());
     };
     let watch = Watch::start();
-    let (warm_up_ms, window_ms) = if quick { (5, 40) } else { (100, 1000) };
+    let (warm_up_ms, balancing_ms, window_ms) = if quick { (5, 400, 40) } else { (100, 2000, 1000) };
     let setup = Setup {
         cores: [first.id, second.id],
         warm_up: Duration::from_millis(warm_up_ms),
+        balancing: Duration::from_millis(balancing_ms),
         window: Duration::from_millis(window_ms),
         hertz: cycles_per_second(),
     };
@@ -281,6 +294,9 @@ impl Rounds {
         let best = Mode::SPLITS.into_iter().max_by(by_ratio).unwrap_or(Mode::SPLITS[0]);
         let [rtc_mpps_lowest, rtc_mpps, rtc_mpps_highest] = self.mpps(Mode::RunToCompletion);
         let [static_mpps_lowest, static_mpps, static_mpps_highest] = self.mpps(Mode::Static);
+        let [balanced_mpps_lowest, balanced_mpps, balanced_mpps_highest] = self.mpps(Mode::Balanced);
+        let [balanced_over_rtc_lowest, balanced_over_rtc, balanced_over_rtc_highest] =
+            self.over_rtc(Mode::Balanced);
         let [best_mpps_lowest, best_mpps, best_mpps_highest] = self.mpps(best);
         let [best_over_rtc_lowest, best_over_rtc, best_over_rtc_highest] = self.over_rtc(best);
         let all = || self.0.iter().flat_map(|(_, runs)| runs);
@@ -294,6 +310,12 @@ impl Rounds {
             static_mpps_lowest,
             static_mpps_highest,
             static_over_rtc: self.over_rtc(Mode::Static)[1],
+            balanced_mpps,
+            balanced_mpps_lowest,
+            balanced_mpps_highest,
+            balanced_over_rtc,
+            balanced_over_rtc_lowest,
+            balanced_over_rtc_highest,
             best_mpps,
             best_mpps_lowest,
             best_mpps_highest,

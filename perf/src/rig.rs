@@ -215,6 +215,7 @@ pub fn plan(tenants: u16) -> Plan {
     Plan {
         workers: vec![WorkerPlan { core: CoreId(0), nice: None }],
         placement: PlacementMode::RunToCompletion,
+        balance_threshold: 85,
         uplink: UplinkPlan {
             interface: String::new(),
             queues: Queues::All,

@@ -139,11 +139,15 @@ fn several_workers_and_how_their_work_is_spread() {
     let two = GOOD.replace("core = 1", "core = 1\n[[workers]]\ncore = 2");
     let plan = parse(&two, "t").unwrap();
     assert_eq!(plan.workers.iter().map(|worker| worker.core.0).collect::<Vec<_>>(), [1, 2]);
-    assert_eq!(plan.placement, PlacementMode::RunToCompletion);
+    assert_eq!((plan.placement, plan.balance_threshold), (PlacementMode::Balanced, 85));
     let plan = parse(&format!("placement = \"static\"\n{two}"), "t").unwrap();
     assert_eq!(plan.placement, PlacementMode::Static);
     let errors = parse(&format!("placement = \"falcon\"\n{GOOD}"), "t").unwrap_err();
-    let rule = "must be \"run-to-completion\" or \"static\"";
+    for percent in [49, 100] {
+        let errors = parse(&format!("balance_threshold = {percent}\n{GOOD}"), "t").unwrap_err().to_string();
+        assert_eq!(errors, format!("t: balance_threshold = {percent}: must be a number from 50 to 99"));
+    }
+    let rule = "must be \"balanced\", \"run-to-completion\" or \"static\"";
     assert_eq!(errors.to_string(), format!("t: placement = \"falcon\": {rule}"));
     let many: String = (0..32).map(|core| format!("[[workers]]\ncore = {core}\n")).collect();
     let errors = parse(&GOOD.replace("[[workers]]\ncore = 1", &many), "t").unwrap_err();

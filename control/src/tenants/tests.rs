@@ -82,6 +82,7 @@ fn plan(endpoints: Vec<EndpointPlan>) -> Plan {
     Plan {
         workers: Vec::new(),
         placement: Default::default(),
+        balance_threshold: 85,
         uplink,
         networks: vec![network],
         endpoints,

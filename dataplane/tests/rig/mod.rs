@@ -60,6 +60,7 @@ pub fn plan() -> Plan {
     Plan {
         workers: vec![WorkerPlan { core: CoreId(0), nice: None }],
         placement: PlacementMode::RunToCompletion,
+        balance_threshold: 85,
         uplink: UplinkPlan {
             interface: "unused".into(),
             queues: Queues::All,

@@ -29,6 +29,8 @@ pub enum Mode {
     Beside,
     /// As the engine spreads them over two cores by itself.
     Static,
+    /// As the engine's balancer finds best.
+    Balanced,
     /// These steps on the second core, whatever the engine thinks.
     Split(Split),
 }
@@ -43,8 +45,9 @@ pub enum Split {
 
 impl Mode {
     /// In which the modes run, each round beginning with another one.
-    pub const ALL: [Mode; 6] = [
+    pub const ALL: [Mode; 7] = [
         Mode::RunToCompletion,
+        Mode::Balanced,
         Mode::Static,
         Mode::Split(Split::Both),
         Mode::Split(Split::Decap),
@@ -61,6 +64,7 @@ impl Mode {
             Mode::RunToCompletion => "rtc",
             Mode::Beside => "beside",
             Mode::Static => "static",
+            Mode::Balanced => "balanced",
             Mode::Split(Split::Both) => "decap+lookup",
             Mode::Split(Split::Decap) => "decap",
             Mode::Split(Split::Lookup) => "lookup",
@@ -71,6 +75,7 @@ impl Mode {
     fn placement(self) -> PlacementMode {
         match self {
             Mode::Static => PlacementMode::Static,
+            Mode::Balanced => PlacementMode::Balanced,
             Mode::RunToCompletion | Mode::Beside | Mode::Split(_) => PlacementMode::RunToCompletion,
         }
     }
@@ -95,6 +100,8 @@ impl Mode {
 pub struct Setup {
     pub cores: [usize; 2],
     pub warm_up: Duration,
+    /// What the balancer has to find its placement.
+    pub balancing: Duration,
     pub window: Duration,
     pub hertz: u64,
 }
@@ -141,7 +148,8 @@ impl Setup {
             return Err(format!("{}: the engine refused {route:?}", mode.name()));
         }
         let tenant = engine.attach_discard(TENANT, 1).map_err(|error| error.to_string())?;
-        pass(&mut engine, &tenant, self.warm_up)?;
+        let warm_up = if mode == Mode::Balanced { self.balancing } else { self.warm_up };
+        pass(&mut engine, &tenant, warm_up)?;
         let (before, _) = self.read(&mut engine, &tenant, mode)?;
         pass(&mut engine, &tenant, self.window)?;
         let (after, busy) = self.read(&mut engine, &tenant, mode)?;
@@ -190,7 +198,7 @@ impl Setup {
 /// Lets the flow run for so long, and until some packets have come: on a busy machine a worker may have to wait for its core. Does what
 /// control does meanwhile.
 fn pass(engine: &mut Engine, tenant: &DiscardCounters, time: Duration) -> Result<(), String> {
-    const TICK: Duration = Duration::from_millis(20);
+    const TICK: Duration = Duration::from_millis(5);
     const PACKETS: u64 = 1000;
     const PATIENCE: Duration = Duration::from_secs(10);
     let (start, goal) = (Instant::now(), tenant.packets.get() + PACKETS);
@@ -256,7 +264,7 @@ mod tests {
         let cores = core_affinity::get_core_ids().unwrap();
         let time = Duration::from_millis(1);
         let cores = [cores[0].id, cores[1 % cores.len()].id];
-        let setup = Setup { cores, warm_up: time, window: time, hertz: 1_000_000_000 };
+        let setup = Setup { cores, warm_up: time, balancing: time, window: time, hertz: 1_000_000_000 };
         for mode in Mode::ALL {
             let run = setup.measure(mode, Series::Heavy, 100).unwrap();
             assert!(run.rate > 0.0 && run.reordered == 0, "{mode:?} {run:?}");

@@ -1,0 +1,432 @@
+//! When to change who does what: watches how busy the workers are, and when one has too much to do has it counted what its flows are,
+//! asks the `model` for a better placement, tries it, and goes back if it did not help. When there is time to spare again, what was
+//! spread is gathered: fewer hand-overs, less latency. Pure: `engine` reads the counters and does what is decided.
+//!
+//! ```text
+//! watch ──too busy, or idle and spread──► count ──a better way?──► settle ──► trial ──► watch
+//!   ▲                                       │ no: wait longer                   │ no gain: undone, wait longer
+//!   └───────────────────────────────────────┴───────────────────────────────────┘
+//! ```
+//!
+//! What must hold: a placement that measured worse than the one before it does not stay. The figure for that is what the busiest
+//! worker spends on each frame that enters: the rate that is possible is its inverse, whatever the rate offered is.
+
+/// What a placement costs, and the search for a better one.
+#[cfg_attr(
+    not(test),
+    deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)
+)]
+pub mod model;
+
+use std::time::Duration;
+
+use crate::frame::BUCKETS;
+use crate::types::{EndpointId, Route, Stage, WorkerId};
+use model::{Change, Flow, Goal, Load, Proposal, TenantLoad, WorkerLoad, propose};
+
+/// How often it looks.
+pub const TICK: Duration = Duration::from_millis(10);
+
+/// Looks in a row that must agree before it believes that a worker has too much to do, or that there is time to spare.
+const HOT_TICKS: u32 = 3;
+const COOL_TICKS: u32 = 20;
+/// Looks during which what enters is counted by bucket.
+const COUNT_TICKS: u32 = 2;
+/// Looks after a change before it is measured, and for how many it is measured then.
+const SETTLE_TICKS: u32 = 3;
+const TRIAL_TICKS: u32 = 6;
+/// Looks until it tries again after it found nothing: doubled each time, up to the highest.
+const WAIT_TICKS: u32 = 10;
+const WAIT_TICKS_MAX: u32 = 320;
+/// Looks between two moves of tenants: all traffic pauses for one.
+const TENANT_TICKS: u32 = 100;
+/// All flows are gathered if no worker's load comes above this share.
+const GATHER_BELOW: f64 = 0.6;
+/// What a placement must promise, and what it must then show: the highest load, as a share of the one before.
+const PROMISED: f64 = 0.95;
+const SHOWN: f64 = 0.98;
+/// What a hand-over costs, both ends together, as long as nothing else is known, and at most.
+const HOP_CYCLES: f64 = 150.0;
+const HOP_CYCLES_MAX: f64 = 2000.0;
+
+/// All that has been counted since the start.
+#[derive(Clone, Debug, Default)]
+pub struct Reading {
+    /// By worker.
+    pub workers: Vec<WorkerReading>,
+    /// By step, of all workers: frames that were looked at, and their cycles.
+    pub stages: [(u64, u64); Stage::COUNT],
+    /// Frames that entered, from the underlay and from tenants.
+    pub frames: u64,
+}
+
+/// One worker.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct WorkerReading {
+    /// Cycles in turns that found work.
+    pub busy: u64,
+    /// Cycles in all turns.
+    pub total: u64,
+    /// It may serve tenants.
+    pub serves: bool,
+}
+
+/// What only a placement needs to know; counted since the start, or since counting began.
+#[derive(Clone, Debug, Default)]
+pub struct Detail {
+    /// By worker of entry and bucket: the way wanted, frames from the underlay, frames from tenants.
+    pub entries: Vec<Vec<(Route, u64, u64)>>,
+    /// Tenants that are attached: who serves them, packets to them, packets from them.
+    pub tenants: Vec<(EndpointId, WorkerId, u64, u64)>,
+}
+
+/// What is to be done now.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Decision {
+    /// Begin (or end) to count by bucket what enters.
+    pub count: Option<bool>,
+    /// In this order.
+    pub changes: Vec<Change>,
+}
+
+/// What it has done since the start, for people.
+#[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize)]
+pub struct BalanceStats {
+    /// Placements tried.
+    pub tried: u64,
+    /// Those of them that did not show what they promised, and were undone.
+    pub undone: u64,
+    /// Flow buckets that were given another way.
+    pub bucket_moves: u64,
+    /// Tenants that were given to another worker.
+    pub tenant_moves: u64,
+    /// What it takes a hand-over to cost, both ends together, in cycles.
+    pub hop_cycles: f64,
+}
+
+/// The watch.
+#[derive(Debug)]
+pub struct Balancer {
+    /// Share of its cycles above which a worker has too much to do.
+    threshold: f64,
+    phase: Phase,
+    last: Reading,
+    /// Since it last looked at something else.
+    ticks: u32,
+    /// Looks until it may try again, and what that was the last time.
+    wait: u32,
+    wait_next: u32,
+    tenant_wait: u32,
+    /// By step: cycles a frame at the last looks.
+    costs: [Recent; Stage::COUNT],
+    /// Some flow or tenant is not where it began.
+    is_spread: bool,
+    stats: BalanceStats,
+}
+
+#[derive(Debug)]
+enum Phase {
+    /// For so many looks in a row: too busy since the reading, or idle.
+    Watch {
+        hot: u32,
+        cool: u32,
+        since: Reading,
+    },
+    Count {
+        goal: Goal,
+        before: Cost,
+        from: Reading,
+        detail: Option<Detail>,
+    },
+    Settle {
+        before: Cost,
+        undo: Vec<Change>,
+        promised: Proposal,
+    },
+    Trial {
+        before: Cost,
+        undo: Vec<Change>,
+        promised: Proposal,
+        from: Reading,
+    },
+}
+
+impl Phase {
+    const WATCH: Phase = Phase::Watch {
+        hot: 0,
+        cool: 0,
+        since: Reading { workers: Vec::new(), stages: [(0, 0); Stage::COUNT], frames: 0 },
+    };
+}
+
+/// Cycles for each frame that entered.
+#[derive(Clone, Copy, Debug)]
+struct Cost {
+    /// Of the busiest worker.
+    highest: f64,
+    /// Of all.
+    total: f64,
+}
+
+/// The last few values; one that is off, because the core was taken away in the middle, does not count.
+#[derive(Clone, Copy, Debug, Default)]
+struct Recent {
+    values: [f64; 5],
+    count: usize,
+}
+
+impl Recent {
+    fn add(&mut self, value: f64) {
+        let place = self.count % self.values.len();
+        if let Some(old) = self.values.get_mut(place) {
+            *old = value;
+        }
+        self.count += 1;
+    }
+
+    fn median(&self) -> f64 {
+        let mut seen: Vec<f64> = self.values.iter().copied().take(self.count).collect();
+        seen.sort_by(f64::total_cmp);
+        seen.get(seen.len() / 2).copied().unwrap_or(0.0)
+    }
+}
+
+impl Balancer {
+    /// A worker has too much to do above this share of its cycles.
+    pub fn new(threshold: f64) -> Balancer {
+        Balancer {
+            threshold,
+            phase: Phase::WATCH,
+            last: Reading::default(),
+            ticks: 0,
+            wait: 0,
+            wait_next: WAIT_TICKS,
+            tenant_wait: 0,
+            costs: [Recent::default(); Stage::COUNT],
+            is_spread: false,
+            stats: BalanceStats { hop_cycles: HOP_CYCLES, ..BalanceStats::default() },
+        }
+    }
+
+    /// What it has done so far.
+    pub fn stats(&self) -> BalanceStats {
+        self.stats
+    }
+
+    /// One look, [`TICK`] after the last one or later. `detail` is asked for only when it is needed.
+    pub fn tick(&mut self, now: Reading, detail: impl FnOnce() -> Detail) -> Decision {
+        let last = std::mem::replace(&mut self.last, now.clone());
+        if last.workers.len() != now.workers.len() {
+            return Decision::default(); // the first look
+        }
+        self.note_costs(&last, &now);
+        self.wait = self.wait.saturating_sub(1);
+        self.tenant_wait = self.tenant_wait.saturating_sub(1);
+        self.ticks += 1;
+        match std::mem::replace(&mut self.phase, Phase::WATCH) {
+            Phase::Watch { hot, cool, since } => self.watch(&last, now, (hot, cool, since)),
+            Phase::Count { goal, before, from, detail: None } => {
+                // Counting has begun; from here on it counts.
+                self.ticks = 0;
+                self.phase = Phase::Count { goal, before, from: now, detail: Some(detail()) };
+                let _later = from;
+                Decision::default()
+            }
+            Phase::Count { goal, before, from, detail: Some(earlier) } if self.ticks >= COUNT_TICKS => {
+                self.decide(goal, before, &loads(&from, &now, &earlier, &detail()))
+            }
+            Phase::Settle { before, undo, promised } if self.ticks >= SETTLE_TICKS => {
+                self.ticks = 0;
+                self.phase = Phase::Trial { before, undo, promised, from: now };
+                Decision::default()
+            }
+            Phase::Trial { before, undo, promised, from } if self.ticks >= TRIAL_TICKS => {
+                self.judge(before, undo, &promised, cost(&from, &now))
+            }
+            unfinished => {
+                self.phase = unfinished;
+                Decision::default()
+            }
+        }
+    }
+
+    fn note_costs(&mut self, last: &Reading, now: &Reading) {
+        const FRAMES_MIN: u64 = 64;
+        for (recent, (new, old)) in self.costs.iter_mut().zip(now.stages.iter().zip(&last.stages)) {
+            let frames = new.0.saturating_sub(old.0);
+            if frames >= FRAMES_MIN {
+                recent.add(new.1.saturating_sub(old.1) as f64 / frames as f64);
+            }
+        }
+    }
+
+    fn watch(&mut self, last: &Reading, now: Reading, (hot, cool, since): (u32, u32, Reading)) -> Decision {
+        let highest = shares(last, &now).fold(0.0, f64::max);
+        let (hot, cool) = match () {
+            () if highest >= self.threshold => (hot + 1, 0),
+            () if highest < GATHER_BELOW => (0, cool + 1),
+            () => (0, 0),
+        };
+        if hot == 0 {
+            self.wait_next = WAIT_TICKS; // another load may have another answer
+        }
+        let since = if hot <= 1 { now.clone() } else { since };
+        let goal = match () {
+            () if hot > HOT_TICKS => Some(Goal::Spread),
+            () if cool > COOL_TICKS && self.is_spread => Some(Goal::Gather { below: GATHER_BELOW }),
+            () => None,
+        };
+        let goal = goal.filter(|_| self.wait == 0);
+        self.phase = match goal {
+            Some(goal) => Phase::Count { goal, before: cost(&since, &now), from: now, detail: None },
+            None => Phase::Watch { hot, cool, since },
+        };
+        Decision { count: goal.map(|_| true), changes: Vec::new() }
+    }
+
+    fn decide(&mut self, goal: Goal, before: Cost, load: &Load) -> Decision {
+        let costs = self.costs.map(|recent| recent.median());
+        let load = Load { stage_cycles: costs, hop_cycles: self.stats.hop_cycles, ..load.clone() };
+        let mut proposal = propose(&load, goal, self.tenant_wait == 0);
+        if goal == Goal::Spread && proposal.highest[1] > PROMISED * proposal.highest[0] {
+            proposal.changes.clear();
+        }
+        let Proposal { changes, .. } = &proposal;
+        if changes.is_empty() {
+            self.wait_longer();
+            return Decision { count: Some(false), changes: Vec::new() };
+        }
+        let tenant_moves = changes.iter().filter(|change| matches!(change, Change::Home { .. })).count();
+        self.stats.tried += 1;
+        self.stats.tenant_moves += tenant_moves as u64;
+        self.stats.bucket_moves += (changes.len() - tenant_moves) as u64;
+        if tenant_moves > 0 {
+            self.tenant_wait = TENANT_TICKS;
+        }
+        self.is_spread = is_spread(&load, changes);
+        self.ticks = 0;
+        let changes = changes.clone();
+        if goal == Goal::Spread {
+            let undo = undone(&load, &changes);
+            self.phase = Phase::Settle { before, undo, promised: proposal };
+        } else {
+            self.wait = WAIT_TICKS;
+        }
+        Decision { count: Some(false), changes }
+    }
+
+    /// The placement stays if the busiest worker now spends less on a frame.
+    fn judge(&mut self, before: Cost, undo: Vec<Change>, promised: &Proposal, after: Cost) -> Decision {
+        if after.total > 0.0 && promised.added > 0.0 {
+            self.learn_hop(promised, before, after);
+        }
+        if after.highest <= SHOWN * before.highest {
+            (self.wait, self.wait_next) = (HOT_TICKS, WAIT_TICKS);
+            return Decision::default();
+        }
+        self.stats.undone += 1;
+        self.stats.hop_cycles = (1.25 * self.stats.hop_cycles).min(HOP_CYCLES_MAX);
+        self.is_spread = true; // until a search has seen otherwise
+        self.wait_longer();
+        Decision { count: None, changes: undo }
+    }
+
+    /// What the hand-overs cost is what a frame costs more, all workers together.
+    fn learn_hop(&mut self, promised: &Proposal, before: Cost, after: Cost) {
+        let shown = (after.total - before.total) / before.total;
+        let expected = promised.added / promised.total_before;
+        let factor = (shown / expected).clamp(0.5, 2.0);
+        if factor.is_finite() {
+            self.stats.hop_cycles =
+                (self.stats.hop_cycles * (1.0 + factor) / 2.0).clamp(20.0, HOP_CYCLES_MAX);
+        }
+    }
+
+    fn wait_longer(&mut self) {
+        self.wait = self.wait_next;
+        self.wait_next = (2 * self.wait_next).min(WAIT_TICKS_MAX);
+    }
+}
+
+/// By worker: the share of its cycles in which it had work.
+fn shares<'r>(from: &'r Reading, to: &'r Reading) -> impl Iterator<Item = f64> + 'r {
+    to.workers.iter().zip(&from.workers).map(|(to, from)| {
+        let total = to.total.saturating_sub(from.total);
+        to.busy.saturating_sub(from.busy) as f64 / total.max(1) as f64
+    })
+}
+
+fn cost(from: &Reading, to: &Reading) -> Cost {
+    let frames = to.frames.saturating_sub(from.frames).max(1) as f64;
+    let busy =
+        to.workers.iter().zip(&from.workers).map(|(to, from)| to.busy.saturating_sub(from.busy) as f64);
+    let (mut highest, mut total) = (0.0, 0.0);
+    for cycles in busy {
+        highest = f64::max(highest, cycles / frames);
+        total += cycles / frames;
+    }
+    Cost { highest, total }
+}
+
+/// What was counted between two looks. Rates are for each second of a clock with 10⁹ cycles: what counts is how they compare.
+fn loads(from: &Reading, to: &Reading, earlier: &Detail, later: &Detail) -> Load {
+    const HERTZ: f64 = 1e9;
+    let cycles = to.workers.iter().zip(&from.workers).map(|(to, from)| to.total.saturating_sub(from.total));
+    let seconds = cycles.max().unwrap_or(0).max(1) as f64 / HERTZ;
+    let rate = |later: u64, earlier: u64| later.saturating_sub(earlier) as f64 / seconds;
+    let mut flows = Vec::new();
+    for (entry, (later, earlier)) in later.entries.iter().zip(&earlier.entries).enumerate() {
+        let entry = WorkerId(entry as u8);
+        for (bucket, (new, old)) in later.iter().zip(earlier).enumerate().take(BUCKETS) {
+            let (inward, outward) = (rate(new.1, old.1), rate(new.2, old.2));
+            let flow = Flow { entry, bucket: bucket as u8, route: new.0, inward, outward };
+            if inward + outward > 0.0 || flow.leaves() {
+                flows.push(flow);
+            }
+        }
+    }
+    let tenants = later.tenants.iter().map(|&(endpoint, home, to, from)| {
+        let before = earlier.tenants.iter().find(|tenant| tenant.0 == endpoint);
+        let (to_before, from_before) = before.map_or((to, from), |tenant| (tenant.2, tenant.3));
+        TenantLoad { endpoint, home, to: rate(to, to_before), from: rate(from, from_before) }
+    });
+    let workers = shares(from, to).zip(&to.workers);
+    Load {
+        workers: workers.map(|(busy, worker)| WorkerLoad { busy, serves: worker.serves }).collect(),
+        stage_cycles: [0.0; Stage::COUNT],
+        hop_cycles: HOP_CYCLES,
+        flows,
+        tenants: tenants.collect(),
+        hertz: HERTZ,
+    }
+}
+
+/// What brings back the state before the changes.
+fn undone(load: &Load, changes: &[Change]) -> Vec<Change> {
+    let before = |change: &Change| match *change {
+        Change::Route { entry, bucket, .. } => {
+            let flow = load.flows.iter().find(|flow| flow.entry == entry && flow.bucket == bucket)?;
+            Some(Change::Route { entry, bucket, route: flow.route })
+        }
+        Change::Home { endpoint, .. } => {
+            let tenant = load.tenants.iter().find(|tenant| tenant.endpoint == endpoint)?;
+            Some(Change::Home { endpoint, worker: tenant.home })
+        }
+    };
+    // A flow that was changed twice is back with the first.
+    changes.iter().filter_map(before).collect()
+}
+
+/// Some flow is not where it enters after the changes, or a tenant is not with the flows.
+fn is_spread(load: &Load, changes: &[Change]) -> bool {
+    let changed = |flow: &Flow| {
+        changes.iter().rev().find_map(|change| match *change {
+            Change::Route { entry, bucket, route } if (entry, bucket) == (flow.entry, flow.bucket) => {
+                Some(route)
+            }
+            _ => None,
+        })
+    };
+    let leaves = |flow: &Flow| changed(flow).unwrap_or(flow.route) != Route::all(flow.entry);
+    load.flows.iter().any(leaves) || changes.iter().any(|change| matches!(change, Change::Home { .. }))
+}

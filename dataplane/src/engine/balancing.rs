@@ -1,0 +1,169 @@
+//! What the balancer decides, done: reads the counters for it, gives flows another way, and moves tenants from worker to worker.
+
+use std::time::{Duration, Instant};
+
+use super::Engine;
+use crate::balance::model::Change;
+use crate::balance::{BalanceStats, Balancer, Detail, Reading, TICK, WorkerReading};
+use crate::frame::BUCKETS;
+use crate::mailbox::{Order, Returned};
+use crate::types::{EndpointId, Stage, WorkerId};
+
+/// What all workers may take until nothing is under way; no move of a tenant is worth a longer pause.
+const PAUSE_PATIENCE: Duration = Duration::from_millis(5);
+/// What two of them may take to let go of a tenant and to take it up.
+const HANDOVER_PATIENCE: Duration = Duration::from_millis(20);
+
+/// The balancer and when it looks next.
+#[derive(Debug)]
+pub(super) struct Balancing {
+    balancer: Balancer,
+    next: Instant,
+    /// Numbers the pauses.
+    pauses: u32,
+}
+
+impl Balancing {
+    pub(super) fn new(threshold_percent: u8) -> Balancing {
+        Balancing {
+            balancer: Balancer::new(f64::from(threshold_percent) / 100.0),
+            next: Instant::now(),
+            pauses: 0,
+        }
+    }
+
+    pub(super) fn stats(&self) -> BalanceStats {
+        self.balancer.stats()
+    }
+}
+
+impl Engine {
+    /// When [`poll`](Engine::poll) has something to do at the latest, besides what others ask for.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.balancing.as_ref().map(|balancing| balancing.next)
+    }
+
+    /// One look, if it is time.
+    pub(super) fn balance(&mut self) {
+        let now = Instant::now();
+        let Some(mut balancing) = self.balancing.take_if(|balancing| balancing.next <= now) else { return };
+        balancing.next = now + TICK;
+        let decision = balancing.balancer.tick(self.reading(), || self.detail());
+        if let Some(is_counted) = decision.count {
+            for worker in 0..self.workers.len() {
+                self.placement.count_entering(WorkerId(worker as u8), is_counted);
+            }
+        }
+        for change in decision.changes {
+            match change {
+                Change::Route { entry, bucket, route } => {
+                    let _known = self.place(entry, bucket, route);
+                }
+                Change::Home { endpoint, worker } => {
+                    balancing.pauses += 1;
+                    if !self.move_tenant(endpoint, worker, balancing.pauses) {
+                        break; // what follows was meant for a tenant that has moved
+                    }
+                }
+            }
+        }
+        self.balancing = Some(balancing);
+    }
+
+    fn reading(&self) -> Reading {
+        let mut reading = Reading::default();
+        for worker in &self.workers {
+            let counters = &worker.counters;
+            reading.workers.push(WorkerReading {
+                busy: counters.cycles_busy.get(),
+                total: counters.cycles_total.get(),
+                serves: worker.sends,
+            });
+            reading.frames += counters.uplink_rx.frames.get() + counters.tenant_rx.frames.get();
+            for (sum, stage) in reading.stages.iter_mut().zip(Stage::ALL) {
+                if let Some(counters) = counters.stage(stage) {
+                    sum.0 += counters.sampled_frames.get();
+                    sum.1 += counters.sampled_cycles.get();
+                }
+            }
+        }
+        reading
+    }
+
+    fn detail(&self) -> Detail {
+        let entry = |worker: WorkerId| match self.placement.entered(worker) {
+            Some(entered) => (0..=u8::MAX)
+                .zip(entered)
+                .map(|(bucket, counts)| {
+                    (self.placement.wanted(worker, bucket), counts.inward.get(), counts.outward.get())
+                })
+                .collect(),
+            None => Vec::with_capacity(BUCKETS),
+        };
+        let entries = (0..self.workers.len()).map(|worker| entry(WorkerId(worker as u8))).collect();
+        let tenants = self.connections.iter().enumerate().filter_map(|(index, connection)| {
+            let endpoint = EndpointId(index as u16);
+            let counters = || self.workers.iter().filter_map(|worker| worker.counters.endpoint(endpoint));
+            let to = counters().map(|counters| counters.to_tenant.frames.get()).sum();
+            let from = counters().map(|counters| counters.from_tenant.frames.get()).sum();
+            Some((endpoint, connection.home?, to, from))
+        });
+        Detail { entries, tenants: tenants.collect() }
+    }
+
+    /// Gives a tenant to another worker. Nothing may be under way then, or packets to or from it could be overtaken: all workers
+    /// take nothing in for some microseconds, while rings of NIC and tenants hold what comes. False if they do not come to rest in
+    /// time; then nothing has changed.
+    fn move_tenant(&mut self, endpoint: EndpointId, to: WorkerId, pause: u32) -> bool {
+        let connection = self.connections.get(endpoint.index()).copied().unwrap_or_default();
+        let Some(from) = connection.home.filter(|from| *from != to) else { return false };
+        if !self.workers.get(to.index()).is_some_and(|worker| worker.sends && worker.outbox.is_empty()) {
+            return false;
+        }
+        self.placement.ask_pause(pause);
+        let moved = wait(PAUSE_PATIENCE, || self.placement.is_paused(pause))
+            && self.hand_tenant(endpoint, connection.serial, from, to);
+        self.placement.ask_pause(0);
+        moved
+    }
+
+    /// While all workers pause.
+    fn hand_tenant(&mut self, endpoint: EndpointId, serial: u64, from: WorkerId, to: WorkerId) -> bool {
+        let Some(giver) = self.workers.get_mut(from.index()) else { return false };
+        giver.send(Order::Detach { endpoint, serial });
+        let mut rings = None;
+        let deadline = Instant::now() + HANDOVER_PATIENCE;
+        while rings.is_none() && Instant::now() < deadline {
+            let Some(giver) = self.workers.get_mut(from.index()) else { return false };
+            giver.flush();
+            match giver.mailbox.take_returned() {
+                Some(Returned::Tenant(tenant)) if tenant.serial == serial && tenant.fault.is_none() => {
+                    rings = Some(tenant.rings);
+                }
+                Some(other) => self.returned.push(other), // for the next poll
+                None => std::thread::yield_now(),
+            }
+        }
+        // It was put out just before, or the worker has lost its core: whatever comes back later is attached again by `poll`.
+        let Some(rings) = rings else { return false };
+        if let Some(connection) = self.connections.get_mut(endpoint.index()) {
+            connection.home = Some(to);
+        }
+        self.publish_home(endpoint);
+        let Some(taker) = self.workers.get_mut(to.index()) else { return false };
+        taker.send(Order::Attach { endpoint, serial, rings });
+        wait(HANDOVER_PATIENCE, || taker.mailbox.is_read())
+    }
+}
+
+/// Looks again and again until it is so; false if that takes longer.
+fn wait(patience: Duration, mut is_so: impl FnMut() -> bool) -> bool {
+    let deadline = Instant::now() + patience;
+    while !is_so() {
+        if Instant::now() >= deadline {
+            return false;
+        }
+        std::thread::yield_now();
+    }
+    true
+}
