@@ -135,8 +135,7 @@ enum Phase {
     Count {
         goal: Goal,
         before: Cost,
-        from: Reading,
-        detail: Option<Detail>,
+        begun: Option<(Reading, Detail)>,
     },
     Settle {
         before: Cost,
@@ -225,14 +224,13 @@ impl Balancer {
         self.ticks += 1;
         match std::mem::replace(&mut self.phase, Phase::WATCH) {
             Phase::Watch { hot, cool, since } => self.watch(&last, now, (hot, cool, since)),
-            Phase::Count { goal, before, from, detail: None } => {
-                // Counting has begun; from here on it counts.
+            Phase::Count { goal, before, begun: None } => {
+                // By now every worker counts.
                 self.ticks = 0;
-                self.phase = Phase::Count { goal, before, from: now, detail: Some(detail()) };
-                let _later = from;
+                self.phase = Phase::Count { goal, before, begun: Some((now, detail())) };
                 Decision::default()
             }
-            Phase::Count { goal, before, from, detail: Some(earlier) } if self.ticks >= COUNT_TICKS => {
+            Phase::Count { goal, before, begun: Some((from, earlier)) } if self.ticks >= COUNT_TICKS => {
                 self.decide(goal, before, &loads(&from, &now, &earlier, &detail()))
             }
             Phase::Settle { before, undo, promised } if self.ticks >= SETTLE_TICKS => {
@@ -278,7 +276,7 @@ impl Balancer {
         };
         let goal = goal.filter(|_| self.wait == 0);
         self.phase = match goal {
-            Some(goal) => Phase::Count { goal, before: cost(&since, &now), from: now, detail: None },
+            Some(goal) => Phase::Count { goal, before: cost(&since, &now), begun: None },
             None => Phase::Watch { hot, cool, since },
         };
         Decision { count: goal.map(|_| true), changes: Vec::new() }

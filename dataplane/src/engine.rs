@@ -178,6 +178,8 @@ pub struct Engine {
     last_serial: u64,
     /// Given back by workers in the middle of something else.
     returned: Vec<Returned>,
+    /// Numbers the pauses.
+    pauses: u32,
     /// None if placement is fixed, or there is nobody to share with.
     balancing: Option<Balancing>,
     ending: Arc<Ending>,
@@ -300,6 +302,7 @@ impl Engine {
             connections: vec![Connection::default(); plan.endpoints.len()],
             last_serial: 0,
             returned: Vec::new(),
+            pauses: 0,
             balancing: (plan.placement == PlacementMode::Balanced && ports.len() > 1)
                 .then(|| Balancing::new(plan.balance_threshold)),
             ending: Arc::default(),
@@ -477,6 +480,16 @@ impl Engine {
             self.placement.want(entry, bucket, route);
         }
         is_known
+    }
+
+    /// The way that flows of this bucket that enter at this worker have, or are about to have.
+    pub fn route(&self, entry: WorkerId, bucket: u8) -> Route {
+        self.placement.wanted(entry, bucket)
+    }
+
+    /// The worker that serves this endpoint's tenant, if one is attached.
+    pub fn home(&self, endpoint: EndpointId) -> Option<WorkerId> {
+        self.connections.get(endpoint.index())?.home
     }
 
     /// Work added to the steps, for measuring.

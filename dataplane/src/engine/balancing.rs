@@ -19,17 +19,11 @@ const HANDOVER_PATIENCE: Duration = Duration::from_millis(20);
 pub(super) struct Balancing {
     balancer: Balancer,
     next: Instant,
-    /// Numbers the pauses.
-    pauses: u32,
 }
 
 impl Balancing {
     pub(super) fn new(threshold_percent: u8) -> Balancing {
-        Balancing {
-            balancer: Balancer::new(f64::from(threshold_percent) / 100.0),
-            next: Instant::now(),
-            pauses: 0,
-        }
+        Balancing { balancer: Balancer::new(f64::from(threshold_percent) / 100.0), next: Instant::now() }
     }
 
     pub(super) fn stats(&self) -> BalanceStats {
@@ -60,8 +54,7 @@ impl Engine {
                     let _known = self.place(entry, bucket, route);
                 }
                 Change::Home { endpoint, worker } => {
-                    balancing.pauses += 1;
-                    if !self.move_tenant(endpoint, worker, balancing.pauses) {
+                    if !self.serve_at(endpoint, worker) {
                         break; // what follows was meant for a tenant that has moved
                     }
                 }
@@ -111,15 +104,17 @@ impl Engine {
         Detail { entries, tenants: tenants.collect() }
     }
 
-    /// Gives a tenant to another worker. Nothing may be under way then, or packets to or from it could be overtaken: all workers
-    /// take nothing in for some microseconds, while rings of NIC and tenants hold what comes. False if they do not come to rest in
-    /// time; then nothing has changed.
-    fn move_tenant(&mut self, endpoint: EndpointId, to: WorkerId, pause: u32) -> bool {
+    /// Lets another worker serve a tenant. Nothing may be under way then, or packets to or from it could be overtaken: all workers
+    /// take nothing in for some microseconds, while rings of NIC and tenants hold what comes. False if nobody is attached there, that
+    /// worker serves it already or can serve none, or the workers do not come to rest in time.
+    pub fn serve_at(&mut self, endpoint: EndpointId, to: WorkerId) -> bool {
         let connection = self.connections.get(endpoint.index()).copied().unwrap_or_default();
         let Some(from) = connection.home.filter(|from| *from != to) else { return false };
         if !self.workers.get(to.index()).is_some_and(|worker| worker.sends && worker.outbox.is_empty()) {
             return false;
         }
+        self.pauses = self.pauses.wrapping_add(1).max(1); // 0 is none
+        let pause = self.pauses;
         self.placement.ask_pause(pause);
         let moved = wait(PAUSE_PATIENCE, || self.placement.is_paused(pause))
             && self.hand_tenant(endpoint, connection.serial, from, to);
