@@ -428,3 +428,168 @@ fn is_spread(load: &Load, changes: &[Change]) -> bool {
     let leaves = |flow: &Flow| changed(flow).unwrap_or(flow.route) != Route::all(flow.entry);
     load.flows.iter().any(leaves) || changes.iter().any(|change| matches!(change, Change::Home { .. }))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: WorkerId = WorkerId(0);
+    const B: WorkerId = WorkerId(1);
+    const TENANT: EndpointId = EndpointId(3);
+    const BUCKET: u8 = 7;
+
+    /// Two workers, one flow and its tenant, with what things cost there in truth. The flow enters at A.
+    struct World {
+        balancer: Balancer,
+        /// Frames a tick that somebody sends.
+        offered: f64,
+        /// Cycles of each of four steps.
+        work: f64,
+        hop: f64,
+        route: Route,
+        home: WorkerId,
+        reading: Reading,
+        entered: u64,
+        rate: f64,
+        changes: usize,
+    }
+
+    impl World {
+        const TICK_CYCLES: f64 = 20e6;
+        const BASE: f64 = 60.0;
+
+        fn new(work: f64, hop: f64, offered: f64) -> World {
+            World {
+                balancer: Balancer::new(0.85),
+                offered,
+                work,
+                hop,
+                route: Route::all(A),
+                home: A,
+                reading: Reading {
+                    workers: vec![WorkerReading { busy: 0, total: 0, serves: true }; 2],
+                    ..Reading::default()
+                },
+                entered: 0,
+                rate: 0.0,
+                changes: 0,
+            }
+        }
+
+        /// Cycles a frame of A and of B.
+        fn costs(&self) -> [f64; 2] {
+            let mut costs = [World::BASE + self.work, 0.0];
+            let way = [A, self.route.decap(), self.route.lookup(), self.home];
+            for (step, pair) in way.windows(2).enumerate() {
+                costs[pair[1].index()] += self.work;
+                if pair[0] != pair[1] {
+                    costs[pair[0].index()] += self.hop / 3.0;
+                    costs[pair[1].index()] += self.hop * 2.0 / 3.0;
+                }
+                assert!(step < 3);
+            }
+            costs
+        }
+
+        fn tick(&mut self) {
+            let costs = self.costs();
+            self.rate = self.offered.min(World::TICK_CYCLES / costs[0].max(costs[1]));
+            for (worker, cost) in self.reading.workers.iter_mut().zip(costs) {
+                worker.total += World::TICK_CYCLES as u64;
+                worker.busy += (self.rate * cost) as u64;
+            }
+            self.reading.frames += self.rate as u64;
+            self.entered += self.rate as u64;
+            for stage in [Stage::Classify, Stage::Decap, Stage::Lookup, Stage::Deliver] {
+                let sum = &mut self.reading.stages[stage as usize];
+                sum.0 += 1000;
+                sum.1 += (1000.0 * self.work) as u64;
+            }
+            let row = |bucket| {
+                (
+                    if bucket == BUCKET { self.route } else { Route::all(A) },
+                    u64::from(bucket == BUCKET) * self.entered,
+                    0,
+                )
+            };
+            let other = (0..=u8::MAX).map(|_| (Route::all(B), 0, 0));
+            let detail = Detail {
+                entries: vec![(0..=u8::MAX).map(row).collect(), other.collect()],
+                tenants: vec![(TENANT, self.home, self.entered, 0)],
+            };
+            for change in self.balancer.tick(self.reading.clone(), || detail).changes {
+                self.changes += 1;
+                match change {
+                    Change::Route { entry, bucket, route } => {
+                        assert_eq!((entry, bucket), (A, BUCKET));
+                        self.route = route;
+                    }
+                    Change::Home { endpoint, worker } => {
+                        assert_eq!(endpoint, TENANT);
+                        self.home = worker;
+                    }
+                }
+            }
+        }
+
+        fn run(&mut self, ticks: usize) -> BalanceStats {
+            (0..ticks).for_each(|_| self.tick());
+            self.balancer.stats()
+        }
+    }
+
+    #[test]
+    fn a_flow_that_is_too_heavy_for_one_worker_is_split_and_stays_so() {
+        let mut world = World::new(300.0, 150.0, f64::INFINITY);
+        world.run(1);
+        let alone = world.rate;
+        let stats = world.run(50);
+        assert!(world.rate > 1.5 * alone, "{alone} {} {:?} {stats:?}", world.rate, world.route);
+        let (changes, route) = (world.changes, world.route);
+        let stats = world.run(3000);
+        assert!(world.changes <= changes + 2 && stats.undone == 0, "{changes} {} {stats:?}", world.changes);
+        assert!(world.rate > 1.5 * alone, "{route:?} {:?}", world.route);
+    }
+
+    #[test]
+    fn what_measures_worse_is_undone_and_tried_ever_less() {
+        let mut world = World::new(100.0, 1500.0, f64::INFINITY);
+        let stats = world.run(100);
+        assert!(stats.tried >= 1 && stats.undone == stats.tried, "{stats:?}");
+        let stats = world.run(4000);
+        assert_eq!((world.route, world.home), (Route::all(A), A));
+        assert!(stats.undone == stats.tried && stats.tried <= 8, "{stats:?}");
+        assert!(stats.hop_cycles > 2.0 * HOP_CYCLES, "it has learned: {stats:?}");
+    }
+
+    #[test]
+    fn what_cannot_pay_is_not_even_tried() {
+        let mut world = World::new(15.0, 150.0, f64::INFINITY);
+        let stats = world.run(1000);
+        assert_eq!((stats.tried, world.changes), (0, 0));
+    }
+
+    #[test]
+    fn when_load_falls_all_is_gathered_and_when_it_rises_split_again() {
+        let mut world = World::new(300.0, 150.0, f64::INFINITY);
+        world.run(100);
+        assert_ne!((world.route, world.home), (Route::all(A), A));
+        let full = World::TICK_CYCLES / (4.0 * 300.0 + World::BASE);
+        world.offered = full / 4.0;
+        world.run(1000);
+        assert_eq!((world.route, world.home), (Route::all(A), A), "{:?}", world.balancer.stats());
+        world.offered = f64::INFINITY;
+        world.run(300);
+        assert!(world.rate > 1.5 * full, "{:?}", world.balancer.stats());
+    }
+
+    #[test]
+    fn a_load_that_fits_is_left_alone() {
+        let full = World::TICK_CYCLES / (4.0 * 300.0 + World::BASE);
+        for share in [0.1, 0.5, 0.8] {
+            let mut world = World::new(300.0, 150.0, full * share);
+            let stats = world.run(500);
+            assert_eq!((stats.tried, world.changes), (0, 0), "{share}");
+        }
+    }
+}
