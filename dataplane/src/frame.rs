@@ -25,6 +25,7 @@ use std::ptr::NonNull;
 
 use arrayvec::ArrayVec;
 
+use crate::clock::prefetch;
 use crate::types::{EndpointId, NetworkId, RemoteId, Route, Stage, WorkerId};
 
 /// Frames that move together, at most.
@@ -149,6 +150,13 @@ impl Frame {
         // SAFETY: `start + len <= room` (kept by every method that changes them), the chunk's memory outlives
         // the frame (see `FramePool::drop`) and this frame owns it alone.
         unsafe { std::slice::from_raw_parts(self.data.as_ptr().add(usize::from(self.start)), self.len()) }
+    }
+
+    /// Has the packet's first bytes brought into the cache: another core has written or read them.
+    #[inline]
+    pub fn prefetch(&self) {
+        let mut lines = self.bytes().chunks(64);
+        lines.by_ref().take(2).filter_map(<[u8]>::first).for_each(prefetch);
     }
 
     /// The packet, to be changed in place.

@@ -264,6 +264,7 @@ impl Mesh {
         let mut count = 0;
         for link in self.links.iter_mut().flatten() {
             let before = count;
+            link.home_from.prefetch(2 * BURST);
             while let Some(homing) = link.home_from.pop() {
                 pool.come_home(homing);
                 count += 1;
@@ -288,9 +289,12 @@ impl Mesh {
     #[inline]
     pub fn arrivals(&mut self, n: usize, burst: &mut Burst) -> Option<Stage> {
         let link = self.links.get_mut(n)?.as_mut()?;
+        let mut ready = link.from.prefetch(burst.room());
         let stage = link.from.peek(|frame| frame.next)?;
-        while burst.room() > 0 && link.from.peek(|frame| frame.next) == Some(stage) {
+        while ready > 0 && link.from.peek(|frame| frame.next) == Some(stage) {
+            ready -= 1;
             if let Some(frame) = link.from.pop() {
+                frame.prefetch();
                 let _room = burst.push(frame);
             }
         }

@@ -11,7 +11,7 @@ use std::mem::MaybeUninit;
 
 use crossbeam::utils::CachePadded;
 
-use crate::sync::{Arc, AtomicUsize, Ordering, UnsafeCell};
+use crate::sync::{Arc, AtomicUsize, Ordering, UnsafeCell, prefetch};
 
 /// What both sides see.
 struct Shared<T> {
@@ -123,6 +123,21 @@ impl<T> Consumer<T> {
             self.tail = self.shared.tail.load(Ordering::Acquire);
         }
         self.next != self.tail
+    }
+
+    /// Has the next items brought into the cache, so many at most: they were written by another core. How many there are.
+    #[inline]
+    pub fn prefetch(&mut self, items: usize) -> usize {
+        if self.next == self.tail {
+            self.tail = self.shared.tail.load(Ordering::Acquire);
+        }
+        let count = self.tail.wrapping_sub(self.next).min(items);
+        for ahead in 0..count {
+            if let Some(slot) = self.shared.slot(self.next.wrapping_add(ahead)) {
+                prefetch(slot);
+            }
+        }
+        count
     }
 
     /// The oldest item, looked at and left there.

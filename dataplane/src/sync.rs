@@ -1,6 +1,7 @@
 //! The atomics and the cell that `ring` is built from. `tests/loom.rs` puts loom's in their place and compiles the same file
 //! again, so that every interleaving of the code itself is tried.
 
+pub use crate::clock::prefetch;
 pub use std::sync::Arc;
 pub use std::sync::atomic::{AtomicUsize, Ordering};
 

@@ -11,6 +11,9 @@ mod sync {
     pub use loom::cell::UnsafeCell;
     pub use loom::sync::Arc;
     pub use loom::sync::atomic::{AtomicUsize, Ordering};
+
+    /// A hint, of which the model has nothing to check.
+    pub fn prefetch<T>(_: &T) {}
 }
 
 #[path = "../src/ring.rs"]

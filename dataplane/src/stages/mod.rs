@@ -282,15 +282,23 @@ impl Cx<'_> {
         if frames.iter().all(|frame| mesh.worker_for(next, frame) == me) {
             return;
         }
+        let mut handed = 0;
         for frame in frames.drain() {
-            let to = self.mesh.as_deref().map_or(me, |mesh| mesh.worker_for(next, &frame));
+            let Some(mesh) = self.mesh.as_deref_mut() else { continue };
+            let to = mesh.worker_for(next, &frame);
             if to == me {
                 self.pass(frame, spare);
-            } else {
-                self.hand_over(frame, to, next);
+                continue;
+            }
+            match mesh.hand_over(frame, to, next, self.pool) {
+                Ok(()) => handed += 1,
+                Err(frame) => self.drop(frame, DropReason::WorkerRingFull),
             }
         }
-        std::mem::swap(frames, spare);
+        self.counters.handed_over.add(handed);
+        if !spare.is_empty() {
+            std::mem::swap(frames, spare);
+        }
     }
 
     /// Gives a frame to another worker. A full ring drops it: false.
