@@ -35,39 +35,69 @@ pub enum Mode {
     Split(Split),
 }
 
-/// Steps that go to the second core; the others are bound to the first.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Split {
-    Decap,
-    Lookup,
-    Both,
+/// What is on the second core; the rest is on the first.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Split {
+    pub decap: bool,
+    pub lookup: bool,
+    /// The tenant is served there, so Deliver runs there.
+    pub tenant: bool,
+}
+
+impl Split {
+    const fn new(decap: bool, lookup: bool, tenant: bool) -> Split {
+        Split { decap, lookup, tenant }
+    }
+
+    /// How the flow and its tenant are placed now.
+    fn of(engine: &Engine) -> Split {
+        let route = engine.route(FIRST, flow_bucket());
+        let tenant = engine.home(TENANT) == Some(OTHER);
+        Split::new(route.decap() == OTHER, route.lookup() == OTHER, tenant)
+    }
+
+    pub fn name(self) -> String {
+        let parts = [(self.decap, "decap"), (self.lookup, "lookup"), (self.tenant, "tenant")];
+        let on: Vec<&str> = parts.iter().filter(|(is_there, _)| *is_there).map(|(_, name)| *name).collect();
+        if on.is_empty() { "nothing".into() } else { on.join("+") }
+    }
+
+    fn route(self) -> Route {
+        let worker = |is_there| if is_there { OTHER } else { FIRST };
+        Route::new(worker(self.decap), worker(self.lookup), FIRST)
+    }
 }
 
 impl Mode {
     /// In which the modes run, each round beginning with another one.
-    pub const ALL: [Mode; 7] = [
+    pub const ALL: [Mode; 9] = [
         Mode::RunToCompletion,
         Mode::Balanced,
         Mode::Static,
-        Mode::Split(Split::Both),
-        Mode::Split(Split::Decap),
-        Mode::Split(Split::Lookup),
+        Mode::SPLITS[0],
+        Mode::SPLITS[1],
+        Mode::SPLITS[2],
+        Mode::SPLITS[3],
+        Mode::SPLITS[4],
         Mode::Beside,
     ];
 
-    /// Those of which the fastest is the best that two cores can do.
-    pub const SPLITS: [Mode; 3] =
-        [Mode::Split(Split::Both), Mode::Split(Split::Decap), Mode::Split(Split::Lookup)];
+    /// Those of which the fastest is the best that two cores can do. The first takes both steps there and back.
+    pub const SPLITS: [Mode; 5] = [
+        Mode::Split(Split::new(true, true, false)),
+        Mode::Split(Split::new(true, false, false)),
+        Mode::Split(Split::new(false, true, false)),
+        Mode::Split(Split::new(false, true, true)),
+        Mode::Split(Split::new(true, true, true)),
+    ];
 
-    pub fn name(self) -> &'static str {
+    pub fn name(self) -> String {
         match self {
-            Mode::RunToCompletion => "rtc",
-            Mode::Beside => "beside",
-            Mode::Static => "static",
-            Mode::Balanced => "balanced",
-            Mode::Split(Split::Both) => "decap+lookup",
-            Mode::Split(Split::Decap) => "decap",
-            Mode::Split(Split::Lookup) => "lookup",
+            Mode::RunToCompletion => "rtc".into(),
+            Mode::Beside => "beside".into(),
+            Mode::Static => "static".into(),
+            Mode::Balanced => "balanced".into(),
+            Mode::Split(split) => split.name(),
         }
     }
 
@@ -82,16 +112,6 @@ impl Mode {
 
     fn workers(self) -> usize {
         if self == Mode::RunToCompletion { 1 } else { 2 }
-    }
-
-    /// What is asked for once it runs.
-    fn route(self) -> Option<Route> {
-        let Mode::Split(split) = self else { return None };
-        Some(match split {
-            Split::Decap => Route::new(OTHER, FIRST, FIRST),
-            Split::Lookup => Route::new(FIRST, OTHER, FIRST),
-            Split::Both => Route::new(OTHER, OTHER, FIRST),
-        })
     }
 }
 
@@ -118,6 +138,8 @@ pub struct Run {
     pub busy_cycles: f64,
     /// The smaller part of its core that a worker had.
     pub core_share: f64,
+    /// What was on the second core at the end.
+    pub split: Split,
 }
 
 /// How far things were at one moment.
@@ -142,17 +164,16 @@ impl Setup {
         for stage in [Stage::Classify, Stage::Decap, Stage::Lookup, Stage::Deliver] {
             engine.work().set(stage, series.share(stage, cycles));
         }
-        if let Some(route) = mode.route()
-            && !engine.place(FIRST, flow_bucket(), route)
-        {
-            return Err(format!("{}: the engine refused {route:?}", mode.name()));
-        }
         let tenant = engine.attach_discard(TENANT, 1).map_err(|error| error.to_string())?;
+        if let Mode::Split(split) = mode {
+            place(&mut engine, split)?;
+        }
         let warm_up = if mode == Mode::Balanced { self.balancing } else { self.warm_up };
         pass(&mut engine, &tenant, warm_up)?;
         let (before, _) = self.read(&mut engine, &tenant, mode)?;
         pass(&mut engine, &tenant, self.window)?;
         let (after, busy) = self.read(&mut engine, &tenant, mode)?;
+        let split = Split::of(&engine);
         let stats = engine.stop();
         check(&stats, &tenant).map_err(|fault| {
             let counters = serde_json::json!(stats);
@@ -172,6 +193,7 @@ impl Setup {
             reordered: tenant.reordered.get(),
             busy_cycles: busy * seconds * self.hertz as f64 / packets as f64,
             core_share: shares.into_iter().fold(1.0, f64::min),
+            split,
         })
     }
 
@@ -193,6 +215,24 @@ impl Setup {
             .collect::<Result<_, _>>()?;
         Ok((Reading { at, packets, dropped: engine.stats().totals.dropped, cpu }, busy))
     }
+}
+
+/// Gives the second core what it is to have.
+fn place(engine: &mut Engine, split: Split) -> Result<(), String> {
+    const PATIENCE: Duration = Duration::from_secs(10);
+    if !engine.place(FIRST, flow_bucket(), split.route()) {
+        return Err(format!("{}: the engine refused {:?}", split.name(), split.route()));
+    }
+    let deadline = Instant::now() + PATIENCE;
+    while split.tenant && engine.home(TENANT) != Some(OTHER) {
+        // On a busy machine the workers may not come to rest in time.
+        engine.serve_at(TENANT, OTHER);
+        engine.poll();
+        if Instant::now() > deadline {
+            return Err(format!("{}: the tenant does not move", split.name()));
+        }
+    }
+    Ok(())
 }
 
 /// Lets the flow run for so long, and until some packets have come: on a busy machine a worker may have to wait for its core. Does what
