@@ -30,7 +30,7 @@ use crate::clock::{self, now_ns};
 use crate::error::Error;
 use crate::limits::{Ended, Limits, Stop, check_core, pin};
 use crate::pacer::{Arrivals, Rate};
-use crate::profile::{Choice, Profile};
+use crate::profile::Profile;
 use crate::replay::{Capture, Pace, Replay, ReplayReport, ReplaySettings};
 use crate::report::Outcome;
 use crate::template::Template;
@@ -388,7 +388,7 @@ impl Plan<'_> {
             for (thread, (wire, load)) in wires.iter_mut().zip(loads).enumerate() {
                 let classes = self.settings.classes();
                 let engine = Engine::new(wire, load, rtt.take(), self.run, thread, classes);
-                let limits = self.settings.part_of_limits(thread as u64);
+                let limits = self.settings.part_of_limits(thread);
                 let core = self.settings.cores.get(thread).copied();
                 if alone {
                     pin(core)?;
@@ -562,11 +562,6 @@ impl SendSettings {
                 "--rtt over AF_XDP receives VXLAN only: give --next-hop, --local, --remote and --vni",
             );
         }
-        if self.threads > 1 && matches!(self.profile().map(|it| it.flows.choice), Some(Choice::Zipf(_))) {
-            return refused(
-                "zipf weighs the flows of one thread: leave --threads out, or choose another way (--flow-choice)",
-            );
-        }
         self.cores.iter().take(self.threads as usize).try_for_each(|core| check_core(*core))?;
         if replayed && self.threads > 1 {
             return refused("--replay keeps the order of its packets: leave --threads out");
@@ -576,21 +571,23 @@ impl SendSettings {
 
     /// The rate holds over whole bursts: there must be time for one.
     fn check_burst(&self) -> Result<(), Error> {
-        let (rate, arrivals, mean_bytes) = match &self.traffic {
-            Traffic::Profile(profile) => (profile.rate, profile.arrivals, profile.sizes.mean()),
+        let (rate, arrivals, mean_bytes, least) = match &self.traffic {
+            Traffic::Profile(profile) => {
+                (profile.rate, profile.arrivals, profile.sizes.mean(), profile.smallest_part())
+            }
             Traffic::Replay(ReplaySettings { pace: Pace::Rate(rate, arrivals), .. }) => {
-                (*rate, *arrivals, 0.0)
+                (*rate, *arrivals, 0.0, 1.0)
             }
             Traffic::Replay(_) => return Ok(()),
         };
         let (Arrivals::Bursts(burst), Some(seconds)) = (arrivals, self.limits.seconds) else { return Ok(()) };
-        let all = f64::from(burst.get()) * f64::from(self.threads.max(1));
+        let all = f64::from(burst.get()) / least; // of the thread whose bursts are the furthest apart
         let lasts = match rate {
             Rate::Pps(pps) => all / pps.get() as f64,
             Rate::Bits(bits) => all * (mean_bytes + self.overhead() as f64) * 8.0 / bits.get() as f64,
             Rate::Max => 0.0,
         };
-        if lasts <= seconds.as_secs_f64() {
+        if lasts <= seconds.as_secs_f64() * (1.0 + 1e-9) {
             return Ok(());
         }
         let (threads, seconds) = (self.threads.max(1), seconds.as_secs_f64());
@@ -644,10 +641,10 @@ impl SendSettings {
         self.rtt.then(|| Rtt::new(expected, profile.flows.count as usize, since))
     }
 
-    /// Of a count each thread sends an equal part.
-    fn part_of_limits(&self, thread: u64) -> Limits {
-        let threads = u64::from(self.threads.max(1));
-        let count = self.limits.count.map(|count| count / threads + u64::from(thread < count % threads));
+    /// Of a count each thread sends its part.
+    fn part_of_limits(&self, thread: usize) -> Limits {
+        let part = self.profile().and_then(|profile| profile.parts.get(thread));
+        let count = self.limits.count.map(|count| part.map_or(count, |part| part.of(count)));
         Limits { count, ..self.limits.clone() }
     }
 

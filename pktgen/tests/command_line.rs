@@ -38,7 +38,7 @@ fn bad_arguments_are_one_line_and_status_2() {
         &format!("{SEND} --memif x --size 2049 --next-hop 02:00:00:00:00:02"),
         "send --memif x --replay a.pcap --size 64",
         "send --memif x --pace 2",
-        &format!("{SEND} --interface lo --threads 2 --flows 4 --flow-choice zipf:1"),
+        &format!("{SEND} --interface lo --threads 2 --flows 2 --flow-choice zipf:10 --rate 100"),
         &format!("{SEND} --interface lo --rate 1000 --arrivals bursts:1000000 --seconds 1"),
         "sink --interface lo --local 192.0.2.1",
         "echo --memif x --mac 03:00:00:00:00:01 --ip 10.0.0.1",

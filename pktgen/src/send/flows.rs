@@ -1,6 +1,5 @@
 //! One sender's part of a profile: which flow, which size, when.
 
-use std::num::NonZeroU64;
 use std::sync::Arc;
 
 use peregrine_dataplane::wire::outer::OuterFields;
@@ -9,7 +8,8 @@ use super::wire::{Load, Written};
 use crate::clock::SECOND;
 use crate::error::Error;
 use crate::pacer::{Pacer, Rate};
-use crate::profile::{Choice, Profile};
+use crate::profile::parts::{self, Part};
+use crate::profile::{Choice, Class, Profile};
 use crate::rng::{Deck, Rng, Weighted};
 use crate::template::Template;
 use crate::trailer::Trailer;
@@ -21,7 +21,7 @@ pub struct FlowLoad {
     pacer: Pacer,
     rng: Rng,
     /// Which class is next, and what each has.
-    classes: Deck,
+    classes: Classes,
     choosers: Vec<Chooser>,
     /// Which size is next, and the frames' lengths.
     sizes: Deck,
@@ -41,6 +41,35 @@ struct Next {
     len: usize,
 }
 
+/// Chooses among classes.
+#[derive(Debug)]
+enum Classes {
+    /// Exactly by their shares.
+    Dealt(Deck),
+    /// By the weights of those of their flows that are this thread's, which are no whole numbers.
+    Weighted(Weighted),
+}
+
+impl Classes {
+    fn new(profile: &Profile, part: &Part) -> Option<Classes> {
+        let shares: Vec<u32> = profile.classes.iter().map(|class| class.share).collect();
+        let weighted =
+            shares.len() > 1 && profile.parts.len() > 1 && matches!(profile.flows.choice, Choice::Zipf(_));
+        if weighted {
+            return Some(Classes::Weighted(Weighted::new(&part.classes)));
+        }
+        Deck::new(&shares).map(Classes::Dealt)
+    }
+
+    #[inline]
+    fn draw(&mut self, rng: &mut Rng) -> usize {
+        match self {
+            Classes::Dealt(deck) => deck.draw(rng),
+            Classes::Weighted(weights) => weights.draw(rng),
+        }
+    }
+}
+
 /// Chooses among the flows of one class that are this thread's.
 #[derive(Debug)]
 struct Chooser {
@@ -58,13 +87,17 @@ enum Chosen {
 }
 
 impl Chooser {
-    fn new(flows: Vec<u16>, choice: Choice) -> Chooser {
-        let choice = match choice {
+    fn new(class: &Class, choice: Choice, thread: u32, threads: u32) -> Chooser {
+        let flows = || parts::flows(class, thread, threads);
+        let chosen = match choice {
             Choice::RoundRobin => Chosen::InTurn,
             Choice::Uniform => Chosen::Uniform,
-            Choice::Zipf(exponent) => Chosen::Weighted(Weighted::zipf(flows.len() as u32, exponent)),
+            Choice::Zipf(_) => {
+                let weights = flows().map(|flow| parts::weight(class, choice, flow));
+                Chosen::Weighted(Weighted::new(&weights.collect::<Vec<_>>()))
+            }
         };
-        Chooser { flows, at: 0, choice }
+        Chooser { flows: flows().map(|flow| flow as u16).collect(), at: 0, choice: chosen }
     }
 
     #[inline(always)]
@@ -88,7 +121,8 @@ pub fn template(profile: &Profile, outer: Option<&OuterFields>) -> Arc<Template>
 }
 
 impl FlowLoad {
-    /// The part of thread number `thread` of `threads`: of each class every so-many-th flow, and an equal part of the rate.
+    /// The part of thread number `thread` of `threads`: of each class every so-many-th flow, and of the rate as much
+    /// as these flows have of the packets.
     ///
     /// # Errors
     /// Never, for a profile that was made for so many threads.
@@ -99,17 +133,13 @@ impl FlowLoad {
         threads: u32,
         start_ns: u64,
     ) -> Result<FlowLoad, Error> {
-        let part = |class: &crate::profile::Class| {
-            let flows = class.flows().skip(thread as usize).step_by(threads.max(1) as usize);
-            Chooser::new(flows.map(|flow| flow as u16).collect(), profile.flows.choice)
-        };
-        let shares: Vec<u32> = profile.classes.iter().map(|class| class.share).collect();
+        let chooser = |class: &Class| Chooser::new(class, profile.flows.choice, thread, threads);
         let unfit = || Error::Arguments("the profile does not fit so many --threads".into());
-        let rate = NonZeroU64::new(threads.into()).and_then(|all| profile.rate.part(thread.into(), all));
+        let part = profile.parts.get(thread as usize).ok_or_else(unfit)?;
         let overhead = template.overhead();
         let stream = u64::from(thread) * 2;
         let pacer = Pacer::with(
-            rate.ok_or_else(unfit)?,
+            profile.rate.part(part).ok_or_else(unfit)?,
             profile.arrivals,
             profile.sizes.mean() + overhead as f64,
             Rng::new(profile.seed, stream + 1),
@@ -119,8 +149,8 @@ impl FlowLoad {
             template: Arc::clone(template),
             pacer,
             rng: Rng::new(profile.seed, stream),
-            classes: Deck::new(&shares).ok_or_else(unfit)?,
-            choosers: profile.classes.iter().map(part).collect(),
+            classes: Classes::new(profile, part).ok_or_else(unfit)?,
+            choosers: profile.classes.iter().map(chooser).collect(),
             sizes: Deck::new(&profile.sizes.weights()).ok_or_else(unfit)?,
             lens: profile.sizes.iter().map(|size| size.bytes + overhead).collect(),
             sequences: vec![0; template.flows()],
