@@ -34,6 +34,7 @@ use crate::profile::Profile;
 use crate::replay::{Capture, Pace, Replay, ReplayReport, ReplaySettings};
 use crate::report::Outcome;
 use crate::template::Template;
+use crate::trailer::new_run;
 use engine::{Engine, Part, Run};
 use flows::FlowLoad;
 pub use memif::{MemifInfo, MemifSettings, MemifWire};
@@ -324,11 +325,12 @@ impl Sender {
 
     fn send(&mut self, stop: &Stop) -> Result<Outcome<SendReport>, Error> {
         let Sender { opened, prepared, settings } = self;
-        let rtt = settings.expected(now_ns()).transpose()?; // takes its memory before the run begins
+        let number = new_run();
+        let rtt = settings.expected(number).transpose()?; // takes its memory before the run begins
         let start_ns = now_ns();
         let sent: Vec<AtomicU64> = (0..settings.threads).map(|_| AtomicU64::new(0)).collect();
         let goal = (!settings.quiet).then_some(&settings.limits);
-        let run = Run { start_ns, wait: settings.wait, stop, sent: &sent, goal };
+        let run = Run { number, start_ns, wait: settings.wait, stop, sent: &sent, goal };
         let plan = Plan { settings, prepared, run: &run };
         let (outlet, kernel, parts) = match opened {
             Opened::Xdp(wires, uplink) => {
@@ -368,8 +370,11 @@ impl Plan<'_> {
             }
             Prepared::Flows(profile, template) => {
                 let threads = self.settings.threads;
-                let load = |thread| FlowLoad::new(profile, template, thread, threads, start_ns);
-                let loads = (0..threads).map(load).collect::<Result<Vec<_>, _>>()?;
+                let load = |thread| {
+                    let load = FlowLoad::new(profile, template, thread, threads, start_ns)?;
+                    Ok(load.of_run(self.run.number))
+                };
+                let loads = (0..threads).map(load).collect::<Result<Vec<_>, Error>>()?;
                 self.threads(wires, loads, rtt)
             }
         }
@@ -633,12 +638,12 @@ impl SendSettings {
         }
     }
 
-    /// Who receives the answers to what is sent from `since` on, if anybody.
-    fn expected(&self, since: u64) -> Option<Result<Rtt, Error>> {
+    /// Who receives the answers to what this run sends, if anybody.
+    fn expected(&self, run: u16) -> Option<Result<Rtt, Error>> {
         let profile = self.profile()?;
         let vtep = self.tunnel.map(|tunnel| Vtep { address: tunnel.local, port: tunnel.port });
         let expected = vtep.map_or(Expected::Plain, |vtep| Expected::Vxlan(vtep, self.vnis()));
-        self.rtt.then(|| Rtt::new(expected, profile.flows.count as usize, since))
+        self.rtt.then(|| Rtt::new(expected, profile.flows.count as usize, run))
     }
 
     /// Of a count each thread sends its part.

@@ -45,7 +45,7 @@ fn numbered(sequence: u64) -> Vec<u8> {
     };
     let template = Template::new(&inner, None).unwrap();
     let mut frame = vec![0; template.len()];
-    assert!(template.write(&mut frame, Trailer { flow: 0, sequence, time: now_ns() }));
+    assert!(template.write(&mut frame, Trailer { run: 7, flow: 0, sequence, time: now_ns() }));
     frame
 }
 

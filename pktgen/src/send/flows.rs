@@ -18,6 +18,7 @@ use crate::trailer::Trailer;
 #[derive(Debug)]
 pub struct FlowLoad {
     template: Arc<Template>,
+    run: u16,
     pacer: Pacer,
     rng: Rng,
     /// Which class is next, and what each has.
@@ -147,6 +148,7 @@ impl FlowLoad {
         );
         let mut load = FlowLoad {
             template: Arc::clone(template),
+            run: 0,
             pacer,
             rng: Rng::new(profile.seed, stream),
             classes: Classes::new(profile, part).ok_or_else(unfit)?,
@@ -159,6 +161,12 @@ impl FlowLoad {
         };
         load.next = load.draw();
         Ok(load)
+    }
+
+    /// The same, as part of this run.
+    #[must_use]
+    pub fn of_run(self, run: u16) -> FlowLoad {
+        FlowLoad { run, ..self }
     }
 
     #[inline]
@@ -198,7 +206,7 @@ impl Load for FlowLoad {
         let Next { flow, class, len } = self.next;
         let due = self.pacer.take(now, len)?;
         let sequence = self.sequences.get_mut(usize::from(flow))?;
-        if !self.template.write(out, Trailer { flow, sequence: *sequence, time: due }) {
+        if !self.template.write(out, Trailer { run: self.run, flow, sequence: *sequence, time: due }) {
             return None; // never: the sizes have been checked
         }
         *sequence += 1;
