@@ -175,6 +175,11 @@ impl Pacer {
         if self.per_second.is_some() { self.due_ns } else { now }
     }
 
+    /// When the time of the last packet is over: when the next one is due, unless that is after a gap between bursts.
+    pub fn slot_end_ns(&self, now: u64) -> u64 {
+        if self.burst == 1 { self.next_ns(now) } else { now }
+    }
+
     /// If a packet is due, takes it: when it was meant to leave. It has `bytes`.
     #[inline]
     pub fn take(&mut self, now: u64, bytes: usize) -> Option<u64> {

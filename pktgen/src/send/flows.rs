@@ -196,6 +196,10 @@ impl Load for FlowLoad {
         self.pacer.next_ns(now)
     }
 
+    fn slot_end_ns(&self, now: u64) -> u64 {
+        self.pacer.slot_end_ns(now)
+    }
+
     #[inline]
     fn next_len(&self) -> usize {
         self.next.len

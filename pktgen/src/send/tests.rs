@@ -293,12 +293,26 @@ fn a_run_lasts_no_longer_than_it_did() {
     let template = flows::template(&profile, None);
     let stopped = Stop::new();
     stopped.set();
-    for (seconds, stop, ended) in [(0.02, Stop::new(), Ended::Seconds), (60.0, stopped, Ended::Signal)] {
+    for (seconds, count, stop, ended) in [
+        (Some(0.02), None, Stop::new(), Ended::Seconds),
+        (Some(60.0), None, stopped, Ended::Signal),
+        (None, Some(100), Stop::new(), Ended::Count),
+    ] {
         let load = |start| FlowLoad::new(&profile, &template, 0, 1, start).unwrap();
-        let (start, part) = run_until(load, 0, &SendSettings::limits(Some(seconds), None, None), &stop);
+        let (start, part) = run_until(load, 0, &SendSettings::limits(seconds, count, None), &stop);
         assert_eq!(part.ended, ended);
         assert!((start..=now_ns()).contains(&part.end_ns), "{ended:?}: {} ns", part.end_ns - start);
     }
+}
+
+/// The packets of a rate have a time each, the last one, too.
+#[test]
+fn a_count_at_a_rate_lasts_as_long_as_the_rate_says() {
+    let profile = Profile::new(Draft::parse(&format!("rate = 1000\n{FLOWS}")).unwrap(), 1).unwrap();
+    let template = flows::template(&profile, None);
+    let load = |start| FlowLoad::new(&profile, &template, 0, 1, start).unwrap();
+    let (start, part) = run_until(load, 0, &SendSettings::limits(None, Some(5), None), &Stop::new());
+    assert!(part.ended == Ended::Count && part.end_ns - start >= 5_000_000, "{} ns", part.end_ns - start);
 }
 
 /// A replay leaves nothing out, but its time: 20 ms of 20 million a second, over a wire that is stuck.
