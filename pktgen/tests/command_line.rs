@@ -74,11 +74,19 @@ fn bad_arguments_are_one_line_and_status_2() {
 
 #[test]
 fn what_fails_is_one_line_and_status_1() {
+    // The file of a server that has gone.
+    let folder = tempfile::tempdir().unwrap();
+    let left = folder.path().join("left.sock");
+    drop(std::os::unix::net::UnixListener::bind(&left).unwrap());
+    let left = left.display();
     for (line, said) in [
         (format!("{SEND} --interface no-such-one"), "no-such-one"),
         ("sink --udp 192.0.2.77:9000".into(), "192.0.2.77:9000"),
         (format!("{SEARCH} --sink-udp 192.0.2.77:9000"), "192.0.2.77:9000"),
         (format!("{SEARCH} --sink-udp 127.0.0.1:0 --trial-seconds 0.1"), "no memif connection to x"),
+        ("sink --memif no-such.sock".into(), "nothing listens there"),
+        ("echo --memif @no-such --mac 02:00:00:00:00:01 --ip 10.0.0.1".into(), "nothing listens there"),
+        (format!("{PLAIN} --memif {left} --inner-source 10.0.0.1 --inner-destination 10.0.0.2"), "refused"),
     ] {
         let got = output(&line);
         let stderr = String::from_utf8(got.stderr).unwrap();
