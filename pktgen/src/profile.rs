@@ -66,7 +66,7 @@ pub struct Profile {
     pub classes: Vec<Class>,
     /// What each thread sends of it.
     #[serde(skip)]
-    pub parts: Vec<Part>,
+    pub parts: Box<[Part]>,
 }
 
 /// The flows' headers.

@@ -127,10 +127,11 @@ impl Report for SendReport {
             ("late", format!("{} by more than 1 ms, {} given up", self.late, self.skipped)),
         ];
         if self.uncompleted > 0 {
-            rows.push((
-                "uncompleted",
-                format!("{} frames that the kernel has not given back", self.uncompleted),
-            ));
+            let who = match &self.outlet {
+                OutletInfo::Uplink(_) => "the kernel has not given back",
+                OutletInfo::Memif(_) => "the memif server has not taken",
+            };
+            rows.push(("uncompleted", format!("{} frames that {who}", self.uncompleted)));
         }
         if let TrafficReport::Replay(replay) = &self.traffic {
             let times = replay.loops.map_or("again and again".into(), |loops| format!("{loops} times"));

@@ -94,29 +94,33 @@ struct PortArgs {
     ring: RingArgs,
 }
 
+/// Where packets come from if not from an interface. What requires `--interface` is not refused for that alone: clap waives a
+/// requirement that conflicts with what is given.
+const OTHER_PORTS: [&str; 2] = ["memif", "udp"];
+
 #[derive(Clone, Debug, Args)]
 #[group(skip)]
 struct XdpArgs {
     /// Interface to take frames from over AF_XDP (needs root; attaches an XDP program): those of one network in VXLAN, or --all-frames
     #[arg(long, value_name = "IF", conflicts_with_all = ["memif", "udp", "reconnect"])]
     interface: Option<String>,
-    /// Its queues, each by a --queue of its own
-    #[arg(long = "queue", value_name = "N", default_value = "0", requires = "interface")]
+    /// Its queues
+    #[arg(long = "queue", value_name = "N,..", value_delimiter = ',', default_value = "0", requires = "interface", conflicts_with_all = OTHER_PORTS)]
     queues: Vec<u32>,
     /// How its sockets are bound
-    #[arg(long, value_enum, default_value = "prefer-zero-copy", requires = "interface")]
+    #[arg(long, value_enum, default_value = "prefer-zero-copy", requires = "interface", conflicts_with_all = OTHER_PORTS)]
     mode: Mode,
     /// Our VTEP address
-    #[arg(long, value_name = "IPV4", requires = "interface")]
+    #[arg(long, value_name = "IPV4", requires = "interface", conflicts_with_all = OTHER_PORTS)]
     local: Option<Ipv4Addr>,
     /// UDP port of VXLAN
-    #[arg(long, value_name = "PORT", default_value_t = 4789, requires = "interface")]
+    #[arg(long, value_name = "PORT", default_value_t = 4789, requires = "interface", conflicts_with_all = OTHER_PORTS)]
     port: u16,
     /// VXLAN network identifier
-    #[arg(long, value_name = "N", value_parser = vni, requires = "interface")]
+    #[arg(long, value_name = "N", value_parser = vni, requires = "interface", conflicts_with_all = OTHER_PORTS)]
     vni: Option<Vni>,
     /// Take every frame that arrives, plain ones as they are. The kernel gets none of them, not even ARP or SSH: for an interface of its own
-    #[arg(long, requires = "interface", conflicts_with_all = ["local", "vni"])]
+    #[arg(long, requires = "interface", conflicts_with_all = ["memif", "udp", "local", "port", "vni"])]
     all_frames: bool,
 }
 
@@ -150,7 +154,7 @@ pub(super) enum WaitName {
     Yield,
     /// Sleep until woken
     Interrupt,
-    /// Sleep for --pause-us between looks
+    /// Sleep between looks: for --pause-us, in a search for 300 µs
     Pause,
 }
 

@@ -43,7 +43,7 @@ pub fn weight(class: &Class, choice: Choice, flow: u32) -> f64 {
 }
 
 /// The parts of all threads: equal ones, unless flows have weights.
-pub fn of(classes: &[Class], choice: Choice, threads: u32) -> Vec<Part> {
+pub fn of(classes: &[Class], choice: Choice, threads: u32) -> Box<[Part]> {
     let shares: f64 = classes.iter().map(|class| f64::from(class.share)).sum();
     let part = |class: &Class, thread| {
         let weights = |flows: &mut dyn Iterator<Item = u32>| -> f64 {
