@@ -330,8 +330,8 @@ impl Sender {
         let start_ns = now_ns();
         let sent: Vec<AtomicU64> = (0..settings.threads).map(|_| AtomicU64::new(0)).collect();
         let goal = (!settings.quiet).then_some(&settings.limits);
-        let run = Run { number, start_ns, wait: settings.wait, stop, sent: &sent, goal };
-        let plan = Plan { settings, prepared, run: &run };
+        let run = Run { start_ns, wait: settings.wait, stop, sent: &sent, goal };
+        let plan = Plan { settings, prepared, number, run: &run };
         let (outlet, kernel, parts) = match opened {
             Opened::Xdp(wires, uplink) => {
                 let parts = plan.run(wires, rtt)?;
@@ -357,6 +357,8 @@ impl Prepared {
 struct Plan<'a> {
     settings: &'a SendSettings,
     prepared: &'a Prepared,
+    /// What the packets say which run they are of.
+    number: u16,
     run: &'a Run<'a>,
 }
 
@@ -372,7 +374,7 @@ impl Plan<'_> {
                 let threads = self.settings.threads;
                 let load = |thread| {
                     let load = FlowLoad::new(profile, template, thread, threads, start_ns)?;
-                    Ok(load.of_run(self.run.number))
+                    Ok(load.of_run(self.number))
                 };
                 let loads = (0..threads).map(load).collect::<Result<Vec<_>, Error>>()?;
                 self.threads(wires, loads, rtt)

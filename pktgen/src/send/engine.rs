@@ -63,8 +63,6 @@ pub struct Part {
 /// What all threads of a run have in common.
 #[derive(Debug)]
 pub struct Run<'a> {
-    /// What its packets say that they are of.
-    pub number: u16,
     /// When the run begins.
     pub start_ns: u64,
     /// What to do while nothing is due.

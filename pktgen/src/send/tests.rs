@@ -214,7 +214,7 @@ impl Wire for Stalled {
 fn a_stalled_wire_shows_as_latency_from_the_intended_time() {
     let profile = Profile::new(Draft::parse(&format!("rate = 2000\n{FLOWS}")).unwrap(), 1).unwrap();
     let (start_ns, stop, sent) = (now_ns(), Stop::new(), [AtomicU64::new(0)]);
-    let run = Run { number: 7, start_ns, wait: SendWait::Yield, stop: &stop, sent: &sent, goal: None };
+    let run = Run { start_ns, wait: SendWait::Yield, stop: &stop, sent: &sent, goal: None };
     let load = FlowLoad::new(&profile, &flows::template(&profile, None), 0, 1, start_ns).unwrap();
     let (taken, arrivals) = std::sync::mpsc::channel();
     let mut wire = Stalled { open_at: start_ns + 50_000_000, at_once: 8, built: Vec::new(), taken };
@@ -248,7 +248,7 @@ fn what_is_counted_is_what_was_taken() {
     let profile = Profile::new(Draft::parse(&text).unwrap(), 1).unwrap();
     let first_of_b = profile.classes[1].first_flow;
     let (stop, sent) = (Stop::new(), [AtomicU64::new(0)]);
-    let run = Run { number: 7, start_ns: 0, wait: SendWait::Poll, stop: &stop, sent: &sent, goal: None };
+    let run = Run { start_ns: 0, wait: SendWait::Poll, stop: &stop, sent: &sent, goal: None };
     for at_once in [1, 3, 7, 8] {
         let load = FlowLoad::new(&profile, &flows::template(&profile, None), 0, 1, 0).unwrap();
         let (taken, arrivals) = std::sync::mpsc::channel();
@@ -279,7 +279,7 @@ fn run_until<L: Load>(
     stop: &Stop,
 ) -> (u64, Part) {
     let (start_ns, sent) = (now_ns(), [AtomicU64::new(0)]);
-    let run = Run { number: 7, start_ns, wait: SendWait::Block, stop, sent: &sent, goal: None };
+    let run = Run { start_ns, wait: SendWait::Block, stop, sent: &sent, goal: None };
     let (taken, _arrivals) = std::sync::mpsc::channel();
     let mut wire = Stalled { open_at: start_ns + open_ns, at_once: 8, built: Vec::new(), taken };
     (start_ns, Engine::new(&mut wire, load(start_ns), None, &run, 0, 1).run(limits))
