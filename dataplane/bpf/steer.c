@@ -1,7 +1,8 @@
 // The XDP program: which frames of the uplink go to AF_XDP, and which stay with the kernel.
 //
 // Steered are whole UDP packets to our VTEP address and port with a valid VNI that we serve. Everything else
-// (ARP, SSH, other VNIs, fragments, which the kernel can reassemble) passes to the kernel untouched.
+// (ARP, SSH, other VNIs, fragments, which the kernel can reassemble) passes to the kernel untouched. Only the
+// packet generator can ask for every frame, on an interface that it has for itself.
 //
 // What must hold: the program changes no byte, trusts no length beyond `data_end`, and counts every frame once,
 // under its receive queue. src/xsk/program.rs loads it, fills its constants and maps, and reads the counters;
@@ -39,6 +40,7 @@ const volatile __u32 local_address[4]; // as on the wire; IPv4 in the first
 const volatile __u8 local_is_ipv6;
 const volatile __u16 vxlan_port;
 const volatile __u32 queue_count = 1;
+const volatile __u8 take_everything;
 
 // Receive queue → its AF_XDP socket. As many entries as there are queues (set at loading).
 struct {
@@ -123,6 +125,8 @@ static __always_inline enum verdict frame_is_ours(struct xdp_md *ctx)
 	void *end = (void *)(long)ctx->data_end;
 	struct ethhdr *eth = (void *)(long)ctx->data;
 
+	if (take_everything)
+		return STEERED;
 	if ((void *)(eth + 1) > end)
 		return NOT_IP;
 	if (eth->h_proto == bpf_htons(ETH_P_IP))

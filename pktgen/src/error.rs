@@ -14,6 +14,13 @@ pub enum Error {
     Arguments(String),
     /// The AF_XDP socket.
     Xsk(XskError),
+    /// There is no memif server.
+    NobodyListens {
+        /// Where it was looked for.
+        socket: SocketAddr,
+        /// The kernel's reason.
+        source: io::Error,
+    },
     /// No connection to the memif server.
     Memif {
         /// Where it was looked for.
@@ -60,6 +67,11 @@ impl fmt::Display for Error {
         match self {
             Error::Arguments(what) | Error::Unmet(what) | Error::Replay { what } => f.write_str(what),
             Error::Xsk(source) => source.fmt(f),
+            Error::NobodyListens { socket, source } => write!(
+                f,
+                "no memif connection to {socket}: nothing listens there ({source}): start its server first (sink and echo wait for \
+                 it with --reconnect)"
+            ),
             Error::Memif { socket, source } => write!(
                 f,
                 "no memif connection to {socket}: {source}: check that its server runs and has this --id and --secret"
@@ -75,7 +87,7 @@ impl std::error::Error for Error {
         match self {
             Error::Xsk(source) => Some(source),
             Error::Memif { source, .. } => Some(source),
-            Error::System { source, .. } => Some(source),
+            Error::System { source, .. } | Error::NobodyListens { source, .. } => Some(source),
             Error::Arguments(_) | Error::Unmet(_) | Error::PeerGone { .. } | Error::Replay { .. } => None,
         }
     }

@@ -61,7 +61,7 @@ pub fn measure() -> Result<Floor, Error> {
         if time >= end {
             break;
         }
-        if template.write(&mut frame, Trailer { flow: 0, sequence, time }) {
+        if template.write(&mut frame, Trailer { run: 0, flow: 0, sequence, time }) {
             source.push(&frame)?;
             source.flush()?;
         }

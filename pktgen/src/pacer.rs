@@ -6,6 +6,7 @@ use std::num::{NonZeroU32, NonZeroU64};
 use std::str::FromStr;
 
 use crate::clock::{MILLISECOND, SECOND};
+use crate::profile::parts::Part;
 use crate::rng::Rng;
 
 /// How far a sender may fall behind before it gives departures up (they are counted): what it then still owes
@@ -28,11 +29,9 @@ pub enum Rate {
 }
 
 impl Rate {
-    /// An equal part of it, for one of `parts` threads; the first ones get what is left over. `None`: less than 1.
-    pub fn part(self, part: u64, parts: NonZeroU64) -> Option<Rate> {
-        let cut = |whole: NonZeroU64| {
-            NonZeroU64::new(whole.get() / parts + u64::from(part < whole.get() % parts.get()))
-        };
+    /// A thread's part of it. `None`: less than 1.
+    pub fn part(self, part: &Part) -> Option<Rate> {
+        let cut = |whole: NonZeroU64| NonZeroU64::new(part.of(whole.get()));
         match self {
             Rate::Pps(pps) => cut(pps).map(Rate::Pps),
             Rate::Bits(bits) => cut(bits).map(Rate::Bits),
@@ -176,6 +175,11 @@ impl Pacer {
         if self.per_second.is_some() { self.due_ns } else { now }
     }
 
+    /// When the time of the last packet is over: when the next one is due, unless that is after a gap between bursts.
+    pub fn slot_end_ns(&self, now: u64) -> u64 {
+        if self.burst == 1 { self.next_ns(now) } else { now }
+    }
+
     /// If a packet is due, takes it: when it was meant to leave. It has `bytes`.
     #[inline]
     pub fn take(&mut self, now: u64, bytes: usize) -> Option<u64> {
@@ -306,15 +310,6 @@ mod tests {
         for bad in ["", "bursts", "bursts:0", "bursts:-1", "random"] {
             assert!(bad.parse::<Arrivals>().unwrap_err().contains("bursts:N"), "{bad}");
         }
-    }
-
-    #[test]
-    fn threads_share_a_rate_without_rest() {
-        let three = NonZeroU64::new(3).unwrap();
-        let parts: Vec<_> = (0..3).map(|part| pps(11).part(part, three)).collect();
-        assert_eq!(parts, [Some(pps(4)), Some(pps(4)), Some(pps(3))]);
-        assert_eq!(pps(2).part(2, three), None);
-        assert_eq!(Rate::Max.part(2, three), Some(Rate::Max));
     }
 
     #[test]

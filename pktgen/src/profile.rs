@@ -5,6 +5,7 @@
 //! another, as many as its share says. So who knows the flow of a packet knows its class.
 
 mod file;
+pub mod parts;
 mod words;
 
 use std::net::SocketAddr;
@@ -18,6 +19,8 @@ use crate::error::Error;
 use crate::pacer::{Arrivals, Rate};
 use crate::rng::Deck;
 use crate::template::{Flow, SIZE_MAX, SIZE_MIN, SIZE_MIN_IPV6};
+
+use parts::Part;
 
 pub use file::{ClassDraft, Draft, FlowsDraft, NetworkDraft};
 pub use words::{Choice, IpRange, MacRange, PortRange, Size, Sizes, Word};
@@ -61,6 +64,9 @@ pub struct Profile {
     pub networks: Vec<Network>,
     /// At least one.
     pub classes: Vec<Class>,
+    /// What each thread sends of it.
+    #[serde(skip)]
+    pub parts: Box<[Part]>,
 }
 
 /// The flows' headers.
@@ -136,6 +142,7 @@ impl Profile {
     /// [`Error::Arguments`]: the first thing that cannot be.
     pub fn new(draft: Draft, threads: u32) -> Result<Profile, Error> {
         let flows = flows(&draft)?;
+        let classes = classes(&draft.classes, flows.count, threads)?;
         let profile = Profile {
             seed: draft.seed.unwrap_or(1),
             rate: draft.rate.map_or(Rate::Pps(DEFAULT_PPS), |rate| rate.0),
@@ -145,12 +152,13 @@ impl Profile {
                 .map_or_else(|| Sizes::fixed(DEFAULT_SIZE.max(flows.size_min())), |sizes| sizes.0),
             seconds: draft.seconds,
             count: draft.count,
-            classes: classes(&draft.classes, flows.count, threads)?,
             networks: networks(&draft.networks)?,
+            parts: parts::of(&classes, flows.choice, threads),
+            classes,
             flows,
         };
         profile.check_sizes()?;
-        profile.check_times(threads)?;
+        profile.check_times()?;
         profile.check_flows()?;
         Ok(profile)
     }
@@ -169,27 +177,40 @@ impl Profile {
         Ok(())
     }
 
-    fn check_times(&self, threads: u32) -> Result<(), Error> {
+    fn check_times(&self) -> Result<(), Error> {
         if let Some(seconds) = self.seconds.filter(|seconds| !(*seconds > 0.0 && *seconds <= SECONDS_MAX)) {
             return Err(refused(format!("seconds {seconds}: a number above 0 and up to {SECONDS_MAX}")));
         }
-        if self.count.is_some_and(|count| count < u64::from(threads)) {
+        let threads = self.parts.len();
+        if let Some(count) = self.count.filter(|count| self.parts.iter().any(|part| part.of(*count) == 0)) {
             return Err(refused(format!(
-                "count (--count) {}: at least 1 for each thread",
-                self.count.unwrap_or(0)
+                "count (--count) {count}: at least 1 for each thread, of which there are {threads}{}",
+                self.zipf_hint()
             )));
         }
-        let too_slow = match self.rate {
-            Rate::Pps(per_second) | Rate::Bits(per_second) => per_second.get() < u64::from(threads),
-            Rate::Max => false,
-        };
-        if too_slow {
+        if !self.has_rate_for_each(self.rate) {
             let rate = self.rate;
             return Err(refused(format!(
-                "rate (--rate) {rate}: less than 1 for each of --threads {threads}"
+                "rate (--rate) {rate}: less than 1 for each of --threads {threads}{}",
+                self.zipf_hint()
             )));
         }
         Ok(())
+    }
+
+    fn zipf_hint(&self) -> &'static str {
+        let unequal = self.parts.len() > 1 && matches!(self.flows.choice, Choice::Zipf(_));
+        if unequal { " (by Zipf the last thread has the least)" } else { "" }
+    }
+
+    /// Whether at this rate every thread has something to send.
+    pub fn has_rate_for_each(&self, rate: Rate) -> bool {
+        self.parts.iter().all(|part| rate.part(part).is_some())
+    }
+
+    /// The smallest part that a thread sends, of 1.
+    pub fn smallest_part(&self) -> f64 {
+        self.parts.iter().map(Part::share).fold(1.0, f64::min)
     }
 
     fn check_flows(&self) -> Result<(), Error> {

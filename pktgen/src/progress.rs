@@ -39,6 +39,8 @@ pub struct Quality {
     pub p50_ns: u64,
     /// 99 % of them.
     pub p99_ns: u64,
+    /// Packets of another run of a sender, which are counted nowhere else.
+    pub other_runs: u64,
 }
 
 /// One line.
@@ -140,10 +142,13 @@ fn done(goal: &Limits, ns: u64, total: u64) -> Option<u64> {
 fn line(second: &Second) -> String {
     let Second { what, seconds, total, count, pps, quality, .. } = second;
     let mut line = format!("{seconds:>4.0} s  {total:>12} {what}  {pps:>12.0} packets/s");
-    if let Some(Quality { lost, p50_ns, p99_ns }) = quality.filter(|quality| *count + quality.lost > 0) {
+    if let Some(Quality { lost, p50_ns, p99_ns, .. }) = quality.filter(|quality| *count + quality.lost > 0) {
         let share = 100.0 * lost as f64 / (lost + count).max(1) as f64;
         let (p50, p99) = (p50_ns as f64 / 1000.0, p99_ns as f64 / 1000.0);
         line.push_str(&format!("  {lost} lost ({share:.3} %)  p50 {p50:.1} µs  p99 {p99:.1} µs"));
+    }
+    if let Some(other) = quality.map(|quality| quality.other_runs).filter(|other| *other > 0) {
+        line.push_str(&format!("  {other} of another run of send, not counted"));
     }
     line
 }
@@ -184,10 +189,15 @@ mod tests {
             done: None,
         };
         assert_eq!(line(&bare), "   3 s        300000 received         99988 packets/s");
-        let silence = Quality { lost: 0, p50_ns: 0, p99_ns: 0 };
+        let silence = Quality { lost: 0, p50_ns: 0, p99_ns: 0, other_runs: 0 };
         let nothing = Second { count: 0, pps: 0.0, quality: Some(silence), ..bare };
         assert_eq!(line(&nothing), "   3 s        300000 received             0 packets/s");
-        let quality = Some(Quality { lost: 12, p50_ns: 12_340, p99_ns: 45_000 });
+        let second_sender = Some(Quality { other_runs: 5, ..silence });
+        assert_eq!(
+            line(&Second { quality: second_sender, ..nothing }),
+            "   3 s        300000 received             0 packets/s  5 of another run of send, not counted"
+        );
+        let quality = Some(Quality { lost: 12, p50_ns: 12_340, p99_ns: 45_000, other_runs: 0 });
         assert_eq!(
             line(&Second { quality, ..bare }),
             "   3 s        300000 received         99988 packets/s  12 lost (0.012 %)  p50 12.3 µs  p99 45.0 µs"

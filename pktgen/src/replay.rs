@@ -472,6 +472,13 @@ impl Load for Replay<'_> {
         }
     }
 
+    fn slot_end_ns(&self, now: u64) -> u64 {
+        match &self.pace {
+            Paced::Rate(pacer) if self.loops_left > 0 => pacer.slot_end_ns(now),
+            _ => now,
+        }
+    }
+
     #[inline]
     fn next_len(&self) -> usize {
         let overhead = if self.outer.is_some() { OVERHEAD_IPV4 } else { 0 };

@@ -127,10 +127,11 @@ impl Report for SendReport {
             ("late", format!("{} by more than 1 ms, {} given up", self.late, self.skipped)),
         ];
         if self.uncompleted > 0 {
-            rows.push((
-                "uncompleted",
-                format!("{} frames that the kernel has not given back", self.uncompleted),
-            ));
+            let who = match &self.outlet {
+                OutletInfo::Uplink(_) => "the kernel has not given back",
+                OutletInfo::Memif(_) => "the memif server has not taken",
+            };
+            rows.push(("uncompleted", format!("{} frames that {who}", self.uncompleted)));
         }
         if let TrafficReport::Replay(replay) = &self.traffic {
             let times = replay.loops.map_or("again and again".into(), |loops| format!("{loops} times"));
@@ -184,10 +185,19 @@ impl Report for SinkReport {
             ("lost", format!("{} ({:.4} %)", self.lost, self.loss_ratio * 100.0)),
             ("reordered", self.reordered()),
             ("duplicates", self.duplicates.to_string()),
-            ("too old to tell", self.too_old()),
+            ("too old to tell", self.beyond_window.to_string()),
             ("not ours", format!("{}, of unknown flows {}", self.not_ours, self.unknown_flow)),
             ("one way, µs", percentiles(self.latency_us)),
         ];
+        if self.other_runs > 0 {
+            rows.push((
+                "other runs",
+                format!(
+                    "{} packets of another run of send, not counted above: give each run a sink of its own",
+                    self.other_runs
+                ),
+            ));
+        }
         rows.extend(self.per_class.iter().map(|class| ("  class", class_line(class))));
         if self.per_flow.len() > 1 {
             let p99 = |flow: &FlowReport| flow.latency_us.map_or(0.0, |got| got.p99);
@@ -201,15 +211,6 @@ impl Report for SinkReport {
 }
 
 impl SinkReport {
-    fn too_old(&self) -> String {
-        match self.beyond_window {
-            0 => "0".into(),
-            count => {
-                format!("{count}: a second sender to the same sink looks like this, whose numbers begin anew")
-            }
-        }
-    }
-
     fn reordered(&self) -> String {
         let mut text = format!("{} ({:.4} %)", self.reordered, self.reordering.ratio * 100.0);
         if let Some(extent) = self.reordering.extent {
@@ -272,6 +273,7 @@ mod tests {
             beyond_window: 0,
             not_ours: 2,
             unknown_flow: 0,
+            other_runs: 0,
             flows: 1,
             seconds: 0.5,
             received_pps: 4.0,
@@ -303,7 +305,7 @@ mod tests {
         .unwrap();
         assert_eq!(
             json,
-            r#"{"command":"sink","received":3,"bytes":192,"lost":1,"reordered":0,"duplicates":0,"beyond_window":0,"not_ours":2,"unknown_flow":0,"flows":1,"seconds":0.5,"received_pps":4.0,"latency_us":null,"ended":"idle","distinct":3,"loss_ratio":0.25,"reordering":{"ratio":0.0,"extent":null,"extent_unknown":0,"n_reordered":[0,0,0]},"per_flow":[],"ring":{"size":1024,"queues":2,"pending_max":3,"bad_descriptors":0,"connections":1},"floor_ns":{"p50":90,"p99":120}}"#
+            r#"{"command":"sink","received":3,"bytes":192,"lost":1,"reordered":0,"duplicates":0,"beyond_window":0,"not_ours":2,"unknown_flow":0,"other_runs":0,"flows":1,"seconds":0.5,"received_pps":4.0,"latency_us":null,"ended":"idle","distinct":3,"loss_ratio":0.25,"reordering":{"ratio":0.0,"extent":null,"extent_unknown":0,"n_reordered":[0,0,0]},"per_flow":[],"ring":{"size":1024,"queues":2,"pending_max":3,"bad_descriptors":0,"connections":1},"floor_ns":{"p50":90,"p99":120}}"#
         );
         let port = PortStatistics::Socket(SocketStatistics { receive_buffer_bytes: 9, drops: Some(1) });
         let percentiles = Percentiles { p50: 1.0, p90: 2.0, p99: 3.0, p999: 4.0, p9999: 4.5, max: 5.5 };

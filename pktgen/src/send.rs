@@ -30,10 +30,11 @@ use crate::clock::{self, now_ns};
 use crate::error::Error;
 use crate::limits::{Ended, Limits, Stop, check_core, pin};
 use crate::pacer::{Arrivals, Rate};
-use crate::profile::{Choice, Profile};
+use crate::profile::Profile;
 use crate::replay::{Capture, Pace, Replay, ReplayReport, ReplaySettings};
 use crate::report::Outcome;
 use crate::template::Template;
+use crate::trailer::new_run;
 use engine::{Engine, Part, Run};
 use flows::FlowLoad;
 pub use memif::{MemifInfo, MemifSettings, MemifWire};
@@ -324,12 +325,13 @@ impl Sender {
 
     fn send(&mut self, stop: &Stop) -> Result<Outcome<SendReport>, Error> {
         let Sender { opened, prepared, settings } = self;
-        let rtt = settings.expected(now_ns()).transpose()?; // takes its memory before the run begins
+        let number = new_run();
+        let rtt = settings.expected(number).transpose()?; // takes its memory before the run begins
         let start_ns = now_ns();
         let sent: Vec<AtomicU64> = (0..settings.threads).map(|_| AtomicU64::new(0)).collect();
         let goal = (!settings.quiet).then_some(&settings.limits);
         let run = Run { start_ns, wait: settings.wait, stop, sent: &sent, goal };
-        let plan = Plan { settings, prepared, run: &run };
+        let plan = Plan { settings, prepared, number, run: &run };
         let (outlet, kernel, parts) = match opened {
             Opened::Xdp(wires, uplink) => {
                 let parts = plan.run(wires, rtt)?;
@@ -355,6 +357,8 @@ impl Prepared {
 struct Plan<'a> {
     settings: &'a SendSettings,
     prepared: &'a Prepared,
+    /// What the packets say which run they are of.
+    number: u16,
     run: &'a Run<'a>,
 }
 
@@ -368,8 +372,11 @@ impl Plan<'_> {
             }
             Prepared::Flows(profile, template) => {
                 let threads = self.settings.threads;
-                let load = |thread| FlowLoad::new(profile, template, thread, threads, start_ns);
-                let loads = (0..threads).map(load).collect::<Result<Vec<_>, _>>()?;
+                let load = |thread| {
+                    let load = FlowLoad::new(profile, template, thread, threads, start_ns)?;
+                    Ok(load.of_run(self.number))
+                };
+                let loads = (0..threads).map(load).collect::<Result<Vec<_>, Error>>()?;
                 self.threads(wires, loads, rtt)
             }
         }
@@ -388,7 +395,7 @@ impl Plan<'_> {
             for (thread, (wire, load)) in wires.iter_mut().zip(loads).enumerate() {
                 let classes = self.settings.classes();
                 let engine = Engine::new(wire, load, rtt.take(), self.run, thread, classes);
-                let limits = self.settings.part_of_limits(thread as u64);
+                let limits = self.settings.part_of_limits(thread);
                 let core = self.settings.cores.get(thread).copied();
                 if alone {
                     pin(core)?;
@@ -562,11 +569,6 @@ impl SendSettings {
                 "--rtt over AF_XDP receives VXLAN only: give --next-hop, --local, --remote and --vni",
             );
         }
-        if self.threads > 1 && matches!(self.profile().map(|it| it.flows.choice), Some(Choice::Zipf(_))) {
-            return refused(
-                "zipf weighs the flows of one thread: leave --threads out, or choose another way (--flow-choice)",
-            );
-        }
         self.cores.iter().take(self.threads as usize).try_for_each(|core| check_core(*core))?;
         if replayed && self.threads > 1 {
             return refused("--replay keeps the order of its packets: leave --threads out");
@@ -576,21 +578,23 @@ impl SendSettings {
 
     /// The rate holds over whole bursts: there must be time for one.
     fn check_burst(&self) -> Result<(), Error> {
-        let (rate, arrivals, mean_bytes) = match &self.traffic {
-            Traffic::Profile(profile) => (profile.rate, profile.arrivals, profile.sizes.mean()),
+        let (rate, arrivals, mean_bytes, least) = match &self.traffic {
+            Traffic::Profile(profile) => {
+                (profile.rate, profile.arrivals, profile.sizes.mean(), profile.smallest_part())
+            }
             Traffic::Replay(ReplaySettings { pace: Pace::Rate(rate, arrivals), .. }) => {
-                (*rate, *arrivals, 0.0)
+                (*rate, *arrivals, 0.0, 1.0)
             }
             Traffic::Replay(_) => return Ok(()),
         };
         let (Arrivals::Bursts(burst), Some(seconds)) = (arrivals, self.limits.seconds) else { return Ok(()) };
-        let all = f64::from(burst.get()) * f64::from(self.threads.max(1));
+        let all = f64::from(burst.get()) / least; // of the thread whose bursts are the furthest apart
         let lasts = match rate {
             Rate::Pps(pps) => all / pps.get() as f64,
             Rate::Bits(bits) => all * (mean_bytes + self.overhead() as f64) * 8.0 / bits.get() as f64,
             Rate::Max => 0.0,
         };
-        if lasts <= seconds.as_secs_f64() {
+        if lasts <= seconds.as_secs_f64() * (1.0 + 1e-9) {
             return Ok(());
         }
         let (threads, seconds) = (self.threads.max(1), seconds.as_secs_f64());
@@ -636,18 +640,18 @@ impl SendSettings {
         }
     }
 
-    /// Who receives the answers to what is sent from `since` on, if anybody.
-    fn expected(&self, since: u64) -> Option<Result<Rtt, Error>> {
+    /// Who receives the answers to what this run sends, if anybody.
+    fn expected(&self, run: u16) -> Option<Result<Rtt, Error>> {
         let profile = self.profile()?;
         let vtep = self.tunnel.map(|tunnel| Vtep { address: tunnel.local, port: tunnel.port });
         let expected = vtep.map_or(Expected::Plain, |vtep| Expected::Vxlan(vtep, self.vnis()));
-        self.rtt.then(|| Rtt::new(expected, profile.flows.count as usize, since))
+        self.rtt.then(|| Rtt::new(expected, profile.flows.count as usize, run))
     }
 
-    /// Of a count each thread sends an equal part.
-    fn part_of_limits(&self, thread: u64) -> Limits {
-        let threads = u64::from(self.threads.max(1));
-        let count = self.limits.count.map(|count| count / threads + u64::from(thread < count % threads));
+    /// Of a count each thread sends its part.
+    fn part_of_limits(&self, thread: usize) -> Limits {
+        let part = self.profile().and_then(|profile| profile.parts.get(thread));
+        let count = self.limits.count.map(|count| part.map_or(count, |part| part.of(count)));
         Limits { count, ..self.limits.clone() }
     }
 

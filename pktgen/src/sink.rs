@@ -59,6 +59,13 @@ impl Demands {
                 "no packet came, so nothing is known of loss: --max-loss {most}"
             )));
         }
+        if let Some(most) = self.max_loss.filter(|_| report.other_runs > 0) {
+            return Err(Error::Unmet(format!(
+                "{} packets are of another run of send than the first, so nothing is known of their loss: --max-loss {most}; \
+                 give each run a sink of its own",
+                report.other_runs
+            )));
+        }
         if let Some(most) = self.max_loss.filter(|most| report.loss_ratio > *most) {
             let (lost, ratio) = (report.lost, report.loss_ratio);
             return Err(Error::Unmet(format!(
@@ -88,6 +95,8 @@ pub struct SinkReport {
     pub not_ours: u64,
     /// Packets of flows beyond those tracked.
     pub unknown_flow: u64,
+    /// Packets of another run of `send` than the first that came, counted nowhere else: a second sender, or one that began anew.
+    pub other_runs: u64,
     /// Flows seen.
     pub flows: usize,
     /// From the first packet to the last.
@@ -175,6 +184,11 @@ struct Tally {
     bytes: u64,
     not_ours: u64,
     unknown_flow: u64,
+    other_runs: u64,
+    /// Until the last line of progress.
+    other_runs_before: u64,
+    /// Of the first packet, and so of all that are counted.
+    run: Option<u16>,
     first_ns: Option<u64>,
     last_ns: u64,
 }
@@ -200,6 +214,9 @@ impl Tally {
             bytes: 0,
             not_ours: 0,
             unknown_flow: 0,
+            other_runs: 0,
+            other_runs_before: 0,
+            run: None,
             first_ns: None,
             last_ns: 0,
         })
@@ -211,6 +228,10 @@ impl Tally {
             self.not_ours += 1;
             return;
         };
+        if *self.run.get_or_insert(trailer.run) != trailer.run {
+            self.other_runs += 1;
+            return;
+        }
         if !self.tracker.record(trailer.flow, trailer.sequence) {
             self.unknown_flow += 1;
             return;
@@ -246,7 +267,9 @@ impl Tally {
             lost: lost.saturating_sub(self.lost_before),
             p50_ns: self.since.at(0.5),
             p99_ns: self.since.at(0.99),
+            other_runs: self.other_runs - self.other_runs_before,
         };
+        self.other_runs_before = self.other_runs;
         self.latency.add(&self.since);
         self.since.reset();
         self.lost_before = lost;
@@ -266,6 +289,7 @@ impl Tally {
             beyond_window,
             not_ours: self.not_ours,
             unknown_flow: self.unknown_flow,
+            other_runs: self.other_runs,
             flows: self.tracker.flows_seen(),
             seconds: clock::seconds(passed),
             received_pps: clock::per_second(self.received.saturating_sub(1), passed),

@@ -181,7 +181,7 @@ impl Template {
 const IP_AT: usize = 14;
 const UDP_AT: usize = IP_AT + 20;
 /// The sum of a trailer's magic.
-const MAGIC_SUM: u64 = u32::from_be_bytes(trailer::MAGIC) as u64;
+const MAGIC_SUM: u64 = u16::from_be_bytes(trailer::MAGIC) as u64;
 
 impl Head {
     #[inline]
@@ -229,6 +229,7 @@ impl Head {
 #[inline]
 fn trailer_sum(packet: Trailer) -> u64 {
     MAGIC_SUM
+        + u64::from(packet.run)
         + u64::from(packet.flow)
         + (packet.sequence & trailer::SEQUENCE_MAX)
         + (packet.time & trailer::SEQUENCE_MAX)

@@ -1,19 +1,21 @@
 //! The trailer: the last 18 bytes of a packet's UDP payload, by which sink and sender know it again.
 //!
 //! ```text
-//! byte   0        4      6              12             18
-//!        | magic  | flow | sequence     | time         |     all in network byte order
-//!        | "PgT1" | u16  | u48          | u48          |
+//! byte   0       2     4      6              12             18
+//!        | magic | run | flow | sequence     | time         |     all in network byte order
+//!        | "Pg"  | u16 | u16  | u48          | u48          |
 //! ```
-//! `sequence` counts the packets of the flow from 0. `time` is when the packet was meant to leave: CLOCK_MONOTONIC
+//! `run` is drawn anew for each run of a sender, so that a sink tells it from another one. `sequence` counts the packets of the flow from 0. `time` is when the packet was meant to leave: CLOCK_MONOTONIC
 //! nanoseconds of the sender's host, the low 48 bits, which come round every 78 hours; [`elapsed`] knows.
 //!
 //! 18 bytes and the inner headers make 60: so the smallest Ethernet frame (64 bytes with its FCS) has room for it.
 
+use std::hash::{BuildHasher, Hasher, RandomState};
+
 /// Bytes of a trailer.
 pub const LEN: usize = 18;
 /// What it begins with.
-pub const MAGIC: [u8; 4] = *b"PgT1";
+pub const MAGIC: [u8; 2] = *b"Pg";
 /// The largest sequence number.
 pub const SEQUENCE_MAX: u64 = MASK_48;
 
@@ -22,6 +24,8 @@ const MASK_48: u64 = (1 << 48) - 1;
 /// What a trailer says.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Trailer {
+    /// Which run of which sender.
+    pub run: u16,
     /// Which flow of the sender.
     pub flow: u16,
     /// Its how many-th packet, from 0; 48 bits.
@@ -35,7 +39,8 @@ impl Trailer {
     #[inline]
     pub fn encode(&self) -> [u8; LEN] {
         let mut bytes = [0; LEN];
-        bytes[..4].copy_from_slice(&MAGIC);
+        bytes[..2].copy_from_slice(&MAGIC);
+        bytes[2..4].copy_from_slice(&self.run.to_be_bytes());
         bytes[4..6].copy_from_slice(&self.flow.to_be_bytes());
         bytes[6..12].copy_from_slice(&self.sequence.to_be_bytes()[2..]);
         bytes[12..].copy_from_slice(&self.time.to_be_bytes()[2..]);
@@ -45,9 +50,10 @@ impl Trailer {
     /// The trailer at the end of a UDP payload; `None` if that has none.
     #[inline]
     pub fn of_payload(payload: &[u8]) -> Option<Trailer> {
-        let [m0, m1, m2, m3, f0, f1, s0, s1, s2, s3, s4, s5, t0, t1, t2, t3, t4, t5] =
+        let [m0, m1, r0, r1, f0, f1, s0, s1, s2, s3, s4, s5, t0, t1, t2, t3, t4, t5] =
             *payload.last_chunk::<LEN>()?;
-        (MAGIC == [m0, m1, m2, m3]).then_some(Trailer {
+        (MAGIC == [m0, m1]).then_some(Trailer {
+            run: u16::from_be_bytes([r0, r1]),
             flow: u16::from_be_bytes([f0, f1]),
             sequence: u64::from_be_bytes([0, 0, s0, s1, s2, s3, s4, s5]),
             time: u64::from_be_bytes([0, 0, t0, t1, t2, t3, t4, t5]),
@@ -69,6 +75,11 @@ impl Trailer {
         let length = usize::from(u16::from_be_bytes([high, low]));
         Trailer::of_payload(datagram.get(8..length)?)
     }
+}
+
+/// The number of a run that begins: by chance, so that two hosts seldom have the same one.
+pub fn new_run() -> u16 {
+    RandomState::new().build_hasher().finish() as u16 // the standard library's keys are random
 }
 
 /// Ethernet's types.
@@ -121,21 +132,27 @@ mod tests {
     use proptest::prelude::*;
 
     const BYTES: [u8; LEN] =
-        [b'P', b'g', b'T', b'1', 0x12, 0x34, 0, 0, 0, 0, 0x56, 0x78, 0x0a, 0x0b, 0x0c, 0x0d, 0x0e, 0x0f];
+        [b'P', b'g', 0xab, 0xcd, 0x12, 0x34, 0, 0, 0, 0, 0x56, 0x78, 0x0a, 0x0b, 0x0c, 0x0d, 0x0e, 0x0f];
 
     #[test]
     fn the_bytes_are_as_documented() {
-        let trailer = Trailer { flow: 0x1234, sequence: 0x5678, time: 0x0a0b_0c0d_0e0f };
+        let trailer = Trailer { run: 0xabcd, flow: 0x1234, sequence: 0x5678, time: 0x0a0b_0c0d_0e0f };
         assert_eq!(trailer.encode(), BYTES);
         assert_eq!(Trailer::of_payload(&BYTES), Some(trailer));
         assert_eq!(Trailer::of_payload(&[&[9; 50], &BYTES[..]].concat()), Some(trailer), "at the end");
     }
 
     #[test]
+    fn runs_differ() {
+        let runs: std::collections::HashSet<u16> = (0..100).map(|_| new_run()).collect();
+        assert!(runs.len() > 80, "{}", runs.len());
+    }
+
+    #[test]
     fn other_payloads_have_none() {
         assert_eq!(Trailer::of_payload(&BYTES[1..]), None);
         let mut wrong = BYTES;
-        wrong[3] = b'0';
+        wrong[1] = b'0';
         assert_eq!(Trailer::of_payload(&wrong), None);
         assert_eq!(Trailer::of_payload(&[]), None);
     }
@@ -212,8 +229,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_encoded_is_decoded(flow: u16, sequence in 0..=SEQUENCE_MAX, time in 0..=SEQUENCE_MAX) {
-            let trailer = Trailer { flow, sequence, time };
+        fn what_is_encoded_is_decoded(run: u16, flow: u16, sequence in 0..=SEQUENCE_MAX, time in 0..=SEQUENCE_MAX) {
+            let trailer = Trailer { run, flow, sequence, time };
             prop_assert_eq!(Trailer::of_payload(&trailer.encode()), Some(trailer));
         }
 

@@ -38,9 +38,14 @@ fn bad_arguments_are_one_line_and_status_2() {
         &format!("{SEND} --memif x --size 2049 --next-hop 02:00:00:00:00:02"),
         "send --memif x --replay a.pcap --size 64",
         "send --memif x --pace 2",
-        &format!("{SEND} --interface lo --threads 2 --flows 4 --flow-choice zipf:1"),
+        &format!("{SEND} --interface lo --threads 2 --flows 2 --flow-choice zipf:10 --rate 100"),
         &format!("{SEND} --interface lo --rate 1000 --arrivals bursts:1000000 --seconds 1"),
         "sink --interface lo --local 192.0.2.1",
+        "sink --udp 127.0.0.1:0 --vni 7",
+        "sink --memif x --queue 1",
+        "sink --udp 127.0.0.1:0 --all-frames",
+        "sink --interface lo --all-frames --vni 7",
+        "sink --interface lo --queue 0,x --all-frames",
         "echo --memif x --mac 03:00:00:00:00:01 --ip 10.0.0.1",
         "echo --memif x --mac 02:00:00:00:00:01 --ip 224.0.0.1",
         "echo --memif x --mac 02:00:00:00:00:01 --ip 10.0.0.1 --ip6 ff02::1",
@@ -74,11 +79,19 @@ fn bad_arguments_are_one_line_and_status_2() {
 
 #[test]
 fn what_fails_is_one_line_and_status_1() {
+    // The file of a server that has gone.
+    let folder = tempfile::tempdir().unwrap();
+    let left = folder.path().join("left.sock");
+    drop(std::os::unix::net::UnixListener::bind(&left).unwrap());
+    let left = left.display();
     for (line, said) in [
         (format!("{SEND} --interface no-such-one"), "no-such-one"),
         ("sink --udp 192.0.2.77:9000".into(), "192.0.2.77:9000"),
         (format!("{SEARCH} --sink-udp 192.0.2.77:9000"), "192.0.2.77:9000"),
         (format!("{SEARCH} --sink-udp 127.0.0.1:0 --trial-seconds 0.1"), "no memif connection to x"),
+        ("sink --memif no-such.sock".into(), "nothing listens there"),
+        ("echo --memif @no-such --mac 02:00:00:00:00:01 --ip 10.0.0.1".into(), "nothing listens there"),
+        (format!("{PLAIN} --memif {left} --inner-source 10.0.0.1 --inner-destination 10.0.0.2"), "refused"),
     ] {
         let got = output(&line);
         let stderr = String::from_utf8(got.stderr).unwrap();

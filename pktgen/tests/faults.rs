@@ -53,7 +53,7 @@ fn send(to: &mut Interface, start: u64, rate: u64, count: u64) {
     for n in 0..count {
         let time = until("time", || pacer.take(now_ns(), frame.len()));
         let (flow, sequence) = ((n % u64::from(FLOWS)) as u16, n / u64::from(FLOWS));
-        assert!(template.write(&mut frame, Trailer { flow, sequence, time }));
+        assert!(template.write(&mut frame, Trailer { run: 7, flow, sequence, time }));
         until("room", || to.tx[0].push(&frame).ok());
         to.tx[0].flush().unwrap();
     }
@@ -239,7 +239,7 @@ fn a_signal_ends_it_with_what_came_and_scripts_see_what_they_want() {
         let template = template();
         let mut frame = vec![0; template.len()];
         for sequence in [0, 2] {
-            assert!(template.write(&mut frame, Trailer { flow: 0, sequence, time: now_ns() }));
+            assert!(template.write(&mut frame, Trailer { run: 7, flow: 0, sequence, time: now_ns() }));
             until("room", || server.tx[0].push(&frame).ok());
         }
         server.tx[0].flush().unwrap();

@@ -63,8 +63,10 @@ fn every_frame_of_every_thread_arrives_once_and_in_order() {
     assert_eq!((report["memif"]["queue_pairs"].as_u64(), got.len()), (Some(2), 20_001));
     assert_eq!(report["profile"]["sizes"], "60:7,590:4,1514:1");
     let mut next: HashMap<u16, u64> = HashMap::new();
+    let run = Trailer::of_frame(&got[0].1).unwrap().run;
     for (queue, frame) in &got {
         let trailer = Trailer::of_frame(frame).unwrap();
+        assert_eq!(trailer.run, run, "all threads are of one run");
         assert_eq!(usize::from(trailer.flow) % 2, *queue, "flows keep to their thread");
         let next = next.entry(trailer.flow).or_default();
         assert_eq!(trailer.sequence, *next);

@@ -104,6 +104,65 @@ fn a_sink_over_af_xdp_takes_every_packet_and_the_kernel_none() {
     }
 }
 
+/// What `send` can send without VXLAN, over IPv4 and IPv6.
+#[test]
+#[ignore = "needs root: make test runs it"]
+fn a_sink_for_all_frames_takes_plain_ones_and_the_kernel_none() {
+    let wire = Wire::new();
+    let line = "sink --interface wb --mode copy --all-frames --json --seconds 15 --count 3000";
+    let kernels = || {
+        let table = wire.b.run("cat /proc/net/snmp /proc/net/snmp6");
+        table
+            .lines()
+            .filter(|line| line.contains("InReceives") || line.starts_with("Ip: "))
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+    };
+    for (from, to, size) in [("10.9.0.1", "10.9.0.2", 60), ("fd09::1", "fd09::2", 80)] {
+        let sink = wire.b.pktgen(line).ready();
+        let before = kernels();
+        let sent = wire
+            .a
+            .pktgen(&format!(
+                "send --json --interface wa --mode copy --rate 6000 --count 3000 --flows 3 --size {size} \
+                 --inner-source-mac 02:00:00:00:01:01 --inner-destination-mac 04:00:00:00:00:02 \
+                 --inner-source {from} --inner-destination {to}"
+            ))
+            .end()
+            .report();
+        let got = sink.end().report();
+        let counted = ["received", "flows", "bytes", "lost", "reordered", "duplicates"];
+        assert_eq!(counted.map(|key| number(&got, key)), [3000, 3, 3000 * size, 0, 0, 0], "{sent} {got}");
+        assert_eq!(kernels(), before, "its IP has seen nothing");
+    }
+}
+
+/// A sink measures until its interface goes, and then says that it has.
+#[test]
+#[ignore = "needs root: make test runs it"]
+fn a_sink_whose_interface_goes_away_fails_with_what_it_has_measured() {
+    for (how, said) in [("ip link set wb down", "is down"), ("ip link del wb", "is gone")] {
+        for wait in ["yield", "interrupt"] {
+            let wire = Wire::new();
+            let line =
+                format!("sink --json --interface wb --mode copy --local 192.0.2.2 --vni 77 --wait {wait}");
+            let sink = wire.b.pktgen(&line).ready();
+            wire.send("--mode copy --rate 5000 --count 100").end().report();
+            wire.b.run(how);
+            let ended = sink.end();
+            assert_eq!(ended.status, Some(1), "{how}: {:?}", ended.stderr);
+            let [.., last] = &ended.stderr[..] else { panic!("{how}: no error") };
+            assert!(last.starts_with("error: interface wb") && last.contains(said), "{last}");
+            let report: Value = serde_json::from_str(&ended.stdout).unwrap();
+            assert_eq!(
+                (report["ended"].as_str(), number(&report, "received")),
+                (Some("peer"), 100),
+                "{report}"
+            );
+        }
+    }
+}
+
 #[test]
 #[ignore = "needs root: make test runs it"]
 fn the_kernels_echo_answers_every_packet() {

@@ -45,7 +45,7 @@ fn numbered(sequence: u64) -> Vec<u8> {
     };
     let template = Template::new(&inner, None).unwrap();
     let mut frame = vec![0; template.len()];
-    assert!(template.write(&mut frame, Trailer { flow: 0, sequence, time: now_ns() }));
+    assert!(template.write(&mut frame, Trailer { run: 7, flow: 0, sequence, time: now_ns() }));
     frame
 }
 
@@ -116,4 +116,22 @@ fn it_ends_in_time_when_no_server_ever_comes() {
     let report = pktgen(&line).ready().end().report();
     assert_eq!((report["received"].as_u64(), report["ended"].as_str()), (Some(0), Some("seconds")));
     assert_eq!(report["ring"]["connections"], 0);
+}
+
+#[test]
+fn a_server_that_hangs_up_at_first_is_tried_again_and_that_is_said() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("m.sock");
+    let listener = Listener::bind(&SocketAddr::Path(path.clone()), ListenerConfig::default()).unwrap();
+    let sink = pktgen(&format!("sink --memif {} --seconds 0.1 --no-floor --json", path.display()));
+    drop(until("client", || listener.accept().unwrap()));
+    let _server = accept(&listener);
+    let ended = sink.end();
+    ended.report();
+    let [again, ready] = &ended.stderr[..] else { panic!("{:?}", ended.stderr) };
+    assert!(
+        again.contains("m.sock: peer closed the connection") && again.contains("trying again"),
+        "{again}"
+    );
+    assert_eq!(ready, "ready");
 }

@@ -75,6 +75,9 @@ pub struct XskConfig {
     pub watchdog_ticks: u64,
     /// What is steered to us. `None`: no program is attached, and the sockets only transmit.
     pub steering: Option<Steering>,
+    /// Every frame of all queues is steered to us instead, whatever it is, and the kernel gets those of queues without a socket
+    /// only. For a packet generator that has the interface for itself; Peregrine never asks for it.
+    pub everything: bool,
 }
 
 impl XskConfig {
@@ -89,6 +92,7 @@ impl XskConfig {
             tx_frames: 2048,
             watchdog_ticks: 10_000_000,
             steering: None,
+            everything: false,
         }
     }
 }
@@ -132,13 +136,13 @@ pub fn open(config: &XskConfig, workers: &[Vec<QueueId>]) -> Result<(Uplink, Vec
     // them we get as errors.
     unsafe { libxdp_sys::libxdp_set_print(None) };
 
-    let program = match &config.steering {
-        None => None,
-        Some(steering) => {
-            wait_for_predecessor(&interface)?;
-            refuse_foreign_program(&interface)?;
-            Some(Program::load(steering, interface.queue_count)?)
-        }
+    let program = if config.steering.is_some() || config.everything {
+        wait_for_predecessor(&interface)?;
+        refuse_foreign_program(&interface)?;
+        let steering = config.steering.as_ref().filter(|_| !config.everything);
+        Some(Program::load(steering, interface.queue_count)?)
+    } else {
+        None
     };
     let deadline = Instant::now() + QUEUE_PATIENCE;
     let (mut ports, mut control, mut huge_pages) = (Vec::new(), Vec::new(), true);

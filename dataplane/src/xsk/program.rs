@@ -7,7 +7,7 @@
 //!   also after SIGKILL.
 
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use aya::maps::{HashMap, MapData, PerCpuArray, XskMap};
@@ -79,14 +79,18 @@ pub(super) struct Program {
 }
 
 impl Program {
-    /// Loads the program for an interface with so many queues; it is not attached yet.
-    pub(super) fn load(steering: &Steering, queue_count: u32) -> Result<Program, XskError> {
-        let local = address_words(steering.local);
-        let local_is_ipv6 = u8::from(steering.local.is_ipv6());
+    /// Loads the program for an interface with so many queues; it is not attached yet. Without `steering` it takes everything.
+    pub(super) fn load(steering: Option<&Steering>, queue_count: u32) -> Result<Program, XskError> {
+        let take_everything = u8::from(steering.is_none());
+        let (local, port) = steering
+            .map_or((IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0), |steering| (steering.local, steering.port));
+        let local_is_ipv6 = u8::from(local.is_ipv6());
+        let local = address_words(local);
         let mut ebpf = EbpfLoader::new()
             .override_global("local_address", &local, true)
             .override_global("local_is_ipv6", &local_is_ipv6, true)
-            .override_global("vxlan_port", &steering.port, true)
+            .override_global("vxlan_port", &port, true)
+            .override_global("take_everything", &take_everything, true)
             .override_global("queue_count", &queue_count, true)
             .map_max_entries("sockets", queue_count)
             .map_max_entries("counters", queue_count.saturating_mul(VERDICTS))
@@ -99,7 +103,7 @@ impl Program {
             .map_err(failed("loading the XDP program"))?;
         program.load().map_err(failed("loading the XDP program"))?;
         let mut program = Program { ebpf, queue_count, link: None };
-        for vni in &steering.vnis {
+        for vni in steering.map_or(&[][..], |steering| &steering.vnis) {
             program.serve(*vni)?;
         }
         Ok(program)

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use peregrine_dataplane::types::{MacAddr, QueueId, Vni};
+use peregrine_dataplane::wire::outer::Vtep;
 use peregrine_memif::{ClientConfig, SocketAddr};
 
 use super::{Common, Mode, RingArgs, seconds, vni};
@@ -15,7 +16,7 @@ use crate::echo::reply::Identity;
 use crate::error::Error;
 use crate::limits::{Limits, Wait};
 use crate::port::udp::BUFFER_BYTES;
-use crate::port::xdp::XdpSettings;
+use crate::port::xdp::{Taken, XdpSettings};
 use crate::sink::{Demands, SinkSettings};
 
 /// Flags of `sink`.
@@ -93,27 +94,34 @@ struct PortArgs {
     ring: RingArgs,
 }
 
+/// Where packets come from if not from an interface. What requires `--interface` is not refused for that alone: clap waives a
+/// requirement that conflicts with what is given.
+const OTHER_PORTS: [&str; 2] = ["memif", "udp"];
+
 #[derive(Clone, Debug, Args)]
 #[group(skip)]
 struct XdpArgs {
-    /// Interface to take VXLAN frames from over AF_XDP (needs root; attaches an XDP program)
+    /// Interface to take frames from over AF_XDP (needs root; attaches an XDP program): those of one network in VXLAN, or --all-frames
     #[arg(long, value_name = "IF", conflicts_with_all = ["memif", "udp", "reconnect"])]
     interface: Option<String>,
-    /// Its queues, each by a --queue of its own
-    #[arg(long = "queue", value_name = "N", default_value = "0", requires = "interface")]
+    /// Its queues
+    #[arg(long = "queue", value_name = "N,..", value_delimiter = ',', default_value = "0", requires = "interface", conflicts_with_all = OTHER_PORTS)]
     queues: Vec<u32>,
     /// How its sockets are bound
-    #[arg(long, value_enum, default_value = "prefer-zero-copy", requires = "interface")]
+    #[arg(long, value_enum, default_value = "prefer-zero-copy", requires = "interface", conflicts_with_all = OTHER_PORTS)]
     mode: Mode,
     /// Our VTEP address
-    #[arg(long, value_name = "IPV4", requires = "interface")]
+    #[arg(long, value_name = "IPV4", requires = "interface", conflicts_with_all = OTHER_PORTS)]
     local: Option<Ipv4Addr>,
     /// UDP port of VXLAN
-    #[arg(long, value_name = "PORT", default_value_t = 4789, requires = "interface")]
+    #[arg(long, value_name = "PORT", default_value_t = 4789, requires = "interface", conflicts_with_all = OTHER_PORTS)]
     port: u16,
     /// VXLAN network identifier
-    #[arg(long, value_name = "N", value_parser = vni, requires = "interface")]
+    #[arg(long, value_name = "N", value_parser = vni, requires = "interface", conflicts_with_all = OTHER_PORTS)]
     vni: Option<Vni>,
+    /// Take every frame that arrives, plain ones as they are. The kernel gets none of them, not even ARP or SSH: for an interface of its own
+    #[arg(long, requires = "interface", conflicts_with_all = ["memif", "udp", "local", "port", "vni"])]
+    all_frames: bool,
 }
 
 #[derive(Clone, Debug, Args)]
@@ -146,7 +154,7 @@ pub(super) enum WaitName {
     Yield,
     /// Sleep until woken
     Interrupt,
-    /// Sleep for --pause-us between looks
+    /// Sleep between looks: for --pause-us, in a search for 300 µs
     Pause,
 }
 
@@ -168,10 +176,9 @@ impl PortArgs {
         if let Some(address) = self.udp {
             return Ok(PortSettings::Udp(address));
         }
-        let socket = self
-            .memif
-            .clone()
-            .ok_or_else(|| Error::Arguments("say where packets come from: --memif or --udp".into()))?;
+        let socket = self.memif.clone().ok_or_else(|| {
+            Error::Arguments("say where packets come from: --memif, --udp or, with sink, --interface".into())
+        })?;
         let config = self.ring.config(self.queue_pairs, "--queue-pairs")?;
         Ok(if self.reconnect {
             PortSettings::Reconnecting(socket, config)
@@ -185,15 +192,18 @@ impl XdpArgs {
     /// `None`: it is not AF_XDP that packets come from.
     fn settings(&self) -> Result<Option<XdpSettings>, Error> {
         let Some(interface) = self.interface.clone() else { return Ok(None) };
-        let (Some(local), Some(vni)) = (self.local, self.vni) else {
-            return Err(Error::Arguments(format!(
-                "sink --interface {interface} takes VXLAN frames, which need --local and --vni; plain frames go to a socket of \
-                 the kernel (--udp), since the XDP program leaves the kernel all that is not VXLAN"
-            )));
+        let taken = match (self.all_frames, self.local, self.vni) {
+            (true, ..) => Taken::Everything,
+            (false, Some(address), Some(vni)) => Taken::Vxlan(Vtep { address, port: self.port }, vni),
+            _ => {
+                return Err(Error::Arguments(format!(
+                    "sink --interface {interface} takes VXLAN frames, which need --local and --vni; give --all-frames for plain ones"
+                )));
+            }
         };
         let queues = self.queues.iter().map(|queue| QueueId(*queue)).collect();
         let mode = self.mode.into();
-        Ok(Some(XdpSettings { interface, queues, mode, local, port: self.port, vni }))
+        Ok(Some(XdpSettings { interface, queues, mode, taken }))
     }
 }
 

@@ -1,6 +1,7 @@
 //! The flags of `search`: those of `send`, of which some mean more here, and the far end's.
 
 use std::net::SocketAddrV4;
+use std::num::NonZeroU64;
 use std::time::Duration;
 
 use clap::{ArgGroup, Args};
@@ -121,9 +122,10 @@ impl SearchArgs {
         };
         let flows = profile.flows.count as usize;
         let goals = self.goals(profile.rate)?;
-        if goals.pps_min < u64::from(send.threads) {
+        let least = NonZeroU64::new(goals.pps_min).map(Rate::Pps);
+        if !least.is_some_and(|least| profile.has_rate_for_each(least)) {
             let what =
-                format!("--rate-min {}: at least 1 for each of --threads {}", goals.pps_min, send.threads);
+                format!("--rate-min {}: less than 1 for each of --threads {}", goals.pps_min, send.threads);
             return Err(Error::Arguments(what));
         }
         let receiver = self.far_end()?.map(|far_end| ReceiverSettings {

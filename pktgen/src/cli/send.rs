@@ -129,7 +129,8 @@ pub(super) struct FlowArgs {
     /// How many flows [default: 1]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65536), help_heading = WHAT)]
     flows: Option<u32>,
-    /// Which one is next: 'round-robin', 'uniform' or 'zipf:EXPONENT' [default: round-robin]
+    /// Which one is next: 'round-robin', 'uniform' or 'zipf:EXPONENT', the n-th of a class with weight n^-EXPONENT, whatever the
+    /// --threads (with --rate max only among the flows of one thread) [default: round-robin]
     #[arg(long, value_name = "HOW", help_heading = WHAT)]
     flow_choice: Option<Choice>,
     /// Bytes of the inner, or only, frame: one size, sizes with weights such as 60:7,590:4,1514:1, or 'imix' [default: 64, over IPv6 80]

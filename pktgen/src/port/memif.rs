@@ -1,9 +1,11 @@
 //! A memif interface, in the client's role. All its rings are read, in turns; answers go out on the first.
 
+use std::io::{ErrorKind, Write};
 use std::time::{Duration, Instant};
 
 use peregrine_memif::{
-    Client, ClientConfig, ControlSocket, Interface, PushError, RxRing, SocketAddr, TxRing,
+    Attempt, Backoff, Client, ClientConfig, Connector, ControlSocket, HandshakeError, Interface, PushError,
+    RxRing, SocketAddr, TxRing,
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
@@ -13,7 +15,7 @@ use crate::error::Error;
 use crate::limits::{Wait, is_nothing};
 use crate::trailer::Trailer;
 
-/// How long a server may take to appear and to answer.
+/// How long a server that is there may take to answer, and to accept us.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(10);
 /// How far ahead packets are fetched into the cache.
 const PREFETCH: u16 = 4;
@@ -49,16 +51,77 @@ pub struct MemifTx {
     peer: String,
 }
 
+/// Connects to a server. If nothing listens there, that is said at once; a server that refuses is tried for a while, and that is
+/// said, too: it may yet be starting, or not know that the client before us has gone.
+///
+/// # Errors
+/// No server, or one that refuses.
+pub fn connect(socket: &SocketAddr, config: ClientConfig) -> Result<Interface, Error> {
+    let failed = |source| Error::Memif { socket: socket.clone(), source };
+    let end = Instant::now() + CONNECT_PATIENCE;
+    let why = match first_attempt(socket, &config, end)? {
+        Ok(interface) => return Ok(interface),
+        Err(HandshakeError::Io { source, .. }) if is_nobody(source.kind()) => {
+            return Err(Error::NobodyListens { socket: socket.clone(), source });
+        }
+        Err(why) => why,
+    };
+    let left = end.saturating_duration_since(Instant::now());
+    if !left.is_zero() {
+        let line = format!("{socket}: {why}: trying again for {:.0} s", left.as_secs_f64());
+        let _nobody_reads = writeln!(std::io::stderr(), "{line}");
+    }
+    Client::connect_blocking(socket, config, left).map_err(failed)
+}
+
+fn is_nobody(kind: ErrorKind) -> bool {
+    matches!(kind, ErrorKind::NotFound | ErrorKind::ConnectionRefused)
+}
+
+/// Until it is connected or the server says no, at most until `end`.
+fn first_attempt(
+    socket: &SocketAddr,
+    config: &ClientConfig,
+    end: Instant,
+) -> Result<Result<Interface, HandshakeError>, Error> {
+    let mut connector = Connector::new(socket.clone(), config.clone(), Backoff::default())
+        .map_err(|why| Error::Arguments(why.to_string()))?;
+    loop {
+        let now = Instant::now();
+        match connector.step(now) {
+            Attempt::Connected(interface) => return Ok(Ok(*interface)),
+            Attempt::Failed(why) => return Ok(Err(why)),
+            Attempt::Waiting => {}
+        }
+        let until = connector.deadline().unwrap_or(end).min(end);
+        wait_for_server(&connector, until.saturating_duration_since(now))?;
+    }
+}
+
+/// Sleeps until the server says something, at most so long.
+///
+/// # Errors
+/// Those of the system call.
+pub(super) fn wait_for_server(connector: &Connector, longest: Duration) -> Result<(), Error> {
+    let Some(socket) = connector.socket() else {
+        std::thread::sleep(longest);
+        return Ok(());
+    };
+    let timeout = Timespec { tv_sec: longest.as_secs() as i64, tv_nsec: longest.subsec_nanos().into() };
+    match poll(&mut [PollFd::new(&socket, PollFlags::IN)], Some(&timeout)) {
+        Err(why) if !is_nothing(&why.into()) => Err(Error::system("waiting for the memif server")(why)),
+        _ => Ok(()),
+    }
+}
+
 impl MemifPort {
-    /// Connects to a server, which may yet be starting.
+    /// [`connect`]s.
     ///
     /// # Errors
     /// No server, or one that refuses.
     pub fn connect(socket: &SocketAddr, config: ClientConfig) -> Result<MemifPort, Error> {
-        let failed = |source| Error::Memif { socket: socket.clone(), source };
         let packet_bytes_max = config.buffer_bytes as usize;
-        let interface = Client::connect_blocking(socket, config, CONNECT_PATIENCE).map_err(failed)?;
-        MemifPort::new(interface, packet_bytes_max)
+        MemifPort::new(connect(socket, config)?, packet_bytes_max)
     }
 
     /// Over an interface that is connected already, in either role.

@@ -6,12 +6,11 @@
 use std::time::{Duration, Instant};
 
 use peregrine_memif::{Attempt, Backoff, ClientConfig, Connector, SocketAddr};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::memif::{MemifPort, MemifRx};
+use super::memif::{MemifPort, MemifRx, wait_for_server};
 use super::{Port, PortStatistics, RingStatistics, Source};
 use crate::error::Error;
-use crate::limits::{Wait, is_nothing};
+use crate::limits::Wait;
 use crate::trailer::Trailer;
 
 /// An interface that comes back.
@@ -108,15 +107,7 @@ impl Port for ReconnectingPort {
         let longest = Duration::from_nanos(longest_ns);
         let due = self.connector.deadline().map(|due| due.saturating_duration_since(Instant::now()));
         let pause = due.unwrap_or(longest).min(longest);
-        let Some(socket) = self.connector.socket() else {
-            std::thread::sleep(pause);
-            return Ok(());
-        };
-        let timeout = Timespec { tv_sec: pause.as_secs() as i64, tv_nsec: pause.subsec_nanos().into() };
-        match poll(&mut [PollFd::new(&socket, PollFlags::IN)], Some(&timeout)) {
-            Err(why) if !is_nothing(&why.into()) => Err(Error::system("waiting for the memif server")(why)),
-            _ => Ok(()),
-        }
+        wait_for_server(&self.connector, pause)
     }
 
     fn gone(&mut self) -> Option<String> {

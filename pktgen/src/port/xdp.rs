@@ -1,10 +1,9 @@
-//! VXLAN frames from AF_XDP sockets: the XDP program of the dataplane steers those of one network to us, the kernel keeps
-//! all else. What the sink sees is the inner frames.
+//! Frames from AF_XDP sockets. Of VXLAN the XDP program of the dataplane steers those of one network to us, the kernel keeps
+//! all else, and what the sink sees is the inner frames; or it steers every frame to us, and the sink sees them as they are.
 //!
 //! The outer UDP checksum is not looked at: the kernel's vxlan device sends one and Peregrine none, and neither half of a
 //! comparison shall pay for it here.
 
-use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use peregrine_dataplane::frame::{Burst, FramePool};
@@ -12,7 +11,7 @@ use peregrine_dataplane::plan::XdpMode;
 use peregrine_dataplane::types::{QueueId, Vni};
 use peregrine_dataplane::wire::outer::{self, Vtep};
 use peregrine_dataplane::wire::vxlan::VxlanHeader;
-use peregrine_dataplane::xsk::{self, Steering, Uplink, XskConfig, XskSocket};
+use peregrine_dataplane::xsk::{self, Steering, Uplink, UplinkInfo, XskConfig, XskSocket};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::{Port, PortStatistics, Source, XdpStatistics};
@@ -30,12 +29,17 @@ pub struct XdpSettings {
     pub queues: Vec<QueueId>,
     /// How the sockets are bound.
     pub mode: XdpMode,
-    /// Our VTEP address.
-    pub local: Ipv4Addr,
-    /// VXLAN's UDP port.
-    pub port: u16,
-    /// The network.
-    pub vni: Vni,
+    /// Which frames are taken.
+    pub taken: Taken,
+}
+
+/// Which frames are taken.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Taken {
+    /// VXLAN frames to us, of this network.
+    Vxlan(Vtep, Vni),
+    /// All of them; the kernel gets none.
+    Everything,
 }
 
 /// Open sockets, one for each queue. Dropped, they detach the program.
@@ -45,8 +49,7 @@ pub struct XdpPort {
     sockets: Vec<XskSocket>,
     pool: FramePool,
     uplink: Uplink,
-    vtep: Vtep,
-    vni: Vni,
+    taken: Taken,
     burst: Burst,
     /// The socket that is looked at first.
     turn: usize,
@@ -62,8 +65,13 @@ impl XdpPort {
         if xsk::interface(&settings.interface)?.mtu > 1700 {
             config.chunk_size = 4096;
         }
-        config.steering =
-            Some(Steering { local: settings.local.into(), port: settings.port, vnis: vec![settings.vni] });
+        match settings.taken {
+            Taken::Everything => config.everything = true,
+            Taken::Vxlan(vtep, vni) => {
+                config.steering =
+                    Some(Steering { local: vtep.address.into(), port: vtep.port, vnis: vec![vni] });
+            }
+        }
         let (uplink, ports) = xsk::open(&config, std::slice::from_ref(&settings.queues))?;
         let Some(port) = ports.into_iter().next() else {
             return Err(Error::Arguments(format!("no socket on {}", settings.interface)));
@@ -72,8 +80,7 @@ impl XdpPort {
             sockets: port.sockets,
             pool: port.pool,
             uplink,
-            vtep: Vtep { address: settings.local, port: settings.port },
-            vni: settings.vni,
+            taken: settings.taken,
             burst: Burst::new(),
             turn: 0,
         })
@@ -118,7 +125,8 @@ impl Port for XdpPort {
     }
 
     fn gone(&mut self) -> Option<String> {
-        None
+        let UplinkInfo { interface, ifindex, .. } = self.uplink.info();
+        xsk::unusable(interface, *ifindex)
     }
 
     fn statistics(&self) -> PortStatistics {
@@ -130,7 +138,7 @@ impl Port for XdpPort {
 }
 
 impl Source for XdpPort {
-    /// A frame that is no VXLAN of ours is given as an empty packet, which is then counted as not ours.
+    /// Where VXLAN is taken, a frame that is none of ours is given as an empty packet, which is then counted as not ours.
     #[inline]
     fn receive(&mut self, _wait: Wait, mut each: impl FnMut(u64, &[u8])) -> Result<usize, Error> {
         for _ in 0..self.sockets.len() {
@@ -140,7 +148,13 @@ impl Source for XdpPort {
             let count = socket.receive(&mut self.pool, &mut self.burst);
             let now = now_ns();
             for frame in self.burst.drain() {
-                each(now, inner(frame.bytes(), self.vtep, &[self.vni]).unwrap_or_default());
+                each(
+                    now,
+                    match self.taken {
+                        Taken::Vxlan(vtep, vni) => inner(frame.bytes(), vtep, &[vni]).unwrap_or_default(),
+                        Taken::Everything => frame.bytes(),
+                    },
+                );
                 self.pool.put(frame);
             }
             socket.refill(&mut self.pool);

@@ -125,6 +125,26 @@ fn threads_need_flows_packets_and_rate_for_each() {
 }
 
 #[test]
+fn threads_share_out_everything_without_rest() {
+    for choice in ["round-robin", "zipf:1"] {
+        let draft = Draft::parse(&format!("rate = 11\n{FLOWS}count = 4\nchoice = '{choice}'\n")).unwrap();
+        let parts = Profile::new(draft, 3).unwrap().parts;
+        let rates: Vec<u64> = parts.iter().map(|part| part.of(11)).collect();
+        // By Zipf: 1 + 1/4, 1/2 and 1/3 of 25/12.
+        assert_eq!(rates, if choice == "zipf:1" { [7, 2, 2] } else { [4, 3, 4] });
+        for whole in [0, 3, 1_000_003, u64::from(u32::MAX)] {
+            assert_eq!(parts.iter().map(|part| part.of(whole)).sum::<u64>(), whole);
+        }
+        assert_eq!(Rate::Max.part(&parts[2]), Some(Rate::Max));
+    }
+    let draft =
+        |rate| Draft::parse(&format!("rate = {rate}\n{FLOWS}count = 2\nchoice = 'zipf:10'\n")).unwrap();
+    let refused = Profile::new(draft(100), 2).unwrap_err().to_string();
+    assert!(refused.contains("rate (--rate) 100: less than 1 for each"), "{refused}");
+    Profile::new(draft(10_000), 2).unwrap();
+}
+
+#[test]
 fn every_class_gets_flows_for_every_thread_and_none_is_left_over() {
     let class = |share| ClassDraft { name: "x".into(), share, ..ClassDraft::default() };
     let got = classes(&[class(9998), class(1), class(1)], 100, 2).unwrap();

@@ -206,7 +206,9 @@ impl Device<'_> {
         };
         for percent in LATENCY_PERCENT {
             let Some(rate) = NonZeroU64::new(pps * percent / 100) else { continue };
-            if settings.latency.is_zero() || rate.get() < settings.send.threads.into() {
+            let fits =
+                settings.send.profile().is_none_or(|profile| profile.has_rate_for_each(Rate::Pps(rate)));
+            if settings.latency.is_zero() || !fits {
                 continue;
             }
             let (counted, latency_us) = self.trial(Rate::Pps(rate), settings.latency)?;

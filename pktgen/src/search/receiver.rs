@@ -199,7 +199,6 @@ fn serve<S: Source>(
             since,
             tracker: Tracker::new(settings.flows),
             latency: Latency::new()?,
-            received: 0,
             first_ns: 0,
             last_ns: 0,
         };
@@ -219,7 +218,7 @@ struct Tally {
     since: u64,
     tracker: Tracker,
     latency: Latency,
-    received: u64,
+    /// 0 before the first packet.
     first_ns: u64,
     last_ns: u64,
 }
@@ -233,17 +232,15 @@ impl Tally {
             return;
         }
         self.latency.record(elapsed(now, trailer.time));
-        if self.received == 0 {
+        if self.first_ns == 0 {
             self.first_ns = now;
         }
-        self.received += 1;
         self.last_ns = now;
     }
 
     /// Packets, each once; what is too old to tell whether it came twice does not count.
     fn distinct(&self) -> u64 {
-        let totals = self.tracker.counts();
-        self.received.saturating_sub(totals.duplicates + totals.beyond_window)
+        self.tracker.counts().distinct
     }
 }
 
@@ -302,7 +299,7 @@ mod tests {
     }
 
     fn send(socket: &UdpSocket, flow: u16, sequence: u64, time: u64) {
-        socket.send(&Trailer { flow, sequence, time }.encode()).unwrap();
+        socket.send(&Trailer { run: 7, flow, sequence, time }.encode()).unwrap();
     }
 
     #[test]

@@ -50,7 +50,7 @@ pub struct Part {
     pub uncompleted: u64,
     /// Why it ended.
     pub ended: Ended,
-    /// When the last frame was done; of a count, not before the one after it would have been due.
+    /// When the last frame was done; of a count, not before the one after it would have been due, unless it ends a burst.
     pub end_ns: u64,
     /// Wake-ups.
     pub kicks: KickCounts,
@@ -146,7 +146,7 @@ impl<'a, W: Wire, L: Load> Engine<'a, W, L> {
     }
 
     /// Returns why it ended, and when: with a count that is when the packet after the last one would have been due, so that the
-    /// rate is the one asked for.
+    /// rate is the one asked for; but not with bursts, between which nothing is sent.
     fn send(&mut self, limits: &Limits) -> Result<(Ended, u64), Error> {
         let start = self.run.start_ns;
         let until = Until::new(limits, start, self.run.stop.clone());
@@ -167,7 +167,7 @@ impl<'a, W: Wire, L: Load> Engine<'a, W, L> {
                     self.tally.skipped += self.load.due_before(until.end_ns());
                 }
                 // What has not come yet is no time that passed.
-                return Ok((ended, if ended == Ended::Count && due < u64::MAX { due } else { now }));
+                return Ok((ended, if ended == Ended::Count { self.load.slot_end_ns(now) } else { now }));
             }
             if due == u64::MAX && self.wire.built() == 0 {
                 return Ok((Ended::Count, now)); // all that there was

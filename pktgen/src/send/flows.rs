@@ -1,6 +1,5 @@
 //! One sender's part of a profile: which flow, which size, when.
 
-use std::num::NonZeroU64;
 use std::sync::Arc;
 
 use peregrine_dataplane::wire::outer::OuterFields;
@@ -9,7 +8,8 @@ use super::wire::{Load, Written};
 use crate::clock::SECOND;
 use crate::error::Error;
 use crate::pacer::{Pacer, Rate};
-use crate::profile::{Choice, Profile};
+use crate::profile::parts::{self, Part};
+use crate::profile::{Choice, Class, Profile};
 use crate::rng::{Deck, Rng, Weighted};
 use crate::template::Template;
 use crate::trailer::Trailer;
@@ -18,10 +18,11 @@ use crate::trailer::Trailer;
 #[derive(Debug)]
 pub struct FlowLoad {
     template: Arc<Template>,
+    run: u16,
     pacer: Pacer,
     rng: Rng,
     /// Which class is next, and what each has.
-    classes: Deck,
+    classes: Classes,
     choosers: Vec<Chooser>,
     /// Which size is next, and the frames' lengths.
     sizes: Deck,
@@ -41,6 +42,35 @@ struct Next {
     len: usize,
 }
 
+/// Chooses among classes.
+#[derive(Debug)]
+enum Classes {
+    /// Exactly by their shares.
+    Dealt(Deck),
+    /// By the weights of those of their flows that are this thread's, which are no whole numbers.
+    Weighted(Weighted),
+}
+
+impl Classes {
+    fn new(profile: &Profile, part: &Part) -> Option<Classes> {
+        let shares: Vec<u32> = profile.classes.iter().map(|class| class.share).collect();
+        let weighted =
+            shares.len() > 1 && profile.parts.len() > 1 && matches!(profile.flows.choice, Choice::Zipf(_));
+        if weighted {
+            return Some(Classes::Weighted(Weighted::new(&part.classes)));
+        }
+        Deck::new(&shares).map(Classes::Dealt)
+    }
+
+    #[inline]
+    fn draw(&mut self, rng: &mut Rng) -> usize {
+        match self {
+            Classes::Dealt(deck) => deck.draw(rng),
+            Classes::Weighted(weights) => weights.draw(rng),
+        }
+    }
+}
+
 /// Chooses among the flows of one class that are this thread's.
 #[derive(Debug)]
 struct Chooser {
@@ -58,13 +88,17 @@ enum Chosen {
 }
 
 impl Chooser {
-    fn new(flows: Vec<u16>, choice: Choice) -> Chooser {
-        let choice = match choice {
+    fn new(class: &Class, choice: Choice, thread: u32, threads: u32) -> Chooser {
+        let flows = || parts::flows(class, thread, threads);
+        let chosen = match choice {
             Choice::RoundRobin => Chosen::InTurn,
             Choice::Uniform => Chosen::Uniform,
-            Choice::Zipf(exponent) => Chosen::Weighted(Weighted::zipf(flows.len() as u32, exponent)),
+            Choice::Zipf(_) => {
+                let weights = flows().map(|flow| parts::weight(class, choice, flow));
+                Chosen::Weighted(Weighted::new(&weights.collect::<Vec<_>>()))
+            }
         };
-        Chooser { flows, at: 0, choice }
+        Chooser { flows: flows().map(|flow| flow as u16).collect(), at: 0, choice: chosen }
     }
 
     #[inline(always)]
@@ -88,7 +122,8 @@ pub fn template(profile: &Profile, outer: Option<&OuterFields>) -> Arc<Template>
 }
 
 impl FlowLoad {
-    /// The part of thread number `thread` of `threads`: of each class every so-many-th flow, and an equal part of the rate.
+    /// The part of thread number `thread` of `threads`: of each class every so-many-th flow, and of the rate as much
+    /// as these flows have of the packets.
     ///
     /// # Errors
     /// Never, for a profile that was made for so many threads.
@@ -99,17 +134,13 @@ impl FlowLoad {
         threads: u32,
         start_ns: u64,
     ) -> Result<FlowLoad, Error> {
-        let part = |class: &crate::profile::Class| {
-            let flows = class.flows().skip(thread as usize).step_by(threads.max(1) as usize);
-            Chooser::new(flows.map(|flow| flow as u16).collect(), profile.flows.choice)
-        };
-        let shares: Vec<u32> = profile.classes.iter().map(|class| class.share).collect();
+        let chooser = |class: &Class| Chooser::new(class, profile.flows.choice, thread, threads);
         let unfit = || Error::Arguments("the profile does not fit so many --threads".into());
-        let rate = NonZeroU64::new(threads.into()).and_then(|all| profile.rate.part(thread.into(), all));
+        let part = profile.parts.get(thread as usize).ok_or_else(unfit)?;
         let overhead = template.overhead();
         let stream = u64::from(thread) * 2;
         let pacer = Pacer::with(
-            rate.ok_or_else(unfit)?,
+            profile.rate.part(part).ok_or_else(unfit)?,
             profile.arrivals,
             profile.sizes.mean() + overhead as f64,
             Rng::new(profile.seed, stream + 1),
@@ -117,10 +148,11 @@ impl FlowLoad {
         );
         let mut load = FlowLoad {
             template: Arc::clone(template),
+            run: 0,
             pacer,
             rng: Rng::new(profile.seed, stream),
-            classes: Deck::new(&shares).ok_or_else(unfit)?,
-            choosers: profile.classes.iter().map(part).collect(),
+            classes: Classes::new(profile, part).ok_or_else(unfit)?,
+            choosers: profile.classes.iter().map(chooser).collect(),
             sizes: Deck::new(&profile.sizes.weights()).ok_or_else(unfit)?,
             lens: profile.sizes.iter().map(|size| size.bytes + overhead).collect(),
             sequences: vec![0; template.flows()],
@@ -129,6 +161,12 @@ impl FlowLoad {
         };
         load.next = load.draw();
         Ok(load)
+    }
+
+    /// The same, as part of this run.
+    #[must_use]
+    pub fn of_run(self, run: u16) -> FlowLoad {
+        FlowLoad { run, ..self }
     }
 
     #[inline]
@@ -158,6 +196,10 @@ impl Load for FlowLoad {
         self.pacer.next_ns(now)
     }
 
+    fn slot_end_ns(&self, now: u64) -> u64 {
+        self.pacer.slot_end_ns(now)
+    }
+
     #[inline]
     fn next_len(&self) -> usize {
         self.next.len
@@ -168,7 +210,7 @@ impl Load for FlowLoad {
         let Next { flow, class, len } = self.next;
         let due = self.pacer.take(now, len)?;
         let sequence = self.sequences.get_mut(usize::from(flow))?;
-        if !self.template.write(out, Trailer { flow, sequence: *sequence, time: due }) {
+        if !self.template.write(out, Trailer { run: self.run, flow, sequence: *sequence, time: due }) {
             return None; // never: the sizes have been checked
         }
         *sequence += 1;

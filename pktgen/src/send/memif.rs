@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use peregrine_memif::{Client, ClientConfig, ControlSocket, PushError, RxRing, SocketAddr, TxRing};
+use peregrine_memif::{ClientConfig, ControlSocket, PushError, RxRing, SocketAddr, TxRing};
 use serde::Serialize;
 
 use super::KickCounts;
@@ -14,9 +14,8 @@ use super::wire::{BURST, Wire};
 use crate::clock::now_ns;
 use crate::error::Error;
 use crate::limits::SLEEP_MAX;
+use crate::port::memif::connect;
 
-/// How long a server may take to appear and to answer.
-const CONNECT_PATIENCE: Duration = Duration::from_secs(10);
 /// So that neither a cache line nor a pair of them is shared by two frames.
 const ALIGNMENT: usize = 128;
 
@@ -75,8 +74,7 @@ impl MemifWire {
                 config.buffer_bytes
             )));
         }
-        let failed = |source| Error::Memif { socket: socket.clone(), source };
-        let interface = Client::connect_blocking(socket, config.clone(), CONNECT_PATIENCE).map_err(failed)?;
+        let interface = connect(socket, config.clone())?;
         let peer = format!("memif server {} ({})", interface.peer_name, interface.peer_if_name);
         let (wanted, got) = (usize::from(config.queue_pairs), interface.tx.len().min(interface.rx.len()));
         if got < wanted {

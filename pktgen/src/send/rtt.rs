@@ -40,8 +40,8 @@ pub enum Expected {
 #[derive(Debug)]
 pub struct Rtt {
     expected: Expected,
-    /// Answers to what was sent before are none of ours.
-    since: u64,
+    /// Answers to packets of another run are none of ours.
+    run: u16,
     tracker: Tracker,
     latency: Latency,
     received: u64,
@@ -49,19 +49,19 @@ pub struct Rtt {
 }
 
 impl Rtt {
-    /// For the answers to what so many flows send from `since` on.
+    /// For the answers to what so many flows send in this run.
     ///
     /// # Errors
     /// No memory for the histogram.
-    pub fn new(expected: Expected, flows: usize, since: u64) -> Result<Rtt, Error> {
+    pub fn new(expected: Expected, flows: usize, run: u16) -> Result<Rtt, Error> {
         let (tracker, latency) = (Tracker::new(flows), Latency::new()?);
-        Ok(Rtt { expected, since, tracker, latency, received: 0, not_ours: 0 })
+        Ok(Rtt { expected, run, tracker, latency, received: 0, not_ours: 0 })
     }
 
     /// A frame arrived.
     #[inline]
     pub fn record(&mut self, now: u64, frame: &[u8]) {
-        let ours = self.expected.trailer(frame).filter(|trailer| elapsed(self.since, trailer.time) == 0);
+        let ours = self.expected.trailer(frame).filter(|trailer| trailer.run == self.run);
         match ours {
             Some(trailer) if self.tracker.record(trailer.flow, trailer.sequence) => {
                 self.received += 1;
@@ -112,7 +112,7 @@ mod tests {
     /// Answers that came too late to tell whether they had come before stand for no packet.
     #[test]
     fn what_is_too_old_to_tell_is_no_answer_that_was_missing() {
-        let mut rtt = Rtt::new(Expected::Plain, 1, 0).unwrap();
+        let mut rtt = Rtt::new(Expected::Plain, 1, 7).unwrap();
         let inner = Inner {
             source_mac: MacAddr([2, 0, 0, 0, 0, 1]),
             destination_mac: MacAddr([2, 0, 0, 0, 0, 2]),
@@ -124,10 +124,13 @@ mod tests {
         let template = Template::new(&inner, None).unwrap();
         let mut frame = vec![0; template.len()];
         for sequence in [10_000, 0, 1, 10_000] {
-            assert!(template.write(&mut frame, Trailer { flow: 0, sequence, time: 6 }));
+            assert!(template.write(&mut frame, Trailer { run: 7, flow: 0, sequence, time: 6 }));
             rtt.record(7, &frame);
         }
         assert_eq!((rtt.received, rtt.distinct()), (4, 1));
+        assert!(template.write(&mut frame, Trailer { run: 8, flow: 0, sequence: 10_001, time: 6 }));
+        rtt.record(7, &frame);
+        assert_eq!((rtt.received, rtt.not_ours), (4, 1), "an answer to another run");
     }
 
     #[test]
@@ -151,7 +154,7 @@ mod tests {
         };
         let template = Template::new(&headers, Some(&Vxlan { outer, vni })).unwrap();
         let mut frame = vec![0; template.len()];
-        let packet = Trailer { flow: 0, sequence: 5, time: 6 };
+        let packet = Trailer { run: 7, flow: 0, sequence: 5, time: 6 };
         assert!(template.write(&mut frame, packet));
         let trailer = |frame: &[u8], vtep, vni| Expected::Vxlan(vtep, vec![vni]).trailer(frame);
         assert_eq!(trailer(&frame, vtep, vni), Some(packet));

@@ -73,6 +73,49 @@ fn zipf_gives_the_first_flow_its_part() {
     }
 }
 
+/// However many threads there are, each flow has the part of all packets that it has with one.
+#[test]
+fn zipf_is_zipf_over_all_threads() {
+    const PACKETS: u64 = 400_000;
+    let text = "[[classes]]\nname='a'\nshare=3\n[[classes]]\nname='b'\nshare=1\n";
+    for (text, flows) in [("", 40), (text, 40)] {
+        let text = format!("seed = 7\n{FLOWS}count = {flows}\nchoice = 'zipf:1.1'\n{text}");
+        for threads in [1, 2, 3, 7] {
+            let made = format!("rate = {PACKETS}\n{text}");
+            let profile = Profile::new(Draft::parse(&made).unwrap(), threads).unwrap();
+            let mut counts = vec![0u64; flows];
+            for thread in 0..threads {
+                let part = profile.parts[thread as usize].of(PACKETS);
+                let Some(Rate::Pps(pps)) = profile.rate.part(&profile.parts[thread as usize]) else {
+                    panic!()
+                };
+                assert_eq!(pps.get(), part, "rate and count are shared out alike");
+                let mut load = load(&text, thread, threads);
+                for _ in 0..part {
+                    let Trailer { flow, sequence, .. } = packet(&mut load).1;
+                    assert_eq!(sequence, counts[usize::from(flow)], "one thread counts them");
+                    counts[usize::from(flow)] += 1;
+                }
+            }
+            assert_eq!(counts.iter().sum::<u64>(), PACKETS);
+            let shares: f64 = profile.classes.iter().map(|class| f64::from(class.share)).sum();
+            for class in &profile.classes {
+                let weights: Vec<f64> = (1..=class.flow_count).map(|n| f64::from(n).powf(-1.1)).collect();
+                let of_all = f64::from(class.share) / shares / weights.iter().sum::<f64>();
+                for (flow, weight) in class.flows().zip(&weights) {
+                    let wanted = PACKETS as f64 * weight * of_all;
+                    let got = counts[flow as usize] as f64;
+                    // Five standard deviations, and what rounding a rate may cost.
+                    assert!(
+                        (got - wanted).abs() < 5.0 * wanted.sqrt() + 2.0,
+                        "{threads} threads, flow {flow}: {got}, not {wanted}"
+                    );
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn classes_get_their_share_their_mark_and_their_port() {
     let classes =
@@ -250,12 +293,26 @@ fn a_run_lasts_no_longer_than_it_did() {
     let template = flows::template(&profile, None);
     let stopped = Stop::new();
     stopped.set();
-    for (seconds, stop, ended) in [(0.02, Stop::new(), Ended::Seconds), (60.0, stopped, Ended::Signal)] {
+    for (seconds, count, stop, ended) in [
+        (Some(0.02), None, Stop::new(), Ended::Seconds),
+        (Some(60.0), None, stopped, Ended::Signal),
+        (None, Some(100), Stop::new(), Ended::Count),
+    ] {
         let load = |start| FlowLoad::new(&profile, &template, 0, 1, start).unwrap();
-        let (start, part) = run_until(load, 0, &SendSettings::limits(Some(seconds), None, None), &stop);
+        let (start, part) = run_until(load, 0, &SendSettings::limits(seconds, count, None), &stop);
         assert_eq!(part.ended, ended);
         assert!((start..=now_ns()).contains(&part.end_ns), "{ended:?}: {} ns", part.end_ns - start);
     }
+}
+
+/// The packets of a rate have a time each, the last one, too.
+#[test]
+fn a_count_at_a_rate_lasts_as_long_as_the_rate_says() {
+    let profile = Profile::new(Draft::parse(&format!("rate = 1000\n{FLOWS}")).unwrap(), 1).unwrap();
+    let template = flows::template(&profile, None);
+    let load = |start| FlowLoad::new(&profile, &template, 0, 1, start).unwrap();
+    let (start, part) = run_until(load, 0, &SendSettings::limits(None, Some(5), None), &Stop::new());
+    assert!(part.ended == Ended::Count && part.end_ns - start >= 5_000_000, "{} ns", part.end_ns - start);
 }
 
 /// A replay leaves nothing out, but its time: 20 ms of 20 million a second, over a wire that is stuck.

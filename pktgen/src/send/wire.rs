@@ -88,6 +88,10 @@ pub trait Load {
     /// When the next frame is meant to leave; never, if there is none.
     fn next_ns(&self, now: u64) -> u64;
 
+    /// When the time of the last frame is over: where frames follow one another at a rate, when the next one would leave. A gap
+    /// between bursts, or one that was recorded, is no frame's time: then it is `now`.
+    fn slot_end_ns(&self, now: u64) -> u64;
+
     /// Bytes of the next frame.
     fn next_len(&self) -> usize;
 

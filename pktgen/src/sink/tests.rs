@@ -27,7 +27,7 @@ fn template() -> Template {
 fn push(server: &mut Interface, flow: u16, sequence: u64) {
     let template = template();
     let mut frame = vec![0; template.len()];
-    assert!(template.write(&mut frame, Trailer { flow, sequence, time: clock::now_ns() }));
+    assert!(template.write(&mut frame, Trailer { run: 7, flow, sequence, time: clock::now_ns() }));
     server.tx[0].push(&frame).unwrap();
 }
 
@@ -78,7 +78,9 @@ fn all_rings_are_read() {
         for sequence in 0..100 {
             for (flow, ring) in (0..3).zip(&mut server.tx) {
                 let mut frame = vec![0; template.len()];
-                assert!(template.write(&mut frame, Trailer { flow, sequence, time: clock::now_ns() }));
+                assert!(
+                    template.write(&mut frame, Trailer { run: 7, flow, sequence, time: clock::now_ns() })
+                );
                 ring.push(&frame).unwrap();
                 ring.flush().unwrap();
             }
@@ -115,10 +117,10 @@ fn a_line_per_second_loses_nothing() {
     let template = template();
     let mut frame = vec![0; template.len()];
     for (sequence, at) in [(0, 10_000), (2, 20_000), (3, 1_000_000)] {
-        assert!(template.write(&mut frame, Trailer { flow: 0, sequence, time: 0 }));
+        assert!(template.write(&mut frame, Trailer { run: 7, flow: 0, sequence, time: 0 }));
         tally.take::<crate::port::memif::MemifRx>(at, &frame);
         if sequence == 2 {
-            let Quality { lost, p50_ns, p99_ns } = tally.quality();
+            let Quality { lost, p50_ns, p99_ns, .. } = tally.quality();
             assert!(lost == 1 && p50_ns / 100 == 100 && p99_ns / 100 == 200, "{lost} {p50_ns} {p99_ns}");
         }
     }
@@ -146,6 +148,32 @@ fn what_a_script_wants_is_checked() {
     assert_eq!(lossy, "1 packets were lost, a ratio of 0.250000: --max-loss 0.2");
 }
 
+/// Its numbers begin anew: taken for those of the first one, they would be duplicates and hide what is lost.
+#[test]
+fn a_second_sender_is_told_from_the_first() {
+    let (port, mut server) = memif();
+    let template = template();
+    let mut frame = vec![0; template.len()];
+    for (run, sequence) in [(7, 0), (7, 1), (8, 0), (8, 5), (7, 2), (9, 0), (7, 3)] {
+        assert!(template.write(&mut frame, Trailer { run, flow: 0, sequence, time: clock::now_ns() }));
+        server.tx[0].push(&frame).unwrap();
+    }
+    server.tx[0].flush().unwrap();
+    let report = run(port.rx, &settings(Wait::Poll, 4), Stop::new()).unwrap().report;
+    assert_eq!((report.received, report.other_runs, report.bytes), (4, 3, 4 * 64));
+    assert_eq!((report.lost, report.duplicates, report.beyond_window), (0, 0, 0));
+    let demands = |max_loss| Demands { max_loss, min_received: Some(4) };
+    demands(None).check(&report).unwrap();
+    let why = demands(Some(0.0)).check(&report).unwrap_err();
+    assert_eq!(why.exit_status(), 1);
+    assert!(why.to_string().starts_with("3 packets are of another run of send"), "{why}");
+    let rows = crate::report::Report::rows(&report);
+    assert!(
+        rows.iter().any(|(what, text)| *what == "other runs" && text.starts_with("3 packets")),
+        "{rows:?}"
+    );
+}
+
 #[test]
 fn a_peer_that_goes_away_ends_it_with_the_report() {
     let (port, mut server) = memif();
@@ -165,10 +193,10 @@ fn a_stall_of_the_receiver_shows_in_the_histogram() {
     let mut frame = vec![0; template.len()];
     let now = clock::now_ns();
     for sequence in 0..100 {
-        assert!(
-            template
-                .write(&mut frame, Trailer { flow: 0, sequence, time: now - (100 - sequence) * MILLISECOND })
-        );
+        assert!(template.write(
+            &mut frame,
+            Trailer { run: 7, flow: 0, sequence, time: now - (100 - sequence) * MILLISECOND }
+        ));
         server.tx[0].push(&frame).unwrap();
     }
     server.tx[0].flush().unwrap();
@@ -184,7 +212,7 @@ fn datagrams_are_counted_and_what_is_not_ours_is_told() {
         let sender = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         sender.send_to(b"not ours", port.local()).unwrap();
         for sequence in [0, 1, 3] {
-            let trailer = Trailer { flow: 0, sequence, time: clock::now_ns() };
+            let trailer = Trailer { run: 7, flow: 0, sequence, time: clock::now_ns() };
             sender.send_to(&[&[0; 4], &trailer.encode()[..]].concat(), port.local()).unwrap();
         }
         let report = run(port, &settings(wait, 3), Stop::new()).unwrap().report;

@@ -39,7 +39,8 @@ fn frame(template: &Template, packet: Trailer) -> Vec<u8> {
 #[test]
 fn a_smallest_frame_is_literally_this() {
     let template = Template::new(&inner(60, 3), Some(&vxlan())).unwrap();
-    let mut got = frame(&template, Trailer { flow: 2, sequence: 0x0102, time: 0x0a0b_0c0d_0e0f });
+    let mut got =
+        frame(&template, Trailer { run: 0x5431, flow: 2, sequence: 0x0102, time: 0x0a0b_0c0d_0e0f });
     let outer_port = u16::from_be_bytes([got[34], got[35]]);
     assert!(outer_port >= 49152);
     got[34..36].fill(0); // the hash is not a contract
@@ -110,7 +111,7 @@ proptest! {
             dscp,
             vni: None,
         };
-        let packet = Trailer { flow, sequence, time };
+        let packet = Trailer { run: 7, flow, sequence, time };
         let template = Template::of_flows((0..3).map(headers), None);
         prop_assert_eq!(template.flows(), 3);
         let mut plain = vec![0xee; size];
@@ -135,7 +136,7 @@ proptest! {
     fn etherparse_finds_every_frame_right(
         size in SIZE_MIN..1800, flow in 0u16..50, sequence in 0..=trailer::SEQUENCE_MAX, time in 0..=trailer::SEQUENCE_MAX,
     ) {
-        let (inner, packet) = (inner(size, 50), Trailer { flow, sequence, time });
+        let (inner, packet) = (inner(size, 50), Trailer { run: 7, flow, sequence, time });
         check_inner(&frame(&Template::new(&inner, None).unwrap(), packet), &inner, packet);
 
         let wrapped = frame(&Template::new(&inner, Some(&vxlan())).unwrap(), packet);
@@ -155,7 +156,7 @@ proptest! {
 fn no_checksum_is_ever_sent_as_zero() {
     let template = Template::new(&inner(60, 1), None).unwrap();
     let all_ones = (0..=u16::MAX).filter(|n| {
-        let got = frame(&template, Trailer { flow: 0, sequence: u64::from(*n), time: 0 });
+        let got = frame(&template, Trailer { run: 7, flow: 0, sequence: u64::from(*n), time: 0 });
         assert_ne!(got[40..42], [0, 0]);
         got[40..42] == [0xff, 0xff]
     });
@@ -165,7 +166,7 @@ fn no_checksum_is_ever_sent_as_zero() {
 #[test]
 fn flows_have_outer_ports_of_their_own() {
     let template = Template::new(&inner(60, 100), Some(&vxlan())).unwrap();
-    let port = |flow| frame(&template, Trailer { flow, sequence: 0, time: 0 })[34..36].to_vec();
+    let port = |flow| frame(&template, Trailer { run: 7, flow, sequence: 0, time: 0 })[34..36].to_vec();
     let ports: std::collections::HashSet<_> = (0..100).map(port).collect();
     assert!(ports.len() > 90, "{}", ports.len());
     assert_eq!(port(7), port(7));
@@ -180,6 +181,6 @@ fn what_cannot_be_is_refused() {
     assert!(Template::new(&inner(60, 45536), None).is_some());
     assert!(Template::new(&inner(60, 45537), None).is_none(), "ports beyond 65535");
     let template = Template::new(&inner(60, 1), None).unwrap();
-    assert!(!template.write(&mut [0; 59], Trailer { flow: 0, sequence: 0, time: 0 }));
-    assert!(!template.write(&mut [0; 60], Trailer { flow: 1, sequence: 0, time: 0 }));
+    assert!(!template.write(&mut [0; 59], Trailer { run: 7, flow: 0, sequence: 0, time: 0 }));
+    assert!(!template.write(&mut [0; 60], Trailer { run: 7, flow: 1, sequence: 0, time: 0 }));
 }
