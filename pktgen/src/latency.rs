@@ -94,8 +94,7 @@ impl Latency {
     /// Those of writing.
     pub fn write_counts(&self, out: &mut impl Write) -> io::Result<()> {
         let mut recorded = self.0.iter_recorded();
-        recorded
-            .try_for_each(|step| writeln!(out, "{} {}", step.value_iterated_to(), step.count_at_value()))
+        recorded.try_for_each(|step| writeln!(out, "{} {}", step.value_iterated_to(), step.count_at_value()))
     }
 
     /// `None` when nothing was recorded.

@@ -141,7 +141,8 @@ fn run_sink(args: &SinkArgs) -> Result<(), Error> {
     };
     report::print(&outcome.report, floor, args.common.json)?;
     if let Some((file, what)) = percentiles {
-        overwrite(file, |file| outcome.report.latency.write_percentiles(file)).map_err(Error::system(what))?;
+        overwrite(file, |file| outcome.report.latency.write_percentiles(file))
+            .map_err(Error::system(what))?;
     }
     outcome.failure.map_or(Ok(()), Err)?;
     args.demands().check(&outcome.report)

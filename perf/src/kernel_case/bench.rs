@@ -27,6 +27,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// as loss: the same for the kernel's socket as `search` takes, and slots of the memif ring.
 const UDP_BUFFER: &str = "524288";
 const SINK_RING: &str = "4096";
+/// It sleeps when it has nothing to do, so that its core's time is work; in the search as in the stream, because to wake it
+/// costs whoever brings its packets, which on the kernel's path is the generator's core.
+const SINK_WAIT: &str = "interrupt";
 /// Round trips a second where nothing else is to be done.
 const IDLE_PPS: u64 = 1000;
 /// How often `status` is asked how busy the worker is.
@@ -40,6 +43,9 @@ const PROMPT_US: f64 = 1000.0;
 /// By so much is a rate lowered that is beyond, and so often at most.
 const CAPACITY_STEP: f64 = 0.95;
 const CAPACITY_STEPS: usize = 6;
+
+/// How `peregrine-pktgen search` calls the end of a search that had no time to be sure.
+pub const UNCONFIRMED: &str = "unconfirmed";
 
 /// What is compared.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -79,6 +85,14 @@ pub struct Case {
     pub flows: u16,
 }
 
+impl Case {
+    /// `64 bytes, 1 flow`
+    pub fn title(self) -> String {
+        let Case { bytes, flows } = self;
+        format!("{bytes} bytes, {flows} flow{}", if flows == 1 { "" } else { "s" })
+    }
+}
+
 /// How many round trips the kernel's overlay can answer a second.
 #[derive(Clone, Copy, Debug)]
 pub struct Capacity {
@@ -105,6 +119,13 @@ pub struct Figures {
     pub cpu: Cpu,
     /// Idle, and at 10, 50 and 90 % of the kernel's capacity.
     pub round_trips: Vec<RoundTrips>,
+}
+
+impl Figures {
+    /// The rate without loss, if the search was sure of it.
+    pub fn confirmed_ndr(&self) -> Option<u64> {
+        Some(self.ndr_pps as u64).filter(|pps| *pps > 0 && self.ndr_end != UNCONFIRMED)
+    }
 }
 
 /// CPU seconds per million packets that arrived.
@@ -145,12 +166,14 @@ pub struct RoundTrips {
     pub floor_ns: Option<f64>,
     /// p50, p90, p99, p99.9, p99.99 and the maximum, in microseconds; those that so few packets do not have are absent.
     pub us: [Option<f64>; 6],
+    /// How many answers took how many nanoseconds: what the runs together are made of.
+    pub counts: Vec<(u64, u64)>,
 }
 
 /// Names of [`RoundTrips::us`].
 pub const PERCENTILES: [&str; 6] = ["p50", "p90", "p99", "p999", "p9999", "max"];
 /// As many packets as it takes for one to lie beyond.
-const PACKETS_MIN: [u64; 6] = [1, 10, 100, 1000, 10_000, 1];
+pub const PACKETS_MIN: [u64; 6] = [1, 10, 100, 1000, 10_000, 1];
 
 /// A system that runs.
 pub struct Bench {
@@ -225,7 +248,7 @@ impl Bench {
     pub fn round_trip_capacity(&self, case: Case) -> Result<Capacity, String> {
         let echo = self.echo()?;
         let mut command = self.generator("search", case, self.answerer(), ECHO_PORT);
-        let report = self.run(self.bound_search(&mut command).arg("--rtt"))?;
+        let report = self.finish(self.bound_search(&mut command).arg("--rtt"))?;
         let found = &report["sizes"][0];
         let answered = found["max_received_pps"].as_f64().unwrap_or(0.0);
         let mut pps = found["pdr"]["pps"].as_f64().filter(|pps| *pps > 0.0).unwrap_or(answered / 2.0);
@@ -242,11 +265,15 @@ impl Bench {
         Ok(Capacity { pps: pps as u64, prompt })
     }
 
-    /// Everything of one case. `capacity` is the kernel's, in round trips.
-    pub fn measure(&self, case: Case, capacity: u64) -> Result<Figures, String> {
+    /// Everything of one case. `capacity` is the kernel's, in round trips; `start` is where the search may begin.
+    pub fn measure(&self, case: Case, capacity: u64, start: Option<u64>) -> Result<Figures, String> {
         let mut command = self.generator("search", case, self.counter(), SINK_PORT);
-        self.bound_search(&mut command).args(self.sink_of_search());
-        let found = self.run(&mut command)?;
+        // Only the rate without loss is wanted: with a loss of 0 allowed the two searches are one.
+        self.bound_search(&mut command).args(["--loss", "0"]).args(self.sink_of_search());
+        if let Some(start) = start {
+            command.args(["--rate-start", &start.to_string()]);
+        }
+        let found = self.finish(&mut command)?;
         let found = &found["sizes"][0];
         let (received, cpu) = self.stream(case, &best_load(found))?;
         let echo = self.echo()?;
@@ -257,7 +284,8 @@ impl Bench {
         echo.stop(PATIENCE).map_err(lab)?;
         let ndr_pps = found["ndr"]["pps"].as_f64().unwrap_or(0.0);
         Ok(Figures {
-            // What arrived without loss arrived: the stream's sink sleeps when it has nothing to do, the search's does not.
+            // The most that arrives at any loss is no less than what arrives without. Both far ends wait alike, but the two
+            // were measured one after the other, and each is exact only to what the machine was at then.
             max_pps: received.max(ndr_pps),
             ndr_pps,
             ndr_end: found["ndr"]["end"].as_str().unwrap_or("unknown").to_string(),
@@ -268,8 +296,7 @@ impl Bench {
 
     /// At this rate; packets a second that arrived, and what they cost.
     fn stream(&self, case: Case, rate: &str) -> Result<(f64, Cpu), String> {
-        // The tenant sleeps when it has nothing to do, so that its core's time is work.
-        let mut command = self.far_end("sink", SINK_PORT, "interrupt", &["--idle-ms", "150"]);
+        let mut command = self.far_end("sink", SINK_PORT, SINK_WAIT, &["--idle-ms", "150"]);
         if self.tenant.is_some() {
             command.args(["--udp-buffer", UDP_BUFFER]);
         }
@@ -330,12 +357,14 @@ impl Bench {
     }
 
     fn one_attempt(&self, case: Case, load: &'static str, pps: u64) -> Result<RoundTrips, String> {
-        let Times { round_trips: least, packets, .. } = self.times;
-        let seconds = (packets / pps as f64).clamp(least, 2.0 * least);
+        let Times { round_trips: least, round_trips_longest: most, packets, .. } = self.times;
+        let seconds = (packets / pps as f64).clamp(least, most);
+        let counts = self.hosts.file("rtt.counts");
         let mut command = self.generator("send", case, self.answerer(), ECHO_PORT);
         command.args(["--rtt", "--rate", &pps.to_string(), "--seconds", &seconds.to_string()]);
+        command.arg("--rtt-counts").arg(&counts);
         let before = self.ticks()?;
-        let report = self.run(&mut command)?;
+        let report = self.finish(&mut command)?;
         let after = self.ticks()?;
         let stolen: u64 = after.iter().zip(before).map(|(after, before)| after.since(before).stolen).sum();
         let stolen_ms = stolen as f64 * 1000.0 / TICKS;
@@ -348,22 +377,38 @@ impl Bench {
         let disturbed = late as f64 / sent.max(1) as f64 + stolen_ms / 1000.0 / seconds;
         let lost = number("lost");
         let floor_ns = report["floor_ns"]["p50"].as_f64();
-        Ok(RoundTrips { load, pps, sent, lost, late, stolen_ms, disturbed, attempts: 1, floor_ns, us })
+        let text = std::fs::read_to_string(&counts)
+            .map_err(|error| format!("cannot read {}: {error}", counts.display()))?;
+        let counts = parse_counts(&text)?;
+        Ok(RoundTrips {
+            load,
+            pps,
+            sent,
+            lost,
+            late,
+            stolen_ms,
+            disturbed,
+            attempts: 1,
+            floor_ns,
+            us,
+            counts,
+        })
     }
 
     /// Bounds of a search, and no latency: that is measured as round trips.
     fn bound_search<'a>(&self, command: &'a mut Command) -> &'a mut Command {
-        let Times { search, first_trial, trial, sum, .. } = self.times;
+        let Times { search, first_trial, trial, sum, width, .. } = self.times;
         let bounds = [
             ("--seconds", search),
             ("--first-trial-seconds", first_trial),
             ("--trial-seconds", trial),
             ("--sum-seconds", sum),
+            ("--width", width),
         ];
-        for (flag, seconds) in bounds {
-            command.args([flag, &seconds.to_string()]);
+        for (flag, value) in bounds {
+            command.args([flag, &value.to_string()]);
         }
-        command.args(["--no-latency", "--rate-min", "1000", "--width", "3"])
+        command.args(["--no-latency", "--rate-min", "1000"])
     }
 
     /// The far end of a search, in the generator's own process.
@@ -379,7 +424,9 @@ impl Bench {
                 words.map(String::from).into()
             }
         };
-        [words, vec!["--sink-core".into(), self.tenant_core().to_string()]].concat()
+        let how =
+            ["--sink-wait", SINK_WAIT, "--sink-core", &self.tenant_core().to_string()].map(String::from);
+        [words, how.into()].concat()
     }
 
     /// The tenant that answers, as `(ip, mac)`; of the kernel's overlay there is one tenant only, with two sockets.
@@ -442,7 +489,7 @@ impl Bench {
     }
 
     /// Runs a generator to its end.
-    fn run(&self, command: &mut Command) -> Result<Value, String> {
+    fn finish(&self, command: &mut Command) -> Result<Value, String> {
         self.go_on()?;
         let process = Process::start(command).map_err(lab)?;
         let text = process.finish(self.patience(self.times.search * 2.0), &|| self.stopped()).map_err(lab)?;
@@ -475,6 +522,16 @@ impl Bench {
     }
 }
 
+/// Lines of nanoseconds and a count.
+fn parse_counts(text: &str) -> Result<Vec<(u64, u64)>, String> {
+    let parse = |line: &str| {
+        let (ns, count) = line.split_once(' ')?;
+        Some((ns.parse().ok()?, count.parse().ok()?))
+    };
+    let bad = |line: &str| format!("peregrine-pktgen's counts of round trips have a line `{line}`");
+    text.lines().map(|line| parse(line).ok_or_else(|| bad(line))).collect()
+}
+
 /// The load of which most arrived in a search: packets a second, or `max`.
 fn best_load(found: &Value) -> String {
     let received = |trial: &&Value| trial["received_pps"].as_f64().unwrap_or(0.0);
@@ -491,6 +548,22 @@ fn json(text: &str) -> Result<Value, String> {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn counts_are_read_or_the_line_is_named() {
+        assert_eq!(parse_counts("5 1\n900 2\n"), Ok(vec![(5, 1), (900, 2)]));
+        assert_eq!(parse_counts(""), Ok(Vec::new()));
+        for bad in ["5", "5 -1", "x 1", ""] {
+            let error = parse_counts(&format!("1 1\n{bad}\n")).unwrap_err();
+            assert!(error.ends_with(&format!("`{bad}`")), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_case_is_named_as_one_says_it() {
+        assert_eq!(Case { bytes: 64, flows: 1 }.title(), "64 bytes, 1 flow");
+        assert_eq!(Case { bytes: 1400, flows: 100 }.title(), "1400 bytes, 100 flows");
+    }
 
     #[test]
     fn the_best_load_is_not_the_highest_where_an_overload_brings_less() {
