@@ -40,14 +40,16 @@ const RUNS: usize = 5;
 #[derive(Clone, Copy, Debug)]
 struct Times {
     runs: usize,
-    /// All of it: no run is begun, and nothing measured again, that would not be over by then.
+    /// All of it: searches share what the rest leaves of it, and no run is begun, and nothing measured again, that would not
+    /// be over by then.
     all: f64,
     /// One system in one case, about: what is left is told by it before anything was measured.
     case: f64,
     /// How many systems are measured again at most because something failed.
     retries: usize,
-    /// All of a search, at most.
+    /// All of a search: at most, and at least.
     search: f64,
+    search_least: f64,
     first_trial: f64,
     trial: f64,
     sum: f64,
@@ -62,6 +64,9 @@ struct Times {
     round_trips: f64,
     round_trips_longest: f64,
     packets: f64,
+    /// A rate beyond the capacity for round trips is lowered by this factor, so often at most.
+    capacity_step: f64,
+    capacity_steps: usize,
     /// For measuring round trips again that something disturbed: of each system in each run, so that all have the same.
     spare: f64,
 }
@@ -69,10 +74,11 @@ struct Times {
 /// Under a minute.
 const QUICK: Times = Times {
     runs: 1,
-    all: 57.0,
+    all: 48.0,
     case: 5.0,
     retries: 1,
     search: 2.4,
+    search_least: 0.6,
     first_trial: 0.06,
     trial: 0.2,
     sum: 0.2,
@@ -80,18 +86,21 @@ const QUICK: Times = Times {
     stream: 0.6,
     stream_peregrine: 2.2,
     round_trips: 0.2,
-    round_trips_longest: 0.4,
+    round_trips_longest: 0.3,
     packets: 12_000.0,
+    capacity_step: 0.9,
+    capacity_steps: 3,
     spare: 0.5,
 };
 
-/// Twenty minutes at most. At idle, too, five runs together have the 10,000 packets that p99.99 takes.
+/// Twenty minutes at most. At idle, too, four runs together have the 10,000 packets that p99.99 takes.
 const FULL: Times = Times {
     runs: RUNS,
-    all: 1200.0,
+    all: 1170.0,
     case: 11.0,
     retries: 3,
     search: 5.0,
+    search_least: 3.0,
     first_trial: 0.1,
     trial: 0.5,
     sum: 1.0,
@@ -99,8 +108,10 @@ const FULL: Times = Times {
     stream: 1.5,
     stream_peregrine: 2.4,
     round_trips: 0.4,
-    round_trips_longest: 2.4,
+    round_trips_longest: 2.6,
     packets: 8000.0,
+    capacity_step: 0.95,
+    capacity_steps: 6,
     spare: 8.0,
 };
 
@@ -179,6 +190,12 @@ struct Done<'a> {
     retried: Vec<String>,
     /// Cases that are behind us, of any system.
     steps: usize,
+    /// Cases that were measured, those that a failure made worthless included, and seconds that all but their searches and
+    /// streams took.
+    measured: usize,
+    rest: f64,
+    /// Seconds that the capacities took.
+    of_capacities: f64,
 }
 
 impl Done<'_> {
@@ -194,6 +211,9 @@ impl Done<'_> {
             uplink: serde_json::Value::Null,
             retried: Vec::new(),
             steps: 0,
+            measured: 0,
+            rest: 0.0,
+            of_capacities: 0.0,
         }
     }
 
@@ -235,18 +255,27 @@ impl Done<'_> {
 
     /// All cases of one system.
     fn system(&mut self, system: System, run: &mut Vec<Measured>) -> Result<(), String> {
-        let bench = Bench::start(system, self.times, self.interrupted.clone())?;
+        // Where the time is short for searches, there is none to measure round trips again.
+        let spare = if self.search_seconds() > self.times.search_least { self.times.spare } else { 0.0 };
+        let times = Times { spare, ..self.times };
+        let bench = Bench::start(system, times, self.interrupted.clone())?;
         for (at, case) in self.cases.iter().copied().enumerate() {
             eprintln!("{}", self.progress(system, case));
             let capacity = match self.capacities.get(at) {
                 Some(capacity) => *capacity,
                 None => {
-                    let capacity = bench.round_trip_capacity(case)?;
+                    let begun = Instant::now();
+                    let capacity = bench.round_trip_capacity(case, self.search_seconds())?;
                     self.capacities.push(capacity);
+                    self.of_capacities += begun.elapsed().as_secs_f64();
                     capacity
                 }
             };
-            let figures = bench.measure(case, capacity.pps, self.start(run, system, case))?;
+            let (begun, seconds) = (Instant::now(), self.search_seconds());
+            let figures = bench.measure(case, capacity.pps, seconds, self.start(run, system, case))?;
+            let stream = self.streams(self.steps + 1) - self.streams(self.steps);
+            self.rest += begun.elapsed().as_secs_f64() - figures.search_seconds - stream;
+            self.measured += 1;
             run.push(Measured { system, case, figures });
             self.steps += 1;
         }
@@ -265,6 +294,31 @@ impl Done<'_> {
             last.find_map(|measured| measured.figures.confirmed_ndr())
         };
         found(system).or_else(|| (system == System::KernelRps).then(|| found(System::Kernel)).flatten())
+    }
+
+    /// What a search may take for all to be over in time: on a busy machine everything else takes longer.
+    fn search_seconds(&self) -> f64 {
+        let Times { all, case, search, search_least, stream, .. } = self.times;
+        let streams = self.streams(self.steps_in_all()) - self.streams(self.steps);
+        let left = all - self.begun.elapsed().as_secs_f64() - streams;
+        let mean = |seconds: f64, of: usize, before: f64| if of > 0 { seconds / of as f64 } else { before };
+        let rest = mean(self.rest, self.measured, case - search - stream);
+        let capacities = self.cases.len().saturating_sub(self.capacities.len()) as f64
+            * mean(self.of_capacities, self.capacities.len(), search);
+        let searches = self.steps_in_all().saturating_sub(self.steps).max(1) as f64;
+        ((left - capacities) / searches - rest).clamp(search_least, search)
+    }
+
+    /// What the streams of the first so many cases take.
+    fn streams(&self, steps: usize) -> f64 {
+        let Times { stream, stream_peregrine, .. } = self.times;
+        let systems = System::ALL.iter().flat_map(|system| self.cases.iter().map(move |_| system));
+        let of = |system: &System| if *system == System::Peregrine { stream_peregrine } else { stream };
+        systems.cycle().take(steps).map(of).sum()
+    }
+
+    fn steps_in_all(&self) -> usize {
+        self.times.runs * System::ALL.len() * self.cases.len()
     }
 
     /// What so many cases more will take, by those until now.
@@ -288,8 +342,7 @@ impl Done<'_> {
     }
 
     fn progress(&self, system: System, case: Case) -> String {
-        let all = self.times.runs * System::ALL.len() * self.cases.len();
-        let left = match self.expected(all.saturating_sub(self.steps)) {
+        let left = match self.expected(self.steps_in_all().saturating_sub(self.steps)) {
             seconds if seconds < 90.0 => format!("{seconds:.0} s"),
             seconds => format!("{:.0} min", seconds / 60.0),
         };
@@ -310,6 +363,7 @@ mod tests {
         let figures = bench::Figures {
             max_pps: ndr_pps,
             ndr_pps,
+            search_seconds: 1.0,
             ndr_end: end.into(),
             cpu: bench::Cpu::default(),
             round_trips: Vec::new(),
@@ -350,10 +404,29 @@ mod tests {
         assert!(done.time_for(90).unwrap_err().contains("would have ended after the 60 s"));
     }
 
-    /// Five runs, one a system and case, answer so many packets at idle.
+    #[test]
+    fn searches_share_what_the_rest_leaves() {
+        let mut done = done(FULL);
+        assert_eq!(done.search_seconds(), FULL.search, "there is time");
+        (done.steps, done.measured, done.rest) = (30, 30, 30.0 * 15.0);
+        assert_eq!(done.search_seconds(), FULL.search_least, "the rest takes 15 s each, with 60 to come");
+        done.times.all = 60.0 * (15.0 + 4.0) + done.streams(90) - done.streams(30);
+        done.capacities = vec![Capacity { pps: 1, prompt: true }; FULL_CASES.len()];
+        assert!((3.99..=4.0).contains(&done.search_seconds()), "{}", done.search_seconds());
+    }
+
+    #[test]
+    fn streams_of_peregrine_are_longer() {
+        let done = done(FULL);
+        assert_eq!(done.streams(12), 12.0 * FULL.stream);
+        let run = 12.0 * FULL.stream + 6.0 * FULL.stream_peregrine;
+        assert!((done.streams(36) - 2.0 * run).abs() < 1e-6);
+    }
+
+    /// Even if the time is up before the last one.
     #[test]
     fn the_full_measurement_has_the_packets_of_its_deepest_percentile() {
-        let at_idle = FULL.runs as f64 * 1000.0 * FULL.round_trips_longest.min(FULL.packets / 1000.0);
-        assert!(at_idle > bench::PACKETS_MIN[4] as f64 * 1.1, "{at_idle}");
+        let at_idle = (FULL.runs - 1) as f64 * 1000.0 * FULL.round_trips_longest.min(FULL.packets / 1000.0);
+        assert!(at_idle > bench::PACKETS_MIN[4] as f64, "{at_idle}");
     }
 }

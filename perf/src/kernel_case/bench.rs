@@ -27,8 +27,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// as loss: the same for the kernel's socket as `search` takes, and slots of the memif ring.
 const UDP_BUFFER: &str = "524288";
 const SINK_RING: &str = "4096";
-/// It sleeps when it has nothing to do, so that its core's time is work; in the search as in the stream, because to wake it
-/// costs whoever brings its packets, which on the kernel's path is the generator's core.
+/// It sleeps when it has nothing to do, so that its core's time is work; in the search as in the stream, so that the rates of
+/// both are of the same receiver.
 const SINK_WAIT: &str = "interrupt";
 /// Round trips a second where nothing else is to be done.
 const IDLE_PPS: u64 = 1000;
@@ -40,9 +40,6 @@ pub const ATTEMPTS: u64 = 3;
 pub const DISTURBED: f64 = 0.001;
 /// Half of the answers come within this, or there is a queue that grows: the rate is beyond the capacity.
 const PROMPT_US: f64 = 1000.0;
-/// By so much is a rate lowered that is beyond, and so often at most.
-const CAPACITY_STEP: f64 = 0.95;
-const CAPACITY_STEPS: usize = 6;
 
 /// How `peregrine-pktgen search` calls the end of a search that had no time to be sure.
 pub const UNCONFIRMED: &str = "unconfirmed";
@@ -114,6 +111,8 @@ pub struct Figures {
     /// Most packets a second that arrived, in the stream or without loss in the search.
     pub max_pps: f64,
     pub ndr_pps: f64,
+    /// How long the search took.
+    pub search_seconds: f64,
     /// Why NDR is not higher: as `peregrine-pktgen search` calls it.
     pub ndr_end: String,
     pub cpu: Cpu,
@@ -244,36 +243,45 @@ impl Bench {
 
     /// The highest rate of round trips of which at most 0.5 % are lost (where the search finds none, half of what was
     /// answered at best), and half come back within a millisecond: a socket's buffer keeps so much that a short trial
-    /// alone would not show that a rate is too high.
-    pub fn round_trip_capacity(&self, case: Case) -> Result<Capacity, String> {
+    /// alone would not show that a rate is too high. The search takes so many seconds at most.
+    pub fn round_trip_capacity(&self, case: Case, seconds: f64) -> Result<Capacity, String> {
         let echo = self.echo()?;
         let mut command = self.generator("search", case, self.answerer(), ECHO_PORT);
-        let report = self.finish(self.bound_search(&mut command).arg("--rtt"))?;
+        let report = self.finish(self.bound_search(&mut command, seconds).arg("--rtt"))?;
         let found = &report["sizes"][0];
         let answered = found["max_received_pps"].as_f64().unwrap_or(0.0);
         let mut pps = found["pdr"]["pps"].as_f64().filter(|pps| *pps > 0.0).unwrap_or(answered / 2.0);
         let mut prompt = false;
-        for _ in 0..CAPACITY_STEPS {
+        for _ in 0..self.times.capacity_steps {
             let [p50, ..] = self.round_trips(case, "capacity", (pps as u64).max(1))?.us;
             prompt = p50.is_some_and(|p50| p50 <= PROMPT_US);
             if prompt {
                 break;
             }
-            pps *= CAPACITY_STEP;
+            pps *= self.times.capacity_step;
         }
         echo.stop(PATIENCE).map_err(lab)?;
         Ok(Capacity { pps: pps as u64, prompt })
     }
 
-    /// Everything of one case. `capacity` is the kernel's, in round trips; `start` is where the search may begin.
-    pub fn measure(&self, case: Case, capacity: u64, start: Option<u64>) -> Result<Figures, String> {
+    /// Everything of one case. `capacity` is the kernel's, in round trips; the search takes so many seconds at most, and
+    /// begins at `start` if there is one.
+    pub fn measure(
+        &self,
+        case: Case,
+        capacity: u64,
+        seconds: f64,
+        start: Option<u64>,
+    ) -> Result<Figures, String> {
+        let begun = Instant::now();
         let mut command = self.generator("search", case, self.counter(), SINK_PORT);
         // Only the rate without loss is wanted: with a loss of 0 allowed the two searches are one.
-        self.bound_search(&mut command).args(["--loss", "0"]).args(self.sink_of_search());
+        self.bound_search(&mut command, seconds).args(["--loss", "0"]).args(self.sink_of_search());
         if let Some(start) = start {
             command.args(["--rate-start", &start.to_string()]);
         }
         let found = self.finish(&mut command)?;
+        let search_seconds = begun.elapsed().as_secs_f64();
         let found = &found["sizes"][0];
         let (received, cpu) = self.stream(case, &best_load(found))?;
         let echo = self.echo()?;
@@ -284,10 +292,11 @@ impl Bench {
         echo.stop(PATIENCE).map_err(lab)?;
         let ndr_pps = found["ndr"]["pps"].as_f64().unwrap_or(0.0);
         Ok(Figures {
-            // The most that arrives at any loss is no less than what arrives without. Both far ends wait alike, but the two
-            // were measured one after the other, and each is exact only to what the machine was at then.
+            // The most that arrives at any loss is no less than what arrives without. The two were measured alike, but one
+            // after the other, and between them the machine may have changed by more than what they differ by.
             max_pps: received.max(ndr_pps),
             ndr_pps,
+            search_seconds,
             ndr_end: found["ndr"]["end"].as_str().unwrap_or("unknown").to_string(),
             cpu,
             round_trips: round_trips?,
@@ -396,10 +405,10 @@ impl Bench {
     }
 
     /// Bounds of a search, and no latency: that is measured as round trips.
-    fn bound_search<'a>(&self, command: &'a mut Command) -> &'a mut Command {
-        let Times { search, first_trial, trial, sum, width, .. } = self.times;
+    fn bound_search<'a>(&self, command: &'a mut Command, seconds: f64) -> &'a mut Command {
+        let Times { first_trial, trial, sum, width, .. } = self.times;
         let bounds = [
-            ("--seconds", search),
+            ("--seconds", seconds),
             ("--first-trial-seconds", first_trial),
             ("--trial-seconds", trial),
             ("--sum-seconds", sum),

@@ -366,6 +366,7 @@ mod tests {
             figures: Figures {
                 max_pps: 100.0 * scale,
                 ndr_pps: 80.0 * scale,
+                search_seconds: 1.0,
                 ndr_end: if system == System::Peregrine { "generator" } else { "device" }.into(),
                 cpu,
                 round_trips: LOADS.map(round_trips).into(),
