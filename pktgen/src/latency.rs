@@ -178,7 +178,7 @@ mod tests {
     #[test]
     fn counts_are_all_that_was_recorded() {
         let mut latency = Latency::new().unwrap();
-        [900, 900, 5, 1_000_000].map(|ns| latency.record(ns));
+        [900, 900, 5, 1_000_000].into_iter().for_each(|ns| latency.record(ns));
         let mut text = Vec::new();
         latency.write_counts(&mut text).unwrap();
         assert_eq!(String::from_utf8(text).unwrap(), "5 1\n900 2\n1000447 1\n");
