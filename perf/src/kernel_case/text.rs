@@ -52,8 +52,8 @@ impl Report {
         let Environment { cores_used, machine, .. } = &self.environment;
         let told = |text: &Option<String>| text.clone().unwrap_or_else(|| "unknown".into());
         out += &format!(
-            "\nMedian of {} runs in {:.0} s; {cores_used} cores in all systems; {}, Linux {}; AF_XDP: {}.\n",
-            self.runs,
+            "\n{} in {:.0} s; {cores_used} cores in all systems; {}, Linux {}; AF_XDP: {}.\n",
+            if self.runs == 1 { "One run".into() } else { format!("Median of {} runs", self.runs) },
             self.seconds,
             told(&machine.cpu),
             told(&machine.kernel),
