@@ -4,6 +4,7 @@
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -12,7 +13,6 @@ use peregrine_pktgen::cli::{Cli, Command, EchoArgs, PortSettings, SearchArgs, Se
 use peregrine_pktgen::echo::{self, MemifResponder};
 use peregrine_pktgen::error::Error;
 use peregrine_pktgen::floor::{self, Floor};
-use peregrine_pktgen::latency::Latency;
 use peregrine_pktgen::limits::{Stop, pin};
 use peregrine_pktgen::port::memif::MemifPort;
 use peregrine_pktgen::port::reconnect::ReconnectingPort;
@@ -81,6 +81,7 @@ fn finish<R: Report>(outcome: Outcome<R>, floor: Option<Floor>, json: bool) -> R
 
 fn send(args: &SendArgs) -> Result<(), Error> {
     let settings = args.settings()?;
+    let counts = args.rtt_counts.as_deref().map(|path| open("--rtt-counts", path)).transpose()?;
     let floor = if args.rtt && !args.no_floor {
         // There where the answers are received: with --rtt this thread is the one that sends.
         pin(settings.cores.first().copied())?;
@@ -91,19 +92,26 @@ fn send(args: &SendArgs) -> Result<(), Error> {
     let sender = Sender::open(settings)?;
     let stop = Stop::at_signals()?;
     ready();
-    finish(sender.run(&stop)?, floor, args.json)
+    let outcome = sender.run(&stop)?;
+    report::print(&outcome.report, floor, args.json)?;
+    if let (Some((file, what)), Some(rtt)) = (counts, &outcome.report.rtt) {
+        overwrite(file, |file| rtt.latency.write_counts(file)).map_err(Error::system(what))?;
+    }
+    outcome.failure.map_or(Ok(()), Err)
+}
+
+/// Before the run, so that a bad path does not cost a measurement; the old file stays until there is a new one. With it
+/// what an error is to name.
+fn open(flag: &str, path: &Path) -> Result<(File, String), Error> {
+    let what = format!("{flag} {}", path.display());
+    let file = File::options().write(true).create(true).truncate(false).open(path);
+    file.map(|file| (file, what.clone())).map_err(Error::system(what))
 }
 
 fn run_sink(args: &SinkArgs) -> Result<(), Error> {
     let (port, settings) = args.settings()?;
     pin(args.common.core)?;
-    // Before the run, so that a bad path does not cost a measurement; the old one stays until there is a new one.
-    let percentiles = args.percentiles.as_ref().map(|path| {
-        let what = format!("--percentiles {}", path.display());
-        let file = File::options().write(true).create(true).truncate(false).open(path);
-        file.map(|file| (file, what.clone())).map_err(Error::system(what))
-    });
-    let percentiles = percentiles.transpose()?;
+    let percentiles = args.percentiles.as_deref().map(|path| open("--percentiles", path)).transpose()?;
     let floor = (!args.no_floor).then(floor::measure).transpose()?;
     let outcome = match port {
         PortSettings::Memif(socket, config) => {
@@ -133,19 +141,23 @@ fn run_sink(args: &SinkArgs) -> Result<(), Error> {
     };
     report::print(&outcome.report, floor, args.common.json)?;
     if let Some((file, what)) = percentiles {
-        write_percentiles(file, &outcome.report.latency).map_err(Error::system(what))?;
+        overwrite(file, |file| outcome.report.latency.write_percentiles(file))
+            .map_err(Error::system(what))?;
     }
     outcome.failure.map_or(Ok(()), Err)?;
     args.demands().check(&outcome.report)
 }
 
 /// In place of what the file held.
-fn write_percentiles(file: File, latency: &Latency) -> std::io::Result<()> {
+fn overwrite(
+    file: File,
+    write: impl FnOnce(&mut BufWriter<File>) -> std::io::Result<()>,
+) -> std::io::Result<()> {
     if file.metadata()?.is_file() {
         file.set_len(0)?; // else it is a pipe, such as /dev/stdout
     }
     let mut file = BufWriter::new(file);
-    latency.write_percentiles(&mut file)?;
+    write(&mut file)?;
     file.flush()
 }
 

@@ -55,6 +55,9 @@ pub struct Goals {
     pub pps_min: u64,
     /// The highest; `None`: as fast as the sender can.
     pub pps_max: Option<NonZeroU64>,
+    /// Where to begin if not all arrives at full rate; `None`: at what then arrived. Of a device that comes to a
+    /// standstill under overload that is far below what it can do, and the way up from there takes many trials.
+    pub pps_start: Option<u64>,
     /// Trials at most.
     pub trials_max: usize,
     /// Time at most, over all trials.
@@ -73,6 +76,7 @@ impl Default for Goals {
             sum: Duration::from_secs(3),
             pps_min: 100,
             pps_max: None,
+            pps_start: None,
             trials_max: 200,
             time_max: Duration::from_secs(60),
             late_max: 0.01,
@@ -271,9 +275,10 @@ where
         Ok(())
     }
 
-    /// At full rate what arrived is the first guess of a lower bound, if not all did.
+    /// If not all arrived at full rate: what did is the first guess of a lower bound, unless there is a better one.
     fn guess(&self, trial: &Trial) -> Bounds {
-        let lower = (trial.received_pps as u64).max(self.goals.pps_min);
+        let arrived = trial.received_pps as u64;
+        let lower = self.goals.pps_start.unwrap_or(arrived).max(self.goals.pps_min);
         Bounds {
             lower: ((trial.received < trial.sent || trial.queued) && lower < self.ceiling).then_some(lower),
             upper: None,

@@ -27,6 +27,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// as loss: the same for the kernel's socket as `search` takes, and slots of the memif ring.
 const UDP_BUFFER: &str = "524288";
 const SINK_RING: &str = "4096";
+/// It sleeps when it has nothing to do, so that its core's time is work; in the search as in the stream, so that the rates of
+/// both are of the same receiver.
+const SINK_WAIT: &str = "interrupt";
 /// Round trips a second where nothing else is to be done.
 const IDLE_PPS: u64 = 1000;
 /// How often `status` is asked how busy the worker is.
@@ -37,9 +40,9 @@ pub const ATTEMPTS: u64 = 3;
 pub const DISTURBED: f64 = 0.001;
 /// Half of the answers come within this, or there is a queue that grows: the rate is beyond the capacity.
 const PROMPT_US: f64 = 1000.0;
-/// By so much is a rate lowered that is beyond, and so often at most.
-const CAPACITY_STEP: f64 = 0.95;
-const CAPACITY_STEPS: usize = 6;
+
+/// How `peregrine-pktgen search` calls the end of a search that had no time to be sure.
+pub const UNCONFIRMED: &str = "unconfirmed";
 
 /// What is compared.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -79,6 +82,14 @@ pub struct Case {
     pub flows: u16,
 }
 
+impl Case {
+    /// `64 bytes, 1 flow`
+    pub fn title(self) -> String {
+        let Case { bytes, flows } = self;
+        format!("{bytes} bytes, {flows} flow{}", if flows == 1 { "" } else { "s" })
+    }
+}
+
 /// How many round trips the kernel's overlay can answer a second.
 #[derive(Clone, Copy, Debug)]
 pub struct Capacity {
@@ -100,11 +111,20 @@ pub struct Figures {
     /// Most packets a second that arrived, in the stream or without loss in the search.
     pub max_pps: f64,
     pub ndr_pps: f64,
+    /// How long the search took.
+    pub search_seconds: f64,
     /// Why NDR is not higher: as `peregrine-pktgen search` calls it.
     pub ndr_end: String,
     pub cpu: Cpu,
     /// Idle, and at 10, 50 and 90 % of the kernel's capacity.
     pub round_trips: Vec<RoundTrips>,
+}
+
+impl Figures {
+    /// The rate without loss, if the search was sure of it.
+    pub fn confirmed_ndr(&self) -> Option<u64> {
+        Some(self.ndr_pps as u64).filter(|pps| *pps > 0 && self.ndr_end != UNCONFIRMED)
+    }
 }
 
 /// CPU seconds per million packets that arrived.
@@ -145,12 +165,14 @@ pub struct RoundTrips {
     pub floor_ns: Option<f64>,
     /// p50, p90, p99, p99.9, p99.99 and the maximum, in microseconds; those that so few packets do not have are absent.
     pub us: [Option<f64>; 6],
+    /// How many answers took how many nanoseconds: what the runs together are made of.
+    pub counts: Vec<(u64, u64)>,
 }
 
 /// Names of [`RoundTrips::us`].
 pub const PERCENTILES: [&str; 6] = ["p50", "p90", "p99", "p999", "p9999", "max"];
 /// As many packets as it takes for one to lie beyond.
-const PACKETS_MIN: [u64; 6] = [1, 10, 100, 1000, 10_000, 1];
+pub const PACKETS_MIN: [u64; 6] = [1, 10, 100, 1000, 10_000, 1];
 
 /// A system that runs.
 pub struct Bench {
@@ -221,32 +243,45 @@ impl Bench {
 
     /// The highest rate of round trips of which at most 0.5 % are lost (where the search finds none, half of what was
     /// answered at best), and half come back within a millisecond: a socket's buffer keeps so much that a short trial
-    /// alone would not show that a rate is too high.
-    pub fn round_trip_capacity(&self, case: Case) -> Result<Capacity, String> {
+    /// alone would not show that a rate is too high. The search takes so many seconds at most.
+    pub fn round_trip_capacity(&self, case: Case, seconds: f64) -> Result<Capacity, String> {
         let echo = self.echo()?;
         let mut command = self.generator("search", case, self.answerer(), ECHO_PORT);
-        let report = self.run(self.bound_search(&mut command).arg("--rtt"))?;
+        let report = self.finish(self.bound_search(&mut command, seconds).arg("--rtt"))?;
         let found = &report["sizes"][0];
         let answered = found["max_received_pps"].as_f64().unwrap_or(0.0);
         let mut pps = found["pdr"]["pps"].as_f64().filter(|pps| *pps > 0.0).unwrap_or(answered / 2.0);
         let mut prompt = false;
-        for _ in 0..CAPACITY_STEPS {
+        for _ in 0..self.times.capacity_steps {
             let [p50, ..] = self.round_trips(case, "capacity", (pps as u64).max(1))?.us;
             prompt = p50.is_some_and(|p50| p50 <= PROMPT_US);
             if prompt {
                 break;
             }
-            pps *= CAPACITY_STEP;
+            pps *= self.times.capacity_step;
         }
         echo.stop(PATIENCE).map_err(lab)?;
         Ok(Capacity { pps: pps as u64, prompt })
     }
 
-    /// Everything of one case. `capacity` is the kernel's, in round trips.
-    pub fn measure(&self, case: Case, capacity: u64) -> Result<Figures, String> {
+    /// Everything of one case. `capacity` is the kernel's, in round trips; the search takes so many seconds at most, and
+    /// begins at `start` if there is one.
+    pub fn measure(
+        &self,
+        case: Case,
+        capacity: u64,
+        seconds: f64,
+        start: Option<u64>,
+    ) -> Result<Figures, String> {
+        let begun = Instant::now();
         let mut command = self.generator("search", case, self.counter(), SINK_PORT);
-        self.bound_search(&mut command).args(self.sink_of_search());
-        let found = self.run(&mut command)?;
+        // Only the rate without loss is wanted: with a loss of 0 allowed the two searches are one.
+        self.bound_search(&mut command, seconds).args(["--loss", "0"]).args(self.sink_of_search());
+        if let Some(start) = start {
+            command.args(["--rate-start", &start.to_string()]);
+        }
+        let found = self.finish(&mut command)?;
+        let search_seconds = begun.elapsed().as_secs_f64();
         let found = &found["sizes"][0];
         let (received, cpu) = self.stream(case, &best_load(found))?;
         let echo = self.echo()?;
@@ -257,9 +292,11 @@ impl Bench {
         echo.stop(PATIENCE).map_err(lab)?;
         let ndr_pps = found["ndr"]["pps"].as_f64().unwrap_or(0.0);
         Ok(Figures {
-            // What arrived without loss arrived: the stream's sink sleeps when it has nothing to do, the search's does not.
+            // The most that arrives at any loss is no less than what arrives without. The two were measured alike, but one
+            // after the other, and between them the machine may have changed by more than what they differ by.
             max_pps: received.max(ndr_pps),
             ndr_pps,
+            search_seconds,
             ndr_end: found["ndr"]["end"].as_str().unwrap_or("unknown").to_string(),
             cpu,
             round_trips: round_trips?,
@@ -268,8 +305,7 @@ impl Bench {
 
     /// At this rate; packets a second that arrived, and what they cost.
     fn stream(&self, case: Case, rate: &str) -> Result<(f64, Cpu), String> {
-        // The tenant sleeps when it has nothing to do, so that its core's time is work.
-        let mut command = self.far_end("sink", SINK_PORT, "interrupt", &["--idle-ms", "150"]);
+        let mut command = self.far_end("sink", SINK_PORT, SINK_WAIT, &["--idle-ms", "150"]);
         if self.tenant.is_some() {
             command.args(["--udp-buffer", UDP_BUFFER]);
         }
@@ -330,12 +366,14 @@ impl Bench {
     }
 
     fn one_attempt(&self, case: Case, load: &'static str, pps: u64) -> Result<RoundTrips, String> {
-        let Times { round_trips: least, packets, .. } = self.times;
-        let seconds = (packets / pps as f64).clamp(least, 2.0 * least);
+        let Times { round_trips: least, round_trips_longest: most, packets, .. } = self.times;
+        let seconds = (packets / pps as f64).clamp(least, most);
+        let counts = self.hosts.file("rtt.counts");
         let mut command = self.generator("send", case, self.answerer(), ECHO_PORT);
         command.args(["--rtt", "--rate", &pps.to_string(), "--seconds", &seconds.to_string()]);
+        command.arg("--rtt-counts").arg(&counts);
         let before = self.ticks()?;
-        let report = self.run(&mut command)?;
+        let report = self.finish(&mut command)?;
         let after = self.ticks()?;
         let stolen: u64 = after.iter().zip(before).map(|(after, before)| after.since(before).stolen).sum();
         let stolen_ms = stolen as f64 * 1000.0 / TICKS;
@@ -348,22 +386,38 @@ impl Bench {
         let disturbed = late as f64 / sent.max(1) as f64 + stolen_ms / 1000.0 / seconds;
         let lost = number("lost");
         let floor_ns = report["floor_ns"]["p50"].as_f64();
-        Ok(RoundTrips { load, pps, sent, lost, late, stolen_ms, disturbed, attempts: 1, floor_ns, us })
+        let text = std::fs::read_to_string(&counts)
+            .map_err(|error| format!("cannot read {}: {error}", counts.display()))?;
+        let counts = parse_counts(&text)?;
+        Ok(RoundTrips {
+            load,
+            pps,
+            sent,
+            lost,
+            late,
+            stolen_ms,
+            disturbed,
+            attempts: 1,
+            floor_ns,
+            us,
+            counts,
+        })
     }
 
     /// Bounds of a search, and no latency: that is measured as round trips.
-    fn bound_search<'a>(&self, command: &'a mut Command) -> &'a mut Command {
-        let Times { search, first_trial, trial, sum, .. } = self.times;
+    fn bound_search<'a>(&self, command: &'a mut Command, seconds: f64) -> &'a mut Command {
+        let Times { first_trial, trial, sum, width, .. } = self.times;
         let bounds = [
-            ("--seconds", search),
+            ("--seconds", seconds),
             ("--first-trial-seconds", first_trial),
             ("--trial-seconds", trial),
             ("--sum-seconds", sum),
+            ("--width", width),
         ];
-        for (flag, seconds) in bounds {
-            command.args([flag, &seconds.to_string()]);
+        for (flag, value) in bounds {
+            command.args([flag, &value.to_string()]);
         }
-        command.args(["--no-latency", "--rate-min", "1000", "--width", "3"])
+        command.args(["--no-latency", "--rate-min", "1000"])
     }
 
     /// The far end of a search, in the generator's own process.
@@ -379,7 +433,9 @@ impl Bench {
                 words.map(String::from).into()
             }
         };
-        [words, vec!["--sink-core".into(), self.tenant_core().to_string()]].concat()
+        let how =
+            ["--sink-wait", SINK_WAIT, "--sink-core", &self.tenant_core().to_string()].map(String::from);
+        [words, how.into()].concat()
     }
 
     /// The tenant that answers, as `(ip, mac)`; of the kernel's overlay there is one tenant only, with two sockets.
@@ -442,7 +498,7 @@ impl Bench {
     }
 
     /// Runs a generator to its end.
-    fn run(&self, command: &mut Command) -> Result<Value, String> {
+    fn finish(&self, command: &mut Command) -> Result<Value, String> {
         self.go_on()?;
         let process = Process::start(command).map_err(lab)?;
         let text = process.finish(self.patience(self.times.search * 2.0), &|| self.stopped()).map_err(lab)?;
@@ -475,6 +531,16 @@ impl Bench {
     }
 }
 
+/// Lines of nanoseconds and a count.
+fn parse_counts(text: &str) -> Result<Vec<(u64, u64)>, String> {
+    let parse = |line: &str| {
+        let (ns, count) = line.split_once(' ')?;
+        Some((ns.parse().ok()?, count.parse().ok()?))
+    };
+    let bad = |line: &str| format!("peregrine-pktgen's counts of round trips have a line `{line}`");
+    text.lines().map(|line| parse(line).ok_or_else(|| bad(line))).collect()
+}
+
 /// The load of which most arrived in a search: packets a second, or `max`.
 fn best_load(found: &Value) -> String {
     let received = |trial: &&Value| trial["received_pps"].as_f64().unwrap_or(0.0);
@@ -491,6 +557,22 @@ fn json(text: &str) -> Result<Value, String> {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn counts_are_read_or_the_line_is_named() {
+        assert_eq!(parse_counts("5 1\n900 2\n"), Ok(vec![(5, 1), (900, 2)]));
+        assert_eq!(parse_counts(""), Ok(Vec::new()));
+        for bad in ["5", "5 -1", "x 1", ""] {
+            let error = parse_counts(&format!("1 1\n{bad}\n")).unwrap_err();
+            assert!(error.ends_with(&format!("`{bad}`")), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_case_is_named_as_one_says_it() {
+        assert_eq!(Case { bytes: 64, flows: 1 }.title(), "64 bytes, 1 flow");
+        assert_eq!(Case { bytes: 1400, flows: 100 }.title(), "1400 bytes, 100 flows");
+    }
 
     #[test]
     fn the_best_load_is_not_the_highest_where_an_overload_brings_less() {

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::bench::{ATTEMPTS, Capacity, Case, Cpu, DISTURBED, Figures, Measured, RoundTrips, System};
+use super::bench::{ATTEMPTS, Capacity, Case, Cpu, Figures, Measured, RoundTrips, System, UNCONFIRMED};
+use super::round_trips::{AtLoad, Percentiles};
 use crate::environment;
 use crate::figures::spread;
 
@@ -20,6 +21,9 @@ pub struct Report {
     /// Why there are no more runs, if there were to be.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<String>,
+    /// What failed and was measured again.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub retried: Vec<String>,
     pub seconds: f64,
     pub environment: Environment,
     pub cases: Vec<CaseReport>,
@@ -68,37 +72,6 @@ pub struct Side {
     pub cpu_s_per_mpkt: CpuReport,
 }
 
-/// Round trips at one load: counts over all runs, percentiles in the median of the runs.
-#[derive(Clone, Debug, Deserialize, Serialize)]
-pub struct AtLoad {
-    pub pps: u64,
-    pub sent: u64,
-    pub lost: u64,
-    pub late: u64,
-    pub stolen_ms: f64,
-    pub attempts: u64,
-    /// Runs in which even the best attempt was disturbed.
-    pub disturbed_runs: usize,
-    /// The generator's own part of a round trip: less than this tells no systems apart.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub floor_ns: Option<f64>,
-    #[serde(flatten)]
-    pub median: Percentiles,
-    pub lowest: Percentiles,
-    pub highest: Percentiles,
-}
-
-/// In microseconds; `null` where there were too few packets for it.
-#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
-pub struct Percentiles {
-    pub p50: Option<f64>,
-    pub p90: Option<f64>,
-    pub p99: Option<f64>,
-    pub p999: Option<f64>,
-    pub p9999: Option<f64>,
-    pub max: Option<f64>,
-}
-
 /// CPU seconds per million packets.
 #[derive(Clone, Copy, Debug, Deserialize, Serialize)]
 pub struct CpuReport {
@@ -108,7 +81,8 @@ pub struct CpuReport {
     pub highest: Cpu,
 }
 
-/// Peregrine's figure over the kernel's; absent where that is 0 or was not measured.
+/// Peregrine's figure over the kernel's; absent where one of them is 0 or was not measured, and of NDR where most searches
+/// of one of them were not confirmed.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Ratio {
     pub max_pps: Option<f64>,
@@ -127,7 +101,7 @@ fn yes() -> bool {
 }
 
 fn ratio(ours: Option<f64>, theirs: Option<f64>) -> Option<f64> {
-    ours.zip(theirs).filter(|(_, theirs)| *theirs > 0.0).map(|(ours, theirs)| ours / theirs)
+    ours.zip(theirs).filter(|(ours, theirs)| *ours > 0.0 && *theirs > 0.0).map(|(ours, theirs)| ours / theirs)
 }
 
 impl Environment {
@@ -144,14 +118,15 @@ impl Ratio {
             ratio(of(ours), of(kernel))
         };
         let over = |theirs: &Side, pick: fn(&Side) -> f64| ratio(Some(pick(ours)), Some(pick(theirs)));
+        let ndr = |theirs: &Side| ratio(ours.confirmed_ndr(), theirs.confirmed_ndr());
         Ratio {
             max_pps: over(kernel, |side| side.max_pps),
-            ndr_pps: over(kernel, |side| side.ndr_pps),
+            ndr_pps: ndr(kernel),
             rtt_p50_idle: rtt("idle", |us| us.p50),
             rtt_p99_50: rtt("50", |us| us.p99),
             cpu_s_per_mpkt: over(kernel, |side| side.cpu_s_per_mpkt.median.total),
             max_pps_to_rps: over(rps, |side| side.max_pps),
-            ndr_pps_to_rps: over(rps, |side| side.ndr_pps),
+            ndr_pps_to_rps: ndr(rps),
         }
     }
 }
@@ -177,6 +152,16 @@ impl Side {
             rtt_us: LOADS.into_iter().filter_map(at_load).collect(),
             cpu_s_per_mpkt: CpuReport::new(figures),
         }
+    }
+
+    /// Most searches were not confirmed: what they found may be far too low.
+    pub fn is_unconfirmed(&self) -> bool {
+        let unconfirmed = self.ndr_end.iter().filter(|end| *end == UNCONFIRMED).count();
+        unconfirmed > 0 && unconfirmed >= self.ndr_end.len() - unconfirmed
+    }
+
+    fn confirmed_ndr(&self) -> Option<f64> {
+        (!self.is_unconfirmed()).then_some(self.ndr_pps)
     }
 }
 
@@ -205,53 +190,6 @@ impl CpuReport {
     }
 }
 
-impl AtLoad {
-    /// `None` of no runs.
-    fn new(runs: &[&RoundTrips]) -> Option<AtLoad> {
-        let sum = |pick: fn(&RoundTrips) -> u64| runs.iter().map(|run| pick(run)).sum::<u64>();
-        let of =
-            |at: usize| spread(runs.iter().filter_map(|run| run.us.get(at).copied().flatten()).collect());
-        let [p50, p90, p99, p999, p9999, max] = [0, 1, 2, 3, 4, 5].map(of);
-        let [lowest, median, highest] = [0, 1, 2].map(|at: usize| {
-            let value = |values: Option<[f64; 3]>| values?.get(at).copied();
-            Percentiles {
-                p50: value(p50),
-                p90: value(p90),
-                p99: value(p99),
-                p999: value(p999),
-                p9999: value(p9999),
-                max: value(max),
-            }
-        });
-        Some(AtLoad {
-            pps: runs.first()?.pps,
-            sent: sum(|run| run.sent),
-            lost: sum(|run| run.lost),
-            late: sum(|run| run.late),
-            stolen_ms: runs.iter().map(|run| run.stolen_ms).sum(),
-            attempts: sum(|run| run.attempts),
-            disturbed_runs: runs.iter().filter(|run| run.disturbed > DISTURBED).count(),
-            floor_ns: spread(runs.iter().filter_map(|run| run.floor_ns).collect())
-                .map(|[_, median, _]| median),
-            median,
-            lowest,
-            highest,
-        })
-    }
-
-    /// The part of the packets that left late: as many of the slowest round trips are the generator's doing.
-    pub fn late_share(&self) -> f64 {
-        self.late as f64 / self.sent.max(1) as f64
-    }
-}
-
-impl Percentiles {
-    /// In this order.
-    pub fn values(&self) -> [Option<f64>; 6] {
-        [self.p50, self.p90, self.p99, self.p999, self.p9999, self.max]
-    }
-}
-
 /// What was measured, and where.
 #[derive(Debug)]
 pub struct Measurement<'a> {
@@ -259,6 +197,8 @@ pub struct Measurement<'a> {
     pub runs: usize,
     /// Why there are no more.
     pub failure: Option<String>,
+    /// What failed and was measured again.
+    pub retried: Vec<String>,
     pub seconds: f64,
     pub machine: environment::Environment,
     /// Of Peregrine's `status`.
@@ -292,6 +232,7 @@ impl Report {
             quick: of.quick,
             runs: of.runs,
             failure: of.failure,
+            retried: of.retried,
             seconds: of.seconds,
             environment: Environment {
                 cores_used: 2,
@@ -316,7 +257,7 @@ impl Report {
             "CPU seconds: what /proc/stat says the two cores were busy during a stream, per million packets that arrived; that stream, at the load of which most arrived in the search, is also what the most that arrives was measured by; whatever else ran there is in it. A polling worker's core is always busy: busy_share is the part with work, and total_busy counts only that.".into(),
         );
         notes.push(
-            "Round trips at 10, 50 and 90 % of what the kernel's overlay answers with at most 0.5 % lost and half of the answers within a millisecond; idle is 1000 a second. A percentile that so few packets do not have is null.".into(),
+            "Round trips at 10, 50 and 90 % of what the kernel's overlay answers with at most 0.5 % lost and half of the answers within a millisecond; idle is 1000 a second. Up to p99 the median of the runs; p99.9, p99.99 and the maximum of the packets of all runs together. A percentile that so few packets do not have is null: p99.99 takes 10,000, which quick runs have at high loads only.".into(),
         );
         let late = self.cases.iter().filter(|case| !case.round_trip_capacity_prompt).count();
         if late > 0 {
@@ -326,6 +267,13 @@ impl Report {
             ));
         }
         notes.extend(self.disturbances());
+        if self.cases.iter().any(|case| case.ratio.ndr_pps.is_none() || case.ratio.ndr_pps_to_rps.is_none()) {
+            notes.push(
+                "There is no ratio of loss-free rates where one of the two was not found or not confirmed."
+                    .into(),
+            );
+        }
+        notes.extend(self.retried.iter().map(|what| format!("Failed, and was measured again: {what}.")));
         if let Some(failure) = &self.failure {
             notes.push(format!("Not all runs were made, these are the {} before: {failure}.", self.runs));
         }
@@ -351,7 +299,7 @@ impl Report {
                     "The wire or the generator, not {name}, was the limit in {limited} of {searches} searches: its loss-free rate may be higher."
                 ));
             }
-            let unconfirmed = ends("unconfirmed");
+            let unconfirmed = ends(UNCONFIRMED);
             if unconfirmed > 0 {
                 notes.push(format!(
                     "{unconfirmed} of {searches} searches of {name} ran out of time: their loss-free rates come from short trials."
@@ -403,6 +351,7 @@ mod tests {
             attempts: 2,
             floor_ns: Some(90.0),
             us: [Some(10.0 / scale), Some(20.0), Some(30.0), None, None, Some(99.0)],
+            counts: vec![(20_000, 299)],
         };
         let cpu = Cpu {
             generator_core: 1.0,
@@ -417,6 +366,7 @@ mod tests {
             figures: Figures {
                 max_pps: 100.0 * scale,
                 ndr_pps: 80.0 * scale,
+                search_seconds: 1.0,
                 ndr_end: if system == System::Peregrine { "generator" } else { "device" }.into(),
                 cpu,
                 round_trips: LOADS.map(round_trips).into(),
@@ -429,6 +379,7 @@ mod tests {
             quick: true,
             runs,
             failure: None,
+            retried: Vec::new(),
             seconds: 9.0,
             machine: environment::Watch::start().end(),
             uplink: json!({"mode_requested": "copy", "mode_actual": "copy", "driver": "veth"}),
@@ -512,8 +463,42 @@ mod tests {
         let report = of(&all, 1);
         let json: Value = serde_json::from_str(&crate::figures::json(&report)).unwrap();
         assert_eq!(json["cases"][0]["ratio"]["ndr_pps"], Value::Null);
+        assert!(report.notes.iter().any(|note| note.starts_with("There is no ratio")), "{:?}", report.notes);
         assert_eq!(json["cases"][0]["ratio"]["rtt_p50_idle"], Value::Null);
         assert_eq!(json["cases"][0]["peregrine"]["rtt_us"], json!({}));
+    }
+
+    #[test]
+    fn a_ratio_of_what_was_not_found_or_not_confirmed_is_absent() {
+        let ratio = |change: fn(&mut Figures)| {
+            let mut all = System::ALL.map(|system| measured(system, 1.0));
+            change(&mut all[2].figures);
+            let report = of(&all, 1);
+            (serde_json::json!(report.cases[0].ratio), report.text())
+        };
+        let (json, text) = ratio(|ours| (ours.ndr_pps, ours.max_pps) = (0.0, 0.0));
+        for key in ["ndr_pps", "max_pps", "ndr_pps_to_rps", "max_pps_to_rps"] {
+            assert_eq!(json[key], Value::Null, "{key}");
+        }
+        assert!(
+            text.contains("peregrine to the kernel: NDR –, max –, CPU 1.00×; with RPS: NDR –, max –"),
+            "{text}"
+        );
+        let (json, text) = ratio(|ours| ours.ndr_end = UNCONFIRMED.into());
+        assert_eq!((&json["ndr_pps"], &json["max_pps"]), (&Value::Null, &serde_json::json!(1.0)));
+        assert!(text.contains("80?") && text.contains("NDR –, max 1.00×"), "{text}");
+    }
+
+    #[test]
+    fn one_search_of_three_that_was_not_confirmed_leaves_the_median_one_that_was() {
+        let side = |ends: &[&str]| {
+            let figures = ends
+                .iter()
+                .map(|end| Figures { ndr_end: (*end).into(), ..measured(System::Kernel, 1.0).figures });
+            Side::new(&figures.collect::<Vec<_>>()).is_unconfirmed()
+        };
+        assert!(!side(&["device", UNCONFIRMED, "generator"]));
+        assert!(side(&["device", UNCONFIRMED]) && side(&[UNCONFIRMED]) && !side(&[]));
     }
 
     #[test]
@@ -552,6 +537,10 @@ mod tests {
     fn what_cut_the_measurement_short_is_said() {
         let told = Report { failure: Some("the daemon ended".into()), ..report() };
         assert!(told.explain().iter().any(|note| note.contains("the 3 before: the daemon ended.")));
+        let again = Report { retried: vec!["run 2: peregrine: no answer".into()], ..report() };
+        assert!(
+            again.explain().contains(&"Failed, and was measured again: run 2: peregrine: no answer.".into())
+        );
         let mut slow = report();
         slow.cases[0].round_trip_capacity_prompt = false;
         assert!(slow.explain().iter().any(|note| note.starts_with("In 1 of 1 cases half")));

@@ -22,9 +22,14 @@ impl Report {
             for system in System::ALL {
                 let Side { ndr_pps, ndr_pps_lowest, ndr_pps_highest, max_pps, .. } = case.side(system);
                 let cpu = case.side(system).cpu_s_per_mpkt.median;
+                let ndr = match (ndr_pps, case.side(system).is_unconfirmed()) {
+                    (0.0, _) => "–".into(),
+                    (pps, true) => format!("{pps:.0}?"),
+                    (pps, false) => format!("{pps:.0}"),
+                };
                 let spread = format!("{ndr_pps_lowest:.0}–{ndr_pps_highest:.0}");
                 out += &format!(
-                    "{:>5}{:>6}  {:<12}{ndr_pps:>12.0}{spread:>23}{max_pps:>12.0}{:>12.2}{:>10.2}{:>7.0} %\n",
+                    "{:>5}{:>6}  {:<12}{ndr:>12}{spread:>23}{max_pps:>12.0}{:>12.2}{:>10.2}{:>7.0} %\n",
                     case.case.bytes,
                     case.case.flows,
                     system.short(),
@@ -47,13 +52,14 @@ impl Report {
         let Environment { cores_used, machine, .. } = &self.environment;
         let told = |text: &Option<String>| text.clone().unwrap_or_else(|| "unknown".into());
         out += &format!(
-            "\nMedian of {} runs in {:.0} s; {cores_used} cores in all systems; {}, Linux {}; AF_XDP: {}.\n",
-            self.runs,
+            "\n{} in {:.0} s; {cores_used} cores in all systems; {}, Linux {}; AF_XDP: {}.\n",
+            if self.runs == 1 { "One run".into() } else { format!("Median of {} runs", self.runs) },
             self.seconds,
             told(&machine.cpu),
             told(&machine.kernel),
             self.environment.mode_text()
         );
+        out += "–: not found, or too few packets for it; ?: the search ran out of time before it was sure.\n";
         self.notes.iter().for_each(|note| out += &format!("{note}\n"));
         out
     }

@@ -16,13 +16,14 @@ const SYSTEMS: [(System, Series); 3] = [
 /// In one sentence, for the case that comes first.
 pub fn summary(report: &Report) -> Option<String> {
     let case = report.cases.first()?;
+    let times = |ratio: Option<f64>| ratio.map_or("–".into(), figure);
     let best = f64::max(case.kernel.max_pps, case.kernel_rps.max_pps);
     Some(format!(
         "<b>Over the same wire, {}: {} Mpps</b>, {}× the kernel’s overlay, {}× the better of the kernel’s two.",
-        title(case),
+        case.case.title(),
         figure(case.peregrine.max_pps / 1e6),
-        figure(case.peregrine.max_pps / case.kernel.max_pps),
-        figure(case.peregrine.max_pps / best)
+        times(case.ratio.max_pps),
+        times((best > 0.0 && case.peregrine.max_pps > 0.0).then_some(case.peregrine.max_pps / best))
     ))
 }
 
@@ -30,10 +31,18 @@ pub fn summary(report: &Report) -> Option<String> {
 pub fn section(report: &Report) -> String {
     let mpps = |lowest: f64, median: f64, highest: f64| spread(median / 1e6, lowest / 1e6, highest / 1e6);
     let most = groups(report, |side| mpps(side.max_pps_lowest, side.max_pps, side.max_pps_highest));
-    let loss_free = groups(report, |side| match side.ndr_pps {
+    let mut loss_free = groups(report, |side| match side.ndr_pps {
         0.0 => spread(f64::NAN, f64::NAN, f64::NAN),
         median => mpps(side.ndr_pps_lowest, median, side.ndr_pps_highest),
     });
+    for (case, group) in report.cases.iter().zip(&mut loss_free) {
+        for ((system, _), row) in SYSTEMS.iter().zip(&mut group.rows) {
+            let side = case.side(*system);
+            if side.ndr_pps > 0.0 && side.is_unconfirmed() {
+                row.label += ": not confirmed";
+            }
+        }
+    }
     let cpu = groups(report, |side| {
         let cpu = &side.cpu_s_per_mpkt;
         spread(cpu.median.total, cpu.lowest.total, cpu.highest.total)
@@ -51,7 +60,8 @@ pub fn section(report: &Report) -> String {
         "Beside the kernel’s overlay, over the same wire",
         &format!(
             "The kernel’s own path (vxlan, bridge, veth, UDP socket), without and with RPS on the second core, and Peregrine with \
-             a memif tenant: one generator, one veth pair and the same two cores for all three, which took turns. {runs}; “–”: no such rate was found."
+             a memif tenant: one generator, one veth pair and the same two cores for all three, which took turns. {runs}; “–”: no such rate was found; “not confirmed”: the search \
+             ran out of time before it was sure, so there is no ratio."
         ),
     ) + &legend(&series, "");
     let parts = [
@@ -76,7 +86,7 @@ fn latency(report: &Report) -> String {
     let all: Vec<(String, Vec<Load>)> = report
         .cases
         .iter()
-        .map(|case| (title(case), loads(case)))
+        .map(|case| (case.case.title(), loads(case)))
         .filter(|(_, all)| !all.is_empty())
         .collect();
     let Some(((first, of_first), others)) = all.split_first() else { return String::new() };
@@ -90,7 +100,10 @@ fn latency(report: &Report) -> String {
             "Timed from when each packet was due, so a stall counts against all who waited. Where the generator itself was late \
              with so many packets, the curve is dashed and its marks are hollow: from there on it says nothing about the system."
                 .into(),
-            "p99.99 is one packet in 10,000: in a short run a handful, so mind its spread.".into(),
+            "Up to p99 the median of the runs; p99.9, p99.99 and the maximum are of the answers of all runs together, as many as \
+             the table says. Of 10,000 answers one lies beyond p99.99; where there are fewer it is “–”, as it is at idle and \
+             low loads in a quick run."
+                .into(),
         ]),
         legend(&series, "dashed: the generator’s own delay")
     );
@@ -110,7 +123,7 @@ fn groups(report: &Report, value: impl Fn(&Side) -> Spread) -> Vec<Group> {
     let group = |case: &CaseReport| {
         let rows: Vec<Row> =
             SYSTEMS.map(|(system, series)| row(series, value(case.side(system)))).into_iter().collect();
-        Group { title: title(case), small: String::new(), rows }
+        Group { title: case.case.title(), small: String::new(), rows }
     };
     report.cases.iter().map(group).collect()
 }
@@ -154,12 +167,37 @@ fn curve(series: Series, at: &AtLoad) -> Curve {
     Curve { series, points, sound }
 }
 
-fn beside(at: &AtLoad) -> [String; 3] {
+fn beside(at: &AtLoad) -> [String; 4] {
     let max = at.median.max.map_or("–".into(), figure);
-    [max, figure(100.0 * at.late_share()), figure(at.stolen_ms)]
+    // A result of before they were counted has none.
+    let answers = if at.samples > 0 { at.samples } else { at.sent.saturating_sub(at.lost) };
+    [max, figure(answers as f64), figure(100.0 * at.late_share()), figure(at.stolen_ms)]
 }
 
-fn title(case: &CaseReport) -> String {
-    let (bytes, flows) = (case.case.bytes, case.case.flows);
-    format!("{bytes} bytes, {flows} flow{}", if flows == 1 { "" } else { "s" })
+#[cfg(test)]
+mod tests {
+    use super::super::input::tests::all;
+    use super::*;
+
+    #[test]
+    fn what_was_not_confirmed_or_not_found_is_marked() {
+        let mut report = all().kernel.unwrap();
+        let html = section(&report);
+        assert!(
+            !html.contains("kernel: not confirmed") && html.contains("<td class=\"n\">100,000</td>"),
+            "{html}"
+        );
+        report.cases[0].kernel_rps.ndr_pps = 5.0;
+        let html = section(&report);
+        assert!(html.contains("kernel + RPS: not confirmed") && !html.contains("– Mpps"), "{html}");
+    }
+
+    #[test]
+    fn a_summary_has_no_ratio_of_nothing() {
+        let mut report = all().kernel.unwrap();
+        report.cases[0].peregrine.max_pps = 0.0;
+        report.cases[0].ratio.max_pps = None;
+        let line = summary(&report).unwrap();
+        assert!(line.contains("–× the kernel’s overlay, –× the better"), "{line}");
+    }
 }

@@ -18,12 +18,12 @@ pub struct Load {
     pub short: String,
     pub small: String,
     pub curves: Vec<Curve>,
-    /// Beside each curve, for the table: the maximum, and what disturbed it.
-    pub beside: Vec<[String; 3]>,
+    /// Beside each curve, for the table: the maximum, how many answers there were, and what disturbed them.
+    pub beside: Vec<[String; 4]>,
 }
 
 /// Heads of [`Load::beside`].
-const BESIDE: [&str; 3] = ["max", "late, %", "stolen, ms"];
+const BESIDE: [&str; 4] = ["max", "answers", "late, %", "stolen, ms"];
 
 pub fn row(series: Series, value: Spread) -> Row {
     Row { label: series.name().into(), series, value }
@@ -139,7 +139,7 @@ fn with_range(point: &Spread) -> String {
 /// In microseconds: one row a curve, one column a percentile; shown at once if `open`.
 pub fn latency_table(loads: &[Load], open: bool) -> String {
     let number = |text: &str| format!("<td class=\"n\">{}</td>", escape(text));
-    let line = |load: &Load, curve: &Curve, beside: &[String; 3]| {
+    let line = |load: &Load, curve: &Curve, beside: &[String; 4]| {
         let points: Vec<String> = curve.points.iter().map(with_range).collect();
         let beside: Vec<String> = beside.iter().map(|text| number(text)).collect();
         let (title, who) = (escape(&load.short), curve.series.name());

@@ -49,7 +49,7 @@ fn machine(results: &Results, notes: &mut Vec<String>) {
         notes.push(format!(
             "Measured in a virtual machine ({}): the hypervisor can take a core away at any time and decides which cores \
              share a cache. Rates and tails are of that moment; compare only what was measured in the same run.",
-            machines.join("; ")
+            machines.join("; ").trim_start_matches("yes, ")
         ));
     }
     if most("stolen_percent") > STOLEN_PERCENT {
@@ -81,7 +81,8 @@ fn runs(results: &Results, notes: &mut Vec<String>) {
     ];
     for (name, runs) in counts {
         if let Some(runs) = runs.filter(|runs| *runs < RUNS) {
-            notes.push(format!("{name}: {runs} runs are too few to tell a spread; {RUNS} is the least."));
+            let runs = if runs == 1 { "1 run is".into() } else { format!("{runs} runs are") };
+            notes.push(format!("{name}: {runs} too few to tell a spread; {RUNS} is the least."));
         }
     }
 }

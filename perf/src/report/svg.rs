@@ -122,6 +122,9 @@ pub struct Spread {
 impl Spread {
     /// `14.7 Mpps, 12.3–44.0`, or without the second part where there is no spread.
     pub fn text(&self, unit: &str) -> String {
+        if !self.median.is_finite() {
+            return figure(self.median);
+        }
         let median = format!("{} {unit}", figure(self.median));
         if !self.lowest.is_finite() || !self.highest.is_finite() || self.lowest == self.highest {
             return median;

@@ -27,6 +27,7 @@ const PAUSE: Duration = Duration::from_micros(300);
     mut_arg("rate", |arg| arg.default_value("max").help("The highest rate to try, or 'max'")),
     mut_arg("seconds", |arg| arg.default_value("60").help("Time for the search of each size, at most")),
     mut_arg("count", |arg| arg.hide(true)),
+    mut_arg("rtt_counts", |arg| arg.hide(true)),
     mut_arg("no_floor", |arg| arg.help("Do not measure the generator's own latency before the search")),
     mut_arg("replay", |arg| arg.hide(true)),
     mut_arg("pace", |arg| arg.hide(true)),
@@ -90,6 +91,9 @@ pub struct SearchArgs {
     /// The lowest rate of interest
     #[arg(long, value_name = "PPS", default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..=100_000_000))]
     rate_min: u64,
+    /// The rate to begin at if not all arrives at the highest [default: what then arrived]
+    #[arg(long, value_name = "PPS", value_parser = clap::value_parser!(u64).range(1..=100_000_000))]
+    rate_start: Option<u64>,
     /// Packets that may leave late in a trial with loss that counts, in percent
     #[arg(long, value_name = "PERCENT", default_value_t = 1.0)]
     late: f64,
@@ -109,6 +113,9 @@ impl SearchArgs {
     pub fn settings(&self) -> Result<SearchSettings, Error> {
         if self.send.count.is_some() {
             return Err(Error::Arguments("--count: a search ends by --seconds or --trials".into()));
+        }
+        if self.send.rtt_counts.is_some() {
+            return Err(Error::Arguments("--rtt-counts: it is `send --rtt` that writes them".into()));
         }
         let send = self.send.settings()?;
         let Some(profile) = send.profile() else {
@@ -188,6 +195,7 @@ impl SearchArgs {
             sum: self.sum_seconds.max(self.trial_seconds),
             pps_min: self.rate_min,
             pps_max,
+            pps_start: self.rate_start,
             trials_max: usize::from(self.trials),
             time_max: self.send.seconds.unwrap_or(Goals::default().time_max),
             late_max: part("--late", self.late, 0.0, 100.0)?,

@@ -89,6 +89,9 @@ pub struct SendArgs {
     /// With --rtt: do not measure the generator's own latency before the run
     #[arg(long, help_heading = WHEN)]
     pub no_floor: bool,
+    /// With --rtt: write how many answers took how long to this file, as lines of nanoseconds and a count
+    #[arg(long, value_name = "FILE", requires = "rtt", help_heading = WHEN)]
+    pub rtt_counts: Option<PathBuf>,
     /// What to do while nothing is due
     #[arg(long, value_enum, default_value = "yield", help_heading = WHEN)]
     wait: SendWaitName,

@@ -200,6 +200,7 @@ fn a_search_counts_in_one_place() {
     assert!(refused(&search("--rtt --sink-udp 10.0.0.2:7")).contains("cannot be used with"));
     assert!(refused(&search("--rtt --sink-netns x")).contains("--sink-udp"));
     assert!(refused(&search("--rtt --count 5")).starts_with("--count: "));
+    assert!(refused(&search("--rtt --rtt-counts /x")).starts_with("--rtt-counts: "));
     assert!(refused(&search("--rtt --rate 5mbit")).starts_with("--rate 5000kbit: "));
     assert!(
         refused(&search("--sink-udp 10.0.0.2:7 --threads 8 --flows 8 --rate-min 7"))

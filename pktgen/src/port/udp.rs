@@ -83,6 +83,15 @@ impl UdpPort {
         Ok(UdpPort { socket, local, headers, buffers, received: ArrayVec::new() })
     }
 
+    /// With [`Wait::Interrupt`] a receive lasts [`SLEEP_MAX`] at most, unless told otherwise here.
+    ///
+    /// # Errors
+    /// Those of setsockopt(2).
+    pub fn sleep_at_most(&mut self, longest: Duration) -> Result<(), Error> {
+        let what = || format!("a UDP socket on {}", self.local);
+        self.socket.set_read_timeout(Some(longest)).map_err(Error::system(what()))
+    }
+
     /// Where it is bound.
     pub fn local(&self) -> SocketAddrV4 {
         self.local
@@ -112,7 +121,8 @@ impl UdpPort {
             .map(|((from, length), chunk)| (*from, chunk.get(..*length).unwrap_or(chunk)))
     }
 
-    /// One system call. In the way of [`Wait::Interrupt`] it sleeps until there is something, at most [`SLEEP_MAX`].
+    /// One system call. In the way of [`Wait::Interrupt`] it sleeps until there is something, at most [`SLEEP_MAX`], or what
+    /// [`sleep_at_most`](Self::sleep_at_most) was given.
     fn receive_batch(&mut self, wait: Wait) -> Result<usize, Error> {
         let flags = match wait {
             Wait::Interrupt => MsgFlags::MSG_WAITFORONE,

@@ -165,7 +165,9 @@ fn receive(
             if let Some(name) = namespace {
                 enter(name)?;
             }
-            serve(UdpPort::bind_with(*address, SMALL_BUFFER_BYTES)?, settings, orders, answers)
+            let mut port = UdpPort::bind_with(*address, SMALL_BUFFER_BYTES)?;
+            port.sleep_at_most(Duration::from_nanos(REST_NS))?;
+            serve(port, settings, orders, answers)
         }
     }
 }

@@ -349,3 +349,33 @@ proptest! {
         consistent(&findings, &goals);
     }
 }
+
+/// A device that comes to a standstill under overload, as a kernel does whose interrupts leave no time to the application.
+fn collapses(capacity: f64) -> Simulated {
+    Simulated::new(2e6, move |load| if load <= capacity { load } else { 2000.0 })
+}
+
+#[test]
+fn a_start_spares_the_way_up_after_a_standstill_and_finds_the_same() {
+    let (without, with) = (goals(), Goals { pps_start: Some(290_000), ..goals() });
+    let [far, near] = [&without, &with].map(|goals| {
+        let findings = collapses(300_000.0).search(goals);
+        consistent(&findings, goals);
+        assert_eq!(findings.ndr.end, End::Device);
+        assert!((294_000..=300_000).contains(&findings.ndr.pps), "{:?}", findings.ndr);
+        findings.trials.len()
+    });
+    assert!(near < far, "{near} trials, without a start {far}");
+    // One that is much too high, or too low, does no harm.
+    for start in [1_900_000, 3_000_000, 500] {
+        let findings = collapses(300_000.0).search(&Goals { pps_start: Some(start), ..goals() });
+        assert!((294_000..=300_000).contains(&findings.ndr.pps), "{start}: {:?}", findings.ndr);
+    }
+}
+
+#[test]
+fn a_start_is_not_used_where_all_arrives_at_full_rate() {
+    let goals = Goals { pps_start: Some(1000), ..goals() };
+    let findings = Simulated::new(800_000.0, |load| load).search(&goals);
+    assert!(findings.trials.iter().all(|trial| trial.pps.is_none_or(|pps| pps > 1000)));
+}

@@ -25,6 +25,9 @@ pub struct RttReport {
     pub not_ours: u64,
     /// From the intended departure to the arrival of the answer.
     pub rtt_us: Option<Percentiles>,
+    /// All that [`rtt_us`](Self::rtt_us) is taken from.
+    #[serde(skip)]
+    pub latency: Latency,
 }
 
 /// How an answer looks.
@@ -86,6 +89,7 @@ impl Rtt {
             duplicates,
             not_ours: self.not_ours,
             rtt_us: self.latency.percentiles(),
+            latency: self.latency.clone(),
         }
     }
 }
