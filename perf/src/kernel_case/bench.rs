@@ -541,10 +541,12 @@ fn parse_counts(text: &str) -> Result<Vec<(u64, u64)>, String> {
     text.lines().map(|line| parse(line).ok_or_else(|| bad(line))).collect()
 }
 
-/// The load of which most arrived in a search: packets a second, or `max`.
+/// The load of which most arrived in a search: packets a second, or `max`, if it never came to a load that was too much.
 fn best_load(found: &Value) -> String {
     let received = |trial: &&Value| trial["received_pps"].as_f64().unwrap_or(0.0);
-    let trials = found["trials"].as_array().into_iter().flatten();
+    let was_too_much = |trial: &Value| trial["loss_ratio"].as_f64().unwrap_or(0.0) > 0.0;
+    let trials = found["trials"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let trials = if trials.iter().any(was_too_much) { trials.iter() } else { [].iter() };
     let best = trials.max_by(|one, other| received(one).total_cmp(&received(other)));
     best.and_then(|trial| trial["pps"].as_u64()).map_or("max".into(), |pps| pps.to_string())
 }
@@ -576,11 +578,16 @@ mod tests {
 
     #[test]
     fn the_best_load_is_not_the_highest_where_an_overload_brings_less() {
-        let trial = |pps: Option<u64>, received: f64| json!({"pps": pps, "received_pps": received});
+        let trial = |pps: Option<u64>, received: f64| {
+            let loss = if pps.is_some_and(|pps| pps < 100_000) { 0.0 } else { 0.1 };
+            json!({"pps": pps, "received_pps": received, "loss_ratio": loss})
+        };
         let collapsing =
             json!({"trials": [trial(None, 2400.0), trial(Some(300_000), 2e5), trial(Some(200_000), 1.9e5)]});
         assert_eq!(best_load(&collapsing), "300000");
         assert_eq!(best_load(&json!({"trials": [trial(None, 9e5), trial(Some(8), 8.0)]})), "max");
         assert_eq!(best_load(&json!({})), "max");
+        // A search that had no time to come to a load that was too much.
+        assert_eq!(best_load(&json!({"trials": [trial(Some(5000), 5e3), trial(Some(8), 8.0)]})), "max");
     }
 }
