@@ -147,7 +147,13 @@ impl Traffic {
     /// Counts one frame of `bytes`.
     #[inline]
     pub fn one(&self, bytes: usize) {
-        self.frames.add(1);
+        self.many(1, bytes);
+    }
+
+    /// Counts frames that have so many bytes together.
+    #[inline]
+    pub fn many(&self, frames: usize, bytes: usize) {
+        self.frames.add(frames as u64);
         self.bytes.add(bytes as u64);
     }
 

@@ -263,13 +263,20 @@ impl Burst {
     /// and given.
     #[inline]
     pub fn keep(&mut self, mut wanted: impl FnMut(&mut Frame) -> bool) -> impl Iterator<Item = Frame> + '_ {
-        let mut kept = 0;
-        for at in 0..self.frames.len() {
-            if self.frames.get_mut(at).is_some_and(&mut wanted) {
-                if kept != at {
+        const { assert!(BURST <= u64::BITS as usize, "a bit for each") }
+        let mut unwanted = 0u64;
+        for (at, frame) in self.frames.iter_mut().enumerate() {
+            unwanted |= u64::from(!wanted(frame)) << at;
+        }
+        let mut kept = self.frames.len();
+        if unwanted != 0 {
+            let first = unwanted.trailing_zeros() as usize;
+            kept = first;
+            for at in first..self.frames.len() {
+                if unwanted >> at & 1 == 0 {
                     self.frames.swap(kept, at);
+                    kept += 1;
                 }
-                kept += 1;
             }
         }
         self.frames.drain(kept..)

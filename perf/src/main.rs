@@ -6,6 +6,7 @@ mod core_case;
 mod environment;
 mod figures;
 mod generator_case;
+mod hardware;
 mod kernel_case;
 mod memif_case;
 mod micro;

@@ -176,10 +176,49 @@ pub fn inner(source: MacAddr, destination: MacAddr, bytes: usize) -> Vec<u8> {
     packet
 }
 
+/// What an inner packet is made of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Ip {
+    V4,
+    V6,
+}
+
+/// An inner UDP packet of either kind, of at least 62 bytes.
+pub fn inner_of(ip: Ip, source: MacAddr, destination: MacAddr, bytes: usize) -> Vec<u8> {
+    if ip == Ip::V4 {
+        return inner(source, destination, bytes);
+    }
+    let mut packet = Vec::with_capacity(bytes);
+    packet.extend(destination.0);
+    packet.extend(source.0);
+    packet.extend([0x86, 0xdd, 0x60, 0, 0, 0]);
+    packet.extend(((bytes - 54) as u16).to_be_bytes());
+    packet.extend([17, 64]);
+    for host in [1, 2] {
+        packet.extend([0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, host]);
+    }
+    packet.extend([0x4e, 0x20, 0x23, 0x28]);
+    packet.resize(bytes, 0);
+    packet
+}
+
+/// Makes an inner packet one of the flow with this source port.
+pub fn set_flow(packet: &mut [u8], ip: Ip, port: u16) {
+    let at = if ip == Ip::V4 { 34 } else { 54 };
+    if let Some(field) = packet.get_mut(at..at + 2) {
+        field.copy_from_slice(&port.to_be_bytes());
+    }
+}
+
 /// What the far VTEP sends towards a tenant: an inner packet of so many bytes in its outer headers.
 pub fn underlay_frame(to: MacAddr, inner_bytes: usize) -> Vec<u8> {
+    encapsulated(&inner(FAR, to, inner_bytes))
+}
+
+/// An inner packet as the far VTEP sends it.
+pub fn encapsulated(packet: &[u8]) -> Vec<u8> {
     let template = OuterTemplate::new(&OuterFields {
-        destination_mac: to,
+        destination_mac: tenant_mac(0),
         source_mac: FAR,
         source: REMOTE,
         destination: LOCAL,
@@ -187,8 +226,8 @@ pub fn underlay_frame(to: MacAddr, inner_bytes: usize) -> Vec<u8> {
         ttl: 64,
     });
     let mut head = [0; OVERHEAD_IPV4];
-    template.write(&mut head, inner_bytes as u16, VNI, 50000);
-    [&head[..], &inner(FAR, to, inner_bytes)].concat()
+    template.write(&mut head, packet.len() as u16, VNI, 50000);
+    [&head[..], packet].concat()
 }
 
 /// Writes the frame into every chunk; the stages change none of its bytes on the way in.

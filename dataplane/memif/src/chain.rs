@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use crate::PACKET_BYTES_MIN;
 use crate::error::BadDescriptor;
-use crate::region::Regions;
+use crate::region::{Regions, Span};
 use crate::ring::{Descriptor, RingMemory};
 
 /// Most buffers of one packet, where chains are allowed: 9000 bytes fit into chains of 1024-byte buffers, and 32 KiB into chains
@@ -70,6 +70,12 @@ impl Chain {
 
     pub fn bytes(&self) -> u32 {
         self.bytes
+    }
+
+    /// The first piece.
+    pub fn first(&self) -> Option<Span<'_>> {
+        let piece = self.pieces.first().filter(|_| self.count > 0)?;
+        self.regions.span(piece.region, piece.offset, piece.length).ok()
     }
 
     /// Copies all pieces, one after the other, to the front of `to`; `None`, and nothing copied, if `to` is shorter.

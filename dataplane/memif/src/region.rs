@@ -133,6 +133,13 @@ impl Span<'_> {
         self.length
     }
 
+    /// Its first bytes; `None` if there are fewer.
+    #[inline(always)]
+    pub fn front(self, bytes: usize) -> Option<Self> {
+        let length = u32::try_from(bytes).ok().filter(|length| *length <= self.length)?;
+        Some(Self { length, ..self })
+    }
+
     /// Copies all of it to the front of `to`; `None`, and nothing copied, if `to` is shorter.
     #[inline(always)]
     pub fn copy_to(&self, to: &mut [u8]) -> Option<usize> {

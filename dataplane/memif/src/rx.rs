@@ -87,6 +87,17 @@ impl Packet<'_> {
             Place::Chain(chain) => chain.copy_to(to),
         }
     }
+
+    /// Copies the first bytes of the packet, as many as `to` has; `None`, and nothing copied, if the packet is shorter, or is a
+    /// chain whose first piece is.
+    #[inline(always)]
+    #[must_use]
+    pub fn copy_front_to(&self, to: &mut [u8]) -> Option<usize> {
+        match self.0 {
+            Place::Single(span) => span.front(to.len())?.copy_to(to),
+            Place::Chain(chain) => chain.first()?.front(to.len())?.copy_to(to),
+        }
+    }
 }
 
 impl std::fmt::Debug for Packet<'_> {

@@ -1,19 +1,28 @@
 //! Way in, first step: the outer headers are checked and taken off, and the sender is noted.
 
+use std::net::Ipv4Addr;
+
 use super::Cx;
 use crate::counters::DropReason;
 use crate::frame::{Burst, Frame, Source};
+use crate::types::RemoteId;
 use crate::wire::outer::{self, OVERHEAD_IPV4, Outer};
 use crate::wire::partial;
 use crate::wire::vxlan::VxlanHeader;
 
 /// What stays in the burst starts with its VXLAN header.
 pub fn run(burst: &mut Burst, cx: &mut Cx<'_>) {
-    cx.each(burst, classify);
+    let mut last = None;
+    cx.each(burst, |frame, cx| classify(frame, &mut last, cx));
 }
 
+/// `last` is the sender of the frame before, which most often is this one's, too.
 #[inline]
-fn classify(frame: &mut Frame, cx: &Cx<'_>) -> Result<(), DropReason> {
+fn classify(
+    frame: &mut Frame,
+    last: &mut Option<(Ipv4Addr, RemoteId)>,
+    cx: &Cx<'_>,
+) -> Result<(), DropReason> {
     let outer = match outer::parse(frame.bytes(), cx.tables.vtep) {
         Err(DropReason::OuterUdpChecksum) => finish_checksum(frame, cx)?,
         outer => outer?,
@@ -21,7 +30,11 @@ fn classify(frame: &mut Frame, cx: &Cx<'_>) -> Result<(), DropReason> {
     if cx.tables.cardless {
         finish_inner_checksum(frame, &outer);
     }
-    let remote = cx.tables.remote_by_address(outer.source).ok_or(DropReason::RemoteUnknown)?;
+    let remote = match *last {
+        Some((source, remote)) if source == outer.source => remote,
+        _ => cx.tables.remote_by_address(outer.source).ok_or(DropReason::RemoteUnknown)?,
+    };
+    *last = Some((outer.source, remote));
     frame.meta.source = Source::Remote(remote);
     // `parse` has seen that both lengths lie inside the frame.
     if frame.cut(outer.header_len, outer.payload_len) { Ok(()) } else { Err(DropReason::OuterTruncated) }

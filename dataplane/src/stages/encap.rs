@@ -9,6 +9,15 @@ use crate::wire::outer::OVERHEAD_IPV4;
 
 /// Empties `input`; what goes on is ready for the wire.
 pub fn run(input: &mut Burst, output: &mut Burst, cx: &mut Cx<'_>) {
+    // Most often each has one way to go, and none needs to be moved from burst to burst.
+    if output.is_empty() && input.iter().all(|frame| matches!(frame.meta.target, Target::Remote(_))) {
+        cx.each(input, |frame, cx| match frame.meta.target {
+            Target::Remote(to) => encap(frame, to, cx),
+            _ => Err(DropReason::FloodNobody),
+        });
+        std::mem::swap(input, output);
+        return;
+    }
     for frame in input.drain() {
         match frame.meta.target {
             Target::Remote(to) => send(frame, to, output, cx),
@@ -35,12 +44,8 @@ fn replicate(frame: Frame, output: &mut Burst, cx: &mut Cx<'_>) {
 
 fn send(mut frame: Frame, to: RemoteId, output: &mut Burst, cx: &mut Cx<'_>) {
     frame.meta.target = Target::Remote(to);
-    let inner_len = frame.len();
     match encap(&mut frame, to, cx) {
         Ok(()) => {
-            if let Some(counter) = cx.counters.network(frame.meta.network) {
-                counter.to_underlay.one(inner_len);
-            }
             // Copies can be more than a burst holds, and every input still needs its place.
             if output.room() == 0 {
                 cx.leave(output, &mut Burst::new());
@@ -67,5 +72,8 @@ fn encap(frame: &mut Frame, to: RemoteId, cx: &Cx<'_>) -> Result<(), DropReason>
     let source_port = cx.tables.source_port(frame.meta.flow_hash);
     let head = frame.push(OVERHEAD_IPV4).and_then(|head| head.first_chunk_mut());
     outer.write(head.ok_or(DropReason::UplinkTooLong)?, inner_len, network.vni, source_port);
+    if let Some(counter) = cx.counters.network(frame.meta.network) {
+        counter.to_underlay.one(usize::from(inner_len));
+    }
     Ok(())
 }

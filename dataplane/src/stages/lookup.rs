@@ -16,30 +16,47 @@ pub fn run(burst: &mut Burst, cx: &mut Cx<'_>) {
     if cx.fdb.is_far() {
         burst.iter().for_each(|frame| prefetch(frame, cx));
     }
-    cx.each(burst, lookup);
+    let mut last = Last::default();
+    cx.each(burst, |frame, cx| lookup(frame, &mut last, cx));
+}
+
+/// What was found for the frame before. Frames of one flow come together, so most often it is true of this one, too; that
+/// another thread may change the FDB between two frames of a burst makes no difference to a frame.
+#[derive(Default)]
+struct Last {
+    /// From this remote came this source address, and there it was known to be.
+    source: Option<(NetworkId, RemoteId, u64)>,
+    /// This destination address is there.
+    destination: Option<(NetworkId, u64, Option<Destination>)>,
 }
 
 /// Asks for what the frame's look-ups will read, so that a burst waits for memory once and not frame by frame.
 #[inline]
 fn prefetch(frame: &Frame, cx: &Cx<'_>) {
-    let Some((eth, _)) = EthHeader::split(frame.bytes()) else { return };
+    let Some((destination, source)) = EthHeader::numbers(frame.bytes()) else { return };
     if let Source::Remote(_) = frame.meta.source {
-        cx.fdb.prefetch(cx.fdb.place(frame.meta.network, eth.source_number()));
+        cx.fdb.prefetch(cx.fdb.place(frame.meta.network, source));
     }
-    cx.fdb.prefetch(cx.fdb.place(frame.meta.network, eth.destination_number()));
+    cx.fdb.prefetch(cx.fdb.place(frame.meta.network, destination));
 }
 
 #[inline]
-fn lookup(frame: &mut Frame, cx: &Cx<'_>) -> Result<(), DropReason> {
+fn lookup(frame: &mut Frame, last: &mut Last, cx: &Cx<'_>) -> Result<(), DropReason> {
     let id = frame.meta.network;
-    let network = cx.tables.network(id).ok_or(DropReason::VniUnknown)?;
-    let (eth, _) = EthHeader::split(frame.bytes()).ok_or(DropReason::InnerTruncated)?;
-    if let Source::Remote(remote) = frame.meta.source {
-        learn(network, cx.fdb.place(id, eth.source_number()), remote, cx)?;
+    let (destination, source) = EthHeader::numbers(frame.bytes()).ok_or(DropReason::InnerTruncated)?;
+    if let Source::Remote(remote) = frame.meta.source
+        && last.source != Some((id, remote, source))
+    {
+        *last = Last::default(); // what is learned now may be where the next frame goes
+        if learn(network(id, cx)?, cx.fdb.place(id, source), remote, cx)? == Learned::Known {
+            last.source = Some((id, remote, source));
+        }
     }
-    let destination = eth.destination_number();
-    let known = destination != 0 && !MacAddr::number_is_group(destination);
-    let found = if known { find(id, network, cx.fdb.place(id, destination), cx) } else { None };
+    let found = match last.destination {
+        Some((network, mac, found)) if network == id && mac == destination => found,
+        _ => find(id, destination, cx)?,
+    };
+    last.destination = Some((id, destination, found));
     frame.meta.target = match (frame.meta.source, found) {
         (_, None) => Target::Flood(Flooding::NEW),
         (Source::Endpoint(from), Some(Destination::Local(to))) if from == to => {
@@ -52,23 +69,32 @@ fn lookup(frame: &mut Frame, cx: &Cx<'_>) -> Result<(), DropReason> {
     Ok(())
 }
 
+#[inline]
+fn network<'a>(id: NetworkId, cx: &Cx<'a>) -> Result<&'a Network, DropReason> {
+    cx.tables.network(id).ok_or(DropReason::VniUnknown)
+}
+
 /// The FDB is shared and changes under us: what it says is used only if it belongs to this network, so that not
 /// even a torn entry could carry a frame into another one.
 #[inline]
-fn find(id: NetworkId, network: &Network, place: Place, cx: &Cx<'_>) -> Option<Destination> {
-    cx.fdb.lookup_at(place).filter(|found| match *found {
+fn find(id: NetworkId, mac: u64, cx: &Cx<'_>) -> Result<Option<Destination>, DropReason> {
+    let network = network(id, cx)?;
+    if mac == 0 || MacAddr::number_is_group(mac) {
+        return Ok(None);
+    }
+    Ok(cx.fdb.lookup_at(cx.fdb.place(id, mac)).filter(|found| match *found {
         Destination::Local(endpoint) => cx.tables.endpoint(endpoint).is_some_and(|e| e.network == id),
         Destination::Remote(remote) => network.has_remote(remote),
-    })
+    }))
 }
 
 /// Notes where the sender is. An address that is fixed elsewhere, a tenant of ours for one, cannot be taken over.
 #[inline]
-fn learn(network: &Network, place: Place, remote: RemoteId, cx: &Cx<'_>) -> Result<(), DropReason> {
+fn learn(network: &Network, place: Place, remote: RemoteId, cx: &Cx<'_>) -> Result<Learned, DropReason> {
     if !network.learning {
         return match cx.fdb.lookup_fixed_at(place) {
             Some(there) if there != Destination::Remote(remote) => Err(DropReason::SourceSpoofed),
-            _ => Ok(()),
+            _ => Ok(Learned::Known),
         };
     }
     let learned = cx.fdb.learn_at(place, remote, cx.now_s, network.fdb_limit);
@@ -77,7 +103,7 @@ fn learn(network: &Network, place: Place, remote: RemoteId, cx: &Cx<'_>) -> Resu
     {
         count(learned, counters);
     }
-    if learned == Learned::Fixed { Err(DropReason::SourceSpoofed) } else { Ok(()) }
+    if learned == Learned::Fixed { Err(DropReason::SourceSpoofed) } else { Ok(learned) }
 }
 
 #[cold]

@@ -33,6 +33,15 @@ impl EthHeader {
         split_header(bytes)
     }
 
+    /// Where a frame goes and who sent it, as [`MacAddr::to_u64`] has it, each read as one word; `None` if it is shorter than a
+    /// header.
+    #[inline]
+    pub fn numbers(frame: &[u8]) -> Option<(u64, u64)> {
+        let header = frame.first_chunk::<{ EthHeader::LEN }>()?;
+        let (destination, source) = (header.first_chunk::<8>()?, header.last_chunk::<8>()?);
+        Some((u64::from_be_bytes(*destination) >> 16, u64::from_be_bytes(*source) >> 16))
+    }
+
     /// Where it goes.
     #[inline]
     pub fn destination(&self) -> MacAddr {
@@ -43,21 +52,6 @@ impl EthHeader {
     #[inline]
     pub fn source(&self) -> MacAddr {
         MacAddr(self.source)
-    }
-
-    /// Where it goes, as [`MacAddr::to_u64`] has it: read as one word.
-    #[inline]
-    pub fn destination_number(&self) -> u64 {
-        let [a, b, c, d, e, f] = self.destination;
-        u64::from_be_bytes([a, b, c, d, e, f, self.source[0], self.source[1]]) >> 16
-    }
-
-    /// Who sent it, as [`MacAddr::to_u64`] has it: read as one word.
-    #[inline]
-    pub fn source_number(&self) -> u64 {
-        let [a, b, c, d, e, f] = self.source;
-        let [g, h] = self.ethertype.0;
-        u64::from_be_bytes([a, b, c, d, e, f, g, h]) >> 16
     }
 
     /// What follows; below 0x0600 it is a length (IEEE 802.3 §3.2.6).
@@ -80,8 +74,8 @@ mod tests {
         assert_eq!(header.destination(), MacAddr([0x02, 0, 0, 0, 0, 1]));
         assert_eq!(header.source(), MacAddr([0x02, 0, 0, 0, 0, 2]));
         assert_eq!((header.ethertype(), rest), (0x0806, &[0xaa][..]));
-        assert_eq!(header.destination_number(), header.destination().to_u64());
-        assert_eq!(header.source_number(), header.source().to_u64());
-        assert!(EthHeader::split(&bytes[..13]).is_none());
+        let numbers = (header.destination().to_u64(), header.source().to_u64());
+        assert_eq!(EthHeader::numbers(&bytes), Some(numbers));
+        assert!(EthHeader::split(&bytes[..13]).is_none() && EthHeader::numbers(&bytes[..13]).is_none());
     }
 }

@@ -39,6 +39,49 @@ pub struct Outer {
 /// The reason for which to drop it.
 #[inline(always)] // else its answer goes through memory, a fifth of what classifying costs
 pub fn parse(frame: &[u8], vtep: Vtep) -> Result<Outer, DropReason> {
+    match plain(frame, vtep) {
+        Some(outer) => Ok(outer),
+        None => parse_any(frame, vtep),
+    }
+}
+
+/// The headers of nearly every frame, without options and without a UDP checksum, if nothing at all is wrong with them: every field is
+/// read at its fixed place, and all are judged together. `None` says nothing but "look closely".
+#[inline(always)]
+fn plain(frame: &[u8], vtep: Vtep) -> Option<Outer> {
+    let (head, rest) = frame.split_first_chunk::<VXLAN>()?;
+    let word = |at: usize| head.get(at..)?.first_chunk().map(|word| u64::from_be_bytes(*word));
+    let (kind, fragment) = (word(IP - 2)?, word(IP + 6)?);
+    let (addresses, udp) = (word(IP + 12)?, word(UDP)?);
+    let is_ours = kind >> 40 == 0x0008_0045 // IPv4 without options
+        && fragment & 0x3fff_00ff_0000_0000 == u64::from(PROTOCOL_UDP) << 32 // a whole packet
+        && addresses as u32 == u32::from(vtep.address)
+        && (udp >> 32) as u16 == vtep.port;
+    let header_len = Ipv4Header::LEN + UdpHeader::LEN;
+    let segment_len = usize::from((kind >> 16) as u16).wrapping_sub(header_len);
+    let payload_len = usize::from((udp >> 16) as u16).wrapping_sub(UdpHeader::LEN);
+    let fits = payload_len <= segment_len && segment_len <= rest.len();
+    if !is_ours || !fits || !Sum::ZERO.bytes(head.get(IP..UDP)?).holds() {
+        return None;
+    }
+    if udp as u16 != 0 && !is_summed(head, rest.get(..payload_len)?) {
+        return None;
+    }
+    Some(Outer { source: Ipv4Addr::from((addresses >> 32) as u32), header_len: VXLAN, payload_len })
+}
+
+/// The UDP checksum, over the addresses (which stand before the UDP header), protocol and length too.
+#[inline(never)]
+fn is_summed(head: &[u8; VXLAN], payload: &[u8]) -> bool {
+    let Some((_, [length @ .., _, _])) = head.split_last_chunk::<4>() else { return false };
+    let length = u16::from_be_bytes(*length);
+    let sum = Sum::ZERO.word(u16::from(PROTOCOL_UDP)).word(length);
+    head.get(IP + 12..).is_some_and(|head| sum.bytes(head).bytes(payload).holds())
+}
+
+/// Any frame, step by step.
+#[inline(never)]
+fn parse_any(frame: &[u8], vtep: Vtep) -> Result<Outer, DropReason> {
     let (outer, ip, udp, payload) = split(frame, vtep)?;
     let holds = || {
         let pseudo = udp_pseudo_header(ip.source(), ip.destination(), udp.length());
@@ -198,6 +241,7 @@ mod tests {
     #[test]
     fn what_we_write_we_accept() {
         let frame = frame(b"inner frame");
+        assert_eq!(plain(&frame, VTEP), parse_any(&frame, VTEP).ok(), "it takes the short way");
         let outer = parse(&frame, VTEP).unwrap();
         assert_eq!(
             (outer.source, outer.header_len, outer.payload_len),
@@ -235,6 +279,23 @@ mod tests {
         fn any_bytes_are_taken_or_refused(bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..200)) {
             if let Ok(outer) = parse(&bytes, VTEP) {
                 assert!(outer.header_len + outer.payload_len <= bytes.len());
+            }
+        }
+
+        /// The short way says the same as the long one, or nothing.
+        #[test]
+        fn what_is_plain_is_right(at in 0usize..61, value: u8, cut in 0usize..70, length: u8, sum: bool) {
+            let mut bytes = frame(b"inner frame");
+            bytes[at] = value;
+            bytes[39] = if length < 40 { length } else { bytes[39] };
+            bytes.resize(cut.max(20), 0);
+            if sum && bytes.len() >= UDP {
+                bytes[IP + 10..IP + 12].fill(0);
+                let checksum = Sum::ZERO.bytes(&bytes[IP..UDP]).checksum();
+                bytes[IP + 10..IP + 12].copy_from_slice(&checksum.to_be_bytes());
+            }
+            if let Some(outer) = plain(&bytes, VTEP) {
+                assert_eq!(parse_any(&bytes, VTEP), Ok(outer));
             }
         }
 

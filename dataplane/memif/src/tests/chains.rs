@@ -69,6 +69,9 @@ fn a_chain_is_one_packet_also_across_both_wraps() {
         bench.memory.set_slot(S2M_AT, at(1) % SLOTS, descriptor(0, 9, u32::MAX, u32::MAX));
         let mut bytes = [0; 1500];
         assert_eq!(packet.copy_to(&mut bytes), Some(301));
+        let mut front = [0; 100];
+        assert_eq!((packet.copy_front_to(&mut front), front), (Some(100), [1; 100]), "the first piece");
+        assert_eq!(packet.copy_front_to(&mut [0; 101]), None, "the second piece is elsewhere");
         assert_eq!(bytes[..301], [&[1; 100][..], &[2; 1], &[3; 200]].concat());
         assert_eq!(taken(&mut rx), [4; 14], "the next packet");
         assert!(rx.next_packet().is_none());

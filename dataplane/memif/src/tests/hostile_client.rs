@@ -153,6 +153,10 @@ fn a_descriptor_rewritten_after_it_was_read_changes_nothing() {
     bench.memory.set_slot(S2M_AT, 0, descriptor(1, 9, u32::MAX, u32::MAX));
     let mut bytes = [0; 2048];
     assert_eq!(packet.copy_to(&mut bytes), Some(64));
+    let mut front = [0; 8];
+    assert_eq!(packet.copy_front_to(&mut front), Some(8));
+    assert_eq!(front, bytes[..8]);
+    assert_eq!(packet.copy_front_to(&mut [0; 65]), None, "longer than the packet");
     assert_eq!(bytes[..64], [1; 64]);
     // And a copy, once made, is out of reach.
     bench.memory.write(u64::from(BUFFERS_AT), &[2; 64]);
