@@ -262,6 +262,10 @@ pub struct WorkerCounters {
     pub cycles_busy: Counter,
     /// Cycles in all turns.
     pub cycles_total: Counter,
+    /// Turns in the middle of which the core was taken away for a millisecond or more.
+    pub stalls: Counter,
+    /// Cycles in these turns.
+    pub cycles_stalled: Counter,
     /// Transmit kicks that the kernel put off (EAGAIN, ENOBUFS, EBUSY in zero-copy mode): tried again in the next turn.
     pub kicks_deferred: Counter,
     /// Transmit kicks: system calls that make the kernel look at the tx ring.
@@ -306,6 +310,8 @@ impl WorkerCounters {
             handed_over: Counter::default(),
             stages: Default::default(),
             turns: Counter::default(),
+            stalls: Counter::default(),
+            cycles_stalled: Counter::default(),
             cycles_busy: Counter::default(),
             cycles_total: Counter::default(),
             kicks_deferred: Counter::default(),

@@ -713,6 +713,7 @@ impl WorkerHandle {
             device_drops: counters.device_drops.get(),
             chunk_faults: counters.chunk_faults.get(),
             stages: StageStats::of(counters),
+            stalls: counters.stalls.get(),
             turns: counters.turns.get(),
             handed_over: counters.handed_over.get(),
             kicks: counters.kicks.get(),

@@ -82,6 +82,8 @@ pub struct WorkerStats {
     pub stages: Vec<StageStats>,
     /// Turns of its loop since the start.
     pub turns: u64,
+    /// Turns in the middle of which its core was taken away for a millisecond or more: it should have the core for itself.
+    pub stalls: u64,
     /// Frames that it handed to other workers.
     pub handed_over: u64,
     /// Transmit kicks (syscalls).

@@ -78,6 +78,9 @@ impl Ending {
 /// take longer by one network's size, and no more.
 const FLOOD_COPIES_PER_TURN: usize = 256;
 
+/// A turn of more cycles than this (over a millisecond) was none of ours: the core was taken away in the middle.
+const STALL_CYCLES: u64 = 4_000_000;
+
 /// In one turn of so many, what each step takes is noted: twice reading the clock, some 50 cycles, for each step of a burst.
 const SAMPLED_TURNS: u64 = 32;
 
@@ -130,8 +133,13 @@ impl Worker {
             before = now;
             self.counters.turns.add(1);
             self.counters.cycles_total.add(spent);
-            if moved > 0 {
+            if spent > STALL_CYCLES {
+                self.counters.stalls.add(1);
+                self.counters.cycles_stalled.add(spent);
+            } else if moved > 0 {
                 self.counters.cycles_busy.add(spent);
+            }
+            if moved > 0 {
                 self.counters.frames_free.set(self.pool.available() as u64);
             }
             if phase == Ending::DRAIN && !is_finished && self.has_all_home() {

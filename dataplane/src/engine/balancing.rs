@@ -69,7 +69,7 @@ impl Engine {
             let counters = &worker.counters;
             reading.workers.push(WorkerReading {
                 busy: counters.cycles_busy.get(),
-                total: counters.cycles_total.get(),
+                running: counters.cycles_total.get().saturating_sub(counters.cycles_stalled.get()),
                 serves: worker.sends,
             });
             reading.frames += counters.uplink_rx.frames.get() + counters.tenant_rx.frames.get();
