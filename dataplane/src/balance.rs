@@ -45,6 +45,8 @@ const GATHER_BELOW: f64 = 0.6;
 /// What a placement must promise, and what it must then show: the highest load, as a share of the one before.
 const PROMISED: f64 = 0.9;
 const SHOWN: f64 = 0.98;
+/// Cycles in what is called a second here.
+const HERTZ: f64 = 1e9;
 /// What a hand-over costs, both ends together, as long as nothing else is known, and at most.
 const HOP_CYCLES: f64 = 150.0;
 const HOP_CYCLES_MAX: f64 = 2000.0;
@@ -58,8 +60,17 @@ pub struct Reading {
     pub workers: Vec<WorkerReading>,
     /// By step, of all workers: frames that were looked at, and their cycles.
     pub stages: [(u64, u64); Stage::COUNT],
+}
+
+impl Reading {
     /// Frames that entered, from the underlay and from tenants.
-    pub frames: u64,
+    fn frames(&self) -> u64 {
+        self.workers.iter().map(|worker| worker.inward + worker.outward).sum()
+    }
+
+    fn of(&self, worker: WorkerId) -> WorkerReading {
+        self.workers.get(worker.index()).copied().unwrap_or_default()
+    }
 }
 
 /// One worker.
@@ -69,6 +80,12 @@ pub struct WorkerReading {
     pub busy: u64,
     /// Cycles in all turns but those in which it lost its core.
     pub running: u64,
+    /// Frames that entered there from the underlay.
+    pub inward: u64,
+    /// Frames that entered there from tenants.
+    pub outward: u64,
+    /// Packets given to tenants there.
+    pub delivered: u64,
     /// It may serve tenants.
     pub serves: bool,
 }
@@ -140,14 +157,10 @@ enum Phase {
         begun: Option<(Reading, Detail)>,
     },
     Settle {
-        before: Cost,
-        undo: Vec<Change>,
-        promised: Proposal,
+        tried: Tried,
     },
     Trial {
-        before: Cost,
-        undo: Vec<Change>,
-        promised: Proposal,
+        tried: Tried,
         from: Reading,
     },
 }
@@ -156,8 +169,19 @@ impl Phase {
     const WATCH: Phase = Phase::Watch {
         hot: 0,
         cool: 0,
-        since: Reading { workers: Vec::new(), stages: [(0, 0); Stage::COUNT], frames: 0 },
+        since: Reading { workers: Vec::new(), stages: [(0, 0); Stage::COUNT] },
     };
+}
+
+/// A placement on trial.
+#[derive(Debug)]
+struct Tried {
+    /// What the one before it cost.
+    before: Cost,
+    /// What brings that one back, and whether anything was spread then.
+    undo: Vec<Change>,
+    was_spread: bool,
+    promised: Proposal,
 }
 
 /// Cycles for each frame that entered.
@@ -234,16 +258,14 @@ impl Balancer {
                 Decision::default()
             }
             Phase::Count { goal, before, begun: Some((from, earlier)) } if self.ticks >= COUNT_TICKS => {
-                self.decide(goal, before, &loads(&from, &now, &earlier, &detail()))
+                self.decide(goal, before, loads(&from, &now, &earlier, &detail()))
             }
-            Phase::Settle { before, undo, promised } if self.ticks >= SETTLE_TICKS => {
+            Phase::Settle { tried } if self.ticks >= SETTLE_TICKS => {
                 self.ticks = 0;
-                self.phase = Phase::Trial { before, undo, promised, from: now };
+                self.phase = Phase::Trial { tried, from: now };
                 Decision::default()
             }
-            Phase::Trial { before, undo, promised, from } if self.ticks >= TRIAL_TICKS => {
-                self.judge(before, undo, &promised, cost(&from, &now))
-            }
+            Phase::Trial { tried, from } if self.ticks >= TRIAL_TICKS => self.judge(tried, cost(&from, &now)),
             unfinished => {
                 self.phase = unfinished;
                 Decision::default()
@@ -277,7 +299,8 @@ impl Balancer {
             () if cool > COOL_TICKS && self.is_spread => Some(Goal::Gather { below: GATHER_BELOW }),
             () => None,
         };
-        let goal = goal.filter(|_| self.wait == 0);
+        let begins = goal == Some(Goal::Spread) && !self.is_spread;
+        let goal = goal.filter(|_| self.wait == 0 && (!begins || self.could_help(&since, &now)));
         self.phase = match goal {
             Some(goal) => Phase::Count { goal, before: cost(&since, &now), begun: None },
             None => Phase::Watch { hot, cool, since },
@@ -285,13 +308,30 @@ impl Balancer {
         Decision { count: goal.map(|_| true), changes: Vec::new() }
     }
 
-    fn decide(&mut self, goal: Goal, before: Cost, load: &Load) -> Decision {
+    /// The load with what is known of costs, and what could be done.
+    fn search(&self, load: Load, goal: Goal) -> (Load, Proposal) {
         let costs = self.costs.map(|recent| recent.median());
-        let load = Load { stage_cycles: costs, hop_cycles: self.stats.hop_cycles, ..load.clone() };
+        let load = Load { stage_cycles: costs, hop_cycles: self.stats.hop_cycles, ..load };
         let mut proposal = propose(&load, goal, self.tenant_wait == 0);
         if goal == Goal::Spread && proposal.highest[1] > PROMISED * proposal.highest[0] {
             proposal.changes.clear();
         }
+        (load, proposal)
+    }
+
+    /// Before what enters is counted, which costs something on each frame: could anything help, were it one flow for one tenant, or many
+    /// alike for as many?
+    fn could_help(&mut self, from: &Reading, to: &Reading) -> bool {
+        let helps = |parts| !self.search(coarse(parts, from, to), Goal::Spread).1.changes.is_empty();
+        let could_help = helps(1) || helps(8);
+        if !could_help {
+            self.wait_longer();
+        }
+        could_help
+    }
+
+    fn decide(&mut self, goal: Goal, before: Cost, load: Load) -> Decision {
+        let (load, proposal) = self.search(load, goal);
         let Proposal { changes, .. } = &proposal;
         if changes.is_empty() {
             self.wait_longer();
@@ -304,12 +344,12 @@ impl Balancer {
         if tenant_moves > 0 {
             self.tenant_wait = TENANT_TICKS;
         }
-        self.is_spread = is_spread(&load, changes);
+        let was_spread = std::mem::replace(&mut self.is_spread, is_spread(&load, changes));
         self.ticks = 0;
         let changes = changes.clone();
         if goal == Goal::Spread {
             let undo = undone(&load, &changes);
-            self.phase = Phase::Settle { before, undo, promised: proposal };
+            self.phase = Phase::Settle { tried: Tried { before, undo, was_spread, promised: proposal } };
         } else {
             self.wait = WAIT_TICKS;
         }
@@ -317,9 +357,10 @@ impl Balancer {
     }
 
     /// The placement stays if the busiest worker now spends less on a frame.
-    fn judge(&mut self, before: Cost, undo: Vec<Change>, promised: &Proposal, after: Cost) -> Decision {
+    fn judge(&mut self, tried: Tried, after: Cost) -> Decision {
+        let Tried { before, undo, was_spread, promised } = tried;
         if after.total > 0.0 && promised.added > 0.0 {
-            self.learn_hop(promised, before, after);
+            self.learn_hop(&promised, before, after);
         }
         if after.highest <= SHOWN * before.highest {
             (self.wait, self.wait_next) = (HOT_TICKS, WAIT_TICKS);
@@ -327,7 +368,7 @@ impl Balancer {
         }
         self.stats.undone += 1;
         self.stats.hop_cycles = (1.25 * self.stats.hop_cycles).min(HOP_CYCLES_MAX);
-        self.is_spread = true; // until a search has seen otherwise
+        self.is_spread = was_spread;
         self.wait_longer();
         Decision { count: None, changes: undo }
     }
@@ -358,7 +399,7 @@ fn shares<'r>(from: &'r Reading, to: &'r Reading) -> impl Iterator<Item = f64> +
 }
 
 fn cost(from: &Reading, to: &Reading) -> Cost {
-    let frames = to.frames.saturating_sub(from.frames).max(1) as f64;
+    let frames = to.frames().saturating_sub(from.frames()).max(1) as f64;
     let busy =
         to.workers.iter().zip(&from.workers).map(|(to, from)| to.busy.saturating_sub(from.busy) as f64);
     let (mut highest, mut total) = (0.0, 0.0);
@@ -369,16 +410,9 @@ fn cost(from: &Reading, to: &Reading) -> Cost {
     Cost { highest, total }
 }
 
-/// What was counted between two looks. Rates are for each second of a clock with 10⁹ cycles: what counts is how they compare.
+/// What was counted between two looks.
 fn loads(from: &Reading, to: &Reading, earlier: &Detail, later: &Detail) -> Load {
-    const HERTZ: f64 = 1e9;
-    // Of the worker's own running time: what it would have done had it not lost its core.
-    let seconds = |worker: WorkerId| {
-        let running =
-            |reading: &Reading| reading.workers.get(worker.index()).map_or(0, |worker| worker.running);
-        running(to).saturating_sub(running(from)).max(1) as f64 / HERTZ
-    };
-    let rate = |worker, later: u64, earlier: u64| later.saturating_sub(earlier) as f64 / seconds(worker);
+    let rate = |worker, later, earlier| rate(worker, later, earlier, from, to);
     let mut flows = Vec::new();
     for (entry, (later, earlier)) in later.entries.iter().zip(&earlier.entries).enumerate() {
         let entry = WorkerId(entry as u8);
@@ -395,13 +429,41 @@ fn loads(from: &Reading, to: &Reading, earlier: &Detail, later: &Detail) -> Load
         let (to_before, from_before) = before.map_or((to, from), |tenant| (tenant.2, tenant.3));
         TenantLoad { endpoint, home, to: rate(home, to, to_before), from: rate(home, from, from_before) }
     });
+    load(from, to, flows, tenants.collect())
+}
+
+/// As if what enters at each worker were so many flows of one rate, and what is given to tenants there for as many tenants.
+fn coarse(parts: u8, from: &Reading, to: &Reading) -> Load {
+    let (mut flows, mut tenants) = (Vec::new(), Vec::new());
+    for worker in (0..to.workers.len()).map(|worker| WorkerId(worker as u8)) {
+        let (new, old) = (to.of(worker), from.of(worker));
+        let part = |new, old| rate(worker, new, old, from, to) / f64::from(parts);
+        let (inward, outward) = (part(new.inward, old.inward), part(new.outward, old.outward));
+        let delivered = part(new.delivered, old.delivered);
+        for bucket in 0..parts {
+            flows.push(Flow { entry: worker, bucket, route: Route::all(worker), inward, outward });
+            let endpoint = EndpointId(tenants.len() as u16);
+            tenants.push(TenantLoad { endpoint, home: worker, to: delivered, from: outward });
+        }
+    }
+    load(from, to, flows, tenants)
+}
+
+/// For each second of a clock with [`HERTZ`]: what counts is how rates compare. It is the worker's own running time: what it would have done
+/// had it not lost its core.
+fn rate(worker: WorkerId, later: u64, earlier: u64, from: &Reading, to: &Reading) -> f64 {
+    let running = to.of(worker).running.saturating_sub(from.of(worker).running).max(1);
+    later.saturating_sub(earlier) as f64 * HERTZ / running as f64
+}
+
+fn load(from: &Reading, to: &Reading, flows: Vec<Flow>, tenants: Vec<TenantLoad>) -> Load {
     let workers = shares(from, to).zip(&to.workers);
     Load {
         workers: workers.map(|(busy, worker)| WorkerLoad { busy, serves: worker.serves }).collect(),
         stage_cycles: [0.0; Stage::COUNT],
         hop_cycles: HOP_CYCLES,
         flows,
-        tenants: tenants.collect(),
+        tenants,
         hertz: HERTZ,
     }
 }
@@ -474,7 +536,7 @@ mod tests {
                 route: Route::all(A),
                 home: A,
                 reading: Reading {
-                    workers: vec![WorkerReading { busy: 0, running: 0, serves: true }; 2],
+                    workers: vec![WorkerReading { serves: true, ..WorkerReading::default() }; 2],
                     ..Reading::default()
                 },
                 entered: 0,
@@ -505,7 +567,8 @@ mod tests {
                 worker.running += World::TICK_CYCLES as u64;
                 worker.busy += (self.rate * cost) as u64;
             }
-            self.reading.frames += self.rate as u64;
+            self.reading.workers[0].inward += self.rate as u64;
+            self.reading.workers[self.home.index()].delivered += self.rate as u64;
             self.entered += self.rate as u64;
             for stage in [Stage::Classify, Stage::Decap, Stage::Lookup, Stage::Deliver] {
                 let sum = &mut self.reading.stages[stage as usize];
@@ -566,7 +629,7 @@ mod tests {
         let stats = world.run(4000);
         assert_eq!((world.route, world.home), (Route::all(A), A));
         assert!(stats.undone == stats.tried && stats.tried <= 8, "{stats:?}");
-        assert!(stats.hop_cycles > 1.5 * HOP_CYCLES, "it has learned: {stats:?}");
+        assert!(stats.hop_cycles > 1.2 * HOP_CYCLES, "it has learned: {stats:?}");
     }
 
     #[test]

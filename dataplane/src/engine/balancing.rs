@@ -70,9 +70,11 @@ impl Engine {
             reading.workers.push(WorkerReading {
                 busy: counters.cycles_busy.get(),
                 running: counters.cycles_total.get().saturating_sub(counters.cycles_stalled.get()),
+                inward: counters.uplink_rx.frames.get(),
+                outward: counters.tenant_rx.frames.get(),
+                delivered: counters.tenant_tx.frames.get(),
                 serves: worker.sends,
             });
-            reading.frames += counters.uplink_rx.frames.get() + counters.tenant_rx.frames.get();
             for (sum, stage) in reading.stages.iter_mut().zip(Stage::ALL) {
                 if let Some(counters) = counters.stage(stage) {
                     sum.0 += counters.sampled_frames.get();
