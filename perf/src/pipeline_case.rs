@@ -217,7 +217,7 @@ pub fn run(quick: bool) -> Result<Report, String> {
         return Err("it needs two cores: one for each worker".into());
     };
     let watch = Watch::start();
-    let (warm_up_ms, balancing_ms, window_ms) = if quick { (5, 400, 25) } else { (100, 2000, 1000) };
+    let (warm_up_ms, balancing_ms, window_ms) = if quick { (5, 300, 25) } else { (100, 2000, 1000) };
     let setup = Setup {
         cores: [first.id, second.id],
         warm_up: Duration::from_millis(warm_up_ms),
