@@ -48,6 +48,19 @@ impl Stamp {
         bytes
     }
 
+    /// Writes over what is new in a stamp that was made with the flow, and 0 for the rest.
+    #[inline]
+    fn renew(bytes: &mut [u8; STAMP], sequence: u64, due: u64) {
+        if let Some((_flow, rest)) = bytes.split_first_chunk_mut::<4>()
+            && let Some((at, rest)) = rest.split_first_chunk_mut::<8>()
+        {
+            *at = sequence.to_be_bytes();
+            if due != 0 {
+                rest.copy_from_slice(&due.to_be_bytes());
+            }
+        }
+    }
+
     /// Of a packet; `None` if it is too short.
     #[inline]
     pub fn of(packet: &[u8]) -> Option<Stamp> {
@@ -239,8 +252,14 @@ impl Replay {
 impl Stream {
     fn new(stream: ReplayStream) -> Stream {
         let interval = stream.pace.interval.load(Relaxed);
+        let mut frames = stream.frames;
+        for frame in &mut frames {
+            if let Some(last) = frame.bytes.last_chunk_mut() {
+                *last = Stamp { flow: frame.flow, sequence: 0, due: 0 }.to_bytes();
+            }
+        }
         Stream {
-            frames: stream.frames.into(),
+            frames: frames.into(),
             next: 0,
             pace: stream.pace,
             // One with a rate begins at the first look.
@@ -304,10 +323,10 @@ impl Stream {
         let mut chunk = pool.take()?;
         self.next = if self.next + 1 < self.frames.len() { self.next + 1 } else { 0 };
         let sequence = sequences.get_mut(frame.flow as usize);
-        let stamp = Stamp { flow: frame.flow, sequence: sequence.as_ref().map_or(0, |next| **next), due };
+        let number = sequence.as_ref().map_or(0, |next| **next);
         let filled = chunk.reset(0, frame.bytes.len()).is_some_and(|room| {
             room.copy_from_slice(&frame.bytes);
-            room.last_chunk_mut().map(|last| *last = stamp.to_bytes()).is_some()
+            room.last_chunk_mut().map(|last| Stamp::renew(last, number, due)).is_some()
         });
         if !filled {
             pool.put(chunk);
