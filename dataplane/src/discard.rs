@@ -1,10 +1,15 @@
 //! A tenant without a process: takes packets as a ring would, copying each into memory of its own, checks their order within each
-//! flow, and counts. For measuring and for tests; what it takes must be stamped by `replay`.
+//! flow, and counts; on demand also how late each is. For measuring and for tests; what it takes must be stamped by `replay`.
+
+/// How often each lateness came.
+pub mod histogram;
 
 use std::sync::Arc;
 
+use crate::clock::cycles;
 use crate::counters::Counter;
 use crate::replay::Stamp;
+use histogram::Histogram;
 
 /// Places that packets are copied to in turn: as many as a usual ring has.
 const SLOTS: usize = 1024;
@@ -24,6 +29,23 @@ pub struct DiscardCounters {
     pub strange: Counter,
     /// By flow: packets.
     pub by_flow: Box<[Counter]>,
+    /// Cycles from when a packet was due until it was taken, of those that had a time, if that is wanted. Where the packets entered on
+    /// another core it is as exact as these cores' counters go in step.
+    pub latency: Option<Histogram>,
+}
+
+impl DiscardCounters {
+    /// All zero, for so many flows.
+    pub fn new(flows: usize) -> DiscardCounters {
+        DiscardCounters {
+            packets: Counter::default(),
+            reordered: Counter::default(),
+            missing: Counter::default(),
+            strange: Counter::default(),
+            by_flow: std::iter::repeat_with(Counter::default).take(flows).collect(),
+            latency: None,
+        }
+    }
 }
 
 /// One endpoint's.
@@ -37,17 +59,10 @@ pub struct Discard {
 }
 
 impl Discard {
-    /// For so many flows.
-    pub fn new(flows: usize) -> (Discard, Arc<DiscardCounters>) {
-        let counters = Arc::new(DiscardCounters {
-            packets: Counter::default(),
-            reordered: Counter::default(),
-            missing: Counter::default(),
-            strange: Counter::default(),
-            by_flow: std::iter::repeat_with(Counter::default).take(flows).collect(),
-        });
-        let memory = vec![0; SLOTS * SLOT].into();
-        (Discard { memory, slot: 0, expected: vec![0; flows].into(), counters: counters.clone() }, counters)
+    /// Counts into these, for as many flows as they have.
+    pub fn new(counters: Arc<DiscardCounters>) -> Discard {
+        let expected = vec![0; counters.by_flow.len()].into();
+        Discard { memory: vec![0; SLOTS * SLOT].into(), slot: 0, expected, counters }
     }
 
     /// Takes a packet; false if it fits no slot.
@@ -63,6 +78,11 @@ impl Discard {
             self.counters.strange.add(1);
             return true;
         };
+        if let Some(latency) = &self.counters.latency
+            && stamp.due != 0
+        {
+            latency.record(cycles().saturating_sub(stamp.due));
+        }
         let flow = stamp.flow as usize;
         match (self.expected.get_mut(flow), self.counters.by_flow.get(flow)) {
             (Some(expected), Some(counter)) => {
@@ -86,9 +106,10 @@ mod tests {
 
     #[test]
     fn loss_and_reordering_are_told_apart_for_each_flow() {
-        let (mut discard, counters) = Discard::new(2);
+        let counters = Arc::new(DiscardCounters::new(2));
+        let mut discard = Discard::new(counters.clone());
         let mut take = |flow, sequence| {
-            let packet = [&[7; 52][..], &Stamp { flow, sequence }.to_bytes()].concat();
+            let packet = [&[7; 44][..], &Stamp { flow, sequence, due: 0 }.to_bytes()].concat();
             assert!(discard.take(&packet));
         };
         [(0, 0), (1, 0), (0, 1), (0, 4), (1, 1), (0, 3), (0, 3), (0, 5), (9, 0)]
@@ -99,5 +120,22 @@ mod tests {
             [&counters.packets, &counters.missing, &counters.reordered, &counters.strange].map(Counter::get);
         assert_eq!(read, [10, 2, 2, 2]);
         assert_eq!(counters.by_flow.iter().map(Counter::get).collect::<Vec<_>>(), [6, 2]);
+    }
+    #[test]
+    fn how_late_packets_are_is_noted_of_those_that_had_a_time() {
+        let latency = Some(Histogram::default());
+        let counters = Arc::new(DiscardCounters { latency, ..DiscardCounters::new(1) });
+        let mut discard = Discard::new(counters.clone());
+        let hour = 3600 * crate::clock::cycles_per_second();
+        let start = cycles().max(1);
+        for (sequence, due) in [0, start, start + hour].into_iter().enumerate() {
+            assert!(discard.take(&Stamp { flow: 0, sequence: sequence as u64, due }.to_bytes()));
+        }
+        let elapsed = cycles() - start;
+        let counts = counters.latency.as_ref().map(Histogram::counts).unwrap();
+        assert_eq!(counts.iter().sum::<u64>(), 2);
+        assert!(counts[0] >= 1, "what comes before its time is not late");
+        let latest = counts.iter().rposition(|count| *count > 0).unwrap();
+        assert!(latest == 0 || histogram::highest(latest - 1) < elapsed, "not later than now");
     }
 }

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use crate::clock::{Seconds, cycles_per_second};
 use crate::counters::{Counter, TrafficStats, WorkerCounters};
+use crate::discard::histogram::Histogram;
 use crate::discard::{Discard, DiscardCounters};
 use crate::fdb::{AgeingHand, Destination, Entry, Fdb};
 use crate::frame::FramePool;
@@ -21,7 +22,7 @@ use crate::mailbox::{Mailbox, Order, Returned};
 use crate::mesh::{Mesh, mesh};
 use crate::placement::Placement;
 use crate::plan::{PlacementMode, Plan, UplinkPlan, WorkerPlan};
-use crate::replay::{Replay, ReplayFrame};
+use crate::replay::{Pace, Replay, ReplayFrame, ReplayStream, Speed};
 use crate::stages::Work;
 use crate::stats::{
     EndpointStats, NetworkStats, RemoteStats, StageStats, Stats, Totals, UplinkStats, WorkerStats,
@@ -252,11 +253,20 @@ impl Engine {
     /// # Errors
     /// [`StartError`].
     pub fn replay(plan: &Plan, frames: Vec<Vec<ReplayFrame>>) -> Result<Engine, StartError> {
+        let full = |frames| vec![ReplayStream { frames, pace: Arc::new(Pace::new(Speed::Full)) }];
+        Engine::replay_streams(plan, frames.into_iter().map(full).collect())
+    }
+
+    /// The same with some streams for each worker, each at its own pace.
+    ///
+    /// # Errors
+    /// [`StartError`].
+    pub fn replay_streams(plan: &Plan, streams: Vec<Vec<ReplayStream>>) -> Result<Engine, StartError> {
         check_cores(plan)?;
         let chunk_size = plan.uplink.chunk_size as usize;
-        let mut frames = frames.into_iter();
+        let mut streams = streams.into_iter();
         let ports = plan.workers.iter().map(|_| Port {
-            uplink: Uplink::Replay(Replay::new(frames.next().unwrap_or_default())),
+            uplink: Uplink::Replay(Replay::new(streams.next().unwrap_or_default())),
             pool: FramePool::anonymous(chunk_size, 2 * plan.uplink.ring_size as usize, xsk::HEADROOM),
         });
         let ports: Vec<Port> = ports.collect();
@@ -433,8 +443,29 @@ impl Engine {
         endpoint: EndpointId,
         flows: usize,
     ) -> Result<Arc<DiscardCounters>, AttachError> {
-        let (discard, counters) = Discard::new(flows);
-        self.attach(endpoint, TenantRings::discard(discard))?;
+        self.discard_into(endpoint, DiscardCounters::new(flows))
+    }
+
+    /// The same, and how late they are is noted: for streams with a rate, see [`replay_streams`](Self::replay_streams).
+    ///
+    /// # Errors
+    /// [`AttachError`].
+    pub fn attach_timed_discard(
+        &mut self,
+        endpoint: EndpointId,
+        flows: usize,
+    ) -> Result<Arc<DiscardCounters>, AttachError> {
+        let latency = Some(Histogram::default());
+        self.discard_into(endpoint, DiscardCounters { latency, ..DiscardCounters::new(flows) })
+    }
+
+    fn discard_into(
+        &mut self,
+        endpoint: EndpointId,
+        counters: DiscardCounters,
+    ) -> Result<Arc<DiscardCounters>, AttachError> {
+        let counters = Arc::new(counters);
+        self.attach(endpoint, TenantRings::discard(Discard::new(counters.clone())))?;
         Ok(counters)
     }
 

@@ -241,8 +241,12 @@ impl Worker {
                 Some(socket) => socket.receive(&mut self.pool, &mut self.bursts.0),
                 None => 0,
             },
-            // Memory can wait, a network cannot: here nothing is presented for which there is no room behind.
-            Uplink::Replay(_) if self.mesh.as_mut().is_some_and(|mesh| !mesh.has_room_beyond()) => 0,
+            // What is presented as fast as it goes can wait, unlike a network: not more than there is room for behind.
+            Uplink::Replay(replay)
+                if replay.can_wait() && self.mesh.as_mut().is_some_and(|mesh| !mesh.has_room_beyond()) =>
+            {
+                0
+            }
             Uplink::Replay(replay) => replay.present(&mut self.pool, &mut self.bursts.0),
         };
         if received > 0 {

@@ -10,10 +10,13 @@ mod hardware;
 mod kernel_case;
 mod memif_case;
 mod micro;
+mod paced;
 mod pipeline_case;
+mod placement_latency_case;
 mod proc_stat;
 mod report;
 mod rig;
+mod skew_case;
 mod tenants_case;
 
 use std::io::Write;
@@ -45,6 +48,10 @@ enum Command {
     Memif(Runs),
     /// One flow on one core, and with its steps spread over two: what a hand-over costs, and from how much work on it is worth it.
     Pipeline(Runs),
+    /// 100 flows over two workers, of which one turns hot: how soon the load is shared again, and what each placement carries then.
+    Skew(Runs),
+    /// How late one flow's packets are at 50 and 90 % of what one core can carry, by placement.
+    PlacementLatency(Runs),
     /// Draws results as one page, report.html, beside report.json: of the given files, or of all cases, run now.
     Report(report::ReportArgs),
     /// Pieces of the packet path, each by itself on one core: time, and that they allocate nothing.
@@ -104,6 +111,10 @@ fn main() -> ExitCode {
         Command::Tenants(runs) => runs.report(tenants_case::run, tenants_case::Report::text),
         Command::Memif(runs) => runs.report(memif_case::run, memif_case::Report::text),
         Command::Pipeline(runs) => runs.report(pipeline_case::run, pipeline_case::Report::text),
+        Command::Skew(runs) => runs.report(skew_case::run, skew_case::Report::text),
+        Command::PlacementLatency(runs) => {
+            runs.report(placement_latency_case::run, placement_latency_case::Report::text)
+        }
         Command::Report(args) => match report::run(&args) {
             Err(report::Error::Input(error)) => {
                 eprintln!("peregrine-perf: error: {error}");

@@ -7,7 +7,7 @@
 //! followed one another. `best` is the fastest of all splits, found by trying: what a balancer could reach at most.
 
 /// The modes, and one run.
-mod mode;
+pub(crate) mod mode;
 /// How a hash spreads steps.
 mod spread;
 

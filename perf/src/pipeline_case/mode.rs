@@ -259,7 +259,7 @@ fn pass(engine: &mut Engine, tenant: &DiscardCounters, time: Duration) -> Result
 }
 
 /// Of the worker's thread on this core.
-fn worker_time(core: usize) -> Result<CpuTime, String> {
+pub(crate) fn worker_time(core: usize) -> Result<CpuTime, String> {
     let name = format!("worker-{core}");
     let tasks = std::fs::read_dir("/proc/self/task").map_err(|error| format!("/proc/self/task: {error}"))?;
     let named = |folder: &std::path::PathBuf| {
@@ -271,7 +271,7 @@ fn worker_time(core: usize) -> Result<CpuTime, String> {
 
 /// Nothing is unaccounted for, nothing was overtaken: what came in is with the tenant, dropped or still under way, and what is
 /// under way lies in chunks that are not free.
-fn check(stats: &Stats, tenant: &DiscardCounters) -> Result<(), &'static str> {
+pub(crate) fn check(stats: &Stats, tenant: &DiscardCounters) -> Result<(), &'static str> {
     let totals = &stats.totals;
     let chunks = |count: fn(&peregrine_dataplane::stats::WorkerStats) -> u64| -> u64 {
         stats.workers.iter().map(count).sum()
@@ -292,13 +292,13 @@ fn check(stats: &Stats, tenant: &DiscardCounters) -> Result<(), &'static str> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::sync::Mutex;
 
     use super::*;
 
     /// Workers are found by their name: one engine at a time.
-    static ENGINE: Mutex<()> = Mutex::new(());
+    pub(crate) static ENGINE: Mutex<()> = Mutex::new(());
 
     #[test]
     fn every_mode_moves_packets_in_order_and_accounts_for_them() {
