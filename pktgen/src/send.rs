@@ -109,6 +109,8 @@ pub struct SendSettings {
     pub limits: Limits,
     /// Receive the answers; with one thread.
     pub rtt: bool,
+    /// Over AF_XDP the answers come without VXLAN: every frame that arrives is taken, and the kernel gets none.
+    pub all_frames: bool,
     /// What it does while nothing is due.
     pub wait: SendWait,
     /// How many threads send.
@@ -489,6 +491,7 @@ fn open_xdp(
     if found.mtu > 1700 {
         config.chunk_size = 4096;
     }
+    config.everything = settings.all_frames;
     config.steering = settings.tunnel.filter(|_| settings.rtt).map(|tunnel| Steering {
         local: tunnel.local.into(),
         port: tunnel.port,
@@ -564,9 +567,16 @@ impl SendSettings {
         if self.rtt && replayed {
             return refused("--rtt knows the answers by their trailer, which --replay has not");
         }
-        if self.rtt && self.tunnel.is_none() && matches!(self.outlet, Outlet::Xdp { .. }) {
+        let plain_over_xdp = self.tunnel.is_none() && matches!(self.outlet, Outlet::Xdp { .. });
+        if self.rtt && plain_over_xdp && !self.all_frames {
             return refused(
-                "--rtt over AF_XDP receives VXLAN only: give --next-hop, --local, --remote and --vni",
+                "--rtt over AF_XDP receives VXLAN: give --next-hop, --local, --remote and --vni; or --all-frames for plain frames, if \
+                 nobody else uses the interface",
+            );
+        }
+        if self.all_frames && !(self.rtt && plain_over_xdp) {
+            return refused(
+                "--all-frames is for --rtt over AF_XDP (--interface) without VXLAN: leave it out",
             );
         }
         self.cores.iter().take(self.threads as usize).try_for_each(|core| check_core(*core))?;
