@@ -309,25 +309,31 @@ impl Sender {
     /// # Errors
     /// What keeps it from beginning. What happens later is told beside the report.
     pub fn run(mut self, stop: &Stop) -> Result<Outcome<SendReport>, Error> {
-        self.send(stop)
+        self.send(new_run(), stop)
     }
 
-    /// The same at another rate, over sockets that stay open: each time everything is counted from nothing.
+    /// The same at another rate, over sockets that stay open: each time everything is counted from nothing. The packets say
+    /// that they are of this run.
     ///
     /// # Errors
     /// Those of [`Sender::run`]; a rate of less than 1 for each thread.
-    pub fn again(&mut self, rate: Rate, limits: Limits, stop: &Stop) -> Result<Outcome<SendReport>, Error> {
+    pub fn again(
+        &mut self,
+        number: u16,
+        rate: Rate,
+        limits: Limits,
+        stop: &Stop,
+    ) -> Result<Outcome<SendReport>, Error> {
         self.settings.limits = limits;
         match &mut self.prepared {
             Prepared::Flows(profile, _) => profile.rate = rate,
             Prepared::Capture(replay, ..) => replay.pace = Pace::Rate(rate, Arrivals::Constant),
         }
-        self.send(stop)
+        self.send(number, stop)
     }
 
-    fn send(&mut self, stop: &Stop) -> Result<Outcome<SendReport>, Error> {
+    fn send(&mut self, number: u16, stop: &Stop) -> Result<Outcome<SendReport>, Error> {
         let Sender { opened, prepared, settings } = self;
-        let number = new_run();
         let rtt = settings.expected(number).transpose()?; // takes its memory before the run begins
         let start_ns = now_ns();
         let sent: Vec<AtomicU64> = (0..settings.threads).map(|_| AtomicU64::new(0)).collect();
