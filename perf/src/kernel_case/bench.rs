@@ -544,7 +544,9 @@ fn parse_counts(text: &str) -> Result<Vec<(u64, u64)>, String> {
 /// The load of which most arrived in a search: packets a second, or `max`, if it never came to a load that was too much.
 fn best_load(found: &Value) -> String {
     let received = |trial: &&Value| trial["received_pps"].as_f64().unwrap_or(0.0);
-    let was_too_much = |trial: &Value| trial["loss_ratio"].as_f64().unwrap_or(0.0) > 0.0;
+    // A queue may hide the loss of a short trial.
+    let was_too_much =
+        |trial: &Value| trial["loss_ratio"].as_f64().unwrap_or(0.0) > 0.0 || trial["queued"] == true;
     let trials = found["trials"].as_array().map(Vec::as_slice).unwrap_or_default();
     let trials = if trials.iter().any(was_too_much) { trials.iter() } else { [].iter() };
     let best = trials.max_by(|one, other| received(one).total_cmp(&received(other)));
@@ -587,6 +589,8 @@ mod tests {
         assert_eq!(best_load(&collapsing), "300000");
         assert_eq!(best_load(&json!({"trials": [trial(None, 9e5), trial(Some(8), 8.0)]})), "max");
         assert_eq!(best_load(&json!({})), "max");
+        let queued = json!({"pps": 7000, "received_pps": 6e3, "loss_ratio": 0.0, "queued": true});
+        assert_eq!(best_load(&json!({"trials": [trial(Some(5000), 5e3), queued]})), "7000");
         // A search that had no time to come to a load that was too much.
         assert_eq!(best_load(&json!({"trials": [trial(Some(5000), 5e3), trial(Some(8), 8.0)]})), "max");
     }

@@ -447,7 +447,7 @@ mod tests {
     fn who_was_the_limit_is_said() {
         let notes = report().notes.join("\n");
         assert!(notes.contains("not peregrine, was the limit in 3 of 3 searches"), "{notes}");
-        assert!(!notes.contains("not the kernel, was the limit"), "{notes}");
+        assert!(!notes.contains("kernel's overlay, was the limit"), "{notes}");
         assert!(
             report().text().contains("peregrine to the kernel: NDR 4.00×, max 4.00×"),
             "{}",
