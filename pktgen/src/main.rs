@@ -93,10 +93,11 @@ fn send(args: &SendArgs) -> Result<(), Error> {
     let stop = Stop::at_signals()?;
     ready();
     let outcome = sender.run(&stop)?;
-    report::print(&outcome.report, floor, args.json)?;
+    let printed = report::print(&outcome.report, floor, args.json);
     if let (Some((file, what)), Some(rtt)) = (counts, &outcome.report.rtt) {
         overwrite(file, |file| rtt.latency.write_counts(file)).map_err(Error::system(what))?;
     }
+    printed?; // only now: who reads no more may still want the file
     outcome.failure.map_or(Ok(()), Err)
 }
 
@@ -139,11 +140,12 @@ fn run_sink(args: &SinkArgs) -> Result<(), Error> {
             sink::run(port, &settings, stop)?
         }
     };
-    report::print(&outcome.report, floor, args.common.json)?;
+    let printed = report::print(&outcome.report, floor, args.common.json);
     if let Some((file, what)) = percentiles {
         overwrite(file, |file| outcome.report.latency.write_percentiles(file))
             .map_err(Error::system(what))?;
     }
+    printed?;
     outcome.failure.map_or(Ok(()), Err)?;
     args.demands().check(&outcome.report)
 }
