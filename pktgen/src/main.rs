@@ -201,7 +201,13 @@ fn run_search(args: &SearchArgs) -> Result<(), Error> {
             "warning: a search does not use what --profile says of {keys}: give --rate (the highest) and --seconds (for each size)"
         ));
     }
-    let stop = Stop::at_signals()?;
-    let outcome = search::device::run(&settings, &stop, ready)?;
+    let stop = Stop::new();
+    // Not before: while it connects nobody looks at `stop`, and there is nothing to report.
+    let open = || {
+        stop.watch_signals()?;
+        ready();
+        Ok(())
+    };
+    let outcome = search::device::run(&settings, &stop, open)?;
     search::report::finish(outcome, args.send.json)
 }

@@ -4,7 +4,8 @@ mod common;
 
 use std::process::Command;
 
-use common::{output, pktgen};
+use common::{output, pktgen, until};
+use peregrine_memif::{Listener, ListenerConfig, SocketAddr};
 use rustix::process::Signal;
 
 const SEND: &str = "send --next-hop 02:00:00:00:00:02 --local 192.0.2.1 --remote 192.0.2.2 --vni 7 \
@@ -147,6 +148,19 @@ fn a_signal_ends_a_run_with_its_report() {
             assert_eq!((report["received"].as_u64(), report["latency_us"].is_null()), (Some(0), true));
         }
     }
+}
+
+#[test]
+fn a_search_that_is_still_connecting_ends_at_a_signal() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("mute.sock");
+    let listener = Listener::bind(&SocketAddr::Path(path.clone()), ListenerConfig::default()).unwrap();
+    let line = SEARCH.replacen("--memif x", &format!("--memif {}", path.display()), 1);
+    let search = pktgen(&format!("{line} --rtt --no-floor"));
+    let _never_answered = until("connection", || listener.accept().unwrap());
+    search.signal(Signal::INT);
+    let ended = search.end();
+    assert_eq!((ended.status, ended.stdout.as_str()), (None, ""), "by the signal: {:?}", ended.stderr);
 }
 
 #[test]

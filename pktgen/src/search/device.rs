@@ -72,7 +72,7 @@ struct Device<'a> {
 pub fn run(
     settings: &SearchSettings,
     stop: &Stop,
-    ready: impl FnOnce(),
+    ready: impl FnOnce() -> Result<(), Error>,
 ) -> Result<Outcome<SearchReport>, Error> {
     // Before the first search, so that the last one is not found to be impossible when all others are over.
     let all = settings.sizes.iter().flat_map(Sizes::iter);
@@ -96,7 +96,7 @@ pub fn run(
             }
         };
         if let Some(ready) = ready.take() {
-            ready();
+            ready()?;
         }
         let mut device = Device { sender, receiver: receiver.as_ref(), run: &mut number, stop };
         let (of_size, end) = one_size(&mut device, settings, sizes);
