@@ -10,8 +10,12 @@
 //! /proc/stat, per million packets that arrived. The generator's core does the wire's work too, and for Peregrine its
 //! tenant's. A worker polls, so its core is always busy; `status` tells which share of that was work.
 
-/// The systems, and what is measured on them.
+/// A system on its hosts, and how it is measured.
 mod bench;
+/// What is compared, and what a run of it gives.
+mod measured;
+/// What is said beside the figures.
+mod notes;
 /// What is shown.
 mod report;
 /// Round trips of all runs.
@@ -25,8 +29,10 @@ use std::time::Instant;
 
 use peregrine_control::demo::{self, DemoError};
 
-use bench::{Bench, Capacity, Case, Measured};
-pub use bench::{System, program};
+use bench::Bench;
+pub use bench::program;
+pub use measured::System;
+use measured::{Capacity, Case, Measured};
 use report::Measurement;
 pub use report::{CaseReport, LOADS, Report, Side};
 pub use round_trips::{AtLoad, Percentiles};
@@ -360,12 +366,12 @@ mod tests {
     }
 
     fn measured(system: System, ndr_pps: f64, end: &str) -> Measured {
-        let figures = bench::Figures {
+        let figures = measured::Figures {
             max_pps: ndr_pps,
             ndr_pps,
             search_seconds: 1.0,
             ndr_end: end.into(),
-            cpu: bench::Cpu::default(),
+            cpu: measured::Cpu::default(),
             round_trips: Vec::new(),
         };
         Measured { system, case: FULL_CASES[0], figures }
@@ -427,6 +433,6 @@ mod tests {
     #[test]
     fn the_full_measurement_has_the_packets_of_its_deepest_percentile() {
         let at_idle = (FULL.runs - 1) as f64 * 1000.0 * FULL.round_trips_longest.min(FULL.packets / 1000.0);
-        assert!(at_idle > bench::PACKETS_MIN[4] as f64, "{at_idle}");
+        assert!(at_idle > measured::PACKETS_MIN[4] as f64, "{at_idle}");
     }
 }

@@ -51,7 +51,7 @@ pub struct Common {
     pub json: bool,
 }
 
-/// What a memif connection is like.
+/// What a memif connection is like: refused where there is none, see [`RING_FLAGS`].
 #[derive(Clone, Debug, Args)]
 #[group(skip)]
 struct RingArgs {
@@ -69,6 +69,10 @@ struct RingArgs {
     buffer_size: u32,
 }
 
+/// The names of [`RingArgs`], for what they say nothing to. `requires = "memif"` would not do: clap waives a requirement that
+/// conflicts with what is given.
+const RING_FLAGS: [&str; 4] = ["id", "secret", "ring_size", "buffer_size"];
+
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Mode {
     PreferZeroCopy,
@@ -84,7 +88,9 @@ fn vni(text: &str) -> Result<Vni, String> {
 
 fn seconds(text: &str) -> Result<Duration, String> {
     let seconds = text.parse::<f64>().ok().filter(|seconds| *seconds > 0.0 && *seconds <= SECONDS_MAX);
-    seconds.map(Duration::from_secs_f64).ok_or_else(|| format!("a number above 0 and up to {SECONDS_MAX}"))
+    // A picosecond is above 0, and yet no duration.
+    let duration = seconds.map(Duration::from_secs_f64).filter(|duration| !duration.is_zero());
+    duration.ok_or_else(|| format!("a number above 0 and up to {SECONDS_MAX}"))
 }
 
 impl RingArgs {

@@ -27,11 +27,20 @@ impl Stop {
     /// Set by the first SIGINT or SIGTERM of the process.
     pub fn at_signals() -> Result<Stop, Error> {
         let stop = Stop::new();
+        stop.watch_signals()?;
+        Ok(stop)
+    }
+
+    /// From now on it is set by SIGINT and SIGTERM; until then they end the process at once.
+    ///
+    /// # Errors
+    /// Those of sigaction(2).
+    pub fn watch_signals(&self) -> Result<(), Error> {
         for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
-            signal_hook::flag::register(signal, Arc::clone(&stop.0))
+            signal_hook::flag::register(signal, Arc::clone(&self.0))
                 .map_err(Error::system("watching for signals"))?;
         }
-        Ok(stop)
+        Ok(())
     }
 
     /// Ends the run.

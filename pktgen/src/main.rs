@@ -93,10 +93,11 @@ fn send(args: &SendArgs) -> Result<(), Error> {
     let stop = Stop::at_signals()?;
     ready();
     let outcome = sender.run(&stop)?;
-    report::print(&outcome.report, floor, args.json)?;
+    let printed = report::print(&outcome.report, floor, args.json);
     if let (Some((file, what)), Some(rtt)) = (counts, &outcome.report.rtt) {
         overwrite(file, |file| rtt.latency.write_counts(file)).map_err(Error::system(what))?;
     }
+    printed?; // only now: who reads no more may still want the file
     outcome.failure.map_or(Ok(()), Err)
 }
 
@@ -139,11 +140,12 @@ fn run_sink(args: &SinkArgs) -> Result<(), Error> {
             sink::run(port, &settings, stop)?
         }
     };
-    report::print(&outcome.report, floor, args.common.json)?;
+    let printed = report::print(&outcome.report, floor, args.common.json);
     if let Some((file, what)) = percentiles {
         overwrite(file, |file| outcome.report.latency.write_percentiles(file))
             .map_err(Error::system(what))?;
     }
+    printed?;
     outcome.failure.map_or(Ok(()), Err)?;
     args.demands().check(&outcome.report)
 }
@@ -199,7 +201,13 @@ fn run_search(args: &SearchArgs) -> Result<(), Error> {
             "warning: a search does not use what --profile says of {keys}: give --rate (the highest) and --seconds (for each size)"
         ));
     }
-    let stop = Stop::at_signals()?;
-    let outcome = search::device::run(&settings, &stop, ready)?;
+    let stop = Stop::new();
+    // Not before: while it connects nobody looks at `stop`, and there is nothing to report.
+    let open = || {
+        stop.watch_signals()?;
+        ready();
+        Ok(())
+    };
+    let outcome = search::device::run(&settings, &stop, open)?;
     search::report::finish(outcome, args.send.json)
 }

@@ -5,12 +5,14 @@
 //!   [`replay`](crate::replay))
 //! - `engine`: the loop of one thread
 //! - `rtt`: the answers
+//! - `report`: what all threads sent
 //!
 //! Each thread has its own queue and its own flows; they share only the clock, the end, and one report.
 
 pub mod engine;
 pub mod flows;
 mod memif;
+mod report;
 mod rtt;
 pub mod wire;
 mod xdp;
@@ -23,22 +25,23 @@ use std::time::Duration;
 use peregrine_dataplane::plan::XdpMode;
 use peregrine_dataplane::types::{MacAddr, QueueId, Vni};
 use peregrine_dataplane::wire::outer::{OVERHEAD_IPV4, OuterFields, Vtep};
-use peregrine_dataplane::xsk::{self, Kicks, SocketStatistics, Steering, Uplink, UplinkInfo, XskConfig};
-use serde::Serialize;
+use peregrine_dataplane::xsk::{self, Steering, Uplink, XskConfig};
 
-use crate::clock::{self, now_ns};
+use crate::clock::now_ns;
 use crate::error::Error;
-use crate::limits::{Ended, Limits, Stop, check_core, pin};
+use crate::limits::{Limits, Stop, check_core, pin};
 use crate::pacer::{Arrivals, Rate};
 use crate::profile::Profile;
-use crate::replay::{Capture, Pace, Replay, ReplayReport, ReplaySettings};
+use crate::replay::{Capture, Pace, Replay, ReplaySettings};
 use crate::report::Outcome;
 use crate::template::Template;
 use crate::trailer::new_run;
 use engine::{Engine, Part, Run};
 use flows::FlowLoad;
 pub use memif::{MemifInfo, MemifSettings, MemifWire};
-use rtt::{Expected, Rtt, RttReport};
+use report::merge;
+pub use report::{ClassReport, KickCounts, OutletInfo, SendReport, ThreadReport, TrafficReport};
+use rtt::{Expected, Rtt};
 use wire::{Load, Wire};
 use xdp::XdpWire;
 
@@ -109,6 +112,8 @@ pub struct SendSettings {
     pub limits: Limits,
     /// Receive the answers; with one thread.
     pub rtt: bool,
+    /// Over AF_XDP the answers come without VXLAN: every frame that arrives is taken, and the kernel gets none.
+    pub all_frames: bool,
     /// What it does while nothing is due.
     pub wait: SendWait,
     /// How many threads send.
@@ -117,133 +122,6 @@ pub struct SendSettings {
     pub cores: Vec<usize>,
     /// No line per second.
     pub quiet: bool,
-}
-
-/// What was sent.
-#[derive(Clone, PartialEq, Debug, Serialize)]
-pub struct SendReport {
-    /// Frames that the kernel took and gave back, or that the memif server took.
-    pub sent: u64,
-    /// The bytes of all frames that were handed over, outer headers included.
-    pub bytes: u64,
-    /// From the first departure to the last completion.
-    pub seconds: f64,
-    /// Packets in that time.
-    pub offered_pps: f64,
-    /// Sent more than a millisecond after their time.
-    pub late: u64,
-    /// Departures given up because the sender was too far behind.
-    pub skipped: u64,
-    /// Frames that the kernel has not given back, or the memif server has not taken.
-    pub uncompleted: u64,
-    /// Departures that were due: those that were sent or given up, and those that fell into the time that the last ones took
-    /// beyond the end.
-    pub due: u64,
-    /// Why it ended.
-    pub ended: Ended,
-    /// What was asked for and what was got.
-    #[serde(flatten)]
-    pub outlet: OutletInfo,
-    /// The kernel's counters of the first socket.
-    pub kernel: Option<SocketStatistics>,
-    /// Wake-ups of the kernel.
-    pub kicks: KickCounts,
-    /// What was sent of each class.
-    pub classes: Vec<ClassReport>,
-    /// What each thread sent.
-    pub threads: Vec<ThreadReport>,
-    /// What was asked for, or what the file held.
-    #[serde(flatten)]
-    pub traffic: TrafficReport,
-    /// The answers.
-    #[serde(flatten)]
-    pub rtt: Option<RttReport>,
-}
-
-/// What was got.
-#[derive(Clone, PartialEq, Debug, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum OutletInfo {
-    /// AF_XDP sockets.
-    Uplink(UplinkInfo),
-    /// A memif connection.
-    Memif(MemifInfo),
-}
-
-/// What was sent: asked for, or read.
-#[derive(Clone, PartialEq, Debug, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum TrafficReport {
-    /// The profile.
-    Profile(Profile),
-    /// The file.
-    Replay(ReplayReport),
-}
-
-/// What was handed over of one class.
-#[derive(Clone, PartialEq, Debug, Serialize)]
-pub struct ClassReport {
-    /// Which class.
-    pub name: String,
-    /// Frames.
-    pub sent: u64,
-    /// Their bytes.
-    pub bytes: u64,
-}
-
-/// What one thread sent.
-#[derive(Clone, PartialEq, Debug, Serialize)]
-pub struct ThreadReport {
-    /// The core that it was kept on.
-    pub core: Option<usize>,
-    /// Frames, as in [`SendReport::sent`].
-    pub sent: u64,
-    /// Sent late.
-    pub late: u64,
-    /// Given up.
-    pub skipped: u64,
-}
-
-/// [`Kicks`], summed up.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
-pub struct KickCounts {
-    /// System calls that told the kernel of frames to send.
-    pub transmit: u64,
-    /// Those that it put off.
-    pub deferred: u64,
-    /// Frames that the device dropped after they were handed over; they count as sent.
-    pub lost: u64,
-    /// Those that found the interface down.
-    pub down: u64,
-    /// Those that failed for another reason.
-    pub failed: u64,
-    /// System calls that told the kernel of free frames.
-    pub receive: u64,
-    /// Wake-ups because nothing had come back for too long.
-    pub watchdog: u64,
-}
-
-impl KickCounts {
-    #[inline]
-    fn add(&mut self, kicks: Kicks) {
-        self.transmit += u64::from(kicks.transmit);
-        self.deferred += u64::from(kicks.deferred);
-        self.lost += u64::from(kicks.lost);
-        self.down += u64::from(kicks.down);
-        self.failed += u64::from(kicks.failed);
-        self.receive += u64::from(kicks.receive);
-        self.watchdog += u64::from(kicks.watchdog);
-    }
-
-    fn merge(&mut self, other: KickCounts) {
-        self.transmit += other.transmit;
-        self.deferred += other.deferred;
-        self.lost += other.lost;
-        self.down += other.down;
-        self.failed += other.failed;
-        self.receive += other.receive;
-        self.watchdog += other.watchdog;
-    }
 }
 
 /// The open back end: the data half for the threads, and the control half. The sockets are closed first.
@@ -307,25 +185,31 @@ impl Sender {
     /// # Errors
     /// What keeps it from beginning. What happens later is told beside the report.
     pub fn run(mut self, stop: &Stop) -> Result<Outcome<SendReport>, Error> {
-        self.send(stop)
+        self.send(new_run(), stop)
     }
 
-    /// The same at another rate, over sockets that stay open: each time everything is counted from nothing.
+    /// The same at another rate, over sockets that stay open: each time everything is counted from nothing. The packets say
+    /// that they are of this run.
     ///
     /// # Errors
     /// Those of [`Sender::run`]; a rate of less than 1 for each thread.
-    pub fn again(&mut self, rate: Rate, limits: Limits, stop: &Stop) -> Result<Outcome<SendReport>, Error> {
+    pub fn again(
+        &mut self,
+        number: u16,
+        rate: Rate,
+        limits: Limits,
+        stop: &Stop,
+    ) -> Result<Outcome<SendReport>, Error> {
         self.settings.limits = limits;
         match &mut self.prepared {
             Prepared::Flows(profile, _) => profile.rate = rate,
             Prepared::Capture(replay, ..) => replay.pace = Pace::Rate(rate, Arrivals::Constant),
         }
-        self.send(stop)
+        self.send(number, stop)
     }
 
-    fn send(&mut self, stop: &Stop) -> Result<Outcome<SendReport>, Error> {
+    fn send(&mut self, number: u16, stop: &Stop) -> Result<Outcome<SendReport>, Error> {
         let Sender { opened, prepared, settings } = self;
-        let number = new_run();
         let rtt = settings.expected(number).transpose()?; // takes its memory before the run begins
         let start_ns = now_ns();
         let sent: Vec<AtomicU64> = (0..settings.threads).map(|_| AtomicU64::new(0)).collect();
@@ -416,68 +300,6 @@ impl Plan<'_> {
     }
 }
 
-/// One report of all threads.
-fn merge(
-    settings: &SendSettings,
-    start_ns: u64,
-    outlet: OutletInfo,
-    kernel: Option<SocketStatistics>,
-    traffic: TrafficReport,
-    parts: Vec<Part>,
-) -> Outcome<SendReport> {
-    let names: Vec<String> = match &settings.traffic {
-        Traffic::Profile(profile) => profile.classes.iter().map(|class| class.name.clone()).collect(),
-        Traffic::Replay(_) => vec!["replay".into()],
-    };
-    let mut classes: Vec<ClassReport> =
-        names.into_iter().map(|name| ClassReport { name, sent: 0, bytes: 0 }).collect();
-    let (mut threads, mut kicks) = (Vec::new(), KickCounts::default());
-    let (mut bytes, mut due, mut uncompleted, mut end_ns) = (0, 0, 0, start_ns);
-    let (mut ended, mut rtt, mut failure) = (None, None, None);
-    for (thread, part) in parts.into_iter().enumerate() {
-        let engine::Tally { handed, late, skipped, .. } = part.tally;
-        let core = settings.cores.get(thread).copied();
-        threads.push(ThreadReport { core, sent: handed.saturating_sub(part.uncompleted), late, skipped });
-        for (class, (frames, bytes)) in classes.iter_mut().zip(&part.tally.classes) {
-            class.sent += frames;
-            class.bytes += bytes;
-        }
-        bytes += part.tally.bytes;
-        due += part.due;
-        uncompleted += part.uncompleted;
-        end_ns = end_ns.max(part.end_ns);
-        kicks.merge(part.kicks);
-        // When one thread loses its peer the others end by a signal, which is not why.
-        if ended.is_none() || part.failure.is_some() {
-            ended = Some(part.ended);
-        }
-        rtt = rtt.or(part.rtt);
-        failure = failure.or(part.failure);
-    }
-    let sum = |count: fn(&ThreadReport) -> u64| threads.iter().map(count).sum::<u64>();
-    let (sent, late, skipped) = (sum(|it| it.sent), sum(|it| it.late), sum(|it| it.skipped));
-    let passed = end_ns.saturating_sub(start_ns);
-    let report = SendReport {
-        sent,
-        bytes,
-        seconds: clock::seconds(passed),
-        offered_pps: clock::per_second(sent, passed),
-        late,
-        skipped,
-        uncompleted,
-        due,
-        ended: ended.unwrap_or(Ended::Signal),
-        outlet,
-        kernel,
-        kicks,
-        classes,
-        threads,
-        traffic,
-        rtt: rtt.map(|rtt: Rtt| rtt.report(sent)),
-    };
-    Outcome { report, failure }
-}
-
 fn open_xdp(
     settings: &SendSettings,
     interface: &str,
@@ -489,6 +311,7 @@ fn open_xdp(
     if found.mtu > 1700 {
         config.chunk_size = 4096;
     }
+    config.everything = settings.all_frames;
     config.steering = settings.tunnel.filter(|_| settings.rtt).map(|tunnel| Steering {
         local: tunnel.local.into(),
         port: tunnel.port,
@@ -564,9 +387,16 @@ impl SendSettings {
         if self.rtt && replayed {
             return refused("--rtt knows the answers by their trailer, which --replay has not");
         }
-        if self.rtt && self.tunnel.is_none() && matches!(self.outlet, Outlet::Xdp { .. }) {
+        let plain_over_xdp = self.tunnel.is_none() && matches!(self.outlet, Outlet::Xdp { .. });
+        if self.rtt && plain_over_xdp && !self.all_frames {
             return refused(
-                "--rtt over AF_XDP receives VXLAN only: give --next-hop, --local, --remote and --vni",
+                "--rtt over AF_XDP receives VXLAN: give --next-hop, --local, --remote and --vni; or --all-frames for plain frames, if \
+                 nobody else uses the interface",
+            );
+        }
+        if self.all_frames && !(self.rtt && plain_over_xdp) {
+            return refused(
+                "--all-frames is for --rtt over AF_XDP (--interface) without VXLAN: leave it out",
             );
         }
         self.cores.iter().take(self.threads as usize).try_for_each(|core| check_core(*core))?;

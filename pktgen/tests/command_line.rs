@@ -4,7 +4,8 @@ mod common;
 
 use std::process::Command;
 
-use common::{output, pktgen};
+use common::{output, pktgen, until};
+use peregrine_memif::{Listener, ListenerConfig, SocketAddr};
 use rustix::process::Signal;
 
 const SEND: &str = "send --next-hop 02:00:00:00:00:02 --local 192.0.2.1 --remote 192.0.2.2 --vni 7 \
@@ -12,6 +13,8 @@ const SEND: &str = "send --next-hop 02:00:00:00:00:02 --local 192.0.2.1 --remote
                     --inner-source 10.0.0.1 --inner-destination 10.0.0.2";
 
 const PLAIN: &str = "send --inner-source-mac 02:00:00:00:01:01 --inner-destination-mac 02:00:00:00:01:02";
+const FRAMES: &str = "send --inner-source-mac 02:00:00:00:01:01 --inner-destination-mac 02:00:00:00:01:02 \
+     --inner-source 10.0.0.1 --inner-destination 10.0.0.2";
 const SEARCH: &str = "search --memif x --inner-source-mac 02:00:00:00:01:01 --inner-destination-mac 02:00:00:00:01:02 \
      --inner-source 10.0.0.1 --inner-destination 10.0.0.2";
 
@@ -46,6 +49,23 @@ fn bad_arguments_are_one_line_and_status_2() {
         "sink --udp 127.0.0.1:0 --all-frames",
         "sink --interface lo --all-frames --vni 7",
         "sink --interface lo --queue 0,x --all-frames",
+        "sink --udp 127.0.0.1:0 --ring-size 1024",
+        "sink --udp 127.0.0.1:0 --buffer-size 2048",
+        "sink --udp 127.0.0.1:0 --id 1",
+        "sink --interface lo --all-frames --secret s",
+        "sink --interface lo --all-frames --queue-pairs 2",
+        "sink --udp 127.0.0.1:0 --pause-us 100",
+        "echo --udp 127.0.0.1:0 --id 1",
+        &format!("{SEND} --interface lo --ring-size 1024"),
+        &format!("{SEND} --interface lo --core 0,0"),
+        &format!("{SEND} --memif x --mode copy"),
+        &format!("{SEND} --interface lo --all-frames"),
+        &format!("{SEND} --interface lo --rtt --all-frames"),
+        &format!("{FRAMES} --interface lo --rtt"),
+        &format!("{FRAMES} --interface lo --all-frames"),
+        &format!("{FRAMES} --memif x --rtt --all-frames"),
+        &format!("{FRAMES} --memif x --port 4790"),
+        "send --memif x --replay a.pcap --arrivals poisson",
         "echo --memif x --mac 03:00:00:00:00:01 --ip 10.0.0.1",
         "echo --memif x --mac 02:00:00:00:00:01 --ip 224.0.0.1",
         "echo --memif x --mac 02:00:00:00:00:01 --ip 10.0.0.1 --ip6 ff02::1",
@@ -68,6 +88,10 @@ fn bad_arguments_are_one_line_and_status_2() {
         &format!("{SEARCH} --sink-memif y --sink-core 4000"),
         &format!("{SEARCH} --sink-memif y --sink-ring-size 1000"),
         &format!("{SEARCH} --sink-memif y --threads 2"),
+        &format!("{SEARCH} --sink-memif y --trial-seconds 1e-12"),
+        &format!("{SEARCH} --rtt --sink-id 1"),
+        &format!("{SEARCH} --sink-udp 127.0.0.1:0 --sink-ring-size 64"),
+        &format!("{SEARCH} --sink-udp 127.0.0.1:0 --sink-secret s"),
     ] {
         let got = output(line);
         let stderr = String::from_utf8(got.stderr).unwrap();
@@ -124,6 +148,19 @@ fn a_signal_ends_a_run_with_its_report() {
             assert_eq!((report["received"].as_u64(), report["latency_us"].is_null()), (Some(0), true));
         }
     }
+}
+
+#[test]
+fn a_search_that_is_still_connecting_ends_at_a_signal() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("mute.sock");
+    let listener = Listener::bind(&SocketAddr::Path(path.clone()), ListenerConfig::default()).unwrap();
+    let line = SEARCH.replacen("--memif x", &format!("--memif {}", path.display()), 1);
+    let search = pktgen(&format!("{line} --rtt --no-floor"));
+    let _never_answered = until("connection", || listener.accept().unwrap());
+    search.signal(Signal::INT);
+    let ended = search.end();
+    assert_eq!((ended.status, ended.stdout.as_str()), (None, ""), "by the signal: {:?}", ended.stderr);
 }
 
 #[test]

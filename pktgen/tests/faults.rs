@@ -279,6 +279,20 @@ fn a_percentiles_file_that_cannot_be_is_refused_before_the_run() {
 }
 
 #[test]
+fn a_percentiles_file_is_written_even_if_nobody_reads_the_report() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let status = std::process::Command::new(env!("CARGO_BIN_EXE_peregrine-pktgen"))
+        .args(["sink", "--udp", "127.0.0.1:0", "--seconds", "0.05", "--quiet", "--percentiles"])
+        .arg(file.path())
+        .stdout(writer)
+        .status();
+    assert_eq!(status.unwrap().code(), Some(1), "the report was not read");
+    assert!(std::fs::read_to_string(file.path()).unwrap().contains("#[Mean"));
+}
+
+#[test]
 fn a_percentiles_file_is_kept_until_there_is_a_new_one() {
     let file = tempfile::NamedTempFile::new().unwrap();
     let old = "~".repeat(1 << 16);

@@ -183,6 +183,25 @@ fn the_kernels_echo_answers_every_packet() {
     }
 }
 
+/// Without VXLAN the answers are known by their trailer alone, so every frame is taken, and given back to the kernel after.
+#[test]
+#[ignore = "needs root: make test runs it"]
+fn round_trips_of_plain_frames_take_every_frame_that_arrives() {
+    let wire = Wire::new();
+    wire.b.run("ip addr add 10.8.0.2/24 dev wb");
+    wire.b.run("ip neigh add 10.8.0.1 lladdr 04:00:00:00:00:01 dev wb");
+    let echo = wire.b.pktgen("echo --udp 10.8.0.2:9000 --json --seconds 18").ready();
+    let line = "send --json --interface wa --mode copy --rate 5000 --count 2000 --flows 3 --rtt --all-frames --wait block \
+                --inner-source-mac 04:00:00:00:00:01 --inner-destination-mac 04:00:00:00:00:02 \
+                --inner-source 10.8.0.1 --inner-destination 10.8.0.2:9000";
+    let sent = wire.a.pktgen(line).end().report();
+    echo.signal(Signal::TERM);
+    let echoed = echo.end().report();
+    let counted = ["sent", "received", "lost", "duplicates", "reordered"].map(|key| number(&sent, key));
+    assert_eq!(counted, [2000, 2000, 0, 0, 0], "{sent} {echoed}");
+    assert!(!wire.a.run("ip -d link show wa").contains("prog/xdp"));
+}
+
 #[test]
 #[ignore = "needs root: make test runs it"]
 fn full_rate_sends_all_it_says() {

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::bench::{DISTURBED, PACKETS_MIN, RoundTrips};
+use super::measured::{DISTURBED, PACKETS_MIN, RoundTrips};
 use crate::figures::spread;
 
 /// Places of p50, p90 and p99, of those that are made of all packets, and of the maximum, among the percentiles.

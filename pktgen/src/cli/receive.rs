@@ -9,7 +9,7 @@ use peregrine_dataplane::types::{MacAddr, QueueId, Vni};
 use peregrine_dataplane::wire::outer::Vtep;
 use peregrine_memif::{ClientConfig, SocketAddr};
 
-use super::{Common, Mode, RingArgs, seconds, vni};
+use super::{Common, Mode, RING_FLAGS, RingArgs, seconds, vni};
 use crate::classes::{CLASSES_MAX, Class};
 use crate::echo::EchoSettings;
 use crate::echo::reply::Identity;
@@ -82,7 +82,7 @@ struct PortArgs {
     #[arg(long, value_name = "SOCKET", conflicts_with = "udp")]
     memif: Option<SocketAddr>,
     /// UDP socket of the kernel to bind
-    #[arg(long, value_name = "IP:PORT")]
+    #[arg(long, value_name = "IP:PORT", conflicts_with_all = RING_FLAGS)]
     udp: Option<SocketAddrV4>,
     /// Wait for the memif server, now and whenever it goes away
     #[arg(long, conflicts_with = "udp")]
@@ -102,7 +102,8 @@ const OTHER_PORTS: [&str; 2] = ["memif", "udp"];
 #[group(skip)]
 struct XdpArgs {
     /// Interface to take frames from over AF_XDP (needs root; attaches an XDP program): those of one network in VXLAN, or --all-frames
-    #[arg(long, value_name = "IF", conflicts_with_all = ["memif", "udp", "reconnect"])]
+    #[arg(long, value_name = "IF", conflicts_with_all = ["memif", "udp", "reconnect", "queue_pairs"],
+        conflicts_with_all = RING_FLAGS)]
     interface: Option<String>,
     /// Its queues
     #[arg(long = "queue", value_name = "N,..", value_delimiter = ',', default_value = "0", requires = "interface", conflicts_with_all = OTHER_PORTS)]
@@ -129,9 +130,9 @@ struct RunArgs {
     /// What to do while nothing is there
     #[arg(long, value_enum, default_value = "interrupt")]
     wait: WaitName,
-    /// How long 'pause' sleeps, in microseconds
-    #[arg(long, value_name = "N", default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..=50_000))]
-    pause_us: u64,
+    /// How long --wait pause sleeps, in microseconds [default: 300]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=50_000))]
+    pause_us: Option<u64>,
     /// End after so long
     #[arg(long, value_name = "N", value_parser = seconds)]
     seconds: Option<Duration>,
@@ -145,6 +146,9 @@ struct RunArgs {
     #[arg(long)]
     quiet: bool,
 }
+
+/// How long 'pause' sleeps, if nothing is said.
+pub(super) const PAUSE: Duration = Duration::from_micros(300);
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub(super) enum WaitName {
@@ -207,13 +211,26 @@ impl XdpArgs {
     }
 }
 
-impl RunArgs {
-    fn wait(&self) -> Wait {
-        match self.wait {
+impl WaitName {
+    /// What is meant by it; 'pause' sleeps so long.
+    pub(super) fn with_pause(self, pause: Duration) -> Wait {
+        match self {
             WaitName::Poll => Wait::Poll,
             WaitName::Yield => Wait::Yield,
             WaitName::Interrupt => Wait::Interrupt,
-            WaitName::Pause => Wait::Pause(Duration::from_micros(self.pause_us)),
+            WaitName::Pause => Wait::Pause(pause),
+        }
+    }
+}
+
+impl RunArgs {
+    fn wait(&self) -> Result<Wait, Error> {
+        let pause = self.pause_us.map_or(PAUSE, Duration::from_micros);
+        match (self.wait.with_pause(pause), self.pause_us) {
+            (wait @ Wait::Pause(_), _) | (wait, None) => Ok(wait),
+            (_, Some(us)) => {
+                Err(Error::Arguments(format!("--pause-us {us}: nothing pauses without --wait pause")))
+            }
         }
     }
 
@@ -232,7 +249,7 @@ impl SinkArgs {
             return Err(Error::Arguments(format!("--class: at most {CLASSES_MAX} are told apart")));
         }
         let settings = SinkSettings {
-            wait: self.run.wait(),
+            wait: self.run.wait()?,
             limits: self.run.limits(),
             flows: self.flows as usize,
             classes: self.classes.clone(),
@@ -266,7 +283,7 @@ impl EchoArgs {
         Ok((
             port,
             identity,
-            EchoSettings { wait: self.run.wait(), limits: self.run.limits(), quiet: self.run.quiet },
+            EchoSettings { wait: self.run.wait()?, limits: self.run.limits(), quiet: self.run.quiet },
         ))
     }
 }

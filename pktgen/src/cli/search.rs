@@ -7,18 +7,18 @@ use std::time::Duration;
 use clap::{ArgGroup, Args};
 use peregrine_memif::{ClientConfig, Secret, SocketAddr};
 
-use super::receive::WaitName;
+use super::receive::{PAUSE, WaitName};
 use super::{SendArgs, seconds};
 use crate::error::Error;
-use crate::limits::{Wait, check_core};
+use crate::limits::check_core;
 use crate::pacer::Rate;
 use crate::profile::{Draft, Sizes};
 use crate::search::Goals;
 use crate::search::device::SearchSettings;
 use crate::search::receiver::{FarEnd, ReceiverSettings};
 
-/// What `--wait pause` means here.
-const PAUSE: Duration = Duration::from_micros(300);
+/// The far ends that are no memif server.
+const OTHER_ENDS: [&str; 2] = ["sink_udp", "rtt"];
 
 /// Flags of `search`.
 #[derive(Clone, Debug, Args)]
@@ -44,16 +44,16 @@ pub struct SearchArgs {
     #[arg(long, value_name = "SOCKET")]
     sink_memif: Option<SocketAddr>,
     /// Interface id at that server
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0, conflicts_with_all = OTHER_ENDS)]
     sink_id: u32,
     /// Secret that it wants
-    #[arg(long, value_name = "S", default_value = "")]
+    #[arg(long, value_name = "S", default_value = "", conflicts_with_all = OTHER_ENDS)]
     sink_secret: String,
     /// Slots of the memif ring
-    #[arg(long, value_name = "N", default_value_t = 16384)]
+    #[arg(long, value_name = "N", default_value_t = 16384, conflicts_with_all = OTHER_ENDS)]
     sink_ring_size: u16,
     /// Bytes of each memif buffer
-    #[arg(long, value_name = "BYTES", default_value_t = 2048)]
+    #[arg(long, value_name = "BYTES", default_value_t = 2048, conflicts_with_all = OTHER_ENDS)]
     sink_buffer_size: u32,
     /// Count at a UDP socket of the kernel
     #[arg(long, value_name = "IP:PORT")]
@@ -138,12 +138,7 @@ impl SearchArgs {
         let receiver = self.far_end()?.map(|far_end| ReceiverSettings {
             far_end,
             core: self.sink_core,
-            wait: match self.sink_wait {
-                WaitName::Poll => Wait::Poll,
-                WaitName::Yield => Wait::Yield,
-                WaitName::Interrupt => Wait::Interrupt,
-                WaitName::Pause => Wait::Pause(PAUSE),
-            },
+            wait: self.sink_wait.with_pause(PAUSE),
             flows,
         });
         if let Some(Err(Error::Arguments(what))) = self.sink_core.map(check_core) {

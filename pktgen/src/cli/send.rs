@@ -9,7 +9,7 @@ use clap::{Args, ValueEnum};
 use peregrine_dataplane::types::{MacAddr, QueueId, Vni};
 use peregrine_memif::SocketAddr;
 
-use super::{Mode, RingArgs, seconds, vni};
+use super::{Mode, RING_FLAGS, RingArgs, seconds, vni};
 use crate::error::Error;
 use crate::limits::Limits;
 use crate::pacer::{Arrivals, Rate};
@@ -32,13 +32,13 @@ const SEND_HELP: &str =
 #[command(after_help = SEND_HELP)]
 pub struct SendArgs {
     /// Interface to send on, over AF_XDP (needs root)
-    #[arg(long, value_name = "IF", required_unless_present = "memif", conflicts_with = "memif", help_heading = TO)]
+    #[arg(long, value_name = "IF", required_unless_present = "memif", conflicts_with = "memif", conflicts_with_all = RING_FLAGS, help_heading = TO)]
     interface: Option<String>,
     /// Its queues, one for each thread: a list, or the first one's number [default: 0]
     #[arg(long, value_name = "N,..", value_delimiter = ',', conflicts_with = "memif", help_heading = TO)]
     queue: Vec<u32>,
     /// How the socket is bound
-    #[arg(long, value_enum, default_value = "prefer-zero-copy", help_heading = TO)]
+    #[arg(long, value_enum, default_value = "prefer-zero-copy", conflicts_with = "memif", help_heading = TO)]
     mode: Mode,
     /// memif server to send to: a path, or @name for an abstract socket
     #[arg(long, value_name = "SOCKET", help_heading = TO)]
@@ -59,7 +59,7 @@ pub struct SendArgs {
     #[arg(long, value_name = "IPV4", requires = "next_hop", help_heading = VXLAN)]
     remote: Option<Ipv4Addr>,
     /// UDP destination port of VXLAN
-    #[arg(long, value_name = "PORT", default_value_t = 4789, help_heading = VXLAN)]
+    #[arg(long, value_name = "PORT", default_value_t = 4789, requires = "next_hop", help_heading = VXLAN)]
     port: u16,
     /// VXLAN network identifiers: flows take turns
     #[arg(long, value_name = "N,..", value_delimiter = ',', value_parser = vni, help_heading = VXLAN)]
@@ -86,6 +86,10 @@ pub struct SendArgs {
     /// Receive the answers and measure round trips (over AF_XDP: attaches an XDP program)
     #[arg(long, help_heading = WHEN)]
     pub rtt: bool,
+    /// With --rtt over AF_XDP and without VXLAN: take every frame that arrives. The kernel gets none of them, not even ARP or SSH: for an
+    /// interface of its own
+    #[arg(long, help_heading = WHEN)]
+    all_frames: bool,
     /// With --rtt: do not measure the generator's own latency before the run
     #[arg(long, help_heading = WHEN)]
     pub no_floor: bool,
@@ -243,12 +247,18 @@ impl SendArgs {
             }
             _ => None,
         };
+        if self.core.len() > threads as usize {
+            let what =
+                format!("--core names {} cores for --threads {threads}: one for each", self.core.len());
+            return Err(Error::Arguments(what));
+        }
         Ok(SendSettings {
             outlet: self.outlet(threads)?,
             tunnel,
             traffic,
             limits,
             rtt: self.rtt,
+            all_frames: self.all_frames,
             wait: self.wait.into(),
             threads,
             cores: self.core.clone(),
@@ -320,6 +330,11 @@ impl SendArgs {
             [vni] => Some(vni),
             _ => return Err(Error::Arguments("--replay is sent into one network: give one --vni".into())),
         };
+        if let (None, Some(arrivals)) = (self.rate, self.arrivals) {
+            let what =
+                format!("--arrivals {arrivals}: a --replay has its recorded times, unless --rate is given");
+            return Err(Error::Arguments(what));
+        }
         let pace = match (self.rate, self.replay.pace) {
             (Some(rate), _) => Pace::Rate(rate, self.arrivals.unwrap_or_default()),
             (None, factor) => Pace::Recorded(factor.map_or(1.0, |factor| factor.0)),

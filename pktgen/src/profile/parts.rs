@@ -25,7 +25,7 @@ impl Part {
     /// So much of `whole`: all threads' together are exactly `whole`.
     pub fn of(&self, whole: u64) -> u64 {
         let bound = |at: f64| (whole as f64 * at).round() as u64;
-        bound(self.to) - bound(self.from)
+        bound(self.to).saturating_sub(bound(self.from)) // the last thread's part may be smaller than what rounding took
     }
 }
 
@@ -64,4 +64,15 @@ pub fn of(classes: &[Class], choice: Choice, threads: u32) -> Box<[Part]> {
             Part { from: std::mem::replace(&mut from, to), to, classes }
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_part_that_rounding_swallows_is_nothing_and_no_panic() {
+        let part = Part { from: 1.0 + f64::EPSILON, to: 1.0, classes: Vec::new() };
+        assert_eq!((part.of(1_000_000_000_000_000_000), part.of(u64::MAX)), (0, 0));
+    }
 }

@@ -19,6 +19,7 @@ use crate::pacer::Rate;
 use crate::profile::Sizes;
 use crate::report::Outcome;
 use crate::send::{SendSettings, Sender, Traffic};
+use crate::trailer::new_run;
 
 /// Percent of NDR at which latency is measured.
 const LATENCY_PERCENT: [u64; 3] = [10, 50, 90];
@@ -59,6 +60,8 @@ impl From<Error> for NoMore {
 struct Device<'a> {
     sender: Sender,
     receiver: Option<&'a Receiver>,
+    /// Of the last trial, of any size: no two trials have the same number.
+    run: &'a mut u16,
     stop: &'a Stop,
 }
 
@@ -69,7 +72,7 @@ struct Device<'a> {
 pub fn run(
     settings: &SearchSettings,
     stop: &Stop,
-    ready: impl FnOnce(),
+    ready: impl FnOnce() -> Result<(), Error>,
 ) -> Result<Outcome<SearchReport>, Error> {
     // Before the first search, so that the last one is not found to be impossible when all others are over.
     let all = settings.sizes.iter().flat_map(Sizes::iter);
@@ -77,7 +80,7 @@ pub fn run(
     let receiver = settings.receiver.clone().map(Receiver::start).transpose()?;
     let mut report = SearchReport::new(settings);
     report.floor_ns = settings.floor.then(floor::measure).transpose()?;
-    let mut ready = Some(ready);
+    let (mut ready, mut number) = (Some(ready), new_run());
     for sizes in &settings.sizes {
         // The line for each trial is enough.
         let mut send = SendSettings { quiet: true, ..settings.send.clone() };
@@ -93,9 +96,9 @@ pub fn run(
             }
         };
         if let Some(ready) = ready.take() {
-            ready();
+            ready()?;
         }
-        let mut device = Device { sender, receiver: receiver.as_ref(), stop };
+        let mut device = Device { sender, receiver: receiver.as_ref(), run: &mut number, stop };
         let (of_size, end) = one_size(&mut device, settings, sizes);
         report.sizes.push(of_size);
         match end {
@@ -166,11 +169,12 @@ impl Device<'_> {
         if self.stop.is_set() {
             return Err(NoMore::Stopped);
         }
+        *self.run = self.run.wrapping_add(1);
         if let Some(receiver) = self.receiver {
-            receiver.begin()?;
+            receiver.begin(*self.run)?;
         }
         let limits = Limits { seconds: Some(duration), ..Limits::default() };
-        let Outcome { report: sent, failure } = self.sender.again(rate, limits, self.stop)?;
+        let Outcome { report: sent, failure } = self.sender.again(*self.run, rate, limits, self.stop)?;
         if let Some(failure) = failure {
             return Err(NoMore::Failed(failure));
         }

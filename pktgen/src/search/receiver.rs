@@ -1,8 +1,7 @@
 //! The far end of a search: a thread, on a core of its own if there is one, that counts what arrives of each trial.
 //!
-//! What must hold: a packet counts for the trial in which it was sent. Each packet says when it was meant to leave, by the
-//! same clock; what was meant to leave before a trial began is of an earlier one. And a trial ends when all packets have
-//! come or nothing has for a while (`SILENCE_NS`), however long that takes.
+//! What must hold: a packet counts for the trial in which it was sent: each says of which run of a sender it is, and each
+//! trial is one. And a trial ends when all packets have come or nothing has for a while (`SILENCE_NS`), however long that takes.
 
 use std::fs::File;
 use std::net::SocketAddrV4;
@@ -31,7 +30,7 @@ const SILENCE_NS: u64 = 100 * MILLISECOND;
 const PEER_CHECK_NS: u64 = 20 * MILLISECOND;
 /// The longest sleep: so soon it hears of the sender's end.
 const REST_NS: u64 = MILLISECOND;
-/// Batches of old packets that are thrown away before a trial; what still comes is known by its time.
+/// Batches of old packets that are thrown away before a trial; what still comes is known by its run.
 const STALE_BATCHES_MAX: usize = 4096;
 
 /// Where packets arrive.
@@ -68,8 +67,8 @@ pub struct Arrived {
 }
 
 enum Order {
-    /// Counts packets that are meant to leave from now on.
-    Begin { since: u64 },
+    /// Counts packets of this run.
+    Begin { run: u16 },
     /// So many have been sent.
     End { sent: u64 },
 }
@@ -107,12 +106,12 @@ impl Receiver {
         Ok(receiver)
     }
 
-    /// A trial begins: what leaves from now on counts.
+    /// A trial begins: packets of this run count, which no trial before had.
     ///
     /// # Errors
     /// What has happened to the thread since.
-    pub fn begin(&self) -> Result<(), Error> {
-        self.order(Order::Begin { since: now_ns() });
+    pub fn begin(&self, run: u16) -> Result<(), Error> {
+        self.order(Order::Begin { run });
         self.answer().map(drop)
     }
 
@@ -191,14 +190,14 @@ fn serve<S: Source>(
         return Ok(());
     }
     while let Ok(order) = orders.recv() {
-        let Order::Begin { since } = order else { continue };
+        let Order::Begin { run } = order else { continue };
         for _ in 0..STALE_BATCHES_MAX {
             if source.receive(Wait::Poll, |_, _| {})? == 0 {
                 break;
             }
         }
         let tally = Tally {
-            since,
+            run,
             tracker: Tracker::new(settings.flows),
             latency: Latency::new()?,
             first_ns: 0,
@@ -217,7 +216,7 @@ fn serve<S: Source>(
 
 /// What changes with every packet of a trial.
 struct Tally {
-    since: u64,
+    run: u16,
     tracker: Tracker,
     latency: Latency,
     /// 0 before the first packet.
@@ -229,8 +228,7 @@ impl Tally {
     #[inline]
     fn take<S: Source>(&mut self, now: u64, packet: &[u8]) {
         let Some(trailer) = S::trailer(packet) else { return };
-        let is_old = elapsed(self.since, trailer.time) > 0;
-        if is_old || !self.tracker.record(trailer.flow, trailer.sequence) {
+        if trailer.run != self.run || !self.tracker.record(trailer.flow, trailer.sequence) {
             return;
         }
         self.latency.record(elapsed(now, trailer.time));
@@ -300,28 +298,26 @@ mod tests {
         (receiver, socket)
     }
 
-    fn send(socket: &UdpSocket, flow: u16, sequence: u64, time: u64) {
-        socket.send(&Trailer { run: 7, flow, sequence, time }.encode()).unwrap();
+    fn send(socket: &UdpSocket, run: u16, flow: u16, sequence: u64) {
+        socket.send(&Trailer { run, flow, sequence, time: now_ns() }.encode()).unwrap();
     }
 
     #[test]
     fn each_packet_counts_once_and_for_its_own_trial() {
         let (receiver, socket) = receiver();
-        let before = now_ns();
-        receiver.begin().unwrap();
-        let first = now_ns();
+        receiver.begin(7).unwrap();
         for (flow, sequence) in [(0, 0), (0, 1), (1, 0), (0, 1), (7, 0)] {
-            send(&socket, flow, sequence, first);
+            send(&socket, 7, flow, sequence);
         }
         socket.send(b"not ours").unwrap();
         assert_eq!(receiver.end(3).unwrap().packets, 3);
 
-        // One comes between the trials, one in the second, late; both were sent in the first.
-        send(&socket, 0, 2, first);
-        receiver.begin().unwrap();
-        send(&socket, 0, 3, before);
-        send(&socket, 0, 4, first);
-        send(&socket, 0, 0, now_ns());
+        // One of the first comes between the trials, one in the second, and one of another sender, just now.
+        send(&socket, 7, 0, 2);
+        receiver.begin(8).unwrap();
+        send(&socket, 7, 0, 3);
+        send(&socket, 1234, 0, 4);
+        send(&socket, 8, 0, 0);
         let arrived = receiver.end(5).unwrap();
         assert_eq!(arrived.packets, 1, "the four others never come, and it ends all the same");
         assert!(arrived.latency.unwrap().max < 10e6);

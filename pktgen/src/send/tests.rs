@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use super::*;
+use crate::limits::Ended;
 use crate::limits::Stop;
 use crate::profile::Draft;
 use crate::trailer::Trailer;
