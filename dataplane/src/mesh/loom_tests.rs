@@ -3,7 +3,7 @@
 //! the workers turn as `worker.rs` does, frame by frame, with steps that do nothing but the last, and control changes its mind as
 //! `engine.rs` and `engine/balancing.rs` do.
 //!
-//! Each model is also run with a guard left out, and must fail then.
+//! Where a guard keeps the order, the model is also run without it, and must fail then.
 //!
 //! `RUSTFLAGS="--cfg loom" cargo test -p peregrine-dataplane --lib --release mesh::loom_tests`
 
