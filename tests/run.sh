@@ -31,7 +31,7 @@ if [ "$(id -u)" -ne 0 ]; then
 fi
 run $CARGO test --workspace --locked --no-fail-fast -- --ignored --test-threads=1
 RUSTFLAGS="--cfg loom" run $CARGO test --locked --release -p peregrine-memif -p peregrine-dataplane --test loom --target-dir target/loom
-RUSTFLAGS="--cfg loom" run $CARGO test --locked --release -p peregrine-dataplane --lib --target-dir target/loom fdb::loom_tests
+RUSTFLAGS="--cfg loom" run $CARGO test --locked --release -p peregrine-dataplane --lib --target-dir target/loom ::loom_tests
 # The guard that keeps flows in order while they move, left out: then the test must see packets overtaken.
 run $CARGO test --locked -p peregrine-dataplane --features unguarded --test moves
 

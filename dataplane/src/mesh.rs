@@ -11,7 +11,8 @@
 //! steps run, [`settle`](Mesh::settle) after each burst.
 //!
 //! What must hold: a full ring drops, and nobody waits for anybody. Frames that go home are never dropped: those that find
-//! no room wait in a list that is as long as there are frames.
+//! no room wait in a list that is as long as there are frames. `mesh/loom_tests.rs` runs this, the placement and the rings under a
+//! model checker.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -22,7 +23,7 @@ use crate::ring::{Consumer, Producer, ring};
 use crate::types::{NetworkId, Stage, WorkerId};
 
 /// Frames under way from one worker to another, at most: what a worker does in some 50 µs.
-pub const RING: usize = 1024;
+pub const RING: usize = if cfg!(all(loom, test)) { 2 } else { 1024 }; // a model has few frames, and watches each slot
 
 /// Frames that wait for their bucket, at most. While there are so many, nothing new is taken in.
 pub const WAITING_MAX: usize = 1024;
@@ -164,8 +165,9 @@ impl Mesh {
     /// everything that can go has gone; nothing new may be taken in before.
     #[inline]
     pub fn begin_turn(&mut self) -> usize {
-        self.buckets.look(&self.placement, self.me);
+        // The pause first: when it is over, what was changed in it is seen before anything comes in.
         self.is_paused = self.placement.asked_pause().is_some();
+        self.buckets.look(&self.placement, self.me);
         self.buckets.begin_round();
         self.waiting.len()
     }
@@ -337,3 +339,6 @@ impl Link {
         }
     }
 }
+
+#[cfg(all(loom, test))]
+mod loom_tests;

@@ -11,13 +11,10 @@
 //!
 //! Used by `mesh`; knows no rings and no I/O.
 
-use std::sync::atomic::{
-    AtomicBool, AtomicU8, AtomicU16, AtomicU32,
-    Ordering::{Acquire, Relaxed, Release},
-};
-
 use crate::counters::Counter;
 use crate::frame::BUCKETS;
+use crate::sync::Ordering::{Acquire, Relaxed, Release};
+use crate::sync::{AtomicBool, AtomicU8, AtomicU16, AtomicU32};
 use crate::types::{EndpointId, NetworkId, Route, WorkerId};
 
 /// What control wants and all workers read.
@@ -85,10 +82,10 @@ impl Placement {
         self.pause.store(number, Release);
     }
 
-    /// The number of the pause that control asks for, if it does.
+    /// The number of the pause that control asks for, if it does. When it does not, what it changed in the last one is seen.
     #[inline]
     pub fn asked_pause(&self) -> Option<u32> {
-        Some(self.pause.load(Relaxed)).filter(|number| *number != 0)
+        Some(self.pause.load(Acquire)).filter(|number| *number != 0)
     }
 
     /// Worker: nothing of mine is under way, and I take nothing new in.

@@ -1,14 +1,27 @@
-//! The atomics and the cell that `ring` is built from. `tests/loom.rs` puts loom's in their place and compiles the same file
-//! again, so that every interleaving of the code itself is tried.
+//! The atomics and the cell that `ring` and `placement` are built from. Under the loom model checker they are loom's, so that every
+//! interleaving of the code itself is tried: by `mesh/loom_tests.rs`, and by `tests/loom.rs`, which compiles `ring` again with
+//! its own module in the place of this one.
 
 pub use crate::clock::prefetch;
-pub use std::sync::Arc;
-pub use std::sync::atomic::{AtomicUsize, Ordering};
+
+#[cfg(all(loom, test))]
+pub use loom::{
+    cell::UnsafeCell,
+    sync::Arc,
+    sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicUsize, Ordering},
+};
+#[cfg(not(all(loom, test)))]
+pub use std::sync::{
+    Arc,
+    atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicUsize, Ordering},
+};
 
 /// [`std::cell::UnsafeCell`] with loom's way of access.
+#[cfg(not(all(loom, test)))]
 #[derive(Debug)]
 pub struct UnsafeCell<T>(std::cell::UnsafeCell<T>);
 
+#[cfg(not(all(loom, test)))]
 impl<T> UnsafeCell<T> {
     /// Around this value.
     pub const fn new(value: T) -> UnsafeCell<T> {
