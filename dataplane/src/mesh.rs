@@ -42,6 +42,10 @@ struct Link {
     is_unpublished: bool,
 }
 
+/// While nothing leaves a worker, what comes in is counted in one turn of so many: to hash a frame for that only costs a third of all
+/// else that is done with it, and who has too much to do has no time for it.
+const COUNTED_TURNS: u32 = 8;
+
 /// One worker's end of everything.
 #[derive(Debug)]
 pub struct Mesh {
@@ -53,6 +57,10 @@ pub struct Mesh {
     waiting: VecDeque<Frame>,
     /// Control wants that nothing comes in.
     is_paused: bool,
+    /// Counts the turns.
+    turn: u32,
+    /// In this turn what comes in is counted by bucket.
+    is_counting: bool,
 }
 
 /// The ends for all workers, who have memory for so many frames at most, each.
@@ -66,6 +74,8 @@ pub fn mesh(placement: &Arc<Placement>, frames: usize) -> Vec<Mesh> {
             buckets: Buckets::new(placement, WorkerId(me as u8)),
             waiting: VecDeque::with_capacity(WAITING_MAX + BURST),
             is_paused: false,
+            turn: 0,
+            is_counting: false,
         })
         .collect();
     for a in 0..workers {
@@ -137,7 +147,9 @@ impl Mesh {
     #[inline]
     pub fn enter(&mut self, mut frame: Frame, next: Stage, pool: &FramePool) -> Option<Frame> {
         let bucket = bucket(frame.meta.flow_hash);
-        self.note_entering(bucket, next);
+        if self.is_counting {
+            self.note_entering(bucket, next, 1);
+        }
         match self.buckets.enter(bucket, pool.under_way(bucket)) {
             Entry::Go(route) => {
                 frame.meta.route = route;
@@ -151,12 +163,24 @@ impl Mesh {
         }
     }
 
+    /// What came in is counted by bucket in this turn, although nobody looks for its way.
     #[inline]
-    fn note_entering(&self, bucket: u8, next: Stage) {
+    pub fn counts_here(&self) -> bool {
+        self.is_counting && self.buckets.is_plain()
+    }
+
+    /// Counts a frame whose way nobody looks for, and those of the other turns for which it stands.
+    #[inline]
+    pub fn note_here(&self, flow_hash: u32, next: Stage) {
+        self.note_entering(bucket(flow_hash), next, u64::from(COUNTED_TURNS));
+    }
+
+    #[inline]
+    fn note_entering(&self, bucket: u8, next: Stage, frames: u64) {
         let entered = self.placement.entered(self.me).and_then(|entered| entered.get(usize::from(bucket)));
         match entered {
-            Some(entered) if next == Stage::Decap => entered.inward.add(1),
-            Some(entered) => entered.outward.add(1),
+            Some(entered) if next == Stage::Decap => entered.inward.add(frames),
+            Some(entered) => entered.outward.add(frames),
             None => {}
         }
     }
@@ -168,6 +192,9 @@ impl Mesh {
         // The pause first: when it is over, what was changed in it is seen before anything comes in.
         self.is_paused = self.placement.asked_pause().is_some();
         self.buckets.look(&self.placement, self.me);
+        self.turn = self.turn.wrapping_add(1);
+        let is_due = self.turn.is_multiple_of(COUNTED_TURNS) || !self.buckets.is_plain();
+        self.is_counting = is_due && self.placement.counts_entering(self.me);
         self.buckets.begin_round();
         self.waiting.len()
     }

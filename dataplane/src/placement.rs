@@ -103,11 +103,15 @@ impl Placement {
 
     /// Control: from now on what enters there is counted by bucket, or no more.
     pub fn count_entering(&self, entry: WorkerId, is_counted: bool) {
-        if let Some(notes) = self.entries.get(entry.index())
-            && notes.is_counted.swap(is_counted, Relaxed) != is_counted
-        {
-            self.epoch.fetch_add(1, Release);
+        if let Some(notes) = self.entries.get(entry.index()) {
+            notes.is_counted.store(is_counted, Relaxed);
         }
+    }
+
+    /// Whether what enters there is to be counted.
+    #[inline]
+    pub fn counts_entering(&self, entry: WorkerId) -> bool {
+        self.entries.get(entry.index()).is_some_and(|notes| notes.is_counted.load(Relaxed))
     }
 
     /// What entered there, by bucket, while it was counted.
@@ -115,13 +119,11 @@ impl Placement {
         self.entries.get(entry.index()).map(|notes| &*notes.entered)
     }
 
-    /// No flow that enters there leaves the worker, nobody wants to know which flows there are, and no tenant is served elsewhere:
-    /// then all is as if there were no other worker.
+    /// No flow that enters there leaves the worker, and no tenant is served elsewhere: then all is as if there were no other worker.
     fn is_plain(&self, entry: WorkerId) -> bool {
         let here = Route::all(entry);
         let others = self.serving.load(Relaxed) & !(1 << entry.0);
-        let is_counted = self.entries.get(entry.index()).is_some_and(|notes| notes.is_counted.load(Relaxed));
-        others == 0 && !is_counted && (0..=u8::MAX).all(|bucket| self.wanted(entry, bucket) == here)
+        others == 0 && (0..=u8::MAX).all(|bucket| self.wanted(entry, bucket) == here)
     }
 
     /// Control: spreads the steps of every flow over all workers, the same bucket always in the same way (see

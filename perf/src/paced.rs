@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use peregrine_dataplane::balance::BalanceStats;
 use peregrine_dataplane::clock::cycles_per_second;
 use peregrine_dataplane::counters::Counter;
 use peregrine_dataplane::discard::DiscardCounters;
@@ -190,6 +191,11 @@ impl Bench {
     pub fn latencies(&self) -> Latencies {
         let counts = self.tenants.iter().filter_map(|tenant| tenant.latency.as_ref()).map(Histogram::counts);
         Latencies::sum(counts)
+    }
+
+    /// What the balancer has done, if there is one.
+    pub fn balance(&self) -> Option<BalanceStats> {
+        self.engine.stats().balance
     }
 
     /// Ends it: what all tenants found. Whatever does not add up is an error, with all counters.

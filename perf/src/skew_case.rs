@@ -9,6 +9,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use peregrine_dataplane::balance::BalanceStats;
 use peregrine_dataplane::replay::{Pace, ReplayStream};
 use serde::Serialize;
 
@@ -23,9 +24,9 @@ const WORK: u32 = 400;
 /// Runs of each mode, in turns; the median counts.
 const RUNS: usize = 5;
 /// Offered before, as a share of what both workers can take.
-const BASE: f64 = 0.6;
-/// Offered at the hot flow's worker then, as a share of what one worker can take: both together then have (0.6 + 1.15) / 2 = 0.875.
-const HOT: f64 = 1.15;
+const BASE: f64 = 0.4;
+/// Offered at the hot flow's worker then, as a share of what one worker can take: both together then have (0.4 + 1.3) / 2 = 0.85.
+const HOT: f64 = 1.3;
 /// What of the packets due must come through, and for how long, until all is well again.
 const WELL: f64 = 0.98;
 const WELL_S: f64 = 0.2;
@@ -57,6 +58,11 @@ pub struct ModeReport {
     pub loss_free_ms: Option<f64>,
     /// The smallest part of its core that a worker had, in any run.
     pub core_share: f64,
+    /// Placements that the balancer tried and undid, and what it moved, in all runs.
+    pub tried: u64,
+    pub undone: u64,
+    pub bucket_moves: u64,
+    pub tenant_moves: u64,
 }
 
 /// Everything.
@@ -114,6 +120,16 @@ impl Report {
                 time(mode.balanced_again_ms),
                 time(mode.loss_free_ms),
                 100.0 * mode.core_share
+            );
+        }
+        for mode in self.modes.iter().filter(|mode| mode.tried > 0) {
+            out += &format!(
+                "{}: {} placements tried in all runs, {} undone; {} moves of buckets, {} of tenants.\n",
+                mode.mode.name(),
+                mode.tried,
+                mode.undone,
+                mode.bucket_moves,
+                mode.tenant_moves
             );
         }
         out + &format!(
@@ -219,6 +235,7 @@ struct Run {
     missed: u64,
     lost_before: u64,
     reordered: u64,
+    balance: BalanceStats,
     balanced_again_s: Option<f64>,
     loss_free_s: Option<f64>,
     core_share: f64,
@@ -243,8 +260,15 @@ impl Plan {
         bench.pass(self.hot, |reading| readings.push(reading))?;
         let cpu = bench.worker_times()?.into_iter().zip(cpu);
         let core_share = cpu.map(|(now, before)| now.share_since(&before)).fold(1.0, f64::min);
+        let balance = bench.balance().unwrap_or_default();
         let reordered = bench.stop()?.reordered.get();
-        Ok(Run { lost_before: before.lost() - began.lost(), reordered, core_share, ..Run::of(&readings) })
+        Ok(Run {
+            balance,
+            lost_before: before.lost() - began.lost(),
+            reordered,
+            core_share,
+            ..Run::of(&readings)
+        })
     }
 }
 
@@ -307,6 +331,10 @@ fn mode_report(mode: Mode, runs: &[&Run], baseline: &[&Run]) -> ModeReport {
         balanced_again_ms: time(|run| run.balanced_again_s),
         loss_free_ms: time(|run| run.loss_free_s),
         core_share: all(|run| run.core_share)[0],
+        tried: runs.iter().map(|run| run.balance.tried).sum(),
+        undone: runs.iter().map(|run| run.balance.undone).sum(),
+        bucket_moves: runs.iter().map(|run| run.balance.bucket_moves).sum(),
+        tenant_moves: runs.iter().map(|run| run.balance.tenant_moves).sum(),
     }
 }
 

@@ -122,11 +122,17 @@ pub fn run_from(first: Stage, bursts: (&mut Burst, &mut Burst), cx: &mut Cx<'_>)
 pub fn run_here(first: Stage, bursts: (&mut Burst, &mut Burst), cx: &mut Cx<'_>) {
     let mut bursts = bursts;
     let mut stage = Some(first);
+    if first == Stage::Lookup {
+        cx.count_here(first, bursts.0);
+    }
     while let Some(current) = stage
         && !bursts.0.is_empty()
     {
         bursts = run(current, bursts, cx);
         stage = current.next();
+        if current == Stage::Classify {
+            cx.count_here(Stage::Decap, bursts.0);
+        }
     }
     cx.settle();
 }
@@ -264,14 +270,23 @@ impl Cx<'_> {
         let Some(mesh) = self.mesh.as_deref_mut() else { return };
         for mut frame in frames.drain() {
             if next == Stage::Decap {
-                let inner = frame.bytes().get(VxlanHeader::LEN..).unwrap_or_default();
-                frame.meta.flow_hash = flow_hash(inner);
+                frame.meta.flow_hash = inner_hash(&frame);
             }
             if let Some(frame) = mesh.enter(frame, next, self.pool) {
                 let _room = spare.push(frame); // as many as there were
             }
         }
         std::mem::swap(frames, spare);
+    }
+
+    /// Counts what has come in by flow bucket, if control wants to know and it is time.
+    #[inline]
+    fn count_here(&self, next: Stage, frames: &Burst) {
+        let Some(mesh) = self.mesh.as_deref().filter(|mesh| mesh.counts_here()) else { return };
+        for frame in frames.iter() {
+            let hash = if next == Stage::Decap { inner_hash(frame) } else { frame.meta.flow_hash };
+            mesh.note_here(hash, next);
+        }
     }
 
     /// Hands over the frames that another worker is to go on with; the others stay.
@@ -367,6 +382,12 @@ impl Cx<'_> {
     pub fn charge_flood(&mut self, copies: usize) {
         *self.flood_budget = self.flood_budget.saturating_sub(copies);
     }
+}
+
+/// Of a frame that starts with its VXLAN header.
+#[inline]
+fn inner_hash(frame: &Frame) -> u32 {
+    flow_hash(frame.bytes().get(VxlanHeader::LEN..).unwrap_or_default())
 }
 
 /// A copy in a chunk of this pool, if there is one.
