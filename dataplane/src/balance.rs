@@ -9,7 +9,7 @@
 //! ```
 //!
 //! What must hold: a placement that measured worse than the one before it does not stay. The figure for that is what the busiest
-//! worker spends on each frame that enters: the rate that is possible is its inverse, whatever the rate offered is.
+//! worker spends on each frame that comes through: the rate that is possible is its inverse, whatever the rate offered is.
 
 /// What a placement costs, and the search for a better one.
 #[cfg_attr(
@@ -45,6 +45,10 @@ const GATHER_BELOW: f64 = 0.6;
 /// What a placement must promise, and what it must then show: the highest load, as a share of the one before.
 const PROMISED: f64 = 0.9;
 const SHOWN: f64 = 0.98;
+/// Turns move alike if the variance of what they move is below this part of its square.
+const ALIKE: f64 = 0.02;
+/// At least this part of what a worker is busy with is for its frames.
+const NEEDED_MIN: f64 = 0.1;
 /// Cycles in what is called a second here.
 const HERTZ: f64 = 1e9;
 /// What a hand-over costs, both ends together, as long as nothing else is known, and at most.
@@ -63,9 +67,9 @@ pub struct Reading {
 }
 
 impl Reading {
-    /// Frames that entered, from the underlay and from tenants.
+    /// Frames that came through, to tenants and to the underlay.
     fn frames(&self) -> u64 {
-        self.workers.iter().map(|worker| worker.inward + worker.outward).sum()
+        self.workers.iter().map(|worker| worker.delivered + worker.sent).sum()
     }
 
     fn of(&self, worker: WorkerId) -> WorkerReading {
@@ -78,6 +82,8 @@ impl Reading {
 pub struct WorkerReading {
     /// Cycles in turns that found work.
     pub busy: u64,
+    /// Sums over these turns: how many, frames, their squares, cycles, cycles times frames.
+    pub turn_costs: [u64; 5],
     /// Cycles in all turns but those in which it lost its core.
     pub running: u64,
     /// Frames that entered there from the underlay.
@@ -86,6 +92,8 @@ pub struct WorkerReading {
     pub outward: u64,
     /// Packets given to tenants there.
     pub delivered: u64,
+    /// Frames sent to the underlay there.
+    pub sent: u64,
     /// It may serve tenants.
     pub serves: bool,
 }
@@ -184,7 +192,7 @@ struct Tried {
     promised: Proposal,
 }
 
-/// Cycles for each frame that entered.
+/// Cycles for each frame that came through.
 #[derive(Clone, Copy, Debug)]
 struct Cost {
     /// Of the busiest worker.
@@ -275,10 +283,16 @@ impl Balancer {
 
     fn note_costs(&mut self, last: &Reading, now: &Reading) {
         const FRAMES_MIN: u64 = 64;
+        // What a step costs whatever it moves is in the samples, too.
+        let sum = |of: fn(&WorkerReading, &WorkerReading) -> f64| {
+            now.workers.iter().zip(&last.workers).map(|(now, last)| of(last, now)).sum::<f64>()
+        };
+        let busy = sum(|last, now| now.busy.saturating_sub(last.busy) as f64);
+        let share = if busy > 0.0 { sum(needed) / busy } else { 1.0 };
         for (recent, (new, old)) in self.costs.iter_mut().zip(now.stages.iter().zip(&last.stages)) {
             let frames = new.0.saturating_sub(old.0);
             if frames >= FRAMES_MIN {
-                recent.add(new.1.saturating_sub(old.1) as f64 / frames as f64);
+                recent.add(share * new.1.saturating_sub(old.1) as f64 / frames as f64);
             }
         }
     }
@@ -390,22 +404,41 @@ impl Balancer {
     }
 }
 
-/// By worker: the share of its cycles in which it had work.
+/// By worker: the share of its cycles that it needs for its frames.
 fn shares<'r>(from: &'r Reading, to: &'r Reading) -> impl Iterator<Item = f64> + 'r {
     to.workers.iter().zip(&from.workers).map(|(to, from)| {
         let running = to.running.saturating_sub(from.running);
-        to.busy.saturating_sub(from.busy) as f64 / running.max(1) as f64
+        needed(from, to) / running.max(1) as f64
     })
+}
+
+/// Cycles that a worker needed for its frames: those in which it was busy, but for what each turn costs whatever it moves. A polling
+/// worker with little to do takes a few frames in each of many turns and looks busy; with more to do the same turns
+/// move more.
+fn needed(from: &WorkerReading, to: &WorkerReading) -> f64 {
+    let busy = to.busy.saturating_sub(from.busy) as f64;
+    let mut sums = [0.0; 5];
+    for (sum, (to, from)) in sums.iter_mut().zip(to.turn_costs.iter().zip(&from.turn_costs)) {
+        *sum = to.saturating_sub(*from) as f64;
+    }
+    let [turns, frames, squares, cycles, frame_cycles] = sums;
+    let spread = turns * squares - frames * frames;
+    // Where all turns move alike, as at full load, nothing can be told apart, and nothing needs to be.
+    if spread <= ALIKE * frames * frames {
+        return busy;
+    }
+    let per_frame = (turns * frame_cycles - frames * cycles) / spread;
+    let share = (per_frame * frames / cycles.max(1.0)).clamp(NEEDED_MIN, 1.0);
+    busy * share
 }
 
 fn cost(from: &Reading, to: &Reading) -> Cost {
     let frames = to.frames().saturating_sub(from.frames()).max(1) as f64;
-    let busy =
-        to.workers.iter().zip(&from.workers).map(|(to, from)| to.busy.saturating_sub(from.busy) as f64);
     let (mut highest, mut total) = (0.0, 0.0);
-    for cycles in busy {
-        highest = f64::max(highest, cycles / frames);
-        total += cycles / frames;
+    for (to, from) in to.workers.iter().zip(&from.workers) {
+        let cycles = needed(from, to) / frames;
+        highest = f64::max(highest, cycles);
+        total += cycles;
     }
     Cost { highest, total }
 }
@@ -651,6 +684,22 @@ mod tests {
         world.offered = f64::INFINITY;
         world.run(300);
         assert!(world.rate > 1.5 * full, "{:?}", world.balancer.stats());
+    }
+
+    #[test]
+    fn what_a_turn_costs_whatever_it_moves_is_no_load() {
+        let at = |busy, turn_costs| WorkerReading { busy, turn_costs, ..WorkerReading::default() };
+        // Turns of 300 cycles and 100 for each frame: ten with one frame, ten with three.
+        let (turns, frames, squares) = (20, 40, 100);
+        let (cycles, frame_cycles) = (10 * 400 + 10 * 600, 10 * 400 + 10 * 3 * 600);
+        let seen = [turns, frames, squares, cycles, frame_cycles];
+        assert_eq!(needed(&at(0, [0; 5]), &at(2 * cycles, seen)).round(), 2.0 * 4000.0);
+        // All alike: nothing to tell.
+        let alike = [10, 640, 64 * 640, 67_000, 64 * 67_000];
+        assert_eq!(needed(&at(500, [0; 5]), &at(67_500, alike)), 67_000.0);
+        // Less for more frames: noise, of which no load below nothing comes.
+        let strange = [2, 4, 10, 1000, 900 + 3 * 100];
+        assert_eq!(needed(&at(0, [0; 5]), &at(1000, strange)), 100.0);
     }
 
     #[test]

@@ -236,6 +236,44 @@ pub struct StageCounters {
     pub sampled_cycles: Counter,
 }
 
+/// Sums over turns that found work, from which what a turn costs can be told from what a frame costs (least squares).
+#[derive(Debug, Default)]
+pub struct TurnCosts {
+    /// Turns.
+    pub turns: Counter,
+    /// Frames that moved in them.
+    pub frames: Counter,
+    /// The squares of these.
+    pub frames_squared: Counter,
+    /// Cycles.
+    pub cycles: Counter,
+    /// Cycles times frames.
+    pub frame_cycles: Counter,
+}
+
+impl TurnCosts {
+    /// More cycles than a turn has even with much work on each frame: an interrupt fell into it.
+    const DISTURBED_CYCLES: u64 = 500_000;
+
+    /// One turn.
+    #[inline]
+    pub fn note(&self, frames: u64, cycles: u64) {
+        if cycles < TurnCosts::DISTURBED_CYCLES {
+            self.turns.add(1);
+            self.frames.add(frames);
+            self.frames_squared.add(frames * frames);
+            self.cycles.add(cycles);
+            self.frame_cycles.add(frames * cycles);
+        }
+    }
+
+    /// Turns, frames, their squares, cycles, cycles times frames.
+    pub fn read(&self) -> [u64; 5] {
+        let sums = [&self.turns, &self.frames, &self.frames_squared, &self.cycles, &self.frame_cycles];
+        sums.map(Counter::get)
+    }
+}
+
 /// One worker's counters. Only that worker writes them.
 #[derive(Debug)]
 #[repr(align(128))]
@@ -260,6 +298,8 @@ pub struct WorkerCounters {
     pub turns: Counter,
     /// Cycles in turns that found work.
     pub cycles_busy: Counter,
+    /// What these turns cost.
+    pub turn_costs: TurnCosts,
     /// Cycles in all turns.
     pub cycles_total: Counter,
     /// Turns in the middle of which the core was taken away for a millisecond or more.
@@ -310,6 +350,7 @@ impl WorkerCounters {
             handed_over: Counter::default(),
             stages: Default::default(),
             turns: Counter::default(),
+            turn_costs: TurnCosts::default(),
             stalls: Counter::default(),
             cycles_stalled: Counter::default(),
             cycles_busy: Counter::default(),

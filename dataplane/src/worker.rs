@@ -138,6 +138,7 @@ impl Worker {
                 self.counters.cycles_stalled.add(spent);
             } else if moved > 0 {
                 self.counters.cycles_busy.add(spent);
+                self.counters.turn_costs.note(moved as u64, spent);
             }
             if moved > 0 {
                 self.counters.frames_free.set(self.pool.available() as u64);

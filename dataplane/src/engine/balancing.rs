@@ -69,10 +69,12 @@ impl Engine {
             let counters = &worker.counters;
             reading.workers.push(WorkerReading {
                 busy: counters.cycles_busy.get(),
+                turn_costs: counters.turn_costs.read(),
                 running: counters.cycles_total.get().saturating_sub(counters.cycles_stalled.get()),
                 inward: counters.uplink_rx.frames.get(),
                 outward: counters.tenant_rx.frames.get(),
                 delivered: counters.tenant_tx.frames.get(),
+                sent: counters.uplink_tx.frames.get(),
                 serves: worker.sends,
             });
             for (sum, stage) in reading.stages.iter_mut().zip(Stage::ALL) {
