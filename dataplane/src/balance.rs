@@ -18,6 +18,7 @@
 )]
 pub mod model;
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use crate::frame::BUCKETS;
@@ -40,8 +41,11 @@ const WAIT_TICKS: u32 = 10;
 const WAIT_TICKS_MAX: u32 = 320;
 /// Looks between two moves of tenants: all traffic pauses for one.
 const TENANT_TICKS: u32 = 100;
-/// All flows are gathered if no worker's load comes above this share.
-const GATHER_BELOW: f64 = 0.6;
+/// All is gathered again as long as no worker's load comes above this part of the threshold: so far below that it is not spread again at
+/// once.
+const GATHER_BELOW: f64 = 0.7;
+/// Looks without a worker that has too much to do, after which it tries as readily as at the start: another load may have another answer.
+const CALM_TICKS: u32 = 100;
 /// What a placement must promise, and what it must then show: the highest load, as a share of the one before.
 const PROMISED: f64 = 0.9;
 const SHOWN: f64 = 0.98;
@@ -101,7 +105,7 @@ pub struct WorkerReading {
 /// What only a placement needs to know; counted since the start, or since counting began.
 #[derive(Clone, Debug, Default)]
 pub struct Detail {
-    /// By worker of entry and bucket: the way wanted, frames from the underlay, frames from tenants.
+    /// By worker of entry and bucket: the way wanted, frames from the underlay, frames from tenants. None for a worker where none enter.
     pub entries: Vec<Vec<(Route, u64, u64)>>,
     /// Tenants that are attached: who serves them, packets to them, packets from them.
     pub tenants: Vec<(EndpointId, WorkerId, u64, u64)>,
@@ -114,6 +118,8 @@ pub struct Decision {
     pub count: Option<bool>,
     /// In this order.
     pub changes: Vec<Change>,
+    /// They bring back what was before: as much as can be.
+    pub is_undone: bool,
 }
 
 /// What it has done since the start, for people.
@@ -136,6 +142,8 @@ pub struct BalanceStats {
 pub struct Balancer {
     /// Share of its cycles above which a worker has too much to do.
     threshold: f64,
+    /// Looks in a row without a worker above it.
+    calm: u32,
     phase: Phase,
     last: Reading,
     /// Since it last looked at something else.
@@ -148,6 +156,8 @@ pub struct Balancer {
     costs: [Recent; Stage::COUNT],
     /// Some flow or tenant is not where it began.
     is_spread: bool,
+    /// Tenants that were moved, and where they began.
+    moved: HashMap<EndpointId, WorkerId>,
     stats: BalanceStats,
 }
 
@@ -229,6 +239,7 @@ impl Balancer {
     pub fn new(threshold: f64) -> Balancer {
         Balancer {
             threshold,
+            calm: 0,
             phase: Phase::WATCH,
             last: Reading::default(),
             ticks: 0,
@@ -237,6 +248,7 @@ impl Balancer {
             tenant_wait: 0,
             costs: [Recent::default(); Stage::COUNT],
             is_spread: false,
+            moved: HashMap::new(),
             stats: BalanceStats { hop_cycles: HOP_CYCLES, ..BalanceStats::default() },
         }
     }
@@ -299,18 +311,20 @@ impl Balancer {
 
     fn watch(&mut self, last: &Reading, now: Reading, (hot, cool, since): (u32, u32, Reading)) -> Decision {
         let highest = shares(last, &now).fold(0.0, f64::max);
+        let below = GATHER_BELOW * self.threshold;
         let (hot, cool) = match () {
             () if highest >= self.threshold => (hot + 1, 0),
-            () if highest < GATHER_BELOW => (0, cool + 1),
+            () if highest < below => (0, cool + 1),
             () => (0, 0),
         };
-        if hot == 0 {
-            self.wait_next = WAIT_TICKS; // another load may have another answer
+        self.calm = if hot == 0 { self.calm.saturating_add(1) } else { 0 };
+        if self.calm == CALM_TICKS {
+            self.wait_next = WAIT_TICKS;
         }
         let since = if hot <= 1 { now.clone() } else { since };
         let goal = match () {
             () if hot > HOT_TICKS => Some(Goal::Spread),
-            () if cool > COOL_TICKS && self.is_spread => Some(Goal::Gather { below: GATHER_BELOW }),
+            () if cool > COOL_TICKS && self.is_spread => Some(Goal::Gather { below }),
             () => None,
         };
         let begins = goal == Some(Goal::Spread) && !self.is_spread;
@@ -319,7 +333,7 @@ impl Balancer {
             Some(goal) => Phase::Count { goal, before: cost(&since, &now), begun: None },
             None => Phase::Watch { hot, cool, since },
         };
-        Decision { count: goal.map(|_| true), changes: Vec::new() }
+        Decision { count: goal.map(|_| true), ..Decision::default() }
     }
 
     /// The load with what is known of costs, and what could be done.
@@ -349,7 +363,7 @@ impl Balancer {
         let Proposal { changes, .. } = &proposal;
         if changes.is_empty() {
             self.wait_longer();
-            return Decision { count: Some(false), changes: Vec::new() };
+            return Decision { count: Some(false), ..Decision::default() };
         }
         let tenant_moves = changes.iter().filter(|change| matches!(change, Change::Home { .. })).count();
         self.stats.tried += 1;
@@ -358,16 +372,47 @@ impl Balancer {
         if tenant_moves > 0 {
             self.tenant_wait = TENANT_TICKS;
         }
-        let was_spread = std::mem::replace(&mut self.is_spread, is_spread(&load, changes));
+        let (changes, undo) = (in_order(changes.clone()), undone(&load, changes));
+        let was_spread = self.is_spread;
+        self.note_moves(&load, &changes);
+        self.is_spread = !self.moved.is_empty() || leaves(&load, &changes);
         self.ticks = 0;
-        let changes = changes.clone();
-        if goal == Goal::Spread {
-            let undo = undone(&load, &changes);
-            self.phase = Phase::Settle { tried: Tried { before, undo, was_spread, promised: proposal } };
-        } else {
-            self.wait = WAIT_TICKS;
+        let tried = Tried { before, undo, was_spread, promised: proposal };
+        // What is gathered is not tried: there is room for it.
+        self.phase = if goal == Goal::Spread { Phase::Settle { tried } } else { Phase::WATCH };
+        self.wait = WAIT_TICKS;
+        Decision { count: Some(false), changes, is_undone: false }
+    }
+
+    /// The tenant that was to move did not, and nothing of what was decided with that was done.
+    pub fn abandon(&mut self) {
+        if let Phase::Settle { tried } = std::mem::replace(&mut self.phase, Phase::WATCH) {
+            self.is_spread = tried.was_spread;
+            for change in tried.undo {
+                if let Change::Home { endpoint, worker } = change {
+                    self.note_move(endpoint, worker, worker);
+                }
+            }
         }
-        Decision { count: Some(false), changes }
+        self.wait_longer();
+    }
+
+    fn note_moves(&mut self, load: &Load, changes: &[Change]) {
+        for change in changes {
+            if let Change::Home { endpoint, worker } = *change
+                && let Some(tenant) = load.tenants.iter().find(|tenant| tenant.endpoint == endpoint)
+            {
+                self.note_move(endpoint, tenant.home, worker);
+            }
+        }
+        // Who has left is nobody's.
+        self.moved.retain(|endpoint, _| load.tenants.iter().any(|tenant| tenant.endpoint == *endpoint));
+    }
+
+    fn note_move(&mut self, endpoint: EndpointId, from: WorkerId, to: WorkerId) {
+        if *self.moved.entry(endpoint).or_insert(from) == to {
+            self.moved.remove(&endpoint);
+        }
     }
 
     /// The placement stays if the busiest worker now spends less on a frame.
@@ -383,8 +428,13 @@ impl Balancer {
         self.stats.undone += 1;
         self.stats.hop_cycles = (1.25 * self.stats.hop_cycles).min(HOP_CYCLES_MAX);
         self.is_spread = was_spread;
+        for change in &undo {
+            if let Change::Home { endpoint, worker } = *change {
+                self.note_move(endpoint, worker, worker);
+            }
+        }
         self.wait_longer();
-        Decision { count: None, changes: undo }
+        Decision { count: None, changes: in_order(undo), is_undone: true }
     }
 
     /// What the hand-overs cost is what a frame costs more, all workers together.
@@ -457,9 +507,10 @@ fn loads(from: &Reading, to: &Reading, earlier: &Detail, later: &Detail) -> Load
             }
         }
     }
+    let before: HashMap<EndpointId, (u64, u64)> =
+        earlier.tenants.iter().map(|&(endpoint, _, to, from)| (endpoint, (to, from))).collect();
     let tenants = later.tenants.iter().map(|&(endpoint, home, to, from)| {
-        let before = earlier.tenants.iter().find(|tenant| tenant.0 == endpoint);
-        let (to_before, from_before) = before.map_or((to, from), |tenant| (tenant.2, tenant.3));
+        let (to_before, from_before) = before.get(&endpoint).copied().unwrap_or((to, from));
         TenantLoad { endpoint, home, to: rate(home, to, to_before), from: rate(home, from, from_before) }
     });
     load(from, to, flows, tenants.collect())
@@ -485,8 +536,10 @@ fn coarse(parts: u8, from: &Reading, to: &Reading) -> Load {
 /// For each second of a clock with [`HERTZ`]: what counts is how rates compare. It is the worker's own running time: what it would have done
 /// had it not lost its core.
 fn rate(worker: WorkerId, later: u64, earlier: u64, from: &Reading, to: &Reading) -> f64 {
-    let running = to.of(worker).running.saturating_sub(from.of(worker).running).max(1);
-    later.saturating_sub(earlier) as f64 * HERTZ / running as f64
+    match to.of(worker).running.saturating_sub(from.of(worker).running) {
+        0 => 0.0, // it had no core at all: nothing is known
+        running => later.saturating_sub(earlier) as f64 * HERTZ / running as f64,
+    }
 }
 
 fn load(from: &Reading, to: &Reading, flows: Vec<Flow>, tenants: Vec<TenantLoad>) -> Load {
@@ -517,8 +570,14 @@ fn undone(load: &Load, changes: &[Change]) -> Vec<Change> {
     changes.iter().filter_map(before).collect()
 }
 
-/// Some flow is not where it enters after the changes, or a tenant is not with the flows.
-fn is_spread(load: &Load, changes: &[Change]) -> bool {
+/// The tenant first: if it does not move, nothing else is to be done.
+fn in_order(mut changes: Vec<Change>) -> Vec<Change> {
+    changes.sort_by_key(|change| matches!(change, Change::Route { .. }));
+    changes
+}
+
+/// Some flow is not where it enters after the changes.
+fn leaves(load: &Load, changes: &[Change]) -> bool {
     let changed = |flow: &Flow| {
         changes.iter().rev().find_map(|change| match *change {
             Change::Route { entry, bucket, route } if (entry, bucket) == (flow.entry, flow.bucket) => {
@@ -527,8 +586,7 @@ fn is_spread(load: &Load, changes: &[Change]) -> bool {
             _ => None,
         })
     };
-    let leaves = |flow: &Flow| changed(flow).unwrap_or(flow.route) != Route::all(flow.entry);
-    load.flows.iter().any(leaves) || changes.iter().any(|change| matches!(change, Change::Home { .. }))
+    load.flows.iter().any(|flow| changed(flow).unwrap_or(flow.route) != Route::all(flow.entry))
 }
 
 #[cfg(test)]
@@ -684,6 +742,25 @@ mod tests {
         world.offered = f64::INFINITY;
         world.run(300);
         assert!(world.rate > 1.5 * full, "{:?}", world.balancer.stats());
+    }
+
+    #[test]
+    fn whatever_the_threshold_nothing_goes_to_and_fro() {
+        let full = World::TICK_CYCLES / (4.0 * 300.0 + World::BASE);
+        for threshold in [0.5, 0.7, 0.99] {
+            for share in [0.3, 0.45, 0.55, 0.65, 0.8, 0.95, 1.5] {
+                let mut world = World::new(300.0, 150.0, full * share);
+                world.balancer = Balancer::new(threshold);
+                world.run(500);
+                let changes = world.changes;
+                let stats = world.run(3000);
+                assert!(
+                    world.changes <= changes + 4,
+                    "{threshold} {share}: {changes} {} {stats:?}",
+                    world.changes
+                );
+            }
+        }
     }
 
     #[test]

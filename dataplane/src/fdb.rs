@@ -139,7 +139,7 @@ const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
 
 impl Fdb {
     /// A table for `entries` addresses in `networks` networks. It has twice the room: it is then so seldom that an
-    /// address finds none (never, in runs of 500,000) that nobody will see it.
+    /// address finds none (in one table of some, one of 131,072) that nobody will see it; what is for it is flooded.
     pub fn new(entries: usize, networks: usize) -> Fdb {
         Fdb::with_secret(entries, networks, RandomState::new().hash_one(0u64))
     }

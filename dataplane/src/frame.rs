@@ -72,7 +72,8 @@ impl Flooding {
 /// What the stages found out about a frame; it travels in the handle, not in the chunk.
 #[derive(Clone, Copy, Debug)]
 pub struct Meta {
-    /// Hash of the inner flow of a frame from a tenant: it chooses the outer source port.
+    /// Hash of the inner flow: of a frame from a tenant always, it chooses the outer source port; of one from the underlay once its way is
+    /// looked up.
     pub flow_hash: u32,
     /// Valid once `source` is known.
     pub network: NetworkId,

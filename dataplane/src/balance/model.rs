@@ -16,10 +16,12 @@ const HOMING: f64 = 1.0 / 3.0;
 const ENTRY_CYCLES: f64 = 30.0;
 /// Flows that are tried in each step of the search: those that cost the worker most.
 const FLOWS_TRIED: usize = 8;
+/// Tenants that are tried: those that move most there.
+const TENANTS_TRIED: usize = 2;
 /// Workers that flows are tried on: those with the lowest load.
 const TARGETS_TRIED: usize = 2;
-/// Changes that one search makes, at most.
-const CHANGES_MAX: usize = 32;
+/// Steps that one search makes, at most.
+const STEPS_MAX: usize = 32;
 
 /// What was measured, all rates per second.
 #[derive(Clone, Debug)]
@@ -131,16 +133,16 @@ pub struct Proposal {
 /// The search: one change after the other, each the best of those tried, as long as the goal comes nearer.
 pub fn propose(load: &Load, goal: Goal, may_move_tenants: bool) -> Proposal {
     let mut model = Model::new(load);
-    let before = model.score(&model.cycles, goal);
+    let before = model.score(&model.state, goal);
     let (mut changes, mut tenants_may) = (Vec::new(), may_move_tenants);
-    while changes.len() < CHANGES_MAX {
+    for _ in 0..STEPS_MAX {
         let Some(best) = model.best_step(goal, tenants_may) else { break };
         // One tenant at a time: all traffic pauses for it.
         tenants_may &= best.home.is_none();
         model.apply(&best);
         changes.extend(best.changes());
     }
-    let after = model.score(&model.cycles, goal);
+    let after = model.score(&model.state, goal);
     Proposal {
         changes,
         highest: [before.highest, after.highest].map(|cycles| cycles / load.hertz),
@@ -149,23 +151,26 @@ pub fn propose(load: &Load, goal: Goal, may_move_tenants: bool) -> Proposal {
     }
 }
 
-/// A flow's new way, a tenant's new home, or both at once.
-#[derive(Clone, Copy, Debug, Default)]
+/// New ways of flows, a tenant's new home, or both at once.
+#[derive(Clone, Debug, Default)]
 struct Step {
-    /// The flow's place in the list.
-    flow: Option<(usize, Flow)>,
+    /// The flows' places in the list.
+    flows: Vec<(usize, Flow)>,
     /// The tenant's place in the list.
     home: Option<(usize, TenantLoad)>,
 }
 
 impl Step {
-    fn changes(&self) -> impl Iterator<Item = Change> + use<> {
-        let route =
-            self.flow.map(|(_, Flow { entry, bucket, route, .. })| Change::Route { entry, bucket, route });
+    fn changes(&self) -> Vec<Change> {
+        // The tenant first: it has arrived when the flows are sent after it.
         let home =
             self.home.map(|(_, TenantLoad { endpoint, home, .. })| Change::Home { endpoint, worker: home });
-        // The tenant first: it has arrived when the flow is sent after it.
-        home.into_iter().chain(route)
+        let routes = self.flows.iter().map(|(_, flow)| Change::Route {
+            entry: flow.entry,
+            bucket: flow.bucket,
+            route: flow.route,
+        });
+        home.into_iter().chain(routes).collect()
     }
 }
 
@@ -177,37 +182,104 @@ struct Score {
     total: f64,
 }
 
+/// The workers' loads and what they follow from: all that a step changes, so that trying one costs no look at the other flows.
+#[derive(Clone, Debug)]
+struct State {
+    /// Cycles a second, by worker: measured, and what the changes so far add.
+    cycles: Vec<f64>,
+    /// By worker: frames from the underlay that enter there, and those that are looked up there.
+    inward: Vec<f64>,
+    looked_up: Vec<f64>,
+    /// By worker: flows that enter there and leave it.
+    leaving: Vec<usize>,
+    /// By worker: tenants, and packets given to them.
+    tenants: Vec<usize>,
+    delivered: Vec<f64>,
+}
+
 #[derive(Clone, Debug)]
 struct Model<'l> {
     load: &'l Load,
-    /// Cycles a second, by worker: measured, and what the changes so far add.
-    cycles: Vec<f64>,
+    state: State,
     flows: Vec<Flow>,
     tenants: Vec<TenantLoad>,
-    /// By worker: the share of all packets for tenants that are delivered there.
-    delivered: Vec<f64>,
+}
+
+impl State {
+    fn new(load: &Load) -> State {
+        let workers = load.workers.len();
+        let mut state = State {
+            cycles: load.workers.iter().map(|worker| worker.busy * load.hertz).collect(),
+            inward: vec![0.0; workers],
+            looked_up: vec![0.0; workers],
+            leaving: vec![0; workers],
+            tenants: vec![0; workers],
+            delivered: vec![0.0; workers],
+        };
+        load.flows.iter().for_each(|flow| state.note_flow(flow, 1));
+        load.tenants.iter().for_each(|tenant| state.note_tenant(tenant, 1));
+        state
+    }
+
+    fn note_flow(&mut self, flow: &Flow, sign: i8) {
+        add(&mut self.inward, flow.entry, f64::from(sign) * flow.inward);
+        add(&mut self.looked_up, flow.route.lookup(), f64::from(sign) * flow.inward);
+        if let Some(leaving) = self.leaving.get_mut(flow.entry.index()).filter(|_| flow.leaves()) {
+            *leaving = leaving.wrapping_add_signed(isize::from(sign));
+        }
+    }
+
+    fn note_tenant(&mut self, tenant: &TenantLoad, sign: i8) {
+        add(&mut self.delivered, tenant.home, f64::from(sign) * tenant.to);
+        if let Some(tenants) = self.tenants.get_mut(tenant.home.index()) {
+            *tenants = tenants.wrapping_add_signed(isize::from(sign));
+        }
+    }
+
+    /// What enters there is looked at frame by frame: not all of it stays there.
+    fn looks(&self, entry: usize) -> bool {
+        let elsewhere =
+            self.tenants.iter().enumerate().any(|(worker, tenants)| worker != entry && *tenants > 0);
+        elsewhere || self.leaving.get(entry).is_some_and(|flows| *flows > 0)
+    }
+
+    /// Adds what that costs all workers, or takes it away.
+    fn charge_looks(&mut self, sign: f64) {
+        for worker in 0..self.cycles.len() {
+            if self.looks(worker) {
+                let frames = self.inward.get(worker).copied().unwrap_or(0.0);
+                add(&mut self.cycles, WorkerId(worker as u8), sign * ENTRY_CYCLES * frames);
+            }
+        }
+    }
+
+    /// The same for a hand-over of so many frames.
+    fn charge_hop(&mut self, from: WorkerId, to: WorkerId, cycles: f64) {
+        if from != to {
+            add(&mut self.cycles, from, cycles * GIVING);
+            add(&mut self.cycles, to, cycles * (1.0 - GIVING));
+        }
+    }
+
+    /// The same for the way of so many frames from where they are looked up to whoever delivers them, and home from there. Which tenant
+    /// a flow goes to is not known: each worker is taken to get the share of it that it has of all.
+    fn charge_delivery(&mut self, entry: WorkerId, lookup: WorkerId, cycles: f64) {
+        let all: f64 = self.delivered.iter().sum();
+        for worker in 0..self.delivered.len() {
+            let there = WorkerId(worker as u8);
+            let share = self.delivered.get(worker).map_or(0.0, |delivered| delivered / all.max(1.0));
+            self.charge_hop(lookup, there, cycles * share);
+            if there != entry {
+                add(&mut self.cycles, there, cycles * share * HOMING / 2.0);
+                add(&mut self.cycles, entry, cycles * share * HOMING / 2.0);
+            }
+        }
+    }
 }
 
 impl<'l> Model<'l> {
     fn new(load: &'l Load) -> Model<'l> {
-        let mut model = Model {
-            load,
-            cycles: load.workers.iter().map(|worker| worker.busy * load.hertz).collect(),
-            flows: load.flows.clone(),
-            tenants: load.tenants.clone(),
-            delivered: Vec::new(),
-        };
-        model.delivered = model.shares();
-        model
-    }
-
-    fn shares(&self) -> Vec<f64> {
-        let all: f64 = self.tenants.iter().map(|tenant| tenant.to).sum();
-        let share = |worker: usize| {
-            let here = self.tenants.iter().filter(|tenant| tenant.home.index() == worker);
-            here.map(|tenant| tenant.to).sum::<f64>() / all.max(1.0)
-        };
-        (0..self.load.workers.len()).map(share).collect()
+        Model { load, state: State::new(load), flows: load.flows.clone(), tenants: load.tenants.clone() }
     }
 
     fn stage(&self, stage: Stage) -> f64 {
@@ -215,113 +287,95 @@ impl<'l> Model<'l> {
     }
 
     /// Adds what a flow costs the workers (`sign` 1), or takes it away (−1), but for what is bound to its entry and to the tenants.
-    fn charge(&self, cycles: &mut [f64], flow: &Flow, sign: f64) {
+    fn charge(&self, state: &mut State, flow: &Flow, sign: f64) {
         let Flow { entry, route, .. } = *flow;
         let (inward, outward) = (sign * flow.inward, sign * flow.outward);
-        add(cycles, route.decap(), inward * self.stage(Stage::Decap));
-        add(cycles, route.lookup(), (inward + outward) * self.stage(Stage::Lookup));
-        add(cycles, route.encap(), outward * self.stage(Stage::Encap));
-        self.hop(cycles, entry, route.decap(), inward);
-        self.hop(cycles, route.decap(), route.lookup(), inward);
-        for (worker, share) in (0u8..).zip(&self.delivered) {
-            let there = WorkerId(worker);
-            self.hop(cycles, route.lookup(), there, inward * share);
-            if there != entry {
-                let homing = inward * share * self.load.hop_cycles * HOMING / 2.0;
-                add(cycles, there, homing);
-                add(cycles, entry, homing);
-            }
-        }
-        self.hop(cycles, entry, route.lookup(), outward);
-        self.hop(cycles, route.lookup(), route.encap(), outward);
-        self.hop(cycles, route.encap(), entry, outward);
+        let hop = self.load.hop_cycles;
+        add(&mut state.cycles, route.decap(), inward * self.stage(Stage::Decap));
+        add(&mut state.cycles, route.lookup(), (inward + outward) * self.stage(Stage::Lookup));
+        add(&mut state.cycles, route.encap(), outward * self.stage(Stage::Encap));
+        state.charge_hop(entry, route.decap(), inward * hop);
+        state.charge_hop(route.decap(), route.lookup(), inward * hop);
+        state.charge_hop(entry, route.lookup(), outward * hop);
+        state.charge_hop(route.lookup(), route.encap(), outward * hop);
+        state.charge_hop(route.encap(), entry, outward * hop);
     }
 
-    fn hop(&self, cycles: &mut [f64], from: WorkerId, to: WorkerId, frames: f64) {
-        if from != to {
-            add(cycles, from, frames * self.load.hop_cycles * GIVING);
-            add(cycles, to, frames * self.load.hop_cycles * (1.0 - GIVING));
-        }
-    }
-
-    /// What enters there is looked at frame by frame: not all of it stays there.
-    fn looks(&self, entry: WorkerId) -> bool {
-        let leaves = self.flows.iter().any(|flow| flow.entry == entry && flow.leaves());
-        leaves || self.tenants.iter().any(|tenant| tenant.home != entry)
-    }
-
-    /// What that costs, of all workers.
-    fn charge_looks(&self, cycles: &mut [f64], sign: f64) {
-        for worker in (0..cycles.len()).map(|worker| WorkerId(worker as u8)) {
-            if self.looks(worker) {
-                let flows = self.flows.iter().filter(|flow| flow.entry == worker);
-                let frames: f64 = flows.map(|flow| flow.inward).sum();
-                add(cycles, worker, sign * ENTRY_CYCLES * frames);
+    /// For all flows together: where they are looked up, and where they came in, each for itself.
+    fn charge_all_deliveries(&self, state: &mut State, sign: f64) {
+        let hop = sign * self.load.hop_cycles;
+        for worker in (0..state.cycles.len()).map(|worker| WorkerId(worker as u8)) {
+            let of = |rates: &[f64]| rates.get(worker.index()).copied().unwrap_or(0.0);
+            let (inward, looked_up) = (of(&state.inward), of(&state.looked_up));
+            let all: f64 = state.delivered.iter().sum();
+            for there in 0..state.delivered.len() {
+                let share = state.delivered.get(there).map_or(0.0, |delivered| delivered / all.max(1.0));
+                let there = WorkerId(there as u8);
+                state.charge_hop(worker, there, hop * share * looked_up);
+                if there != worker {
+                    add(&mut state.cycles, there, hop * share * inward * HOMING / 2.0);
+                    add(&mut state.cycles, worker, hop * share * inward * HOMING / 2.0);
+                }
             }
         }
     }
 
-    /// The loads after a step in which only a flow goes another way.
-    fn after_route(&self, place: usize, moved: &Flow) -> Vec<f64> {
-        let mut cycles = self.cycles.clone();
-        if let Some(old) = self.flows.get(place) {
-            self.charge(&mut cycles, old, -1.0);
-            self.charge(&mut cycles, moved, 1.0);
-            // The first that leaves makes its entry look at each frame; that the last one came home is seen when it is done.
-            if moved.leaves() && !self.looks(moved.entry) {
-                let flows = self.flows.iter().filter(|flow| flow.entry == moved.entry);
-                let frames: f64 = flows.map(|flow| flow.inward).sum();
-                add(&mut cycles, moved.entry, ENTRY_CYCLES * frames);
+    /// The loads after a step: what changes is taken away and added as it is then.
+    fn after(&self, step: &Step) -> State {
+        let mut state = self.state.clone();
+        state.charge_looks(-1.0);
+        let tenant = step.home.and_then(|(place, moved)| Some((*self.tenants.get(place)?, moved)));
+        // With a tenant's place the deliveries of all flows change.
+        if let Some((old, moved)) = tenant {
+            self.charge_all_deliveries(&mut state, -1.0);
+            self.move_tenant(&mut state, &old, &moved);
+        }
+        for (place, moved) in &step.flows {
+            let Some(old) = self.flows.get(*place) else { continue };
+            self.charge(&mut state, old, -1.0);
+            self.charge(&mut state, moved, 1.0);
+            if tenant.is_none() {
+                let hop = self.load.hop_cycles;
+                state.charge_delivery(old.entry, old.route.lookup(), -hop * old.inward);
+                state.charge_delivery(moved.entry, moved.route.lookup(), hop * moved.inward);
             }
+            state.note_flow(old, -1);
+            state.note_flow(moved, 1);
         }
-        cycles
-    }
-
-    fn after(&self, step: &Step) -> Vec<f64> {
-        match step {
-            Step { flow: Some((place, moved)), home: None } => self.after_route(*place, moved),
-            _ => {
-                let mut model = self.clone();
-                model.apply(step);
-                model.cycles
-            }
+        if tenant.is_some() {
+            self.charge_all_deliveries(&mut state, 1.0);
         }
-    }
-
-    /// Takes away what everything costs, changes it, and adds what it costs then.
-    fn apply(&mut self, step: &Step) {
-        let mut cycles = std::mem::take(&mut self.cycles);
-        self.charge_looks(&mut cycles, -1.0);
-        self.flows.iter().for_each(|flow| self.charge(&mut cycles, flow, -1.0));
-        if let Some((place, moved)) = step.home {
-            self.move_tenant(&mut cycles, place, moved);
-        }
-        if let Some((place, moved)) = step.flow
-            && let Some(flow) = self.flows.get_mut(place)
-        {
-            *flow = moved;
-        }
-        self.flows.iter().for_each(|flow| self.charge(&mut cycles, flow, 1.0));
-        self.charge_looks(&mut cycles, 1.0);
-        self.cycles = cycles;
+        state.charge_looks(1.0);
+        state
     }
 
     /// With the tenant go the copies to it, and everything that it sends.
-    fn move_tenant(&mut self, cycles: &mut [f64], place: usize, moved: TenantLoad) {
-        let Some(old) = self.tenants.get(place).copied() else { return };
+    fn move_tenant(&self, state: &mut State, old: &TenantLoad, moved: &TenantLoad) {
         let sent = self.stage(Stage::Lookup) + self.stage(Stage::Deliver) + self.stage(Stage::Encap);
         let spent = old.to * self.stage(Stage::Deliver) + old.from * sent;
-        add(cycles, old.home, -spent);
-        add(cycles, moved.home, spent);
-        if let Some(tenant) = self.tenants.get_mut(place) {
-            *tenant = moved;
-        }
-        self.delivered = self.shares();
+        add(&mut state.cycles, old.home, -spent);
+        add(&mut state.cycles, moved.home, spent);
+        state.note_tenant(old, -1);
+        state.note_tenant(moved, 1);
     }
 
-    fn score(&self, cycles: &[f64], goal: Goal) -> Score {
-        let highest = cycles.iter().copied().fold(0.0, f64::max);
-        let total = cycles.iter().sum();
+    fn apply(&mut self, step: &Step) {
+        self.state = self.after(step);
+        if let Some((place, moved)) = step.home
+            && let Some(tenant) = self.tenants.get_mut(place)
+        {
+            *tenant = moved;
+        }
+        for (place, moved) in &step.flows {
+            if let Some(flow) = self.flows.get_mut(*place) {
+                *flow = *moved;
+            }
+        }
+    }
+
+    fn score(&self, state: &State, goal: Goal) -> Score {
+        let highest = state.cycles.iter().copied().fold(0.0, f64::max);
+        let total = state.cycles.iter().sum();
         let value = match goal {
             // A little for the total, so that of two ways that relieve the busiest alike the cheaper one wins.
             Goal::Spread => highest + 0.01 * total,
@@ -334,66 +388,106 @@ impl<'l> Model<'l> {
     /// The best of all steps that are tried; none if nothing makes it better by something that matters.
     fn best_step(&self, goal: Goal, may_move_tenants: bool) -> Option<Step> {
         let worth = 0.002 * self.load.hertz;
-        let now = self.score(&self.cycles, goal).value;
-        let steps = self.steps(may_move_tenants).into_iter();
+        let now = self.score(&self.state, goal).value;
+        let steps = self.steps(goal, may_move_tenants).into_iter();
         let scored = steps.map(|step| (self.score(&self.after(&step), goal).value, step));
         let (value, step) = scored.min_by(|a, b| a.0.total_cmp(&b.0))?;
         (value < now - worth).then_some(step)
     }
 
-    /// Everything that could be done for the busiest worker, with the flows that cost it most and the workers that have least to do.
-    fn steps(&self, may_move_tenants: bool) -> Vec<Step> {
-        let workers = || (0..self.cycles.len()).map(|worker| WorkerId(worker as u8));
-        let cycles = |worker: &WorkerId| self.cycles.get(worker.index()).copied().unwrap_or(0.0);
+    /// What could be done for the busiest worker with the flows and tenants that cost it most and the workers that have least to do; or
+    /// to gather those that are away.
+    fn steps(&self, goal: Goal, may_move_tenants: bool) -> Vec<Step> {
+        let workers = || (0..self.state.cycles.len()).map(|worker| WorkerId(worker as u8));
+        let cycles = |worker: &WorkerId| self.state.cycles.get(worker.index()).copied().unwrap_or(0.0);
         let Some(busiest) = workers().max_by(|a, b| cycles(a).total_cmp(&cycles(b))) else {
             return Vec::new();
         };
-        let mut targets: Vec<WorkerId> = workers().filter(|worker| *worker != busiest).collect();
-        targets.sort_by(|a, b| cycles(a).total_cmp(&cycles(b)));
-        targets.truncate(TARGETS_TRIED);
+        let mut others: Vec<WorkerId> = workers().filter(|worker| *worker != busiest).collect();
+        others.sort_by(|a, b| cycles(a).total_cmp(&cycles(b)));
+        others.truncate(TARGETS_TRIED);
+        others.push(busiest);
 
-        let flows = self.heaviest_flows();
-        let homes = if may_move_tenants { self.homes(busiest, &targets) } else { Vec::new() };
-        let mut steps: Vec<Step> = homes.iter().map(|home| Step { flow: None, home: Some(*home) }).collect();
-        for (nth, flow) in flows.into_iter().enumerate() {
-            for moved in self.ways(flow, busiest, &targets) {
-                steps.push(Step { flow: Some(moved), home: None });
-                // A flow and its tenant may be worth nothing each and much together.
-                if nth == 0 {
-                    steps.extend(homes.iter().map(|home| Step { flow: Some(moved), home: Some(*home) }));
+        let flows = self.flows_to_try(goal, busiest);
+        let homes = if may_move_tenants { self.homes(goal, busiest, &others) } else { Vec::new() };
+        let mut steps: Vec<Step> =
+            homes.iter().map(|home| Step { flows: Vec::new(), home: Some(*home) }).collect();
+        for (nth, (place, flow)) in flows.iter().take(FLOWS_TRIED).enumerate() {
+            let moved = |route| vec![(*place, Flow { route, ..*flow })];
+            let ways = self.ways(flow, &others);
+            steps.extend(ways.into_iter().map(|route| Step { flows: moved(route), home: None }));
+            // A flow and its tenant may be worth nothing each and much together.
+            if nth == 0 {
+                for home in &homes {
+                    let there = home.1.home;
+                    steps.extend([flow.entry, flow.route.decap(), there].map(|decap| {
+                        let route = Route::new(decap, there, flow.route.encap());
+                        Step { flows: moved(route), home: Some(*home) }
+                    }));
                 }
             }
         }
+        steps.extend(self.groups(goal, &flows, &others));
         steps
     }
 
-    /// Places in the list, those with the most work first.
-    fn heaviest_flows(&self) -> Vec<usize> {
-        let rate = |place: &usize| self.flows.get(*place).map_or(0.0, |flow| flow.inward + flow.outward);
-        let mut places: Vec<usize> = (0..self.flows.len()).collect();
-        places.sort_by(|a, b| rate(b).total_cmp(&rate(a)));
-        // Those that already have another way first, so that they are gathered again though others carry more.
-        let leaves = |place: &usize| self.flows.get(*place).is_some_and(Flow::leaves);
-        let (away, at_home): (Vec<usize>, Vec<usize>) = places.into_iter().partition(leaves);
-        let tried = |places: Vec<usize>| places.into_iter().take(FLOWS_TRIED);
-        let mut both: Vec<usize> = tried(at_home).chain(tried(away)).collect();
-        both.sort_by(|a, b| rate(b).total_cmp(&rate(a)));
-        both
+    /// Many flows at once, whole: each may be too small to be worth the look at all frames that the first one costs.
+    fn groups(&self, goal: Goal, flows: &[(usize, Flow)], others: &[WorkerId]) -> Vec<Step> {
+        let mut groups = Vec::new();
+        for &there in others {
+            let encap = |flow: &Flow| if self.serves(there) { there } else { flow.route.encap() };
+            let moved = |(place, flow): &(usize, Flow)| {
+                let route = match goal {
+                    Goal::Spread => Route::new(there, there, encap(flow)),
+                    Goal::Gather { .. } => Route::all(flow.entry),
+                };
+                (*place, Flow { route, ..*flow })
+            };
+            // Some or all, with the heaviest or without it, which may be better off where it is.
+            for size in [4, 16, 64, 256] {
+                for from in [0, 1] {
+                    let flows = flows.iter().skip(from).take(size).map(moved).collect();
+                    groups.push(Step { flows, home: None });
+                }
+            }
+        }
+        groups
     }
 
-    /// The flow with each of its steps where it is, where it enters, on the busiest, or on one of the targets.
-    fn ways(&self, place: usize, busiest: WorkerId, targets: &[WorkerId]) -> Vec<(usize, Flow)> {
-        let Some(flow) = self.flows.get(place) else { return Vec::new() };
+    /// With their places in the list: the flows that cost the busiest worker most; to gather, the heaviest that are away.
+    fn flows_to_try(&self, goal: Goal, busiest: WorkerId) -> Vec<(usize, Flow)> {
+        let weight = |flow: &Flow| match goal {
+            Goal::Spread => self.cycles_at(flow, busiest),
+            Goal::Gather { .. } if flow.leaves() => flow.inward + flow.outward + 1.0,
+            Goal::Gather { .. } => 0.0,
+        };
+        let mut weighed: Vec<(f64, usize, Flow)> =
+            self.flows.iter().enumerate().map(|(place, flow)| (weight(flow), place, *flow)).collect();
+        weighed.retain(|(weight, ..)| *weight > 0.0);
+        weighed.sort_by(|a, b| b.0.total_cmp(&a.0));
+        weighed.into_iter().map(|(_, place, flow)| (place, flow)).collect()
+    }
+
+    /// What of a flow could be taken off this worker.
+    fn cycles_at(&self, flow: &Flow, worker: WorkerId) -> f64 {
+        let at = |there: WorkerId, cycles: f64| if there == worker { cycles } else { 0.0 };
+        at(flow.route.decap(), flow.inward * self.stage(Stage::Decap))
+            + at(flow.route.lookup(), (flow.inward + flow.outward) * self.stage(Stage::Lookup))
+            + at(flow.route.encap(), flow.outward * self.stage(Stage::Encap))
+    }
+
+    /// The flow's ways with each of its steps where it is, where it enters, or on one of these; Encap only where it can leave.
+    fn ways(&self, flow: &Flow, others: &[WorkerId]) -> Vec<Route> {
         let mut ways = Vec::new();
-        for other in targets.iter().copied().chain([busiest]) {
+        for &other in others {
             let choices = |now: WorkerId| [now, flow.entry, other];
             for decap in choices(flow.route.decap()) {
                 for lookup in choices(flow.route.lookup()) {
-                    for encap in choices(flow.route.encap()) {
+                    for encap in choices(flow.route.encap()).into_iter().filter(|worker| self.serves(*worker))
+                    {
                         let route = Route::new(decap, lookup, encap);
-                        let moved = (place, Flow { route, ..*flow });
-                        if route != flow.route && !ways.contains(&moved) {
-                            ways.push(moved);
+                        if route != flow.route && !ways.contains(&route) {
+                            ways.push(route);
                         }
                     }
                 }
@@ -402,24 +496,26 @@ impl<'l> Model<'l> {
         ways
     }
 
-    /// The tenants that get most from the busiest worker, each with another one of the targets; and, to gather, the other way round.
-    fn homes(&self, busiest: WorkerId, targets: &[WorkerId]) -> Vec<(usize, TenantLoad)> {
-        let serves =
-            |worker: &WorkerId| self.load.workers.get(worker.index()).is_some_and(|load| load.serves);
-        let mut tenants: Vec<(usize, TenantLoad)> = self.tenants.iter().copied().enumerate().collect();
+    fn serves(&self, worker: WorkerId) -> bool {
+        self.load.workers.get(worker.index()).is_some_and(|load| load.serves)
+    }
+
+    /// The tenants that move most packets on the busiest worker, to gather on any, each with another one of these workers.
+    fn homes(&self, goal: Goal, busiest: WorkerId, others: &[WorkerId]) -> Vec<(usize, TenantLoad)> {
+        let tenants = self.tenants.iter().copied().enumerate();
+        let mut tenants: Vec<(usize, TenantLoad)> =
+            tenants.filter(|(_, tenant)| goal != Goal::Spread || tenant.home == busiest).collect();
         tenants.sort_by(|a, b| (b.1.to + b.1.from).total_cmp(&(a.1.to + a.1.from)));
-        let all = || targets.iter().copied().chain([busiest]).filter(serves);
         let moved = |(place, tenant): (usize, TenantLoad)| {
-            all()
-                .filter(move |home| *home != tenant.home)
-                .map(move |home| (place, TenantLoad { home, ..tenant }))
+            let homes = others.iter().copied().filter(move |home| *home != tenant.home && self.serves(*home));
+            homes.map(move |home| (place, TenantLoad { home, ..tenant }))
         };
-        tenants.into_iter().take(2).flat_map(moved).collect()
+        tenants.into_iter().take(TENANTS_TRIED).flat_map(moved).collect()
     }
 }
 
-fn add(cycles: &mut [f64], worker: WorkerId, more: f64) {
-    if let Some(load) = cycles.get_mut(worker.index()) {
+fn add(sums: &mut [f64], worker: WorkerId, more: f64) {
+    if let Some(load) = sums.get_mut(worker.index()) {
         *load += more;
     }
 }
@@ -495,6 +591,98 @@ mod tests {
         assert_eq!(full.changes, [], "it would not fit on one: {full:?}");
     }
 
+    /// Three workers, flows and tenants everywhere.
+    fn mixed() -> Load {
+        let worker = |n: u64| WorkerId((n % 3) as u8);
+        let flow = |n: u64| Flow {
+            entry: worker(n),
+            bucket: n as u8,
+            route: if n < 20 {
+                Route::all(worker(n))
+            } else {
+                Route::new(worker(n), worker(n / 2), worker(n / 3))
+            },
+            inward: 1000.0 * (n % 7) as f64,
+            outward: 500.0 * (n % 5) as f64,
+        };
+        let tenant = |n: u64| TenantLoad {
+            endpoint: EndpointId(n as u16),
+            home: worker(n / 2),
+            to: 3000.0 * (n % 4) as f64,
+            from: 700.0 * (n % 3) as f64,
+        };
+        Load {
+            workers: vec![WorkerLoad { busy: 0.5, serves: true }; 3],
+            stage_cycles: [100.0, 110.0, 120.0, 130.0, 140.0, 0.0],
+            hop_cycles: 150.0,
+            flows: (0..40).map(flow).collect(),
+            tenants: (0..12).map(tenant).collect(),
+            hertz: 1e9,
+        }
+    }
+
+    #[test]
+    fn whatever_is_done_and_undone_costs_nothing() {
+        let load = mixed();
+        let model = Model::new(&load);
+        let steps = model.steps(Goal::Spread, true);
+        assert!(steps.len() > 50, "{}", steps.len());
+        for step in steps {
+            let mut there = model.clone();
+            there.apply(&step);
+            let back = Step {
+                flows: step.flows.iter().map(|(place, _)| (*place, load.flows[*place])).collect(),
+                home: step.home.map(|(place, _)| (place, load.tenants[place])),
+            };
+            there.apply(&back);
+            for (now, before) in there.state.cycles.iter().zip(&model.state.cycles) {
+                assert!((now - before).abs() < 1.0, "{step:?}: {now} {before}");
+            }
+            assert_eq!(
+                (&there.state.leaving, &there.state.tenants),
+                (&model.state.leaving, &model.state.tenants)
+            );
+        }
+    }
+
+    #[test]
+    fn one_flow_costs_the_same_alone_and_among_all() {
+        let load = mixed();
+        let model = Model::new(&load);
+        let (mut all, mut each) = (model.state.clone(), model.state.clone());
+        model.charge_all_deliveries(&mut all, 1.0);
+        for flow in &load.flows {
+            each.charge_delivery(flow.entry, flow.route.lookup(), load.hop_cycles * flow.inward);
+        }
+        for (all, each) in all.cycles.iter().zip(&each.cycles) {
+            assert!((all - each).abs() < 1.0, "{all} {each}");
+        }
+    }
+
+    #[test]
+    fn what_others_do_does_not_hide_the_busiest_workers_flows() {
+        let mut load = one_flow(1000.0, 150.0, true);
+        load.hertz = 5e9;
+        let small = |bucket| Flow { entry: A, bucket, route: Route::all(A), inward: 5_000.0, outward: 0.0 };
+        let big = |bucket| Flow { entry: B, bucket, route: Route::all(B), inward: 40_000.0, outward: 0.0 };
+        load.flows = (0..200).map(small).chain((0..12).map(big)).collect();
+        load.workers = vec![WorkerLoad { busy: 1.0, serves: true }, WorkerLoad { busy: 0.4, serves: true }];
+        let found = propose(&load, Goal::Spread, false);
+        assert!(found.highest[1] < 0.95, "{found:?}");
+        assert!(found.changes.iter().any(|change| matches!(change, Change::Route { entry: A, .. })));
+    }
+
+    #[test]
+    fn nothing_leaves_by_a_worker_that_cannot_send() {
+        let mut load = one_flow(1000.0, 10.0, false);
+        load.flows[0].outward = load.flows[0].inward;
+        let found = propose(&load, Goal::Spread, true);
+        assert!(!found.changes.is_empty());
+        for change in found.changes {
+            assert!(matches!(change, Change::Route { route, .. } if route.encap() == A), "{change:?}");
+        }
+    }
+
     #[test]
     fn many_flows_are_dealt_out_whole() {
         let flow = |bucket| Flow { entry: A, bucket, route: Route::all(A), inward: 50_000.0, outward: 0.0 };
@@ -510,7 +698,7 @@ mod tests {
             .collect();
         load.hertz = 5e9;
         let found = propose(&load, Goal::Spread, false);
-        assert!((5..=CHANGES_MAX).contains(&found.changes.len()), "{found:?}");
+        assert!(found.changes.len() >= 5, "{found:?}");
         assert!(found.highest[1] < 0.75, "{found:?}");
     }
 }

@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 use super::Engine;
 use crate::balance::model::Change;
 use crate::balance::{BalanceStats, Balancer, Detail, Reading, TICK, WorkerReading};
-use crate::frame::BUCKETS;
 use crate::mailbox::{Order, Returned};
 use crate::types::{EndpointId, Stage, WorkerId};
 
@@ -49,15 +48,13 @@ impl Engine {
             }
         }
         for change in decision.changes {
-            match change {
-                Change::Route { entry, bucket, route } => {
-                    let _known = self.place(entry, bucket, route);
-                }
-                Change::Home { endpoint, worker } => {
-                    if !self.serve_at(endpoint, worker) {
-                        break; // what follows was meant for a tenant that has moved
-                    }
-                }
+            let is_done = match change {
+                Change::Route { entry, bucket, route } => self.place(entry, bucket, route),
+                Change::Home { endpoint, worker } => self.serve_at(endpoint, worker) || decision.is_undone,
+            };
+            if !is_done {
+                balancing.balancer.abandon();
+                break;
             }
         }
         self.balancing = Some(balancing);
@@ -88,14 +85,15 @@ impl Engine {
     }
 
     fn detail(&self) -> Detail {
-        let entry = |worker: WorkerId| match self.placement.entered(worker) {
+        let enters = |worker: &WorkerId| self.workers.get(worker.index()).is_some_and(|worker| worker.sends);
+        let entry = |worker: WorkerId| match self.placement.entered(worker).filter(|_| enters(&worker)) {
             Some(entered) => (0..=u8::MAX)
                 .zip(entered)
                 .map(|(bucket, counts)| {
                     (self.placement.wanted(worker, bucket), counts.inward.get(), counts.outward.get())
                 })
                 .collect(),
-            None => Vec::with_capacity(BUCKETS),
+            None => Vec::new(),
         };
         let entries = (0..self.workers.len()).map(|worker| entry(WorkerId(worker as u8))).collect();
         let tenants = self.connections.iter().enumerate().filter_map(|(index, connection)| {
@@ -130,21 +128,25 @@ impl Engine {
     fn hand_tenant(&mut self, endpoint: EndpointId, serial: u64, from: WorkerId, to: WorkerId) -> bool {
         let Some(giver) = self.workers.get_mut(from.index()) else { return false };
         giver.send(Order::Detach { endpoint, serial });
-        let mut rings = None;
         let deadline = Instant::now() + HANDOVER_PATIENCE;
-        while rings.is_none() && Instant::now() < deadline {
+        let mut is_put_out = false;
+        // What comes too late, because the worker has lost its core, is attached again by the next poll.
+        let rings = loop {
             let Some(giver) = self.workers.get_mut(from.index()) else { return false };
             giver.flush();
             match giver.mailbox.take_returned() {
                 Some(Returned::Tenant(tenant)) if tenant.serial == serial && tenant.fault.is_none() => {
-                    rings = Some(tenant.rings);
+                    break tenant.rings;
                 }
-                Some(other) => self.returned.push(other), // for the next poll
+                Some(other) => {
+                    // It was put out just before.
+                    is_put_out |= matches!(&other, Returned::Tenant(it) if it.serial == serial);
+                    self.returned.push(other); // for the next poll
+                }
+                None if is_put_out || Instant::now() >= deadline => return false,
                 None => std::thread::yield_now(),
             }
-        }
-        // It was put out just before, or the worker has lost its core: whatever comes back later is attached again by `poll`.
-        let Some(rings) = rings else { return false };
+        };
         if let Some(connection) = self.connections.get_mut(endpoint.index()) {
             connection.home = Some(to);
         }
