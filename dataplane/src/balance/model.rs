@@ -134,7 +134,8 @@ pub struct Proposal {
 pub fn propose(load: &Load, goal: Goal, may_move_tenants: bool) -> Proposal {
     let mut model = Model::new(load);
     let before = model.score(&model.state, goal);
-    let (mut changes, mut tenants_may) = (Vec::new(), may_move_tenants);
+    let mut changes = if goal == Goal::Spread { Vec::new() } else { model.bring_idle_home() };
+    let mut tenants_may = may_move_tenants;
     for _ in 0..STEPS_MAX {
         let Some(best) = model.best_step(goal, tenants_may) else { break };
         // One tenant at a time: all traffic pauses for it.
@@ -371,6 +372,18 @@ impl<'l> Model<'l> {
                 *flow = *moved;
             }
         }
+    }
+
+    /// Flows that have ended are no load, and would be away for ever.
+    fn bring_idle_home(&mut self) -> Vec<Change> {
+        let mut changes = Vec::new();
+        for flow in self.flows.iter_mut().filter(|flow| flow.leaves() && flow.inward + flow.outward == 0.0) {
+            self.state.note_flow(flow, -1);
+            flow.route = Route::all(flow.entry);
+            self.state.note_flow(flow, 1);
+            changes.push(Change::Route { entry: flow.entry, bucket: flow.bucket, route: flow.route });
+        }
+        changes
     }
 
     fn score(&self, state: &State, goal: Goal) -> Score {
@@ -681,6 +694,17 @@ mod tests {
         for change in found.changes {
             assert!(matches!(change, Change::Route { route, .. } if route.encap() == A), "{change:?}");
         }
+    }
+
+    #[test]
+    fn flows_that_have_ended_come_home() {
+        let mut load = one_flow(100.0, 150.0, true);
+        load.workers = vec![WorkerLoad { busy: 0.1, serves: true }; 2];
+        let ended = Flow { entry: B, bucket: 3, route: Route::all(A), inward: 0.0, outward: 0.0 };
+        load.flows = vec![ended, Flow { bucket: 4, route: Route::all(B), ..ended }];
+        let found = propose(&load, Goal::Gather { below: 0.6 }, false);
+        assert_eq!(found.changes, [Change::Route { entry: B, bucket: 3, route: Route::all(B) }]);
+        assert_eq!(propose(&load, Goal::Spread, false).changes, []);
     }
 
     #[test]

@@ -42,13 +42,9 @@ pub fn run<'b>(
     cx: &mut Cx<'_>,
 ) -> (&'b mut Burst, &'b mut Burst) {
     let frames = bursts.0.len();
-    if !cx.is_sampled {
-        count(stage, frames, None, cx.counters);
-        return step(stage, bursts, cx);
-    }
-    let start = cycles();
+    let start = cx.is_sampled.then(cycles);
     let bursts = step(stage, bursts, cx);
-    count(stage, frames, Some(cycles().wrapping_sub(start)), cx.counters);
+    count(stage, frames, start.map(|start| cycles().wrapping_sub(start)), cx.counters);
     bursts
 }
 
