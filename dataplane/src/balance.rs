@@ -154,10 +154,9 @@ pub struct Balancer {
     tenant_wait: u32,
     /// By step: cycles a frame at the last looks.
     costs: [Recent; Stage::COUNT],
-    /// Some flow or tenant is not where it began.
-    is_spread: bool,
-    /// Tenants that were moved, and where they began.
-    moved: HashMap<EndpointId, WorkerId>,
+    /// What is not where it began; and what was not before the last change, should that be undone.
+    away: Away,
+    away_before: Away,
     stats: BalanceStats,
 }
 
@@ -196,10 +195,37 @@ impl Phase {
 struct Tried {
     /// What the one before it cost.
     before: Cost,
-    /// What brings that one back, and whether anything was spread then.
+    /// What brings that one back.
     undo: Vec<Change>,
-    was_spread: bool,
     promised: Proposal,
+}
+
+/// What is not where it began.
+#[derive(Clone, Debug, Default)]
+struct Away {
+    flows: bool,
+    /// Tenants, and where they began.
+    tenants: HashMap<EndpointId, WorkerId>,
+}
+
+impl Away {
+    fn is_spread(&self) -> bool {
+        self.flows || !self.tenants.is_empty()
+    }
+
+    fn note(&mut self, load: &Load, proposal: &Proposal) {
+        self.flows = proposal.leaves;
+        for change in &proposal.changes {
+            if let Change::Home { endpoint, worker } = *change
+                && let Some(tenant) = load.tenants.iter().find(|tenant| tenant.endpoint == endpoint)
+                && *self.tenants.entry(endpoint).or_insert(tenant.home) == worker
+            {
+                self.tenants.remove(&endpoint);
+            }
+        }
+        // Who has left is nobody's.
+        self.tenants.retain(|endpoint, _| load.tenants.iter().any(|tenant| tenant.endpoint == *endpoint));
+    }
 }
 
 /// Cycles for each frame that came through.
@@ -247,8 +273,8 @@ impl Balancer {
             wait_next: WAIT_TICKS,
             tenant_wait: 0,
             costs: [Recent::default(); Stage::COUNT],
-            is_spread: false,
-            moved: HashMap::new(),
+            away: Away::default(),
+            away_before: Away::default(),
             stats: BalanceStats { hop_cycles: HOP_CYCLES, ..BalanceStats::default() },
         }
     }
@@ -324,10 +350,10 @@ impl Balancer {
         let since = if hot <= 1 { now.clone() } else { since };
         let goal = match () {
             () if hot > HOT_TICKS => Some(Goal::Spread),
-            () if cool > COOL_TICKS && self.is_spread => Some(Goal::Gather { below }),
+            () if cool > COOL_TICKS && self.away.is_spread() => Some(Goal::Gather { below }),
             () => None,
         };
-        let begins = goal == Some(Goal::Spread) && !self.is_spread;
+        let begins = goal == Some(Goal::Spread) && !self.away.is_spread();
         let goal = goal.filter(|_| self.wait == 0 && (!begins || self.could_help(&since, &now)));
         self.phase = match goal {
             Some(goal) => Phase::Count { goal, before: cost(&since, &now), begun: None },
@@ -373,51 +399,27 @@ impl Balancer {
             self.tenant_wait = TENANT_TICKS;
         }
         let (changes, undo) = (in_order(changes.clone()), undone(&load, changes));
-        let was_spread = self.is_spread;
-        self.note_moves(&load, &changes);
-        self.is_spread = !self.moved.is_empty() || leaves(&load, &changes);
+        self.away_before = self.away.clone();
+        self.away.note(&load, &proposal);
         self.ticks = 0;
-        let tried = Tried { before, undo, was_spread, promised: proposal };
         // What is gathered is not tried: there is room for it.
-        self.phase = if goal == Goal::Spread { Phase::Settle { tried } } else { Phase::WATCH };
+        if goal == Goal::Spread {
+            self.phase = Phase::Settle { tried: Tried { before, undo, promised: proposal } };
+        }
         self.wait = WAIT_TICKS;
         Decision { count: Some(false), changes, is_undone: false }
     }
 
     /// The tenant that was to move did not, and nothing of what was decided with that was done.
     pub fn abandon(&mut self) {
-        if let Phase::Settle { tried } = std::mem::replace(&mut self.phase, Phase::WATCH) {
-            self.is_spread = tried.was_spread;
-            for change in tried.undo {
-                if let Change::Home { endpoint, worker } = change {
-                    self.note_move(endpoint, worker, worker);
-                }
-            }
-        }
+        self.phase = Phase::WATCH;
+        self.away = std::mem::take(&mut self.away_before);
         self.wait_longer();
-    }
-
-    fn note_moves(&mut self, load: &Load, changes: &[Change]) {
-        for change in changes {
-            if let Change::Home { endpoint, worker } = *change
-                && let Some(tenant) = load.tenants.iter().find(|tenant| tenant.endpoint == endpoint)
-            {
-                self.note_move(endpoint, tenant.home, worker);
-            }
-        }
-        // Who has left is nobody's.
-        self.moved.retain(|endpoint, _| load.tenants.iter().any(|tenant| tenant.endpoint == *endpoint));
-    }
-
-    fn note_move(&mut self, endpoint: EndpointId, from: WorkerId, to: WorkerId) {
-        if *self.moved.entry(endpoint).or_insert(from) == to {
-            self.moved.remove(&endpoint);
-        }
     }
 
     /// The placement stays if the busiest worker now spends less on a frame.
     fn judge(&mut self, tried: Tried, after: Cost) -> Decision {
-        let Tried { before, undo, was_spread, promised } = tried;
+        let Tried { before, undo, promised } = tried;
         if after.total > 0.0 && promised.added > 0.0 {
             self.learn_hop(&promised, before, after);
         }
@@ -427,12 +429,7 @@ impl Balancer {
         }
         self.stats.undone += 1;
         self.stats.hop_cycles = (1.25 * self.stats.hop_cycles).min(HOP_CYCLES_MAX);
-        self.is_spread = was_spread;
-        for change in &undo {
-            if let Change::Home { endpoint, worker } = *change {
-                self.note_move(endpoint, worker, worker);
-            }
-        }
+        self.away = std::mem::take(&mut self.away_before);
         self.wait_longer();
         Decision { count: None, changes: in_order(undo), is_undone: true }
     }
@@ -576,19 +573,6 @@ fn in_order(mut changes: Vec<Change>) -> Vec<Change> {
     changes
 }
 
-/// Some flow is not where it enters after the changes.
-fn leaves(load: &Load, changes: &[Change]) -> bool {
-    let changed = |flow: &Flow| {
-        changes.iter().rev().find_map(|change| match *change {
-            Change::Route { entry, bucket, route } if (entry, bucket) == (flow.entry, flow.bucket) => {
-                Some(route)
-            }
-            _ => None,
-        })
-    };
-    load.flows.iter().any(|flow| changed(flow).unwrap_or(flow.route) != Route::all(flow.entry))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -612,6 +596,8 @@ mod tests {
         entered: u64,
         rate: f64,
         changes: usize,
+        /// The tenant does not move, as if the workers never came to rest.
+        stays: bool,
     }
 
     impl World {
@@ -633,6 +619,7 @@ mod tests {
                 entered: 0,
                 rate: 0.0,
                 changes: 0,
+                stays: false,
             }
         }
 
@@ -685,6 +672,7 @@ mod tests {
                         assert_eq!((entry, bucket), (A, BUCKET));
                         self.route = route;
                     }
+                    Change::Home { .. } if self.stays => return self.balancer.abandon(),
                     Change::Home { endpoint, worker } => {
                         assert_eq!(endpoint, TENANT);
                         self.home = worker;
@@ -742,6 +730,21 @@ mod tests {
         world.offered = f64::INFINITY;
         world.run(300);
         assert!(world.rate > 1.5 * full, "{:?}", world.balancer.stats());
+    }
+
+    #[test]
+    fn a_tenant_that_could_not_be_gathered_is_not_forgotten() {
+        let mut world = World::new(300.0, 150.0, f64::INFINITY);
+        world.run(100);
+        let (route, home) = (world.route, world.home);
+        assert_ne!((route, home), (Route::all(A), A));
+        world.offered = World::TICK_CYCLES / (4.0 * 300.0 + World::BASE) / 4.0;
+        world.stays = true;
+        world.run(1000);
+        assert_eq!((world.route, world.home), (route, home));
+        world.stays = false;
+        world.run(1000);
+        assert_eq!((world.route, world.home), (Route::all(A), A), "{:?}", world.balancer.stats());
     }
 
     #[test]

@@ -43,7 +43,7 @@ pub struct Load {
 /// One worker.
 #[derive(Clone, Copy, Debug)]
 pub struct WorkerLoad {
-    /// Share of its cycles in which it had work.
+    /// Share of its cycles that it needs for its frames.
     pub busy: f64,
     /// It may serve tenants: it can send.
     pub serves: bool,
@@ -128,6 +128,8 @@ pub struct Proposal {
     pub added: f64,
     /// What all workers together spend before, in cycles a second.
     pub total_before: f64,
+    /// Some flow is not where it enters, after the changes.
+    pub leaves: bool,
 }
 
 /// The search: one change after the other, each the best of those tried, as long as the goal comes nearer.
@@ -149,6 +151,7 @@ pub fn propose(load: &Load, goal: Goal, may_move_tenants: bool) -> Proposal {
         highest: [before.highest, after.highest].map(|cycles| cycles / load.hertz),
         added: after.total - before.total,
         total_before: before.total,
+        leaves: model.flows.iter().any(Flow::leaves),
     }
 }
 
