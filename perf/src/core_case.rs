@@ -24,7 +24,7 @@ use peregrine_dataplane::wire::outer::OVERHEAD_IPV4;
 use peregrine_memif::{ClientConfig, Interface, TxRing};
 use serde::{Deserialize, Serialize};
 
-use crate::environment::{Environment, Watch};
+use crate::environment::{Environment, Watch, two_cores};
 use crate::figures::{median, null_as_nan, spread};
 use crate::hardware::Hardware;
 use crate::rig::{FAR, Ip, Rig, connect, encapsulated, inner_of, set_flow, station, tenant_mac};
@@ -171,10 +171,7 @@ impl Report {
 
 /// Runs all cases.
 pub fn run(quick: bool) -> Result<Report, String> {
-    let cores = core_affinity::get_core_ids().unwrap_or_default();
-    let [tenant, worker, ..] = cores[..] else {
-        return Err("it needs two cores: one for the stages and one for the tenant".into());
-    };
+    let [tenant, worker] = two_cores("one for the stages and one for the tenant")?;
     let watch = Watch::start();
     let duration = Duration::from_millis(if quick { 500 } else { 2000 });
     core_affinity::set_for_current(worker);

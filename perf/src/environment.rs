@@ -11,6 +11,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::proc_stat::{self, Ticks};
 
+/// The first two cores that this process may use; `purpose` says what each is for.
+pub fn two_cores(purpose: &str) -> Result<[core_affinity::CoreId; 2], String> {
+    match core_affinity::get_core_ids().unwrap_or_default()[..] {
+        [first, second, ..] => Ok([first, second]),
+        _ => Err(format!("it needs two cores: {purpose}")),
+    }
+}
+
 /// The machine, and how quiet it was.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(default)]

@@ -19,7 +19,7 @@ use std::time::Duration;
 use peregrine_dataplane::clock::cycles_per_second;
 use serde::{Deserialize, Serialize};
 
-use crate::environment::{Environment, Watch};
+use crate::environment::{Environment, Watch, two_cores};
 use crate::figures::{median, null_as_nan, share, spread};
 
 use ours::measure as measure_ours;
@@ -151,10 +151,7 @@ impl Report {
 
 /// Runs all sizes.
 pub fn run(quick: bool) -> Result<Report, String> {
-    let cores = core_affinity::get_core_ids().unwrap_or_default();
-    let [receiver, sender, ..] = cores[..] else {
-        return Err("it needs two cores: one for the sender and one for the receiver".into());
-    };
+    let [receiver, sender] = two_cores("one for the sender and one for the receiver")?;
     let cores = Cores { receiver: receiver.id, sender: sender.id };
     let watch = Watch::start();
     let (warm_up_ms, window_ms) = if quick { (200, 400) } else { (500, 2000) };

@@ -20,7 +20,7 @@ use peregrine_dataplane::types::WorkerId;
 use peregrine_dataplane::wire::flow::flow_hash;
 use serde::Serialize;
 
-use crate::environment::{Environment, Watch};
+use crate::environment::{Environment, Watch, two_cores};
 use crate::figures::{median, spread};
 use crate::rig::{FAR, inner, tenant_mac};
 use mode::{Mode, Run, Setup};
@@ -212,10 +212,7 @@ impl Report {
 
 /// Runs everything.
 pub fn run(quick: bool) -> Result<Report, String> {
-    let cores = core_affinity::get_core_ids().unwrap_or_default();
-    let [first, second, ..] = cores[..] else {
-        return Err("it needs two cores: one for each worker".into());
-    };
+    let [first, second] = two_cores("one for each worker")?;
     let watch = Watch::start();
     let (warm_up_ms, balancing_ms, window_ms) = if quick { (5, 300, 25) } else { (100, 2000, 1000) };
     let setup = Setup {

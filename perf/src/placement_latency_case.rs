@@ -9,7 +9,7 @@ use std::time::Duration;
 use peregrine_dataplane::replay::Speed;
 use serde::Serialize;
 
-use crate::environment::{Environment, Watch};
+use crate::environment::{Environment, Watch, two_cores};
 use crate::figures::median;
 use crate::paced::{self, Bench, INNER_BYTES, Mode, Setup};
 
@@ -115,10 +115,7 @@ struct Plan {
 
 /// Runs everything.
 pub fn run(quick: bool) -> Result<Report, String> {
-    let cores = core_affinity::get_core_ids().unwrap_or_default();
-    let [first, second, ..] = cores[..] else {
-        return Err("it needs two cores: one for each worker".into());
-    };
+    let [first, second] = two_cores("one for each worker")?;
     let watch = Watch::start();
     let (warm_up_ms, balancing_ms, window_ms) = if quick { (20, 400, 200) } else { (200, 2000, 2000) };
     let plan = Plan {

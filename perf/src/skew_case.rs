@@ -13,7 +13,7 @@ use peregrine_dataplane::balance::BalanceStats;
 use peregrine_dataplane::replay::{Pace, ReplayStream};
 use serde::Serialize;
 
-use crate::environment::{Environment, Watch};
+use crate::environment::{Environment, Watch, two_cores};
 use crate::figures::{median, spread};
 use crate::paced::{self, Bench, INNER_BYTES, Mode, Reading, Setup};
 
@@ -166,10 +166,7 @@ struct Plan {
 
 /// Runs everything.
 pub fn run(quick: bool) -> Result<Report, String> {
-    let cores = core_affinity::get_core_ids().unwrap_or_default();
-    let [first, second, ..] = cores[..] else {
-        return Err("it needs two cores: one for each worker".into());
-    };
+    let [first, second] = two_cores("one for each worker")?;
     let watch = Watch::start();
     let (warm_up_ms, base_ms, hot_ms, window_ms) =
         if quick { (100, 1000, 1500, 100) } else { (500, 5000, 5000, 1000) };

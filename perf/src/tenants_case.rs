@@ -24,7 +24,7 @@ use peregrine_dataplane::types::{EndpointId, MacAddr};
 use peregrine_memif::{ClientConfig, Interface};
 use serde::{Deserialize, Serialize};
 
-use crate::environment::{Environment, Watch};
+use crate::environment::{Environment, Watch, two_cores};
 use crate::figures::{median, null_as_nan, spread};
 use crate::rig::{Rig, connect, inner, tenant_mac};
 
@@ -160,10 +160,7 @@ impl Report {
 
 /// Runs all cases.
 pub fn run(quick: bool) -> Result<Report, String> {
-    let cores = core_affinity::get_core_ids().unwrap_or_default();
-    let [other, ours, ..] = cores[..] else {
-        return Err("it needs two cores: one for the worker and one for the neighbour".into());
-    };
+    let [other, ours] = two_cores("one for the worker and one for the neighbour")?;
     let watch = Watch::start();
     core_affinity::set_for_current(ours);
     let window = Duration::from_millis(if quick { 150 } else { 1000 });

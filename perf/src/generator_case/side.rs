@@ -18,7 +18,7 @@ use peregrine_memif::{Client, ClientConfig, Interface, SocketAddr};
 use serde::{Deserialize, Serialize};
 
 use super::{BYTES, Outlet};
-use crate::environment::CpuTime;
+use crate::environment::{CpuTime, two_cores};
 use crate::figures::json;
 use crate::kernel_case::program;
 use crate::memif_case::accept;
@@ -97,10 +97,7 @@ pub struct Bench {
 impl Bench {
     /// Two namespaces with a wire between them; each run will last so long.
     pub fn new(seconds: f64, interrupted: Arc<AtomicBool>) -> Result<Bench, String> {
-        let cores = core_affinity::get_core_ids().unwrap_or_default();
-        let [taker, sender, ..] = cores[..] else {
-            return Err("it needs two cores: one for the generator and one for who takes its packets".into());
-        };
+        let [taker, sender] = two_cores("one for the generator and one for who takes its packets")?;
         let pktgen = program("peregrine-pktgen")?;
         let (near, far) = (namespace("near")?, namespace("far")?);
         near.wire(OURS, &far, THEIRS, 1500).map_err(said)?;
