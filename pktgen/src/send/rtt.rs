@@ -113,19 +113,22 @@ mod tests {
     use super::*;
     use crate::template::{Inner, Template, Vxlan};
 
-    /// Answers that came too late to tell whether they had come before stand for no packet.
-    #[test]
-    fn what_is_too_old_to_tell_is_no_answer_that_was_missing() {
-        let mut rtt = Rtt::new(Expected::Plain, 1, 7).unwrap();
-        let inner = Inner {
+    fn headers() -> Inner {
+        Inner {
             source_mac: MacAddr([2, 0, 0, 0, 0, 1]),
             destination_mac: MacAddr([2, 0, 0, 0, 0, 2]),
             source: SocketAddrV4::new(Ipv4Addr::new(10, 0, 0, 1), 20000),
             destination: SocketAddrV4::new(Ipv4Addr::new(10, 0, 0, 2), 9000),
             size: 60,
             flows: 1,
-        };
-        let template = Template::new(&inner, None).unwrap();
+        }
+    }
+
+    /// Answers that came too late to tell whether they had come before stand for no packet.
+    #[test]
+    fn what_is_too_old_to_tell_is_no_answer_that_was_missing() {
+        let mut rtt = Rtt::new(Expected::Plain, 1, 7).unwrap();
+        let template = Template::new(&headers(), None).unwrap();
         let mut frame = vec![0; template.len()];
         for sequence in [10_000, 0, 1, 10_000] {
             assert!(template.write(&mut frame, Trailer { run: 7, flow: 0, sequence, time: 6 }));
@@ -140,14 +143,6 @@ mod tests {
     #[test]
     fn an_answer_is_known_by_all_its_headers() {
         let (vni, vtep) = (Vni::new(7).unwrap(), Vtep { address: Ipv4Addr::new(192, 0, 2, 2), port: 4789 });
-        let headers = Inner {
-            source_mac: MacAddr([2, 0, 0, 0, 0, 1]),
-            destination_mac: MacAddr([2, 0, 0, 0, 0, 2]),
-            source: SocketAddrV4::new(Ipv4Addr::new(10, 0, 0, 1), 20000),
-            destination: SocketAddrV4::new(Ipv4Addr::new(10, 0, 0, 2), 9000),
-            size: 60,
-            flows: 1,
-        };
         let outer = OuterFields {
             destination_mac: MacAddr([4, 0, 0, 0, 0, 2]),
             source_mac: MacAddr([4, 0, 0, 0, 0, 1]),
@@ -156,7 +151,7 @@ mod tests {
             port: vtep.port,
             ttl: 64,
         };
-        let template = Template::new(&headers, Some(&Vxlan { outer, vni })).unwrap();
+        let template = Template::new(&headers(), Some(&Vxlan { outer, vni })).unwrap();
         let mut frame = vec![0; template.len()];
         let packet = Trailer { run: 7, flow: 0, sequence: 5, time: 6 };
         assert!(template.write(&mut frame, packet));
