@@ -116,8 +116,8 @@ fn move_buckets(workers_count: usize, rounds: usize) -> (Stats, Vec<Arc<DiscardC
         if round % 64 == 0 {
             move_tenant(&mut engine, [WEB, DB][round / 64 % 2]);
         }
-        if round % 100 == 50 {
-            change_workers(&mut engine, workers_count, round / 100);
+        if round % 200 == 100 {
+            change_workers(&mut engine, workers_count, round / 200);
         }
     }
     let_flow(&mut engine, &[&tenants[0], &tenants[1]], 10_000);

@@ -21,7 +21,7 @@ use crate::counters::WorkerCounters;
 use crate::frame::FramePool;
 use crate::mailbox::{Mailbox, Order};
 use crate::mesh::{self, Mesh};
-use crate::pinned::{PinnedThread, usable_cores};
+use crate::pinned::PinnedThread;
 use crate::plan::{PlacementMode, WorkerPlan};
 use crate::types::{CoreId, WorkerId};
 use crate::worker::{Port, Shared, Uplink, Worker};
@@ -233,9 +233,12 @@ impl Engine {
         thread.map_or(CoreId(usize::MAX), PinnedThread::core)
     }
 
-    /// The cores that workers run on.
+    /// The cores that workers run on, in their order.
     pub fn cores(&self) -> Vec<CoreId> {
-        self.threads.iter().flatten().filter(|thread| !thread.is_closed()).map(PinnedThread::core).collect()
+        let open = self.threads.iter().flatten().filter(|thread| !thread.is_closed());
+        let mut cores: Vec<CoreId> = open.map(PinnedThread::core).collect();
+        cores.sort_unstable();
+        cores
     }
 
     /// Uses another core: a worker that shares one moves there, or a new one, without queues, takes steps for the others. The
@@ -244,10 +247,6 @@ impl Engine {
     /// # Errors
     /// [`WorkerError`]; nothing has changed then.
     pub fn add_worker(&mut self, plan: &WorkerPlan) -> Result<(), WorkerError> {
-        let usable = usable_cores();
-        if !usable.contains(&plan.core.0) {
-            return Err(WorkerError::Start(StartError::Core { core: plan.core, usable }));
-        }
         let guest = self.guest();
         let free = self.workers.iter().position(|worker| worker.presence == Presence::Absent);
         let me = free.unwrap_or(self.workers.len());
@@ -266,16 +265,12 @@ impl Engine {
         Ok(())
     }
 
-    /// A worker with queues that shares its core with another one.
+    /// A worker with queues that shares its core with another worker.
     fn guest(&self) -> Option<usize> {
-        let is_host = |worker: &WorkerHandle| worker.presence == Presence::Present && worker.sends;
-        let shares = |place: &usize| {
-            let Some((guest, before)) = self.workers.get(..=*place).and_then(<[_]>::split_last) else {
-                return false;
-            };
-            is_host(guest) && before.iter().any(|host| is_host(host) && host.thread == guest.thread)
-        };
-        (0..self.workers.len()).rev().find(shares)
+        let is_settled = |worker: &&WorkerHandle| worker.presence == Presence::Present;
+        let on =
+            |thread: usize| self.workers.iter().filter(is_settled).filter(|it| it.thread == thread).count();
+        self.workers.iter().rposition(|it| is_settled(&it) && it.sends && on(it.thread) > 1)
     }
 
     /// A worker without queues, and rings between it and the others.
