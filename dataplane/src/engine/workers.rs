@@ -267,10 +267,9 @@ impl Engine {
 
     /// A worker with queues that shares its core with another worker.
     fn guest(&self) -> Option<usize> {
-        let is_settled = |worker: &&WorkerHandle| worker.presence == Presence::Present;
-        let on =
-            |thread: usize| self.workers.iter().filter(is_settled).filter(|it| it.thread == thread).count();
-        self.workers.iter().rposition(|it| is_settled(&it) && it.sends && on(it.thread) > 1)
+        let stays = |worker: &&WorkerHandle| matches!(worker.presence, Presence::Joining | Presence::Present);
+        let on = |thread: usize| self.workers.iter().filter(stays).filter(|it| it.thread == thread).count();
+        self.workers.iter().rposition(|it| it.sends && stays(&it) && on(it.thread) > 1)
     }
 
     /// A worker without queues, and rings between it and the others.
