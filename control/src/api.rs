@@ -108,7 +108,7 @@ impl Api {
         &mut self,
         registry: &Registry,
         now: Instant,
-        mut method: impl FnMut(&str) -> Result<Value, RpcError>,
+        mut method: impl FnMut(&str, Value) -> Result<Value, RpcError>,
     ) -> bool {
         self.accept(registry, now);
         let mut more = false;
@@ -183,7 +183,11 @@ impl Client {
         self.active + if self.unsent() > 0 { STUCK_MAX } else { IDLE_MAX }
     }
 
-    fn turn(&mut self, now: Instant, method: &mut impl FnMut(&str) -> Result<Value, RpcError>) -> Rest {
+    fn turn(
+        &mut self,
+        now: Instant,
+        method: &mut impl FnMut(&str, Value) -> Result<Value, RpcError>,
+    ) -> Rest {
         for _ in 0..ANSWERS_PER_TURN {
             if self.send(now).is_err() {
                 return Rest::End;

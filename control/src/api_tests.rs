@@ -39,7 +39,7 @@ impl Bench {
             self.poll.poll(&mut events, Some(Duration::ZERO)).unwrap();
             events.iter().for_each(|event| self.api.ready(event.token(), self.now));
             let calls = &mut self.calls;
-            let more = self.api.turn(self.poll.registry(), self.now, |method| {
+            let more = self.api.turn(self.poll.registry(), self.now, |method, _| {
                 *calls += 1;
                 match method {
                     "big" => Ok(json!("x".repeat(OUTPUT_BYTES_HIGH))),

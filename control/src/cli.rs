@@ -9,7 +9,7 @@ use std::time::Duration;
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand};
 use peregrine_dataplane::plan::Plan;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::client::Client;
 use crate::demo::{self, DemoArgs};
@@ -56,9 +56,38 @@ pub enum Command {
     },
     /// Show where addresses are: learned, from the config, or on this host.
     Fdb(Ask),
+    /// Use more cores, or fewer, while packets flow.
+    #[command(subcommand)]
+    Worker(WorkerCommand),
     /// Part of `run`, which starts it: seals tenants' memory.
     #[command(hide = true)]
     SealHelper,
+}
+
+/// What happens to a worker.
+#[derive(Debug, Subcommand)]
+pub enum WorkerCommand {
+    /// Use another core: a worker that shares one moves there, or a new one takes steps for the others.
+    Add {
+        /// The CPU, as the kernel numbers it.
+        #[arg(value_name = "CORE")]
+        core: usize,
+        /// The worker's priority where it is not alone, -20 (highest) to 19.
+        #[arg(long, value_name = "NICE", allow_hyphen_values = true)]
+        nice: Option<i8>,
+        /// Where and how.
+        #[command(flatten)]
+        ask: Ask,
+    },
+    /// Use a core no more: a worker with queues of the interface moves to another one.
+    Remove {
+        /// The CPU.
+        #[arg(value_name = "CORE")]
+        core: usize,
+        /// Where and how.
+        #[command(flatten)]
+        ask: Ask,
+    },
 }
 
 /// Whom to ask, and how to print the answer.
@@ -121,6 +150,13 @@ pub fn execute(command: &Command) -> Result<(), Error> {
         Command::Demo(args) => demo::run(args, print),
         Command::Status(ask) => show(ask, "status", render::status),
         Command::Fdb(ask) => show(ask, "fdb", render::fdb),
+        Command::Worker(WorkerCommand::Add { core, nice, ask }) => {
+            let params = json!({ "core": core, "nice": nice });
+            show_with(ask, "worker.add", &params, render::cores)
+        }
+        Command::Worker(WorkerCommand::Remove { core, ask }) => {
+            show_with(ask, "worker.remove", &json!({ "core": core }), render::cores)
+        }
         Command::SealHelper => peregrine_memif::sealer::serve(),
         Command::Stats { ask, watch: true } => watch(&ask.socket),
         Command::Stats { ask, watch: false } => show(ask, "stats", render::stats),
@@ -147,7 +183,16 @@ fn print(text: &str) -> Result<(), Error> {
 }
 
 fn show(ask: &Ask, method: &str, human: impl FnOnce(&Value) -> String) -> Result<(), Error> {
-    let answer = Client::connect(&ask.socket)?.call(method)?;
+    show_with(ask, method, &json!({}), human)
+}
+
+fn show_with(
+    ask: &Ask,
+    method: &str,
+    params: &Value,
+    human: impl FnOnce(&Value) -> String,
+) -> Result<(), Error> {
+    let answer = Client::connect(&ask.socket)?.call_with(method, params)?;
     print(&if ask.json { format!("{answer}\n") } else { human(&answer) })
 }
 
@@ -193,7 +238,6 @@ fn rates(before: &Value, after: &Value) -> String {
 mod tests {
     use super::*;
     use clap::CommandFactory;
-    use serde_json::json;
 
     fn parse(line: &str) -> Result<Cli, clap::Error> {
         Cli::try_parse_from(line.split(' '))
@@ -215,13 +259,25 @@ mod tests {
             panic!()
         };
         assert!(!watch && !ask.json && ask.socket == Path::new("/x"));
+        let Command::Worker(WorkerCommand::Add { core, nice, .. }) =
+            parse("peregrine worker add 3 --nice -10").unwrap().command
+        else {
+            panic!()
+        };
+        assert_eq!((core, nice), (3, Some(-10)));
     }
 
     #[test]
     fn mistakes_have_status_two() {
-        for line in
-            ["peregrine run", "peregrine check", "peregrine status --jsn", "peregrine stats --json --watch"]
-        {
+        for line in [
+            "peregrine run",
+            "peregrine check",
+            "peregrine status --jsn",
+            "peregrine stats --json --watch",
+            "peregrine worker add",
+            "peregrine worker add -1",
+            "peregrine worker remove x",
+        ] {
             assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line}");
         }
         assert_eq!(parse("peregrine --help").unwrap_err().exit_code(), 0);

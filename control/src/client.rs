@@ -33,11 +33,17 @@ impl Client {
         }
     }
 
-    /// Calls a method and returns its result.
+    /// Calls a method without parameters and returns its result.
     pub fn call(&mut self, method: &str) -> Result<Value, Error> {
+        self.call_with(method, &json!({}))
+    }
+
+    /// Calls a method and returns its result.
+    pub fn call_with(&mut self, method: &str, params: &Value) -> Result<Value, Error> {
         let id = self.next_id;
         self.next_id += 1;
-        let line = self.exchange(&format!("{}\n", json!({"jsonrpc": "2.0", "id": id, "method": method})));
+        let request = json!({"jsonrpc": "2.0", "id": id, "method": method, "params": params});
+        let line = self.exchange(&format!("{request}\n"));
         let line = line.map_err(|e| self.failed(reason(&e)))?;
         let mut answer: Value =
             serde_json::from_slice(&line).map_err(|e| self.failed(format!("its answer is not JSON: {e}")))?;

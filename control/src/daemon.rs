@@ -19,11 +19,11 @@ use signal_hook_mio::v1_0::Signals;
 
 use crate::api::Api;
 use crate::error::Error;
+use crate::methods::Methods;
 use crate::preflight;
 use crate::render;
-use crate::rpc::{RpcError, code};
 use crate::sealer::Sealer;
-use crate::status::{self, Status, VERSION, WorkerStatus};
+use crate::status::{self, VERSION};
 use crate::table::{count, thousands};
 use crate::tenants::Tenants;
 use crate::underlay::Underlay;
@@ -48,10 +48,12 @@ pub fn run(plan: &Plan) -> Result<(), Error> {
     let sealer =
         Sealer::start().map_err(|source| Error::System { doing: "start `peregrine seal-helper`", source })?;
     // Later ones have it from us.
-    preflight::leave_workers_alone(plan, Some(sealer.pid()));
+    let usable = preflight::allowed_cores()?;
+    let cores: Vec<CoreId> = plan.workers.iter().map(|worker| worker.core).collect();
+    preflight::leave_workers_alone(&usable, &cores, Some(sealer.pid()));
     let mut signals = catch_signals().map_err(|source| Error::System { doing: "catch signals", source })?;
-    let mut daemon = Daemon::start(plan, sealer, &mut signals)?;
-    preflight::leave_workers_alone(plan, None);
+    let mut daemon = Daemon::start(plan, sealer, usable, &mut signals)?;
+    preflight::leave_workers_alone(&daemon.usable, &cores, None);
     say(&format!("peregrine {VERSION}, process {}", std::process::id()));
     daemon.introduce();
     say(&format!("ready in {} ms", began.elapsed().as_millis()));
@@ -98,6 +100,8 @@ struct Daemon<'p> {
     underlay: Underlay,
     engine: Engine,
     sealer: Sealer,
+    /// The cores that this process could use at the start.
+    usable: Vec<CoreId>,
     started: Instant,
     last_second: Instant,
 }
@@ -105,7 +109,12 @@ struct Daemon<'p> {
 impl<'p> Daemon<'p> {
     /// In this order: the control socket first, so that a second daemon stops before it disturbs the first; the
     /// tenants' sockets last, so that who finds them finds everything running.
-    fn start(plan: &'p Plan, sealer: Sealer, signals: &mut Signals) -> Result<Daemon<'p>, Error> {
+    fn start(
+        plan: &'p Plan,
+        sealer: Sealer,
+        usable: Vec<CoreId>,
+        signals: &mut Signals,
+    ) -> Result<Daemon<'p>, Error> {
         let system = |doing| move |source| Error::System { doing, source };
         let poll = Poll::new().map_err(system("make an epoll descriptor"))?;
         let registry = poll.registry();
@@ -121,7 +130,18 @@ impl<'p> Daemon<'p> {
         registry.register(&mut SourceFd(&underlay.raw_fd()), NETLINK, Interest::READABLE).map_err(watch)?;
         api.register(registry).map_err(watch)?;
         tenants.register(registry).map_err(watch)?;
-        Ok(Daemon { plan, poll, api, tenants, underlay, engine, sealer, started: now, last_second: now })
+        Ok(Daemon {
+            plan,
+            poll,
+            api,
+            tenants,
+            underlay,
+            engine,
+            sealer,
+            usable,
+            started: now,
+            last_second: now,
+        })
     }
 
     fn serve(&mut self, signals: &mut Signals) -> Result<(), Error> {
@@ -169,29 +189,9 @@ impl<'p> Daemon<'p> {
                 say(&format!("warning: {line}"));
             }
         }
-        let Daemon { plan, poll, api, tenants, underlay, engine, started, .. } = self;
-        Ok(api.turn(poll.registry(), now, |method| match method {
-            "status" => to_value(&Status {
-                version: VERSION,
-                pid: std::process::id(),
-                placement: plan.placement,
-                uptime_seconds: now.saturating_duration_since(*started).as_secs(),
-                control_socket: &plan.control_socket,
-                uplink: status::uplink(engine.uplink(), plan, underlay.link()),
-                workers: workers(&engine.busy()),
-                networks: status::networks(plan),
-                endpoints: status::endpoints(plan, tenants.records(), now),
-                next_hops: status::next_hops(underlay),
-                handshakes: tenants.handshakes(),
-            }),
-            "stats" => to_value(&engine.stats()),
-            "fdb" => to_value(&status::fdb(engine, plan)),
-            "version" => Ok(Value::from(VERSION)),
-            other => {
-                let text = format!("no method {other:.32}: there are status, stats, fdb and version");
-                Err(RpcError::new(code::NO_METHOD, text))
-            }
-        }))
+        let Daemon { plan, poll, api, tenants, underlay, engine, usable, started, .. } = self;
+        let mut methods = Methods { plan, engine, tenants, underlay, usable, started: *started };
+        Ok(api.turn(poll.registry(), now, |method, params| methods.answer(method, params, now)))
     }
 
     fn timeout(&self, now: Instant) -> Duration {
@@ -246,15 +246,7 @@ fn and_more(pairs: &mut Vec<(String, String)>, total: usize) {
     }
 }
 
-fn workers(busy: &[(CoreId, f64)]) -> Vec<WorkerStatus> {
-    busy.iter().map(|&(core, busy)| WorkerStatus { core, busy }).collect()
-}
-
 fn publish(underlay: &mut Underlay, engine: &mut Engine, now: Instant) {
     let changes = underlay.turn(now, |remote| engine.frames_towards(remote));
     engine.set_next_hops(changes);
-}
-
-fn to_value(value: &impl serde::Serialize) -> Result<Value, RpcError> {
-    serde_json::to_value(value).map_err(|e| RpcError::new(code::INTERNAL, e.to_string()))
 }

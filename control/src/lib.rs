@@ -20,6 +20,8 @@ pub mod demo;
 pub mod error;
 // Hosts on one machine, for the demo and for tests.
 pub mod lab;
+// The control socket's methods.
+pub mod methods;
 // What must be true before anything is started.
 pub mod preflight;
 // `status` and `stats` for people.

@@ -54,7 +54,7 @@ fn cores(plan: &Plan, allowed: &[CoreId]) -> Result<(), Error> {
 }
 
 /// `0-3,8` for 0, 1, 2, 3, 8.
-fn ranges(cores: &[CoreId]) -> String {
+pub fn ranges(cores: &[CoreId]) -> String {
     let mut ranges: Vec<(usize, usize)> = Vec::new();
     for core in cores {
         match ranges.last_mut() {
@@ -66,17 +66,13 @@ fn ranges(cores: &[CoreId]) -> String {
     texts.collect::<Vec<_>>().join(",")
 }
 
-/// Keeps a thread off the workers' cores, if there are others: this one, which is to be done when the workers have been pinned, or
-/// the first one of another process.
-pub fn leave_workers_alone(plan: &Plan, thread: Option<Pid>) {
-    let Ok(allowed) = allowed_cores() else { return };
-    let others: Vec<CoreId> =
-        allowed.into_iter().filter(|core| plan.workers.iter().all(|w| w.core != *core)).collect();
-    if others.is_empty() {
-        return;
-    }
+/// Keeps a thread on those of the usable cores where no worker is, if there are any: this one, which is to be done when the workers have
+/// been pinned, or the first one of another process.
+pub fn leave_workers_alone(usable: &[CoreId], workers: &[CoreId], thread: Option<Pid>) {
+    let others: Vec<CoreId> = usable.iter().copied().filter(|core| !workers.contains(core)).collect();
     let mut set = CpuSet::new();
-    others.iter().for_each(|core| set.set(core.0));
+    let cores = if others.is_empty() { usable } else { &others };
+    cores.iter().for_each(|core| set.set(core.0));
     // Only a courtesy to the workers: without it everything works as well, a little less evenly.
     let _refused = rustix::thread::sched_setaffinity(thread, &set);
 }

@@ -77,6 +77,13 @@ fn huge_pages(value: &Value) -> String {
     }
 }
 
+/// The cores in use after one was added or given up.
+pub fn cores(answer: &Value) -> String {
+    let cores = list(answer, "cores");
+    let noun = if cores.len() == 1 { "core" } else { "cores" };
+    format!("workers now run on {noun} {}\n", text(&answer["cores"]))
+}
+
 /// Titles and texts under each other, the texts aligned.
 pub fn lines(pairs: &[(String, String)]) -> String {
     let width = pairs.iter().map(|(title, _)| title.chars().count()).max().unwrap_or(0);

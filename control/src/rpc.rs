@@ -22,6 +22,8 @@ pub mod code {
     pub const INVALID_PARAMS: i64 = -32602;
     /// The daemon failed.
     pub const INTERNAL: i64 = -32603;
+    /// It was understood and cannot be done, as things are. In the range that JSON-RPC leaves to servers.
+    pub const REFUSED: i64 = -32000;
 }
 
 /// An error that a client is told.
@@ -54,15 +56,16 @@ fn present<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<V
     Value::deserialize(deserializer).map(Some)
 }
 
-/// Answers one line: calls `method` if the line is a request, and returns the line to send, if any is due.
-pub fn answer(line: &[u8], method: impl FnOnce(&str) -> Result<Value, RpcError>) -> Option<Vec<u8>> {
+/// Answers one line: calls `method` with its name and its parameters if the line is a request, and returns the line to send, if any is
+/// due.
+pub fn answer(line: &[u8], method: impl FnOnce(&str, Value) -> Result<Value, RpcError>) -> Option<Vec<u8>> {
     let line = line.trim_ascii();
     if line.is_empty() {
         return None;
     }
     let (id, result) = match read(line) {
-        Ok((name, id)) => {
-            let result = method(&name);
+        Ok((name, params, id)) => {
+            let result = method(&name, params);
             (id?, result)
         }
         Err((id, error)) => (id, Err(error)),
@@ -78,8 +81,28 @@ pub fn answer(line: &[u8], method: impl FnOnce(&str) -> Result<Value, RpcError>)
     Some(bytes)
 }
 
-/// The method's name, and the id if an answer is wanted; or the error and the id to send it with.
-fn read(line: &[u8]) -> Result<(String, Option<Value>), (Value, RpcError)> {
+/// The parameters of a method, by name.
+pub fn params<T: serde::de::DeserializeOwned>(method: &str, params: Value) -> Result<T, RpcError> {
+    let invalid = |e: serde_json::Error| RpcError::new(code::INVALID_PARAMS, format!("{method}: {e}"));
+    serde_json::from_value(params).map_err(invalid)
+}
+
+/// For a method that has none.
+pub fn no_params(method: &str, params: &Value) -> Result<(), RpcError> {
+    let is_empty = match params {
+        Value::Null => true,
+        Value::Array(list) => list.is_empty(),
+        Value::Object(map) => map.is_empty(),
+        _ => false,
+    };
+    let invalid = || RpcError::new(code::INVALID_PARAMS, format!("{method} takes no parameters"));
+    is_empty.then_some(()).ok_or_else(invalid)
+}
+
+type Request = (String, Value, Option<Value>);
+
+/// The method's name, its parameters, and the id if an answer is wanted; or the error and the id to send it with.
+fn read(line: &[u8]) -> Result<Request, (Value, RpcError)> {
     let invalid = |text: &str| RpcError::new(code::INVALID_REQUEST, text);
     let value: Value = serde_json::from_slice(line)
         .map_err(|e| (Value::Null, RpcError::new(code::PARSE, format!("not JSON: {e}"))))?;
@@ -100,11 +123,9 @@ fn read(line: &[u8]) -> Result<(String, Option<Value>), (Value, RpcError)> {
     let Some(Value::String(method)) = request.method else {
         return Err((told, invalid("method must be a string")));
     };
-    match request.params {
-        None | Some(Value::Null) => Ok((method, id)),
-        Some(Value::Array(list)) if list.is_empty() => Ok((method, id)),
-        Some(Value::Object(map)) if map.is_empty() => Ok((method, id)),
-        Some(_) => Err((told, RpcError::new(code::INVALID_PARAMS, format!("{method} takes no parameters")))),
+    match request.params.unwrap_or_default() {
+        params @ (Value::Null | Value::Array(_) | Value::Object(_)) => Ok((method, params, id)),
+        _ => Err((told, invalid("params must be an object or an array"))),
     }
 }
 
@@ -174,9 +195,16 @@ impl Lines {
 mod tests {
     use super::*;
 
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Double {
+        number: u32,
+    }
+
     fn reply(line: &str) -> Option<Value> {
-        let bytes = answer(line.as_bytes(), |method| match method {
-            "version" => Ok(json!("1.2.3")),
+        let bytes = answer(line.as_bytes(), |method, params| match method {
+            "version" => no_params(method, &params).map(|()| json!("1.2.3")),
+            "double" => super::params::<Double>(method, params).map(|it| json!(2 * it.number)),
             other => Err(RpcError::new(code::NO_METHOD, format!("no method {other}"))),
         })?;
         assert_eq!(bytes.iter().filter(|&&b| b == b'\n').count(), 1, "one line");
@@ -190,6 +218,12 @@ mod tests {
         let reply =
             reply("{\"jsonrpc\":\"2.0\",\"id\":\"a\",\"method\":\"version\",\"params\":[]}\r").unwrap();
         assert_eq!(reply["id"], "a");
+    }
+
+    #[test]
+    fn parameters_are_by_name() {
+        let reply = reply(r#"{"jsonrpc":"2.0","id":1,"method":"double","params":{"number":21}}"#).unwrap();
+        assert_eq!(reply["result"], 42);
     }
 
     #[test]
@@ -215,10 +249,17 @@ mod tests {
             (r#"{"jsonrpc":"2.0","id":1,"method":7}"#, code::INVALID_REQUEST),
             (r#"{"jsonrpc":"2.0","id":1,"method":"no"}"#, code::NO_METHOD),
             (r#"{"jsonrpc":"2.0","id":1,"method":"version","params":[1]}"#, code::INVALID_PARAMS),
+            (r#"{"jsonrpc":"2.0","id":1,"method":"version","params":7}"#, code::INVALID_REQUEST),
+            (r#"{"jsonrpc":"2.0","id":1,"method":"double"}"#, code::INVALID_PARAMS),
+            (r#"{"jsonrpc":"2.0","id":1,"method":"double","params":{"number":-1}}"#, code::INVALID_PARAMS),
+            (
+                r#"{"jsonrpc":"2.0","id":1,"method":"double","params":{"number":1,"x":1}}"#,
+                code::INVALID_PARAMS,
+            ),
         ] {
             assert_eq!(reply(line).unwrap()["error"]["code"], want, "{line}");
         }
-        assert!(answer(b"\xff\xfe", |_| Ok(Value::Null)).is_some(), "not UTF-8");
+        assert!(answer(b"\xff\xfe", |_, _| Ok(Value::Null)).is_some(), "not UTF-8");
     }
 
     #[test]

@@ -79,6 +79,14 @@ impl Reading {
     fn of(&self, worker: WorkerId) -> WorkerReading {
         self.workers.get(worker.index()).copied().unwrap_or_default()
     }
+
+    /// The same workers on the same cores.
+    fn is_like(&self, other: &Reading) -> bool {
+        let who = |reading: &Reading| -> Vec<(usize, bool)> {
+            reading.workers.iter().map(|worker| (worker.core, worker.is_there)).collect()
+        };
+        who(self) == who(other)
+    }
 }
 
 /// One worker.
@@ -98,6 +106,10 @@ pub struct WorkerReading {
     pub delivered: u64,
     /// Frames sent to the underlay there.
     pub sent: u64,
+    /// The core that it runs on: those with the same number share one.
+    pub core: usize,
+    /// It is to be used.
+    pub is_there: bool,
     /// It may serve tenants.
     pub serves: bool,
 }
@@ -287,8 +299,8 @@ impl Balancer {
     /// One look, [`TICK`] after the last one or later. `detail` is asked for only when it is needed.
     pub fn tick(&mut self, now: Reading, detail: impl FnOnce() -> Detail) -> Decision {
         let last = std::mem::replace(&mut self.last, now.clone());
-        if last.workers.len() != now.workers.len() {
-            return Decision::default(); // the first look
+        if !last.is_like(&now) {
+            return self.begin_again(); // the first look, or somebody came or went
         }
         self.note_costs(&last, &now);
         self.wait = self.wait.saturating_sub(1);
@@ -319,6 +331,13 @@ impl Balancer {
         }
     }
 
+    /// With other workers than before nothing that was measured, or is on trial, says anything.
+    fn begin_again(&mut self) -> Decision {
+        let phase = std::mem::replace(&mut self.phase, Phase::WATCH);
+        (self.wait, self.wait_next) = (0, WAIT_TICKS);
+        Decision { count: matches!(phase, Phase::Count { .. }).then_some(false), ..Decision::default() }
+    }
+
     fn note_costs(&mut self, last: &Reading, now: &Reading) {
         const FRAMES_MIN: u64 = 64;
         // What a step costs whatever it moves is in the samples, too.
@@ -336,7 +355,7 @@ impl Balancer {
     }
 
     fn watch(&mut self, last: &Reading, now: Reading, (hot, cool, since): (u32, u32, Reading)) -> Decision {
-        let highest = shares(last, &now).fold(0.0, f64::max);
+        let highest = by_core(&now, shares(last, &now)).into_iter().fold(0.0, f64::max);
         let below = GATHER_BELOW * self.threshold;
         let (hot, cool) = match () {
             () if highest >= self.threshold => (hot + 1, 0),
@@ -459,6 +478,17 @@ fn shares<'r>(from: &'r Reading, to: &'r Reading) -> impl Iterator<Item = f64> +
     })
 }
 
+/// By core: the sums of what the workers on it have.
+fn by_core(reading: &Reading, of_workers: impl Iterator<Item = f64>) -> Vec<f64> {
+    let mut cores = vec![0.0; reading.workers.iter().map(|worker| worker.core + 1).max().unwrap_or(0)];
+    for (worker, value) in reading.workers.iter().zip(of_workers) {
+        if let Some(core) = cores.get_mut(worker.core) {
+            *core += value;
+        }
+    }
+    cores
+}
+
 /// Cycles that a worker needed for its frames: those in which it was busy, but for what each turn costs whatever it moves. A polling
 /// worker with little to do takes a few frames in each of many turns and looks busy; with more to do the same turns
 /// move more.
@@ -481,13 +511,9 @@ fn needed(from: &WorkerReading, to: &WorkerReading) -> f64 {
 
 fn cost(from: &Reading, to: &Reading) -> Cost {
     let frames = to.frames().saturating_sub(from.frames()).max(1) as f64;
-    let (mut highest, mut total) = (0.0, 0.0);
-    for (to, from) in to.workers.iter().zip(&from.workers) {
-        let cycles = needed(from, to) / frames;
-        highest = f64::max(highest, cycles);
-        total += cycles;
-    }
-    Cost { highest, total }
+    let cycles = to.workers.iter().zip(&from.workers).map(|(to, from)| needed(from, to) / frames);
+    let cores = by_core(to, cycles);
+    Cost { highest: cores.iter().copied().fold(0.0, f64::max), total: cores.iter().sum() }
 }
 
 /// What was counted between two looks.
@@ -542,7 +568,14 @@ fn rate(worker: WorkerId, later: u64, earlier: u64, from: &Reading, to: &Reading
 fn load(from: &Reading, to: &Reading, flows: Vec<Flow>, tenants: Vec<TenantLoad>) -> Load {
     let workers = shares(from, to).zip(&to.workers);
     Load {
-        workers: workers.map(|(busy, worker)| WorkerLoad { busy, serves: worker.serves }).collect(),
+        workers: workers
+            .map(|(busy, worker)| WorkerLoad {
+                busy,
+                core: worker.core,
+                is_there: worker.is_there,
+                serves: worker.serves,
+            })
+            .collect(),
         stage_cycles: [0.0; Stage::COUNT],
         hop_cycles: HOP_CYCLES,
         flows,
@@ -600,6 +633,10 @@ mod tests {
         stays: bool,
     }
 
+    fn reading_on(core: usize) -> WorkerReading {
+        WorkerReading { core, is_there: true, serves: true, ..WorkerReading::default() }
+    }
+
     impl World {
         const TICK_CYCLES: f64 = 20e6;
         const BASE: f64 = 60.0;
@@ -612,10 +649,7 @@ mod tests {
                 hop,
                 route: Route::all(A),
                 home: A,
-                reading: Reading {
-                    workers: vec![WorkerReading { serves: true, ..WorkerReading::default() }; 2],
-                    ..Reading::default()
-                },
+                reading: Reading { workers: [0, 1].map(reading_on).into(), ..Reading::default() },
                 entered: 0,
                 rate: 0.0,
                 changes: 0,
@@ -698,6 +732,28 @@ mod tests {
         let stats = world.run(3000);
         assert!(world.changes <= changes + 2 && stats.undone == 0, "{changes} {} {stats:?}", world.changes);
         assert!(world.rate > 1.5 * alone, "{route:?} {:?}", world.route);
+    }
+
+    #[test]
+    fn when_workers_come_or_go_it_begins_again() {
+        let mut world = World::new(300.0, 150.0, f64::INFINITY);
+        while world.balancer.stats().tried == 0 {
+            world.run(1);
+        }
+        // A third worker in the middle of the trial: that says nothing any more, and what it found is kept.
+        let route = world.route;
+        world.reading.workers.push(reading_on(2));
+        let stats = world.run(1);
+        assert!(matches!(world.balancer.phase, Phase::Watch { .. }), "{stats:?}");
+        assert_eq!((stats.undone, world.route), (0, route));
+        // Who counts is told to stop.
+        let mut world = World::new(300.0, 150.0, f64::INFINITY);
+        while !matches!(world.balancer.phase, Phase::Count { .. }) {
+            world.run(1);
+        }
+        world.reading.workers[1].is_there = false;
+        let decision = world.balancer.tick(world.reading.clone(), Detail::default);
+        assert_eq!(decision, Decision { count: Some(false), ..Decision::default() });
     }
 
     #[test]

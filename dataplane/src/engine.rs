@@ -3,42 +3,44 @@
 
 /// What the balancer decides, done.
 mod balancing;
+/// Workers that come and go.
+mod workers;
 
-use std::collections::VecDeque;
 use std::fmt;
 use std::io;
 use std::net::IpAddr;
-use std::sync::{Arc, mpsc};
-use std::thread::JoinHandle;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::clock::{Seconds, cycles_per_second};
-use crate::counters::{Counter, TrafficStats, WorkerCounters};
+use crate::counters::{Counter, TrafficStats};
 use crate::discard::histogram::Histogram;
 use crate::discard::{Discard, DiscardCounters};
 use crate::fdb::{AgeingHand, Destination, Entry, Fdb};
 use crate::frame::FramePool;
-use crate::mailbox::{Mailbox, Order, Returned};
-use crate::mesh::{Mesh, mesh};
+use crate::mailbox::{Order, Returned};
+use crate::mesh::mesh;
+use crate::pinned::{Ending, PinnedThread, usable_cores};
 use crate::placement::Placement;
-use crate::plan::{PlacementMode, Plan, UplinkPlan, WorkerPlan};
+use crate::plan::{PlacementMode, Plan, UplinkPlan};
 use crate::replay::{Pace, Replay, ReplayFrame, ReplayStream, Speed};
 use crate::stages::Work;
 use crate::stats::{
     EndpointStats, NetworkStats, RemoteStats, StageStats, Stats, Totals, UplinkStats, WorkerStats,
     drops_by_name,
 };
-use crate::sys;
 use crate::tables::{Tables, remote_addresses};
 use crate::types::{CoreId, EndpointId, NetworkId, QueueId, RemoteId, Route, WorkerId};
 use crate::wire::outer::OVERHEAD_IPV4;
-use crate::worker::{Ending, Port, Shared, Uplink, Worker};
+use crate::worker::{Port, Uplink};
 use crate::xsk::{self, Steering, UplinkInfo, XskConfig, XskError};
 use balancing::Balancing;
+use workers::{Presence, WorkerHandle};
 
 pub use crate::tables::NextHop;
 use crate::tenants::Detached;
 pub use crate::tenants::{QUEUES_MAX, TenantRings};
+pub use workers::WorkerError;
 
 /// What the workers had to say.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -171,7 +173,14 @@ pub struct Engine {
     tables: Arc<Tables>,
     fdb: Arc<Fdb>,
     seconds: Seconds,
+    /// By [`WorkerId`].
     workers: Vec<WorkerHandle>,
+    /// None where one has ended.
+    threads: Vec<Option<PinnedThread>>,
+    /// One worker, as if there could be no other.
+    is_alone: bool,
+    /// When to go on with workers that come or go, if any do.
+    due: Option<Instant>,
     placement: Arc<Placement>,
     work: Arc<Work>,
     /// By endpoint.
@@ -211,23 +220,6 @@ impl Connection {
         }
         is_last
     }
-}
-
-#[derive(Debug)]
-struct WorkerHandle {
-    core: CoreId,
-    /// `None` once it has been joined.
-    thread: Option<JoinHandle<Worker>>,
-    counters: Arc<WorkerCounters>,
-    mailbox: Arc<Mailbox>,
-    /// Orders that the mailbox had no room for yet.
-    outbox: VecDeque<Order>,
-    /// It has a socket of its own.
-    sends: bool,
-    frames_total: u64,
-    /// Busy and total cycles at the last [`Engine::age`], and the share between the last two.
-    cycles_seen: (u64, u64),
-    busy: f64,
 }
 
 impl Engine {
@@ -285,12 +277,6 @@ impl Engine {
         let tables = Arc::new(tables);
         let fdb = Arc::new(make_fdb(plan, &tables)?);
         let work = Arc::new(Work::none());
-        let shared = Shared {
-            tables: tables.clone(),
-            fdb: fdb.clone(),
-            seconds: Seconds::start(),
-            work: work.clone(),
-        };
         let mut by_id: Vec<(RemoteId, IpAddr)> =
             remote_addresses(plan).into_iter().map(|(address, id)| (id, address)).collect();
         by_id.sort_unstable();
@@ -299,7 +285,11 @@ impl Engine {
         if plan.placement == PlacementMode::Static {
             placement.spread();
         }
+        let is_alone = ports.len() < 2;
         let mut engine = Engine {
+            threads: Vec::new(),
+            is_alone,
+            due: None,
             next_hops: vec![None; remotes.len()],
             remotes,
             plan: plan.clone(),
@@ -307,7 +297,7 @@ impl Engine {
             info,
             tables,
             fdb,
-            seconds: shared.seconds.clone(),
+            seconds: Seconds::start(),
             workers: Vec::new(),
             connections: vec![Connection::default(); plan.endpoints.len()],
             last_serial: 0,
@@ -321,58 +311,10 @@ impl Engine {
             work,
         };
         let frames = ports.iter().map(|port| port.pool.capacity()).max().unwrap_or(0);
-        let is_alone = ports.len() < 2;
         for ((worker, port), mesh) in plan.workers.iter().zip(ports).zip(mesh(&placement, frames)) {
-            let mesh = (!is_alone).then_some(mesh);
-            let handle = engine.spawn(worker, port, mesh, shared.clone())?;
-            engine.workers.push(handle);
+            engine.start_worker(worker, port, (!is_alone).then_some(mesh))?;
         }
         Ok(engine)
-    }
-
-    fn spawn(
-        &self,
-        plan: &WorkerPlan,
-        mut port: Port,
-        mesh: Option<Mesh>,
-        shared: Shared,
-    ) -> Result<WorkerHandle, StartError> {
-        let WorkerPlan { core, nice } = *plan;
-        let counters = Arc::new(WorkerCounters::new(
-            self.plan.networks.len(),
-            self.plan.endpoints.len(),
-            self.remotes.len(),
-        ));
-        let mailbox = Arc::new(Mailbox::new());
-        let frames_total = port.pool.capacity() as u64;
-        counters.frames_free.set(port.pool.available() as u64);
-        port.pool.set_owner(mesh.as_ref().map_or(WorkerId(0), Mesh::me));
-        let sends = port.uplink.sends();
-        let worker = Worker::new(port, shared, mesh, counters.clone(), mailbox.clone());
-        let ending = self.ending.clone();
-        let (ready, placed) = mpsc::sync_channel(1);
-        let body = move || {
-            let result = settle(core, nice);
-            peregrine_memif::warm_up(); // what the first wake-up of a tenant would otherwise set up
-            let stays = result.is_ok();
-            let _started = ready.send(result);
-            if stays { worker.run(&ending) } else { worker }
-        };
-        let thread = std::thread::Builder::new().name(format!("worker-{}", core.0)).spawn(body);
-        let thread = Some(thread.map_err(StartError::Thread)?);
-        placed.recv().map_err(|_| StartError::Thread(io::ErrorKind::Interrupted.into()))??;
-        self.ending.expect_worker();
-        Ok(WorkerHandle {
-            core,
-            thread,
-            counters,
-            mailbox,
-            outbox: VecDeque::new(),
-            sends,
-            frames_total,
-            cycles_seen: (0, 0),
-            busy: 0.0,
-        })
     }
 
     /// The interface, and what was got of what was asked.
@@ -403,7 +345,7 @@ impl Engine {
         }
         if let Some(tables) = tables {
             self.tables = Arc::new(tables);
-            for worker in &mut self.workers {
+            for worker in self.workers.iter_mut().filter(|worker| worker.presence != Presence::Absent) {
                 worker.send(Order::Tables(self.tables.clone()));
             }
         }
@@ -506,11 +448,16 @@ impl Engine {
     #[must_use]
     pub fn place(&mut self, entry: WorkerId, bucket: u8, route: Route) -> bool {
         let steps = [entry, route.decap(), route.lookup(), route.encap()];
-        let is_known = steps.iter().all(|worker| worker.index() < self.workers.len());
+        let is_known = steps.iter().all(|worker| self.placement.is_there(*worker));
         if is_known {
             self.placement.want(entry, bucket, route);
         }
         is_known
+    }
+
+    /// The workers that steps can be given to now.
+    pub fn workers(&self) -> impl Iterator<Item = WorkerId> + use<> {
+        self.placement.present()
     }
 
     /// The way that flows of this bucket that enter at this worker have, or are about to have.
@@ -533,16 +480,16 @@ impl Engine {
     pub fn poll(&mut self) -> Vec<Event> {
         self.seconds.tick();
         self.age_addresses();
+        self.settle_workers();
         self.balance();
         let mut events = Vec::new();
         let mut returned = std::mem::take(&mut self.returned);
         for worker in &mut self.workers {
             worker.flush();
             returned.extend(std::iter::from_fn(|| worker.mailbox.take_returned()));
-            if worker.thread.as_ref().is_some_and(JoinHandle::is_finished) {
-                events.push(Event::WorkerDied { core: worker.core });
-            }
         }
+        let died = self.threads.iter().flatten().filter(|thread| thread.is_finished() && !thread.is_closed());
+        events.extend(died.map(|thread| Event::WorkerDied { core: thread.core() }));
         for returned in returned {
             if let Returned::Tenant(detached) = returned {
                 events.extend(self.take_back(detached));
@@ -595,7 +542,12 @@ impl Engine {
 
     /// Each worker's core, and its busy share in the last second.
     pub fn busy(&self) -> Vec<(CoreId, f64)> {
-        self.workers.iter().map(|worker| (worker.core, worker.busy)).collect()
+        self.running().map(|worker| (self.core_of(worker), worker.busy)).collect()
+    }
+
+    /// Those that there are.
+    fn running(&self) -> impl Iterator<Item = &WorkerHandle> {
+        self.workers.iter().filter(|worker| worker.presence != Presence::Absent)
     }
 
     /// All counters now.
@@ -612,9 +564,32 @@ impl Engine {
             program: uplink.steering().unwrap_or_default(),
             sockets: uplink.sockets().unwrap_or_default(),
         });
-        let workers = self.workers.iter().map(WorkerHandle::stats).collect();
+        let workers = self.running().map(|worker| self.worker_stats(worker)).collect();
         let balance = self.balancing.as_ref().map(Balancing::stats);
         Stats { totals, drops, workers, balance, networks, endpoints, remotes, uplink }
+    }
+
+    fn worker_stats(&self, worker: &WorkerHandle) -> WorkerStats {
+        let counters = &worker.counters;
+        WorkerStats {
+            core: self.core_of(worker),
+            busy: worker.busy,
+            device_drops: counters.device_drops.get(),
+            chunk_faults: counters.chunk_faults.get(),
+            stages: StageStats::of(counters),
+            stalls: counters.stalls.get(),
+            turns: counters.turns.get(),
+            handed_over: counters.handed_over.get(),
+            kicks: counters.kicks.get(),
+            kicks_deferred: counters.kicks_deferred.get(),
+            kicks_link_down: counters.kicks_link_down.get(),
+            kicks_failed: counters.kicks_failed.get(),
+            receive_kicks: counters.receive_kicks.get(),
+            watchdog_kicks: counters.watchdog_kicks.get(),
+            tenant_wakeups: counters.tenant_wakeups.get(),
+            frames_free: counters.frames_free.get(),
+            frames_total: worker.frames_total,
+        }
     }
 
     fn network_stats(&self) -> Vec<NetworkStats> {
@@ -678,26 +653,22 @@ impl Engine {
 
     /// A worker stops within one turn once the frames between them are home; what it owned is dropped here.
     fn join(&mut self) {
-        if self.workers.iter().all(|worker| worker.thread.is_none()) {
-            return; // done already
-        }
         self.ending.drain();
         let deadline = Instant::now() + DRAIN_PATIENCE;
         while !self.ending.is_drained() && Instant::now() < deadline {
+            self.take_over(); // who is between two threads
             std::thread::sleep(Duration::from_micros(100));
         }
         self.ending.halt();
+        // The handles stay in their list, so that their counters can still be read.
         for worker in &mut self.workers {
             worker.outbox.clear();
         }
-        // Kept in the list without their threads, so that their counters can still be read.
-        for handle in &mut self.workers {
-            if let Some(thread) = handle.thread.take()
-                && thread.join().is_err()
-            {
-                eprintln!("peregrine: error: the worker on core {} panicked", handle.core.0);
-            }
-            while handle.mailbox.take_returned().is_some() {}
+        for mut thread in std::mem::take(&mut self.threads).into_iter().flatten() {
+            thread.join();
+        }
+        for worker in &mut self.workers {
+            while worker.mailbox.take_returned().is_some() {}
         }
     }
 }
@@ -705,58 +676,6 @@ impl Engine {
 impl Drop for Engine {
     fn drop(&mut self) {
         self.join();
-    }
-}
-
-impl WorkerHandle {
-    /// Tables that wait are replaced by newer ones, so the list stays as short as there are tenants.
-    fn send(&mut self, order: Order) {
-        if matches!(order, Order::Tables(_)) {
-            self.outbox.retain(|waiting| !matches!(waiting, Order::Tables(_)));
-        }
-        self.outbox.push_back(order);
-        self.flush();
-    }
-
-    /// Orders keep their order: the first that finds no room stays in front.
-    fn flush(&mut self) {
-        while let Some(order) = self.outbox.pop_front() {
-            if let Err(order) = self.mailbox.send(order) {
-                self.outbox.push_front(order);
-                return;
-            }
-        }
-    }
-
-    /// The busy share since the last call.
-    fn measure_busy(&mut self) {
-        let cycles = (self.counters.cycles_busy.get(), self.counters.cycles_total.get());
-        let (busy, total) = (cycles.0 - self.cycles_seen.0, cycles.1 - self.cycles_seen.1);
-        self.cycles_seen = cycles;
-        self.busy = if total == 0 { 0.0 } else { (busy as f64 / total as f64).min(1.0) };
-    }
-
-    fn stats(&self) -> WorkerStats {
-        let counters = &self.counters;
-        WorkerStats {
-            core: self.core,
-            busy: self.busy,
-            device_drops: counters.device_drops.get(),
-            chunk_faults: counters.chunk_faults.get(),
-            stages: StageStats::of(counters),
-            stalls: counters.stalls.get(),
-            turns: counters.turns.get(),
-            handed_over: counters.handed_over.get(),
-            kicks: counters.kicks.get(),
-            kicks_deferred: counters.kicks_deferred.get(),
-            kicks_link_down: counters.kicks_link_down.get(),
-            kicks_failed: counters.kicks_failed.get(),
-            receive_kicks: counters.receive_kicks.get(),
-            watchdog_kicks: counters.watchdog_kicks.get(),
-            tenant_wakeups: counters.tenant_wakeups.get(),
-            frames_free: counters.frames_free.get(),
-            frames_total: self.frames_total,
-        }
     }
 }
 
@@ -788,19 +707,6 @@ fn check_mtu(plan: &Plan, uplink_mtu: u32) -> Result<(), StartError> {
             uplink_mtu,
         }),
     }
-}
-
-/// Puts the calling thread on its core, with its priority.
-fn settle(core: CoreId, nice: Option<i8>) -> Result<(), StartError> {
-    if !core_affinity::set_for_current(core_affinity::CoreId { id: core.0 }) {
-        return Err(StartError::Core { core, usable: usable_cores() });
-    }
-    let Some(nice) = nice else { return Ok(()) };
-    sys::set_thread_nice(nice).map_err(|source| StartError::Nice { core, nice, source })
-}
-
-fn usable_cores() -> Vec<usize> {
-    core_affinity::get_core_ids().unwrap_or_default().iter().map(|core| core.id).collect()
 }
 
 /// What the frames between workers may take to come home at the end: no longer than a worker that lost its core.

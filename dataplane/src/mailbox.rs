@@ -6,9 +6,10 @@ use std::sync::Arc;
 
 use crossbeam::queue::ArrayQueue;
 
+use crate::mesh::{Links, Mesh};
 use crate::tables::Tables;
 use crate::tenants::{Detached, TenantRings};
-use crate::types::EndpointId;
+use crate::types::{EndpointId, WorkerId};
 
 /// Orders under way at most; control keeps more in a list of its own.
 const CAPACITY: usize = 256;
@@ -34,6 +35,17 @@ pub(crate) enum Order {
         /// Which connection.
         serial: u64,
     },
+    /// There are other workers from now on.
+    Mesh(Box<Option<Mesh>>),
+    /// There are others than before, see [`Mesh::relink`].
+    Links {
+        /// To those that there are; where there is none, the old one stays.
+        links: Links,
+        /// But for this one.
+        without: WorkerId,
+    },
+    /// Leave the thread, with everything.
+    Leave,
 }
 
 /// What a worker gives back.
@@ -44,6 +56,12 @@ pub(crate) enum Returned {
     Tables(Arc<Tables>),
     /// A tenant that it no longer serves.
     Tenant(Detached),
+    /// Its ends of rings that nobody uses any more.
+    #[allow(dead_code, reason = "as above")]
+    Mesh(Box<Option<Mesh>>),
+    /// The same.
+    #[allow(dead_code, reason = "as above")]
+    Links(Links),
 }
 
 /// Both queues.

@@ -30,7 +30,7 @@ pub const WAITING_MAX: usize = 1024;
 
 /// Both directions between a worker and another.
 #[derive(Debug)]
-struct Link {
+pub struct Link {
     to: Producer<Frame>,
     from: Consumer<Frame>,
     /// Frames of the other's memory, on their way home.
@@ -42,6 +42,9 @@ struct Link {
     is_unpublished: bool,
 }
 
+/// A worker's ends to the others, by worker; none to itself.
+pub type Links = Box<[Option<Link>]>;
+
 /// While nothing leaves a worker, what comes in is counted in one turn of so many: to hash a frame for that only costs a third of all
 /// else that is done with it, and who has too much to do has no time for it.
 const COUNTED_TURNS: u32 = 8;
@@ -50,8 +53,7 @@ const COUNTED_TURNS: u32 = 8;
 #[derive(Debug)]
 pub struct Mesh {
     me: WorkerId,
-    /// By worker; none to itself.
-    links: Box<[Option<Link>]>,
+    links: Links,
     placement: Arc<Placement>,
     buckets: Buckets,
     waiting: VecDeque<Frame>,
@@ -65,29 +67,14 @@ pub struct Mesh {
 
 /// The ends for all workers, who have memory for so many frames at most, each.
 pub fn mesh(placement: &Arc<Placement>, frames: usize) -> Vec<Mesh> {
-    let workers = placement.workers();
-    let mut meshes: Vec<Mesh> = (0..workers)
-        .map(|me| Mesh {
-            me: WorkerId(me as u8),
-            links: std::iter::repeat_with(|| None).take(workers).collect(),
-            placement: placement.clone(),
-            buckets: Buckets::new(placement, WorkerId(me as u8)),
-            waiting: VecDeque::with_capacity(WAITING_MAX + BURST),
-            is_paused: false,
-            turn: 0,
-            is_counting: false,
-        })
-        .collect();
-    for a in 0..workers {
-        for b in a + 1..workers {
-            let ((a_to, b_from), (b_to, a_from)) = (ring(RING), ring(RING));
-            let ((a_home, b_homes), (b_home, a_homes)) = (ring(RING), ring(RING));
-            let ends = [(a, b, a_to, a_from, a_home, a_homes), (b, a, b_to, b_from, b_home, b_homes)];
-            for (me, other, to, from, home_to, home_from) in ends {
-                let backlog = Vec::with_capacity(frames);
-                let link = Link { to, from, home_to, home_from, backlog, is_unpublished: false };
-                if let Some(place) = meshes.get_mut(me).and_then(|mesh| mesh.links.get_mut(other)) {
-                    *place = Some(link);
+    let workers: Vec<WorkerId> = placement.present().collect();
+    let mut meshes: Vec<Mesh> = workers.iter().map(|me| Mesh::new(placement, *me)).collect();
+    for (place, &a) in workers.iter().enumerate() {
+        for (other, &b) in workers.iter().enumerate().skip(place + 1) {
+            let (to_b, to_a) = link(frames);
+            for (place, other, link) in [(place, b, to_b), (other, a, to_a)] {
+                if let Some(mesh) = meshes.get_mut(place) {
+                    put(&mut mesh.links, other, link);
                 }
             }
         }
@@ -95,7 +82,76 @@ pub fn mesh(placement: &Arc<Placement>, frames: usize) -> Vec<Mesh> {
     meshes
 }
 
+/// The ends of a worker that comes to these others, and what each of them gets for its own: see [`Mesh::relink`].
+pub fn join(
+    placement: &Arc<Placement>,
+    newcomer: WorkerId,
+    others: &[WorkerId],
+    frames: usize,
+) -> (Mesh, Vec<Links>) {
+    let places = others.iter().map(|other| other.index()).max().unwrap_or(0).max(newcomer.index()) + 1;
+    let mut mesh = Mesh::new(placement, newcomer);
+    let theirs = others.iter().map(|&other| {
+        let (to_other, to_newcomer) = link(frames);
+        put(&mut mesh.links, other, to_other);
+        let mut links: Links = std::iter::repeat_with(|| None).take(places).collect();
+        put(&mut links, newcomer, to_newcomer);
+        links
+    });
+    let theirs = theirs.collect();
+    (mesh, theirs)
+}
+
+/// Both ends between two workers.
+fn link(frames: usize) -> (Link, Link) {
+    let ((to_b, from_a), (to_a, from_b)) = (ring(RING), ring(RING));
+    let ((home_to_b, home_from_a), (home_to_a, home_from_b)) = (ring(RING), ring(RING));
+    let end = |to, from, home_to, home_from| {
+        let backlog = Vec::with_capacity(frames);
+        Link { to, from, home_to, home_from, backlog, is_unpublished: false }
+    };
+    (end(to_b, from_b, home_to_b, home_from_b), end(to_a, from_a, home_to_a, home_from_a))
+}
+
+/// At its place in the list, which is made long enough.
+fn put(links: &mut Links, worker: WorkerId, link: Link) {
+    let mut longer = std::mem::take(links).into_vec();
+    if longer.len() <= worker.index() {
+        longer.resize_with(worker.index() + 1, || None);
+    }
+    if let Some(place) = longer.get_mut(worker.index()) {
+        *place = Some(link);
+    }
+    *links = longer.into();
+}
+
 impl Mesh {
+    /// Without links.
+    pub fn new(placement: &Arc<Placement>, me: WorkerId) -> Mesh {
+        Mesh {
+            me,
+            links: Links::default(),
+            placement: placement.clone(),
+            buckets: Buckets::new(placement, me),
+            waiting: VecDeque::with_capacity(WAITING_MAX + BURST),
+            is_paused: false,
+            turn: 0,
+            is_counting: false,
+        }
+    }
+
+    /// Takes up these links, and keeps those that it has for which there is a place but no link in the list; not the one to `without`, who has
+    /// gone or is new. What is left over is in the list afterwards. Nothing may be under way through that.
+    #[cold]
+    pub fn relink(&mut self, links: &mut Links, without: WorkerId) {
+        for (worker, (new, old)) in links.iter_mut().zip(self.links.iter_mut()).enumerate() {
+            if new.is_none() && worker != without.index() {
+                std::mem::swap(new, old);
+            }
+        }
+        std::mem::swap(links, &mut self.links);
+    }
+
     /// Whose end it is.
     #[inline]
     pub fn me(&self) -> WorkerId {

@@ -17,6 +17,9 @@ use crate::sync::Ordering::{Acquire, Relaxed, Release};
 use crate::sync::{AtomicBool, AtomicU8, AtomicU16, AtomicU32};
 use crate::types::{EndpointId, NetworkId, Route, WorkerId};
 
+/// Workers that there can be.
+const WORKERS: usize = if cfg!(all(loom, test)) { 3 } else { WorkerId::LIMIT }; // a model keeps a record of each cell
+
 /// What control wants and all workers read.
 #[derive(Debug)]
 pub struct Placement {
@@ -29,7 +32,9 @@ pub struct Placement {
     /// By network: a bit for each worker that serves a tenant of it.
     present: Box<[AtomicU32]>,
     /// By worker: itself, or, if it has no socket, another one that has: copies for flooding leave where they are made.
-    exits: Box<[WorkerId]>,
+    exits: Box<[AtomicU8]>,
+    /// A bit for each worker that there is. Of control only: who comes or goes is told to the others by orders.
+    there: AtomicU32,
     /// A bit for each worker that serves a tenant.
     serving: AtomicU32,
     /// By worker of entry: what control and it tell each other.
@@ -58,23 +63,59 @@ pub struct Entered {
 }
 
 impl Placement {
-    /// Everything on the worker where it enters. `exits` has an entry for each worker.
+    /// Everything on the worker where it enters. `exits` has an entry for each worker; others may [come](Self::come) later.
     pub fn new(exits: &[WorkerId], endpoints: usize, networks: usize) -> Placement {
-        let start = |worker: usize| {
-            let here = WorkerId(worker as u8);
-            let exit = exits.get(worker).copied().unwrap_or(here);
-            AtomicU16::new(Route::new(here, here, exit).to_bits())
-        };
-        Placement {
+        let placement = Placement {
             epoch: AtomicU32::new(0),
-            wanted: (0..exits.len()).map(|worker| std::array::from_fn(|_| start(worker))).collect(),
+            wanted: (0..WORKERS).map(|_| std::array::from_fn(|_| AtomicU16::new(0))).collect(),
             homes: (0..endpoints).map(|_| AtomicU8::new(WorkerId::NONE.0)).collect(),
             present: (0..networks).map(|_| AtomicU32::new(0)).collect(),
-            exits: exits.into(),
+            exits: (0..WORKERS).map(|_| AtomicU8::new(WorkerId::NONE.0)).collect(),
+            there: AtomicU32::new(0),
             serving: AtomicU32::new(0),
-            entries: exits.iter().map(|_| EntryNotes::new()).collect(),
+            entries: (0..WORKERS).map(|_| EntryNotes::new()).collect(),
             pause: AtomicU32::new(0),
+        };
+        for (worker, exit) in (0u8..).zip(exits) {
+            placement.come(WorkerId(worker), *exit);
         }
+        placement
+    }
+
+    /// Control: there is this worker from now on, and that one sends its frames.
+    pub fn come(&self, worker: WorkerId, exit: WorkerId) {
+        if let Some(place) = self.exits.get(worker.index()) {
+            place.store(exit.0, Relaxed);
+            self.there.fetch_or(1 << worker.0, Relaxed);
+            for bucket in 0..=u8::MAX {
+                self.want(worker, bucket, Route::all(worker));
+            }
+        }
+    }
+
+    /// Control: this worker is no more to be used: flows that visit it stay where they enter. It is gone when a pause has been
+    /// [reached](Self::is_paused) after that.
+    pub fn go(&self, worker: WorkerId) {
+        self.there.fetch_and(!(1 << worker.0), Relaxed);
+        for entry in self.present() {
+            for bucket in 0..=u8::MAX {
+                let route = self.wanted(entry, bucket);
+                if [route.decap(), route.lookup(), route.encap()].contains(&worker) {
+                    self.want(entry, bucket, Route::all(entry));
+                }
+            }
+        }
+    }
+
+    /// Control: the workers that there are.
+    pub fn present(&self) -> impl Iterator<Item = WorkerId> + use<> {
+        let there = self.there.load(Relaxed);
+        (0..WORKERS as u8).filter(move |worker| there >> worker & 1 == 1).map(WorkerId)
+    }
+
+    /// Control: whether there is this worker.
+    pub fn is_there(&self, worker: WorkerId) -> bool {
+        self.there.load(Relaxed) >> worker.0 & 1 == 1
     }
 
     /// Control: asks all workers to take nothing new in and to tell when nothing of theirs is under way any more; 0: to go on.
@@ -96,9 +137,9 @@ impl Placement {
         }
     }
 
-    /// Control: all workers have reached that pause.
-    pub fn is_paused(&self, number: u32) -> bool {
-        self.entries.iter().all(|notes| notes.paused.load(Acquire) == number)
+    /// Control: this worker has reached that pause.
+    pub fn is_paused(&self, worker: WorkerId, number: u32) -> bool {
+        self.entries.get(worker.index()).is_some_and(|notes| notes.paused.load(Acquire) == number)
     }
 
     /// Control: from now on what enters there is counted by bucket, or no more.
@@ -129,19 +170,17 @@ impl Placement {
     /// Control: spreads the steps of every flow over all workers, the same bucket always in the same way (see
     /// [`PlacementMode::Static`](crate::plan::PlacementMode::Static)).
     pub fn spread(&self) {
-        let workers = self.exits.len();
-        let step = |bucket: u8, step: usize| WorkerId(((usize::from(bucket) + step) % workers.max(1)) as u8);
-        for entry in 0..workers {
+        let workers: Vec<WorkerId> = self.present().collect();
+        let step = |bucket: u8, step: usize| {
+            let nth = (usize::from(bucket) + step) % workers.len().max(1);
+            workers.get(nth).copied().unwrap_or(WorkerId(0))
+        };
+        for &entry in &workers {
             for bucket in 0..=u8::MAX {
                 let route = Route::new(step(bucket, 1), step(bucket, 2), step(bucket, 3));
-                self.want(WorkerId(entry as u8), bucket, route);
+                self.want(entry, bucket, route);
             }
         }
-    }
-
-    /// How many workers there are.
-    pub fn workers(&self) -> usize {
-        self.exits.len()
     }
 
     /// The route that frames of this bucket should have that enter there.
@@ -162,7 +201,8 @@ impl Placement {
     /// The worker that sends the frames of this one.
     #[inline]
     pub fn exit(&self, worker: WorkerId) -> WorkerId {
-        self.exits.get(worker.index()).copied().unwrap_or(worker)
+        let exit = self.exits.get(worker.index()).map(|exit| WorkerId(exit.load(Relaxed)));
+        exit.filter(|exit| *exit != WorkerId::NONE).unwrap_or(worker)
     }
 
     /// The worker that serves this endpoint's tenant, if one is attached.

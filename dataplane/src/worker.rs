@@ -1,5 +1,5 @@
-//! One pinned thread: takes bursts from its uplink queues and its tenants, sends them through the stages, and does
-//! what control tells it in between. It polls and never waits.
+//! One worker: takes bursts from its uplink queues and its tenants, sends them through the stages, and does
+//! what control tells it in between. It runs on a pinned thread (see `pinned`), polls and never waits.
 //!
 //! The order of work in a turn: orders; what other workers sent: frames that come home, frames that may go on after a wait, a burst
 //! from each; for each uplink queue one burst in; one burst out; then the rings are tended
@@ -7,7 +7,6 @@
 //! one burst of each other source.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 
 use crate::clock::{Seconds, cycles};
 use crate::counters::WorkerCounters;
@@ -15,10 +14,12 @@ use crate::fdb::Fdb;
 use crate::frame::{BURST, Burst, FramePool};
 use crate::mailbox::{Mailbox, Order, Returned};
 use crate::mesh::Mesh;
+use crate::pinned::{Ending, Phase};
 use crate::replay::Replay;
 use crate::stages::{self, Cx, Stage, Wire, Work, collect};
 use crate::tables::Tables;
 use crate::tenants::{Detached, Tenants};
+use crate::types::WorkerId;
 use crate::xsk::{Kicks, WorkerPort, XskSocket};
 
 /// Everything that one worker owns. Engine makes it, the thread runs it, and at the end it goes back to be dropped.
@@ -40,38 +41,12 @@ pub(crate) struct Worker {
     flood_budget: usize,
     /// In this turn, what each step takes is noted.
     is_sampled: bool,
-}
-
-/// How the workers are told to end: first nothing new comes in, until all frames that are under way between them are home; then they
-/// stop.
-#[derive(Debug, Default)]
-pub(crate) struct Ending {
-    phase: AtomicU8,
-    /// Workers that have frames under way, or may have.
-    unfinished: AtomicUsize,
-}
-
-impl Ending {
-    const DRAIN: u8 = 1;
-    const HALT: u8 = 2;
-
-    /// Before the worker starts.
-    pub(crate) fn expect_worker(&self) {
-        self.unfinished.fetch_add(1, Ordering::Relaxed);
-    }
-
-    pub(crate) fn drain(&self) {
-        self.phase.fetch_max(Ending::DRAIN, Ordering::Relaxed);
-    }
-
-    /// Nothing is under way any more.
-    pub(crate) fn is_drained(&self) -> bool {
-        self.unfinished.load(Ordering::Relaxed) == 0
-    }
-
-    pub(crate) fn halt(&self) {
-        self.phase.store(Ending::HALT, Ordering::Relaxed);
-    }
+    /// When its last turn ended, in cycles.
+    last_end: u64,
+    /// Since the end began: all its frames are home.
+    is_finished: bool,
+    /// Control calls it back from the thread that it runs on.
+    leaves: bool,
 }
 
 /// Copies for flooding in one turn, all tenants and remotes together. A flood that has begun is finished, so a turn can
@@ -115,39 +90,59 @@ impl Worker {
             bursts: (Burst::new(), Burst::new()),
             flood_budget: 0,
             is_sampled: false,
+            last_end: 0,
+            is_finished: false,
+            leaves: false,
         }
     }
 
-    /// Turns until told to stop.
-    pub(crate) fn run(mut self, ending: &Ending) -> Worker {
-        let mut before = cycles();
-        let mut is_finished = false;
-        loop {
-            let phase = ending.phase.load(Ordering::Relaxed);
-            if phase == Ending::HALT {
-                return self;
-            }
-            let moved = self.turn(before, phase == 0);
-            let now = cycles();
-            let spent = now.wrapping_sub(before);
-            before = now;
-            self.counters.turns.add(1);
-            self.counters.cycles_total.add(spent);
-            if spent > STALL_CYCLES {
-                self.counters.stalls.add(1);
-                self.counters.cycles_stalled.add(spent);
-            } else if moved > 0 {
-                self.counters.cycles_busy.add(spent);
-                self.counters.turn_costs.note(moved as u64, spent);
-            }
-            if moved > 0 {
-                self.counters.frames_free.set(self.pool.available() as u64);
-            }
-            if phase == Ending::DRAIN && !is_finished && self.has_all_home() {
-                is_finished = true;
-                ending.unfinished.fetch_sub(1, Ordering::Relaxed);
-            }
+    /// Before its first turn on a thread.
+    pub(crate) fn sit_down(&mut self, now: u64) {
+        self.last_end = now;
+        self.leaves = false;
+    }
+
+    /// Who it is.
+    pub(crate) fn id(&self) -> WorkerId {
+        self.mesh.as_ref().map_or(WorkerId(0), Mesh::me)
+    }
+
+    /// It has said that all its frames are home, at the end.
+    pub(crate) fn is_finished(&self) -> bool {
+        self.is_finished
+    }
+
+    /// It is to leave the thread that it runs on.
+    #[inline]
+    pub(crate) fn leaves(&self) -> bool {
+        self.leaves
+    }
+
+    /// A turn, and what it took; when it ended, in cycles. Time in which other workers of the thread ran is time in which this one
+    /// found nothing to do.
+    #[inline]
+    pub(crate) fn run(&mut self, began: u64, phase: Phase, ending: &Ending) -> u64 {
+        let moved = self.turn(began, phase == Phase::Run);
+        let now = cycles();
+        let (spent, elapsed) = (now.wrapping_sub(began), now.wrapping_sub(self.last_end));
+        self.last_end = now;
+        self.counters.turns.add(1);
+        self.counters.cycles_total.add(elapsed);
+        if elapsed > STALL_CYCLES {
+            self.counters.stalls.add(1);
+            self.counters.cycles_stalled.add(elapsed);
+        } else if moved > 0 {
+            self.counters.cycles_busy.add(spent);
+            self.counters.turn_costs.note(moved as u64, spent);
         }
+        if moved > 0 {
+            self.counters.frames_free.set(self.pool.available() as u64);
+        }
+        if phase == Phase::Drain && !self.is_finished && self.has_all_home() {
+            self.is_finished = true;
+            ending.worker_is_done();
+        }
+        now
     }
 
     /// No frame of ours is on another worker, or waits.
@@ -322,6 +317,20 @@ impl Worker {
                 Ok(()) => return,
                 Err(rings) => Returned::Tenant(Detached { endpoint, serial, rings, fault: None }),
             },
+            Order::Mesh(mut mesh) => {
+                std::mem::swap(&mut self.mesh, &mut mesh);
+                Returned::Mesh(mesh)
+            }
+            Order::Links { mut links, without } => {
+                if let Some(mesh) = &mut self.mesh {
+                    mesh.relink(&mut links, without);
+                }
+                Returned::Links(links)
+            }
+            Order::Leave => {
+                self.leaves = true;
+                return;
+            }
         };
         self.mailbox.give_back(answer);
     }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use peregrine_dataplane::discard::DiscardCounters;
 use peregrine_dataplane::engine::Engine;
 use peregrine_dataplane::frame::bucket;
-use peregrine_dataplane::plan::{Plan, WorkerPlan};
+use peregrine_dataplane::plan::{PlacementMode, Plan, WorkerPlan};
 use peregrine_dataplane::replay::{ReplayFrame, STAMP};
 use peregrine_dataplane::stats::Stats;
 use peregrine_dataplane::types::{CoreId, EndpointId, Route, WorkerId};
@@ -22,7 +22,9 @@ const PATIENCE: Duration = Duration::from_secs(60);
 fn workers(count: usize) -> Plan {
     let cores: Vec<usize> = core_affinity::get_core_ids().unwrap().iter().map(|core| core.id).collect();
     let worker = |n: usize| WorkerPlan { core: CoreId(cores[n % cores.len()]), nice: None };
-    let mut plan = Plan { workers: (0..count).map(worker).collect(), ..plan() };
+    // Static: whenever workers come or go, all flows are spread anew.
+    let workers = (0..count).map(worker).collect();
+    let mut plan = Plan { workers, placement: PlacementMode::Static, ..plan() };
     plan.uplink.ring_size = 2048;
     plan
 }
@@ -39,10 +41,11 @@ fn flows(to: u8, count: u16) -> Vec<(ReplayFrame, u8)> {
     (0..count).map(frame).collect()
 }
 
-/// Any steps on any workers, by a number that changes each time.
-fn route(n: usize, workers: usize) -> Route {
-    let worker = |n: usize| WorkerId((n % workers) as u8);
-    Route::new(worker(n), worker(n / workers), worker(n / workers / workers))
+/// Any steps on any workers that there are, by a number that changes each time.
+fn route(engine: &Engine, n: usize) -> Route {
+    let workers: Vec<WorkerId> = engine.workers().collect();
+    let worker = |n: usize| workers[n % workers.len()];
+    Route::new(worker(n), worker(n / workers.len()), worker(n / workers.len().pow(2)))
 }
 
 /// Waits until so many more packets have come to each of these, and does what control does meanwhile.
@@ -67,7 +70,35 @@ fn move_tenant(engine: &mut Engine, endpoint: EndpointId) {
     }
 }
 
-/// Moves `rounds` buckets, and now and then a tenant; returns the counters, and the tenants' when all has ended.
+/// Waits until there are so many workers, on so many cores.
+fn let_workers(engine: &mut Engine, workers: usize, cores: usize) {
+    let deadline = Instant::now() + PATIENCE;
+    let are =
+        |engine: &Engine| (engine.stats().workers.len(), engine.workers().count(), engine.cores().len());
+    while are(engine) != (workers, workers, cores) {
+        assert!(Instant::now() < deadline, "{:?}, not {workers} on {cores}", are(engine));
+        assert_eq!(engine.poll(), []);
+        std::thread::yield_now();
+    }
+}
+
+/// One worker comes, or goes: in turn one without queues comes, the second one's core goes, so that it moves to another one's, it gets
+/// a core again, and the one without queues goes.
+fn change_workers(engine: &mut Engine, start: usize, nth: usize) {
+    let cores: Vec<CoreId> =
+        core_affinity::get_core_ids().unwrap().iter().map(|core| CoreId(core.id)).collect();
+    let (first, second) = (cores[0], *cores.get(1).expect("two CPUs are needed"));
+    match nth % 4 {
+        0 => engine.add_worker(&WorkerPlan { core: first, nice: None }).unwrap(),
+        1 => engine.remove_worker(second).unwrap(),
+        2 => engine.add_worker(&WorkerPlan { core: second, nice: None }).unwrap(),
+        _ => engine.remove_worker(first).unwrap(), // of those on that core, the last one
+    }
+    let (workers, cores) = [(1, 1), (1, 0), (1, 1), (0, 0)][nth % 4];
+    let_workers(engine, start + workers, start + cores);
+}
+
+/// Moves `rounds` buckets, and now and then a tenant or a worker; returns the counters, and the tenants' when all has ended.
 fn move_buckets(workers_count: usize, rounds: usize) -> (Stats, Vec<Arc<DiscardCounters>>) {
     let enter = [flows(1, 40), flows(2, 40)];
     let buckets: Vec<u8> = enter.iter().flatten().map(|(_, bucket)| *bucket).collect();
@@ -77,13 +108,16 @@ fn move_buckets(workers_count: usize, rounds: usize) -> (Stats, Vec<Arc<DiscardC
     let_flow(&mut engine, &[&tenants[0], &tenants[1]], 10_000);
     for round in 0..rounds {
         let entry = WorkerId((round % 2) as u8);
-        assert!(engine.place(entry, buckets[round * 7 % buckets.len()], route(round, workers_count)));
+        assert!(engine.place(entry, buckets[round * 7 % buckets.len()], route(&engine, round)));
         // Some moves at once, so that some are changed again before they are over; then a look that all goes on.
         if round % 16 == 0 {
             let_flow(&mut engine, &[&tenants[0], &tenants[1]], 50);
         }
         if round % 64 == 0 {
             move_tenant(&mut engine, [WEB, DB][round / 64 % 2]);
+        }
+        if round % 200 == 100 {
+            change_workers(&mut engine, workers_count, round / 200);
         }
     }
     let_flow(&mut engine, &[&tenants[0], &tenants[1]], 10_000);

@@ -45,6 +45,10 @@ pub struct Load {
 pub struct WorkerLoad {
     /// Share of its cycles that it needs for its frames.
     pub busy: f64,
+    /// The core that it runs on: those with the same number share one.
+    pub core: usize,
+    /// Steps and tenants may be given to it.
+    pub is_there: bool,
     /// It may serve tenants: it can send.
     pub serves: bool,
 }
@@ -122,7 +126,7 @@ pub enum Goal {
 pub struct Proposal {
     /// In their order; empty: it is as good as it gets.
     pub changes: Vec<Change>,
-    /// The highest load before and after, as a share of a worker's cycles; above 1: more than it can do.
+    /// The highest load before and after, as a share of a core's cycles; above 1: more than it can do.
     pub highest: [f64; 2],
     /// Cycles a second of all workers together that come in addition (negative: that are saved).
     pub added: f64,
@@ -389,8 +393,26 @@ impl<'l> Model<'l> {
         changes
     }
 
+    fn core(&self, worker: WorkerId) -> Option<usize> {
+        self.load.workers.get(worker.index()).map(|worker| worker.core)
+    }
+
+    /// Of the core that the worker runs on.
+    fn core_cycles(&self, state: &State, worker: WorkerId) -> f64 {
+        let here = self.core(worker);
+        let on = |place: usize| self.core(WorkerId(place as u8));
+        state
+            .cycles
+            .iter()
+            .enumerate()
+            .filter(|(place, _)| on(*place) == here)
+            .map(|(_, cycles)| cycles)
+            .sum()
+    }
+
     fn score(&self, state: &State, goal: Goal) -> Score {
-        let highest = state.cycles.iter().copied().fold(0.0, f64::max);
+        let cores = (0..state.cycles.len()).map(|worker| self.core_cycles(state, WorkerId(worker as u8)));
+        let highest = cores.fold(0.0, f64::max);
         let total = state.cycles.iter().sum();
         let value = match goal {
             // A little for the total, so that of two ways that relieve the busiest alike the cheaper one wins.
@@ -414,8 +436,11 @@ impl<'l> Model<'l> {
     /// What could be done for the busiest worker with the flows and tenants that cost it most and the workers that have least to do; or
     /// to gather those that are away.
     fn steps(&self, goal: Goal, may_move_tenants: bool) -> Vec<Step> {
-        let workers = || (0..self.state.cycles.len()).map(|worker| WorkerId(worker as u8));
-        let cycles = |worker: &WorkerId| self.state.cycles.get(worker.index()).copied().unwrap_or(0.0);
+        let workers = || {
+            let there = self.load.workers.iter().enumerate().filter(|(_, worker)| worker.is_there);
+            there.map(|(place, _)| WorkerId(place as u8))
+        };
+        let cycles = |worker: &WorkerId| self.core_cycles(&self.state, *worker);
         let Some(busiest) = workers().max_by(|a, b| cycles(a).total_cmp(&cycles(b))) else {
             return Vec::new();
         };
@@ -484,9 +509,10 @@ impl<'l> Model<'l> {
         weighed.into_iter().map(|(_, place, flow)| (place, flow)).collect()
     }
 
-    /// What of a flow could be taken off this worker.
+    /// What of a flow could be taken off the core of this worker.
     fn cycles_at(&self, flow: &Flow, worker: WorkerId) -> f64 {
-        let at = |there: WorkerId, cycles: f64| if there == worker { cycles } else { 0.0 };
+        let here = self.core(worker);
+        let at = |there: WorkerId, cycles: f64| if self.core(there) == here { cycles } else { 0.0 };
         at(flow.route.decap(), flow.inward * self.stage(Stage::Decap))
             + at(flow.route.lookup(), (flow.inward + flow.outward) * self.stage(Stage::Lookup))
             + at(flow.route.encap(), flow.outward * self.stage(Stage::Encap))
@@ -516,11 +542,12 @@ impl<'l> Model<'l> {
         self.load.workers.get(worker.index()).is_some_and(|load| load.serves)
     }
 
-    /// The tenants that move most packets on the busiest worker, to gather on any, each with another one of these workers.
+    /// The tenants that move most packets on the core of the busiest worker, to gather on any, each with another one of these workers.
     fn homes(&self, goal: Goal, busiest: WorkerId, others: &[WorkerId]) -> Vec<(usize, TenantLoad)> {
         let tenants = self.tenants.iter().copied().enumerate();
-        let mut tenants: Vec<(usize, TenantLoad)> =
-            tenants.filter(|(_, tenant)| goal != Goal::Spread || tenant.home == busiest).collect();
+        let mut tenants: Vec<(usize, TenantLoad)> = tenants
+            .filter(|(_, tenant)| goal != Goal::Spread || self.core(tenant.home) == self.core(busiest))
+            .collect();
         tenants.sort_by(|a, b| (b.1.to + b.1.from).total_cmp(&(a.1.to + a.1.from)));
         let moved = |(place, tenant): (usize, TenantLoad)| {
             let homes = others.iter().copied().filter(move |home| *home != tenant.home && self.serves(*home));
@@ -543,12 +570,16 @@ mod tests {
     const A: WorkerId = WorkerId(0);
     const B: WorkerId = WorkerId(1);
 
+    fn worker(core: usize, busy: f64, serves: bool) -> WorkerLoad {
+        WorkerLoad { busy, core, is_there: true, serves }
+    }
+
     /// One flow that fills worker A of two, `work` cycles in each of four steps.
     fn one_flow(work: f64, hop: f64, serves: bool) -> Load {
         let base = 100.0;
         let rate = 1e9 / (4.0 * work + base);
         Load {
-            workers: vec![WorkerLoad { busy: 1.0, serves: true }, WorkerLoad { busy: 0.0, serves }],
+            workers: vec![worker(0, 1.0, true), worker(1, 0.0, serves)],
             stage_cycles: [work; Stage::COUNT],
             hop_cycles: hop,
             flows: vec![Flow { entry: A, bucket: 7, route: Route::all(A), inward: rate, outward: 0.0 }],
@@ -589,6 +620,22 @@ mod tests {
     }
 
     #[test]
+    fn a_worker_on_the_same_core_or_one_that_leaves_is_no_help() {
+        for (core, is_there) in [(0, true), (1, false)] {
+            let mut load = one_flow(500.0, 150.0, true);
+            load.workers[1] = WorkerLoad { core, is_there, ..load.workers[1] };
+            assert_eq!(propose(&load, Goal::Spread, true).changes, [], "core {core}, there: {is_there}");
+        }
+        // But one on another core is, and what the first two have to do together is seen.
+        let mut load = one_flow(500.0, 150.0, true);
+        load.workers = vec![worker(0, 0.5, true), worker(0, 0.5, true), worker(1, 0.0, true)];
+        load.flows[0].inward /= 2.0;
+        load.tenants[0].to /= 2.0;
+        let found = propose(&load, Goal::Spread, true);
+        assert!((found.highest[0] - 1.0).abs() < 1e-9 && found.highest[1] < 0.8, "{found:?}");
+    }
+
+    #[test]
     fn what_was_split_is_gathered_when_there_is_time() {
         let mut load = one_flow(500.0, 150.0, true);
         let share = 0.2;
@@ -596,11 +643,11 @@ mod tests {
         load.flows[0].route = Route::new(A, B, A);
         load.tenants[0].to *= share;
         load.tenants[0].home = B;
-        load.workers = vec![WorkerLoad { busy: 0.11, serves: true }; 2];
+        load.workers = vec![worker(0, 0.11, true), worker(1, 0.11, true)];
         let found = propose(&load, Goal::Gather { below: 0.6 }, true);
         assert_eq!(found.changes.len(), 2, "{found:?}");
         assert!(found.added < 0.0 && found.highest[1] < 0.3, "{found:?}");
-        load.workers = vec![WorkerLoad { busy: 0.45, serves: true }; 2];
+        load.workers = vec![worker(0, 0.45, true), worker(1, 0.45, true)];
         load.flows[0].inward *= 4.0;
         load.tenants[0].to *= 4.0;
         let full = propose(&load, Goal::Gather { below: 0.6 }, true);
@@ -628,7 +675,7 @@ mod tests {
             from: 700.0 * (n % 3) as f64,
         };
         Load {
-            workers: vec![WorkerLoad { busy: 0.5, serves: true }; 3],
+            workers: (0..3).map(|core| super::tests::worker(core, 0.5, true)).collect(),
             stage_cycles: [100.0, 110.0, 120.0, 130.0, 140.0, 0.0],
             hop_cycles: 150.0,
             flows: (0..40).map(flow).collect(),
@@ -682,7 +729,7 @@ mod tests {
         let small = |bucket| Flow { entry: A, bucket, route: Route::all(A), inward: 5_000.0, outward: 0.0 };
         let big = |bucket| Flow { entry: B, bucket, route: Route::all(B), inward: 40_000.0, outward: 0.0 };
         load.flows = (0..200).map(small).chain((0..12).map(big)).collect();
-        load.workers = vec![WorkerLoad { busy: 1.0, serves: true }, WorkerLoad { busy: 0.4, serves: true }];
+        load.workers = vec![worker(0, 1.0, true), worker(1, 0.4, true)];
         let found = propose(&load, Goal::Spread, false);
         assert!(found.highest[1] < 0.95, "{found:?}");
         assert!(found.changes.iter().any(|change| matches!(change, Change::Route { entry: A, .. })));
@@ -702,7 +749,7 @@ mod tests {
     #[test]
     fn flows_that_have_ended_come_home() {
         let mut load = one_flow(100.0, 150.0, true);
-        load.workers = vec![WorkerLoad { busy: 0.1, serves: true }; 2];
+        load.workers = vec![worker(0, 0.1, true), worker(1, 0.1, true)];
         let ended = Flow { entry: B, bucket: 3, route: Route::all(A), inward: 0.0, outward: 0.0 };
         load.flows = vec![ended, Flow { bucket: 4, route: Route::all(B), ..ended }];
         let found = propose(&load, Goal::Gather { below: 0.6 }, false);

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::Engine;
+use super::workers::{Presence, WorkerHandle};
 use crate::balance::model::Change;
 use crate::balance::{BalanceStats, Balancer, Detail, Reading, TICK, WorkerReading};
 use crate::mailbox::{Order, Returned};
@@ -33,7 +34,7 @@ impl Balancing {
 impl Engine {
     /// When [`poll`](Engine::poll) has something to do at the latest, besides what others ask for.
     pub fn deadline(&self) -> Option<Instant> {
-        self.balancing.as_ref().map(|balancing| balancing.next)
+        self.balancing.as_ref().map(|balancing| balancing.next).into_iter().chain(self.due).min()
     }
 
     /// One look, if it is time.
@@ -72,6 +73,8 @@ impl Engine {
                 outward: counters.tenant_rx.frames.get(),
                 delivered: counters.tenant_tx.frames.get(),
                 sent: counters.uplink_tx.frames.get(),
+                core: worker.thread,
+                is_there: worker.presence == Presence::Present,
                 serves: worker.sends,
             });
             for (sum, stage) in reading.stages.iter_mut().zip(Stage::ALL) {
@@ -112,16 +115,26 @@ impl Engine {
     pub fn serve_at(&mut self, endpoint: EndpointId, to: WorkerId) -> bool {
         let connection = self.connections.get(endpoint.index()).copied().unwrap_or_default();
         let Some(from) = connection.home.filter(|from| *from != to) else { return false };
-        if !self.workers.get(to.index()).is_some_and(|worker| worker.sends && worker.outbox.is_empty()) {
+        let can_serve = |worker: &WorkerHandle| {
+            worker.sends && worker.presence == Presence::Present && worker.outbox.is_empty()
+        };
+        if !self.workers.get(to.index()).is_some_and(can_serve) {
             return false;
         }
+        let serial = connection.serial;
+        self.pause(|engine| engine.hand_tenant(endpoint, serial, from, to))
+    }
+
+    /// Does something while nothing is under way and all workers take nothing in, which they may do for some microseconds. False if
+    /// they do not come to rest in time, or if it could not be done.
+    pub(super) fn pause(&mut self, act: impl FnOnce(&mut Engine) -> bool) -> bool {
         self.pauses = self.pauses.wrapping_add(1).max(1); // 0 is none
-        let pause = self.pauses;
-        self.placement.ask_pause(pause);
-        let moved = wait(PAUSE_PATIENCE, || self.placement.is_paused(pause))
-            && self.hand_tenant(endpoint, connection.serial, from, to);
+        let number = self.pauses;
+        self.placement.ask_pause(number);
+        let is_done = wait(PAUSE_PATIENCE, || self.present().all(|it| self.placement.is_paused(it, number)))
+            && act(self);
         self.placement.ask_pause(0);
-        moved
+        is_done
     }
 
     /// While all workers pause.

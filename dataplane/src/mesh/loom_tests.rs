@@ -120,7 +120,7 @@ impl Control {
     fn move_tenant(&self, number: u32, to: WorkerId) {
         self.placement.ask_pause(number);
         let mut looks = 0..2;
-        while !self.placement.is_paused(number) {
+        while ![A, B].into_iter().all(|it| self.placement.is_paused(it, number)) {
             if looks.next().is_none() {
                 return self.placement.ask_pause(0);
             }

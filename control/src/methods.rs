@@ -1,0 +1,133 @@
+//! The methods of the control socket: what each takes, does and returns. Called by [`daemon`](crate::daemon) for each request; nothing
+//! here waits.
+//!
+//! | method | parameters | result |
+//! |---|---|---|
+//! | `status`, `stats`, `fdb`, `version` | none | what runs, the counters, where addresses are, the daemon's version |
+//! | `worker.add` | `core`: a CPU; `nice`: −20 to 19, if wanted | `cores`: those in use |
+//! | `worker.remove` | `core` | the same |
+
+use std::path::Path;
+use std::time::Instant;
+
+use peregrine_dataplane::engine::{Engine, WorkerError};
+use peregrine_dataplane::plan::{Plan, WorkerPlan};
+use peregrine_dataplane::types::CoreId;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::preflight;
+use crate::rpc::{RpcError, code, no_params, params};
+use crate::status::{self, Status, VERSION, WorkerStatus};
+use crate::tenants::Tenants;
+use crate::underlay::Underlay;
+
+/// What the methods look at and change.
+#[derive(Debug)]
+pub struct Methods<'d> {
+    /// The config.
+    pub plan: &'d Plan,
+    /// The workers.
+    pub engine: &'d mut Engine,
+    /// The tenants' connections.
+    pub tenants: &'d Tenants,
+    /// The next hops.
+    pub underlay: &'d Underlay,
+    /// The cores that this process could use at its start.
+    pub usable: &'d [CoreId],
+    /// Since when packets are forwarded.
+    pub started: Instant,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct AddWorker {
+    core: usize,
+    nice: Option<i8>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RemoveWorker {
+    core: usize,
+}
+
+impl Methods<'_> {
+    /// Does what a request asks for.
+    ///
+    /// # Errors
+    /// For the client: no such method, wrong parameters, or it cannot be done as things are.
+    pub fn answer(&mut self, method: &str, given: Value, now: Instant) -> Result<Value, RpcError> {
+        match method {
+            "worker.add" => return self.add_worker(params(method, given)?),
+            "worker.remove" => return self.remove_worker(params(method, given)?),
+            "status" | "stats" | "fdb" | "version" => no_params(method, &given)?,
+            other => {
+                let text = format!(
+                    "no method {other:.32}: there are status, stats, fdb, version, worker.add and worker.remove"
+                );
+                return Err(RpcError::new(code::NO_METHOD, text));
+            }
+        }
+        match method {
+            "status" => to_value(&self.status(&self.plan.control_socket, now)),
+            "stats" => to_value(&self.engine.stats()),
+            "fdb" => to_value(&status::fdb(self.engine, self.plan)),
+            _ => Ok(Value::from(VERSION)),
+        }
+    }
+
+    fn status<'a>(&'a self, control_socket: &'a Path, now: Instant) -> Status<'a> {
+        let Methods { plan, engine, tenants, underlay, started, .. } = self;
+        Status {
+            version: VERSION,
+            pid: std::process::id(),
+            placement: plan.placement,
+            uptime_seconds: now.saturating_duration_since(*started).as_secs(),
+            control_socket,
+            uplink: status::uplink(engine.uplink(), plan, underlay.link()),
+            workers: engine.busy().into_iter().map(|(core, busy)| WorkerStatus { core, busy }).collect(),
+            networks: status::networks(plan),
+            endpoints: status::endpoints(plan, tenants.records(), now),
+            next_hops: status::next_hops(underlay),
+            handshakes: tenants.handshakes(),
+        }
+    }
+
+    fn add_worker(&mut self, AddWorker { core, nice }: AddWorker) -> Result<Value, RpcError> {
+        let core = CoreId(core);
+        if !self.usable.contains(&core) {
+            let usable = preflight::ranges(self.usable);
+            return Err(refused(format!("core {}: this process may use cores {usable}", core.0)));
+        }
+        if nice.is_some_and(|nice| !(-20..=19).contains(&nice)) {
+            let text = "worker.add: nice is from -20 (highest priority) to 19".to_string();
+            return Err(RpcError::new(code::INVALID_PARAMS, text));
+        }
+        if self.engine.cores().contains(&core) {
+            return Err(refused(WorkerError::Taken(core).to_string()));
+        }
+        self.engine.add_worker(&WorkerPlan { core, nice }).map_err(|e| refused(e.to_string()))?;
+        Ok(self.cores())
+    }
+
+    fn remove_worker(&mut self, RemoveWorker { core }: RemoveWorker) -> Result<Value, RpcError> {
+        self.engine.remove_worker(CoreId(core)).map_err(|e| refused(e.to_string()))?;
+        Ok(self.cores())
+    }
+
+    /// Those in use from now on; this thread keeps off them.
+    fn cores(&self) -> Value {
+        let cores = self.engine.cores();
+        preflight::leave_workers_alone(self.usable, &cores, None);
+        json!({ "cores": cores })
+    }
+}
+
+fn refused(text: String) -> RpcError {
+    RpcError::new(code::REFUSED, text)
+}
+
+fn to_value(value: &impl serde::Serialize) -> Result<Value, RpcError> {
+    serde_json::to_value(value).map_err(|e| RpcError::new(code::INTERNAL, e.to_string()))
+}

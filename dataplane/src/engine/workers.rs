@@ -1,0 +1,457 @@
+//! Workers that come and go while frames flow.
+//!
+//! A worker that holds queues of the interface cannot end: its sockets are bound to its memory. When its core is taken away it moves, whole,
+//! to another core; when a core is added, one that shares a core moves there. Where nobody shares a core, the new core gets a worker
+//! without queues, which takes steps for the others; such a one ends when its core goes.
+//!
+//! Nothing here waits for a worker but for its thread to start: what takes several steps goes on with each [`Engine::poll`].
+//!
+//! ```text
+//! Joining ──all others have their rings to it──► Present ──its core goes──► Leaving ──nothing is under way──► Drained ──► Absent
+//! ```
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::balancing::Balancing;
+use super::{Engine, StartError};
+use crate::counters::WorkerCounters;
+use crate::frame::FramePool;
+use crate::mailbox::{Mailbox, Order};
+use crate::mesh::{self, Mesh};
+use crate::pinned::PinnedThread;
+use crate::plan::{PlacementMode, WorkerPlan};
+use crate::types::{CoreId, WorkerId};
+use crate::worker::{Port, Shared, Uplink, Worker};
+use crate::xsk;
+
+/// Until the next try, if they took longer; and how often control looks while somebody comes or goes.
+const RETRY: Duration = Duration::from_millis(2);
+
+/// Why no worker came, or none went. One line.
+#[derive(Debug)]
+pub enum WorkerError {
+    /// The thread did not start.
+    Start(StartError),
+    /// There is one on this core.
+    Taken(CoreId),
+    /// There is none on this core.
+    NoneThere {
+        /// Which.
+        core: CoreId,
+        /// Those that have one.
+        taken: Vec<CoreId>,
+    },
+    /// Somebody must be left.
+    Last(CoreId),
+    /// There are as many as there can be.
+    Full,
+    /// All steps are run where a frame enters, and the worker would have no queue.
+    NothingToDo,
+}
+
+impl fmt::Display for WorkerError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            WorkerError::Start(error) => error.fmt(f),
+            WorkerError::Taken(core) => write!(f, "core {} has a worker already: choose another one", core.0),
+            WorkerError::NoneThere { core, taken } => {
+                let taken: Vec<String> = taken.iter().map(|core| core.0.to_string()).collect();
+                write!(f, "core {} has no worker: those on cores {} can be removed", core.0, taken.join(", "))
+            }
+            WorkerError::Last(core) => {
+                write!(f, "the worker on core {} is the last one: add another one first, or stop the daemon", core.0)
+            }
+            WorkerError::Full => write!(f, "there are {} workers, as many as there can be", WorkerId::LIMIT),
+            WorkerError::NothingToDo => f.write_str(
+                "every queue has a worker, and with placement = \"run-to-completion\" another one has nothing to do: choose \"balanced\"",
+            ),
+        }
+    }
+}
+
+impl std::error::Error for WorkerError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            WorkerError::Start(error) => Some(error),
+            _ => None,
+        }
+    }
+}
+
+/// Where a worker is in its life.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Presence {
+    /// It runs, but not all others have their rings to it.
+    Joining,
+    Present,
+    /// Nothing new goes to it.
+    Leaving,
+    /// Nothing is under way to it or on it: it is called back.
+    Drained,
+    /// Its place is free; its counters stay, for the sums.
+    Absent,
+}
+
+/// What control knows of a worker.
+#[derive(Debug)]
+pub(super) struct WorkerHandle {
+    /// The place of its thread in the list.
+    pub(super) thread: usize,
+    pub(super) presence: Presence,
+    /// How often it was told to leave its thread and has not done it yet.
+    leaves: u32,
+    pub(super) counters: Arc<WorkerCounters>,
+    pub(super) mailbox: Arc<Mailbox>,
+    /// Orders that the mailbox had no room for yet.
+    pub(super) outbox: VecDeque<Order>,
+    /// It has a socket of its own.
+    pub(super) sends: bool,
+    pub(super) frames_total: u64,
+    /// Busy and total cycles at the last [`Engine::age`], and the share between the last two.
+    pub(super) cycles_seen: (u64, u64),
+    pub(super) busy: f64,
+}
+
+impl WorkerHandle {
+    /// Tables that wait are replaced by newer ones, so the list stays as short as there are tenants.
+    pub(super) fn send(&mut self, order: Order) {
+        if matches!(order, Order::Tables(_)) {
+            self.outbox.retain(|waiting| !matches!(waiting, Order::Tables(_)));
+        }
+        self.outbox.push_back(order);
+        self.flush();
+    }
+
+    /// Orders keep their order: the first that finds no room stays in front.
+    pub(super) fn flush(&mut self) {
+        while let Some(order) = self.outbox.pop_front() {
+            if let Err(order) = self.mailbox.send(order) {
+                self.outbox.push_front(order);
+                return;
+            }
+        }
+    }
+
+    /// It is to leave its thread.
+    fn call_back(&mut self) {
+        self.leaves += 1;
+        self.send(Order::Leave);
+    }
+
+    /// It has taken every order, and so done it before it looks at another frame.
+    fn has_obeyed(&self) -> bool {
+        self.outbox.is_empty() && self.mailbox.is_read()
+    }
+
+    /// The busy share since the last call.
+    pub(super) fn measure_busy(&mut self) {
+        let cycles = (self.counters.cycles_busy.get(), self.counters.cycles_total.get());
+        let (busy, total) = (cycles.0 - self.cycles_seen.0, cycles.1 - self.cycles_seen.1);
+        self.cycles_seen = cycles;
+        self.busy = if total == 0 { 0.0 } else { (busy as f64 / total as f64).min(1.0) };
+    }
+}
+
+impl Engine {
+    /// At the start: a worker on a thread of its own.
+    pub(super) fn start_worker(
+        &mut self,
+        plan: &WorkerPlan,
+        port: Port,
+        mesh: Option<Mesh>,
+    ) -> Result<(), StartError> {
+        let thread = self.start_thread(plan)?;
+        let me = mesh.as_ref().map_or(WorkerId(0), Mesh::me);
+        let counters = self.new_counters();
+        self.seat_new(me, thread, port, mesh, counters);
+        Ok(())
+    }
+
+    /// Its place in the list.
+    fn start_thread(&mut self, plan: &WorkerPlan) -> Result<usize, StartError> {
+        let thread = Some(PinnedThread::start(plan, &self.ending)?);
+        let free = self.threads.iter().position(Option::is_none);
+        let place = free.unwrap_or(self.threads.len());
+        match self.threads.get_mut(place) {
+            Some(free) => *free = thread,
+            None => self.threads.push(thread),
+        }
+        Ok(place)
+    }
+
+    fn new_counters(&self) -> Arc<WorkerCounters> {
+        let Engine { plan, remotes, .. } = self;
+        Arc::new(WorkerCounters::new(plan.networks.len(), plan.endpoints.len(), remotes.len()))
+    }
+
+    fn seat_new(
+        &mut self,
+        me: WorkerId,
+        thread: usize,
+        mut port: Port,
+        mesh: Option<Mesh>,
+        counters: Arc<WorkerCounters>,
+    ) {
+        port.pool.set_owner(me);
+        let mailbox = Arc::new(Mailbox::new());
+        counters.frames_free.set(port.pool.available() as u64);
+        let handle = WorkerHandle {
+            thread,
+            presence: Presence::Present,
+            leaves: 0,
+            counters: counters.clone(),
+            mailbox: mailbox.clone(),
+            outbox: VecDeque::new(),
+            sends: port.uplink.sends(),
+            frames_total: port.pool.capacity() as u64,
+            cycles_seen: (counters.cycles_busy.get(), counters.cycles_total.get()),
+            busy: 0.0,
+        };
+        let shared = Shared {
+            tables: self.tables.clone(),
+            fdb: self.fdb.clone(),
+            seconds: self.seconds.clone(),
+            work: self.work.clone(),
+        };
+        let worker = Worker::new(port, shared, mesh, counters, mailbox);
+        self.ending.expect_worker();
+        if let Some(Some(thread)) = self.threads.get(thread) {
+            thread.seat(Box::new(worker));
+        }
+        match self.workers.get_mut(me.index()) {
+            Some(place) => *place = handle,
+            None => self.workers.push(handle),
+        }
+    }
+
+    /// The CPU that it runs on.
+    pub(super) fn core_of(&self, worker: &WorkerHandle) -> CoreId {
+        let thread = self.threads.get(worker.thread).and_then(Option::as_ref);
+        thread.map_or(CoreId(usize::MAX), PinnedThread::core)
+    }
+
+    /// The cores that workers run on, in their order.
+    pub fn cores(&self) -> Vec<CoreId> {
+        let open = self.threads.iter().flatten().filter(|thread| !thread.is_closed());
+        let mut cores: Vec<CoreId> = open.map(PinnedThread::core).collect();
+        cores.sort_unstable();
+        cores
+    }
+
+    /// Uses another core: a worker that shares one moves there, or a new one, without queues, takes steps for the others. The
+    /// next calls of [`poll`](Self::poll) complete it.
+    ///
+    /// # Errors
+    /// [`WorkerError`]; nothing has changed then.
+    pub fn add_worker(&mut self, plan: &WorkerPlan) -> Result<(), WorkerError> {
+        let guest = self.guest();
+        let free = self.workers.iter().position(|worker| worker.presence == Presence::Absent);
+        let me = free.unwrap_or(self.workers.len());
+        if guest.is_none() && self.plan.placement == PlacementMode::RunToCompletion {
+            return Err(WorkerError::NothingToDo);
+        }
+        if guest.is_none() && me >= WorkerId::LIMIT {
+            return Err(WorkerError::Full);
+        }
+        let thread = self.start_thread(plan).map_err(WorkerError::Start)?;
+        match guest {
+            Some(guest) => self.move_worker(guest, thread),
+            None => self.join_new(WorkerId(me as u8), thread),
+        }
+        self.due = Some(Instant::now());
+        Ok(())
+    }
+
+    /// A worker with queues that shares its core with another worker.
+    fn guest(&self) -> Option<usize> {
+        let stays = |worker: &&WorkerHandle| matches!(worker.presence, Presence::Joining | Presence::Present);
+        let on = |thread: usize| self.workers.iter().filter(stays).filter(|it| it.thread == thread).count();
+        self.workers.iter().rposition(|it| it.sends && stays(&it) && on(it.thread) > 1)
+    }
+
+    /// A worker without queues, and rings between it and the others.
+    fn join_new(&mut self, me: WorkerId, thread: usize) {
+        let others: Vec<WorkerId> = self.present().filter(|other| *other != me).collect();
+        let frames = self.workers.iter().map(|worker| worker.frames_total).max().unwrap_or(0) as usize;
+        let (mesh, theirs) = mesh::join(&self.placement, me, &others, frames);
+        for (other, mut links) in others.into_iter().zip(theirs) {
+            let order = if self.is_alone {
+                let mut first = Mesh::new(&self.placement, other);
+                first.relink(&mut links, me);
+                Order::Mesh(Box::new(Some(first)))
+            } else {
+                Order::Links { links, without: me }
+            };
+            if let Some(other) = self.workers.get_mut(other.index()) {
+                other.send(order);
+            }
+        }
+        self.is_alone = false;
+        let port = Port {
+            uplink: Uplink::Sockets(Vec::new()),
+            pool: FramePool::anonymous(self.plan.uplink.chunk_size as usize, 0, xsk::HEADROOM),
+        };
+        let kept = self.workers.get(me.index()).map(|worker| worker.counters.clone());
+        let counters = kept.unwrap_or_else(|| self.new_counters());
+        self.seat_new(me, thread, port, Some(mesh), counters);
+        if let Some(handle) = self.workers.get_mut(me.index()) {
+            handle.presence = Presence::Joining;
+        }
+    }
+
+    /// Workers that run, present or about to be, or about to be no more.
+    pub(super) fn present(&self) -> impl Iterator<Item = WorkerId> + '_ {
+        let there = self.workers.iter().enumerate().filter(|(_, it)| it.presence != Presence::Absent);
+        there.map(|(place, _)| WorkerId(place as u8))
+    }
+
+    /// Uses a core no more, once what is under way there has arrived, in one of the next calls of [`poll`](Self::poll). A worker
+    /// with queues goes on on another core, the one with the least to do.
+    ///
+    /// # Errors
+    /// [`WorkerError`]; nothing has changed then.
+    pub fn remove_worker(&mut self, core: CoreId) -> Result<(), WorkerError> {
+        let taken = self.cores();
+        let open = |thread: &Option<PinnedThread>| thread.as_ref().is_some_and(|it| !it.is_closed());
+        let goes = self
+            .threads
+            .iter()
+            .rposition(|thread| open(thread) && thread.as_ref().is_some_and(|thread| thread.core() == core));
+        let Some(goes) = goes else { return Err(WorkerError::NoneThere { core, taken }) };
+        let idle = (0..self.threads.len())
+            .filter(|place| *place != goes && self.threads.get(*place).is_some_and(open))
+            .min_by(|a, b| self.busy_on(*a).total_cmp(&self.busy_on(*b)));
+        let Some(idle) = idle else { return Err(WorkerError::Last(core)) };
+        if let Some(Some(thread)) = self.threads.get(goes) {
+            thread.close();
+        }
+        for place in 0..self.workers.len() {
+            let Some(worker) = self.workers.get_mut(place).filter(|worker| worker.thread == goes) else {
+                continue;
+            };
+            match worker.presence {
+                Presence::Present if worker.sends => self.move_worker(place, idle),
+                Presence::Present | Presence::Joining => {
+                    worker.presence = Presence::Leaving;
+                    self.placement.go(WorkerId(place as u8));
+                }
+                Presence::Leaving | Presence::Drained | Presence::Absent => {}
+            }
+        }
+        self.spread_again();
+        self.due = Some(Instant::now());
+        Ok(())
+    }
+
+    /// How busy a thread was in the last second.
+    fn busy_on(&self, thread: usize) -> f64 {
+        let there = self.workers.iter().filter(|it| it.thread == thread && it.presence != Presence::Absent);
+        there.map(|worker| worker.busy).sum()
+    }
+
+    /// To another thread, with everything: it leaves after its turn, and control takes it there.
+    fn move_worker(&mut self, worker: usize, to: usize) {
+        if let Some(worker) = self.workers.get_mut(worker) {
+            worker.thread = to;
+            worker.call_back();
+        }
+    }
+
+    /// Steps are spread over those that there are, if that is how they are placed.
+    fn spread_again(&self) {
+        if self.plan.placement == PlacementMode::Static {
+            self.placement.spread();
+        }
+    }
+
+    /// Goes on with those that come and go.
+    pub(super) fn settle_workers(&mut self) {
+        let now = Instant::now();
+        if self.due.is_none_or(|due| due > now) {
+            return;
+        }
+        self.take_over();
+        self.let_in();
+        self.let_out();
+        for place in &mut self.threads {
+            if let Some(thread) = place.as_mut().filter(|it| it.is_closed() && it.is_finished()) {
+                thread.join();
+                *place = None;
+            }
+        }
+        let is_on_its_way = |worker: &WorkerHandle| {
+            worker.leaves > 0 || !matches!(worker.presence, Presence::Present | Presence::Absent)
+        };
+        let is_going = self.threads.iter().flatten().any(PinnedThread::is_closed);
+        let goes_on = is_going || self.workers.iter().any(is_on_its_way);
+        self.due = goes_on.then(|| Instant::now() + RETRY);
+    }
+
+    /// Workers that have left their thread sit down on another one, or are dropped.
+    pub(super) fn take_over(&mut self) {
+        let gone: Vec<Box<Worker>> =
+            self.threads.iter().flatten().flat_map(|thread| std::iter::from_fn(|| thread.gone())).collect();
+        for worker in gone {
+            let Some(handle) = self.workers.get_mut(worker.id().index()) else { continue };
+            handle.leaves = handle.leaves.saturating_sub(1);
+            if handle.presence == Presence::Drained {
+                handle.presence = Presence::Absent;
+                handle.outbox.clear();
+                if !worker.is_finished() {
+                    self.ending.worker_is_done();
+                }
+                while handle.mailbox.take_returned().is_some() {}
+            } else if let Some(Some(thread)) = self.threads.get(handle.thread) {
+                thread.seat(worker);
+            }
+        }
+    }
+
+    /// Who joins is present once all others have their rings to it.
+    fn let_in(&mut self) {
+        let is_ready =
+            self.workers.iter().all(|worker| worker.presence != Presence::Present || worker.has_obeyed());
+        if !is_ready {
+            return;
+        }
+        let senders: Vec<usize> = (0..self.workers.len())
+            .filter(|place| self.workers.get(*place).is_some_and(|it| it.sends))
+            .collect();
+        let joins = self.workers.iter_mut().enumerate().filter(|(_, it)| it.presence == Presence::Joining);
+        let mut has_come = false;
+        for (place, worker) in joins {
+            worker.presence = Presence::Present;
+            let exit = senders.get(place % senders.len().max(1)).copied().unwrap_or(place);
+            self.placement.come(WorkerId(place as u8), WorkerId(exit as u8));
+            has_come = true;
+        }
+        if has_come {
+            self.spread_again();
+        }
+        if self.balancing.is_none() && self.plan.placement == PlacementMode::Balanced && !self.is_alone {
+            self.balancing = Some(Balancing::new(self.plan.balance_threshold));
+        }
+    }
+
+    /// Who leaves is called back once nothing is under way: all workers take nothing in for some microseconds.
+    fn let_out(&mut self) {
+        let leaves = |worker: &WorkerHandle| worker.presence == Presence::Leaving;
+        if !self.workers.iter().any(leaves) || !self.pause(|_| true) {
+            return;
+        }
+        for place in 0..self.workers.len() {
+            let Some(worker) = self.workers.get_mut(place).filter(|worker| leaves(worker)) else { continue };
+            worker.presence = Presence::Drained;
+            worker.call_back();
+            let gone = WorkerId(place as u8);
+            let places = self.workers.len();
+            for other in self.workers.iter_mut().filter(|other| other.presence == Presence::Present) {
+                let links = std::iter::repeat_with(|| None).take(places).collect();
+                other.send(Order::Links { links, without: gone });
+            }
+        }
+    }
+}

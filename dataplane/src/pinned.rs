@@ -1,0 +1,206 @@
+//! A thread pinned to one CPU and the workers that run on it, mostly one, turn by turn. Control starts it, sends workers there and calls
+//! them back while frames flow: a worker moves from core to core whole, with its sockets, memory, rings and tenants, so
+//! nothing of its is lost or overtaken; what comes meanwhile waits in the rings.
+//!
+//! Called by `engine`. What must hold: a worker's memory is freed by control, never by a pinned thread.
+
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
+use std::thread::JoinHandle;
+
+use crossbeam::queue::ArrayQueue;
+
+use crate::clock::cycles;
+use crate::engine::StartError;
+use crate::plan::WorkerPlan;
+use crate::sys;
+use crate::types::{CoreId, WorkerId};
+use crate::worker::Worker;
+
+/// How the workers are told to end: first nothing new comes in, until all frames that are under way between them are home; then they
+/// stop.
+#[derive(Debug, Default)]
+pub(crate) struct Ending {
+    phase: AtomicU8,
+    /// Workers that have frames under way, or may have.
+    unfinished: AtomicUsize,
+}
+
+/// How far the end has come.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Phase {
+    Run,
+    Drain,
+    Halt,
+}
+
+impl Ending {
+    const DRAIN: u8 = 1;
+    const HALT: u8 = 2;
+
+    /// Before the worker starts.
+    pub(crate) fn expect_worker(&self) {
+        self.unfinished.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Worker, once: all that is under way is home. Or control, of a worker that is no more.
+    pub(crate) fn worker_is_done(&self) {
+        self.unfinished.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn drain(&self) {
+        self.phase.fetch_max(Ending::DRAIN, Ordering::Relaxed);
+    }
+
+    /// Nothing is under way any more.
+    pub(crate) fn is_drained(&self) -> bool {
+        self.unfinished.load(Ordering::Relaxed) == 0
+    }
+
+    pub(crate) fn halt(&self) {
+        self.phase.store(Ending::HALT, Ordering::Relaxed);
+    }
+
+    fn phase(&self) -> Phase {
+        match self.phase.load(Ordering::Relaxed) {
+            0 => Phase::Run,
+            Ending::DRAIN => Phase::Drain,
+            _ => Phase::Halt,
+        }
+    }
+}
+
+/// What control and the thread hand each other.
+#[derive(Debug)]
+struct Seats {
+    coming: ArrayQueue<Box<Worker>>,
+    going: ArrayQueue<Box<Worker>>,
+    /// Nobody comes any more: the thread ends when nobody is left.
+    is_closed: AtomicBool,
+}
+
+/// Control's end of a thread.
+#[derive(Debug)]
+pub(crate) struct PinnedThread {
+    core: CoreId,
+    seats: Arc<Seats>,
+    /// None once it has been joined.
+    thread: Option<JoinHandle<Vec<Box<Worker>>>>,
+}
+
+impl PinnedThread {
+    /// Starts a thread on the core, with its priority, and without workers.
+    ///
+    /// # Errors
+    /// [`StartError::Core`], [`StartError::Nice`], [`StartError::Thread`].
+    pub(crate) fn start(plan: &WorkerPlan, ending: &Arc<Ending>) -> Result<PinnedThread, StartError> {
+        let WorkerPlan { core, nice } = *plan;
+        let queue = || ArrayQueue::new(WorkerId::LIMIT);
+        let seats = Arc::new(Seats { coming: queue(), going: queue(), is_closed: AtomicBool::new(false) });
+        let (theirs, ending) = (seats.clone(), ending.clone());
+        let (ready, placed) = mpsc::sync_channel(1);
+        let body = move || {
+            let result = settle(core, nice);
+            peregrine_memif::warm_up(); // what the first wake-up of a tenant would otherwise set up
+            let stays = result.is_ok();
+            let _started = ready.send(result);
+            if stays { run(&theirs, &ending) } else { Vec::new() }
+        };
+        let thread = std::thread::Builder::new().name(format!("worker-{}", core.0)).spawn(body);
+        let thread = Some(thread.map_err(StartError::Thread)?);
+        placed.recv().map_err(|_| StartError::Thread(std::io::ErrorKind::Interrupted.into()))??;
+        Ok(PinnedThread { core, seats, thread })
+    }
+
+    /// The CPU.
+    pub(crate) fn core(&self) -> CoreId {
+        self.core
+    }
+
+    /// Lets a worker run there.
+    pub(crate) fn seat(&self, worker: Box<Worker>) {
+        if self.seats.coming.push(worker).is_err() {
+            debug_assert!(false, "more workers than there can be");
+        }
+    }
+
+    /// A worker that was told to leave, and has.
+    pub(crate) fn gone(&self) -> Option<Box<Worker>> {
+        self.seats.going.pop()
+    }
+
+    /// The thread ends once its workers have left.
+    pub(crate) fn close(&self) {
+        self.seats.is_closed.store(true, Ordering::Release);
+    }
+
+    /// It is to end.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.seats.is_closed.load(Ordering::Relaxed)
+    }
+
+    /// It runs no more.
+    pub(crate) fn is_finished(&self) -> bool {
+        self.thread.as_ref().is_none_or(JoinHandle::is_finished)
+    }
+
+    /// Waits for its end; what it ran is dropped here.
+    pub(crate) fn join(&mut self) {
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            eprintln!("peregrine: error: the worker on core {} panicked", self.core.0);
+        }
+        while self.seats.going.pop().is_some() || self.seats.coming.pop().is_some() {}
+    }
+}
+
+/// Round and round until told to stop; the workers that are there then.
+fn run(seats: &Seats, ending: &Ending) -> Vec<Box<Worker>> {
+    let mut workers: Vec<Box<Worker>> = Vec::with_capacity(WorkerId::LIMIT);
+    let mut now = cycles();
+    loop {
+        let phase = ending.phase();
+        if phase == Phase::Halt {
+            return workers;
+        }
+        if !seats.coming.is_empty()
+            && let Some(mut worker) = seats.coming.pop()
+        {
+            worker.sit_down(now);
+            workers.push(worker); // there is room for all that there can be
+        }
+        let mut leaves = false;
+        for worker in &mut workers {
+            now = worker.run(now, phase, ending);
+            leaves |= worker.leaves();
+        }
+        if leaves
+            && let Some(place) = workers.iter().position(|worker| worker.leaves())
+            && let Err(worker) = seats.going.push(workers.swap_remove(place))
+        {
+            workers.push(worker);
+        }
+        if workers.is_empty() {
+            if seats.is_closed.load(Ordering::Acquire) && seats.coming.is_empty() {
+                return workers;
+            }
+            now = cycles();
+            std::thread::yield_now();
+        }
+    }
+}
+
+/// Puts the calling thread on its core, with its priority.
+fn settle(core: CoreId, nice: Option<i8>) -> Result<(), StartError> {
+    if !core_affinity::set_for_current(core_affinity::CoreId { id: core.0 }) {
+        return Err(StartError::Core { core, usable: usable_cores() });
+    }
+    let Some(nice) = nice else { return Ok(()) };
+    sys::set_thread_nice(nice).map_err(|source| StartError::Nice { core, nice, source })
+}
+
+/// The CPUs that this process may use.
+pub(crate) fn usable_cores() -> Vec<usize> {
+    core_affinity::get_core_ids().unwrap_or_default().iter().map(|core| core.id).collect()
+}
