@@ -20,7 +20,7 @@ use crate::fdb::{AgeingHand, Destination, Entry, Fdb};
 use crate::frame::FramePool;
 use crate::mailbox::{Mailbox, Order, Returned};
 use crate::mesh::{Mesh, mesh};
-use crate::placement::Placement;
+use crate::placement::{self, Placement};
 use crate::plan::{PlacementMode, Plan, UplinkPlan, WorkerPlan};
 use crate::replay::{Pace, Replay, ReplayFrame, ReplayStream, Speed};
 use crate::stages::Work;
@@ -296,8 +296,10 @@ impl Engine {
         by_id.sort_unstable();
         let remotes: Vec<IpAddr> = by_id.into_iter().map(|(_, address)| address).collect();
         let placement = Arc::new(Placement::new(&exits(&ports), plan.endpoints.len(), plan.networks.len()));
-        if plan.placement == PlacementMode::Static {
-            placement.spread();
+        match plan.placement {
+            PlacementMode::Static => placement.spread(placement::in_turn),
+            PlacementMode::StaticHashed => placement.spread(placement::hashed),
+            PlacementMode::Balanced | PlacementMode::RunToCompletion => {}
         }
         let mut engine = Engine {
             next_hops: vec![None; remotes.len()],
