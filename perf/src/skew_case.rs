@@ -17,14 +17,14 @@ use peregrine_dataplane::replay::{Pace, ReplayStream};
 use serde::{Deserialize, Serialize};
 
 use crate::environment::{Environment, Watch, two_cores};
-use crate::figures::{median, spread};
+use crate::figures::{median, share, spread};
 use crate::paced::{self, Bench, INNER_BYTES, Mode, Reading, Setup};
 use load::HotFlow;
 
 const FLOWS: u16 = 100;
 const TENANTS: u16 = 4;
 /// Cycles added to each packet's way, a quarter in each of four steps.
-const WORK: u32 = 400;
+const WORK: u32 = 1600;
 /// Runs of each mode, in turns; the median counts.
 const RUNS: usize = 5;
 /// Offered before, as a share of what both workers can take.
@@ -65,6 +65,7 @@ pub struct ModeReport {
     /// The same until nothing was lost for 200 ms.
     pub loss_free_ms: Option<f64>,
     /// The smallest part of its core that a worker had, in any run.
+    #[serde(deserialize_with = "share")]
     pub core_share: f64,
     /// Placements that the balancer tried and undid, and what it moved, in all runs.
     pub tried: u64,
@@ -154,15 +155,14 @@ impl Report {
         let possible = match hot.can_be_shared() {
             true => "",
             false => {
-                " No split carries more to speak of than none: here hand-overs cost what the second core brings, and no time can be measured."
+                " No split carries more to speak of: hand-overs cost what the second core brings, and there is nothing to be found."
             }
         };
         let reordered: u64 = self.modes.iter().map(|mode| mode.reordered).sum();
         format!(
             "{} flows to {} tenants, {} bytes inside, {} cycles of work on each; two workers on {} cores do everything. Medians of {} runs in turns.\n\
              Both can take {:.2} Mpps, run to completion. Offered are {:.2}, and {:.2} once one flow is hot, for {} ms: Mpps is of the second half.\n\
-             The hot flow's {:.2} Mpps lie halfway between what comes through without loss all on its own worker, {:.2}, and with {} on the \
-             other, {:.2}.{possible}\n\
+             The hot flow grows by {:.2} Mpps. Without loss comes through: all on its own worker, {:.2}; with {} on the other, {:.2}.{possible}\n\
              lost: while it was hot, missed and dropped; settled: in the second half; before: until it was hot. Reordered: {reordered}.\n\
              settled ms: until 95 % of Mpps came through for 200 ms; balanced ms: until 98 % of what was due did; no loss ms: until nothing was lost.\n\
              core %: what a worker had of its core in the worst run; well below 100, the line says little.\n",

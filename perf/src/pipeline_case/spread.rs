@@ -4,7 +4,7 @@
 use peregrine_dataplane::frame::bucket;
 use peregrine_dataplane::placement::{Buckets, Entry, Placement, hashed, in_turn};
 use peregrine_dataplane::types::{Route, WorkerId};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Cores, and steps of each flow.
 const CORES: usize = 3;
@@ -12,7 +12,7 @@ const CORES: usize = 3;
 const FLOWS: u64 = 1 << 20;
 
 /// The share of flows whose three steps fall on three cores.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
 pub struct DistinctShare {
     pub paper_hash: f64,
     pub ours: f64,

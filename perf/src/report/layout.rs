@@ -126,6 +126,17 @@ pub fn table_of(parts: &[(&str, &[Group])]) -> String {
     details("The numbers", &["of", "case", "who", "median", "lowest", "highest", ""], &all.concat(), false)
 }
 
+/// Lines of text under heads that are this program's own.
+pub fn table(head: &[&str], lines: &[Vec<String>]) -> String {
+    let head: Vec<String> = head.iter().map(|name| format!("<th>{name}</th>")).collect();
+    let line = |line: &Vec<String>| {
+        let cells: Vec<String> = line.iter().map(|text| format!("<td>{}</td>", escape(text))).collect();
+        format!("<tr>{}</tr>\n", cells.concat())
+    };
+    let lines: Vec<String> = lines.iter().map(line).collect();
+    format!("<div class=\"scroll\"><table>\n<tr>{}</tr>\n{}</table></div>\n", head.concat(), lines.concat())
+}
+
 /// The lowest and highest stand below the median.
 fn with_range(point: &Spread) -> String {
     let Spread { median, lowest, highest } = *point;

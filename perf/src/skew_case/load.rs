@@ -11,13 +11,15 @@ use crate::pipeline_case::mode;
 
 /// Lost at most, of what is due, by a placement that is said to carry it.
 const LOST_MAX: f64 = 0.001;
-/// What is tried once more when it lost too much: a core may have been taken away in the middle.
-const TRIES: usize = 2;
+/// What loses too much is tried so often: a core may have been taken away in the middle.
+const TRIES: usize = 3;
 /// Of a worker's capacity: how exactly it is found, and up to where it is looked for.
 const STEP: f64 = 1.0 / 64.0;
 const STEPS: u32 = 96;
 /// A split that carries less than this times what is carried without one leaves nothing to be found.
 const GAIN_MIN: f64 = 1.05;
+/// Offered then, times what is carried without a split: too much for any of them.
+const OVERLOAD: f64 = 1.15;
 
 /// The hot flow's own rates beside what all flows have before, in millions of packets a second.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -28,14 +30,14 @@ pub struct HotFlow {
     pub carried_split_mpps: f64,
     /// What the best one has on the other worker.
     pub best_split: String,
-    /// Halfway between the two: what is offered.
+    /// What is offered: halfway between the two, if they differ.
     pub mpps: f64,
 }
 
 impl HotFlow {
     /// There is a placement that carries more than none; else nothing can be shared again, and no time be measured.
     pub fn can_be_shared(&self) -> bool {
-        self.carried_split_mpps >= GAIN_MIN * self.carried_alone_mpps
+        self.carried_split_mpps > GAIN_MIN * self.carried_alone_mpps
     }
 }
 
@@ -53,12 +55,16 @@ pub fn find(plan: &Plan, window: Duration) -> Result<HotFlow, String> {
         }
     }
     let (alone, best) = (rate(alone) / 1e6, rate(best) / 1e6);
-    Ok(HotFlow {
+    let mut hot = HotFlow {
         carried_alone_mpps: alone,
         carried_split_mpps: best,
         best_split: best_split.name(),
         mpps: (alone + best) / 2.0,
-    })
+    };
+    if !hot.can_be_shared() {
+        hot.mpps = (OVERLOAD * alone).max(rate(1) / 1e6);
+    }
+    Ok(hot)
 }
 
 /// The highest number that is carried, if `carried` is and `beyond` is not.
