@@ -2,7 +2,7 @@
 //! calls them.
 
 use super::layout::{Group, bars, legend, points, row, section, spread, table, table_of};
-use super::svg::{Series, Spread, figure};
+use super::svg::{Series, Spread, escape, figure};
 use crate::paced::Mode;
 use crate::{pipeline_case, placement_latency_case, skew_case};
 
@@ -25,7 +25,7 @@ pub fn pipeline(report: &pipeline_case::Report) -> String {
                   rows: &dyn Fn(&pipeline_case::Point) -> [(Series, Spread); 4]| {
         let group = |point: &pipeline_case::Point| Group {
             title: format!("{} cycles", point.cycles),
-            small: format!("best: {} on the 2nd core", point.best_split),
+            small: format!("best: {}", point.best_split),
             rows: rows(point).into_iter().map(|(series, value)| row(series, value)).collect(),
         };
         report.work.iter().filter(|point| point.series == of).map(group).collect::<Vec<Group>>()
@@ -57,7 +57,7 @@ pub fn pipeline(report: &pipeline_case::Report) -> String {
     let (even_ratios, heavy_ratios) = (groups(even, &ratios), groups(heavy, &ratios));
     let hand_over = &report.hand_over;
     let crossover = |at: Option<f64>| {
-        at.map_or("at none that was tried".into(), |cycles| format!("from {}", figure(cycles)))
+        at.map_or("at no amount that was tried".into(), |cycles| format!("from {} cycles on", figure(cycles)))
     };
     let share = &report.placement_distinct_share;
     section(
@@ -65,7 +65,7 @@ pub fn pipeline(report: &pipeline_case::Report) -> String {
         &format!(
             "One flow of {}-byte inner packets from memory to a tenant, on one core (run-to-completion) and with its steps on two, by the \
              cycles of work added to each packet’s way. {} cores. Medians of {} runs in turns; the ratios are of runs that followed \
-             one another. “Best” is the fastest of five splits, found by trying: what the balancer could reach. What is above 1 is \
+             one another. “Best” is the fastest of five splits, found by trying: what the balancer could reach; beside the cycles stands what it has on the second core. What is above 1 is \
              what the second core brings.",
             report.inner_bytes, report.cores, report.runs
         ),
@@ -75,7 +75,7 @@ pub fn pipeline(report: &pipeline_case::Report) -> String {
         + "<h3>All work in one step that can be cut in two</h3>\n"
         + &bars(&heavy_ratios, "× one core")
         + &format!(
-            "<p>The best split is faster than one core {} cycles of work in four steps, {} in one. Without work a packet costs {} cycles on one core, {} \
+            "<p>The best split is faster than one core: {}, with work in four steps alike; {}, with all of it in one. Without work a packet costs {} cycles on one core, {} \
              more beside a second worker, and {} more ({}–{}) for each change of cores. Three steps of a flow are on three of three cores for {:.1} % \
              of the flows by the hash that FALCON published (<code>static-hashed</code>), for {:.1} % with <code>static</code>.</p>\n",
             crossover(report.crossover_cycles.even),
@@ -134,33 +134,32 @@ pub fn skew(report: &skew_case::Report) -> String {
         .collect();
     let head = [
         "placement",
-        "of what was offered",
+        "of all offered",
         "over static",
-        "95 % of its own, ms",
-        "98 % of all, ms",
-        "no loss, ms",
+        "95 % of its own",
+        "98 % of all",
+        "no loss",
         "lost",
         "in the 2nd half",
         "reordered",
     ];
-    let possible = match hot.can_be_shared() {
-        true => "",
+    let split = match hot.can_be_shared() {
+        true => format!("{} with {} on the other", figure(hot.carried_split_mpps), escape(&hot.best_split)),
         false => {
-            " No split carried more to speak of: a change of cores cost what the second core brought, so there was nothing to be found."
+            "with no split more to speak of, for a change of cores cost what the second core brought".into()
         }
     };
     section(
         "A flow that turns hot",
         &format!(
             "{} flows to {} tenants enter at two workers, half of them at each, {} cycles of work on each packet; then one of them grows by {} \
-             Mpps. Without loss came through {} all on its own worker, and {} with {} on the other.{possible} {} cores do everything. Medians of {} runs in turns; what no worker took in time is lost.",
+             Mpps. Without loss came through {} all on its own worker, and {split}. {} cores do everything. Medians of {} runs in \
+             turns; what no worker took in time is lost.",
             report.flows,
             report.tenants,
             report.work_cycles,
             figure(hot.mpps),
             figure(hot.carried_alone_mpps),
-            figure(hot.carried_split_mpps),
-            super::svg::escape(&hot.best_split),
             report.cores,
             report.runs
         ),
@@ -169,7 +168,7 @@ pub fn skew(report: &skew_case::Report) -> String {
         + &bars(&carried, "Mpps")
         + "<h3>Lost</h3>\n"
         + &bars(&lost, "packets")
-        + "<h3>How soon, from when it was hot, for 200 ms</h3>\n"
+        + "<h3>How soon: milliseconds from when it was hot until so much came through for 200 ms</h3>\n"
         + &table(&head, &lines)
         + &table_of(&[("Mpps", &carried), ("packets lost", &lost)])
 }
@@ -177,8 +176,8 @@ pub fn skew(report: &skew_case::Report) -> String {
 pub fn latency(report: &placement_latency_case::Report) -> String {
     let groups = |time: &dyn Fn(&placement_latency_case::ModeReport) -> Option<f64>| {
         let group = |point: &placement_latency_case::Point| Group {
-            title: format!("{:.0} % of one core", 100.0 * point.share),
-            small: format!("{} cycles of work, {} Mpps", point.work_cycles, figure(point.offered_mpps)),
+            title: format!("{:.0} % load", 100.0 * point.share),
+            small: format!("{} cycles, {} Mpps", point.work_cycles, figure(point.offered_mpps)),
             rows: MODES
                 .into_iter()
                 .filter_map(|of| point.modes.iter().find(|mode| series(mode.mode) == of))
@@ -193,7 +192,7 @@ pub fn latency(report: &placement_latency_case::Report) -> String {
     section(
         "How late packets are, by placement",
         &format!(
-            "One flow of {}-byte inner packets, from when each is due until the tenant has it, at shares of what one core can carry. {} cores: \
+            "One flow of {}-byte inner packets, from when each is due until the tenant has it, at two loads (of what one core can carry), by the cycles of work on each. {} cores: \
              one for run-to-completion, two for the others. Medians of {} runs in turns. Where a run had too few packets to tell, nothing is \
              drawn; what was lost is in no figure.",
             report.inner_bytes, report.cores, report.runs
