@@ -44,7 +44,7 @@ bench: build ## measurements, in figures that this machine gives
 	$(SUDO) target/release/peregrine-perf generator --quick
 	$(SUDO) target/release/peregrine-perf kernel --quick
 
-report: build ## every case measured and drawn as one page, target/report/report.html (half an hour; REPORT_ARGS=--quick: minutes)
+report: build ## every case measured and drawn as one page, target/report/report.html (an hour; REPORT_ARGS=--quick: minutes)
 	$(SUDO) target/release/peregrine-perf report --out target/report $(REPORT_ARGS)
 
 instructions-baseline: build ## write down what each piece of the packet path costs now, in instructions; `make test` compares

@@ -126,7 +126,7 @@ pub fn mode(text: &str) -> Option<u32> {
     bits.filter(|bits| *bits <= 0o777)
 }
 
-pub const PLACEMENT: &str = "\"balanced\", \"run-to-completion\" or \"static\"";
+pub const PLACEMENT: &str = "\"balanced\", \"run-to-completion\", \"static\" or \"static-hashed\"";
 
 /// How steps are spread over workers.
 pub fn placement(text: &str) -> Option<PlacementMode> {

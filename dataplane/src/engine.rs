@@ -21,7 +21,7 @@ use crate::frame::FramePool;
 use crate::mailbox::{Order, Returned};
 use crate::mesh::mesh;
 use crate::pinned::{Ending, PinnedThread, usable_cores};
-use crate::placement::Placement;
+use crate::placement::{self, Placement};
 use crate::plan::{PlacementMode, Plan, UplinkPlan};
 use crate::replay::{Pace, Replay, ReplayFrame, ReplayStream, Speed};
 use crate::stages::Work;
@@ -282,9 +282,7 @@ impl Engine {
         by_id.sort_unstable();
         let remotes: Vec<IpAddr> = by_id.into_iter().map(|(_, address)| address).collect();
         let placement = Arc::new(Placement::new(&exits(&ports), plan.endpoints.len(), plan.networks.len()));
-        if plan.placement == PlacementMode::Static {
-            placement.spread();
-        }
+        spread(&placement, plan.placement);
         let is_alone = ports.len() < 2;
         let mut engine = Engine {
             threads: Vec::new(),
@@ -724,6 +722,15 @@ fn exits(ports: &[Port]) -> Vec<WorkerId> {
         _ => WorkerId(worker),
     };
     (0u8..).zip(ports).map(exit).collect()
+}
+
+/// Gives the steps of all flows to the workers that there are, if they have a fixed place.
+fn spread(placement: &Placement, mode: PlacementMode) {
+    match mode {
+        PlacementMode::Static => placement.spread(placement::in_turn),
+        PlacementMode::StaticHashed => placement.spread(placement::hashed),
+        PlacementMode::Balanced | PlacementMode::RunToCompletion => {}
+    }
 }
 
 /// Queue by queue to one worker after the other.

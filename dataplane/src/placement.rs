@@ -20,6 +20,32 @@ use crate::types::{EndpointId, NetworkId, Route, WorkerId};
 /// Workers that there can be.
 const WORKERS: usize = if cfg!(all(loom, test)) { 3 } else { WorkerId::LIMIT }; // a model keeps a record of each cell
 
+/// The worker of a flow's step: one after the other ([`PlacementMode::Static`](crate::plan::PlacementMode::Static)).
+pub const fn in_turn(flow_hash: u32, step: u32, workers: usize) -> WorkerId {
+    place(flow_hash.wrapping_add(step), workers)
+}
+
+/// The worker of a flow's step by the hash that FALCON (EuroSys 2021) published, `hash_32(skb.hash + ifindex)`
+/// ([`PlacementMode::StaticHashed`](crate::plan::PlacementMode::StaticHashed)); steps 1, 2, 3 stand for devices 2, 3, 4. Numbers
+/// that follow one another have hashes that lie 25,032 or 25,033 apart, but for the wrap at 65,536: so consecutive steps share a worker in
+/// about half of the flows, and three workers, of which the former is a multiple, have a step each in only a hundredth.
+pub const fn hashed(flow_hash: u32, step: u32, workers: usize) -> WorkerId {
+    place(hash_32(flow_hash.wrapping_add(1 + step), 16), workers)
+}
+
+/// Linux's (`include/linux/hash.h`): the highest bits of a product.
+const fn hash_32(value: u32, bits: u32) -> u32 {
+    const GOLDEN_RATIO_32: u32 = 0x61c8_8647;
+    value.wrapping_mul(GOLDEN_RATIO_32) >> (32 - bits)
+}
+
+const fn place(number: u32, workers: usize) -> WorkerId {
+    match number.checked_rem(workers as u32) {
+        Some(worker) => WorkerId(worker as u8),
+        None => WorkerId(0),
+    }
+}
+
 /// What control wants and all workers read.
 #[derive(Debug)]
 pub struct Placement {
@@ -167,17 +193,17 @@ impl Placement {
         others == 0 && (0..=u8::MAX).all(|bucket| self.wanted(entry, bucket) == here)
     }
 
-    /// Control: spreads the steps of every flow over all workers, the same bucket always in the same way (see
-    /// [`PlacementMode::Static`](crate::plan::PlacementMode::Static)).
-    pub fn spread(&self) {
+    /// Control: spreads the steps of every flow over all workers, the same bucket always in the same way: [`in_turn`] or [`hashed`].
+    /// The bucket's number stands for the hash of its flows.
+    pub fn spread(&self, worker: fn(u32, u32, usize) -> WorkerId) {
         let workers: Vec<WorkerId> = self.present().collect();
-        let step = |bucket: u8, step: usize| {
-            let nth = (usize::from(bucket) + step) % workers.len().max(1);
-            workers.get(nth).copied().unwrap_or(WorkerId(0))
-        };
         for &entry in &workers {
             for bucket in 0..=u8::MAX {
-                let route = Route::new(step(bucket, 1), step(bucket, 2), step(bucket, 3));
+                let step = |step| {
+                    let nth = worker(bucket.into(), step, workers.len());
+                    workers.get(nth.index()).copied().unwrap_or(entry)
+                };
+                let route = Route::new(step(1), step(2), step(3));
                 self.want(entry, bucket, route);
             }
         }
@@ -416,7 +442,7 @@ mod tests {
     fn spreading_puts_consecutive_steps_on_distinct_workers_and_uses_them_alike() {
         let workers: Vec<WorkerId> = (0..4).map(WorkerId).collect();
         let placement = Placement::new(&workers, 0, 0);
-        placement.spread();
+        placement.spread(in_turn);
         let mut uses = [0; 4];
         for bucket in 0..=u8::MAX {
             let route = placement.wanted(A, bucket);
@@ -425,6 +451,38 @@ mod tests {
             assert!(steps[0] != steps[1] && steps[1] != steps[2] && steps[0] != steps[2], "{route:?}");
         }
         assert_eq!(uses, [192; 4]);
+    }
+
+    #[test]
+    fn the_kernels_hash_is_the_top_of_the_product() {
+        assert_eq!([hash_32(0, 16), hash_32(1, 16), hash_32(2, 16)], [0, 0x61c8, 0xc391]);
+        assert_eq!(hash_32(u32::MAX, 16), 0x9e37);
+        assert_eq!(hash_32(1, 32), 0x61c8_8647);
+    }
+
+    /// By hand from the kernel's formula: the bucket's number and 2, 3, 4 for the devices.
+    #[test]
+    fn falcons_hash_uses_all_workers_but_puts_consecutive_steps_together() {
+        assert_eq!([1, 2, 3].map(|step| hashed(0, step, 3).index()), [50_065 % 3, 9_561 % 3, 34_594 % 3]);
+        let steps = |route: Route| [route.decap(), route.lookup(), route.encap()];
+        for (workers, distinct_most) in [(2, 0), (3, 5), (4, 15)] {
+            let all: Vec<WorkerId> = (0..workers).map(WorkerId).collect();
+            let placement = Placement::new(&all, 0, 0);
+            placement.spread(hashed);
+            let routes: Vec<Route> = (0..=u8::MAX).map(|bucket| placement.wanted(A, bucket)).collect();
+            for worker in all {
+                let used = routes.iter().filter(|route| route.decap() == worker).count();
+                assert!(used * usize::from(workers) > 200, "{worker:?} of {workers}: {used}");
+            }
+            let count = |is_so: &dyn Fn([WorkerId; 3]) -> bool| {
+                routes.iter().filter(|route| is_so(steps(**route))).count()
+            };
+            let alike = count(&|[decap, lookup, _]| decap == lookup);
+            assert!((110..130).contains(&alike), "{workers}: {alike}");
+            let distinct =
+                count(&|[decap, lookup, encap]| decap != lookup && lookup != encap && decap != encap);
+            assert!(distinct <= distinct_most, "{workers}: {distinct}");
+        }
     }
 
     #[test]

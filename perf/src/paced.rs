@@ -13,16 +13,18 @@ use peregrine_dataplane::counters::Counter;
 use peregrine_dataplane::discard::DiscardCounters;
 use peregrine_dataplane::discard::histogram::{Histogram, highest};
 use peregrine_dataplane::engine::Engine;
+use peregrine_dataplane::frame::bucket;
 use peregrine_dataplane::plan::{PlacementMode, Plan, WorkerPlan};
 use peregrine_dataplane::replay::{Pace, ReplayFrame, ReplayStream, Speed, WAITING_MAX};
 use peregrine_dataplane::stages::Stage;
 use peregrine_dataplane::types::{CoreId, EndpointId};
+use peregrine_dataplane::wire::flow::flow_hash;
 use peregrine_dataplane::wire::outer::OVERHEAD_IPV4;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::environment::CpuTime;
 use crate::figures::median;
-use crate::pipeline_case::mode::{check, worker_time};
+use crate::pipeline_case::mode::{Split, check, place, worker_time};
 use crate::rig::{plan, tenant_mac, underlay_frame};
 
 /// Bytes of the inner packets.
@@ -35,7 +37,7 @@ const TICK: Duration = Duration::from_millis(5);
 const TOO_FAST: f64 = 8.0;
 
 /// How steps are placed.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Mode {
     RunToCompletion,
@@ -74,6 +76,13 @@ pub fn stream(flows: std::ops::Range<u16>, tenants: u16) -> (ReplayStream, Arc<P
     };
     let pace = Arc::new(Pace::new(Speed::Stopped));
     (ReplayStream { frames: flows.map(frame).collect(), pace: pace.clone() }, pace)
+}
+
+/// The bucket of the first flow of all.
+pub fn first_bucket(streams: &[Vec<ReplayStream>]) -> u8 {
+    let frames = streams.iter().flatten().flat_map(|stream| &stream.frames);
+    let inner = frames.filter_map(|frame| frame.bytes.get(OVERHEAD_IPV4..)).next();
+    bucket(flow_hash(inner.unwrap_or_default()))
 }
 
 /// What runs, and where.
@@ -167,6 +176,11 @@ impl Bench {
             std::thread::sleep(time.saturating_sub(elapsed).clamp(Duration::from_millis(1), TICK));
             self.engine.poll();
         }
+    }
+
+    /// Puts steps of what enters first in this bucket, and maybe the first tenant, on the second worker.
+    pub fn split(&mut self, bucket: u8, split: Split) -> Result<(), String> {
+        place(&mut self.engine, bucket, split)
     }
 
     /// Where things stand.
@@ -365,8 +379,6 @@ mod tests {
 
     #[test]
     fn flows_differ_in_bucket_and_tenant() {
-        use peregrine_dataplane::frame::bucket;
-        use peregrine_dataplane::wire::flow::flow_hash;
         let (stream, _pace) = stream(0..100, 4);
         let buckets: std::collections::HashSet<u8> =
             stream.frames.iter().map(|frame| bucket(flow_hash(&frame.bytes[OVERHEAD_IPV4..]))).collect();

@@ -18,10 +18,10 @@ use peregrine_dataplane::frame::bucket;
 use peregrine_dataplane::stages::Stage;
 use peregrine_dataplane::types::WorkerId;
 use peregrine_dataplane::wire::flow::flow_hash;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::environment::{Environment, Watch, two_cores};
-use crate::figures::{median, spread};
+use crate::figures::{median, share, spread};
 use crate::rig::{FAR, inner, tenant_mac};
 use mode::{Mode, Run, Setup};
 use spread::{DistinctShare, static_routes};
@@ -36,7 +36,7 @@ const QUICK_HEAVY_WORK: [u32; 3] = [0, 400, 1600];
 const RUNS: usize = 5;
 
 /// Which steps the work is added to.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Series {
     /// A quarter each: Classify, Decap, Lookup, Deliver.
@@ -66,7 +66,7 @@ impl Series {
 }
 
 /// All modes with one amount of work. A ratio is the median over the rounds.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Point {
     pub series: Series,
     pub cycles: u32,
@@ -98,18 +98,19 @@ pub struct Point {
     /// Packets overtaken, in all runs: always 0, else there is no report.
     pub reordered: u64,
     /// The smallest part of its core that a worker had, in any run.
+    #[serde(deserialize_with = "share")]
     pub core_share: f64,
 }
 
 /// From how much work on the best split is faster than one core; `None`: never, up to the most that was tried.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
 pub struct Crossover {
     pub even: Option<f64>,
     pub heavy: Option<f64>,
 }
 
 /// Cycles a packet without added work, of all workers together. Medians, with lowest and highest.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
 pub struct HandOver {
     /// What all steps cost on one core.
     pub rtc_cycles: f64,
@@ -123,18 +124,18 @@ pub struct HandOver {
 }
 
 /// Everything.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Report {
     pub cores: usize,
     pub runs: usize,
     pub inner_bytes: usize,
     /// The step that `static` gives the second core, for this flow.
-    pub static_split: &'static str,
+    pub static_split: String,
     pub work: Vec<Point>,
     pub crossover_cycles: Crossover,
     pub hand_over: HandOver,
     pub placement_distinct_share: DistinctShare,
-    pub environment: Environment,
+    pub environment: Option<Environment>,
 }
 
 impl Report {
@@ -237,11 +238,11 @@ pub fn run(quick: bool) -> Result<Report, String> {
         cores: setup.cores.len(),
         runs: RUNS,
         inner_bytes: INNER_BYTES,
-        static_split: static_split(),
+        static_split: static_split().into(),
         crossover_cycles: Crossover { even: crossover(Series::Even), heavy: crossover(Series::Heavy) },
         hand_over: idle.map(|rounds| rounds.hand_over()).ok_or("nothing was measured")?,
         placement_distinct_share: DistinctShare::count(),
-        environment: watch.end(),
+        environment: Some(watch.end()),
         work,
     })
 }

@@ -7,10 +7,10 @@
 use std::time::Duration;
 
 use peregrine_dataplane::replay::Speed;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::environment::{Environment, Watch, two_cores};
-use crate::figures::median;
+use crate::figures::{median, share};
 use crate::paced::{self, Bench, INNER_BYTES, Mode, Setup};
 
 /// Offered, as shares of what one core can carry.
@@ -21,7 +21,7 @@ const WORK: [u32; 2] = [0, 400];
 const RUNS: usize = 5;
 
 /// One mode at one rate. Medians of the runs; no value where one of them had too few packets to tell.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct ModeReport {
     pub mode: Mode,
     pub p50_us: Option<f64>,
@@ -33,11 +33,12 @@ pub struct ModeReport {
     /// Missed and dropped in a run: late beyond measure, and in none of the figures.
     pub lost: u64,
     /// The smallest part of its core that a worker had, in any run.
+    #[serde(deserialize_with = "share")]
     pub core_share: f64,
 }
 
 /// All modes at one rate.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Point {
     pub work_cycles: u32,
     /// Of what one core can carry.
@@ -47,13 +48,13 @@ pub struct Point {
 }
 
 /// Everything.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Report {
     pub cores: usize,
     pub runs: usize,
     pub inner_bytes: usize,
     pub points: Vec<Point>,
-    pub environment: Environment,
+    pub environment: Option<Environment>,
 }
 
 impl Report {
@@ -140,7 +141,7 @@ pub fn run(quick: bool) -> Result<Report, String> {
         runs: RUNS,
         inner_bytes: INNER_BYTES,
         points,
-        environment: watch.end(),
+        environment: Some(watch.end()),
     })
 }
 

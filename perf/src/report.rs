@@ -7,6 +7,7 @@ mod layout;
 mod notes;
 mod page;
 mod parts;
+mod placement_parts;
 mod scale;
 mod svg;
 
@@ -16,7 +17,10 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use input::{Failure, Results};
 
-use crate::{core_case, generator_case, kernel_case, memif_case, tenants_case};
+use crate::{
+    core_case, generator_case, kernel_case, memif_case, pipeline_case, placement_latency_case, skew_case,
+    tenants_case,
+};
 
 /// Flags of `report`.
 #[derive(Clone, Debug, Args)]
@@ -27,7 +31,8 @@ pub struct ReportArgs {
     /// Folder to write report.json and report.html to; made if it is not there.
     #[arg(long, value_name = "DIR", default_value = ".")]
     out: PathBuf,
-    /// Results that `core`, `memif`, `tenants`, `generator` or `kernel` wrote with --json, or a report.json; none: run the cases now.
+    /// Results that `core`, `memif`, `pipeline`, `skew`, `placement-latency`, `tenants`, `generator` or `kernel` wrote with --json, or a
+    /// report.json; none: run the cases now.
     #[arg(value_name = "FILE")]
     files: Vec<PathBuf>,
 }
@@ -69,6 +74,9 @@ fn measure(quick: bool) -> Result<Results, Error> {
     let failures = &mut results.failures;
     results.memif = case("memif", || memif_case::run(quick), failures);
     results.core = case("core", || core_case::run(quick), failures);
+    results.pipeline = case("pipeline", || pipeline_case::run(quick), failures);
+    results.skew = case("skew", || skew_case::run(quick), failures);
+    results.placement_latency = case("placement-latency", || placement_latency_case::run(quick), failures);
     results.tenants = case("tenants", || tenants_case::run(quick), failures);
     results.generator = case("generator", || generator_case::run(quick), failures);
     results.kernel = case("kernel", || kernel_case::run(quick), failures);

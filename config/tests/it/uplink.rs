@@ -142,12 +142,14 @@ fn several_workers_and_how_their_work_is_spread() {
     assert_eq!((plan.placement, plan.balance_threshold), (PlacementMode::Balanced, 85));
     let plan = parse(&format!("placement = \"static\"\n{two}"), "t").unwrap();
     assert_eq!(plan.placement, PlacementMode::Static);
+    let plan = parse(&format!("placement = \"static-hashed\"\n{two}"), "t").unwrap();
+    assert_eq!(plan.placement, PlacementMode::StaticHashed);
     let errors = parse(&format!("placement = \"falcon\"\n{GOOD}"), "t").unwrap_err();
     for percent in [49, 100] {
         let errors = parse(&format!("balance_threshold = {percent}\n{GOOD}"), "t").unwrap_err().to_string();
         assert_eq!(errors, format!("t: balance_threshold = {percent}: must be a number from 50 to 99"));
     }
-    let rule = "must be \"balanced\", \"run-to-completion\" or \"static\"";
+    let rule = "must be \"balanced\", \"run-to-completion\", \"static\" or \"static-hashed\"";
     assert_eq!(errors.to_string(), format!("t: placement = \"falcon\": {rule}"));
     let many: String = (0..32).map(|core| format!("[[workers]]\ncore = {core}\n")).collect();
     let errors = parse(&GOOD.replace("[[workers]]\ncore = 1", &many), "t").unwrap_err();

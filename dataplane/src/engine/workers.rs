@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::balancing::Balancing;
-use super::{Engine, StartError};
+use super::{Engine, StartError, spread};
 use crate::counters::WorkerCounters;
 use crate::frame::FramePool;
 use crate::mailbox::{Mailbox, Order};
@@ -341,7 +341,7 @@ impl Engine {
                 Presence::Leaving | Presence::Drained | Presence::Absent => {}
             }
         }
-        self.spread_again();
+        spread(&self.placement, self.plan.placement);
         self.due = Some(Instant::now());
         Ok(())
     }
@@ -357,13 +357,6 @@ impl Engine {
         if let Some(worker) = self.workers.get_mut(worker) {
             worker.thread = to;
             worker.call_back();
-        }
-    }
-
-    /// Steps are spread over those that there are, if that is how they are placed.
-    fn spread_again(&self) {
-        if self.plan.placement == PlacementMode::Static {
-            self.placement.spread();
         }
     }
 
@@ -429,7 +422,7 @@ impl Engine {
             has_come = true;
         }
         if has_come {
-            self.spread_again();
+            spread(&self.placement, self.plan.placement);
         }
         if self.balancing.is_none() && self.plan.placement == PlacementMode::Balanced && !self.is_alone {
             self.balancing = Some(Balancing::new(self.plan.balance_threshold));

@@ -101,6 +101,11 @@ impl Mode {
         }
     }
 
+    /// What it has on the second core, if that is given.
+    pub fn split(self) -> Option<Split> {
+        if let Mode::Split(split) = self { Some(split) } else { None }
+    }
+
     /// What the engine is asked for at the start.
     fn placement(self) -> PlacementMode {
         match self {
@@ -166,7 +171,7 @@ impl Setup {
         }
         let tenant = engine.attach_discard(TENANT, 1).map_err(|error| error.to_string())?;
         if let Mode::Split(split) = mode {
-            place(&mut engine, split)?;
+            place(&mut engine, flow_bucket(), split)?;
         }
         // One core as long as balanced, which is compared with it: a machine may slow down while it is in use.
         let is_long = matches!(mode, Mode::Balanced | Mode::RunToCompletion);
@@ -219,10 +224,10 @@ impl Setup {
     }
 }
 
-/// Gives the second core what it is to have.
-fn place(engine: &mut Engine, split: Split) -> Result<(), String> {
+/// Gives the second core what it is to have of the flows of this bucket, and of the first tenant.
+pub(crate) fn place(engine: &mut Engine, bucket: u8, split: Split) -> Result<(), String> {
     const PATIENCE: Duration = Duration::from_secs(10);
-    if !engine.place(FIRST, flow_bucket(), split.route()) {
+    if !engine.place(FIRST, bucket, split.route()) {
         return Err(format!("{}: the engine refused {:?}", split.name(), split.route()));
     }
     let deadline = Instant::now() + PATIENCE;

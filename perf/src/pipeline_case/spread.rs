@@ -1,10 +1,10 @@
-//! Onto how many cores the steps of a flow fall, if nothing but a hash decides: the one that FALCON (EuroSys 2021) published, and
-//! this engine's table for `static` placement.
+//! Onto how many cores the steps of a flow fall, if nothing but a hash decides: the one that FALCON (EuroSys 2021) published, of
+//! whole flow hashes, and this engine's table for `static` placement.
 
 use peregrine_dataplane::frame::bucket;
-use peregrine_dataplane::placement::{Buckets, Entry, Placement};
+use peregrine_dataplane::placement::{Buckets, Entry, Placement, hashed, in_turn};
 use peregrine_dataplane::types::{Route, WorkerId};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Cores, and steps of each flow.
 const CORES: usize = 3;
@@ -12,7 +12,7 @@ const CORES: usize = 3;
 const FLOWS: u64 = 1 << 20;
 
 /// The share of flows whose three steps fall on three cores.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
 pub struct DistinctShare {
     pub paper_hash: f64,
     pub ours: f64,
@@ -26,7 +26,7 @@ impl DistinctShare {
             distinct.count() as f64 / FLOWS as f64
         };
         DistinctShare {
-            paper_hash: share(&papers),
+            paper_hash: share(&|hash| [1, 2, 3].map(|step| hashed(hash, step, CORES).index())),
             ours: share(&|hash| {
                 let route = routes.get(usize::from(bucket(hash))).copied().unwrap_or(Route::all(WorkerId(0)));
                 [route.decap(), route.lookup(), route.encap()].map(WorkerId::index)
@@ -39,7 +39,7 @@ impl DistinctShare {
 pub fn static_routes(workers: usize) -> Vec<Route> {
     let exits: Vec<WorkerId> = (0..workers).map(|worker| WorkerId(worker as u8)).collect();
     let placement = Placement::new(&exits, 0, 0);
-    placement.spread();
+    placement.spread(in_turn);
     let entry = WorkerId(0);
     let mut buckets = Buckets::new(&placement, entry);
     let mut route = |bucket| match buckets.enter(bucket, 0) {
@@ -47,17 +47,6 @@ pub fn static_routes(workers: usize) -> Vec<Route> {
         Entry::Wait => Route::all(entry), // never: nothing is under way
     };
     (0..=u8::MAX).map(&mut route).collect()
-}
-
-/// The paper's: step *s* of a flow on core `hash_32(flow_hash + ifindex, 16) % N`, where each step belongs to a device with its number.
-fn papers(flow_hash: u32) -> [usize; CORES] {
-    [2, 3, 4].map(|ifindex: u32| hash_32(flow_hash.wrapping_add(ifindex), 16) as usize % CORES)
-}
-
-/// Linux's (`include/linux/hash.h`): the highest bits of a product.
-fn hash_32(value: u32, bits: u32) -> u32 {
-    const GOLDEN_RATIO_32: u32 = 0x61c8_8647;
-    value.wrapping_mul(GOLDEN_RATIO_32) >> (32 - bits)
 }
 
 fn are_distinct([a, b, c]: [usize; CORES]) -> bool {
@@ -75,13 +64,6 @@ fn mixed(flow: u64) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_kernels_hash_is_the_top_of_the_product() {
-        assert_eq!([hash_32(0, 16), hash_32(1, 16), hash_32(2, 16)], [0, 0x61c8, 0xc391]);
-        assert_eq!(hash_32(u32::MAX, 16), 0x9e37);
-        assert_eq!(hash_32(1, 32), 0x61c8_8647);
-    }
 
     /// Over all 2^32 hashes 1.1576 % of the paper's are distinct: 0x61c8 is a multiple of 3, so most consecutive numbers fall on
     /// the same core.

@@ -9,7 +9,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::environment::Environment;
-use crate::{core_case, generator_case, kernel_case, memif_case, tenants_case};
+use crate::{
+    core_case, generator_case, kernel_case, memif_case, pipeline_case, placement_latency_case, skew_case,
+    tenants_case,
+};
 
 /// No result is nearly as large.
 const BYTES_MAX: u64 = 16 << 20;
@@ -26,6 +29,12 @@ pub struct Results {
     pub memif: Option<memif_case::Report>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub core: Option<core_case::Report>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pipeline: Option<pipeline_case::Report>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub skew: Option<skew_case::Report>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub placement_latency: Option<placement_latency_case::Report>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tenants: Option<tenants_case::Report>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -57,6 +66,9 @@ impl Results {
             ("kernel", self.kernel.as_ref().map(kernel)),
             ("memif", self.memif.as_ref().map(|report| own(&report.environment))),
             ("core", self.core.as_ref().map(|report| own(&report.environment))),
+            ("pipeline", self.pipeline.as_ref().map(|report| own(&report.environment))),
+            ("skew", self.skew.as_ref().map(|report| own(&report.environment))),
+            ("placement-latency", self.placement_latency.as_ref().map(|report| own(&report.environment))),
             ("tenants", self.tenants.as_ref().map(|report| own(&report.environment))),
             ("generator", self.generator.as_ref().map(|report| own(&report.environment))),
         ];
@@ -96,6 +108,12 @@ fn add(results: &mut Results, text: &str) -> Result<(), String> {
         put(&mut results.memif, whole(value, "memif")?, "memif")
     } else if first("full_rate").is_some() {
         put(&mut results.generator, whole(value, "generator")?, "generator")
+    } else if value.get("hand_over").is_some() {
+        put(&mut results.pipeline, whole(value, "pipeline")?, "pipeline")
+    } else if value.get("hot_flow").is_some() {
+        put(&mut results.skew, whole(value, "skew")?, "skew")
+    } else if first("points").is_some_and(|point| point.get("share").is_some()) {
+        put(&mut results.placement_latency, whole(value, "placement-latency")?, "placement-latency")
     } else if has("neighbour") {
         put(&mut results.tenants, whole(value, "tenants")?, "tenants")
     } else if has("inner_bytes") {
@@ -104,7 +122,7 @@ fn add(results: &mut Results, text: &str) -> Result<(), String> {
         put(&mut results.kernel, whole(value, "kernel")?, "kernel")
     } else {
         Err(format!(
-            "not a result of `peregrine-perf core|memif|tenants|generator|kernel --json`, nor a report.json{}",
+            "not a result of `peregrine-perf core|memif|pipeline|skew|placement-latency|tenants|generator|kernel --json`, nor a report.json{}",
             of(&value)
         ))
     }
@@ -130,10 +148,16 @@ fn put<T>(place: &mut Option<T>, result: T, kind: &str) -> Result<(), String> {
 
 /// A `report.json` counts as the results that it consists of.
 fn merge(results: &mut Results, other: Results) -> Result<(), String> {
-    let Results { kernel, memif, core, tenants, generator, failures, .. } = other;
+    let Results {
+        kernel, memif, core, pipeline, skew, placement_latency, tenants, generator, failures, ..
+    } = other;
     kernel.map_or(Ok(()), |result| put(&mut results.kernel, result, "kernel"))?;
     memif.map_or(Ok(()), |result| put(&mut results.memif, result, "memif"))?;
     core.map_or(Ok(()), |result| put(&mut results.core, result, "core"))?;
+    pipeline.map_or(Ok(()), |result| put(&mut results.pipeline, result, "pipeline"))?;
+    skew.map_or(Ok(()), |result| put(&mut results.skew, result, "skew"))?;
+    placement_latency
+        .map_or(Ok(()), |result| put(&mut results.placement_latency, result, "placement-latency"))?;
     tenants.map_or(Ok(()), |result| put(&mut results.tenants, result, "tenants"))?;
     generator.map_or(Ok(()), |result| put(&mut results.generator, result, "generator"))?;
     results.failures.extend(failures);
@@ -153,6 +177,23 @@ pub mod tests {
         "mpps_ratio":0.9,"connections":7,"put_out":0,"lost":0,
         "alone":{"p50_ns":330,"p99_ns":500,"p99_ns_lowest":490,"p99_ns_highest":510,"mpps":18.0,"mpps_lowest":17.0,"mpps_highest":19.0},
         "beside":{"p50_ns":340,"p99_ns":600,"p99_ns_lowest":590,"p99_ns_highest":610,"mpps":16.0,"mpps_lowest":15.0,"mpps_highest":17.0}}]}"#;
+    pub const PIPELINE: &str = r#"{"cores":2,"runs":5,"inner_bytes":64,"static_split":"decap","work":[{"series":"even","cycles":800,
+        "rtc_mpps":2.9,"rtc_mpps_lowest":2.8,"rtc_mpps_highest":3.0,"static_mpps":2.9,"static_mpps_lowest":2.8,"static_mpps_highest":3.0,
+        "static_over_rtc":1.0,"balanced_mpps":4.0,"balanced_mpps_lowest":3.9,"balanced_mpps_highest":4.1,"balanced_over_rtc":1.4,
+        "balanced_over_rtc_lowest":1.23,"balanced_over_rtc_highest":1.42,"balanced_split":"lookup","best_mpps":4.1,"best_mpps_lowest":4.0,
+        "best_mpps_highest":4.2,"best_split":"lookup+tenant","best_over_rtc":1.41,"best_over_rtc_lowest":1.4,"best_over_rtc_highest":1.45,
+        "lost":0,"reordered":0,"core_share":0.99}],"crossover_cycles":{"even":150.0,"heavy":null},"hand_over":{"rtc_cycles":95.0,
+        "entry_cycles":3.0,"hop_cycles":155.0,"hop_cycles_lowest":150.0,"hop_cycles_highest":170.0},
+        "placement_distinct_share":{"paper_hash":0.0116,"ours":1.0}}"#;
+    pub const SKEW: &str = r#"{"cores":2,"runs":5,"flows":100,"tenants":4,"inner_bytes":64,"work_cycles":1600,"capacity_mpps":2.0,
+        "offered_mpps":0.8,"offered_hot_mpps":1.8,"hot_flow":{"carried_alone_mpps":0.8,"carried_split_mpps":1.2,"best_split":"lookup+tenant",
+        "mpps":1.0},"hot_ms":5000,"modes":[{"mode":"balanced","mpps":1.8,"mpps_lowest":1.7,"mpps_highest":1.8,"of_offered":1.0,
+        "over_static":1.3,"over_static_lowest":1.2,"over_static_highest":1.4,"lost":70000,"lost_settled":0,"missed":60000,"lost_before":0,
+        "reordered":0,"settled_ms":300.0,"balanced_again_ms":412.0,"loss_free_ms":null,"core_share":1.0,"tried":5,"undone":0,
+        "bucket_moves":50,"tenant_moves":5}]}"#;
+    pub const LATENCY: &str = r#"{"cores":2,"runs":5,"inner_bytes":64,"points":[{"work_cycles":400,"share":0.5,"offered_mpps":2.0,
+        "modes":[{"mode":"run-to-completion","p50_us":1.1,"p99_us":4.2,"p9999_us":null,"max_us":900.0,"samples":400000,"lost":0,
+        "core_share":1.0}]}]}"#;
     pub const GENERATOR: &str = r#"{"cores":2,"runs":5,"bytes":64,"full_rate":[
         {"outlet":"memif","sender":"bare","mpps":20.0,"mpps_lowest":19.0,"mpps_highest":21.0,"cycles_per_packet":130.0,"ratio":1.0,
             "work_cycles_per_packet":12.0,"core_share":1.0},
@@ -191,7 +232,7 @@ pub mod tests {
 
     pub fn all() -> Results {
         let mut results = Results { peregrine_report: "0".into(), ..Results::default() };
-        for text in [CORE, MEMIF, TENANTS, GENERATOR, KERNEL] {
+        for text in [CORE, MEMIF, PIPELINE, SKEW, LATENCY, TENANTS, GENERATOR, KERNEL] {
             add(&mut results, text).unwrap();
         }
         results
@@ -202,6 +243,9 @@ pub mod tests {
         let results = all();
         assert_eq!(results.core.as_ref().unwrap().cases[0].inner_bytes, 64);
         assert_eq!(results.memif.as_ref().unwrap().sizes[0].bytes, 64);
+        assert_eq!(results.pipeline.as_ref().unwrap().work[0].cycles, 800);
+        assert_eq!(results.skew.as_ref().unwrap().hot_ms, 5000);
+        assert_eq!(results.placement_latency.as_ref().unwrap().points[0].work_cycles, 400);
         assert_eq!(results.tenants.as_ref().unwrap().cases[0].neighbour, "1000 idle");
         assert_eq!(results.kernel.as_ref().unwrap().cases[0].case.flows, 1);
         let json = serde_json::json!(results);
@@ -214,7 +258,7 @@ pub mod tests {
     fn every_file_that_is_cut_is_refused_by_name_in_one_line() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("some.json");
-        for text in [CORE, MEMIF, TENANTS, GENERATOR, KERNEL] {
+        for text in [CORE, MEMIF, PIPELINE, SKEW, LATENCY, TENANTS, GENERATOR, KERNEL] {
             for end in (0..text.len()).step_by(7) {
                 std::fs::write(&file, &text[..end]).unwrap();
                 let error = read(&[&file]).unwrap_err();

@@ -126,6 +126,21 @@ pub fn table_of(parts: &[(&str, &[Group])]) -> String {
     details("The numbers", &["of", "case", "who", "median", "lowest", "highest", ""], &all.concat(), false)
 }
 
+/// Lines of text under heads that are this program's own; all but the first column are figures.
+pub fn table(head: &[&str], lines: &[Vec<String>]) -> String {
+    let class = |nth: usize| if nth == 0 { "" } else { " class=\"n\"" };
+    let head: Vec<String> =
+        head.iter().enumerate().map(|(nth, name)| format!("<th{}>{name}</th>", class(nth))).collect();
+    let line = |line: &Vec<String>| {
+        let cells = line.iter().enumerate();
+        let cells: Vec<String> =
+            cells.map(|(nth, text)| format!("<td{}>{}</td>", class(nth), escape(text))).collect();
+        format!("<tr>{}</tr>\n", cells.concat())
+    };
+    let lines: Vec<String> = lines.iter().map(line).collect();
+    format!("<div class=\"scroll\"><table>\n<tr>{}</tr>\n{}</table></div>\n", head.concat(), lines.concat())
+}
+
 /// The lowest and highest stand below the median.
 fn with_range(point: &Spread) -> String {
     let Spread { median, lowest, highest } = *point;

@@ -26,6 +26,7 @@ pub fn notes(results: &Results) -> Vec<String> {
     runs(results, &mut notes);
     core(results, &mut notes);
     memif(results, &mut notes);
+    placement(results, &mut notes);
     generator(results, &mut notes);
     kernel(results, &mut notes);
     notes
@@ -76,6 +77,9 @@ fn runs(results: &Results, notes: &mut Vec<String>) {
         ("kernel", results.kernel.as_ref().map(|report| report.runs)),
         ("memif", results.memif.as_ref().map(|report| report.runs)),
         ("core", results.core.as_ref().map(|report| report.runs)),
+        ("pipeline", results.pipeline.as_ref().map(|report| report.runs)),
+        ("skew", results.skew.as_ref().map(|report| report.runs)),
+        ("placement-latency", results.placement_latency.as_ref().map(|report| report.runs)),
         ("tenants", results.tenants.as_ref().map(|report| report.runs)),
         ("generator", results.generator.as_ref().map(|report| report.runs)),
     ];
@@ -117,6 +121,40 @@ fn memif(results: &Results, notes: &mut Vec<String>) {
             "memif: in the worst run a polling thread had {:.0} % of its core, something else the rest. The ratios, of pairs \
              of runs that followed one another, say more than the rates.",
             least * 100.0
+        ));
+    }
+}
+
+/// The three cases in which two workers must run at the same time.
+fn placement(results: &Results, notes: &mut Vec<String>) {
+    let pipeline = results.pipeline.iter().flat_map(|report| &report.work).map(|point| point.core_share);
+    let skew = results.skew.iter().flat_map(|report| &report.modes).map(|mode| mode.core_share);
+    let points = results.placement_latency.iter().flat_map(|report| &report.points);
+    let latency = points.flat_map(|point| &point.modes).map(|mode| mode.core_share);
+    for (name, least) in [
+        ("pipeline", pipeline.fold(1.0, f64::min)),
+        ("skew", skew.fold(1.0, f64::min)),
+        ("placement-latency", latency.fold(1.0, f64::min)),
+    ] {
+        if least < CORE_SHARE {
+            notes.push(format!(
+                "{name}: in the worst run a worker had {:.0} % of its core, something else the rest. Two workers that wait for each \
+                 other lose more by that than one does.",
+                least * 100.0
+            ));
+        }
+    }
+    if results.skew.as_ref().is_some_and(|report| !report.hot_flow.can_be_shared()) {
+        notes.push(
+            "skew: no split of the hot flow carried more to speak of than its own worker alone: nothing could be shared again.".into(),
+        );
+    }
+    let points = results.placement_latency.iter().flat_map(|report| &report.points);
+    let lost: u64 = points.flat_map(|point| &point.modes).map(|mode| mode.lost).sum();
+    if lost > 0 {
+        notes.push(format!(
+            "placement-latency: {} packets were lost in usual runs, and are in no time.",
+            figure(lost as f64)
         ));
     }
 }
@@ -180,6 +218,9 @@ mod tests {
         results.memif.as_mut().unwrap().environment = quiet.clone();
         results.generator.as_mut().unwrap().environment = quiet.clone();
         results.tenants.as_mut().unwrap().environment = quiet.clone();
+        results.pipeline.as_mut().unwrap().environment = quiet.clone();
+        results.skew.as_mut().unwrap().environment = quiet.clone();
+        results.placement_latency.as_mut().unwrap().environment = quiet.clone();
         let core = results.core.as_mut().unwrap();
         core.environment = quiet;
         core.cases[0].mpps_lowest = core.cases[0].mpps_highest;
@@ -205,6 +246,9 @@ mod tests {
             serde_json::json!({"virtual_machine": "KVM", "load_before": 3.5, "stolen_percent": 2.0}),
         );
         results.tenants.as_mut().unwrap().runs = 3;
+        results.pipeline.as_mut().unwrap().work[0].core_share = 0.5;
+        results.skew.as_mut().unwrap().hot_flow.carried_split_mpps = 0.8;
+        results.placement_latency.as_mut().unwrap().points[0].modes[0].lost = 3;
         results
             .failures
             .push(super::super::input::Failure { case: "memif".into(), error: "no testpmd".into() });
@@ -214,11 +258,14 @@ mod tests {
             "a virtual machine (KVM)",
             "up to 2.00 % of all cores' time",
             "up to 3.50 threads wanted a core",
-            "not known of: core, tenants, generator.",
+            "not known of: core, pipeline, skew, placement-latency, tenants, generator.",
             "tenants: 3 runs are too few",
             "core: the tenant's core was the limit, not the worker's, in: in at 64 bytes.",
             "core: the fastest run of a case was up to 1.50 times as fast",
             "a polling thread had 42 % of its core",
+            "pipeline: in the worst run a worker had 50 % of its core",
+            "skew: no split of the hot flow",
+            "placement-latency: 3.00 packets were lost",
         ] {
             assert!(text.contains(part), "{part} is not in:\n{text}");
         }

@@ -9,8 +9,10 @@ use super::kernel_part;
 use super::layout::list;
 use super::notes::notes;
 use super::parts::{core, generator, memif, tenants, way};
+use super::placement_parts::{latency, pipeline, skew};
 use super::svg::{escape, figure};
 use crate::core_case;
+use crate::paced::Mode;
 
 /// The whole page.
 pub fn html(results: &Results) -> String {
@@ -21,6 +23,9 @@ pub fn html(results: &Results) -> String {
         results.kernel.as_ref().map(kernel_part::section).unwrap_or_default(),
         results.memif.as_ref().map(memif).unwrap_or_default(),
         results.core.as_ref().map(core).unwrap_or_default(),
+        results.pipeline.as_ref().map(pipeline).unwrap_or_default(),
+        results.skew.as_ref().map(skew).unwrap_or_default(),
+        results.placement_latency.as_ref().map(latency).unwrap_or_default(),
         results.tenants.as_ref().map(tenants).unwrap_or_default(),
         results.generator.as_ref().map(generator).unwrap_or_default(),
         environment(results),
@@ -82,6 +87,26 @@ fn summary(results: &Results) -> String {
             cases.join(", ")
         ));
     }
+    if let Some(point) = results.pipeline.as_ref().and_then(|report| report.work.last()) {
+        lines.push(format!(
+            "<b>One flow on two cores, {} cycles of work a packet:</b> {}× as many packets as on one, with the balancer’s own choice.",
+            point.cycles,
+            figure(point.balanced_over_rtc)
+        ));
+    }
+    if let Some(report) = &results.skew {
+        let balanced = report.modes.iter().find(|mode| mode.mode == Mode::Balanced);
+        lines.extend(balanced.map(|mode| {
+            let all = mode.balanced_again_ms.map_or("not all that was offered came through again".into(), |ms| {
+                format!("98 % of what was offered came through again after {} ms", figure(ms))
+            });
+            format!(
+                "<b>A flow turns hot:</b> {all}; {}× as many packets as with <code>static</code>, {} reordered.",
+                figure(mode.over_static),
+                mode.reordered
+            )
+        }));
+    }
     if let Some(report) = &results.tenants {
         let least = report.cases.iter().min_by(|one, other| one.mpps_ratio.total_cmp(&other.mpps_ratio));
         lines.extend(least.filter(|case| case.mpps_ratio.is_finite()).map(|case| {
@@ -98,7 +123,8 @@ fn summary(results: &Results) -> String {
 }
 
 /// Names of the cases.
-const CASES: [&str; 5] = ["kernel", "memif", "core", "tenants", "generator"];
+const CASES: [&str; 8] =
+    ["kernel", "memif", "core", "pipeline", "skew", "placement-latency", "tenants", "generator"];
 
 fn limits(results: &Results) -> String {
     // What is of one case begins with its name.
@@ -187,6 +213,9 @@ fn cores_used(results: &Results) -> String {
         ("kernel", results.kernel.as_ref().map(|report| report.environment.cores_used as u64)),
         ("memif", results.memif.as_ref().map(|report| report.cores as u64)),
         ("core", results.core.as_ref().map(|report| report.cores as u64)),
+        ("pipeline", results.pipeline.as_ref().map(|report| report.cores as u64)),
+        ("skew", results.skew.as_ref().map(|report| report.cores as u64)),
+        ("placement-latency", results.placement_latency.as_ref().map(|report| report.cores as u64)),
         ("tenants", results.tenants.as_ref().map(|report| report.cores as u64)),
         ("generator", results.generator.as_ref().map(|report| report.cores as u64)),
     ];
@@ -208,6 +237,12 @@ mod tests {
             "10.0 Mpps, 8.00–12.0",
             "87.0 cycles",
             "1000 idle",
+            "1.40 × one core, 1.23–1.42",
+            "best: lookup+tenant",
+            "98 % of what was offered came through again after 412 ms",
+            "packet; then one of them grows by 1.00",
+            "4.20 µs",
+            "400 cycles, 2.00 Mpps",
             "send, 1 flow",
             "-0.2500 to +0.0020",
             "kernel + RPS",
@@ -248,6 +283,8 @@ mod tests {
         results.tenants.as_mut().unwrap().cases[0].neighbour = evil.into();
         results.tenants.as_mut().unwrap().cases[0].put_out = 1;
         results.core.as_mut().unwrap().cases[0].name = evil.into();
+        results.pipeline.as_mut().unwrap().work[0].best_split = evil.into();
+        results.skew.as_mut().unwrap().hot_flow.best_split = evil.into();
         results.failures.push(super::super::input::Failure { case: evil.into(), error: evil.into() });
         let kernel = results.kernel.as_mut().unwrap();
         let machine = &mut kernel.environment.machine;
@@ -275,6 +312,9 @@ mod tests {
         none.kernel.as_mut().unwrap().cases.clear();
         none.core.as_mut().unwrap().cases.clear();
         none.tenants.as_mut().unwrap().cases.clear();
+        none.pipeline.as_mut().unwrap().work.clear();
+        none.skew.as_mut().unwrap().modes.clear();
+        none.placement_latency.as_mut().unwrap().points.clear();
         for page in [html(&results), html(&none), html(&Results::default())] {
             assert!(!page.contains("NaN") && !page.contains("inf%") && !page.contains(">inf"));
             well_formed(&page);

@@ -75,6 +75,10 @@ pub enum Series {
     Testpmd,
     Alone,
     Beside,
+    Balanced,
+    Static,
+    Best,
+    RunToCompletion,
 }
 
 impl Series {
@@ -86,26 +90,30 @@ impl Series {
             Series::Testpmd => "testpmd",
             Series::Alone => "alone",
             Series::Beside => "beside",
+            Series::Balanced => "balanced",
+            Series::Static => "static",
+            Series::Best => "best split",
+            Series::RunToCompletion => "run-to-completion",
         }
     }
 
     fn class(self) -> &'static str {
         match self {
-            Series::Peregrine | Series::Beside => "s1",
-            Series::Kernel => "s2",
-            Series::KernelRps => "s3",
-            Series::Testpmd | Series::Alone => "s4",
+            Series::Peregrine | Series::Beside | Series::Balanced => "s1",
+            Series::Kernel | Series::Static => "s2",
+            Series::KernelRps | Series::Best => "s3",
+            Series::Testpmd | Series::Alone | Series::RunToCompletion => "s4",
         }
     }
 
     /// Around 0, 0.
     fn shape(self) -> &'static str {
         match self {
-            Series::Peregrine => r#"<circle r="4"/>"#,
+            Series::Peregrine | Series::Balanced => r#"<circle r="4"/>"#,
             Series::Beside => r#"<circle r="5"/>"#,
-            Series::Kernel => r#"<rect x="-4" y="-4" width="8" height="8"/>"#,
-            Series::KernelRps => r#"<path d="M0-5L5 4L-5 4Z"/>"#,
-            Series::Testpmd => r#"<path d="M0-5L5 0L0 5L-5 0Z"/>"#,
+            Series::Kernel | Series::Static => r#"<rect x="-4" y="-4" width="8" height="8"/>"#,
+            Series::KernelRps | Series::Best => r#"<path d="M0-5L5 4L-5 4Z"/>"#,
+            Series::Testpmd | Series::RunToCompletion => r#"<path d="M0-5L5 0L0 5L-5 0Z"/>"#,
             Series::Alone => r#"<circle class="hollow" r="4.5"/>"#,
         }
     }
