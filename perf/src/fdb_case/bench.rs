@@ -152,9 +152,9 @@ impl Bench {
         }
     }
 
-    /// Frames of a flow with a rate that were due so far.
-    pub fn due(&self, flow: usize) -> u64 {
-        self.paces.get(flow).map_or(0, |pace| pace.due.get())
+    /// Frames of a flow with a rate that the worker took so far, or will take.
+    pub fn taken(&self, flow: usize) -> u64 {
+        self.paces.get(flow).map_or(0, |pace| pace.due.get() - pace.missed.get())
     }
 
     /// Does what control does for so long, and until frames have come through: on a busy machine a worker may have to wait for its core.

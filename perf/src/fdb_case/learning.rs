@@ -52,13 +52,13 @@ impl Learning {
     /// A table.
     pub fn text(&self) -> String {
         let mut out = format!(
-            "{:<21}{:>22}{:>20}{:>20}{:>22}{:>8}{:>8}{:>8}\n",
+            "{:<21}{:>22}{:>20}{:>28}{:>28}{:>8}{:>8}{:>8}\n",
             "learning", "Mpps", "p50 us", "p99 us", "max us", "stalls", "lost", "core %"
         );
         let time = |figure: &Option<Figure>| figure.map_or("-".into(), |figure| figure.text(1));
         for (name, side) in [("none", &self.without), ("100,000 a second", &self.with)] {
             out += &format!(
-                "{:<21}{:>22}{:>20}{:>20}{:>22}{:>8}{:>8}{:>8.0}\n",
+                "{:<21}{:>22}{:>20}{:>28}{:>28}{:>8}{:>8}{:>8.0}\n",
                 name,
                 side.mpps.text(2),
                 time(&side.p50_us),
@@ -133,14 +133,14 @@ fn on_one_table(plan: &Plan) -> Result<Learning, String> {
 fn measure(plan: &Plan, bench: &mut Bench, flow: usize) -> Result<Run, String> {
     bench.set_speed(flow, paced::speed(NEW_PER_SECOND.into(), plan.hertz));
     bench.pass(plan.warm_up)?;
-    let (before, due) = (bench.read()?, bench.due(flow));
+    let (before, taken) = (bench.read()?, bench.taken(flow));
     bench.pass(plan.learning)?;
-    let (after, due) = (bench.read()?, bench.due(flow) - due);
+    let (after, taken) = (bench.read()?, bench.taken(flow) - taken);
     bench.set_speed(flow, Speed::Stopped);
-    Ok(compare(&before, &after, due))
+    Ok(compare(&before, &after, taken))
 }
 
-fn compare(before: &Reading, after: &Reading, due: u64) -> Run {
+fn compare(before: &Reading, after: &Reading, taken: u64) -> Run {
     let seconds = after.seconds_since(before);
     let latencies = after.latencies.since(&before.latencies);
     let learned = (after.learned - before.learned) as f64;
@@ -148,7 +148,7 @@ fn compare(before: &Reading, after: &Reading, due: u64) -> Run {
         rate: (after.received - before.received) as f64 / seconds,
         times: [latencies.percentile(0.5), latencies.percentile(0.99), latencies.max()],
         learned_per_s: learned / seconds,
-        learned_share: (learned / due.max(1) as f64).min(1.0),
+        learned_share: (learned / taken.max(1) as f64).min(1.0),
         refused: after.refused - before.refused,
         stalls: after.stalls - before.stalls,
         lost: after.lost - before.lost,
