@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::environment::Environment;
-use crate::{core_case, generator_case, kernel_case, memif_case, tenants_case};
+use crate::{core_case, fdb_case, generator_case, kernel_case, memif_case, tenants_case};
 
 /// No result is nearly as large.
 const BYTES_MAX: u64 = 16 << 20;
@@ -30,6 +30,8 @@ pub struct Results {
     pub tenants: Option<tenants_case::Report>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub generator: Option<generator_case::Report>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fdb: Option<fdb_case::Report>,
     /// What was to be measured and was not, and why.
     pub failures: Vec<Failure>,
 }
@@ -59,6 +61,7 @@ impl Results {
             ("core", self.core.as_ref().map(|report| own(&report.environment))),
             ("tenants", self.tenants.as_ref().map(|report| own(&report.environment))),
             ("generator", self.generator.as_ref().map(|report| own(&report.environment))),
+            ("fdb", self.fdb.as_ref().map(|report| own(&Some(report.environment.clone())))),
         ];
         all.into_iter().filter_map(|(name, environment)| Some((name, environment?))).collect()
     }
@@ -96,6 +99,8 @@ fn add(results: &mut Results, text: &str) -> Result<(), String> {
         put(&mut results.memif, whole(value, "memif")?, "memif")
     } else if first("full_rate").is_some() {
         put(&mut results.generator, whole(value, "generator")?, "generator")
+    } else if first("lookups").is_some() {
+        put(&mut results.fdb, whole(value, "fdb")?, "fdb")
     } else if has("neighbour") {
         put(&mut results.tenants, whole(value, "tenants")?, "tenants")
     } else if has("inner_bytes") {
@@ -104,7 +109,7 @@ fn add(results: &mut Results, text: &str) -> Result<(), String> {
         put(&mut results.kernel, whole(value, "kernel")?, "kernel")
     } else {
         Err(format!(
-            "not a result of `peregrine-perf core|memif|tenants|generator|kernel --json`, nor a report.json{}",
+            "not a result of `peregrine-perf core|memif|tenants|generator|kernel|fdb --json`, nor a report.json{}",
             of(&value)
         ))
     }
@@ -130,12 +135,13 @@ fn put<T>(place: &mut Option<T>, result: T, kind: &str) -> Result<(), String> {
 
 /// A `report.json` counts as the results that it consists of.
 fn merge(results: &mut Results, other: Results) -> Result<(), String> {
-    let Results { kernel, memif, core, tenants, generator, failures, .. } = other;
+    let Results { kernel, memif, core, tenants, generator, fdb, failures, .. } = other;
     kernel.map_or(Ok(()), |result| put(&mut results.kernel, result, "kernel"))?;
     memif.map_or(Ok(()), |result| put(&mut results.memif, result, "memif"))?;
     core.map_or(Ok(()), |result| put(&mut results.core, result, "core"))?;
     tenants.map_or(Ok(()), |result| put(&mut results.tenants, result, "tenants"))?;
     generator.map_or(Ok(()), |result| put(&mut results.generator, result, "generator"))?;
+    fdb.map_or(Ok(()), |result| put(&mut results.fdb, result, "fdb"))?;
     results.failures.extend(failures);
     Ok(())
 }
