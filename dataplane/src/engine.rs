@@ -245,7 +245,8 @@ impl Engine {
     /// # Errors
     /// [`StartError`].
     pub fn replay(plan: &Plan, frames: Vec<Vec<ReplayFrame>>) -> Result<Engine, StartError> {
-        let full = |frames| vec![ReplayStream { frames, pace: Arc::new(Pace::new(Speed::Full)) }];
+        let full =
+            |frames| vec![ReplayStream { frames, pace: Arc::new(Pace::new(Speed::Full)), field: None }];
         Engine::replay_streams(plan, frames.into_iter().map(full).collect())
     }
 

@@ -141,6 +141,59 @@ pub struct ReplayStream {
     pub frames: Vec<ReplayFrame>,
     /// How fast; whoever holds it too can change that.
     pub pace: Arc<Pace>,
+    /// What tells the presentations apart, besides the stamp.
+    pub field: Option<Field>,
+}
+
+/// Four bytes of a stream's frames that have another number each time one is presented, big-endian: part of an address, for one.
+/// The stamp is written after it.
+#[derive(Clone, Debug)]
+pub struct Field {
+    /// Where in the frame it begins. A frame that ends before its end goes as it is.
+    pub at: usize,
+    /// What is written there.
+    pub numbers: Numbers,
+}
+
+/// Numbers without an end, of a range.
+#[derive(Clone, Debug)]
+pub struct Numbers {
+    first: u32,
+    count: u32,
+    /// Of those that rise, the next; of those at random, where the generator is.
+    state: u64,
+    is_random: bool,
+}
+
+impl Numbers {
+    /// One after the other, `count` of them from `first` on, and again.
+    pub fn rising(first: u32, count: u32) -> Numbers {
+        Numbers { first, count, state: 0, is_random: false }
+    }
+
+    /// At random, each as often as any other; the same in every run.
+    pub fn random(first: u32, count: u32) -> Numbers {
+        Numbers { first, count, state: 1, is_random: true }
+    }
+}
+
+impl Iterator for Numbers {
+    type Item = u32;
+
+    #[inline]
+    fn next(&mut self) -> Option<u32> {
+        let number = if self.is_random {
+            // Knuth's MMIX generator, of which the upper half is good.
+            self.state =
+                self.state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            ((self.state >> 32) * u64::from(self.count)) >> 32
+        } else {
+            let number = self.state;
+            self.state = if number + 1 < u64::from(self.count) { number + 1 } else { 0 };
+            number
+        };
+        Some(self.first.wrapping_add(number as u32))
+    }
 }
 
 /// One worker's frames.
@@ -160,6 +213,7 @@ pub struct Replay {
 struct Stream {
     frames: Box<[ReplayFrame]>,
     next: usize,
+    field: Option<Field>,
     pace: Arc<Pace>,
     /// The pace's interval at the last look.
     interval: u64,
@@ -267,6 +321,7 @@ impl Stream {
         Stream {
             frames: frames.into(),
             next: 0,
+            field: stream.field,
             pace: stream.pace,
             // One with a rate begins at the first look.
             interval: if interval == FULL { FULL } else { STOPPED },
@@ -332,6 +387,12 @@ impl Stream {
         let number = sequence.as_ref().map_or(0, |next| **next);
         let filled = chunk.reset(0, frame.bytes.len()).is_some_and(|room| {
             room.copy_from_slice(&frame.bytes);
+            if let Some(Field { at, numbers }) = &mut self.field
+                && let Some(field) = room.get_mut(*at..*at + 4)
+                && let Some(number) = numbers.next()
+            {
+                field.copy_from_slice(&number.to_be_bytes());
+            }
             room.last_chunk_mut().map(|last| Stamp::renew(last, number, due)).is_some()
         });
         if !filled {
@@ -361,7 +422,7 @@ mod tests {
 
     fn stream(frames: Vec<ReplayFrame>, speed: Speed) -> (ReplayStream, Arc<Pace>) {
         let pace = Arc::new(Pace::new(speed));
-        (ReplayStream { frames, pace: pace.clone() }, pace)
+        (ReplayStream { frames, pace: pace.clone(), field: None }, pace)
     }
 
     /// The worker's end: takes a burst at a time on a clock of its own.
@@ -409,6 +470,34 @@ mod tests {
         assert_eq!(seen, expected.map(|(fill, flow, sequence)| (fill, flow, sequence, 0)));
         assert_eq!((pace.due.get(), pace.missed.get()), (0, 0));
         burst.drain().for_each(|frame| pool.put(frame));
+    }
+
+    #[test]
+    fn a_field_has_the_next_number_in_each_frame_that_is_long_enough() {
+        let frames = [60, 22].map(|len| ReplayFrame { flow: 0, bytes: vec![7; len] });
+        let (mut full, _pace) = stream(frames.into(), Speed::Full);
+        full.field = Some(Field { at: 20, numbers: Numbers::rising(0x0100_0000, 3) });
+        let mut replay = Replay::new(vec![full]);
+        let mut pool = FramePool::anonymous(2048, 8, 256);
+        let mut burst = Burst::new();
+        replay.present(&mut pool, &mut burst);
+        let long = burst.iter().filter(|frame| frame.len() == 60);
+        let fields: Vec<_> = long.map(|frame| frame.bytes()[19..25].to_vec()).collect();
+        assert_eq!(fields, [0, 1, 2, 0].map(|number| vec![7, 1, 0, 0, number, 7]));
+        let short = burst.iter().filter(|frame| frame.len() == 22).map(|frame| Stamp::of(frame.bytes()));
+        let numbers: Vec<u64> = short.map(|stamp| stamp.unwrap().sequence).collect();
+        assert_eq!(numbers, [1, 3, 5, 7], "as it is, but for the stamp");
+        burst.drain().for_each(|frame| pool.put(frame));
+    }
+
+    #[test]
+    fn random_numbers_meet_all_of_their_range_alike() {
+        let mut counts = [0; 100];
+        for number in Numbers::random(50, 100).take(100_000) {
+            counts[number as usize - 50] += 1;
+        }
+        assert!(counts.iter().all(|count| (800..1200).contains(count)), "{counts:?}");
+        assert!(Numbers::random(7, 1).take(5).all(|number| number == 7));
     }
 
     #[test]

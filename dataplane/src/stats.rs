@@ -118,7 +118,9 @@ pub struct StageStats {
     pub stage: &'static str,
     /// Frames that it was run for.
     pub frames: u64,
-    /// Cycles (of the TSC) for each, in the mean of all that were looked at since the start.
+    /// Those of them that were looked at.
+    pub sampled_frames: u64,
+    /// Cycles (of the TSC) for each of these, in the mean since the start.
     pub cycles_per_frame: Option<f64>,
 }
 
@@ -127,10 +129,15 @@ impl StageStats {
     pub fn of(worker: &WorkerCounters) -> Vec<StageStats> {
         let of = |stage: Stage| {
             let counters = worker.stage(stage)?;
-            let (frames, sampled) = (counters.frames.get(), counters.sampled_frames.get());
+            let (frames, sampled_frames) = (counters.frames.get(), counters.sampled_frames.get());
             let cycles_per_frame =
-                (sampled > 0).then(|| counters.sampled_cycles.get() as f64 / sampled as f64);
-            (frames > 0).then_some(StageStats { stage: stage.name(), frames, cycles_per_frame })
+                (sampled_frames > 0).then(|| counters.sampled_cycles.get() as f64 / sampled_frames as f64);
+            (frames > 0).then_some(StageStats {
+                stage: stage.name(),
+                frames,
+                sampled_frames,
+                cycles_per_frame,
+            })
         };
         Stage::ALL.into_iter().filter_map(of).collect()
     }

@@ -4,6 +4,7 @@
 
 mod core_case;
 mod environment;
+mod fdb_case;
 mod figures;
 mod generator_case;
 mod hardware;
@@ -52,6 +53,9 @@ enum Command {
     Skew(Runs),
     /// How late one flow's packets are at 50 and 90 % of what one core can carry, by placement.
     PlacementLatency(Runs),
+    /// The forwarding database with up to a million addresses: look-ups by its size, 100,000 new addresses a second beside full rate, and
+    /// whether ageing shows in how late packets are.
+    Fdb(Runs),
     /// Draws results as one page, report.html, beside report.json: of the given files, or of all cases, run now.
     Report(report::ReportArgs),
     /// Pieces of the packet path, each by itself on one core: time, and that they allocate nothing.
@@ -115,6 +119,7 @@ fn main() -> ExitCode {
         Command::PlacementLatency(runs) => {
             runs.report(placement_latency_case::run, placement_latency_case::Report::text)
         }
+        Command::Fdb(runs) => runs.report(fdb_case::run, fdb_case::Report::text),
         Command::Report(args) => match report::run(&args) {
             Err(report::Error::Input(error)) => {
                 eprintln!("peregrine-perf: error: {error}");

@@ -75,7 +75,7 @@ pub fn stream(flows: std::ops::Range<u16>, tenants: u16) -> (ReplayStream, Arc<P
         ReplayFrame { flow: flow.into(), bytes }
     };
     let pace = Arc::new(Pace::new(Speed::Stopped));
-    (ReplayStream { frames: flows.map(frame).collect(), pace: pace.clone() }, pace)
+    (ReplayStream { frames: flows.map(frame).collect(), pace: pace.clone(), field: None }, pace)
 }
 
 /// The bucket of the first flow of all.
@@ -292,7 +292,8 @@ const SAMPLES_MIN: u64 = 10_000;
 const SAMPLES_MIN_TAIL: u64 = 100_000;
 
 impl Latencies {
-    fn sum(all: impl Iterator<Item = Vec<u64>>) -> Latencies {
+    /// Of all these, each as [`Histogram::counts`] has it.
+    pub fn sum(all: impl Iterator<Item = Vec<u64>>) -> Latencies {
         let sum = all.reduce(|sum, counts| sum.iter().zip(&counts).map(|(a, b)| a + b).collect());
         Latencies(sum.unwrap_or_default())
     }

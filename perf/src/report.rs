@@ -1,6 +1,7 @@
 //! `peregrine-perf report`: reads results, or runs the cases, and writes `report.json` and `report.html`. `main.rs` calls
 //! `run`. A case that cannot run here costs its section, not the others: the page says why it is missing.
 
+mod fdb_part;
 mod input;
 mod kernel_part;
 mod layout;
@@ -18,8 +19,8 @@ use clap::Args;
 use input::{Failure, Results};
 
 use crate::{
-    core_case, generator_case, kernel_case, memif_case, pipeline_case, placement_latency_case, skew_case,
-    tenants_case,
+    core_case, fdb_case, generator_case, kernel_case, memif_case, pipeline_case, placement_latency_case,
+    skew_case, tenants_case,
 };
 
 /// Flags of `report`.
@@ -31,7 +32,7 @@ pub struct ReportArgs {
     /// Folder to write report.json and report.html to; made if it is not there.
     #[arg(long, value_name = "DIR", default_value = ".")]
     out: PathBuf,
-    /// Results that `core`, `memif`, `pipeline`, `skew`, `placement-latency`, `tenants`, `generator` or `kernel` wrote with --json, or a
+    /// Results that `core`, `memif`, `pipeline`, `skew`, `placement-latency`, `tenants`, `generator`, `kernel` or `fdb` wrote with --json, or a
     /// report.json; none: run the cases now.
     #[arg(value_name = "FILE")]
     files: Vec<PathBuf>,
@@ -78,6 +79,7 @@ fn measure(quick: bool) -> Result<Results, Error> {
     results.skew = case("skew", || skew_case::run(quick), failures);
     results.placement_latency = case("placement-latency", || placement_latency_case::run(quick), failures);
     results.tenants = case("tenants", || tenants_case::run(quick), failures);
+    results.fdb = case("fdb", || fdb_case::run(quick), failures);
     results.generator = case("generator", || generator_case::run(quick), failures);
     results.kernel = case("kernel", || kernel_case::run(quick), failures);
     if let Some(error) = results.kernel.as_ref().and_then(|report| report.failure.clone()) {

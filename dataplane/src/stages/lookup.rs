@@ -47,9 +47,10 @@ fn lookup(frame: &mut Frame, last: &mut Last, cx: &Cx<'_>) -> Result<(), DropRea
     if let Source::Remote(remote) = frame.meta.source
         && last.source != Some((id, remote, source))
     {
-        *last = Last::default(); // what is learned now may be where the next frame goes
         if learn(network(id, cx)?, cx.fdb.place(id, source), remote, cx)? == Learned::Known {
             last.source = Some((id, remote, source));
+        } else {
+            *last = Last::default(); // what is learned now may be where the next frame goes
         }
     }
     let found = match last.destination {

@@ -10,8 +10,8 @@ use serde_json::{Map, Value};
 
 use crate::environment::Environment;
 use crate::{
-    core_case, generator_case, kernel_case, memif_case, pipeline_case, placement_latency_case, skew_case,
-    tenants_case,
+    core_case, fdb_case, generator_case, kernel_case, memif_case, pipeline_case, placement_latency_case,
+    skew_case, tenants_case,
 };
 
 /// No result is nearly as large.
@@ -39,6 +39,8 @@ pub struct Results {
     pub tenants: Option<tenants_case::Report>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub generator: Option<generator_case::Report>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fdb: Option<fdb_case::Report>,
     /// What was to be measured and was not, and why.
     pub failures: Vec<Failure>,
 }
@@ -71,6 +73,7 @@ impl Results {
             ("placement-latency", self.placement_latency.as_ref().map(|report| own(&report.environment))),
             ("tenants", self.tenants.as_ref().map(|report| own(&report.environment))),
             ("generator", self.generator.as_ref().map(|report| own(&report.environment))),
+            ("fdb", self.fdb.as_ref().map(|report| own(&Some(report.environment.clone())))),
         ];
         all.into_iter().filter_map(|(name, environment)| Some((name, environment?))).collect()
     }
@@ -114,6 +117,8 @@ fn add(results: &mut Results, text: &str) -> Result<(), String> {
         put(&mut results.skew, whole(value, "skew")?, "skew")
     } else if first("points").is_some_and(|point| point.get("share").is_some()) {
         put(&mut results.placement_latency, whole(value, "placement-latency")?, "placement-latency")
+    } else if first("lookups").is_some() {
+        put(&mut results.fdb, whole(value, "fdb")?, "fdb")
     } else if has("neighbour") {
         put(&mut results.tenants, whole(value, "tenants")?, "tenants")
     } else if has("inner_bytes") {
@@ -122,7 +127,7 @@ fn add(results: &mut Results, text: &str) -> Result<(), String> {
         put(&mut results.kernel, whole(value, "kernel")?, "kernel")
     } else {
         Err(format!(
-            "not a result of `peregrine-perf core|memif|pipeline|skew|placement-latency|tenants|generator|kernel --json`, nor a report.json{}",
+            "not a result of `peregrine-perf core|memif|pipeline|skew|placement-latency|tenants|generator|kernel|fdb --json`, nor a report.json{}",
             of(&value)
         ))
     }
@@ -149,7 +154,17 @@ fn put<T>(place: &mut Option<T>, result: T, kind: &str) -> Result<(), String> {
 /// A `report.json` counts as the results that it consists of.
 fn merge(results: &mut Results, other: Results) -> Result<(), String> {
     let Results {
-        kernel, memif, core, pipeline, skew, placement_latency, tenants, generator, failures, ..
+        kernel,
+        memif,
+        core,
+        pipeline,
+        skew,
+        placement_latency,
+        tenants,
+        generator,
+        fdb,
+        failures,
+        ..
     } = other;
     kernel.map_or(Ok(()), |result| put(&mut results.kernel, result, "kernel"))?;
     memif.map_or(Ok(()), |result| put(&mut results.memif, result, "memif"))?;
@@ -160,6 +175,7 @@ fn merge(results: &mut Results, other: Results) -> Result<(), String> {
         .map_or(Ok(()), |result| put(&mut results.placement_latency, result, "placement-latency"))?;
     tenants.map_or(Ok(()), |result| put(&mut results.tenants, result, "tenants"))?;
     generator.map_or(Ok(()), |result| put(&mut results.generator, result, "generator"))?;
+    fdb.map_or(Ok(()), |result| put(&mut results.fdb, result, "fdb"))?;
     results.failures.extend(failures);
     Ok(())
 }
