@@ -10,7 +10,8 @@
 //! Owned by one worker, which turns it by hand: [`arrivals`](Mesh::arrivals) and [`released`](Mesh::released) in, hand over while the
 //! steps run, [`settle`](Mesh::settle) after each burst.
 //!
-//! What must hold: a full ring drops, and nobody waits for anybody. Frames that go home are never dropped: those that find
+//! What must hold: a full ring drops, and nobody waits for anybody. What is held up, in the rings and in the list of those that wait,
+//! is at most half of a worker's frames. Frames that go home are never dropped: those that find
 //! no room wait in a list that is as long as there are frames. `mesh/loom_tests.rs` runs this, the placement and the rings under a
 //! model checker.
 
@@ -25,7 +26,7 @@ use crate::types::{NetworkId, Stage, WorkerId};
 /// Frames under way from one worker to another, at most: what a worker does in some 50 µs.
 pub const RING: usize = if cfg!(all(loom, test)) { 2 } else { 1024 }; // a model has few frames, and watches each slot
 
-/// Frames that wait for their bucket, at most. While there are so many, nothing new is taken in.
+/// Frames that wait for their bucket, at most, if the pool can spare so many. More are dropped.
 pub const WAITING_MAX: usize = 1024;
 
 /// Both directions between a worker and another.
@@ -72,7 +73,7 @@ pub fn mesh(placement: &Arc<Placement>, frames: usize) -> Vec<Mesh> {
             links: std::iter::repeat_with(|| None).take(workers).collect(),
             placement: placement.clone(),
             buckets: Buckets::new(placement, WorkerId(me as u8)),
-            waiting: VecDeque::with_capacity(WAITING_MAX + BURST),
+            waiting: VecDeque::with_capacity(WAITING_MAX),
             is_paused: false,
             turn: 0,
             is_counting: false,
@@ -102,10 +103,10 @@ impl Mesh {
         self.me
     }
 
-    /// A burst may come in: frames that wait for their bucket leave room for it, and nobody wants a pause.
+    /// A burst may come in: nobody wants a pause, and flows need not be told apart for the first time.
     #[inline]
     pub fn takes_in(&self) -> bool {
-        self.waiting.len() < WAITING_MAX && !self.buckets.is_leaving_plain() && !self.is_paused
+        !self.buckets.is_leaving_plain() && !self.is_paused
     }
 
     /// All that comes in stays here: it needs no way.
@@ -131,10 +132,13 @@ impl Mesh {
         }
     }
 
-    /// Every ring to another worker has room for a burst.
+    /// Every ring to another worker has room for a burst, the list of those that wait too, and the pool can spare it.
     #[inline]
-    pub fn has_room_beyond(&mut self) -> bool {
-        self.links.iter_mut().flatten().all(|link| link.to.has_room_for(BURST))
+    pub fn has_room_beyond(&mut self, pool: &FramePool) -> bool {
+        let with_burst = self.waiting.len() + BURST;
+        with_burst <= WAITING_MAX
+            && pool.can_spare(with_burst - 1)
+            && self.links.iter_mut().flatten().all(|link| link.to.has_room_for(BURST))
     }
 
     /// Frames that wait for their bucket.
@@ -144,8 +148,11 @@ impl Mesh {
     }
 
     /// A frame that has come in, whose flow is known, with its way; `None` if it must wait for one, and is kept.
+    ///
+    /// # Errors
+    /// It would have to wait, and too many do: the frame comes back.
     #[inline]
-    pub fn enter(&mut self, mut frame: Frame, next: Stage, pool: &FramePool) -> Option<Frame> {
+    pub fn enter(&mut self, mut frame: Frame, next: Stage, pool: &FramePool) -> Result<Option<Frame>, Frame> {
         let bucket = bucket(frame.meta.flow_hash);
         if self.is_counting {
             self.note_entering(bucket, next, 1);
@@ -153,12 +160,16 @@ impl Mesh {
         match self.buckets.enter(bucket, pool.under_way(bucket)) {
             Entry::Go(route) => {
                 frame.meta.route = route;
-                Some(frame)
+                Ok(Some(frame))
+            }
+            Entry::Wait if self.waiting.len() < WAITING_MAX && pool.can_spare(self.waiting.len()) => {
+                frame.next = next;
+                self.waiting.push_back(frame);
+                Ok(None)
             }
             Entry::Wait => {
-                frame.next = next;
-                self.waiting.push_back(frame); // room is made sure of before a burst is taken
-                None
+                self.buckets.give_up_wait(bucket);
+                Err(frame)
             }
         }
     }
@@ -255,7 +266,7 @@ impl Mesh {
     /// Gives a frame to another worker, which will begin with `next`; it is seen after [`settle`](Self::settle).
     ///
     /// # Errors
-    /// No room in the ring, or no such worker: the frame comes back.
+    /// No room in the ring, too many are held up already, or no such worker: the frame comes back.
     #[inline]
     pub fn hand_over(
         &mut self,
@@ -265,11 +276,10 @@ impl Mesh {
         pool: &mut FramePool,
     ) -> Result<(), Frame> {
         let Some(Some(link)) = self.links.get_mut(to.index()) else { return Err(frame) };
-        if !link.to.has_room() {
+        if !link.to.has_room() || !pool.depart(&mut frame, self.waiting.len()) {
             return Err(frame);
         }
         frame.next = next;
-        pool.depart(&mut frame);
         link.is_unpublished = true;
         link.to.push(frame)
     }

@@ -244,7 +244,8 @@ impl Worker {
             },
             // What is presented as fast as it goes can wait, unlike a network: not more than there is room for behind.
             Uplink::Replay(replay)
-                if replay.can_wait() && self.mesh.as_mut().is_some_and(|mesh| !mesh.has_room_beyond()) =>
+                if replay.can_wait()
+                    && self.mesh.as_mut().is_some_and(|mesh| !mesh.has_room_beyond(&self.pool)) =>
             {
                 0
             }

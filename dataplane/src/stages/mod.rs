@@ -263,13 +263,18 @@ impl Cx<'_> {
     /// For frames that have just come in, now that their flow is known: each gets its way, or waits for it.
     #[inline]
     pub fn enter(&mut self, next: Stage, frames: &mut Burst, spare: &mut Burst) {
-        let Some(mesh) = self.mesh.as_deref_mut() else { return };
+        if self.mesh.is_none() {
+            return;
+        }
         for mut frame in frames.drain() {
+            let Some(mesh) = self.mesh.as_deref_mut() else { continue };
             if next == Stage::Decap {
                 frame.meta.flow_hash = inner_hash(&frame);
             }
-            if let Some(frame) = mesh.enter(frame, next, self.pool) {
-                let _room = spare.push(frame); // as many as there were
+            match mesh.enter(frame, next, self.pool) {
+                Ok(Some(frame)) => self.pass(frame, spare), // room for as many as there were
+                Ok(None) => {}
+                Err(frame) => self.drop(frame, DropReason::WorkerRingFull),
             }
         }
         std::mem::swap(frames, spare);
