@@ -56,12 +56,13 @@ pub enum Target {
     Flood(Flooding),
 }
 
-/// How far a flooded frame has come: it visits each worker that has tenants of its network, one after the other.
+/// How far a flooded frame has come: it visits each worker that has tenants of its network, one after the other. One from a tenant
+/// begins where it entered, and goes to the remotes from there before it visits others.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Flooding {
-    /// The worker that it began with; none before it has begun.
+    /// The worker that it began with, or is about to; none before that is known.
     pub first: WorkerId,
-    /// A tenant got it.
+    /// A tenant or a remote got it: what others get are copies.
     pub given: bool,
 }
 

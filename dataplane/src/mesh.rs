@@ -18,7 +18,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use crate::frame::{BURST, Burst, Frame, FramePool, Homing, Target, bucket};
+use crate::frame::{BURST, Burst, Frame, FramePool, Homing, Source, Target, bucket};
 use crate::placement::{Buckets, Entry, Placement};
 use crate::ring::{Consumer, Producer, ring};
 use crate::types::{NetworkId, Stage, WorkerId};
@@ -247,14 +247,25 @@ impl Mesh {
             Stage::Deliver => match frame.meta.target {
                 // Nobody serves it: whoever finds that out drops the frame.
                 Target::Endpoint(to) => self.placement.home(to).unwrap_or(self.me),
+                // To the remotes first, on the way of its flow.
+                Target::Flood(_) if matches!(frame.meta.source, Source::Endpoint(_)) => self.me,
                 Target::Flood(_) => self.placement.first_visit(frame.meta.network, self.me),
                 _ => self.me,
             },
             // Copies for flooding leave where they are made: by the same socket as the frame itself, and as what follows it.
-            Stage::Encap if matches!(frame.meta.target, Target::Flood(_)) => frame.home(),
+            Stage::Encap if matches!(frame.meta.target, Target::Flood(state) if state.first == self.me) => {
+                self.me
+            }
             Stage::Encap => frame.meta.route.encap(),
             Stage::Transmit => frame.home(),
         }
+    }
+
+    /// A tenant's frame that is flooded begins here: it lies in this worker's memory, and its flow's way to a remote leads nowhere else
+    /// any more. So it stays among the frames of its flow that are for one remote, before and after it.
+    #[inline]
+    pub fn begins_here(&self, frame: &Frame) -> bool {
+        frame.home() == self.me && (self.is_plain() || frame.meta.route.encap() == self.me)
     }
 
     /// The worker that a flooded frame visits next.

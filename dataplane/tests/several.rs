@@ -9,7 +9,7 @@ use peregrine_dataplane::frame::{BURST, Burst, FramePool, bucket};
 use peregrine_dataplane::mesh::{Mesh, WAITING_MAX, mesh};
 use peregrine_dataplane::placement::Placement;
 use peregrine_dataplane::plan::Plan;
-use peregrine_dataplane::stages::{self, Cx, Stage, Work};
+use peregrine_dataplane::stages::{self, Cx, Stage, Work, collect};
 use peregrine_dataplane::stats::Totals;
 use peregrine_dataplane::tables::{NextHop, Tables};
 use peregrine_dataplane::tenants::Tenants;
@@ -157,6 +157,18 @@ impl Several {
         });
     }
 
+    /// A packet of a tenant's, taken by its worker.
+    fn send(&mut self, tenant: EndpointId, packet: &[u8]) {
+        let tx = &mut self.clients[tenant.index()].tx[0];
+        tx.push(packet).unwrap();
+        tx.flush().unwrap();
+        let home = self.placement.home(tenant).unwrap();
+        self.run(home, |bursts, cx| {
+            collect::run(bursts.0, cx);
+            stages::enter(bursts, cx);
+        });
+    }
+
     fn gets(&mut self, tenant: EndpointId) -> Vec<Vec<u8>> {
         let rx = &mut self.clients[tenant.index()].rx[0];
         let mut got = Vec::new();
@@ -221,4 +233,88 @@ fn frames_that_wait_for_their_way_do_not_hold_up_others() {
         several.settle();
         assert_eq!(several.gets(DB).len(), 1, "it has its new way, and nobody waits any more");
     }
+}
+
+/// Small numbers that look like chance, the same in each run.
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, limit: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 8) as usize % limit
+    }
+
+    /// Some of all workers, in some order.
+    fn some_workers(&mut self) -> Vec<WorkerId> {
+        let mut all = vec![A, B, C];
+        (0..self.below(4)).map(|_| all.remove(self.below(all.len()))).collect()
+    }
+}
+
+/// The number that `numbered` gave to a packet.
+fn number(packet: &[u8]) -> u32 {
+    u32::from_be_bytes(*packet[42..].first_chunk().unwrap())
+}
+
+/// One flow of a tenant's, of which some frames are flooded and others not, because the address is learned and forgotten again. Returns
+/// what came to the remote and to the tenants of the network at B and C.
+fn flood_now_and_then(route: Route, seed: u64) -> [Vec<u32>; 3] {
+    let mut plan = plan();
+    plan.endpoints[2].network = NetworkId(0);
+    plan.endpoints[2].mac = mac(3);
+    let mut several = Several::new(plan, 3, 256, &[A, B, C]);
+    let mut dice = Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    let packet = flow(mac(1), mac(FAR), 1000, 20);
+    several.placement.want(A, bucket(flow_hash(&packet)), route);
+    several.settle();
+    for sent in 0..40u32 {
+        match dice.below(3) {
+            0 => _ = several.fdb.learn(NetworkId(0), mac(FAR), RemoteId(0), 0, 64),
+            1 => _ = several.fdb.remove(NetworkId(0), mac(FAR)),
+            _ => {}
+        }
+        let mut numbered = packet.clone();
+        numbered[42..46].copy_from_slice(&sent.to_be_bytes());
+        several.send(WEB, &numbered);
+        for _ in 0..dice.below(4) {
+            let worker = [A, B, C][dice.below(3)];
+            several.turn(worker, &dice.some_workers());
+        }
+    }
+    several.settle();
+    let sent = std::mem::take(&mut several.workers[A.index()].wire.frames);
+    let to_remote = sent.iter().filter(|frame| frame[30..34] == REMOTE_A.octets());
+    let mut numbers = |tenant| several.gets(tenant).iter().map(|packet| number(packet)).collect();
+    [to_remote.map(|frame| number(&frame[50..])).collect(), numbers(DB), numbers(LONER)]
+}
+
+#[test]
+fn what_is_flooded_keeps_its_place_in_its_flow() {
+    for (decap, lookup, encap) in
+        [(A, A, A), (A, B, C), (A, C, B), (A, B, B), (A, A, B), (A, A, C), (A, C, A)]
+    {
+        let mut flooded = 0;
+        for seed in 1..=20 {
+            let [to_remote, to_b, to_c] = flood_now_and_then(Route::new(decap, lookup, encap), seed);
+            let way = format!("look-ups at {lookup:?}, encap at {encap:?}, seed {seed}");
+            assert_eq!(to_remote, (0..40).collect::<Vec<_>>(), "to the remote, {way}");
+            assert!(to_b.is_sorted() && to_b == to_c, "to tenants {to_b:?} {to_c:?}, {way}");
+            flooded += to_b.len();
+        }
+        assert!((20 * 10..20 * 30).contains(&flooded), "some are flooded, and others not: {flooded}");
+    }
+}
+
+#[test]
+fn what_is_flooded_reaches_the_remotes_even_if_it_cannot_visit_a_worker() {
+    let mut several = Several::new(plan(), 2, 256, &[A, B, A]);
+    several.settle();
+    for _ in 0..200 {
+        several.send(WEB, &inner(mac(1), MacAddr::BROADCAST, 10));
+    }
+    assert_eq!(several.workers[A.index()].wire.frames.len(), 2 * 200);
+    several.settle();
+    assert_eq!((several.gets(DB).len(), several.dropped(A, DropReason::WorkerRingFull)), (128, 200 - 128));
 }
