@@ -395,11 +395,11 @@ fn count(kicks: Kicks, counters: &WorkerCounters) {
     if kicks == Kicks::default() {
         return;
     }
-    counters.kicks.add(u64::from(kicks.transmit));
-    counters.kicks_deferred.add(u64::from(kicks.deferred));
-    counters.kicks_link_down.add(u64::from(kicks.down));
-    counters.kicks_failed.add(u64::from(kicks.failed));
-    counters.receive_kicks.add(u64::from(kicks.receive));
-    counters.watchdog_kicks.add(u64::from(kicks.watchdog));
-    counters.device_drops.add(u64::from(kicks.lost));
+    counters.kicks.add(kicks.transmit);
+    counters.kicks_deferred.add(kicks.deferred);
+    counters.kicks_link_down.add(kicks.down);
+    counters.kicks_failed.add(kicks.failed);
+    counters.receive_kicks.add(kicks.receive);
+    counters.watchdog_kicks.add(kicks.watchdog);
+    counters.device_drops.add(kicks.lost);
 }
