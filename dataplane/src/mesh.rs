@@ -60,6 +60,8 @@ pub struct Mesh {
     is_paused: bool,
     /// Counts the turns.
     turn: u32,
+    /// From which of the others frames are taken first in this turn.
+    first: usize,
     /// In this turn what comes in is counted by bucket.
     is_counting: bool,
 }
@@ -76,6 +78,7 @@ pub fn mesh(placement: &Arc<Placement>, frames: usize) -> Vec<Mesh> {
             waiting: VecDeque::with_capacity(WAITING_MAX),
             is_paused: false,
             turn: 0,
+            first: 0,
             is_counting: false,
         })
         .collect();
@@ -204,6 +207,7 @@ impl Mesh {
         self.is_paused = self.placement.asked_pause().is_some();
         self.buckets.look(&self.placement, self.me);
         self.turn = self.turn.wrapping_add(1);
+        self.first = if self.first + 1 < self.links.len() { self.first + 1 } else { 0 };
         let is_due = self.turn.is_multiple_of(COUNTED_TURNS) || !self.buckets.is_plain();
         self.is_counting = is_due && self.placement.counts_entering(self.me);
         self.buckets.begin_round();
@@ -335,10 +339,13 @@ impl Mesh {
         self.links.len()
     }
 
-    /// Fills the burst with frames from the `n`th of the others that begin with the same step, which is returned.
+    /// Fills the burst with frames from the `n`th of the others that begin with the same step, which is returned. Each turn another one
+    /// is the first: what is flooded there must not keep those that come after it from flooding for ever.
     #[inline]
     pub fn arrivals(&mut self, n: usize, burst: &mut Burst) -> Option<Stage> {
-        let link = self.links.get_mut(n)?.as_mut()?;
+        let at = self.first + n;
+        let at = if at < self.links.len() { at } else { at - self.links.len() };
+        let link = self.links.get_mut(at)?.as_mut()?;
         let mut ready = link.from.prefetch(burst.room());
         let stage = link.from.peek(|frame| frame.next)?;
         while ready > 0 && link.from.peek(|frame| frame.next) == Some(stage) {

@@ -8,7 +8,7 @@ use peregrine_dataplane::fdb::{Destination, Fdb};
 use peregrine_dataplane::frame::{BURST, Burst, FramePool, bucket};
 use peregrine_dataplane::mesh::{Mesh, WAITING_MAX, mesh};
 use peregrine_dataplane::placement::Placement;
-use peregrine_dataplane::plan::Plan;
+use peregrine_dataplane::plan::{EndpointPlan, Plan};
 use peregrine_dataplane::stages::{self, Cx, Stage, Work, collect};
 use peregrine_dataplane::stats::Totals;
 use peregrine_dataplane::tables::{NextHop, Tables};
@@ -41,6 +41,8 @@ struct Several {
     placement: std::sync::Arc<Placement>,
     workers: Vec<Worker>,
     clients: Vec<Interface>,
+    /// In each turn.
+    flood_budget: usize,
 }
 
 impl Several {
@@ -71,7 +73,7 @@ impl Several {
         };
         let workers = mesh(&placement, chunks).into_iter().map(new_worker).collect();
         let fdb = Fdb::new(256, plan.networks.len());
-        let mut several = Several { tables, fdb, placement, workers, clients: Vec::new() };
+        let mut several = Several { tables, fdb, placement, workers, clients: Vec::new(), flood_budget: 256 };
         for (index, (endpoint, home)) in plan.endpoints.iter().zip(homes).enumerate() {
             let id = EndpointId(index as u16);
             assert!(several.fdb.set_fixed(endpoint.network, endpoint.mac, Destination::Local(id)));
@@ -100,7 +102,7 @@ impl Several {
             tenants: &mut worker.tenants,
             now_s: 0,
             wire: &mut worker.wire,
-            flood_budget: &mut 256,
+            flood_budget: &mut self.flood_budget.clone(),
             mesh: Some(&mut worker.mesh),
             work: &NO_WORK,
             is_sampled: false,
@@ -108,7 +110,7 @@ impl Several {
         work((&mut worker.bursts.0, &mut worker.bursts.1), &mut cx);
     }
 
-    /// Once around, as a worker does it, but for what comes in; what others sent is taken from them in this order.
+    /// Once around, as a worker does it, but for what comes in; what others sent is taken from these, in this order.
     fn turn(&mut self, worker: WorkerId, others: &[WorkerId]) {
         self.run(worker, |bursts, cx| {
             let mesh = cx.mesh.as_deref_mut().unwrap();
@@ -317,4 +319,27 @@ fn what_is_flooded_reaches_the_remotes_even_if_it_cannot_visit_a_worker() {
     assert_eq!(several.workers[A.index()].wire.frames.len(), 2 * 200);
     several.settle();
     assert_eq!((several.gets(DB).len(), several.dropped(A, DropReason::WorkerRingFull)), (128, 200 - 128));
+}
+
+#[test]
+fn who_floods_at_one_worker_does_not_keep_others_from_it() {
+    // WEB at A floods blue whatever there is to flood, LONER at B red now and then; both reach C.
+    let mut plan = plan();
+    plan.endpoints.push(EndpointPlan { mac: mac(2), ..plan.endpoints[2].clone() });
+    let quiet = EndpointId(3);
+    let mut several = Several::new(plan, 3, 256, &[A, C, B, C]);
+    several.settle();
+    several.flood_budget = 8;
+    let mut heard = 0;
+    for _ in 0..12 {
+        (0..16).for_each(|_| several.send(WEB, &inner(mac(1), MacAddr::BROADCAST, 10)));
+        several.send(LONER, &inner(mac(1), MacAddr::BROADCAST, 10));
+        [C, A, B].iter().for_each(|worker| several.turn(*worker, &[A, B, C]));
+        heard += several.gets(quiet).len();
+        several.gets(DB);
+    }
+    assert!(
+        (4..12).contains(&heard),
+        "in some turns, if not in those in which the other has used all up: {heard}"
+    );
 }
