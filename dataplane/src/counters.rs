@@ -121,7 +121,7 @@ drop_reasons! {
     UplinkTooLong => "uplink_too_long",
     /// No free frame for a copy (flooding).
     NoFreeFrame => "no_free_frame",
-    /// The ring to the worker that is next is full: that worker is overloaded.
+    /// The ring to the worker that is next is full, or half of this worker's frames are held up at others: one of those is overloaded.
     WorkerRingFull => "worker_ring_full",
     /// Too much flooding in one turn: copies for some tenant's broadcasts would have kept everybody waiting.
     FloodLimited => "flood_limited",

@@ -14,7 +14,8 @@
 //! - A frame goes home through [`FramePool::put`], of whichever pool is at hand: one that belongs elsewhere waits there among the
 //!   strangers until it is sent to its owner. One that is dropped on the floor is never reused, and the
 //!   pool then keeps its memory mapped for ever instead of leaving the frame dangling.
-//! - A pool knows which of its frames are under way on other workers, by flow bucket: such a flow must not change its way.
+//! - A pool knows which of its frames are under way on other workers, by flow bucket: such a flow must not change its way. No more
+//!   than half of all are.
 //!
 //! Called by the ports (which fill and empty frames) and the stages (which read headers and hand frames on).
 
@@ -55,12 +56,13 @@ pub enum Target {
     Flood(Flooding),
 }
 
-/// How far a flooded frame has come: it visits each worker that has tenants of its network, one after the other.
+/// How far a flooded frame has come: it visits each worker that has tenants of its network, one after the other. One from a tenant
+/// begins where it entered, and goes to the remotes from there before it visits others.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Flooding {
-    /// The worker that it began with; none before it has begun.
+    /// The worker that it began with, or is about to; none before that is known.
     pub first: WorkerId,
-    /// A tenant got it.
+    /// A tenant or a remote got it: what others get are copies.
     pub given: bool,
 }
 
@@ -486,13 +488,26 @@ impl FramePool {
         self.strangers.pop()
     }
 
-    /// The frame goes to another worker: from now on, if it is one of ours, it is under way until it is home.
+    /// The frame goes to another worker, while so many wait here: from now on, if it is one of ours, it is under way until it is home.
+    /// False, and it must stay, if it is one too many.
     #[inline]
-    pub fn depart(&mut self, frame: &mut Frame) {
+    #[must_use]
+    pub fn depart(&mut self, frame: &mut Frame, waiting: usize) -> bool {
         if frame.home == self.owner.0 {
+            if !self.can_spare(waiting) {
+                return false;
+            }
             frame.home |= AWAY;
             self.departures.change(bucket(frame.meta.flow_hash), 1);
         }
+        true
+    }
+
+    /// While so many wait here, one more may be held up, there or here: half of all chunks are always left for what comes in and
+    /// goes out, however long another worker stands still.
+    #[inline]
+    pub fn can_spare(&self, waiting: usize) -> bool {
+        self.departures.total as usize + waiting < self.chunk_count / 2
     }
 
     /// How many frames of this bucket are under way on other workers.

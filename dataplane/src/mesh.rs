@@ -10,14 +10,15 @@
 //! Owned by one worker, which turns it by hand: [`arrivals`](Mesh::arrivals) and [`released`](Mesh::released) in, hand over while the
 //! steps run, [`settle`](Mesh::settle) after each burst.
 //!
-//! What must hold: a full ring drops, and nobody waits for anybody. Frames that go home are never dropped: those that find
+//! What must hold: a full ring drops, and nobody waits for anybody. What is held up, in the rings and in the list of those that wait,
+//! is at most half of a worker's frames. Frames that go home are never dropped: those that find
 //! no room wait in a list that is as long as there are frames. `mesh/loom_tests.rs` runs this, the placement and the rings under a
 //! model checker.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use crate::frame::{BURST, Burst, Frame, FramePool, Homing, Target, bucket};
+use crate::frame::{BURST, Burst, Frame, FramePool, Homing, Source, Target, bucket};
 use crate::placement::{Buckets, Entry, Placement};
 use crate::ring::{Consumer, Producer, ring};
 use crate::types::{NetworkId, Stage, WorkerId};
@@ -25,7 +26,7 @@ use crate::types::{NetworkId, Stage, WorkerId};
 /// Frames under way from one worker to another, at most: what a worker does in some 50 µs.
 pub const RING: usize = if cfg!(all(loom, test)) { 2 } else { 1024 }; // a model has few frames, and watches each slot
 
-/// Frames that wait for their bucket, at most. While there are so many, nothing new is taken in.
+/// Frames that wait for their bucket, at most, if the pool can spare so many. More are dropped.
 pub const WAITING_MAX: usize = 1024;
 
 /// Both directions between a worker and another.
@@ -61,6 +62,8 @@ pub struct Mesh {
     is_paused: bool,
     /// Counts the turns.
     turn: u32,
+    /// From which of the others frames are taken first in this turn.
+    first: usize,
     /// In this turn what comes in is counted by bucket.
     is_counting: bool,
 }
@@ -133,9 +136,10 @@ impl Mesh {
             links: Links::default(),
             placement: placement.clone(),
             buckets: Buckets::new(placement, me),
-            waiting: VecDeque::with_capacity(WAITING_MAX + BURST),
+            waiting: VecDeque::with_capacity(WAITING_MAX),
             is_paused: false,
             turn: 0,
+            first: 0,
             is_counting: false,
         }
     }
@@ -158,10 +162,10 @@ impl Mesh {
         self.me
     }
 
-    /// A burst may come in: frames that wait for their bucket leave room for it, and nobody wants a pause.
+    /// A burst may come in: nobody wants a pause, and flows need not be told apart for the first time.
     #[inline]
     pub fn takes_in(&self) -> bool {
-        self.waiting.len() < WAITING_MAX && !self.buckets.is_leaving_plain() && !self.is_paused
+        !self.buckets.is_leaving_plain() && !self.is_paused
     }
 
     /// All that comes in stays here: it needs no way.
@@ -187,10 +191,13 @@ impl Mesh {
         }
     }
 
-    /// Every ring to another worker has room for a burst.
+    /// Every ring to another worker has room for a burst, the list of those that wait too, and the pool can spare it.
     #[inline]
-    pub fn has_room_beyond(&mut self) -> bool {
-        self.links.iter_mut().flatten().all(|link| link.to.has_room_for(BURST))
+    pub fn has_room_beyond(&mut self, pool: &FramePool) -> bool {
+        let with_burst = self.waiting.len() + BURST;
+        with_burst <= WAITING_MAX
+            && pool.can_spare(with_burst - 1)
+            && self.links.iter_mut().flatten().all(|link| link.to.has_room_for(BURST))
     }
 
     /// Frames that wait for their bucket.
@@ -200,8 +207,11 @@ impl Mesh {
     }
 
     /// A frame that has come in, whose flow is known, with its way; `None` if it must wait for one, and is kept.
+    ///
+    /// # Errors
+    /// It would have to wait, and too many do: the frame comes back.
     #[inline]
-    pub fn enter(&mut self, mut frame: Frame, next: Stage, pool: &FramePool) -> Option<Frame> {
+    pub fn enter(&mut self, mut frame: Frame, next: Stage, pool: &FramePool) -> Result<Option<Frame>, Frame> {
         let bucket = bucket(frame.meta.flow_hash);
         if self.is_counting {
             self.note_entering(bucket, next, 1);
@@ -209,12 +219,16 @@ impl Mesh {
         match self.buckets.enter(bucket, pool.under_way(bucket)) {
             Entry::Go(route) => {
                 frame.meta.route = route;
-                Some(frame)
+                Ok(Some(frame))
+            }
+            Entry::Wait if self.waiting.len() < WAITING_MAX && pool.can_spare(self.waiting.len()) => {
+                frame.next = next;
+                self.waiting.push_back(frame);
+                Ok(None)
             }
             Entry::Wait => {
-                frame.next = next;
-                self.waiting.push_back(frame); // room is made sure of before a burst is taken
-                None
+                self.buckets.give_up_wait(bucket);
+                Err(frame)
             }
         }
     }
@@ -249,6 +263,7 @@ impl Mesh {
         self.is_paused = self.placement.asked_pause().is_some();
         self.buckets.look(&self.placement, self.me);
         self.turn = self.turn.wrapping_add(1);
+        self.first = if self.first + 1 < self.links.len() { self.first + 1 } else { 0 };
         let is_due = self.turn.is_multiple_of(COUNTED_TURNS) || !self.buckets.is_plain();
         self.is_counting = is_due && self.placement.counts_entering(self.me);
         self.buckets.begin_round();
@@ -292,14 +307,25 @@ impl Mesh {
             Stage::Deliver => match frame.meta.target {
                 // Nobody serves it: whoever finds that out drops the frame.
                 Target::Endpoint(to) => self.placement.home(to).unwrap_or(self.me),
+                // To the remotes first, on the way of its flow.
+                Target::Flood(_) if matches!(frame.meta.source, Source::Endpoint(_)) => self.me,
                 Target::Flood(_) => self.placement.first_visit(frame.meta.network, self.me),
                 _ => self.me,
             },
             // Copies for flooding leave where they are made: by the same socket as the frame itself, and as what follows it.
-            Stage::Encap if matches!(frame.meta.target, Target::Flood(_)) => frame.home(),
+            Stage::Encap if matches!(frame.meta.target, Target::Flood(state) if state.first == self.me) => {
+                self.me
+            }
             Stage::Encap => frame.meta.route.encap(),
             Stage::Transmit => frame.home(),
         }
+    }
+
+    /// A tenant's frame that is flooded begins here: it lies in this worker's memory, and its flow's way to a remote leads nowhere else
+    /// any more. So it stays among the frames of its flow that are for one remote, before and after it.
+    #[inline]
+    pub fn begins_here(&self, frame: &Frame) -> bool {
+        frame.home() == self.me && (self.is_plain() || frame.meta.route.encap() == self.me)
     }
 
     /// The worker that a flooded frame visits next.
@@ -311,7 +337,7 @@ impl Mesh {
     /// Gives a frame to another worker, which will begin with `next`; it is seen after [`settle`](Self::settle).
     ///
     /// # Errors
-    /// No room in the ring, or no such worker: the frame comes back.
+    /// No room in the ring, too many are held up already, or no such worker: the frame comes back.
     #[inline]
     pub fn hand_over(
         &mut self,
@@ -321,11 +347,10 @@ impl Mesh {
         pool: &mut FramePool,
     ) -> Result<(), Frame> {
         let Some(Some(link)) = self.links.get_mut(to.index()) else { return Err(frame) };
-        if !link.to.has_room() {
+        if !link.to.has_room() || !pool.depart(&mut frame, self.waiting.len()) {
             return Err(frame);
         }
         frame.next = next;
-        pool.depart(&mut frame);
         link.is_unpublished = true;
         link.to.push(frame)
     }
@@ -370,10 +395,13 @@ impl Mesh {
         self.links.len()
     }
 
-    /// Fills the burst with frames from the `n`th of the others that begin with the same step, which is returned.
+    /// Fills the burst with frames from the `n`th of the others that begin with the same step, which is returned. Each turn another one
+    /// is the first: what is flooded there must not keep those that come after it from flooding for ever.
     #[inline]
     pub fn arrivals(&mut self, n: usize, burst: &mut Burst) -> Option<Stage> {
-        let link = self.links.get_mut(n)?.as_mut()?;
+        let at = self.first + n;
+        let at = if at < self.links.len() { at } else { at - self.links.len() };
+        let link = self.links.get_mut(at)?.as_mut()?;
         let mut ready = link.from.prefetch(burst.room());
         let stage = link.from.peek(|frame| frame.next)?;
         while ready > 0 && link.from.peek(|frame| frame.next) == Some(stage) {

@@ -369,7 +369,7 @@ impl Buckets {
     }
 
     /// For a frame that has just come in, when so many of its bucket are under way. One that must wait is counted until
-    /// [`leave_wait`](Self::leave_wait).
+    /// [`leave_wait`](Self::leave_wait) or [`give_up_wait`](Self::give_up_wait).
     #[inline]
     pub fn enter(&mut self, bucket: u8, under_way: u32) -> Entry {
         let Some(row) = self.rows.get_mut(usize::from(bucket)) else { return Entry::Wait };
@@ -378,6 +378,14 @@ impl Buckets {
         }
         row.waiting += 1;
         Entry::Wait
+    }
+
+    /// The last frame that was to wait is dropped instead.
+    #[cold]
+    pub fn give_up_wait(&mut self, bucket: u8) {
+        if let Some(row) = self.rows.get_mut(usize::from(bucket)) {
+            row.waiting = row.waiting.saturating_sub(1);
+        }
     }
 
     /// From now on all frames that wait are looked at, in their order.

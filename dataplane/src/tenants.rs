@@ -43,17 +43,27 @@ pub struct TenantRings {
     pub tx: Vec<TxRing>,
     /// In place of both: there is no tenant, and what is for it is only counted.
     pub discard: Option<Box<Discard>>,
+    account: Account,
+}
+
+/// What the tenant of a connection did wrong so far. It goes along when another worker serves it: nobody is forgiven for being moved.
+#[derive(Clone, Copy, Default, Debug)]
+struct Account {
+    bad_descriptors: u32,
+    /// The endpoint's, as the worker that let go of it knew it.
+    wakeups: WakeupDebt,
 }
 
 impl TenantRings {
     /// Those of a connection.
     pub fn new(rx: Vec<RxRing>, tx: Vec<TxRing>) -> TenantRings {
-        TenantRings { rx, tx, discard: None }
+        TenantRings { rx, tx, discard: None, account: Account::default() }
     }
 
     /// No tenant, only a count.
     pub fn discard(discard: Discard) -> TenantRings {
-        TenantRings { rx: Vec::new(), tx: Vec::new(), discard: Some(Box::new(discard)) }
+        let discard = Some(Box::new(discard));
+        TenantRings { rx: Vec::new(), tx: Vec::new(), discard, account: Account::default() }
     }
 
     /// The numbers of rings are within the bounds.
@@ -101,7 +111,6 @@ pub struct Tenant {
     rings: TenantRings,
     /// The queue that its next turn begins with.
     first_queue: usize,
-    bad_descriptors: u32,
     fault: Option<Fault>,
     /// Queues pushed to since the last flush, one bit each.
     unflushed: u8,
@@ -109,7 +118,7 @@ pub struct Tenant {
     was_meant: bool,
 }
 
-/// What an endpoint's slow wake-ups have cost and was not yet forgiven; it stays over connections.
+/// What an endpoint's slow wake-ups have cost and was not yet forgiven; it stays over connections to the same worker.
 #[derive(Clone, Copy, Default, Debug)]
 struct WakeupDebt {
     ns: u64,
@@ -140,6 +149,15 @@ impl WakeupDebt {
     fn unforgiven_ns(&self, now: Instant) -> u64 {
         let passed = self.at.map_or(0, |at| now.saturating_duration_since(at).as_nanos() as u64);
         self.ns.saturating_sub(passed / FORGIVEN_SHARE)
+    }
+
+    /// Of what two workers know of an endpoint the greater counts: what one of them knows is most often a part of the other's.
+    fn take_over(&mut self, other: WakeupDebt, now: Instant) {
+        let watched_until = self.watched_until.max(other.watched_until);
+        if other.unforgiven_ns(now) > self.unforgiven_ns(now) {
+            *self = other;
+        }
+        self.watched_until = watched_until;
     }
 
     /// Whether it is too much.
@@ -261,11 +279,11 @@ impl Tenants {
     pub fn attach(&mut self, id: EndpointId, serial: u64, rings: TenantRings) -> Result<(), TenantRings> {
         match self.slots.get_mut(id.index()) {
             Some(slot @ None) if rings.is_complete() => {
+                let (owed, now) = (rings.account.wakeups, Instant::now());
                 *slot = Some(Tenant {
                     serial,
                     rings,
                     first_queue: 0,
-                    bad_descriptors: 0,
                     fault: None,
                     unflushed: 0,
                     was_meant: false,
@@ -274,7 +292,12 @@ impl Tenants {
                 if let Some(attached) = self.attached_with(id) {
                     attached.push(id);
                 }
-                if self.wakeup_debts.get(id.index()).is_some_and(|debt| debt.is_too_high(Instant::now())) {
+                let debt = self.wakeup_debts.get_mut(id.index());
+                let is_too_high = debt.is_some_and(|debt| {
+                    debt.take_over(owed, now);
+                    debt.is_too_high(now)
+                });
+                if is_too_high {
                     self.set_fault(id, Fault::SlowWakeups);
                 }
                 Ok(())
@@ -286,7 +309,8 @@ impl Tenants {
     /// Stops serving a tenant and gives its rings up. `None` if the connection with this number is not there.
     pub fn detach(&mut self, id: EndpointId, serial: u64) -> Option<Detached> {
         let slot = self.slots.get_mut(id.index())?;
-        let tenant = slot.take_if(|tenant| tenant.serial == serial)?;
+        let mut tenant = slot.take_if(|tenant| tenant.serial == serial)?;
+        tenant.rings.account.wakeups = self.wakeup_debts.get(id.index()).copied().unwrap_or_default();
         self.turns.leave(id);
         self.set_watch(id, None); // the rings still hold the memory: nothing is unmapped here
         self.unflushed.retain(|&other| other != id);
@@ -361,8 +385,9 @@ impl Tenants {
     #[cold]
     fn add_bad_descriptors(&mut self, id: EndpointId, bad: u32) {
         let Some(Some(tenant)) = self.slots.get_mut(id.index()) else { return };
-        tenant.bad_descriptors = tenant.bad_descriptors.saturating_add(bad);
-        if tenant.bad_descriptors > BAD_DESCRIPTORS_MAX {
+        let account = &mut tenant.rings.account;
+        account.bad_descriptors = account.bad_descriptors.saturating_add(bad);
+        if account.bad_descriptors > BAD_DESCRIPTORS_MAX {
             self.set_fault(id, Fault::BadDescriptors);
         }
     }

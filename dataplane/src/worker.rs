@@ -161,12 +161,15 @@ impl Worker {
             moved += self.others_burst();
             self.flood_budget = FLOOD_COPIES_PER_TURN; // floods of others must not keep ours from flooding
         }
-        if takes_in {
+        if takes_in && self.mesh.as_ref().is_none_or(Mesh::takes_in) {
+            // All that comes in stays on this worker.
+            let is_plain = self.mesh.as_ref().is_none_or(Mesh::is_plain);
             for source in 0..self.uplink.sources() {
-                moved += self.way_in(source);
+                moved += self.way_in(source, is_plain);
             }
-            moved += self.way_out();
+            moved += self.way_out(is_plain);
         }
+        self.put_out();
         let mut faults = 0;
         for socket in self.uplink.sockets() {
             moved += socket.complete(&mut self.pool);
@@ -214,24 +217,9 @@ impl Worker {
         moved
     }
 
-    /// A burst may come in.
-    #[inline]
-    fn takes_in(&self) -> bool {
-        self.mesh.as_ref().is_none_or(Mesh::takes_in)
-    }
-
-    /// All that comes in stays on this worker.
-    #[inline]
-    fn is_plain(&self) -> bool {
-        self.mesh.as_ref().is_none_or(Mesh::is_plain)
-    }
-
     /// One burst from an uplink queue.
     #[inline]
-    fn way_in(&mut self, source: usize) -> usize {
-        if !self.takes_in() {
-            return 0;
-        }
+    fn way_in(&mut self, source: usize, is_plain: bool) -> usize {
         let received = match &mut self.uplink {
             Uplink::Sockets(sockets) => match sockets.get_mut(source) {
                 Some(socket) => socket.receive(&mut self.pool, &mut self.bursts.0),
@@ -239,7 +227,8 @@ impl Worker {
             },
             // What is presented as fast as it goes can wait, unlike a network: not more than there is room for behind.
             Uplink::Replay(replay)
-                if replay.can_wait() && self.mesh.as_mut().is_some_and(|mesh| !mesh.has_room_beyond()) =>
+                if replay.can_wait()
+                    && self.mesh.as_mut().is_some_and(|mesh| !mesh.has_room_beyond(&self.pool)) =>
             {
                 0
             }
@@ -250,7 +239,6 @@ impl Worker {
             let bytes: usize = self.bursts.0.iter().map(|frame| frame.len()).sum();
             self.counters.uplink_rx.frames.add(received as u64);
             self.counters.uplink_rx.bytes.add(bytes as u64);
-            let is_plain = self.is_plain();
             let (bursts, mut cx) = self.parts();
             if is_plain {
                 stages::run_here(Stage::Classify, bursts, &mut cx);
@@ -263,25 +251,26 @@ impl Worker {
 
     /// One burst from the tenants, who take turns.
     #[inline]
-    fn way_out(&mut self) -> usize {
-        let mut taken = 0;
-        if self.takes_in() {
-            let is_plain = self.is_plain();
-            let (bursts, mut cx) = self.parts();
-            collect::run(bursts.0, &mut cx);
-            taken = bursts.0.len();
-            if taken > 0 && is_plain {
-                stages::run_here(Stage::Lookup, bursts, &mut cx);
-            } else if taken > 0 {
-                stages::enter(bursts, &mut cx);
-            }
+    fn way_out(&mut self, is_plain: bool) -> usize {
+        let (bursts, mut cx) = self.parts();
+        collect::run(bursts.0, &mut cx);
+        let taken = bursts.0.len();
+        if taken > 0 && is_plain {
+            stages::run_here(Stage::Lookup, bursts, &mut cx);
+        } else if taken > 0 {
+            stages::enter(bursts, &mut cx);
         }
+        taken
+    }
+
+    /// Gives up a tenant that has a fault, if there is one.
+    #[inline]
+    fn put_out(&mut self) {
         if self.mailbox.can_return()
             && let Some(detached) = self.tenants.put_out()
         {
             self.mailbox.give_back(Returned::Tenant(detached));
         }
-        taken
     }
 
     /// The two bursts, and everything else that a stage works with.
@@ -415,11 +404,11 @@ fn count(kicks: Kicks, counters: &WorkerCounters) {
     if kicks == Kicks::default() {
         return;
     }
-    counters.kicks.add(u64::from(kicks.transmit));
-    counters.kicks_deferred.add(u64::from(kicks.deferred));
-    counters.kicks_link_down.add(u64::from(kicks.down));
-    counters.kicks_failed.add(u64::from(kicks.failed));
-    counters.receive_kicks.add(u64::from(kicks.receive));
-    counters.watchdog_kicks.add(u64::from(kicks.watchdog));
-    counters.device_drops.add(u64::from(kicks.lost));
+    counters.kicks.add(kicks.transmit);
+    counters.kicks_deferred.add(kicks.deferred);
+    counters.kicks_link_down.add(kicks.down);
+    counters.kicks_failed.add(kicks.failed);
+    counters.receive_kicks.add(kicks.receive);
+    counters.watchdog_kicks.add(kicks.watchdog);
+    counters.device_drops.add(kicks.lost);
 }

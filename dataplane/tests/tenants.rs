@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use peregrine_dataplane::counters::DropReason;
 use peregrine_dataplane::plan::{EndpointPlan, Plan};
-use peregrine_dataplane::tenants::Detached;
+use peregrine_dataplane::tenants::{BAD_DESCRIPTORS_MAX, Detached, Taken, Tenants};
 use peregrine_dataplane::types::{EndpointId, MacAddr, NetworkId, RemoteId};
 use rig::*;
 use rustix::event::{PollFd, PollFlags, Timespec, epoll, poll};
@@ -187,6 +187,41 @@ fn a_tenant_whose_wake_ups_are_slow_is_put_out_and_may_not_come_back_at_once() {
     rig.tenants.attach(WEB, 8, detached.rings).unwrap();
     assert_slow(&wake(&mut rig, &[0, 1]).expect("put out again"));
     assert_eq!(rig.counters.tenant_wakeups.get(), woken);
+}
+
+/// What it owes goes with it to another worker, before it is woken there even once.
+#[test]
+fn a_tenant_that_is_moved_is_not_forgiven_its_slow_wake_ups() {
+    let mut rig = Rig::with_queues(plan(), 2);
+    peregrine_memif::warm_up();
+    let _waiters = waiters(rig.clients[WEB.index()].rx[1].event_fd(), 140);
+    let detached = (0..10_000).find_map(|_| wake(&mut rig, &[0, 1])).expect("put out");
+    let mut other = Tenants::new(&rig.tables);
+    other.attach(WEB, 8, detached.rings).unwrap();
+    assert_slow(&other.put_out().expect("put out there, too"));
+}
+
+/// However often it is moved: it has as many in all as one that stays.
+#[test]
+fn a_tenant_that_is_moved_is_not_forgiven_its_bad_descriptors() {
+    let mut rig = Rig::new();
+    let mut rings = rig.tenants.detach(WEB, 7).unwrap().rings;
+    let mut workers = [Tenants::new(&rig.tables), Tenants::new(&rig.tables)];
+    for sent in 1..=BAD_DESCRIPTORS_MAX + 1 {
+        let here = &mut workers[sent as usize % 2];
+        here.attach(WEB, 7, rings).unwrap();
+        assert!(here.next_turn().is_some());
+        here.turn_over(WEB, false, Ok(Taken { packets: 1, bad: 1 }));
+        let put_out = here.put_out();
+        assert_eq!(put_out.is_some(), sent > BAD_DESCRIPTORS_MAX, "after {sent}");
+        rings = match put_out {
+            Some(detached) => {
+                let why = detached.fault.map(|fault| fault.to_string());
+                return assert_eq!(why.as_deref(), Some("more than 256 bad descriptors"));
+            }
+            None => here.detach(WEB, 7).unwrap().rings,
+        };
+    }
 }
 
 /// Any number of fast ones on another queue make nobody forget a slow one.

@@ -40,7 +40,7 @@ use engine::{Engine, Part, Run};
 use flows::FlowLoad;
 pub use memif::{MemifInfo, MemifSettings, MemifWire};
 use report::merge;
-pub use report::{ClassReport, KickCounts, OutletInfo, SendReport, ThreadReport, TrafficReport};
+pub use report::{ClassReport, OutletInfo, SendReport, ThreadReport, TrafficReport};
 use rtt::{Expected, Rtt};
 use wire::{Load, Wire};
 use xdp::XdpWire;

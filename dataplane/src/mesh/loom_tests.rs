@@ -145,7 +145,7 @@ struct Worker {
 
 impl Worker {
     fn new(mesh: Mesh, coming: Range<u32>, tenant: Rc<Tenant>, without: Without) -> Worker {
-        let mut pool = FramePool::anonymous(512, coming.len(), 0);
+        let mut pool = FramePool::anonymous(512, 2 * coming.len(), 0); // all may be under way, which half of them may
         pool.set_owner(mesh.me());
         let wrong_pool = (without == Without::BucketGuard).then(|| FramePool::anonymous(512, 0, 0));
         Worker { mesh, pool, coming, tenant, wrong_pool, always_rests: without == Without::Rest }
@@ -199,7 +199,7 @@ impl Worker {
             return self.deliver(frame);
         }
         let pool = self.wrong_pool.as_ref().unwrap_or(&self.pool);
-        if let Some(frame) = self.mesh.enter(frame, Stage::Decap, pool) {
+        if let Some(frame) = self.mesh.enter(frame, Stage::Decap, pool).unwrap() {
             burst.push(frame).unwrap();
             self.go_on(Stage::Decap, burst);
         }

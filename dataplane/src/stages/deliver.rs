@@ -4,7 +4,7 @@
 use super::Cx;
 use crate::counters::DropReason;
 use crate::frame::{Burst, Flooding, Frame, Source, Target};
-use crate::types::{EndpointId, Stage, WorkerId};
+use crate::types::{EndpointId, WorkerId};
 
 /// Empties `input`; what goes on leaves through the uplink. Tenants see the burst when it is over: one publication
 /// and at most one wake-up each.
@@ -49,29 +49,31 @@ fn give_first(to: EndpointId, input: &mut Burst, cx: &mut Cx<'_>) {
     }
 }
 
-/// One copy for each attached tenant of the network but the one it came from: here, then on the other workers that serve some, and
-/// then on to the remotes if a tenant sent it.
+/// One copy for each attached tenant of the network but the one it came from: here, and then on the other workers that serve some.
+/// If a tenant sent it, it goes to the remotes before it visits others.
 fn flood(mut frame: Frame, state: Flooding, output: &mut Burst, cx: &mut Cx<'_>) {
-    let (tables, id, source) = (cx.tables, frame.meta.network, frame.meta.source);
+    let (tables, id) = (cx.tables, frame.meta.network);
+    let is_from_tenant = matches!(frame.meta.source, Source::Endpoint(_));
+    if is_from_tenant && state.first == WorkerId::NONE && !cx.begins_here(&frame) {
+        return cx.pass(frame, output); // it has yet to come there, on the way of its flow
+    }
     let Some(network) = tables.network(id) else { return cx.drop(frame, DropReason::VniUnknown) };
-    let goes_on = matches!(source, Source::Endpoint(_)) && !network.remotes.is_empty();
+    let goes_on = is_from_tenant && frame.home() == cx.me() && !network.remotes.is_empty();
     if !cx.may_flood() {
         // What was given elsewhere is a copy then.
-        cx.counters.replicated.add(u64::from(state.given && !goes_on));
+        cx.counters.replicated.add(u64::from(state.given));
         return cx.drop(frame, DropReason::FloodLimited);
     }
     let copies = give_to_all(&frame, goes_on || state.given, cx);
     cx.charge_flood(copies.max(1));
     let first = if state.first == WorkerId::NONE { cx.me() } else { state.first };
-    let given = state.given || copies > 0;
+    let given = state.given || (copies > 0 && !goes_on);
     frame.meta.target = Target::Flood(Flooding { first, given });
-    if let Some(to) = cx.mesh.as_deref().and_then(|mesh| mesh.next_visit(id, first)) {
-        if !cx.hand_over(frame, to, Stage::Deliver) && given && !goes_on {
-            cx.counters.replicated.add(1); // as above
-        }
-    } else if goes_on {
+    if goes_on {
         cx.charge_flood(network.remotes.len());
         cx.pass(frame, output);
+    } else if let Some(to) = cx.next_visit(id, first) {
+        cx.visit(frame, to, given);
     } else if given {
         cx.pool.put(frame);
     } else {

@@ -2,7 +2,7 @@
 
 use super::Cx;
 use crate::counters::DropReason;
-use crate::frame::{Burst, Frame, Target};
+use crate::frame::{Burst, Flooding, Frame, Target};
 use crate::tables::Network;
 use crate::types::RemoteId;
 use crate::wire::outer::OVERHEAD_IPV4;
@@ -21,39 +21,58 @@ pub fn run(input: &mut Burst, output: &mut Burst, cx: &mut Cx<'_>) {
     for frame in input.drain() {
         match frame.meta.target {
             Target::Remote(to) => send(frame, to, output, cx),
-            Target::Flood(_) => replicate(frame, output, cx),
+            Target::Flood(state) if frame.home() != cx.me() => pass_home(frame, state, output, cx),
+            Target::Flood(state) => replicate(frame, state, output, cx),
             Target::Endpoint(_) | Target::Unknown => cx.drop(frame, DropReason::FloodNobody),
         }
     }
 }
 
-/// Head-end replication: one copy for each remote of the network; the last one is the frame itself.
-fn replicate(frame: Frame, output: &mut Burst, cx: &mut Cx<'_>) {
-    let tables = cx.tables;
-    let remotes = tables.network(frame.meta.network).map_or(&[][..], |network| &network.remotes);
+/// The flow of a flooded frame comes by here, but copies are made where it entered: it goes on to there, in its place among the others.
+fn pass_home(mut frame: Frame, state: Flooding, output: &mut Burst, cx: &mut Cx<'_>) {
+    frame.meta.target = Target::Flood(Flooding { first: frame.home(), ..state });
+    pass(frame, output, cx);
+}
+
+/// Head-end replication: one copy for each remote of the network; the last one is the frame itself, unless it goes on to tenants
+/// elsewhere.
+fn replicate(mut frame: Frame, state: Flooding, output: &mut Burst, cx: &mut Cx<'_>) {
+    let (tables, id) = (cx.tables, frame.meta.network);
+    let remotes = tables.network(id).map_or(&[][..], |network| &network.remotes);
     let Some((&last, others)) = remotes.split_last() else { return cx.drop(frame, DropReason::FloodNobody) };
     for &to in others {
         cx.counters.replicated.add(1);
-        match super::copy(&frame, cx.pool) {
-            Ok(copy) => send(copy, to, output, cx),
-            Err(reason) => super::count_drop(cx.counters, &frame, None, reason),
-        }
+        send_copy(&frame, to, output, cx);
     }
-    send(frame, last, output, cx);
+    let Some(next) = cx.next_visit(id, state.first) else { return send(frame, last, output, cx) };
+    // This one counts as the frame itself, and what tenants get as copies.
+    send_copy(&frame, last, output, cx);
+    frame.meta.target = Target::Flood(Flooding { given: true, ..state });
+    cx.visit(frame, next, true);
+}
+
+fn send_copy(frame: &Frame, to: RemoteId, output: &mut Burst, cx: &mut Cx<'_>) {
+    match super::copy(frame, cx.pool) {
+        Ok(copy) => send(copy, to, output, cx),
+        Err(reason) => super::count_drop(cx.counters, frame, None, reason),
+    }
 }
 
 fn send(mut frame: Frame, to: RemoteId, output: &mut Burst, cx: &mut Cx<'_>) {
     frame.meta.target = Target::Remote(to);
     match encap(&mut frame, to, cx) {
-        Ok(()) => {
-            // Copies can be more than a burst holds, and every input still needs its place.
-            if output.room() == 0 {
-                cx.leave(output, &mut Burst::new());
-            }
-            cx.pass(frame, output);
-        }
+        Ok(()) => pass(frame, output, cx),
         Err(reason) => cx.drop(frame, reason),
     }
+}
+
+/// Copies can be more than a burst holds, and every input still needs its place.
+#[inline]
+fn pass(frame: Frame, output: &mut Burst, cx: &mut Cx<'_>) {
+    if output.room() == 0 {
+        cx.leave(output, &mut Burst::new());
+    }
+    cx.pass(frame, output);
 }
 
 #[inline]

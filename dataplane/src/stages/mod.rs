@@ -28,7 +28,7 @@ use crate::frame::{Burst, Frame, FramePool, Source, Target};
 use crate::mesh::Mesh;
 use crate::tables::Tables;
 use crate::tenants::Tenants;
-use crate::types::{EndpointId, WorkerId};
+use crate::types::{EndpointId, NetworkId, WorkerId};
 use crate::wire::flow::flow_hash;
 use crate::wire::vxlan::VxlanHeader;
 
@@ -263,13 +263,18 @@ impl Cx<'_> {
     /// For frames that have just come in, now that their flow is known: each gets its way, or waits for it.
     #[inline]
     pub fn enter(&mut self, next: Stage, frames: &mut Burst, spare: &mut Burst) {
-        let Some(mesh) = self.mesh.as_deref_mut() else { return };
+        if self.mesh.is_none() {
+            return;
+        }
         for mut frame in frames.drain() {
+            let Some(mesh) = self.mesh.as_deref_mut() else { continue };
             if next == Stage::Decap {
                 frame.meta.flow_hash = inner_hash(&frame);
             }
-            if let Some(frame) = mesh.enter(frame, next, self.pool) {
-                let _room = spare.push(frame); // as many as there were
+            match mesh.enter(frame, next, self.pool) {
+                Ok(Some(frame)) => self.pass(frame, spare), // room for as many as there were
+                Ok(None) => {}
+                Err(frame) => self.drop(frame, DropReason::WorkerRingFull),
             }
         }
         std::mem::swap(frames, spare);
@@ -301,6 +306,11 @@ impl Cx<'_> {
                 self.pass(frame, spare);
                 continue;
             }
+            // What is flooded begins where it entered.
+            let next = match frame.meta.target {
+                Target::Flood(_) if to == frame.home() => Stage::Deliver,
+                _ => next,
+            };
             match mesh.hand_over(frame, to, next, self.pool) {
                 Ok(()) => handed += 1,
                 Err(frame) => self.drop(frame, DropReason::WorkerRingFull),
@@ -312,23 +322,33 @@ impl Cx<'_> {
         }
     }
 
-    /// Gives a frame to another worker. A full ring drops it: false.
+    /// The worker that a flooded frame visits next, if there is one.
     #[inline]
-    pub fn hand_over(&mut self, frame: Frame, to: WorkerId, next: Stage) -> bool {
+    pub fn next_visit(&self, network: NetworkId, first: WorkerId) -> Option<WorkerId> {
+        self.mesh.as_deref().and_then(|mesh| mesh.next_visit(network, first))
+    }
+
+    /// Lets a flooded frame visit another worker; `given` says whether anybody got it, so that what others get are copies. A full ring
+    /// drops it.
+    pub fn visit(&mut self, frame: Frame, to: WorkerId, given: bool) {
         let refused = match self.mesh.as_deref_mut() {
-            Some(mesh) => mesh.hand_over(frame, to, next, self.pool).err(),
+            Some(mesh) => mesh.hand_over(frame, to, Stage::Deliver, self.pool).err(),
             None => Some(frame),
         };
         match refused {
-            None => {
-                self.counters.handed_over.add(1);
-                true
-            }
+            None => self.counters.handed_over.add(1),
             Some(frame) => {
+                // What was given is a copy then.
+                self.counters.replicated.add(u64::from(given));
                 self.drop(frame, DropReason::WorkerRingFull);
-                false
             }
         }
+    }
+
+    /// See [`Mesh::begins_here`].
+    #[inline]
+    pub fn begins_here(&self, frame: &Frame) -> bool {
+        self.mesh.as_deref().is_none_or(|mesh| mesh.begins_here(frame))
     }
 
     /// Which worker this is.

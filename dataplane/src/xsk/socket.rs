@@ -14,6 +14,7 @@
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
+use serde::Serialize;
 use xsk_rs::{CompQueue, FillQueue, FrameDesc, RxQueue, TxQueue};
 
 use crate::frame::{BURST, Burst, Frame, FramePool};
@@ -53,26 +54,26 @@ pub struct XskSocket {
     scratch: [FrameDesc; BURST],
 }
 
-/// What [`XskSocket::kick`] did, to be added to the worker's counters.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+/// What [`XskSocket::kick`] did, or what many calls did together.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
 pub struct Kicks {
     /// System calls that told the kernel of frames to send.
-    pub transmit: u32,
+    pub transmit: u64,
     /// Those that the kernel put off (EAGAIN without progress, ENOBUFS, and EBUSY in zero-copy mode): tried again in a
     /// later turn.
-    pub deferred: u32,
+    pub deferred: u64,
     /// Frames that the device dropped, each told by one of these system calls: what EBUSY means in the copy modes.
     /// `__xsk_generic_xmit` (net/xdp/xsk.c) answers so when `__dev_direct_xmit` gave NET_XMIT_DROP: no carrier, or, on a
     /// veth, a full ring at the other end. The chunk comes home like that of a frame which was sent.
-    pub lost: u32,
+    pub lost: u64,
     /// Those that found the interface down (ENETDOWN, ENXIO): frames wait in the ring until it is up.
-    pub down: u32,
+    pub down: u64,
     /// Those that failed for another reason.
-    pub failed: u32,
+    pub failed: u64,
     /// System calls that told the kernel of free frames.
-    pub receive: u32,
+    pub receive: u64,
     /// Wake-ups because frames were outstanding without a completion for too long.
-    pub watchdog: u32,
+    pub watchdog: u64,
 }
 
 impl std::ops::AddAssign for Kicks {
@@ -351,7 +352,7 @@ impl XskSocket {
             let left = self.tx_pending();
             if left >= pending {
                 // A zero-copy driver goes on by itself; copy mode is tried again in the next turn.
-                kicks.deferred += u32::from(again && !self.zero_copy);
+                kicks.deferred += u64::from(again && !self.zero_copy);
                 break;
             }
             if !again {

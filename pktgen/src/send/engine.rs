@@ -4,10 +4,11 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use arrayvec::ArrayVec;
+use peregrine_dataplane::xsk::Kicks;
 
+use super::SendWait;
 use super::rtt::Rtt;
 use super::wire::{BURST, Load, Wire};
-use super::{KickCounts, SendWait};
 use crate::clock::{MILLISECOND, SECOND, now_ns};
 use crate::error::Error;
 use crate::limits::{Ended, Limits, SLEEP_MAX, Stop, Until};
@@ -53,7 +54,7 @@ pub struct Part {
     /// When the last frame was done; of a count, not before the one after it would have been due, unless it ends a burst.
     pub end_ns: u64,
     /// Wake-ups.
-    pub kicks: KickCounts,
+    pub kicks: Kicks,
     /// The answers.
     pub rtt: Option<Rtt>,
     /// What ended it early.

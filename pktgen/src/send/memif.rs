@@ -6,10 +6,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use peregrine_dataplane::xsk::Kicks;
 use peregrine_memif::{ClientConfig, ControlSocket, PushError, RxRing, SocketAddr, TxRing};
 use serde::Serialize;
 
-use super::KickCounts;
 use super::wire::{BURST, Wire};
 use crate::clock::now_ns;
 use crate::error::Error;
@@ -238,7 +238,7 @@ impl Wire for MemifWire {
         count
     }
 
-    fn kicks(&mut self) -> KickCounts {
-        KickCounts::default()
+    fn kicks(&mut self) -> Kicks {
+        Kicks::default()
     }
 }

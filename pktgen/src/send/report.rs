@@ -41,7 +41,7 @@ pub struct SendReport {
     /// The kernel's counters of the first socket.
     pub kernel: Option<SocketStatistics>,
     /// Wake-ups of the kernel.
-    pub kicks: KickCounts,
+    pub kicks: Kicks,
     /// What was sent of each class.
     pub classes: Vec<ClassReport>,
     /// What each thread sent.
@@ -98,48 +98,6 @@ pub struct ThreadReport {
     pub skipped: u64,
 }
 
-/// [`Kicks`], summed up.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
-pub struct KickCounts {
-    /// System calls that told the kernel of frames to send.
-    pub transmit: u64,
-    /// Those that it put off.
-    pub deferred: u64,
-    /// Frames that the device dropped after they were handed over; they count as sent.
-    pub lost: u64,
-    /// Those that found the interface down.
-    pub down: u64,
-    /// Those that failed for another reason.
-    pub failed: u64,
-    /// System calls that told the kernel of free frames.
-    pub receive: u64,
-    /// Wake-ups because nothing had come back for too long.
-    pub watchdog: u64,
-}
-
-impl KickCounts {
-    #[inline]
-    pub(super) fn add(&mut self, kicks: Kicks) {
-        self.transmit += u64::from(kicks.transmit);
-        self.deferred += u64::from(kicks.deferred);
-        self.lost += u64::from(kicks.lost);
-        self.down += u64::from(kicks.down);
-        self.failed += u64::from(kicks.failed);
-        self.receive += u64::from(kicks.receive);
-        self.watchdog += u64::from(kicks.watchdog);
-    }
-
-    fn merge(&mut self, other: KickCounts) {
-        self.transmit += other.transmit;
-        self.deferred += other.deferred;
-        self.lost += other.lost;
-        self.down += other.down;
-        self.failed += other.failed;
-        self.receive += other.receive;
-        self.watchdog += other.watchdog;
-    }
-}
-
 /// One report of all threads.
 pub(super) fn merge(
     settings: &SendSettings,
@@ -155,7 +113,7 @@ pub(super) fn merge(
     };
     let mut classes: Vec<ClassReport> =
         names.into_iter().map(|name| ClassReport { name, sent: 0, bytes: 0 }).collect();
-    let (mut threads, mut kicks) = (Vec::new(), KickCounts::default());
+    let (mut threads, mut kicks) = (Vec::new(), Kicks::default());
     let (mut bytes, mut due, mut uncompleted, mut end_ns) = (0, 0, 0, start_ns);
     let (mut ended, mut rtt, mut failure) = (None, None, None);
     for (thread, part) in parts.into_iter().enumerate() {
@@ -170,7 +128,7 @@ pub(super) fn merge(
         due += part.due;
         uncompleted += part.uncompleted;
         end_ns = end_ns.max(part.end_ns);
-        kicks.merge(part.kicks);
+        kicks += part.kicks;
         // When one thread loses its peer the others end by a signal, which is not why.
         if ended.is_none() || part.failure.is_some() {
             ended = Some(part.ended);

@@ -2,6 +2,8 @@
 
 use std::collections::HashMap;
 
+use peregrine_dataplane::xsk::Kicks;
+
 use super::*;
 use crate::limits::Ended;
 use crate::limits::Stop;
@@ -205,8 +207,8 @@ impl Wire for Stalled {
         self.built.drain(..).count()
     }
 
-    fn kicks(&mut self) -> KickCounts {
-        KickCounts::default()
+    fn kicks(&mut self) -> Kicks {
+        Kicks::default()
     }
 }
 

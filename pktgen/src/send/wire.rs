@@ -2,7 +2,9 @@
 //!
 //! What must hold: neither allocates or locks per frame, and a wire makes system calls per burst only.
 
-use super::{KickCounts, SendWait};
+use peregrine_dataplane::xsk::Kicks;
+
+use super::SendWait;
 use crate::error::Error;
 
 /// Frames that are built at once, at most.
@@ -53,7 +55,7 @@ pub trait Wire {
     fn discard(&mut self) -> usize;
 
     /// Wake-ups since this was last asked.
-    fn kicks(&mut self) -> KickCounts;
+    fn kicks(&mut self) -> Kicks;
 
     /// Nothing to do for `longest_ns`, unless something arrives.
     ///

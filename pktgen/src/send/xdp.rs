@@ -3,10 +3,9 @@
 use std::time::Duration;
 
 use peregrine_dataplane::frame::{Burst, FramePool};
-use peregrine_dataplane::xsk::{self, WorkerPort, XskSocket};
+use peregrine_dataplane::xsk::{self, Kicks, WorkerPort, XskSocket};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::KickCounts;
 use super::wire::Wire;
 use crate::clock::{MILLISECOND, now_ns};
 use crate::error::Error;
@@ -20,7 +19,7 @@ pub struct XdpWire {
     pool: FramePool,
     burst: Burst,
     received: Burst,
-    kicks: KickCounts,
+    kicks: Kicks,
     /// Name and number of the interface.
     interface: (String, u32),
 }
@@ -30,7 +29,7 @@ impl XdpWire {
     pub fn new(mut port: WorkerPort, interface: (String, u32)) -> Option<XdpWire> {
         let socket = port.sockets.pop()?;
         let (burst, received) = (Burst::new(), Burst::new());
-        Some(XdpWire { socket, pool: port.pool, burst, received, kicks: KickCounts::default(), interface })
+        Some(XdpWire { socket, pool: port.pool, burst, received, kicks: Kicks::default(), interface })
     }
 }
 
@@ -65,7 +64,7 @@ impl Wire for XdpWire {
     fn transmit(&mut self, now: u64) -> Result<usize, Error> {
         let taken =
             if self.burst.is_empty() { 0 } else { self.socket.transmit(&mut self.pool, &mut self.burst) };
-        self.kicks.add(self.socket.kick(now));
+        self.kicks += self.socket.kick(now);
         Ok(taken)
     }
 
@@ -116,7 +115,7 @@ impl Wire for XdpWire {
         count
     }
 
-    fn kicks(&mut self) -> KickCounts {
+    fn kicks(&mut self) -> Kicks {
         std::mem::take(&mut self.kicks)
     }
 }
