@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use peregrine_dataplane::discard::DiscardCounters;
 use peregrine_dataplane::engine::Engine;
 use peregrine_dataplane::frame::bucket;
+use peregrine_dataplane::placement::{hashed, in_turn};
 use peregrine_dataplane::plan::{PlacementMode, Plan, WorkerPlan};
 use peregrine_dataplane::replay::{ReplayFrame, STAMP};
 use peregrine_dataplane::stats::Stats;
@@ -140,6 +141,32 @@ fn flows_that_move_thousands_of_times_keep_their_order() {
         assert!(missing <= stats.totals.dropped, "{missing} {:?}", stats.drops);
         let handed: u64 = stats.workers.iter().map(|worker| worker.handed_over).sum();
         assert!(handed > 4000, "frames went from worker to worker: {handed}");
+    }
+}
+
+#[test]
+fn static_placements_run_each_bucket_where_their_rule_says() {
+    for (mode, rule) in [
+        (PlacementMode::Static, in_turn as fn(u32, u32, usize) -> WorkerId),
+        (PlacementMode::StaticHashed, hashed),
+    ] {
+        let frames = flows(1, 64);
+        let buckets: Vec<u8> = frames.iter().map(|(_, bucket)| *bucket).collect();
+        let plan = Plan { placement: mode, ..workers(3) };
+        let frames = frames.into_iter().map(|(frame, _)| frame).collect();
+        let mut engine = Engine::replay(&plan, vec![frames, vec![], vec![]]).unwrap();
+        let tenant = engine.attach_discard(WEB, 64).unwrap();
+        let_flow(&mut engine, &[&tenant], 10_000);
+        for bucket in buckets {
+            let [decap, lookup, encap] = [1, 2, 3].map(|step| rule(bucket.into(), step, 3));
+            assert_eq!(
+                engine.route(WorkerId(0), bucket),
+                Route::new(decap, lookup, encap),
+                "{mode:?} {bucket}"
+            );
+        }
+        engine.stop();
+        assert_eq!((tenant.reordered.get(), tenant.strange.get()), (0, 0), "{mode:?}");
     }
 }
 

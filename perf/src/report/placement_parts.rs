@@ -144,16 +144,16 @@ pub fn skew(report: &skew_case::Report) -> String {
         "reordered",
     ];
     let split = match hot.can_be_shared() {
-        true => format!("{} with {} on the other", figure(hot.carried_split_mpps), escape(&hot.best_split)),
+        true => format!("up to {} with {} on the other", figure(hot.carried_split_mpps), escape(&hot.best_split)),
         false => {
-            "with no split more to speak of, for a change of cores cost what the second core brought".into()
+            "with no split more to speak of, for a change of cores cost what the second core brought, or the cores had other work".into()
         }
     };
     section(
         "A flow that turns hot",
         &format!(
             "{} flows to {} tenants enter at two workers, half of them at each, {} cycles of work on each packet; then one of them grows by {} \
-             Mpps. Without loss came through {} all on its own worker, and {split}. {} cores do everything. Medians of {} runs in \
+             Mpps. 99 % came through up to {} all on its own worker, and {split}. {} cores do everything. Medians of {} runs in \
              turns; what no worker took in time is lost.",
             report.flows,
             report.tenants,
