@@ -23,7 +23,7 @@ fn workers(count: usize) -> Plan {
     let cores: Vec<usize> = core_affinity::get_core_ids().unwrap().iter().map(|core| core.id).collect();
     let worker = |n: usize| WorkerPlan { core: CoreId(cores[n % cores.len()]), nice: None };
     let mut plan = Plan { workers: (0..count).map(worker).collect(), ..plan() };
-    plan.uplink.ring_size = 2048;
+    plan.uplinks[0].ring_size = 2048;
     plan
 }
 

@@ -13,7 +13,7 @@ use peregrine_dataplane::fdb::Destination;
 use peregrine_dataplane::frame::BURST;
 use peregrine_dataplane::plan::EndpointPlan;
 use peregrine_dataplane::stages::{self, Stage, collect};
-use peregrine_dataplane::types::{EndpointId, MacAddr, NetworkId, RemoteId};
+use peregrine_dataplane::types::{EndpointId, MacAddr, NetworkId, RemoteId, UplinkId};
 use peregrine_memif::ClientConfig;
 use rig::*;
 
@@ -369,7 +369,7 @@ fn a_hundred_thousand_mutations_change_nothing_for_the_neighbour() {
         assert_eq!(rig.dropped(DropReason::Hairpin), round + 1);
         assert!(rig.tenant_gets(LONER).is_empty(), "no frame crosses to red, which has no remote");
     }
-    assert_eq!(rig.counters.uplink_rx.frames.get(), 100_000);
+    assert_eq!(rig.counters.uplink_rx.frames(), 100_000);
 }
 
 #[test]
@@ -394,7 +394,7 @@ fn the_path_allocates_nothing() {
             for _ in 0..BURST {
                 let mut taken = cx.pool.take().unwrap();
                 taken.reset(0, frame.len()).unwrap().copy_from_slice(&frame);
-                cx.counters.uplink_rx.one(frame.len());
+                cx.counters.uplink_rx.of(UplinkId(0)).unwrap().one(frame.len());
                 input.push(taken).unwrap();
             }
             stages::run_from(Stage::Classify, (input, output), cx);

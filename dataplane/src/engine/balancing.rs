@@ -68,10 +68,10 @@ impl Engine {
                 busy: counters.cycles_busy.get(),
                 turn_costs: counters.turn_costs.read(),
                 running: counters.cycles_total.get().saturating_sub(counters.cycles_stalled.get()),
-                inward: counters.uplink_rx.frames.get(),
+                inward: counters.uplink_rx.frames(),
                 outward: counters.tenant_rx.frames.get(),
                 delivered: counters.tenant_tx.frames.get(),
-                sent: counters.uplink_tx.frames.get(),
+                sent: counters.uplink_tx.frames(),
                 serves: worker.sends,
             });
             for (sum, stage) in reading.stages.iter_mut().zip(Stage::ALL) {
