@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use common::{Net, until};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
-use peregrine_control::underlay::Underlay;
+use peregrine_control::underlay::{Underlay, Uplink};
 use peregrine_dataplane::engine::NextHop;
 use peregrine_dataplane::types::{MacAddr, RemoteId};
 
@@ -29,9 +29,9 @@ impl Bench {
     fn new(remotes: &[&str]) -> Bench {
         let net = Net::new();
         net.enter();
-        let ifindex = ifindex(&net);
+        let uplink = uplink(&net, "ov0", "10.9.0.1");
         let remotes: Vec<IpAddr> = remotes.iter().map(|r| r.parse().unwrap()).collect();
-        let underlay = Underlay::open(ifindex, "10.9.0.1".parse().unwrap(), &remotes).unwrap();
+        let underlay = Underlay::open(vec![uplink], &remotes).unwrap();
         let poll = Poll::new().unwrap();
         let fd = underlay.raw_fd();
         poll.registry().register(&mut SourceFd(&fd), Token(0), Interest::READABLE).unwrap();
@@ -72,9 +72,10 @@ impl Bench {
     }
 }
 
-fn ifindex(net: &Net) -> u32 {
-    let text = net.here("-o link show ov0");
-    text.split(':').next().unwrap().trim().parse().unwrap()
+fn uplink(net: &Net, interface: &str, local: &str) -> Uplink {
+    let text = net.here(&format!("-o link show {interface}"));
+    let ifindex = text.split(':').next().unwrap().trim().parse().unwrap();
+    Uplink { interface: interface.into(), ifindex, local: local.parse().unwrap(), link: None }
 }
 
 fn mac_of(text: &str) -> String {
@@ -219,7 +220,7 @@ fn a_link_that_goes_down_or_away_is_noticed() {
     bench.expect_mac(0, &mac);
     bench.net.here("link del ov0");
     bench.expect_none(0, "gone");
-    assert!(bench.underlay.link().is_none());
+    assert!(bench.underlay.uplinks()[0].link.is_none());
 }
 
 #[test]
