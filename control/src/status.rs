@@ -7,7 +7,9 @@ use std::time::Instant;
 
 use peregrine_dataplane::engine::Engine;
 use peregrine_dataplane::fdb::{Destination, Entry};
-use peregrine_dataplane::plan::{EndpointPlan, MemifRole, NetworkPlan, PlacementMode, Plan, Queues, UplinkPlan};
+use peregrine_dataplane::plan::{
+    EndpointPlan, MemifRole, NetworkPlan, PlacementMode, Plan, Queues, UplinkPlan,
+};
 use peregrine_dataplane::types::{CoreId, MacAddr, Vni};
 use peregrine_dataplane::xsk::UplinkInfo;
 use serde::Serialize;

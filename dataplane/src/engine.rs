@@ -239,7 +239,8 @@ impl Engine {
     pub fn start(plan: &Plan) -> Result<Engine, StartError> {
         check_cores(plan)?;
         let queues = |uplink: &UplinkPlan| {
-            xsk::interface(&uplink.interface).and_then(|interface: Interface| interface.queues(&uplink.queues))
+            xsk::interface(&uplink.interface)
+                .and_then(|interface: Interface| interface.queues(&uplink.queues))
         };
         let queues: Result<Vec<_>, _> = plan.uplinks.iter().map(queues).collect();
         let hands = deal(&queues.map_err(StartError::Uplink)?, plan.workers.len());
@@ -905,7 +906,8 @@ mod tests {
 
     /// For each worker how many queues of each uplink.
     fn dealt(queues: &[u32], workers: usize) -> Vec<Vec<usize>> {
-        let lists: Vec<Vec<QueueId>> = queues.iter().map(|count| (0..*count).map(QueueId).collect()).collect();
+        let lists: Vec<Vec<QueueId>> =
+            queues.iter().map(|count| (0..*count).map(QueueId).collect()).collect();
         let hands = deal(&lists, workers);
         for (uplink, list) in lists.iter().enumerate() {
             let mut all: Vec<QueueId> = hands.iter().flat_map(|hand| hand[uplink].clone()).collect();

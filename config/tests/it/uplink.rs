@@ -207,10 +207,9 @@ fn what_uplinks_may_not_have_together() {
     }
     let rule = "must be a table: [uplink], or 1 to 4 of them: [[uplink]]";
     let five: String = (1..=5).map(|number| uplink(number, "")).collect();
-    for (tables, error) in [
-        (five.as_str(), format!("uplink: 5 entries: {rule}")),
-        ("", format!("uplink: missing: {rule}")),
-    ] {
+    for (tables, error) in
+        [(five.as_str(), format!("uplink: 5 entries: {rule}")), ("", format!("uplink: missing: {rule}"))]
+    {
         assert_eq!(parse(&with_uplinks(tables), "t").unwrap_err().to_string(), format!("t: {error}"));
     }
     let none = format!("uplink = []\n{}", with_uplinks(""));

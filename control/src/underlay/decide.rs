@@ -59,7 +59,8 @@ impl Why {
         {
             return first.clone();
         }
-        let leads_to = |why: &Why, name: &str| matches!(why, Why::Elsewhere { interface } if interface == name);
+        let leads_to =
+            |why: &Why, name: &str| matches!(why, Why::Elsewhere { interface } if interface == name);
         let is_idle = |why: &Why| reasons.iter().any(|(name, _)| leads_to(why, name));
         let telling: Vec<_> = reasons.iter().filter(|(_, why)| !is_idle(why)).cloned().collect();
         Why::Each(if telling.is_empty() { reasons } else { telling })
@@ -311,12 +312,16 @@ mod tests {
     #[test]
     fn of_several_uplinks_those_tell_why_that_have_something_to_say() {
         let text = |reasons: &[(&str, Why)]| {
-            Why::all(reasons.iter().map(|(name, why)| ((*name).to_owned(), why.clone())).collect()).to_string()
+            Why::all(reasons.iter().map(|(name, why)| ((*name).to_owned(), why.clone())).collect())
+                .to_string()
         };
         let over = |interface: &str| Why::Elsewhere { interface: interface.into() };
         assert_eq!(text(&[("a", over("x")), ("b", over("x"))]), "the route leads over x");
         assert_eq!(text(&[("a", over("b")), ("b", Why::NoCarrier)]), "b: the uplink has no carrier");
-        assert_eq!(text(&[("a", over("b")), ("b", over("a"))]), "a: the route leads over b; b: the route leads over a");
+        assert_eq!(
+            text(&[("a", over("b")), ("b", over("a"))]),
+            "a: the route leads over b; b: the route leads over a"
+        );
         let no_route = Why::Refused(Refusal::NoRoute);
         assert_eq!(text(&[("a", no_route), ("b", Why::LinkDown)]), "a: no route; b: the uplink is down");
     }

@@ -23,7 +23,9 @@ pub fn run(input: &mut Burst, output: &mut Burst, cx: &mut Cx<'_>) {
         match frame.meta.target {
             Target::Remote(to) => send(frame, to, output, cx),
             Target::Flood(_) => replicate(frame, output, cx),
-            Target::Endpoint(_) | Target::Unknown | Target::Uplink(_) => cx.drop(frame, DropReason::FloodNobody),
+            Target::Endpoint(_) | Target::Unknown | Target::Uplink(_) => {
+                cx.drop(frame, DropReason::FloodNobody)
+            }
         }
     }
 }

@@ -134,7 +134,8 @@ pub type Hand = Vec<Vec<QueueId>>;
 pub fn open(config: &XskConfig, workers: &[Vec<QueueId>]) -> Result<(Uplink, Vec<WorkerPort>), XskError> {
     let hands: Vec<Hand> = workers.iter().map(|queues| vec![queues.clone()]).collect();
     let (mut uplinks, ports) = open_all(std::slice::from_ref(config), &hands)?;
-    let uplink = uplinks.pop().ok_or_else(|| XskError::NoInterface { interface: config.interface.clone() })?;
+    let uplink =
+        uplinks.pop().ok_or_else(|| XskError::NoInterface { interface: config.interface.clone() })?;
     Ok((uplink, ports))
 }
 
@@ -144,10 +145,7 @@ pub fn open(config: &XskConfig, workers: &[Vec<QueueId>]) -> Result<(Uplink, Vec
 /// the same size on all; and all are zero-copy, or none is.
 ///
 /// What fails leaves nothing behind. Takes some seconds at most, when a queue is still held by somebody else.
-pub fn open_all(
-    configs: &[XskConfig],
-    workers: &[Hand],
-) -> Result<(Vec<Uplink>, Vec<WorkerPort>), XskError> {
+pub fn open_all(configs: &[XskConfig], workers: &[Hand]) -> Result<(Vec<Uplink>, Vec<WorkerPort>), XskError> {
     let mode = common_mode(configs);
     match open_in(mode, configs, workers) {
         // One driver has zero-copy, and another, whose socket is to share the memory, has not.
