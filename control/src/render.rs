@@ -414,7 +414,10 @@ mod tests {
         let (_, first) = text.split_once("\nUplink up0\n").expect(&text);
         let (first, second) = first.split_once("\nUplink up1\n").expect(&text);
         assert!(first.contains("XDP program: steered") && first.contains("11"), "{text}");
-        assert!(second.contains("rx dropped") && second.contains("3") && !second.contains("XDP"), "{text}");
+        assert!(
+            second.contains("rx dropped") && second.contains("3") && !second.contains("XDP program"),
+            "{text}"
+        );
         let row = text.lines().find(|line| line.trim_start().starts_with("up1")).expect(&text);
         assert_eq!(row.split_whitespace().collect::<Vec<_>>(), ["up1", "77", "7,700", "0", "0"]);
         assert!(!text.contains("passed") && !text.contains("queue"), "{text}");

@@ -97,12 +97,17 @@ pub struct Sent {
     /// Those that the frames left by.
     pub uplinks: Vec<UplinkId>,
     pub room: usize,
+    /// An uplink that takes nothing.
+    pub full: Option<UplinkId>,
     /// Whether frames are kept, which allocates.
     pub keeps: bool,
 }
 
 impl Wire for Sent {
     fn transmit(&mut self, uplink: UplinkId, frames: &mut Burst, pool: &mut FramePool) -> (usize, usize) {
+        if self.full == Some(uplink) {
+            return (0, 0);
+        }
         let (mut sent, mut bytes) = (0, 0);
         for frame in frames.drain_front(self.room.min(frames.len())) {
             assert_eq!(frame.headroom(), 0, "ready for the wire: starts where the kernel wants it");
@@ -158,7 +163,7 @@ impl Rig {
             tenants,
             clients,
             bursts: Default::default(),
-            wire: Sent { frames: Vec::new(), uplinks: Vec::new(), room: usize::MAX, keeps: true },
+            wire: Sent { frames: Vec::new(), uplinks: Vec::new(), room: usize::MAX, full: None, keeps: true },
             flood_budget: usize::MAX,
         }
     }
@@ -187,15 +192,21 @@ impl Rig {
 
     /// Frames from the underlay; returns what goes back to it.
     pub fn receive(&mut self, frames: &[Vec<u8>]) -> Vec<Vec<u8>> {
+        self.receive_by(UplinkId(0), frames)
+    }
+
+    /// The same by this uplink.
+    pub fn receive_by(&mut self, uplink: UplinkId, frames: &[Vec<u8>]) -> Vec<Vec<u8>> {
         let mut sent = Vec::new();
         for burst in frames.chunks(BURST) {
             sent.extend(self.run(|bursts, cx| {
                 for bytes in burst {
                     let mut frame = cx.pool.take().unwrap();
                     frame.reset(0, bytes.len()).unwrap().copy_from_slice(bytes);
-                    cx.counters.uplink_rx.of(UplinkId(0)).unwrap().one(bytes.len());
+                    cx.counters.uplink_rx.of(uplink).unwrap().one(bytes.len());
                     bursts.0.push(frame).unwrap();
                 }
+                cx.uplink = uplink;
                 stages::run_from(Stage::Classify, bursts, cx);
             }));
         }
