@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::ops::RangeInclusive;
 
+use crate::frame::Target;
 use crate::plan::{Plan, UplinkPlan};
 use crate::types::{EndpointId, MacAddr, NetworkId, RemoteId, UplinkId, Vni};
 use crate::wire::eth::EthHeader;
@@ -74,8 +75,8 @@ pub struct Adjacency {
     pub outer: OuterTemplate,
     /// Their UDP source ports.
     pub source_ports: SourcePorts,
-    /// The uplink that these headers are for.
-    pub uplink: UplinkId,
+    /// What a frame's target is from then on: the uplink that these headers are for.
+    pub target: Target,
 }
 
 /// One overlay network, as the stages need it.
@@ -215,7 +216,7 @@ impl Tables {
                 port: uplink.vtep.port,
                 ttl: uplink.ttl,
             });
-            Some(Adjacency { outer, source_ports: uplink.source_ports, uplink: hop.uplink })
+            Some(Adjacency { outer, source_ports: uplink.source_ports, target: Target::Uplink(hop.uplink) })
         });
     }
 

@@ -14,8 +14,10 @@ use crate::wire::vxlan::VxlanHeader;
 /// What stays in the burst starts with its VXLAN header.
 pub fn run(burst: &mut Burst, cx: &mut Cx<'_>) {
     let mut last = None;
-    let uplink = cx.tables.uplink(cx.uplink).ok_or(DropReason::OuterNotOurs);
-    cx.each(burst, |frame, cx| classify(frame, &mut last, uplink?, cx));
+    match cx.tables.uplink(cx.uplink) {
+        Some(uplink) => cx.each(burst, |frame, cx| classify(frame, &mut last, uplink, cx)),
+        None => cx.each(burst, |_, _| Err(DropReason::OuterNotOurs)), // never: a socket belongs to one
+    }
 }
 
 /// `last` is the sender of the frame before, which most often is this one's, too.

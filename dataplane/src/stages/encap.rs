@@ -75,7 +75,7 @@ fn encap(frame: &mut Frame, to: RemoteId, cx: &Cx<'_>) -> Result<(), DropReason>
     let head = frame.push(OVERHEAD_IPV4).and_then(|head| head.first_chunk_mut());
     adjacency.outer.write(head.ok_or(DropReason::UplinkTooLong)?, inner_len, network.vni, source_port);
     // Whatever the tables say by the time it leaves: these headers belong to this wire.
-    frame.meta.target = Target::Uplink(adjacency.uplink);
+    frame.meta.target = adjacency.target;
     if let Some(counter) = cx.counters.network(frame.meta.network) {
         counter.to_underlay.one(usize::from(inner_len));
     }
