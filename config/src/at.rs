@@ -202,6 +202,12 @@ impl<'r> At<'r> {
 /// Values that may be had once, and the key path of who has each.
 pub struct Claims<K>(HashMap<K, String>);
 
+impl<K> Default for Claims<K> {
+    fn default() -> Claims<K> {
+        Claims(HashMap::new())
+    }
+}
+
 impl<K: Hash + Eq> Claims<K> {
     /// Nobody has anything.
     pub fn new() -> Claims<K> {

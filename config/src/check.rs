@@ -40,18 +40,18 @@ pub fn file(file: &File, report: &Report) -> Option<Plan> {
         BALANCE_THRESHOLD_MIN..=BALANCE_THRESHOLD_MAX,
         Some(BALANCE_THRESHOLD),
     );
-    let uplink = uplink::uplink(&top.key("uplink"), &file.uplink);
-    let (networks, taken) = network::networks(&top.key("networks"), &file.networks, &uplink);
+    let uplinks = uplink::uplinks(&top.key("uplink"), &file.uplink);
+    let (networks, taken) = network::networks(&top.key("networks"), &file.networks, &uplinks);
     let at = top.key("endpoints");
     let endpoints = endpoint::endpoints(&at, &file.endpoints, taken, control_socket.as_deref());
-    let (uplink, control_socket) = (uplink.plan?, control_socket?);
+    let control_socket = control_socket?;
     let (placement, balance_threshold) = (placement?, balance_threshold?);
     // Entries with mistakes are not in the lists, and then the places in them mean nothing.
     report.is_clean().then_some(Plan {
         workers,
         placement,
         balance_threshold,
-        uplink,
+        uplinks: uplinks.plans,
         networks,
         endpoints,
         control_socket,

@@ -155,8 +155,11 @@ pub enum ConfigError {
         /// `uplink.chunk_size`.
         chunk_size: u32,
     },
-    /// Two endpoints share a socket and disagree on what it has once, such as its permission bits.
+    /// Two endpoints share a socket and disagree on what it has once, such as its permission bits; or two uplinks on what is the same
+    /// for all.
     Disagree {
+        /// For what it must be the same.
+        of: &'static str,
         /// Path of the later.
         key: String,
         /// Its value.
@@ -232,8 +235,8 @@ impl fmt::Display for ConfigError {
                 write!(f, "{key} = {mtu}: must be at most {limit}: ")?;
                 write!(f, "mtu + {extra} bytes must fit uplink.chunk_size = {chunk_size}")
             }
-            Self::Disagree { key, got, other, other_got } => {
-                write!(f, "{key} = {got}: must be the same for one socket: {other} = {other_got}")
+            Self::Disagree { of, key, got, other, other_got } => {
+                write!(f, "{key} = {got}: must be the same for {of}: {other} = {other_got}")
             }
         }
     }

@@ -23,21 +23,21 @@
 //! | **`[[workers]]`** | a pinned thread each | | 1 to 31, one for each core |
 //! | `core` | CPU number | | 0 to 1023, each once |
 //! | `nice` | priority against other programs on that CPU | the process's | -20 (highest) to 19 |
-//! | **`[uplink]`** | | | |
-//! | `interface` | name | | 1 to 15 bytes, no space, `/`, `:` |
+//! | **`[uplink]`** | the interface towards the underlay; several: `[[uplink]]` | | 1 to 4 |
+//! | `interface` | name | | 1 to 15 bytes, no space, `/`, `:`; unique |
 //! | `queues` | receive queues | `"all"` | `"all"` or a list of different numbers from 0 to 4095 |
-//! | `mode` | how AF_XDP is bound | `"prefer-zero-copy"` | `"require-zero-copy"`, `"prefer-zero-copy"`, `"copy"`, `"generic"` |
-//! | `local` | our VTEP address | | IPv4 unicast |
+//! | `mode` | how AF_XDP is bound | `"prefer-zero-copy"` | `"require-zero-copy"`, `"prefer-zero-copy"`, `"copy"`, `"generic"`; the first not beside the last two |
+//! | `local` | our VTEP address | | IPv4 unicast, unique |
 //! | `port` | UDP port of VXLAN | 4789 | 1 to 65535 |
 //! | `ttl` | outer TTL, hops | 64 | 1 to 255 |
 //! | `source_ports` | UDP source ports, first and last | `[49152, 65535]` | 1 to 65535, in order |
-//! | `chunk_size` | UMEM chunk, bytes | 2048 | 2048 or 4096 |
-//! | `ring_size` | descriptors in each ring | 2048 | a power of two from 64 to 32768 |
+//! | `chunk_size` | UMEM chunk, bytes | 2048 | 2048 or 4096, the same for all uplinks |
+//! | `ring_size` | descriptors in each ring | 2048 | a power of two from 64 to 32768, the same for all uplinks |
 //! | **`[[networks]]`** | an overlay network | | 1 to 4096 |
 //! | `name` | | | 1 to 63 of `A-Z a-z 0-9 _ . -`, unique |
 //! | `vni` | VXLAN network identifier | | 1 to 16777215, unique |
 //! | `mtu` | largest inner IP packet, bytes | 1450 | 576 to 9000; at most 1728 in chunks of 2048, 3776 in chunks of 4096 |
-//! | `remotes` | VTEPs that broadcast goes to | `[]` | at most 1024, IPv4 unicast, unique, not `local`; 65535 different ones over all networks |
+//! | `remotes` | VTEPs that broadcast goes to | `[]` | at most 1024, IPv4 unicast, unique, no `local`; 65535 different ones over all networks |
 //! | `learning` | learn MAC addresses behind remotes | `true` | |
 //! | `ageing` | life of a learned address | `"300s"` | `"1s"` to `"24h"`, in `s`, `m` or `h` |
 //! | `fdb_limit` | learned addresses | 4096 | 1 to 1000000; 16777216 over all networks |

@@ -103,7 +103,7 @@ table!(
         placement: Field<String>,
         balance_threshold: Field<i64>,
         workers: List<Worker>,
-        uplink: Field<Uplink>,
+        uplink: Field<Uplinks>,
         networks: List<Network>,
         endpoints: List<Endpoint>,
     }
@@ -117,8 +117,27 @@ table!(
     }
 );
 
-table!(
+/// What stands at `uplink`: one table, or a list of them.
+pub enum Uplinks {
     /// `[uplink]`
+    One(Box<Uplink>),
+    /// `[[uplink]]`
+    Several(Vec<Field<Uplink>>),
+}
+
+impl<'de> Deserialize<'de> for Uplinks {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let value = Value::deserialize(deserializer)?;
+        let uplinks = match value {
+            Value::Array(_) => value.try_into().map(Uplinks::Several),
+            _ => value.try_into().map(Uplinks::One),
+        };
+        uplinks.map_err(serde::de::Error::custom)
+    }
+}
+
+table!(
+    /// `[uplink]`, or one of `[[uplink]]`
     Uplink {
         interface: Field<String>,
         queues: Field<Value>,

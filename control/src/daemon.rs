@@ -10,9 +10,10 @@ use std::time::{Duration, Instant};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 use peregrine_dataplane::engine::{Engine, Event};
-use peregrine_dataplane::plan::{MemifPlan, MemifRole, Plan};
+use peregrine_dataplane::plan::{MemifPlan, MemifRole, Plan, UplinkPlan};
 use peregrine_dataplane::stats::Stats;
 use peregrine_dataplane::types::CoreId;
+use peregrine_dataplane::xsk::UplinkInfo;
 use serde_json::Value;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook_mio::v1_0::Signals;
@@ -26,7 +27,7 @@ use crate::sealer::Sealer;
 use crate::status::{self, VERSION};
 use crate::table::{count, thousands};
 use crate::tenants::Tenants;
-use crate::underlay::Underlay;
+use crate::underlay::{Underlay, Uplink};
 
 const SIGNALS: Token = Token(0);
 const NETLINK: Token = Token(1);
@@ -121,7 +122,7 @@ impl<'p> Daemon<'p> {
         registry.register(signals, SIGNALS, Interest::READABLE).map_err(system("watch for signals"))?;
         let mut api = Api::bind(&plan.control_socket, API)?;
         let mut engine = Engine::start(plan).map_err(Error::Engine)?;
-        let mut underlay = Underlay::open(engine.uplink().ifindex, plan.uplink.local, engine.remotes())
+        let mut underlay = Underlay::open(underlay_of(plan, &engine), engine.remotes())
             .map_err(system("open a netlink socket"))?;
         let now = Instant::now();
         publish(&mut underlay, &mut engine, now);
@@ -215,8 +216,9 @@ impl<'p> Daemon<'p> {
 
     /// What was asked for and what was got, on standard error.
     fn introduce(&self) {
-        let uplink = status::uplink(self.engine.uplink(), self.plan, self.underlay.link());
-        let mut pairs = render::uplink(&Value::Object(uplink));
+        let uplinks = status::uplinks(self.engine.uplinks(), self.plan, &self.underlay);
+        let mut pairs: Vec<_> =
+            uplinks.into_iter().flat_map(|uplink| render::uplink(&Value::Object(uplink))).collect();
         let cores = self.plan.workers.iter().map(|w| w.core.0.to_string()).collect::<Vec<_>>().join(", ");
         pairs.push(("workers".into(), format!("{} on core {cores}", self.plan.workers.len())));
         for network in self.plan.networks.iter().take(LISTED_AT_START) {
@@ -244,6 +246,16 @@ fn and_more(pairs: &mut Vec<(String, String)>, total: usize) {
     if let Some(rest @ 1..) = total.checked_sub(LISTED_AT_START) {
         pairs.push((String::new(), format!("and {} more", thousands(rest as u64))));
     }
+}
+
+fn underlay_of(plan: &Plan, engine: &Engine) -> Vec<Uplink> {
+    let uplink = |(plan, info): (&UplinkPlan, &UplinkInfo)| Uplink {
+        interface: info.interface.clone(),
+        ifindex: info.ifindex,
+        local: plan.local,
+        link: None,
+    };
+    plan.uplinks.iter().zip(engine.uplinks()).map(uplink).collect()
 }
 
 fn publish(underlay: &mut Underlay, engine: &mut Engine, now: Instant) {

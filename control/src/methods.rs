@@ -85,7 +85,7 @@ impl Methods<'_> {
             placement: plan.placement,
             uptime_seconds: now.saturating_duration_since(*started).as_secs(),
             control_socket,
-            uplink: status::uplink(engine.uplink(), plan, underlay.link()),
+            uplinks: status::uplinks(engine.uplinks(), plan, underlay),
             workers: engine.busy().into_iter().map(|(core, busy)| WorkerStatus { core, busy }).collect(),
             networks: status::networks(plan),
             endpoints: status::endpoints(plan, tenants.records(), now),

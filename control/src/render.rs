@@ -35,7 +35,7 @@ fn section(out: &mut String, title: &str, table: &Table) {
     }
 }
 
-/// The uplink: what was asked for and what was got.
+/// One uplink: what was asked for and what was got.
 pub fn uplink(uplink: &Value) -> Vec<(String, String)> {
     let link = &uplink["link"];
     let state = match (link.is_null(), &link["up"], &link["carrier"]) {
@@ -98,7 +98,8 @@ pub fn status(status: &Value) -> String {
         status["pid"],
         duration(figure(&status["uptime_seconds"]))
     );
-    out.push_str(&lines(&uplink(&status["uplink"])));
+    let uplinks: Vec<_> = list(status, "uplinks").iter().flat_map(uplink).collect();
+    out.push_str(&lines(&uplinks));
     let mut workers = Table::new(&[">worker", ">core", ">busy"]);
     for (index, worker) in list(status, "workers").iter().enumerate() {
         let busy = percent(worker["busy"].as_f64().unwrap_or(0.0));
@@ -121,13 +122,16 @@ pub fn status(status: &Value) -> String {
 }
 
 fn next_hops(status: &Value) -> Table {
-    let mut table = Table::new(&["remote", "next hop", "gateway", "state"]);
+    let mut table = Table::new(&["remote", "uplink", "next hop", "gateway", "state"]);
     for hop in list(status, "next_hops") {
         let state = match hop["resolved"].as_bool() {
             Some(true) => "resolved".to_owned(),
             _ => format!("unresolved: {}", text(&hop["reason"])),
         };
-        table.row(vec![text(&hop["remote"]), text(&hop["next_hop"]), text(&hop["gateway"]), state]);
+        let mut cells: Vec<String> =
+            ["remote", "uplink", "next_hop", "gateway"].iter().map(|key| text(&hop[*key])).collect();
+        cells.push(state);
+        table.row(cells);
     }
     table
 }
@@ -202,9 +206,9 @@ pub fn stats(stats: &Value) -> String {
     let totals = &stats["totals"];
     let mut flows = Table::new(&["", ">frames", ">bytes"]);
     for (title, key) in [
-        ("from the uplink", "uplink_rx"),
+        ("from the underlay", "uplink_rx"),
         ("from tenants", "tenant_rx"),
-        ("to the uplink", "uplink_tx"),
+        ("to the underlay", "uplink_tx"),
         ("to tenants", "tenant_tx"),
     ] {
         let mut cells = vec![title.to_owned()];
@@ -220,13 +224,14 @@ pub fn stats(stats: &Value) -> String {
     section(&mut out, "Workers", &worker_stats(stats));
     section(&mut out, "Networks", &network_stats(stats));
     section(&mut out, "Endpoints", &endpoint_stats(stats));
-    let mut remotes = Table::new(&["remote", ">frames", "next hop"]);
+    let mut remotes = Table::new(&["remote", ">frames", "uplink", "next hop"]);
     for remote in list(stats, "remotes") {
         let hop = if remote["next_hop"].is_null() { "unresolved".into() } else { text(&remote["next_hop"]) };
-        remotes.row(vec![text(&remote["address"]), text(&remote["frames"]), hop]);
+        remotes.row(vec![text(&remote["address"]), text(&remote["frames"]), text(&remote["uplink"]), hop]);
     }
     section(&mut out, "Remotes", &remotes);
-    before_us(&mut out, &stats["uplink"]);
+    section(&mut out, "Uplinks", &uplink_stats(stats));
+    list(stats, "uplinks").iter().for_each(|uplink| before_us(&mut out, uplink));
     out
 }
 
@@ -326,7 +331,18 @@ fn endpoint_stats(stats: &Value) -> Table {
     table
 }
 
-/// What the XDP program and the kernel's sockets counted: summed over queues, only what is not zero.
+fn uplink_stats(stats: &Value) -> Table {
+    let mut table = Table::new(&["interface", ">received", ">bytes", ">sent", ">bytes"]);
+    for uplink in list(stats, "uplinks") {
+        let mut cells = vec![text(&uplink["interface"])];
+        traffic(&mut cells, &uplink["rx"]);
+        traffic(&mut cells, &uplink["tx"]);
+        table.row(cells);
+    }
+    table
+}
+
+/// What the XDP program and the kernel's sockets of an interface counted: summed over queues, only what is not zero.
 fn before_us(out: &mut String, uplink: &Value) {
     let mut table = Table::new(&["before the dataplane", ">frames"]);
     for (title, key) in [("XDP program", "program"), ("AF_XDP sockets", "sockets")] {
@@ -343,7 +359,7 @@ fn before_us(out: &mut String, uplink: &Value) {
             table.row(vec![format!("{title}: {}", name.replace('_', " ")), thousands(*sum)]);
         }
     }
-    section(out, "Uplink", &table);
+    section(out, &format!("Uplink {}", text(&uplink["interface"])), &table);
 }
 
 #[cfg(test)]
@@ -388,7 +404,7 @@ mod tests {
 
     #[test]
     fn nothing_is_shown_of_what_is_missing_and_nothing_breaks() {
-        for value in [json!(null), json!({}), json!([]), json!({"workers": 7, "uplink": "x", "drops": []})] {
+        for value in [json!(null), json!({}), json!([]), json!({"workers": 7, "uplinks": "x", "drops": []})] {
             assert!(status(&value).starts_with("peregrine"));
             assert!(stats(&value).starts_with("frames in 0"));
         }
@@ -397,9 +413,20 @@ mod tests {
     #[test]
     fn drops_are_named_and_kernel_counters_summed() {
         let text = stats(&json!({"drops": {"vni_unknown": 1234},
-            "uplink": {"program": [{"queue": 0, "steered": 5, "passed": 0}, {"queue": 1, "steered": 6}]}}));
+        "uplinks": [
+            {"interface": "up0", "program": [{"queue": 0, "steered": 5, "passed": 0}, {"queue": 1, "steered": 6}]},
+            {"interface": "up1", "rx": {"frames": 77, "bytes": 7700}, "sockets": [{"rx_dropped": 3}]},
+        ]}));
         assert!(text.contains("vni_unknown   1,234"), "{text}");
-        assert!(text.contains("XDP program: steered") && text.contains("11"), "{text}");
+        let (_, first) = text.split_once("\nUplink up0\n").expect(&text);
+        let (first, second) = first.split_once("\nUplink up1\n").expect(&text);
+        assert!(first.contains("XDP program: steered") && first.contains("11"), "{text}");
+        assert!(
+            second.contains("rx dropped") && second.contains("3") && !second.contains("XDP program"),
+            "{text}"
+        );
+        let row = text.lines().find(|line| line.trim_start().starts_with("up1")).expect(&text);
+        assert_eq!(row.split_whitespace().collect::<Vec<_>>(), ["up1", "77", "7,700", "0", "0"]);
         assert!(!text.contains("passed") && !text.contains("queue"), "{text}");
     }
 }

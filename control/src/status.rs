@@ -7,8 +7,11 @@ use std::time::Instant;
 
 use peregrine_dataplane::engine::Engine;
 use peregrine_dataplane::fdb::{Destination, Entry};
-use peregrine_dataplane::plan::{EndpointPlan, MemifRole, NetworkPlan, PlacementMode, Plan, Queues};
+use peregrine_dataplane::plan::{
+    EndpointPlan, MemifRole, NetworkPlan, PlacementMode, Plan, Queues, UplinkPlan,
+};
 use peregrine_dataplane::types::{CoreId, MacAddr, Vni};
+use peregrine_dataplane::xsk::UplinkInfo;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
@@ -30,8 +33,8 @@ pub struct Status<'a> {
     pub uptime_seconds: u64,
     /// Where it answers.
     pub control_socket: &'a Path,
-    /// The engine's account of the uplink, with `queues_requested` and `link` (what the kernel says now) added.
-    pub uplink: Map<String, Value>,
+    /// The engine's account of each uplink, with `queues_requested` and `link` (what the kernel says now) added.
+    pub uplinks: Vec<Map<String, Value>>,
     /// How a flow's steps are spread over the workers.
     pub placement: PlacementMode,
     /// The polling threads.
@@ -133,6 +136,8 @@ pub struct NextHopStatus {
     pub remote: IpAddr,
     /// The kernel knows the way.
     pub resolved: bool,
+    /// The interface that it is reached over.
+    pub uplink: Option<String>,
     /// The neighbour's link-layer address.
     pub next_hop: Option<MacAddr>,
     /// The gateway, if it is not on our link.
@@ -149,15 +154,20 @@ pub fn queues_requested(queues: &Queues) -> Value {
     }
 }
 
-/// The engine's account of the uplink, with what we know besides.
-pub fn uplink(info: &impl Serialize, plan: &Plan, link: Option<&LinkFact>) -> Map<String, Value> {
+/// The engine's account of the uplinks, with what we know besides.
+pub fn uplinks(infos: &[UplinkInfo], plan: &Plan, underlay: &Underlay) -> Vec<Map<String, Value>> {
+    let uplinks = infos.iter().zip(&plan.uplinks).zip(underlay.uplinks());
+    uplinks.map(|((info, plan), side)| uplink(info, plan, side.link.as_ref())).collect()
+}
+
+fn uplink(info: &UplinkInfo, plan: &UplinkPlan, link: Option<&LinkFact>) -> Map<String, Value> {
     let mut map = match serde_json::to_value(info) {
         Ok(Value::Object(map)) => map,
         _ => Map::new(),
     };
-    map.entry("queues_requested").or_insert_with(|| queues_requested(&plan.uplink.queues));
-    map.insert("local".into(), json!(plan.uplink.local));
-    map.insert("port".into(), json!(plan.uplink.port));
+    map.entry("queues_requested").or_insert_with(|| queues_requested(&plan.queues));
+    map.insert("local".into(), json!(plan.local));
+    map.insert("port".into(), json!(plan.port));
     map.insert("link".into(), json!(link));
     map
 }
@@ -229,6 +239,11 @@ pub fn next_hops(underlay: &Underlay) -> Vec<NextHopStatus> {
     let next_hop = |remote: RemoteView<'_>| NextHopStatus {
         remote: remote.address,
         resolved: remote.hop.is_ok(),
+        uplink: remote
+            .hop
+            .ok()
+            .and_then(|hop| underlay.uplinks().get(hop.uplink.index()))
+            .map(|uplink| uplink.interface.clone()),
         next_hop: remote.hop.ok().map(|hop| hop.destination),
         gateway: remote.neighbour.filter(|neighbour| *neighbour != remote.address),
         reason: remote.hop.err().map(ToString::to_string),

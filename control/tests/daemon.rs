@@ -172,13 +172,13 @@ fn it_starts_answers_and_stops_and_leaves_nothing() {
     let status = host.json("status");
     assert_eq!(status["pid"], daemon.child.id());
     assert_eq!(
-        (&status["uplink"]["mode_requested"], &status["uplink"]["mode_actual"]),
+        (&status["uplinks"][0]["mode_requested"], &status["uplinks"][0]["mode_actual"]),
         (&"copy".into(), &"copy".into())
     );
     until(5, "a next hop", || host.json("status")["next_hops"][0]["resolved"] == true);
     until(5, "the same in the engine", || host.json("stats")["remotes"][0]["resolved"] == true);
     let stats = host.json("stats");
-    for key in ["totals", "drops", "workers", "networks", "endpoints", "remotes", "uplink"] {
+    for key in ["totals", "drops", "workers", "networks", "endpoints", "remotes", "uplinks"] {
         assert!(!stats[key].is_null(), "{key}");
     }
     assert_eq!(host.json("fdb")["entries"][0]["endpoint"], "web");

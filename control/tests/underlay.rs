@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 use common::{Net, until};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
-use peregrine_control::underlay::Underlay;
+use peregrine_control::underlay::{Underlay, Uplink};
 use peregrine_dataplane::engine::NextHop;
-use peregrine_dataplane::types::{MacAddr, RemoteId};
+use peregrine_dataplane::types::{MacAddr, RemoteId, UplinkId};
 
 const PEER: &str = "10.9.0.2";
 
@@ -27,11 +27,25 @@ struct Bench {
 
 impl Bench {
     fn new(remotes: &[&str]) -> Bench {
+        Bench::over(Net::new(), &[("ov0", "10.9.0.1")], remotes)
+    }
+
+    /// A second uplink on a wire of its own: `here: other0 10.8.0.1/24 ── other1 10.8.0.2/24 :there`.
+    fn with_two_uplinks(remotes: &[&str]) -> Bench {
         let net = Net::new();
+        net.here(&format!("link add other0 type veth peer name other1 netns {}", net.there));
+        net.here("addr add 10.8.0.1/24 dev other0");
+        net.there("addr add 10.8.0.2/24 dev other1");
+        net.here("link set other0 up");
+        net.there("link set other1 up");
+        Bench::over(net, &[("ov0", "10.9.0.1"), ("other0", "10.8.0.1")], remotes)
+    }
+
+    fn over(net: Net, uplinks: &[(&str, &str)], remotes: &[&str]) -> Bench {
         net.enter();
-        let ifindex = ifindex(&net);
+        let uplinks = uplinks.iter().map(|(interface, local)| uplink(&net, interface, local)).collect();
         let remotes: Vec<IpAddr> = remotes.iter().map(|r| r.parse().unwrap()).collect();
-        let underlay = Underlay::open(ifindex, "10.9.0.1".parse().unwrap(), &remotes).unwrap();
+        let underlay = Underlay::open(uplinks, &remotes).unwrap();
         let poll = Poll::new().unwrap();
         let fd = underlay.raw_fd();
         poll.registry().register(&mut SourceFd(&fd), Token(0), Interest::READABLE).unwrap();
@@ -64,6 +78,13 @@ impl Bench {
         });
     }
 
+    fn expect_uplink(&mut self, index: usize, uplink: u8) {
+        until(5, "the uplink", || {
+            self.turn();
+            self.hops[index].is_some_and(|hop| hop.uplink == UplinkId(uplink))
+        });
+    }
+
     fn expect_none(&mut self, index: usize, reason: &str) {
         until(5, reason, || {
             self.turn();
@@ -72,9 +93,10 @@ impl Bench {
     }
 }
 
-fn ifindex(net: &Net) -> u32 {
-    let text = net.here("-o link show ov0");
-    text.split(':').next().unwrap().trim().parse().unwrap()
+fn uplink(net: &Net, interface: &str, local: &str) -> Uplink {
+    let text = net.here(&format!("-o link show {interface}"));
+    let ifindex = text.split(':').next().unwrap().trim().parse().unwrap();
+    Uplink { interface: interface.into(), ifindex, local: local.parse().unwrap(), link: None }
 }
 
 fn mac_of(text: &str) -> String {
@@ -201,6 +223,81 @@ fn of_equal_routes_the_one_over_the_uplink_is_taken() {
 
 #[test]
 #[ignore = "needs root: make test runs it"]
+fn of_two_uplinks_that_is_taken_which_the_kernel_would_take() {
+    const ROUTED: &str = "192.168.7.7";
+    const RULED: &str = "192.168.8.8";
+    let mut bench = Bench::with_two_uplinks(&[PEER, "10.8.0.2", ROUTED, RULED]);
+    bench.expect_uplink(0, 0);
+    bench.expect_uplink(1, 1);
+    let (ours, theirs) =
+        (mac_of(&bench.net.here("-o link show other0")), mac_of(&bench.net.there("-o link show other1")));
+    let hop =
+        NextHop { uplink: UplinkId(1), destination: theirs.parse().unwrap(), source: ours.parse().unwrap() };
+    assert_eq!(bench.hops[1], Some(hop));
+    bench.expect_none(2, "no route");
+    assert_eq!(bench.reason(2), "no route", "the same for both is said once");
+    bench.net.here("route add 192.168.7.0/24 via 10.8.0.2 metric 20");
+    bench.expect_uplink(2, 1);
+    bench.net.here("route add 192.168.7.0/24 via 10.9.0.2 metric 10");
+    bench.expect_uplink(2, 0);
+    bench.net.here("route del 192.168.7.0/24 via 10.9.0.2");
+    bench.expect_uplink(2, 1);
+    // What is true for packets from our address on the second one only.
+    bench.net.here("route add 192.168.8.0/24 via 10.8.0.2 table 8");
+    bench.expect_none(3, "no route");
+    bench.net.here("rule add from 10.8.0.1 table 8");
+    bench.expect_uplink(3, 1);
+    bench.net.here("rule del from 10.8.0.1 table 8");
+    bench.expect_none(3, "no route");
+}
+
+#[test]
+#[ignore = "needs root: make test runs it"]
+fn remotes_behind_equal_routes_are_spread_over_the_uplinks() {
+    let remotes: Vec<String> = (1..=32).map(|number| format!("192.168.7.{number}")).collect();
+    let mut bench = Bench::with_two_uplinks(&remotes.iter().map(String::as_str).collect::<Vec<_>>());
+    bench.net.here("route add 192.168.7.0/24 nexthop via 10.8.0.2 nexthop via 10.9.0.2");
+    until(5, "all to be resolved", || {
+        bench.turn();
+        bench.hops.iter().all(Option::is_some)
+    });
+    for uplink in [UplinkId(0), UplinkId(1)] {
+        let its = bench.hops.iter().flatten().filter(|hop| hop.uplink == uplink).count();
+        assert!((1..32).contains(&its), "{its} over {uplink:?}");
+    }
+    bench.net.here("link set other0 down");
+    (0..32).for_each(|index| bench.expect_uplink(index, 0));
+}
+
+#[test]
+#[ignore = "needs root: make test runs it"]
+fn one_uplink_that_fails_leaves_the_other_alone_and_says_why() {
+    let mut bench = Bench::with_two_uplinks(&[PEER, "10.8.0.2", "192.168.7.7"]);
+    bench.net.here("route add 192.168.7.0/24 via 10.8.0.2 metric 10");
+    bench.net.here("route add 192.168.7.0/24 via 10.9.0.2 metric 20");
+    bench.expect_uplink(0, 0);
+    bench.expect_uplink(1, 1);
+    bench.expect_uplink(2, 1);
+    bench.net.there("link set other1 down");
+    bench.expect_none(1, "other0: the uplink has no carrier");
+    bench.expect_none(2, "other0: the uplink has no carrier");
+    // The kernel goes on using such a route unless it is told not to.
+    std::fs::write("/proc/sys/net/ipv4/conf/all/ignore_routes_with_linkdown", "1").unwrap();
+    bench.net.here("link set other0 mtu 1400"); // a notice
+    bench.expect_uplink(2, 0);
+    bench.net.there("link set other1 up");
+    bench.expect_uplink(2, 1);
+    bench.net.here("link del other0");
+    bench.expect_uplink(2, 0);
+    bench.expect_none(1, "other0: the uplink interface is gone");
+    assert!(bench.reason(1).contains("ov0: no route"), "{}", bench.reason(1));
+    assert!(bench.hops[0].is_some());
+    let links: Vec<bool> = bench.underlay.uplinks().iter().map(|uplink| uplink.link.is_some()).collect();
+    assert_eq!(links, [true, false]);
+}
+
+#[test]
+#[ignore = "needs root: make test runs it"]
 fn a_link_that_goes_down_or_away_is_noticed() {
     let mut bench = Bench::new(&[PEER]);
     let mac = mac_of(&bench.net.there("-o link show ov1"));
@@ -219,7 +316,7 @@ fn a_link_that_goes_down_or_away_is_noticed() {
     bench.expect_mac(0, &mac);
     bench.net.here("link del ov0");
     bench.expect_none(0, "gone");
-    assert!(bench.underlay.link().is_none());
+    assert!(bench.underlay.uplinks()[0].link.is_none());
 }
 
 #[test]

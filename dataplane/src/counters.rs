@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use serde::Serialize;
 
-use crate::types::{EndpointId, NetworkId, RemoteId, Stage};
+use crate::types::{EndpointId, NetworkId, RemoteId, Stage, UplinkId};
 
 /// A number that only goes up, with one writer.
 #[derive(Debug, Default)]
@@ -163,6 +163,32 @@ impl Traffic {
     }
 }
 
+/// Frames and bytes by uplink.
+#[derive(Debug, Default)]
+pub struct UplinkTraffic([Traffic; UplinkId::LIMIT]);
+
+impl UplinkTraffic {
+    /// That of an uplink, if there may be one with this id.
+    #[inline]
+    pub fn of(&self, uplink: UplinkId) -> Option<&Traffic> {
+        self.0.get(uplink.index())
+    }
+
+    /// Frames over all of them.
+    #[inline]
+    pub fn frames(&self) -> u64 {
+        self.0.iter().map(|traffic| traffic.frames.get()).sum()
+    }
+
+    /// All of them together.
+    pub fn read(&self) -> TrafficStats {
+        self.0.iter().map(Traffic::read).fold(TrafficStats::default(), |mut sum, part| {
+            sum += part;
+            sum
+        })
+    }
+}
+
 /// Drops by reason.
 #[derive(Debug)]
 pub struct Drops([Counter; DropReason::COUNT]);
@@ -278,10 +304,10 @@ impl TurnCosts {
 #[derive(Debug)]
 #[repr(align(128))]
 pub struct WorkerCounters {
-    /// Frames from the uplink's rx rings.
-    pub uplink_rx: Traffic,
-    /// Frames handed to the uplink's tx rings.
-    pub uplink_tx: Traffic,
+    /// Frames from the uplinks' rx rings.
+    pub uplink_rx: UplinkTraffic,
+    /// Frames handed to the uplinks' tx rings.
+    pub uplink_tx: UplinkTraffic,
     /// Packets taken from tenants.
     pub tenant_rx: Traffic,
     /// Packets handed to tenants.
@@ -341,8 +367,8 @@ impl WorkerCounters {
             std::iter::repeat_with(T::default).take(count).collect()
         }
         WorkerCounters {
-            uplink_rx: Traffic::default(),
-            uplink_tx: Traffic::default(),
+            uplink_rx: UplinkTraffic::default(),
+            uplink_tx: UplinkTraffic::default(),
             tenant_rx: Traffic::default(),
             tenant_tx: Traffic::default(),
             replicated: Counter::default(),

@@ -1,4 +1,4 @@
-//! A [`Plan`] made to run: opens the uplink, starts the pinned workers, changes what they forward by while they run,
+//! A [`Plan`] made to run: opens the uplinks, starts the pinned workers, changes what they forward by while they run,
 //! reads their counters, stops them. Called by the control thread only; nothing here is on the path of a frame.
 
 /// What the balancer decides, done.
@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::clock::{Seconds, cycles_per_second};
-use crate::counters::{Counter, TrafficStats};
+use crate::counters::{Counter, Traffic, TrafficStats};
 use crate::discard::histogram::Histogram;
 use crate::discard::{Discard, DiscardCounters};
 use crate::fdb::{AgeingHand, Destination, Entry, Fdb};
@@ -30,10 +30,10 @@ use crate::stats::{
     drops_by_name,
 };
 use crate::tables::{Tables, remote_addresses};
-use crate::types::{CoreId, EndpointId, NetworkId, QueueId, RemoteId, Route, WorkerId};
+use crate::types::{CoreId, EndpointId, NetworkId, QueueId, RemoteId, Route, UplinkId, WorkerId};
 use crate::wire::outer::OVERHEAD_IPV4;
 use crate::worker::{Port, Uplink};
-use crate::xsk::{self, Steering, UplinkInfo, XskConfig, XskError};
+use crate::xsk::{self, Hand, Interface, Steering, UplinkInfo, XskConfig, XskError};
 use balancing::Balancing;
 use workers::{Presence, WorkerHandle};
 
@@ -62,7 +62,7 @@ pub enum Event {
 /// Why the engine did not start. One line: what, where, and what to do.
 #[derive(Debug)]
 pub enum StartError {
-    /// The uplink could not be opened.
+    /// An uplink could not be opened.
     Uplink(XskError),
     /// The CPU is not there, or not for us.
     Core {
@@ -71,13 +71,13 @@ pub enum StartError {
         /// Those that we may use.
         usable: Vec<usize>,
     },
-    /// A network's packets do not fit the uplink once they are encapsulated.
+    /// A network's packets do not fit every uplink once they are encapsulated.
     Mtu {
         /// The network's name.
         network: String,
         /// Its MTU, in bytes.
         mtu: u16,
-        /// The uplink's interface.
+        /// The interface of the uplink with the smallest MTU.
         interface: String,
         /// Its MTU, in bytes.
         uplink_mtu: u32,
@@ -166,8 +166,9 @@ impl std::error::Error for AttachError {}
 pub struct Engine {
     plan: Plan,
     /// None if frames come from memory.
-    uplink: Option<xsk::Uplink>,
-    info: UplinkInfo,
+    uplinks: Vec<xsk::Uplink>,
+    /// By [`UplinkId`].
+    infos: Vec<UplinkInfo>,
     remotes: Vec<IpAddr>,
     next_hops: Vec<Option<NextHop>>,
     tables: Arc<Tables>,
@@ -223,20 +224,22 @@ impl Connection {
 }
 
 impl Engine {
-    /// Opens the uplink and starts the workers. Next hops are unknown and no tenant is attached.
+    /// Opens the uplinks and starts the workers. Next hops are unknown and no tenant is attached.
     ///
     /// # Errors
     /// [`StartError`]; whatever was opened is closed again.
     pub fn start(plan: &Plan) -> Result<Engine, StartError> {
         check_cores(plan)?;
-        let config = xsk_config(plan);
-        let interface = xsk::interface(&plan.uplink.interface).map_err(StartError::Uplink)?;
-        let queues = interface.queues(&plan.uplink.queues).map_err(StartError::Uplink)?;
-        let (uplink, ports) =
-            xsk::open(&config, &deal(&queues, plan.workers.len())).map_err(StartError::Uplink)?;
-        let info = uplink.info().clone();
-        check_mtu(plan, info.mtu)?;
-        Engine::start_on(plan, Some(uplink), info, ports.into_iter().map(Port::from).collect())
+        let queues = |uplink: &UplinkPlan| {
+            xsk::interface(&uplink.interface)
+                .and_then(|interface: Interface| interface.queues(&uplink.queues))
+        };
+        let queues: Result<Vec<_>, _> = plan.uplinks.iter().map(queues).collect();
+        let hands = deal(&queues.map_err(StartError::Uplink)?, plan.workers.len());
+        let (uplinks, ports) = xsk::open_all(&xsk_configs(plan), &hands).map_err(StartError::Uplink)?;
+        let infos: Vec<UplinkInfo> = uplinks.iter().map(|uplink| uplink.info().clone()).collect();
+        check_mtu(plan, &infos)?;
+        Engine::start_on(plan, uplinks, infos, ports.into_iter().map(Port::from).collect())
     }
 
     /// Starts the workers without an interface: each presents frames from memory, and what it sends is thrown away. A worker without
@@ -256,25 +259,30 @@ impl Engine {
     /// [`StartError`].
     pub fn replay_streams(plan: &Plan, streams: Vec<Vec<ReplayStream>>) -> Result<Engine, StartError> {
         check_cores(plan)?;
-        let chunk_size = plan.uplink.chunk_size as usize;
+        let configs = xsk_configs(plan);
+        let sizes = |config: &XskConfig| (config.chunk_size as usize, 2 * config.ring_size as usize);
+        let (chunk_size, chunks) = configs.first().map_or((2048, 0), sizes);
         let mut streams = streams.into_iter();
         let ports = plan.workers.iter().map(|_| Port {
             uplink: Uplink::Replay(Replay::new(streams.next().unwrap_or_default())),
-            pool: FramePool::anonymous(chunk_size, 2 * plan.uplink.ring_size as usize, xsk::HEADROOM),
+            pool: FramePool::anonymous(chunk_size, chunks, xsk::HEADROOM),
         });
         let ports: Vec<Port> = ports.collect();
         let frames = ports.iter().map(|port| port.pool.capacity()).sum();
-        Engine::start_on(plan, None, UplinkInfo::memory(&xsk_config(plan), frames), ports)
+        let infos = configs.iter().map(|config| UplinkInfo::memory(config, frames)).collect();
+        Engine::start_on(plan, Vec::new(), infos, ports)
     }
 
     fn start_on(
         plan: &Plan,
-        uplink: Option<xsk::Uplink>,
-        info: UplinkInfo,
+        uplinks: Vec<xsk::Uplink>,
+        infos: Vec<UplinkInfo>,
         ports: Vec<Port>,
     ) -> Result<Engine, StartError> {
-        let mut tables = Tables::new(plan, info.mtu as usize);
-        tables.cardless = info.driver == "veth";
+        let mut tables = Tables::new(plan, smallest_mtu(&infos).map_or(0, |info| info.mtu as usize));
+        for (uplink, info) in tables.uplinks.iter_mut().zip(&infos) {
+            uplink.cardless = info.driver == "veth";
+        }
         let tables = Arc::new(tables);
         let fdb = Arc::new(make_fdb(plan, &tables)?);
         let work = Arc::new(Work::none());
@@ -292,8 +300,8 @@ impl Engine {
             next_hops: vec![None; remotes.len()],
             remotes,
             plan: plan.clone(),
-            uplink,
-            info,
+            uplinks,
+            infos,
             tables,
             fdb,
             seconds: Seconds::start(),
@@ -316,9 +324,9 @@ impl Engine {
         Ok(engine)
     }
 
-    /// The interface, and what was got of what was asked.
-    pub fn uplink(&self) -> &UplinkInfo {
-        &self.info
+    /// The interfaces, and what was got of what was asked, by [`UplinkId`].
+    pub fn uplinks(&self) -> &[UplinkInfo] {
+        &self.infos
     }
 
     /// The remote VTEPs whose next hops are wanted; the index is the [`RemoteId`].
@@ -558,14 +566,26 @@ impl Engine {
         let networks = self.network_stats();
         let endpoints = self.endpoint_stats();
         let remotes = self.remote_stats();
-        // The kernel's own counters: an interface that is gone has none any more.
-        let uplink = self.uplink.as_ref().map_or_else(UplinkStats::default, |uplink| UplinkStats {
-            program: uplink.steering().unwrap_or_default(),
-            sockets: uplink.sockets().unwrap_or_default(),
-        });
+        let uplinks = self.uplink_stats();
         let workers = self.running().map(|worker| self.worker_stats(worker)).collect();
         let balance = self.balancing.as_ref().map(Balancing::stats);
-        Stats { totals, drops, workers, balance, networks, endpoints, remotes, uplink }
+        Stats { totals, drops, workers, balance, networks, endpoints, remotes, uplinks }
+    }
+
+    fn uplink_stats(&self) -> Vec<UplinkStats> {
+        let of = |(id, info): (UplinkId, &UplinkInfo)| {
+            let counters = || self.workers.iter().map(|worker| &worker.counters);
+            // Nothing if frames come from memory; and an interface that is gone has no counters in the kernel any more.
+            let uplink = self.uplinks.get(id.index());
+            UplinkStats {
+                interface: info.interface.clone(),
+                rx: sum_traffic(counters().filter_map(|c| c.uplink_rx.of(id)).map(Traffic::read)),
+                tx: sum_traffic(counters().filter_map(|c| c.uplink_tx.of(id)).map(Traffic::read)),
+                program: uplink.and_then(|uplink| uplink.steering().ok()).unwrap_or_default(),
+                sockets: uplink.and_then(|uplink| uplink.sockets().ok()).unwrap_or_default(),
+            }
+        };
+        UplinkId::all(self.infos.len()).zip(&self.infos).map(of).collect()
     }
 
     fn worker_stats(&self, worker: &WorkerHandle) -> WorkerStats {
@@ -637,6 +657,9 @@ impl Engine {
             RemoteStats {
                 address,
                 resolved: hop.is_some(),
+                uplink: hop
+                    .and_then(|hop| self.infos.get(hop.uplink.index()))
+                    .map(|info| info.interface.clone()),
                 next_hop: hop.map(|hop| hop.destination),
                 frames: self.frames_towards(RemoteId(index as u16)),
             }
@@ -644,7 +667,7 @@ impl Engine {
         stats.collect()
     }
 
-    /// Stops the workers, closes the sockets and takes the XDP program off the interface. The last counters.
+    /// Stops the workers, closes the sockets and takes the XDP programs off the interfaces. The last counters.
     pub fn stop(mut self) -> Stats {
         self.join();
         self.stats()
@@ -696,16 +719,22 @@ fn check_cores(plan: &Plan) -> Result<(), StartError> {
     }
 }
 
-fn check_mtu(plan: &Plan, uplink_mtu: u32) -> Result<(), StartError> {
-    match plan.networks.iter().find(|network| u32::from(network.mtu) + OUTER_BYTES > uplink_mtu) {
+/// Every network fits every uplink: where its remotes are reached may change while we run.
+fn check_mtu(plan: &Plan, infos: &[UplinkInfo]) -> Result<(), StartError> {
+    let Some(uplink) = smallest_mtu(infos) else { return Ok(()) };
+    match plan.networks.iter().find(|network| u32::from(network.mtu) + OUTER_BYTES > uplink.mtu) {
         None => Ok(()),
         Some(network) => Err(StartError::Mtu {
             network: network.name.clone(),
             mtu: network.mtu,
-            interface: plan.uplink.interface.clone(),
-            uplink_mtu,
+            interface: uplink.interface.clone(),
+            uplink_mtu: uplink.mtu,
         }),
     }
+}
+
+fn smallest_mtu(infos: &[UplinkInfo]) -> Option<&UplinkInfo> {
+    infos.iter().min_by_key(|info| info.mtu)
 }
 
 /// What the frames between workers may take to come home at the end: no longer than a worker that lost its core.
@@ -734,26 +763,32 @@ fn spread(placement: &Placement, mode: PlacementMode) {
     }
 }
 
-/// Queue by queue to one worker after the other.
-fn deal(queues: &[QueueId], workers: usize) -> Vec<Vec<QueueId>> {
-    let mut hands = vec![Vec::new(); workers];
-    for (queue, hand) in queues.iter().zip((0..workers).cycle()) {
-        hands[hand].push(*queue);
-    }
-    hands
+/// Of each uplink queue by queue to one worker after the other. Who has any has one of every uplink, since nobody else can send from
+/// its memory: so no more workers get some than the uplink with the fewest has queues.
+fn deal(uplinks: &[Vec<QueueId>], workers: usize) -> Vec<Hand> {
+    let fewest = uplinks.iter().map(Vec::len).min().unwrap_or(0);
+    let players = workers.min(fewest).max(1);
+    let its = |queues: &Vec<QueueId>, worker: usize| {
+        queues.iter().copied().skip(worker).step_by(players).collect::<Vec<QueueId>>()
+    };
+    let hand = |worker: usize| match worker {
+        _ if worker < players => uplinks.iter().map(|queues| its(queues, worker)).collect(),
+        _ => vec![Vec::new(); uplinks.len()],
+    };
+    (0..workers).map(hand).collect()
 }
 
-fn xsk_config(plan: &Plan) -> XskConfig {
-    let UplinkPlan { interface, mode, local, port, chunk_size, ring_size, .. } = &plan.uplink;
-    let vnis = plan.networks.iter().map(|network| network.vni).collect();
-    XskConfig {
-        chunk_size: *chunk_size,
-        ring_size: *ring_size,
-        tx_frames: *ring_size,
+fn xsk_configs(plan: &Plan) -> Vec<XskConfig> {
+    let vnis: Vec<_> = plan.networks.iter().map(|network| network.vni).collect();
+    let config = |uplink: &UplinkPlan| XskConfig {
+        chunk_size: uplink.chunk_size,
+        ring_size: uplink.ring_size,
+        tx_frames: uplink.ring_size,
         watchdog_ticks: WATCHDOG_MS * cycles_per_second() / 1000,
-        steering: Some(Steering { local: *local, port: *port, vnis }),
-        ..XskConfig::new(interface, *mode)
-    }
+        steering: Some(Steering { local: uplink.local, port: uplink.port, vnis: vnis.clone() }),
+        ..XskConfig::new(&uplink.interface, uplink.mode)
+    };
+    plan.uplinks.iter().map(config).collect()
 }
 
 /// Frames that the kernel has had for so long without a completion are asked after.
@@ -782,6 +817,27 @@ fn make_fdb(plan: &Plan, tables: &Tables) -> Result<Fdb, StartError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// For each worker how many queues of each uplink.
+    fn dealt(queues: &[u32], workers: usize) -> Vec<Vec<usize>> {
+        let lists: Vec<Vec<QueueId>> =
+            queues.iter().map(|count| (0..*count).map(QueueId).collect()).collect();
+        let hands = deal(&lists, workers);
+        for (uplink, list) in lists.iter().enumerate() {
+            let mut all: Vec<QueueId> = hands.iter().flat_map(|hand| hand[uplink].clone()).collect();
+            all.sort();
+            assert_eq!(all, *list, "each queue once");
+        }
+        hands.iter().map(|hand| hand.iter().map(Vec::len).collect()).collect()
+    }
+
+    #[test]
+    fn who_has_a_queue_has_one_of_every_uplink() {
+        assert_eq!(dealt(&[3], 2), [[2], [1]]);
+        assert_eq!(dealt(&[1], 3), [[1], [0], [0]]);
+        assert_eq!(dealt(&[4, 1], 2), [[4, 1], [0, 0]]);
+        assert_eq!(dealt(&[2, 3, 5], 3), [[1, 2, 3], [1, 1, 2], [0, 0, 0]]);
+    }
 
     #[test]
     fn a_fault_is_that_of_the_last_connection_whether_it_has_left_or_not() {

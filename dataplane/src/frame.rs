@@ -27,7 +27,7 @@ use std::ptr::NonNull;
 use arrayvec::ArrayVec;
 
 use crate::clock::prefetch;
-use crate::types::{EndpointId, NetworkId, RemoteId, Route, Stage, WorkerId};
+use crate::types::{EndpointId, NetworkId, RemoteId, Route, Stage, UplinkId, WorkerId};
 
 /// Frames that move together, at most.
 pub const BURST: usize = 64;
@@ -54,6 +54,8 @@ pub enum Target {
     Remote(RemoteId),
     /// To every tenant of the network, and every remote if it came from a tenant; never back to its source.
     Flood(Flooding),
+    /// Encapsulated: to the wire, over this uplink.
+    Uplink(UplinkId),
 }
 
 /// How far a flooded frame has come: it visits each worker that has tenants of its network, one after the other. One from a tenant

@@ -1,4 +1,4 @@
-//! Peregrine's engine: pinned workers that move VXLAN frames between an AF_XDP uplink and memif tenants.
+//! Peregrine's engine: pinned workers that move VXLAN frames between AF_XDP uplinks and memif tenants.
 //!
 //! [`engine::Engine`] is the way in: it takes a checked [`plan::Plan`] and runs it. The rest, from the outside in:
 //!

@@ -1,7 +1,7 @@
 //! What one process must run: plain data, checked before it gets here (crate `peregrine-config`),
 //! read once by [`Engine::start`](crate::engine::Engine::start) and by the control thread.
 //!
-//! Indexes ([`NetworkId`], [`EndpointId`]) are places in the lists below.
+//! Indexes ([`NetworkId`], [`EndpointId`], [`UplinkId`]) are places in the lists below.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::types::{CoreId, EndpointId, MacAddr, NetworkId, QueueId, Vni};
+use crate::types::{CoreId, EndpointId, MacAddr, NetworkId, QueueId, UplinkId, Vni};
 
 /// Everything that one daemon runs.
 #[derive(Clone, Debug)]
@@ -21,8 +21,9 @@ pub struct Plan {
     /// A worker that is busy for more than this share of its cycles, in percent, has too much to do: what it does is spread, if
     /// placement is balanced. 50 to 99.
     pub balance_threshold: u8,
-    /// The interface towards the underlay.
-    pub uplink: UplinkPlan,
+    /// The interfaces towards the underlay, 1 to [`UplinkId::LIMIT`]: each another one, with another local address. `chunk_size` and
+    /// `ring_size` are the same on all, because a worker's sockets share their memory.
+    pub uplinks: Vec<UplinkPlan>,
     /// The overlay networks that we serve.
     pub networks: Vec<NetworkPlan>,
     /// The tenants' addresses on them.
@@ -32,6 +33,11 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// The uplink with this id; ids in a plan are always in range.
+    pub fn uplink(&self, id: UplinkId) -> Option<&UplinkPlan> {
+        self.uplinks.get(id.index())
+    }
+
     /// The network with this id; ids in a plan are always in range.
     pub fn network(&self, id: NetworkId) -> Option<&NetworkPlan> {
         self.networks.get(id.index())
@@ -92,7 +98,7 @@ pub struct WorkerPlan {
     pub nice: Option<i8>,
 }
 
-/// The uplink: an interface, its AF_XDP sockets and our address as a VTEP.
+/// An uplink: an interface, its AF_XDP sockets and our address as a VTEP.
 #[derive(Clone, Debug)]
 pub struct UplinkPlan {
     /// Name of the interface.

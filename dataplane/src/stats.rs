@@ -28,20 +28,20 @@ pub struct Stats {
     pub endpoints: Vec<EndpointStats>,
     /// One for each remote VTEP.
     pub remotes: Vec<RemoteStats>,
-    /// What the XDP program and the kernel's sockets counted, before the frames are ours.
-    pub uplink: UplinkStats,
+    /// One for each uplink.
+    pub uplinks: Vec<UplinkStats>,
 }
 
 /// Conservation: `uplink_rx + tenant_rx + replicated = uplink_tx + tenant_tx + dropped + in_flight`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Totals {
-    /// From the uplink.
+    /// From the uplinks.
     pub uplink_rx: TrafficStats,
     /// From tenants.
     pub tenant_rx: TrafficStats,
     /// Copies made for flooding.
     pub replicated: u64,
-    /// To the uplink.
+    /// To the uplinks.
     pub uplink_tx: TrafficStats,
     /// To tenants.
     pub tenant_tx: TrafficStats,
@@ -194,15 +194,23 @@ pub struct RemoteStats {
     pub address: std::net::IpAddr,
     /// The kernel knows how to reach it.
     pub resolved: bool,
+    /// The interface that it is reached over.
+    pub uplink: Option<String>,
     /// Link-layer address of the next hop.
     pub next_hop: Option<MacAddr>,
     /// Frames sent towards it.
     pub frames: u64,
 }
 
-/// The uplink before AF_XDP.
+/// One uplink: what is ours of it, and what the XDP program and the kernel's sockets counted before that.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct UplinkStats {
+    /// Its interface.
+    pub interface: String,
+    /// Taken from its rx rings.
+    pub rx: TrafficStats,
+    /// Handed to its tx rings.
+    pub tx: TrafficStats,
     /// What the XDP program decided, by queue from 0.
     pub program: Vec<SteeringCounters>,
     /// The kernel's statistics of each socket (XDP_STATISTICS).

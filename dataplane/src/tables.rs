@@ -1,4 +1,4 @@
-//! What the workers forward by: networks, endpoints, remote VTEPs with their outer headers. A [`Tables`] never
+//! What the workers forward by: uplinks, networks, endpoints, remote VTEPs with their outer headers. A [`Tables`] never
 //! changes; control makes a new one and hands it to each worker, which gives the old one back to be freed.
 //!
 //! MAC addresses are not here: they change all the time and live in the [`Fdb`](crate::fdb::Fdb).
@@ -7,19 +7,76 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::ops::RangeInclusive;
 
-use crate::plan::Plan;
-use crate::types::{EndpointId, MacAddr, NetworkId, RemoteId, Vni};
+use crate::frame::Target;
+use crate::plan::{Plan, UplinkPlan};
+use crate::types::{EndpointId, MacAddr, NetworkId, RemoteId, UplinkId, Vni};
 use crate::wire::eth::EthHeader;
 use crate::wire::flow::mix;
 use crate::wire::outer::{OVERHEAD_IPV4, OuterFields, OuterTemplate, Vtep};
 
-/// The link-layer addresses of a next hop.
+/// Where a next hop is: the uplink, and the link-layer addresses there.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct NextHop {
+    /// The uplink that it is on.
+    pub uplink: UplinkId,
     /// The neighbour's.
     pub destination: MacAddr,
     /// Our interface's.
     pub source: MacAddr,
+}
+
+/// One uplink, as the stages need it.
+#[derive(Clone, Debug)]
+pub struct Uplink {
+    /// Our own address on it.
+    pub vtep: Vtep,
+    /// It is a wire without a network card: checksums that senders left to one arrive unfinished.
+    pub cardless: bool,
+    source_ports: SourcePorts,
+    ttl: u8,
+}
+
+impl Uplink {
+    fn new(plan: &UplinkPlan) -> Uplink {
+        Uplink {
+            vtep: Vtep { address: ipv4(plan.local), port: plan.port },
+            cardless: false,
+            source_ports: SourcePorts::new(&plan.source_ports),
+            ttl: plan.ttl,
+        }
+    }
+}
+
+/// A range of outer UDP source ports.
+#[derive(Clone, Copy, Debug)]
+pub struct SourcePorts {
+    first: u16,
+    count: u32,
+}
+
+impl SourcePorts {
+    fn new(ports: &RangeInclusive<u16>) -> SourcePorts {
+        let (first, last) = (*ports.start(), *ports.end());
+        SourcePorts { first, count: u32::from(last).saturating_sub(u32::from(first)) + 1 }
+    }
+
+    /// That of a flow: all of the range, evenly (multiply and shift, no division).
+    #[inline]
+    pub fn of(self, flow_hash: u32) -> u16 {
+        let offset = (u64::from(flow_hash) * u64::from(self.count)) >> 32;
+        self.first.wrapping_add(offset as u16)
+    }
+}
+
+/// How a remote is reached: everything that encapsulation needs, in one place.
+#[derive(Clone, Debug)]
+pub struct Adjacency {
+    /// The outer headers.
+    pub outer: OuterTemplate,
+    /// Their UDP source ports.
+    pub source_ports: SourcePorts,
+    /// What a frame's target is from then on: the uplink that these headers are for.
+    pub target: Target,
 }
 
 /// One overlay network, as the stages need it.
@@ -67,34 +124,29 @@ pub struct Endpoint {
 pub struct Remote {
     /// Its address.
     pub address: Ipv4Addr,
-    /// The outer headers towards it; `None` while the kernel does not know its next hop.
-    pub outer: Option<OuterTemplate>,
+    /// How it is reached; `None` while the kernel does not know its next hop.
+    pub adjacency: Option<Adjacency>,
 }
 
 /// Everything that the stages look up but MAC addresses.
 #[derive(Clone, Debug)]
 pub struct Tables {
-    /// Our own address.
-    pub vtep: Vtep,
+    /// By [`UplinkId`].
+    pub uplinks: Box<[Uplink]>,
     /// By [`NetworkId`].
     pub networks: Box<[Network]>,
     /// By [`EndpointId`].
     pub endpoints: Box<[Endpoint]>,
     /// By [`RemoteId`].
     pub remotes: Box<[Remote]>,
-    /// Longest frame that the uplink takes: its MTU and an Ethernet header.
+    /// Longest frame that every uplink takes: the smallest MTU and an Ethernet header.
     pub uplink_frame_max: usize,
-    /// The uplink is a wire without a network card: checksums that senders left to one arrive unfinished.
-    pub cardless: bool,
     by_vni: Index,
     by_address: Index,
-    source_port_first: u16,
-    source_port_count: u32,
-    ttl: u8,
 }
 
 impl Tables {
-    /// From a plan; no next hop is known yet. `uplink_mtu` is in bytes.
+    /// From a plan; no next hop is known yet. `uplink_mtu` is the smallest of all, in bytes.
     pub fn new(plan: &Plan, uplink_mtu: usize) -> Tables {
         let addresses = remote_addresses(plan);
         let remote_id = |address: &IpAddr| addresses.get(address).copied();
@@ -138,37 +190,40 @@ impl Tables {
         let mut remotes: Vec<(RemoteId, Ipv4Addr)> =
             addresses.iter().map(|(&address, &id)| (id, ipv4(address))).collect();
         remotes.sort_unstable();
-        let ports = port_range(&plan.uplink.source_ports);
         Tables {
-            vtep: Vtep { address: ipv4(plan.uplink.local), port: plan.uplink.port },
+            uplinks: plan.uplinks.iter().map(Uplink::new).collect(),
             by_vni: Index::new(
                 networks.iter().enumerate().map(|(index, network)| (network.vni.get(), index as u16)),
             ),
             by_address: Index::new(remotes.iter().map(|&(id, address)| (u32::from(address), id.0))),
             networks,
             endpoints: endpoints.collect(),
-            remotes: remotes.into_iter().map(|(_, address)| Remote { address, outer: None }).collect(),
+            remotes: remotes.into_iter().map(|(_, address)| Remote { address, adjacency: None }).collect(),
             uplink_frame_max: uplink_mtu + EthHeader::LEN,
-            cardless: false,
-            source_port_first: ports.0,
-            source_port_count: ports.1,
-            ttl: plan.uplink.ttl,
         }
     }
 
     /// Sets how a remote is reached; `None` when the kernel does not know.
     pub fn set_next_hop(&mut self, remote: RemoteId, hop: Option<NextHop>) {
         let Some(entry) = self.remotes.get_mut(remote.index()) else { return };
-        entry.outer = hop.map(|hop| {
-            OuterTemplate::new(&OuterFields {
+        entry.adjacency = hop.and_then(|hop| {
+            let uplink = self.uplinks.get(hop.uplink.index())?;
+            let outer = OuterTemplate::new(&OuterFields {
                 destination_mac: hop.destination,
                 source_mac: hop.source,
-                source: self.vtep.address,
+                source: uplink.vtep.address,
                 destination: entry.address,
-                port: self.vtep.port,
-                ttl: self.ttl,
-            })
+                port: uplink.vtep.port,
+                ttl: uplink.ttl,
+            });
+            Some(Adjacency { outer, source_ports: uplink.source_ports, target: Target::Uplink(hop.uplink) })
         });
+    }
+
+    /// The uplink with this id.
+    #[inline]
+    pub fn uplink(&self, id: UplinkId) -> Option<&Uplink> {
+        self.uplinks.get(id.index())
     }
 
     /// The network with this VNI.
@@ -201,13 +256,6 @@ impl Tables {
     pub fn remote_by_address(&self, address: Ipv4Addr) -> Option<RemoteId> {
         self.by_address.get(u32::from(address)).map(RemoteId)
     }
-
-    /// The outer UDP source port for a flow: all of the range, evenly (multiply and shift, no division).
-    #[inline]
-    pub fn source_port(&self, flow_hash: u32) -> u16 {
-        let offset = (u64::from(flow_hash) * u64::from(self.source_port_count)) >> 32;
-        self.source_port_first.wrapping_add(offset as u16)
-    }
 }
 
 /// Each remote VTEP of any network once, with its id.
@@ -226,10 +274,6 @@ fn ipv4(address: IpAddr) -> Ipv4Addr {
         IpAddr::V4(address) => address,
         IpAddr::V6(_) => Ipv4Addr::UNSPECIFIED,
     }
-}
-
-fn port_range(ports: &RangeInclusive<u16>) -> (u16, u32) {
-    (*ports.start(), u32::from(*ports.end()).saturating_sub(u32::from(*ports.start())) + 1)
 }
 
 /// A 32-bit number → a 16-bit index: open addressing, at most half full, made once and only read.

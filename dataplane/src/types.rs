@@ -141,6 +141,27 @@ impl<'de> Deserialize<'de> for MacAddr {
 #[serde(transparent)]
 pub struct CoreId(pub usize);
 
+/// An uplink: its place in [`Plan::uplinks`](crate::plan::Plan::uplinks).
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize)]
+#[serde(transparent)]
+pub struct UplinkId(pub u8);
+
+impl UplinkId {
+    /// How many there may be: each has rings and memory in every worker.
+    pub const LIMIT: usize = 4;
+
+    /// As an index into a list.
+    #[inline]
+    pub const fn index(self) -> usize {
+        self.0 as usize
+    }
+
+    /// Those of a list of so many.
+    pub fn all(count: usize) -> impl Iterator<Item = UplinkId> {
+        (0u8..).map(UplinkId).take(count)
+    }
+}
+
 /// A worker: its place in [`Plan::workers`](crate::plan::Plan::workers).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize)]
 #[serde(transparent)]

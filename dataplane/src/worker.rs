@@ -19,7 +19,7 @@ use crate::replay::Replay;
 use crate::stages::{self, Cx, Stage, Wire, Work, collect};
 use crate::tables::Tables;
 use crate::tenants::{Detached, Tenants};
-use crate::types::WorkerId;
+use crate::types::{UplinkId, WorkerId};
 use crate::xsk::{Kicks, WorkerPort, XskSocket};
 
 /// Everything that one worker owns. Engine makes it, the thread runs it, and at the end it goes back to be dropped.
@@ -220,9 +220,13 @@ impl Worker {
     /// One burst from an uplink queue.
     #[inline]
     fn way_in(&mut self, source: usize, is_plain: bool) -> usize {
+        let mut uplink = UplinkId(0);
         let received = match &mut self.uplink {
-            Uplink::Sockets(sockets) => match sockets.get_mut(source) {
-                Some(socket) => socket.receive(&mut self.pool, &mut self.bursts.0),
+            Uplink::Sockets(sockets) => match sockets.all.get_mut(source) {
+                Some(socket) => {
+                    uplink = socket.uplink();
+                    socket.receive(&mut self.pool, &mut self.bursts.0)
+                }
                 None => 0,
             },
             // What is presented as fast as it goes can wait, unlike a network: not more than there is room for behind.
@@ -237,9 +241,11 @@ impl Worker {
         if received > 0 {
             self.tenants.note_work(received);
             let bytes: usize = self.bursts.0.iter().map(|frame| frame.len()).sum();
-            self.counters.uplink_rx.frames.add(received as u64);
-            self.counters.uplink_rx.bytes.add(bytes as u64);
+            if let Some(traffic) = self.counters.uplink_rx.of(uplink) {
+                traffic.many(received, bytes);
+            }
             let (bursts, mut cx) = self.parts();
+            cx.uplink = uplink;
             if is_plain {
                 stages::run_here(Stage::Classify, bursts, &mut cx);
             } else {
@@ -283,6 +289,7 @@ impl Worker {
             pool: &mut self.pool,
             tenants: &mut self.tenants,
             now_s: self.seconds.now(),
+            uplink: UplinkId(0),
             wire: &mut self.uplink,
             flood_budget: &mut self.flood_budget,
             mesh: self.mesh.as_mut(),
@@ -325,7 +332,7 @@ impl Worker {
     }
 }
 
-/// What a worker needs of the uplink.
+/// What a worker needs of the uplinks.
 #[derive(Debug)]
 pub(crate) struct Port {
     // First, so that the sockets are closed before the memory that they use may go.
@@ -335,24 +342,50 @@ pub(crate) struct Port {
 
 impl From<WorkerPort> for Port {
     fn from(port: WorkerPort) -> Port {
-        Port { uplink: Uplink::Sockets(port.sockets), pool: port.pool }
+        Port { uplink: Uplink::Sockets(Sockets::new(port.sockets)), pool: port.pool }
     }
 }
 
 /// Where frames come from and go to.
 #[derive(Debug)]
 pub(crate) enum Uplink {
-    /// The worker's queues of the interface. The first one sends everything, so that a flow keeps its order.
-    Sockets(Vec<XskSocket>),
+    /// The worker's queues of the interfaces.
+    Sockets(Sockets),
     /// Memory, and nowhere.
     Replay(Replay),
 }
 
+/// The sockets of a worker, which share its memory.
+#[derive(Debug)]
+pub(crate) struct Sockets {
+    all: Vec<XskSocket>,
+    /// For each uplink, the socket that sends everything which leaves by it, so that a flow keeps its order.
+    senders: [usize; UplinkId::LIMIT],
+}
+
+impl Sockets {
+    fn new(all: Vec<XskSocket>) -> Sockets {
+        let sender = |uplink: usize| all.iter().position(|socket| socket.uplink().index() == uplink);
+        let senders = std::array::from_fn(|uplink| sender(uplink).unwrap_or(all.len()));
+        Sockets { all, senders }
+    }
+
+    #[inline]
+    fn sender(&mut self, uplink: UplinkId) -> Option<&mut XskSocket> {
+        self.all.get_mut(*self.senders.get(uplink.index())?)
+    }
+}
+
 impl Uplink {
+    /// Of a worker without queues.
+    pub(crate) fn none() -> Uplink {
+        Uplink::Sockets(Sockets::new(Vec::new()))
+    }
+
     #[inline]
     fn sources(&self) -> usize {
         match self {
-            Uplink::Sockets(sockets) => sockets.len(),
+            Uplink::Sockets(sockets) => sockets.all.len(),
             Uplink::Replay(_) => 1,
         }
     }
@@ -360,15 +393,17 @@ impl Uplink {
     #[inline]
     fn sockets(&mut self) -> &mut [XskSocket] {
         match self {
-            Uplink::Sockets(sockets) => sockets,
+            Uplink::Sockets(sockets) => &mut sockets.all,
             Uplink::Replay(_) => &mut [],
         }
     }
 
-    /// What was handed over to be sent is out.
+    /// What was handed over to be sent is out, but for what an interface has taken with it that is gone.
     fn has_sent_all(&self) -> bool {
         match self {
-            Uplink::Sockets(sockets) => sockets.iter().all(|socket| socket.tx_outstanding() == 0),
+            Uplink::Sockets(sockets) => {
+                sockets.all.iter().all(|socket| socket.tx_outstanding() == 0 || socket.is_gone())
+            }
             Uplink::Replay(_) => true,
         }
     }
@@ -381,12 +416,12 @@ impl Uplink {
 
 impl Wire for Uplink {
     #[inline]
-    fn transmit(&mut self, frames: &mut Burst, pool: &mut FramePool) -> (usize, usize) {
+    fn transmit(&mut self, uplink: UplinkId, frames: &mut Burst, pool: &mut FramePool) -> (usize, usize) {
         let bytes = |frames: &Burst| frames.iter().map(|frame| frame.len()).sum::<usize>();
         let before = bytes(frames);
         match self {
             Uplink::Sockets(sockets) => {
-                let Some(socket) = sockets.first_mut() else { return (0, 0) };
+                let Some(socket) = sockets.sender(uplink) else { return (0, 0) };
                 let sent = socket.transmit(pool, frames);
                 (sent, before - bytes(frames))
             }

@@ -26,7 +26,7 @@ fn workers(count: usize) -> Plan {
     // Static: whenever workers come or go, all flows are spread anew.
     let workers = (0..count).map(worker).collect();
     let mut plan = Plan { workers, placement: PlacementMode::Static, ..plan() };
-    plan.uplink.ring_size = 2048;
+    plan.uplinks[0].ring_size = 2048;
     plan
 }
 

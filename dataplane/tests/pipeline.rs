@@ -13,7 +13,8 @@ use peregrine_dataplane::fdb::Destination;
 use peregrine_dataplane::frame::BURST;
 use peregrine_dataplane::plan::EndpointPlan;
 use peregrine_dataplane::stages::{self, Stage, collect};
-use peregrine_dataplane::types::{EndpointId, MacAddr, NetworkId, RemoteId};
+use peregrine_dataplane::tables::NextHop;
+use peregrine_dataplane::types::{EndpointId, MacAddr, NetworkId, RemoteId, UplinkId};
 use peregrine_memif::ClientConfig;
 use rig::*;
 
@@ -226,6 +227,92 @@ fn tenants_take_turns() {
     }
 }
 
+/// Our VTEP address on the second uplink.
+const OUR_OTHER_VTEP: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
+
+/// Remote A is reached over the first uplink and remote B over the second.
+fn with_two_uplinks() -> Rig {
+    let mut plan = plan();
+    let mut second = plan.uplinks[0].clone();
+    (second.local, second.port, second.ttl) = (IpAddr::V4(OUR_OTHER_VTEP), 8472, 3);
+    second.source_ports = 1000..=1000;
+    plan.uplinks.push(second);
+    let mut rig = Rig::with(plan);
+    let hop = NextHop { uplink: UplinkId(1), destination: mac(0xcc), source: mac(0xdd) };
+    rig.tables.set_next_hop(RemoteId(1), Some(hop));
+    rig
+}
+
+#[test]
+fn a_frame_leaves_by_its_remotes_uplink_and_with_that_ones_headers() {
+    let mut rig = with_two_uplinks();
+    rig.fdb.learn(NetworkId(0), mac(FAR), RemoteId(0), 0, 64);
+    rig.fdb.learn(NetworkId(0), mac(0x78), RemoteId(1), 0, 64);
+    // To A, to B and to everybody, in one burst, so that many of each leave together.
+    for number in 0..10 {
+        for to in [mac(FAR), mac(0x78), MacAddr::BROADCAST] {
+            rig.clients[0].tx[0].push(&inner(mac(1), to, number)).unwrap();
+        }
+    }
+    rig.clients[0].tx[0].flush().unwrap();
+    let sent = rig.collect();
+    assert_eq!(sent.len(), 40);
+    let mut payloads = [Vec::new(), Vec::new()];
+    for (frame, uplink) in sent.iter().zip(&rig.wire.uplinks) {
+        let second = uplink.index() == 1;
+        let (local, remote) = if second { (OUR_OTHER_VTEP, REMOTE_B) } else { (OUR_VTEP, REMOTE_A) };
+        assert_eq!(frame[6..12], if second { mac(0xdd).0 } else { mac(0xbb).0 });
+        assert_eq!(frame[22], if second { 3 } else { 64 }, "TTL");
+        assert_eq!((&frame[26..30], &frame[30..34]), (&local.octets()[..], &remote.octets()[..]));
+        let port = |at: usize| u16::from_be_bytes([frame[at], frame[at + 1]]);
+        assert_eq!(port(36), if second { 8472 } else { 4789 });
+        assert!(if second { port(34) == 1000 } else { port(34) >= 49152 });
+        payloads[uplink.index()].push(frame.len() - 50 - 42);
+    }
+    let in_order: Vec<usize> = (0..10).flat_map(|number| [number, number]).collect();
+    assert_eq!(payloads, [in_order.clone(), in_order], "in the order in which they came");
+    for uplink in [UplinkId(0), UplinkId(1)] {
+        assert_eq!(rig.counters.uplink_tx.of(uplink).unwrap().frames.get(), 20);
+    }
+    assert_eq!(rig.counters.dropped.total(), 0);
+}
+
+#[test]
+fn a_full_uplink_costs_those_only_who_leave_by_it() {
+    let mut rig = with_two_uplinks();
+    rig.wire.full = Some(UplinkId(1));
+    for _ in 0..5 {
+        rig.tenant_sends(WEB, &inner(mac(1), MacAddr::BROADCAST, 10));
+    }
+    assert_eq!(rig.wire.uplinks, [UplinkId(0); 5]);
+    assert_eq!(rig.dropped(DropReason::UplinkRingFull), 5);
+}
+
+/// A sender's packets are for the address of the uplink that they come by.
+#[test]
+fn each_uplink_takes_what_is_for_its_own_address() {
+    let mut rig = with_two_uplinks();
+    let packet = inner(mac(FAR), mac(1), 100);
+    let to = |vtep: Ipv4Addr, port: u16| {
+        let mut frame = vxlan(REMOTE_A, BLUE, &packet);
+        frame[30..34].copy_from_slice(&vtep.octets());
+        frame[36..38].copy_from_slice(&port.to_be_bytes());
+        frame[24..26].fill(0);
+        let sum = etherparse::Ipv4HeaderSlice::from_slice(&frame[14..]).unwrap().to_header();
+        frame[24..26].copy_from_slice(&sum.calc_header_checksum().to_be_bytes());
+        frame[40..42].fill(0);
+        frame
+    };
+    for (uplink, vtep, port) in [(UplinkId(0), OUR_VTEP, 4789), (UplinkId(1), OUR_OTHER_VTEP, 8472)] {
+        rig.receive_by(uplink, &[to(vtep, port)]);
+        assert_eq!(rig.tenant_gets(WEB), std::slice::from_ref(&packet), "{uplink:?}");
+        rig.receive_by(UplinkId(1 - uplink.0), &[to(vtep, port)]);
+        assert!(rig.tenant_gets(WEB).is_empty(), "{uplink:?}");
+        assert_eq!(rig.counters.uplink_rx.of(uplink).unwrap().frames.get(), 1 + u64::from(uplink.0));
+    }
+    assert_eq!(rig.dropped(DropReason::OuterNotOurs), 2);
+}
+
 #[test]
 fn a_stuck_uplink_stops_nobody_but_those_who_use_it() {
     let mut rig = Rig::new();
@@ -369,7 +456,7 @@ fn a_hundred_thousand_mutations_change_nothing_for_the_neighbour() {
         assert_eq!(rig.dropped(DropReason::Hairpin), round + 1);
         assert!(rig.tenant_gets(LONER).is_empty(), "no frame crosses to red, which has no remote");
     }
-    assert_eq!(rig.counters.uplink_rx.frames.get(), 100_000);
+    assert_eq!(rig.counters.uplink_rx.frames(), 100_000);
 }
 
 #[test]
@@ -394,7 +481,7 @@ fn the_path_allocates_nothing() {
             for _ in 0..BURST {
                 let mut taken = cx.pool.take().unwrap();
                 taken.reset(0, frame.len()).unwrap().copy_from_slice(&frame);
-                cx.counters.uplink_rx.one(frame.len());
+                cx.counters.uplink_rx.of(UplinkId(0)).unwrap().one(frame.len());
                 input.push(taken).unwrap();
             }
             stages::run_from(Stage::Classify, (input, output), cx);

@@ -5,7 +5,7 @@
 mod veth;
 
 use std::io::{BufRead, BufReader};
-use std::net::UdpSocket;
+use std::net::{Ipv4Addr, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use peregrine_dataplane::frame::{Burst, FramePool};
 use peregrine_dataplane::plan::XdpMode;
 use peregrine_dataplane::types::QueueId;
-use peregrine_dataplane::xsk::{ActualMode, PassedCounters, XskConfig, XskSocket, interface, open};
+use peregrine_dataplane::xsk::{ActualMode, PassedCounters, XskConfig, XskSocket, interface, open, open_all};
 
 use veth::{
     End, OUR_ADDRESS, PATIENCE, RawSocket, THEIR_ADDRESS, Vxlan, Wire, config, filled, run, until, vni,
@@ -76,12 +76,12 @@ fn vxlan_for_us_is_steered_and_everything_else_reaches_the_kernel() {
         other_address: 1,
         ..passed
     };
-    until("all are counted", || end.uplink.steering().unwrap()[0].passed.total() >= passed.total());
-    let counted = end.uplink.steering().unwrap();
+    until("all are counted", || end.uplinks[0].steering().unwrap()[0].passed.total() >= passed.total());
+    let counted = end.uplinks[0].steering().unwrap();
     assert_eq!((counted[0].steered, counted[0].no_socket, counted[0].passed), (3, 0, passed), "{end:?}");
 
     wire.in_theirs(|| run("ping -c 2 -i 0.01 -W 10 10.9.0.1")); // ARP and ICMP
-    let counted = end.uplink.steering().unwrap()[0].passed;
+    let counted = end.uplinks[0].steering().unwrap()[0].passed;
     assert!(counted.not_udp == 2 && counted.not_ip > 1, "{counted:?}");
     end.assert_frames_are_home();
 }
@@ -94,13 +94,13 @@ fn networks_are_served_and_released_while_frames_arrive() {
     let peer = wire.in_theirs(|| RawSocket::new("b0"));
     let other = Vxlan { vni: 0xff_ffff, ..Vxlan::default() }.build();
 
-    end.uplink.serve(vni(0xff_ffff)).unwrap();
+    end.uplinks[0].serve(vni(0xff_ffff)).unwrap();
     peer.send(&other);
     assert_eq!(end.receive(1), std::slice::from_ref(&other));
-    end.uplink.release(vni(0xff_ffff)).unwrap();
-    end.uplink.release(vni(0xff_ffff)).unwrap();
+    end.uplinks[0].release(vni(0xff_ffff)).unwrap();
+    end.uplinks[0].release(vni(0xff_ffff)).unwrap();
     peer.send(&other);
-    until("it has passed", || end.uplink.steering().unwrap()[0].passed.other_vni == 1);
+    until("it has passed", || end.uplinks[0].steering().unwrap()[0].passed.other_vni == 1);
     assert!(end.turn().is_empty());
 }
 
@@ -132,7 +132,7 @@ fn ipv6_to_our_address_is_steered() {
     peer.send(&Vxlan::default().build());
     peer.send(&ours);
     assert_eq!(end.receive(1), [ours]);
-    let counted = end.uplink.steering().unwrap()[0];
+    let counted = end.uplinks[0].steering().unwrap()[0];
     assert_eq!(
         (counted.steered, counted.passed.other_address, counted.passed.fragment),
         (1, 2, 1),
@@ -147,7 +147,7 @@ fn transmit_all(ours: &mut End, theirs: &mut End, count: usize) {
         let payload = [&(number as u64).to_be_bytes()[..], &[7; 56]].concat();
         Vxlan { to: THEIR_ADDRESS.octets(), payload, ..Vxlan::default() }.build()
     };
-    let on_the_way_max = (ours.uplink.info().ring_size as usize / 2).min(128);
+    let on_the_way_max = (ours.uplinks[0].info().ring_size as usize / 2).min(128);
     let (mut made, mut arrived, mut burst) = (0, 0, Burst::new());
     let deadline = Instant::now() + PATIENCE;
     while arrived < count {
@@ -185,7 +185,7 @@ fn every_frame_sent_arrives_in_order_and_comes_home() {
         let mut ours = End::open(&sized(config("a0", OUR_ADDRESS)), &[0]).unwrap();
         let generic = mode == XdpMode::Generic;
         assert_eq!(
-            ours.uplink.info().mode_actual,
+            ours.uplinks[0].info().mode_actual,
             if generic { ActualMode::Generic } else { ActualMode::Copy }
         );
         transmit_all(&mut ours, &mut theirs, 10_000);
@@ -260,7 +260,7 @@ fn a_pool_that_is_not_the_ports_own_is_refused() {
     (0..40).for_each(|_| assert_eq!(theirs.transmit(0, &Vxlan::default().build(), 0), 1));
     until("all have been steered to us", || {
         theirs.turn();
-        ours.uplink.steering().unwrap()[0].steered == 40
+        ours.uplinks[0].steering().unwrap()[0].steered == 40
     });
     assert_eq!(ours.transmit(0, &Vxlan::default().build(), 0), 1);
     let (pool, socket) = (&mut ours.port.pool, &mut ours.port.sockets[0]);
@@ -336,7 +336,7 @@ fn queues_without_a_socket_pass_to_the_kernel() {
     let wire = Wire::new(4);
     assert_eq!(interface("a0").unwrap().queue_count, 4);
     let mut ours = End::open(&config("a0", OUR_ADDRESS), &[0, 2]).unwrap();
-    assert_eq!(ours.uplink.info().queues, [QueueId(0), QueueId(2)]);
+    assert_eq!(ours.uplinks[0].info().queues, [QueueId(0), QueueId(2)]);
     let kernel = kernel_socket(4789);
     let sending = XskConfig { steering: None, ..config("b0", THEIR_ADDRESS) };
     let mut theirs = wire.in_theirs(|| End::open(&sending, &[0, 1, 2, 3]).unwrap());
@@ -350,7 +350,8 @@ fn queues_without_a_socket_pass_to_the_kernel() {
     for _ in 0..20 {
         assert!(matches!(kernel_receives(&kernel).last(), Some(1 | 3)));
     }
-    let counted: Vec<_> = ours.uplink.steering().unwrap().iter().map(|q| (q.steered, q.no_socket)).collect();
+    let counted: Vec<_> =
+        ours.uplinks[0].steering().unwrap().iter().map(|q| (q.steered, q.no_socket)).collect();
     assert_eq!(counted, [(10, 0), (0, 10), (10, 0), (0, 10)], "{ours:?}");
     ours.assert_frames_are_home();
 }
@@ -369,6 +370,105 @@ fn each_worker_has_its_own_frames_and_one_without_queues_has_none() {
         let flags = unsafe { libc::fcntl(socket.fd().as_raw_fd(), libc::F_GETFD) };
         assert_eq!(flags, libc::FD_CLOEXEC, "no child process holds a queue");
     }
+}
+
+/// A second wire beside the first: `c0` with another address in ours, `d0` in theirs.
+fn second_wire(wire: &Wire) {
+    run("ip link add c0 type veth peer name d0");
+    run("ip link set c0 up");
+    run("ip address add 10.8.0.1/24 dev c0");
+    let theirs = wire.in_theirs(|| {
+        // SAFETY: asks for this thread's number.
+        let thread = unsafe { libc::gettid() };
+        std::fs::File::open(format!("/proc/self/task/{thread}/ns/net")).unwrap()
+    });
+    run(&format!("ip link set d0 netns /proc/{}/fd/{}", std::process::id(), theirs.as_raw_fd()));
+    wire.in_theirs(|| run("ip link set d0 up"));
+    until("the carrier is up", || run("ip -br link show c0").contains("LOWER_UP"));
+}
+
+fn two_interfaces() -> [XskConfig; 2] {
+    [config("a0", OUR_ADDRESS), config("c0", Ipv4Addr::new(10, 8, 0, 1))]
+}
+
+/// What comes by one interface leaves by the other without being copied, and one goes on when the other is gone.
+#[test]
+#[ignore = "needs root: make test runs it"]
+fn the_sockets_of_a_worker_share_their_frames_over_two_interfaces() {
+    let wire = Wire::new(1);
+    second_wire(&wire);
+    let queue = vec![QueueId(0)];
+    let (uplinks, mut ports) = open_all(&two_interfaces(), &[vec![queue.clone(), queue]]).unwrap();
+    let mut end = End::of(uplinks, ports.pop().unwrap());
+    let to_second = || Vxlan { to: [10, 8, 0, 1], ..Vxlan::default() }.build();
+    let (b0, d0) = wire.in_theirs(|| (RawSocket::new("b0"), RawSocket::new("d0")));
+    let ids: Vec<u8> = end.port.sockets.iter().map(|socket| socket.uplink().0).collect();
+    assert_eq!(ids, [0, 1]);
+
+    b0.send(&to_second()); // for an address that is the other interface's: the kernel's
+    b0.send(&Vxlan::default().build());
+    assert_eq!(end.receive(1), [Vxlan::default().build()]);
+    d0.send(&to_second());
+    assert_eq!(end.receive(1), [to_second()]);
+    let passed: Vec<_> = end.uplinks.iter().map(|u| u.steering().unwrap()[0]).collect();
+    assert_eq!((passed[0].steered, passed[0].passed.other_address, passed[1].steered), (1, 1, 1));
+
+    let packets = || {
+        let text = wire.in_theirs(|| run("ip -s link show d0"));
+        let figures = text.lines().skip_while(|line| !line.trim_start().starts_with("RX:")).nth(1);
+        figures.and_then(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok()).expect("a count")
+    };
+    let before = packets();
+    for _ in 0..100 {
+        b0.send(&Vxlan::default().build());
+    }
+    let mut forwarded = 0;
+    until("all have been forwarded", || {
+        let mut burst = Burst::new();
+        let [first, second] = &mut end.port.sockets[..] else { panic!("two sockets") };
+        first.receive(&mut end.port.pool, &mut burst);
+        forwarded += second.transmit(&mut end.port.pool, &mut burst);
+        assert!(burst.is_empty());
+        for socket in [first, second] {
+            socket.complete(&mut end.port.pool);
+            socket.refill(&mut end.port.pool);
+            socket.kick(0);
+        }
+        forwarded == 100 && end.port.sockets[1].tx_outstanding() == 0
+    });
+    assert_eq!(packets() - before, 100);
+    end.assert_frames_are_home();
+
+    run("ip link delete a0");
+    assert_eq!(end.transmit(0, &Vxlan::default().build(), 0), 1);
+    until("the socket to be gone", || {
+        end.turn();
+        end.port.sockets[0].is_gone()
+    });
+    d0.send(&to_second());
+    assert_eq!(end.receive(1), [to_second()]);
+    assert_eq!(end.transmit(1, &to_second(), 0), 1);
+    until("it to be sent", || {
+        end.turn();
+        end.port.sockets[1].tx_outstanding() == 0
+    });
+    assert!(!end.port.sockets[1].is_gone());
+    end.assert_frames_are_home();
+}
+
+#[test]
+#[ignore = "needs root: make test runs it"]
+fn interfaces_with_different_chunks_or_rings_are_not_opened_together() {
+    let wire = Wire::new(1);
+    second_wire(&wire);
+    let [first, second] = two_interfaces();
+    let hand = vec![vec![QueueId(0)], vec![QueueId(0)]];
+    for second in [XskConfig { chunk_size: 4096, ..second.clone() }, XskConfig { ring_size: 4096, ..second }]
+    {
+        let error = open_all(&[first.clone(), second], std::slice::from_ref(&hand)).unwrap_err().to_string();
+        assert!(error.starts_with("c0 has another chunk_size or ring_size than the first uplink"), "{error}");
+    }
+    assert!(open_all(&two_interfaces(), &[hand]).is_ok(), "nothing was left behind");
 }
 
 /// Loads a program that passes everything and attaches it as `ip link set xdp` does.
@@ -468,8 +568,8 @@ fn zero_copy_is_not_pretended() {
     assert!(!program_on_a0());
     let preferred = XskConfig { mode: XdpMode::PreferZeroCopy, ..required };
     let end = End::open(&preferred, &[0]).unwrap();
-    assert_eq!(end.uplink.info().mode_requested, XdpMode::PreferZeroCopy);
-    assert_eq!(end.uplink.info().mode_actual, ActualMode::Copy);
+    assert_eq!(end.uplinks[0].info().mode_requested, XdpMode::PreferZeroCopy);
+    assert_eq!(end.uplinks[0].info().mode_actual, ActualMode::Copy);
 }
 
 #[test]

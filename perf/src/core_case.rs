@@ -19,7 +19,7 @@ use core_affinity::CoreId;
 use peregrine_dataplane::clock::{cycles, cycles_per_second};
 use peregrine_dataplane::frame::{BURST, Burst, Frame};
 use peregrine_dataplane::stages::{self, Stage, collect};
-use peregrine_dataplane::types::{EndpointId, MacAddr};
+use peregrine_dataplane::types::{EndpointId, MacAddr, UplinkId};
 use peregrine_dataplane::wire::outer::OVERHEAD_IPV4;
 use peregrine_memif::{ClientConfig, Interface, TxRing};
 use serde::{Deserialize, Serialize};
@@ -433,7 +433,9 @@ fn way_in(rig: &mut Rig, bursts: &mut [Burst], deadline: Instant, pace: &mut Pac
         for burst in bursts.iter_mut() {
             let (start, given) = (cycles(), rig.counters.tenant_tx.frames.get());
             let mut cx = rig.cx();
-            cx.counters.uplink_rx.many(burst.len(), burst.len() * len);
+            if let Some(traffic) = cx.counters.uplink_rx.of(UplinkId(0)) {
+                traffic.many(burst.len(), burst.len() * len);
+            }
             stages::run_from(Stage::Classify, (burst, &mut spare), &mut cx);
             // They are at home now, and nobody else took any of them: the same ones come again.
             while burst.room() > 0

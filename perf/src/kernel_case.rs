@@ -286,7 +286,7 @@ impl Done<'_> {
             self.steps += 1;
         }
         if let Some(status) = bench.stop()? {
-            self.uplink = status["uplink"].clone();
+            self.uplink = status["uplinks"][0].clone();
         }
         Ok(())
     }

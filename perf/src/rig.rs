@@ -14,7 +14,7 @@ use peregrine_dataplane::plan::{
 use peregrine_dataplane::stages::{self, Cx, Stage, Wire, Work, collect};
 use peregrine_dataplane::tables::{NextHop, Tables};
 use peregrine_dataplane::tenants::{Detached, TenantRings, Tenants};
-use peregrine_dataplane::types::{CoreId, EndpointId, MacAddr, NetworkId, RemoteId, Vni};
+use peregrine_dataplane::types::{CoreId, EndpointId, MacAddr, NetworkId, RemoteId, UplinkId, Vni};
 use peregrine_dataplane::wire::outer::{OVERHEAD_IPV4, OuterFields, OuterTemplate};
 use peregrine_memif::{ClientConfig, Interface, ServerConfig, SocketAddr};
 
@@ -62,7 +62,7 @@ struct Nowhere {
 }
 
 impl Wire for Nowhere {
-    fn transmit(&mut self, frames: &mut Burst, pool: &mut FramePool) -> (usize, usize) {
+    fn transmit(&mut self, _uplink: UplinkId, frames: &mut Burst, pool: &mut FramePool) -> (usize, usize) {
         let sent = frames.len();
         self.sent += sent as u64;
         frames.drain().for_each(|frame| pool.put(frame));
@@ -80,7 +80,8 @@ impl Rig {
     pub fn with_stations(tenants: u16, frames: usize, stations: u32) -> Result<Rig, String> {
         let plan = plan(tenants);
         let mut tables = Tables::new(&plan, 1500);
-        tables.set_next_hop(RemoteId(0), Some(NextHop { destination: FAR, source: tenant_mac(0) }));
+        let hop = NextHop { uplink: UplinkId(0), destination: FAR, source: tenant_mac(0) };
+        tables.set_next_hop(RemoteId(0), Some(hop));
         let fdb = Fdb::with_secret(1024 + usize::from(tenants) + stations as usize, 1, FDB_SECRET);
         for number in 0..tenants {
             let place = Destination::Local(EndpointId(number));
@@ -141,6 +142,7 @@ impl Rig {
             pool: &mut self.pool,
             tenants: &mut self.tenants,
             now_s: 0,
+            uplink: UplinkId(0),
             wire: &mut self.wire,
             flood_budget: &mut self.flood_budget,
             mesh: None,
@@ -255,7 +257,7 @@ pub fn plan(tenants: u16) -> Plan {
         workers: vec![WorkerPlan { core: CoreId(0), nice: None }],
         placement: PlacementMode::RunToCompletion,
         balance_threshold: 85,
-        uplink: UplinkPlan {
+        uplinks: vec![UplinkPlan {
             interface: String::new(),
             queues: Queues::All,
             mode: XdpMode::Copy,
@@ -265,7 +267,7 @@ pub fn plan(tenants: u16) -> Plan {
             ttl: 64,
             chunk_size: 2048,
             ring_size: 2048,
-        },
+        }],
         networks: vec![NetworkPlan {
             name: "perf".into(),
             vni: VNI,

@@ -40,6 +40,17 @@ impl Guest {
     /// If that does not come within [`PATIENCE`].
     #[track_caller]
     pub fn receive_until(&mut self, last: &[u8]) -> Vec<Vec<u8>> {
+        let mut received = self.receive(|frame| frame == last);
+        received.pop();
+        received
+    }
+
+    /// Everything up to the frame that `is_last` picks, in order; what comes with it is passed over.
+    ///
+    /// # Panics
+    /// If that does not come within [`PATIENCE`].
+    #[track_caller]
+    pub fn receive(&mut self, is_last: impl Fn(&[u8]) -> bool) -> Vec<Vec<u8>> {
         let deadline = Instant::now() + PATIENCE;
         let ring = self.interface.rx.first_mut().expect("a ring");
         let mut received = Vec::new();
@@ -53,8 +64,8 @@ impl Guest {
                 received.push(bytes);
             }
             ring.release();
-            if let Some(at) = received.iter().position(|frame| frame == last) {
-                received.truncate(at);
+            if let Some(at) = received.iter().position(|frame| is_last(frame)) {
+                received.truncate(at + 1);
                 return received;
             }
         }

@@ -119,7 +119,7 @@ fn what_was_asked_and_what_was_got_are_said_at_start() {
     let config = good(&net).replace("mode = \"copy\"", "mode = \"prefer-zero-copy\"");
     let daemon = Daemon::start_with(&net, &config);
     let status = daemon.status();
-    let uplink = &status["uplink"];
+    let uplink = &status["uplinks"][0];
     assert_eq!(
         (&uplink["mode_requested"], &uplink["mode_actual"]),
         (&"prefer-zero-copy".into(), &"copy".into())

@@ -146,7 +146,7 @@ fn the_kernel_keeps_the_networks_that_are_not_ours() {
     assert_eq!(ping(&net.far, Tenant::WEB.ip, 20, 0.01), 20, "ours");
     assert_eq!(ping(&net.far, NEAR.0, 20, 0.01), 20, "no overlay at all");
     let stats = daemon.at_rest();
-    assert!(stats["uplink"]["program"][0]["passed"]["other_vni"].as_u64() >= Some(20), "{stats:#}");
+    assert!(stats["uplinks"][0]["program"][0]["passed"]["other_vni"].as_u64() >= Some(20), "{stats:#}");
     assert_eq!(totals(&stats, "dropped"), 0, "{}", stats["drops"]);
 }
 

@@ -68,7 +68,7 @@ fn an_uplink_that_is_deleted_is_survived_or_told() {
     let mut guest = Guest::new(&net, Tenant::WEB);
     daemon.wait_for_next_hops();
     net.near.ip(&format!("link del {}", NEAR.1)).unwrap();
-    until("the daemon to notice", || daemon.status()["uplink"]["link"]["up"] != true);
+    until("the daemon to notice", || daemon.status()["uplinks"][0]["link"]["up"] != true);
     for _ in 0..100 {
         guest.send(&frame(Tenant::WEB.mac, FAR_OVERLAY.1, "to nowhere"));
     }
@@ -81,7 +81,7 @@ fn an_uplink_that_is_deleted_is_survived_or_told() {
     assert!(spent < 25, "{spent} of 50 ticks");
     println!(
         "lifecycle: uplink deleted: link {}, drops {}",
-        daemon.status()["uplink"]["link"],
+        daemon.status()["uplinks"][0]["link"],
         rest["drops"]
     );
     assert!(daemon.is_alive());

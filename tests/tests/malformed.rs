@@ -64,7 +64,7 @@ fn mutated(valid: &[u8], random: &mut Random) -> Vec<u8> {
 
 /// Frames that the XDP program has seen, and those it steered.
 fn seen(stats: &Value) -> (u64, u64) {
-    let queues = stats["uplink"]["program"].as_array().expect("the program's counters");
+    let queues = stats["uplinks"][0]["program"].as_array().expect("the program's counters");
     let sum = |pick: &dyn Fn(&Value) -> u64| queues.iter().map(pick).sum::<u64>();
     let steered = sum(&|queue| queue["steered"].as_u64().unwrap());
     let no_socket = sum(&|queue| queue["no_socket"].as_u64().unwrap());
@@ -73,7 +73,7 @@ fn seen(stats: &Value) -> (u64, u64) {
 }
 
 fn lost_by_sockets(stats: &Value) -> u64 {
-    let sockets = stats["uplink"]["sockets"].as_array().unwrap();
+    let sockets = stats["uplinks"][0]["sockets"].as_array().unwrap();
     let lost = |s: &Value| s["rx_dropped"].as_u64().unwrap() + s["rx_ring_full"].as_u64().unwrap();
     sockets.iter().map(lost).sum()
 }

@@ -87,6 +87,7 @@ impl<'a> Sockets<'a> {
             return true;
         }
         at.report().add(ConfigError::Disagree {
+            of: "one socket",
             key: said.path,
             got: said.shown,
             other: first.path.clone(),

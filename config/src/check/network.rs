@@ -48,7 +48,7 @@ struct Unique {
 pub fn networks<'a>(
     at: &At<'_>,
     field: &'a List<Network>,
-    uplink: &uplink::Checked,
+    uplinks: &uplink::Checked,
 ) -> (Vec<NetworkPlan>, Taken<'a>) {
     let mut unique = Unique { names: Claims::new(), vnis: Claims::new(), remotes: Claims::new() };
     let mut taken = Taken { names: BTreeMap::new(), on: Vec::new() };
@@ -61,7 +61,7 @@ pub fn networks<'a>(
             if let Some(name) = raw.name.value() {
                 taken.names.entry(name).or_insert(place);
             }
-            plans.extend(network(&at, raw, uplink, &mut unique, &mut on));
+            plans.extend(network(&at, raw, uplinks, &mut unique, &mut on));
         }
         taken.on.push(on);
     }
@@ -79,7 +79,7 @@ pub fn networks<'a>(
 fn network(
     at: &At<'_>,
     raw: &Network,
-    uplink: &uplink::Checked,
+    uplinks: &uplink::Checked,
     unique: &mut Unique,
     on: &mut OnNetwork,
 ) -> Option<NetworkPlan> {
@@ -93,10 +93,10 @@ fn network(
     }
     let mtu = at.key("mtu").number(&raw.mtu, 576..=9000, Some(1450));
     on.mtu = mtu;
-    if let (Some(mtu), Some(chunk_size)) = (mtu, uplink.chunk_size) {
+    if let (Some(mtu), Some(chunk_size)) = (mtu, uplinks.chunk_size) {
         mtu_fits(&at.key("mtu"), mtu, chunk_size);
     }
-    let remotes = remotes(&at.key("remotes"), &raw.remotes, uplink.local);
+    let remotes = remotes(&at.key("remotes"), &raw.remotes, &uplinks.locals);
     for (ip, place) in &remotes {
         if !unique.remotes.contains(ip) {
             unique.remotes.claim(*ip, place, "");
@@ -131,14 +131,14 @@ fn mtu_fits(at: &At<'_>, mtu: u16, chunk_size: u32) {
     }
 }
 
-fn remotes<'r>(at: &At<'r>, field: &List<String>, local: Option<IpAddr>) -> Vec<(IpAddr, At<'r>)> {
+fn remotes<'r>(at: &At<'r>, field: &List<String>, locals: &[(IpAddr, String)]) -> Vec<(IpAddr, At<'r>)> {
     const RULE: &str = "a list of at most 1024 VTEP addresses, such as [\"192.0.2.2\"]";
     let mut claims = Claims::new();
     let mut remotes = Vec::new();
     for (at, entry) in at.list(field, 0..=1024, RULE) {
         let Some(ip) = at.text(entry, None, values::vtep_rule(entry), values::vtep) else { continue };
-        if Some(ip) == local {
-            at.invalid(entry.shown(), "another host's address: uplink.local is the same");
+        if let Some((_, local)) = locals.iter().find(|(local, _)| *local == ip) {
+            at.invalid(entry.shown(), format!("another host's address: {local} is the same"));
         } else {
             claims.claim(ip, &at, entry.shown());
         }

@@ -1,25 +1,30 @@
-//! `[uplink]`.
+//! `[uplink]`, or several: `[[uplink]]`.
 
 use std::collections::HashSet;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
 use peregrine_dataplane::plan::{Queues, UplinkPlan, XdpMode};
-use peregrine_dataplane::types::QueueId;
+use peregrine_dataplane::types::{QueueId, UplinkId};
 use toml::Value;
 
-use crate::at::At;
-use crate::raw::{Field, Uplink};
+use crate::at::{At, Claims};
+use crate::error::ConfigError;
+use crate::raw::{Field, Uplink, Uplinks};
 use crate::values;
 
-/// The uplink, and what the networks must know of it even when something else in it is wrong.
+/// The uplinks, and what the networks must know of them even when something else is wrong.
 #[derive(Default)]
 pub struct Checked {
-    pub plan: Option<UplinkPlan>,
-    pub local: Option<IpAddr>,
+    /// Those without mistakes.
+    pub plans: Vec<UplinkPlan>,
+    /// Our VTEP addresses, and the path of the key of each.
+    pub locals: Vec<(IpAddr, String)>,
+    /// That of the first.
     pub chunk_size: Option<u32>,
 }
 
+const TABLES: &str = "a table: [uplink], or 1 to 4 of them: [[uplink]]";
 /// More receive queues than any NIC has; bounds the list.
 const QUEUE_MAX: i64 = 4095;
 const QUEUES: &str = "\"all\" or a list of different queue numbers from 0 to 4095, such as [0, 1]";
@@ -28,9 +33,72 @@ const MODES: [XdpMode; 4] =
 const MODE: &str = "\"require-zero-copy\", \"prefer-zero-copy\", \"copy\" or \"generic\"";
 const SOURCE_PORTS: &str = "two numbers from 1 to 65535 in order, such as [49152, 65535]";
 
-/// Checks `[uplink]`.
-pub fn uplink(at: &At<'_>, field: &Field<Uplink>) -> Checked {
-    let Some(raw) = at.table(field, "a table: [uplink]") else { return Checked::default() };
+/// Checks `[uplink]` or `[[uplink]]`.
+pub fn uplinks(at: &At<'_>, field: &Field<Uplinks>) -> Checked {
+    let (mut checked, mut unlike) = (Checked::default(), Unlike::default());
+    match at.required(field, TABLES, |_| Some(())).and(field.value()) {
+        None => {}
+        Some(Uplinks::One(raw)) => {
+            at.unknown_keys(&**raw);
+            uplink(at, raw, &mut checked, &mut unlike);
+        }
+        Some(Uplinks::Several(list)) => {
+            if !(1..=UplinkId::LIMIT).contains(&list.len()) {
+                let (key, count) = (at.path().to_owned(), list.len());
+                at.report().add(ConfigError::Count { key, count, rule: TABLES.into() });
+            }
+            for (place, entry) in list.iter().enumerate() {
+                let at = at.nth(place);
+                if let Some(raw) = at.table(entry, "a table: [[uplink]]") {
+                    uplink(&at, raw, &mut checked, &mut unlike);
+                }
+            }
+        }
+    }
+    checked
+}
+
+/// What the uplinks have each for itself, and what they have together.
+#[derive(Default)]
+struct Unlike {
+    interfaces: Claims<String>,
+    locals: Claims<IpAddr>,
+    chunk_size: Shared<u32>,
+    ring_size: Shared<u32>,
+    /// Those that must have zero-copy, and those that must not.
+    zero_copy: Shared<bool>,
+}
+
+/// A value that all uplinks have together, with its path and as it is shown.
+struct Shared<T>(Option<(T, String, String)>);
+
+impl<T> Default for Shared<T> {
+    fn default() -> Shared<T> {
+        Shared(None)
+    }
+}
+
+impl<T: PartialEq> Shared<T> {
+    /// The first says it; who says another value is reported.
+    fn agree(&mut self, at: &At<'_>, value: Option<T>, shown: &str) {
+        let Some(value) = value else { return };
+        let Some((first, path, first_shown)) = &self.0 else {
+            self.0 = Some((value, at.path().to_owned(), shown.to_owned()));
+            return;
+        };
+        if *first != value {
+            at.report().add(ConfigError::Disagree {
+                of: "all uplinks, whose sockets share memory",
+                key: at.path().to_owned(),
+                got: shown.to_owned(),
+                other: path.clone(),
+                other_got: first_shown.clone(),
+            });
+        }
+    }
+}
+
+fn uplink(at: &At<'_>, raw: &Uplink, checked: &mut Checked, unlike: &mut Unlike) {
     let interface = at.key("interface").text(&raw.interface, None, values::INTERFACE, values::interface);
     let queues = at.key("queues").optional(&raw.queues, Queues::All, QUEUES, queues);
     let mode = at.key("mode").optional(&raw.mode, XdpMode::PreferZeroCopy, MODE, |text| {
@@ -49,6 +117,21 @@ pub fn uplink(at: &At<'_>, field: &Field<Uplink>) -> Checked {
         at.key("ring_size").optional(&raw.ring_size, 2048, "a power of two from 64 to 32768", |size| {
             u32::try_from(*size).ok().filter(|size| size.is_power_of_two() && (64..=32768).contains(size))
         });
+    if let Some(interface) = &interface {
+        unlike.interfaces.claim(interface.clone(), &at.key("interface"), raw.interface.shown());
+    }
+    if let Some(local) = local {
+        let at = at.key("local");
+        unlike.locals.claim(local, &at, raw.local.shown());
+        checked.locals.push((local, at.path().to_owned()));
+    }
+    let size = |field: &Field<i64>| field.given().unwrap_or("2048 (the default)").to_owned();
+    unlike.chunk_size.agree(&at.key("chunk_size"), chunk_size, &size(&raw.chunk_size));
+    unlike.ring_size.agree(&at.key("ring_size"), ring_size, &size(&raw.ring_size));
+    let zero_copy = mode.filter(|mode| *mode != XdpMode::PreferZeroCopy);
+    let zero_copy = zero_copy.map(|mode| mode == XdpMode::RequireZeroCopy);
+    unlike.zero_copy.agree(&at.key("mode"), zero_copy, raw.mode.shown());
+    checked.chunk_size = checked.chunk_size.or(chunk_size);
     let plan = || {
         Some(UplinkPlan {
             interface: interface?,
@@ -62,7 +145,7 @@ pub fn uplink(at: &At<'_>, field: &Field<Uplink>) -> Checked {
             ring_size: ring_size?,
         })
     };
-    Checked { plan: plan(), local, chunk_size }
+    checked.plans.extend(plan());
 }
 
 fn queues(value: &Value) -> Option<Queues> {

@@ -42,7 +42,7 @@ fn one_tenant_is_what_it_says_and_the_rest_is_default() {
     let plan = example("one_tenant.toml");
     assert_eq!(plan.control_socket, Path::new(peregrine_config::CONTROL_SOCKET));
     assert_eq!(plan.workers.iter().map(|w| w.core).collect::<Vec<_>>(), [CoreId(1)]);
-    let uplink = &plan.uplink;
+    let uplink = &plan.uplinks[0];
     assert_eq!((uplink.interface.as_str(), uplink.local), ("eth0", IpAddr::from([192, 0, 2, 1])));
     assert_eq!((&uplink.queues, uplink.mode), (&Queues::All, XdpMode::PreferZeroCopy));
     assert_eq!((uplink.port, uplink.ttl, uplink.source_ports.clone()), (4789, 64, 49152..=65535));

@@ -5,6 +5,7 @@ use std::fmt::Write;
 
 use peregrine_config::{ConfigErrors, parse};
 use peregrine_dataplane::plan::{MemifRole, Plan};
+use peregrine_dataplane::types::UplinkId;
 use peregrine_memif::{ClientConfig, Secret};
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
@@ -33,11 +34,12 @@ fn checked(text: &str) -> Result<Plan, ConfigErrors> {
 fn promises(plan: &Plan) {
     assert_eq!(plan.workers.len(), 1);
     assert!(!plan.networks.is_empty());
-    let room = plan.uplink.chunk_size - 256 - 64;
+    assert!((1..=UplinkId::LIMIT).contains(&plan.uplinks.len()));
+    let room = plan.uplinks[0].chunk_size - 256 - 64;
     for network in &plan.networks {
         assert!(u32::from(network.mtu) <= room && network.vni.get() != 0);
         assert!(network.static_macs.iter().all(|(_, remote)| network.remotes.contains(remote)));
-        assert!(!network.remotes.contains(&plan.uplink.local));
+        assert!(plan.uplinks.iter().all(|uplink| !network.remotes.contains(&uplink.local)));
     }
     let distinct = |count: usize| assert_eq!(count, plan.endpoints.len());
     assert!(plan.endpoints.iter().all(|e| plan.network(e.network).is_some()));

@@ -134,6 +134,90 @@ fn the_uplinks_numbers() {
     }
 }
 
+/// The good file with this instead of its uplink.
+fn with_uplinks(tables: &str) -> String {
+    let (before, rest) = GOOD.split_once("[uplink]").unwrap();
+    let (_, after) = rest.split_once("[[networks]]").unwrap();
+    format!("{before}{tables}\n[[networks]]{after}")
+}
+
+fn uplink(number: u8, more: &str) -> String {
+    format!("[[uplink]]\ninterface = \"eth{number}\"\nlocal = \"198.51.100.{number}\"\n{more}\n")
+}
+
+#[test]
+fn several_uplinks() {
+    let plan = parse(&with_uplinks(&uplink(1, "")), "t").unwrap();
+    assert_eq!(plan.uplinks.len(), 1);
+    let two = uplink(1, "ttl = 5\nmode = \"copy\"") + &uplink(2, "port = 8472\nmode = \"generic\"");
+    let plan = parse(&with_uplinks(&two), "t").unwrap();
+    let all: Vec<_> =
+        plan.uplinks.iter().map(|u| (u.interface.as_str(), u.local.to_string(), u.port, u.ttl)).collect();
+    assert_eq!(
+        all,
+        [("eth1", "198.51.100.1".to_string(), 4789, 5), ("eth2", "198.51.100.2".to_string(), 8472, 64)]
+    );
+    let four: String = (1..=4).map(|number| uplink(number, "")).collect();
+    assert_eq!(parse(&with_uplinks(&four), "t").unwrap().uplinks.len(), 4);
+}
+
+#[test]
+fn what_uplinks_may_not_have_together() {
+    let shared = "must be the same for all uplinks, whose sockets share memory";
+    for (first, second, error) in [
+        (
+            "",
+            "interface = \"eth1\"\nlocal = \"198.51.100.9\"".to_string(),
+            "uplink[1].interface = \"eth1\": must be unique: uplink[0].interface is the same".to_string(),
+        ),
+        (
+            "",
+            "interface = \"eth9\"\nlocal = \"198.51.100.1\"".into(),
+            "uplink[1].local = \"198.51.100.1\": must be unique: uplink[0].local is the same".into(),
+        ),
+        (
+            "chunk_size = 4096",
+            "interface = \"eth9\"\nlocal = \"198.51.100.9\"".into(),
+            format!("uplink[1].chunk_size = 2048 (the default): {shared}: uplink[0].chunk_size = 4096"),
+        ),
+        (
+            "",
+            "interface = \"eth9\"\nlocal = \"198.51.100.9\"\nring_size = 64".into(),
+            format!("uplink[1].ring_size = 64: {shared}: uplink[0].ring_size = 2048 (the default)"),
+        ),
+        (
+            "mode = \"copy\"",
+            "interface = \"eth9\"\nlocal = \"198.51.100.9\"\nmode = \"require-zero-copy\"".into(),
+            format!("uplink[1].mode = \"require-zero-copy\": {shared}: uplink[0].mode = \"copy\""),
+        ),
+        (
+            "",
+            "interface = \"eth9\"\nlocal = \"192.0.2.3\"".into(),
+            "networks[0].remotes[1] = \"192.0.2.3\": must be another host's address: uplink[1].local is the same"
+                .into(),
+        ),
+        (
+            "",
+            "interface = \"eth9\"\nlocal = \"198.51.100.9\"\nlocl = 1".into(),
+            "uplink[1].locl: unknown key: did you mean `local`?".into(),
+        ),
+    ] {
+        let text = with_uplinks(&(uplink(1, first) + "[[uplink]]\n" + &second));
+        assert_eq!(parse(&text, "t").unwrap_err().to_string(), format!("t: {error}"));
+    }
+    let rule = "must be a table: [uplink], or 1 to 4 of them: [[uplink]]";
+    let five: String = (1..=5).map(|number| uplink(number, "")).collect();
+    for (tables, error) in
+        [(five.as_str(), format!("uplink: 5 entries: {rule}")), ("", format!("uplink: missing: {rule}"))]
+    {
+        assert_eq!(parse(&with_uplinks(tables), "t").unwrap_err().to_string(), format!("t: {error}"));
+    }
+    let none = format!("uplink = []\n{}", with_uplinks(""));
+    assert_eq!(parse(&none, "t").unwrap_err().to_string(), format!("t: uplink: 0 entries: {rule}"));
+    let mixed = format!("uplink = [1]\n{}", with_uplinks(""));
+    assert_eq!(parse(&mixed, "t").unwrap_err().to_string(), "t: uplink[0] = 1: must be a table: [[uplink]]");
+}
+
 #[test]
 fn several_workers_and_how_their_work_is_spread() {
     let two = GOOD.replace("core = 1", "core = 1\n[[workers]]\ncore = 2");

@@ -40,7 +40,7 @@ impl Report {
         daemon: Daemon,
         cores: Cores,
     ) -> Report {
-        let uplink = &daemon.status["uplink"];
+        let uplink = &daemon.status["uplinks"][0];
         Report {
             ratio: Ratio {
                 received_pps: peregrine.stream.received_pps / kernel.stream.received_pps,
@@ -182,7 +182,12 @@ fn drops(stats: &Value) -> BTreeMap<String, u64> {
         drops.insert(reason.clone(), count.as_u64().unwrap_or(0));
     }
     let sum = |list: &str, key: &str| -> u64 {
-        stats["uplink"][list].as_array().into_iter().flatten().filter_map(|entry| entry[key].as_u64()).sum()
+        stats["uplinks"][0][list]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(|entry| entry[key].as_u64())
+            .sum()
     };
     for (name, count) in [
         ("before_no_socket", sum("program", "no_socket")),

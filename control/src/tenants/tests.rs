@@ -83,7 +83,7 @@ fn plan(endpoints: Vec<EndpointPlan>) -> Plan {
         workers: Vec::new(),
         placement: Default::default(),
         balance_threshold: 85,
-        uplink,
+        uplinks: vec![uplink],
         networks: vec![network],
         endpoints,
         control_socket: "/x".into(),

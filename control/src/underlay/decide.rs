@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use netlink_packet_route::neighbour::NeighbourState;
 use netlink_packet_route::route::RouteType;
 use peregrine_dataplane::engine::NextHop;
+use peregrine_dataplane::types::{MacAddr, UplinkId};
 use rustix::io::Errno;
 
 use super::facts::{LinkFact, NeighbourFact, RouteFact};
@@ -45,6 +46,25 @@ pub enum Why {
         /// Who was asked.
         neighbour: IpAddr,
     },
+    /// There are several uplinks, and none will do, each for another reason.
+    Each(Vec<(String, Why)>),
+}
+
+impl Why {
+    /// Of several uplinks: each one's interface, and why it will not do. That the route leads over another one of them
+    /// tells nothing.
+    pub fn all(reasons: Vec<(String, Why)>) -> Why {
+        if let [(_, first), rest @ ..] = &reasons[..]
+            && rest.iter().all(|(_, why)| why == first)
+        {
+            return first.clone();
+        }
+        let leads_to =
+            |why: &Why, name: &str| matches!(why, Why::Elsewhere { interface } if interface == name);
+        let is_idle = |why: &Why| reasons.iter().any(|(name, _)| leads_to(why, name));
+        let telling: Vec<_> = reasons.iter().filter(|(_, why)| !is_idle(why)).cloned().collect();
+        Why::Each(if telling.is_empty() { reasons } else { telling })
+    }
 }
 
 /// How the kernel refused a route look-up.
@@ -93,6 +113,12 @@ impl fmt::Display for Why {
             Why::Unusable(kind) => write!(f, "the route is {}", format!("{kind:?}").to_lowercase()),
             Why::Asking { neighbour } => write!(f, "asking who has {neighbour}"),
             Why::NoAnswer { neighbour } => write!(f, "{neighbour} does not answer"),
+            Why::Each(reasons) => {
+                for (place, (interface, why)) in reasons.iter().enumerate() {
+                    write!(f, "{}{interface}: {why}", if place > 0 { "; " } else { "" })?;
+                }
+                Ok(())
+            }
         }
     }
 }
@@ -113,8 +139,8 @@ pub enum Care {
 pub struct Verdict {
     /// The next hop, or why there is none.
     pub hop: Result<NextHop, Why>,
-    /// Whose neighbour entry decides: the gateway, or the remote itself.
-    pub neighbour: Option<IpAddr>,
+    /// Whose neighbour entry decides, and on which uplink: the gateway, or the remote itself.
+    pub neighbour: Option<(UplinkId, IpAddr)>,
     /// What the kernel should be made to do.
     pub care: Care,
 }
@@ -127,7 +153,7 @@ impl Verdict {
 }
 
 /// Our own address on the link, if the link can carry frames.
-pub fn source(link: Option<&LinkFact>) -> Result<peregrine_dataplane::types::MacAddr, Why> {
+pub fn source(link: Option<&LinkFact>) -> Result<MacAddr, Why> {
     let link = link.ok_or(Why::InterfaceGone)?;
     if !link.up {
         return Err(Why::LinkDown);
@@ -152,7 +178,8 @@ pub fn neighbour_of(route: &RouteFact, remote: IpAddr, uplink: u32) -> Result<Ip
 
 /// Reads the neighbour entry.
 pub fn verdict(
-    source: peregrine_dataplane::types::MacAddr,
+    uplink: UplinkId,
+    source: MacAddr,
     neighbour: IpAddr,
     entry: Option<NeighbourFact>,
 ) -> Verdict {
@@ -163,7 +190,7 @@ pub fn verdict(
             mac: Some(destination),
         }) => {
             let care = if state == Stale { Care::Refresh } else { Care::None };
-            (Ok(NextHop { destination, source }), care)
+            (Ok(NextHop { uplink, destination, source }), care)
         }
         // Asking for a permanent or NOARP entry would not help and would change it.
         Some(NeighbourFact { state: Permanent | Noarp, .. }) => {
@@ -173,7 +200,7 @@ pub fn verdict(
         Some(NeighbourFact { state: Incomplete, .. }) => (Err(Why::Asking { neighbour }), Care::None),
         _ => (Err(Why::Asking { neighbour }), Care::Resolve),
     };
-    Verdict { hop, neighbour: Some(neighbour), care }
+    Verdict { hop, neighbour: Some((uplink, neighbour)), care }
 }
 
 /// When to ask again for a neighbour that does not answer: 1 s, 2 s, … 30 s apart.
@@ -214,8 +241,8 @@ impl Backoff {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use peregrine_dataplane::types::MacAddr;
 
+    const UPLINK: UplinkId = UplinkId(1);
     const US: MacAddr = MacAddr([2, 0, 0, 0, 0, 1]);
     const THEM: MacAddr = MacAddr([2, 0, 0, 0, 0, 2]);
 
@@ -224,7 +251,7 @@ mod tests {
     }
 
     fn entry(state: NeighbourState, mac: Option<MacAddr>) -> Verdict {
-        verdict(US, [10, 0, 0, 2].into(), Some(NeighbourFact { state, mac }))
+        verdict(UPLINK, US, [10, 0, 0, 2].into(), Some(NeighbourFact { state, mac }))
     }
 
     #[test]
@@ -233,7 +260,7 @@ mod tests {
         for state in [Permanent, Noarp, Reachable, Stale, Delay, Probe] {
             assert_eq!(
                 entry(state, Some(THEM)).hop,
-                Ok(NextHop { destination: THEM, source: US }),
+                Ok(NextHop { uplink: UPLINK, destination: THEM, source: US }),
                 "{state}"
             );
             assert!(entry(state, Option::None).hop.is_err(), "{state}");
@@ -258,7 +285,7 @@ mod tests {
         assert_eq!(entry(Incomplete, Option::None).care, Care::None, "it is asking already");
         assert_eq!(entry(Failed, Option::None).care, Care::Resolve);
         assert_eq!(entry(Permanent, Option::None).care, Care::None, "NTF_USE would make it temporary");
-        assert_eq!(verdict(US, [10, 0, 0, 2].into(), Option::None).care, Care::Resolve);
+        assert_eq!(verdict(UPLINK, US, [10, 0, 0, 2].into(), Option::None).care, Care::Resolve);
     }
 
     #[test]
@@ -280,6 +307,23 @@ mod tests {
         assert!(matches!(neighbour_of(&via(8, None), remote, 7), Err(Why::Elsewhere { .. })));
         assert_eq!(neighbour_of(&RouteFact::Local, remote, 7), Err(Why::Local));
         assert!(neighbour_of(&RouteFact::Unusable(RouteType::BlackHole), remote, 7).is_err());
+    }
+
+    #[test]
+    fn of_several_uplinks_those_tell_why_that_have_something_to_say() {
+        let text = |reasons: &[(&str, Why)]| {
+            Why::all(reasons.iter().map(|(name, why)| ((*name).to_owned(), why.clone())).collect())
+                .to_string()
+        };
+        let over = |interface: &str| Why::Elsewhere { interface: interface.into() };
+        assert_eq!(text(&[("a", over("x")), ("b", over("x"))]), "the route leads over x");
+        assert_eq!(text(&[("a", over("b")), ("b", Why::NoCarrier)]), "b: the uplink has no carrier");
+        assert_eq!(
+            text(&[("a", over("b")), ("b", over("a"))]),
+            "a: the route leads over b; b: the route leads over a"
+        );
+        let no_route = Why::Refused(Refusal::NoRoute);
+        assert_eq!(text(&[("a", no_route), ("b", Why::LinkDown)]), "a: no route; b: the uplink is down");
     }
 
     #[test]

@@ -75,9 +75,9 @@ pub struct NeighbourFact {
 pub enum Affects {
     /// Nothing of ours.
     Nothing,
-    /// The neighbour with this address, on our interface.
-    Neighbour(IpAddr),
-    /// Our interface, or any route: all must be looked up again.
+    /// The neighbour on this interface of ours, with this address.
+    Neighbour(u32, IpAddr),
+    /// An interface, or any route: all must be looked up again.
     Everything,
 }
 
@@ -164,8 +164,8 @@ fn mac(bytes: &[u8]) -> Option<MacAddr> {
     (!mac.is_zero() && !mac.is_group()).then_some(mac)
 }
 
-/// What a notice changes for an uplink on `ifindex`. A message that is not understood may have changed any route.
-pub fn affects(message: &[u8], ifindex: u32) -> Affects {
+/// What a notice changes for uplinks on these interfaces. A message that is not understood may have changed any route.
+pub fn affects(message: &[u8], ifindexes: &[u32]) -> Affects {
     let Ok(buffer) = NetlinkBuffer::new_checked(message) else { return Affects::Everything };
     match buffer.message_type() {
         // Another interface that goes down takes its IPv4 routes with it without a word about them, and the way to a
@@ -177,7 +177,9 @@ pub fn affects(message: &[u8], ifindex: u32) -> Affects {
         _ => match super::netlink::parse(message) {
             Some(RouteNetlinkMessage::NewNeighbour(n) | RouteNetlinkMessage::DelNeighbour(n)) => {
                 match neighbour_address(&n) {
-                    Some(address) if n.header.ifindex == ifindex => Affects::Neighbour(address),
+                    Some(address) if ifindexes.contains(&n.header.ifindex) => {
+                        Affects::Neighbour(n.header.ifindex, address)
+                    }
                     _ => Affects::Nothing,
                 }
             }
@@ -232,21 +234,21 @@ mod tests {
         for len in 0..whole.len() {
             let fact = link(&whole[..len]);
             assert_eq!(fact.is_some(), len >= IFINFOMSG_BYTES, "{len}");
-            let _ = affects(&framed(RTM_NEWLINK, &whole[..len]), 7);
-            let _ = affects(&whole[..len], 7);
+            let _ = affects(&framed(RTM_NEWLINK, &whole[..len]), &[7]);
+            let _ = affects(&whole[..len], &[7]);
         }
     }
 
     #[test]
     fn a_bridge_port_that_leaves_its_bridge_is_not_an_interface_that_is_gone() {
-        assert_eq!(affects(&framed(RTM_DELLINK, &newlink(7, 1)), 7), Affects::Nothing);
-        assert_eq!(affects(&framed(RTM_DELLINK, &newlink(0, 1)), 7), Affects::Everything);
+        assert_eq!(affects(&framed(RTM_DELLINK, &newlink(7, 1)), &[7]), Affects::Nothing);
+        assert_eq!(affects(&framed(RTM_DELLINK, &newlink(0, 1)), &[7]), Affects::Everything);
         assert_eq!(
-            affects(&framed(RTM_DELLINK, &newlink(0, 1)), 8),
+            affects(&framed(RTM_DELLINK, &newlink(0, 1)), &[8]),
             Affects::Everything,
             "routes go with it"
         );
-        assert_eq!(affects(&framed(RTM_NEWLINK, &newlink(0, 1)), 7), Affects::Everything);
+        assert_eq!(affects(&framed(RTM_NEWLINK, &newlink(0, 1)), &[7]), Affects::Everything);
     }
 
     fn neighbour_notice(ifindex: u32) -> Vec<u8> {
@@ -271,14 +273,15 @@ mod tests {
     #[test]
     fn only_neighbours_on_our_interface_matter() {
         let bytes = neighbour_notice(7);
-        assert_eq!(affects(&bytes, 7), Affects::Neighbour([10, 0, 0, 2].into()));
-        assert_eq!(affects(&bytes, 6), Affects::Nothing);
+        assert_eq!(affects(&bytes, &[7]), Affects::Neighbour(7, [10, 0, 0, 2].into()));
+        assert_eq!(affects(&bytes, &[6, 8]), Affects::Nothing);
+        assert_eq!(affects(&bytes, &[6, 7]), Affects::Neighbour(7, [10, 0, 0, 2].into()));
     }
 
     #[test]
     fn an_unknown_notice_makes_us_look_again() {
-        assert_eq!(affects(&framed(104, &[0; 8]), 7), Affects::Everything); // RTM_NEWNEXTHOP
-        assert_eq!(affects(&framed(24, &[2, 24, 0, 0, 254, 2, 0, 1, 0, 0, 0, 0]), 7), Affects::Everything);
+        assert_eq!(affects(&framed(104, &[0; 8]), &[7]), Affects::Everything); // RTM_NEWNEXTHOP
+        assert_eq!(affects(&framed(24, &[2, 24, 0, 0, 254, 2, 0, 1, 0, 0, 0, 0]), &[7]), Affects::Everything);
     }
 
     #[test]

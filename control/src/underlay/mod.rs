@@ -16,7 +16,7 @@ use std::os::fd::RawFd;
 use std::time::{Duration, Instant};
 
 use peregrine_dataplane::engine::NextHop;
-use peregrine_dataplane::types::{MacAddr, RemoteId};
+use peregrine_dataplane::types::{RemoteId, UplinkId};
 
 use decide::{Backoff, Care, Refusal, Verdict, Why};
 use facts::{Affects, LinkFact, RouteFact};
@@ -29,16 +29,15 @@ const REREAD_EVERY: Duration = Duration::from_secs(30);
 /// Changes that come in a row are taken together: at most one evaluation in this time.
 const SETTLE: Duration = Duration::from_millis(20);
 
-/// The underlay of one uplink.
+/// The underlay of all uplinks.
 #[derive(Debug)]
 pub struct Underlay {
     requests: Requests,
     notices: Notices,
-    ifindex: u32,
-    local: IpAddr,
-    link: Option<LinkFact>,
+    /// By [`UplinkId`].
+    uplinks: Vec<Uplink>,
     remotes: Vec<Remote>,
-    asks: HashMap<IpAddr, Backoff>,
+    asks: HashMap<(UplinkId, IpAddr), Backoff>,
     dirty: Dirty,
     unread: bool,
     /// When an evaluation last ended.
@@ -46,6 +45,19 @@ pub struct Underlay {
     /// When everything was last read.
     reread: Option<Instant>,
     looked: Option<Instant>,
+}
+
+/// One interface of ours.
+#[derive(Clone, Debug)]
+pub struct Uplink {
+    /// Its name when it was opened.
+    pub interface: String,
+    /// Its number.
+    pub ifindex: u32,
+    /// Our VTEP address on it.
+    pub local: IpAddr,
+    /// As the kernel sees it now; `None`: it is gone, or not looked at yet.
+    pub link: Option<LinkFact>,
 }
 
 #[derive(Debug)]
@@ -58,7 +70,8 @@ struct Remote {
 #[derive(Debug, Default)]
 struct Dirty {
     all: bool,
-    neighbours: HashSet<IpAddr>,
+    /// By the number of their interface.
+    neighbours: HashSet<(u32, IpAddr)>,
 }
 
 impl Dirty {
@@ -82,9 +95,8 @@ pub struct RemoteView<'a> {
 pub type Change = (RemoteId, Option<NextHop>);
 
 impl Underlay {
-    /// Opens the sockets for the uplink `ifindex`, whose VTEP address is `local`. The first
-    /// [`turn`](Self::turn) reads everything.
-    pub fn open(ifindex: u32, local: IpAddr, remotes: &[IpAddr]) -> io::Result<Underlay> {
+    /// Opens the sockets for these uplinks. The first [`turn`](Self::turn) reads everything.
+    pub fn open(uplinks: Vec<Uplink>, remotes: &[IpAddr]) -> io::Result<Underlay> {
         // Listening before the first look: nothing that happens in between is missed.
         let notices = Notices::open()?;
         let unknown = |&address| {
@@ -94,9 +106,7 @@ impl Underlay {
         Ok(Underlay {
             requests: Requests::open()?,
             notices,
-            ifindex,
-            local,
-            link: None,
+            uplinks,
             remotes: remotes.iter().map(unknown).collect(),
             asks: HashMap::new(),
             dirty: Dirty { all: true, neighbours: HashSet::new() },
@@ -155,27 +165,28 @@ impl Underlay {
         if self.dirty.any() { look.min(self.evaluated.map_or(now, |at| at + SETTLE)) } else { look }
     }
 
-    /// The uplink as the kernel sees it now; `None`: it is gone.
-    pub fn link(&self) -> Option<&LinkFact> {
-        self.link.as_ref()
+    /// The uplinks as the kernel sees them now, by [`UplinkId`].
+    pub fn uplinks(&self) -> &[Uplink] {
+        &self.uplinks
     }
 
     /// All remotes, in the order of their [`RemoteId`].
     pub fn remotes(&self) -> impl Iterator<Item = RemoteView<'_>> {
         self.remotes.iter().map(|remote| RemoteView {
             address: remote.address,
-            neighbour: remote.verdict.neighbour,
+            neighbour: remote.verdict.neighbour.map(|(_, address)| address),
             hop: remote.verdict.hop.as_ref().map(|hop| *hop),
         })
     }
 
     fn hear(&mut self) {
         let dirty = &mut self.dirty;
-        let heard = self.notices.read(self.ifindex, |change| match change {
+        let ifindexes: Vec<u32> = self.uplinks.iter().map(|uplink| uplink.ifindex).collect();
+        let heard = self.notices.read(&ifindexes, |change| match change {
             Affects::Nothing => {}
             Affects::Everything => dirty.all = true,
-            Affects::Neighbour(address) => {
-                dirty.neighbours.insert(address);
+            Affects::Neighbour(ifindex, address) => {
+                dirty.neighbours.insert((ifindex, address));
             }
         });
         self.unread = matches!(heard, Ok(Heard::More | Heard::Overrun));
@@ -187,15 +198,19 @@ impl Underlay {
     fn evaluate(&mut self) -> Vec<Change> {
         let dirty = std::mem::take(&mut self.dirty);
         if dirty.all {
-            match self.requests.link(self.ifindex) {
-                Ok(link) => self.link = link,
-                Err(_) => self.dirty.all = true, // the kernel is short of memory, say: look again
+            for uplink in &mut self.uplinks {
+                match self.requests.link(uplink.ifindex) {
+                    Ok(link) => uplink.link = link,
+                    Err(_) => self.dirty.all = true, // the kernel is short of memory, say: look again
+                }
             }
         }
         let mut changes = Vec::new();
         for index in 0..self.remotes.len() {
             let Some(remote) = self.remotes.get(index) else { break };
-            let touched = remote.verdict.neighbour.is_some_and(|n| dirty.neighbours.contains(&n));
+            let ifindex = |id: UplinkId| self.uplinks.get(id.index()).map_or(0, |uplink| uplink.ifindex);
+            let its = remote.verdict.neighbour.map(|(uplink, address)| (ifindex(uplink), address));
+            let touched = its.is_some_and(|its| dirty.neighbours.contains(&its));
             if !(dirty.all || touched) {
                 continue;
             }
@@ -222,11 +237,33 @@ impl Underlay {
         changes
     }
 
+    /// The uplink over which the kernel itself would go is asked first; then the others, in the order of the config: a rule for
+    /// packets from the local address of one may lead them elsewhere.
     fn judge(&mut self, remote: IpAddr) -> Result<Verdict, Why> {
-        let source: MacAddr = decide::source(self.link.as_ref())?;
-        let route = self.requests.route(self.local, remote, self.ifindex);
-        let route = route.map_err(|e| Why::Refused(self.refusal(&e)))?;
-        let neighbour = match decide::neighbour_of(&route, remote, self.ifindex) {
+        let mut order: Vec<UplinkId> = UplinkId::all(self.uplinks.len()).collect();
+        if order.len() > 1
+            && let Ok(Some(way_out)) = self.requests.way_out(remote)
+        {
+            let is_other = |id: &UplinkId| self.uplinks.get(id.index()).is_none_or(|u| u.ifindex != way_out);
+            order.sort_by_key(is_other); // stable
+        }
+        let mut reasons = Vec::new();
+        for id in order {
+            let Some(uplink) = self.uplinks.get(id.index()).cloned() else { continue };
+            match self.judge_over(id, &uplink, remote) {
+                Err(why @ Why::Refused(Refusal::Other(_))) => return Err(why),
+                Err(why) => reasons.push((uplink.interface, why)),
+                verdict => return verdict,
+            }
+        }
+        Err(Why::all(reasons))
+    }
+
+    fn judge_over(&mut self, id: UplinkId, uplink: &Uplink, remote: IpAddr) -> Result<Verdict, Why> {
+        let source = decide::source(uplink.link.as_ref())?;
+        let route = self.requests.route(uplink.local, remote, uplink.ifindex);
+        let route = route.map_err(|e| Why::Refused(self.refusal(&e, uplink.local)))?;
+        let neighbour = match decide::neighbour_of(&route, remote, uplink.ifindex) {
             Err(Why::Elsewhere { interface }) => {
                 return Err(Why::Elsewhere { interface: self.name_of(&route).unwrap_or(interface) });
             }
@@ -234,15 +271,15 @@ impl Underlay {
         };
         let entry = self
             .requests
-            .neighbour(self.ifindex, neighbour)
+            .neighbour(uplink.ifindex, neighbour)
             .map_err(|e| Why::Refused(Refusal::Other(e.to_string())))?;
-        Ok(decide::verdict(source, neighbour, entry))
+        Ok(decide::verdict(id, source, neighbour, entry))
     }
 
     /// "No route" is also what the kernel says when the source address is not on this host.
-    fn refusal(&mut self, error: &io::Error) -> Refusal {
+    fn refusal(&mut self, error: &io::Error, local: IpAddr) -> Refusal {
         match Refusal::from(error) {
-            Refusal::NoRoute if !self.requests.is_ours(self.local) => Refusal::NotOurAddress,
+            Refusal::NoRoute if !self.requests.is_ours(local) => Refusal::NotOurAddress,
             other => other,
         }
     }
@@ -254,14 +291,14 @@ impl Underlay {
 
     /// Asks for what is unresolved, as often as the backoff allows; forgets the backoff of what is resolved.
     fn nudge(&mut self, now: Instant) {
-        let wanted: HashSet<IpAddr> = self
+        let wanted: HashSet<(UplinkId, IpAddr)> = self
             .remotes
             .iter()
             .filter(|r| r.verdict.hop.is_err())
             .filter_map(|r| r.verdict.neighbour)
             .collect();
-        self.asks.retain(|address, _| wanted.contains(address));
-        let due: HashSet<IpAddr> = self
+        self.asks.retain(|neighbour, _| wanted.contains(neighbour));
+        let due: HashSet<(UplinkId, IpAddr)> = self
             .remotes
             .iter()
             .filter(|r| r.verdict.care == Care::Resolve)
@@ -294,8 +331,9 @@ impl Underlay {
 
     /// The answer comes as a notice. To be refused (the link went down just now) is no harm: a notice tells of
     /// that too; but this neighbour is looked at again in any case, because INCOMPLETE is not told of.
-    fn use_neighbour(&mut self, neighbour: IpAddr) {
-        let _refused = self.requests.use_neighbour(self.ifindex, neighbour);
-        self.dirty.neighbours.insert(neighbour);
+    fn use_neighbour(&mut self, (uplink, address): (UplinkId, IpAddr)) {
+        let Some(uplink) = self.uplinks.get(uplink.index()) else { return };
+        let _refused = self.requests.use_neighbour(uplink.ifindex, address);
+        self.dirty.neighbours.insert((uplink.ifindex, address));
     }
 }

@@ -73,6 +73,15 @@ impl Requests {
         }
     }
 
+    /// The interface that this host's own packets to `remote` leave by, as long as no source address is chosen.
+    pub fn way_out(&mut self, remote: IpAddr) -> io::Result<Option<u32>> {
+        let message = self.route_message(None, remote, RouteFlags::empty())?;
+        Ok(match facts::route(&message) {
+            RouteFact::Unicast { ifindex, .. } => Some(ifindex),
+            RouteFact::Local | RouteFact::Unusable(_) => None,
+        })
+    }
+
     /// The route from `local` to `remote`. Of several equal ways the one over `preferred` is taken, if there is one.
     pub fn route(&mut self, local: IpAddr, remote: IpAddr, preferred: u32) -> io::Result<RouteFact> {
         let message = self.route_message(Some(local), remote, RouteFlags::empty())?;
@@ -225,12 +234,12 @@ impl Notices {
         self.socket.as_raw_fd()
     }
 
-    /// Reads what is there, up to a bound, and says of each message what it changes for `ifindex`.
-    pub fn read(&mut self, ifindex: u32, mut changed: impl FnMut(Affects)) -> io::Result<Heard> {
+    /// Reads what is there, up to a bound, and says of each message what it changes for uplinks on these interfaces.
+    pub fn read(&mut self, ifindexes: &[u32], mut changed: impl FnMut(Affects)) -> io::Result<Heard> {
         for _ in 0..NOTICES_PER_TURN {
             self.buffer.clear();
             match self.socket.recv(&mut self.buffer, 0) {
-                Ok(_) => each_message(&self.buffer, |message| changed(facts::affects(message, ifindex))),
+                Ok(_) => each_message(&self.buffer, |message| changed(facts::affects(message, ifindexes))),
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(Heard::All),
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) if e.raw_os_error() == Some(rustix::io::Errno::NOBUFS.raw_os_error()) => {

@@ -291,8 +291,8 @@ impl Engine {
         }
         self.is_alone = false;
         let port = Port {
-            uplink: Uplink::Sockets(Vec::new()),
-            pool: FramePool::anonymous(self.plan.uplink.chunk_size as usize, 0, xsk::HEADROOM),
+            uplink: Uplink::none(),
+            pool: FramePool::anonymous(2048, 0, xsk::HEADROOM), // no chunk, of whatever size
         };
         let kept = self.workers.get(me.index()).map(|worker| worker.counters.clone());
         let counters = kept.unwrap_or_else(|| self.new_counters());

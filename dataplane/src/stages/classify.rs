@@ -5,15 +5,19 @@ use std::net::Ipv4Addr;
 use super::Cx;
 use crate::counters::DropReason;
 use crate::frame::{Burst, Frame, Source};
+use crate::tables::Uplink;
 use crate::types::RemoteId;
-use crate::wire::outer::{self, OVERHEAD_IPV4, Outer};
+use crate::wire::outer::{self, OVERHEAD_IPV4, Outer, Vtep};
 use crate::wire::partial;
 use crate::wire::vxlan::VxlanHeader;
 
 /// What stays in the burst starts with its VXLAN header.
 pub fn run(burst: &mut Burst, cx: &mut Cx<'_>) {
     let mut last = None;
-    cx.each(burst, |frame, cx| classify(frame, &mut last, cx));
+    match cx.tables.uplink(cx.uplink) {
+        Some(uplink) => cx.each(burst, |frame, cx| classify(frame, &mut last, uplink, cx)),
+        None => cx.each(burst, |_, _| Err(DropReason::OuterNotOurs)), // never: a socket belongs to one
+    }
 }
 
 /// `last` is the sender of the frame before, which most often is this one's, too.
@@ -21,13 +25,14 @@ pub fn run(burst: &mut Burst, cx: &mut Cx<'_>) {
 fn classify(
     frame: &mut Frame,
     last: &mut Option<(Ipv4Addr, RemoteId)>,
+    uplink: &Uplink,
     cx: &Cx<'_>,
 ) -> Result<(), DropReason> {
-    let outer = match outer::parse(frame.bytes(), cx.tables.vtep) {
-        Err(DropReason::OuterUdpChecksum) => finish_checksum(frame, cx)?,
+    let outer = match outer::parse(frame.bytes(), uplink.vtep) {
+        Err(DropReason::OuterUdpChecksum) => finish_checksum(frame, uplink.vtep)?,
         outer => outer?,
     };
-    if cx.tables.cardless {
+    if uplink.cardless {
         finish_inner_checksum(frame, &outer);
     }
     let remote = match *last {
@@ -50,10 +55,10 @@ fn finish_inner_checksum(frame: &mut Frame, outer: &Outer) {
 /// The outer checksum is wrong as the frame stands, but may be right once the inner one is finished, which a local
 /// sender left to a network card that a veth does not have.
 #[cold]
-fn finish_checksum(frame: &mut Frame, cx: &Cx<'_>) -> Result<Outer, DropReason> {
+fn finish_checksum(frame: &mut Frame, vtep: Vtep) -> Result<Outer, DropReason> {
     let inner = frame.bytes_mut().get_mut(OVERHEAD_IPV4..).ok_or(DropReason::OuterUdpChecksum)?;
     if partial::complete(inner) {
-        outer::parse(frame.bytes(), cx.tables.vtep)
+        outer::parse(frame.bytes(), vtep)
     } else {
         Err(DropReason::OuterUdpChecksum)
     }

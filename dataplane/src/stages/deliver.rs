@@ -25,7 +25,7 @@ pub fn run(input: &mut Burst, output: &mut Burst, cx: &mut Cx<'_>) {
             },
             Target::Flood(state) => flood(frame, state, output, cx),
             Target::Remote(_) => cx.pass(frame, output),
-            Target::Unknown => cx.drop(frame, DropReason::FloodNobody),
+            Target::Unknown | Target::Uplink(_) => cx.drop(frame, DropReason::FloodNobody),
         }
     }
     cx.tenants.flush(cx.counters);

@@ -1,4 +1,5 @@
-//! Way out, last step: the outer headers are put in front of the inner frame, from the remote's template.
+//! Way out, last step: the outer headers are put in front of the inner frame, from the remote's template, and the frame is told
+//! which uplink it leaves by.
 
 use super::Cx;
 use crate::counters::DropReason;
@@ -23,7 +24,9 @@ pub fn run(input: &mut Burst, output: &mut Burst, cx: &mut Cx<'_>) {
             Target::Remote(to) => send(frame, to, output, cx),
             Target::Flood(state) if frame.home() != cx.me() => pass_home(frame, state, output, cx),
             Target::Flood(state) => replicate(frame, state, output, cx),
-            Target::Endpoint(_) | Target::Unknown => cx.drop(frame, DropReason::FloodNobody),
+            Target::Endpoint(_) | Target::Unknown | Target::Uplink(_) => {
+                cx.drop(frame, DropReason::FloodNobody)
+            }
         }
     }
 }
@@ -59,7 +62,6 @@ fn send_copy(frame: &Frame, to: RemoteId, output: &mut Burst, cx: &mut Cx<'_>) {
 }
 
 fn send(mut frame: Frame, to: RemoteId, output: &mut Burst, cx: &mut Cx<'_>) {
-    frame.meta.target = Target::Remote(to);
     match encap(&mut frame, to, cx) {
         Ok(()) => pass(frame, output, cx),
         Err(reason) => cx.drop(frame, reason),
@@ -82,15 +84,17 @@ fn encap(frame: &mut Frame, to: RemoteId, cx: &Cx<'_>) -> Result<(), DropReason>
     if let Some(counter) = cx.counters.remote(to) {
         counter.add(1);
     }
-    let outer =
-        cx.tables.remote(to).and_then(|remote| remote.outer.as_ref()).ok_or(DropReason::NextHopUnresolved)?;
+    let adjacency = cx.tables.remote(to).and_then(|remote| remote.adjacency.as_ref());
+    let adjacency = adjacency.ok_or(DropReason::NextHopUnresolved)?;
     let inner_len = u16::try_from(frame.len()).map_err(|_| DropReason::UplinkTooLong)?;
     if frame.len() + OVERHEAD_IPV4 > cx.tables.uplink_frame_max {
         return Err(DropReason::UplinkTooLong);
     }
-    let source_port = cx.tables.source_port(frame.meta.flow_hash);
+    let source_port = adjacency.source_ports.of(frame.meta.flow_hash);
     let head = frame.push(OVERHEAD_IPV4).and_then(|head| head.first_chunk_mut());
-    outer.write(head.ok_or(DropReason::UplinkTooLong)?, inner_len, network.vni, source_port);
+    adjacency.outer.write(head.ok_or(DropReason::UplinkTooLong)?, inner_len, network.vni, source_port);
+    // Whatever the tables say by the time it leaves: these headers belong to this wire.
+    frame.meta.target = adjacency.target;
     if let Some(counter) = cx.counters.network(frame.meta.network) {
         counter.to_underlay.one(usize::from(inner_len));
     }

@@ -28,7 +28,7 @@ use crate::frame::{Burst, Frame, FramePool, Source, Target};
 use crate::mesh::Mesh;
 use crate::tables::Tables;
 use crate::tenants::Tenants;
-use crate::types::{EndpointId, NetworkId, WorkerId};
+use crate::types::{EndpointId, NetworkId, UplinkId, WorkerId};
 use crate::wire::flow::flow_hash;
 use crate::wire::vxlan::VxlanHeader;
 
@@ -83,11 +83,11 @@ fn step<'b>(
     (input, output)
 }
 
-/// Where frames leave that are ready for the wire: the uplink's transmit ring.
+/// Where frames leave that are ready for the wire: the uplinks' transmit rings.
 pub trait Wire {
-    /// Takes the frames from the front, in order; what it has no room for stays. Returns how many it took and their
-    /// bytes.
-    fn transmit(&mut self, frames: &mut Burst, pool: &mut FramePool) -> (usize, usize);
+    /// Takes the frames from the front, in order; what this uplink has no room for stays. Returns how many it took and
+    /// their bytes.
+    fn transmit(&mut self, uplink: UplinkId, frames: &mut Burst, pool: &mut FramePool) -> (usize, usize);
 }
 
 /// Sends the frames in the first burst through the steps from `first` on; those whose next step another worker is to run are handed
@@ -161,6 +161,8 @@ pub struct Cx<'a> {
     pub tenants: &'a mut Tenants,
     /// Seconds since the engine started: the FDB's clock.
     pub now_s: u32,
+    /// The uplink that a burst for Classify came from: all of it from one.
+    pub uplink: UplinkId,
     /// The way out.
     pub wire: &'a mut dyn Wire,
     /// Copies that flooding may still make in this turn.
@@ -372,15 +374,49 @@ impl Cx<'_> {
         self.transmit(frames);
     }
 
-    /// Hands the burst to the wire; what that has no room for is dropped.
+    /// Hands the burst to the wire, each frame over its uplink; what that has no room for is dropped.
     #[inline]
     pub fn transmit(&mut self, frames: &mut Burst) {
-        if frames.is_empty() {
-            return;
+        let first = frames.iter().next().map(|frame| frame.meta.target);
+        match first {
+            None => {}
+            Some(Target::Uplink(uplink))
+                if self.tables.uplinks.len() < 2
+                    || frames.iter().all(|frame| frame.meta.target == Target::Uplink(uplink)) =>
+            {
+                self.transmit_over(uplink, frames);
+            }
+            Some(_) => self.transmit_apart(frames),
         }
-        let (sent, bytes) = self.wire.transmit(frames, self.pool);
-        self.counters.uplink_tx.frames.add(sent as u64);
-        self.counters.uplink_tx.bytes.add(bytes as u64);
+    }
+
+    /// The frames of each uplink for themselves, in the order that they have. A flow is on one uplink, so it keeps its order.
+    #[inline(never)]
+    fn transmit_apart(&mut self, frames: &mut Burst) {
+        let mut apart: [Burst; UplinkId::LIMIT] = Default::default();
+        for frame in frames.drain() {
+            let Target::Uplink(uplink) = frame.meta.target else {
+                self.drop(frame, DropReason::NextHopUnresolved); // never: encap has named one
+                continue;
+            };
+            match apart.get_mut(uplink.index()) {
+                Some(its) => self.pass(frame, its),
+                None => self.drop(frame, DropReason::NextHopUnresolved), // never: no table names such a one
+            }
+        }
+        for (uplink, its) in UplinkId::all(UplinkId::LIMIT).zip(&mut apart) {
+            if !its.is_empty() {
+                self.transmit_over(uplink, its);
+            }
+        }
+    }
+
+    #[inline]
+    fn transmit_over(&mut self, uplink: UplinkId, frames: &mut Burst) {
+        let (sent, bytes) = self.wire.transmit(uplink, frames, self.pool);
+        if let Some(traffic) = self.counters.uplink_tx.of(uplink) {
+            traffic.many(sent, bytes);
+        }
         for frame in frames.drain() {
             self.drop(frame, DropReason::UplinkRingFull);
         }

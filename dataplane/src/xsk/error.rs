@@ -99,6 +99,11 @@ pub enum XskError {
         /// The kernel's reason.
         source: io::Error,
     },
+    /// Interfaces that are opened together have chunks or rings of different sizes.
+    SizesDiffer {
+        /// The first that differs.
+        interface: String,
+    },
     /// The kernel refused the socket.
     Bind {
         /// Name of the interface.
@@ -197,6 +202,11 @@ impl fmt::Display for XskError {
             E::NoZeroCopy { interface, driver, source } => write!(
                 f,
                 "{interface} (driver {driver}) has no zero-copy ({source}): use mode 'prefer-zero-copy' or 'copy'"
+            ),
+            E::SizesDiffer { interface } => write!(
+                f,
+                "{interface} has another chunk_size or ring_size than the first uplink: use the same on all, \
+                 a worker's sockets share their memory"
             ),
             E::Bind { interface, queue, source } => {
                 write!(f, "no AF_XDP socket on queue {} of {interface}: {source}", queue.0)

@@ -1,8 +1,10 @@
-//! The AF_XDP uplink: the XDP program, the UMEMs and the sockets. The only place that knows `xsk-rs`.
+//! The AF_XDP uplinks: the XDP programs, the UMEMs and the sockets. The only place that knows `xsk-rs`.
 //!
 //! ```text
-//! open() --> Uplink       control half: what was got, counters, the served VNIs; dropping it detaches the program
-//!        \-> WorkerPort   data half, one per worker: a pool of frames in one UMEM and the sockets of its queues
+//! open_all() --> Uplink       control half, one per interface: what was got, counters, the served VNIs; dropping it
+//!            \                detaches the program
+//!             \-> WorkerPort  data half, one per worker: a pool of frames in one UMEM and the sockets of its queues,
+//!                             whatever interface these are of
 //! ```
 //!
 //! - `error`: what can go wrong, in words
@@ -33,7 +35,7 @@ use xsk_rs::socket::SocketCreateError;
 use crate::frame::FramePool;
 use crate::plan::XdpMode;
 use crate::sys;
-use crate::types::{QueueId, Vni};
+use crate::types::{QueueId, UplinkId, Vni};
 
 pub use error::XskError;
 pub use interface::{Interface, interface, unusable};
@@ -108,11 +110,11 @@ pub struct Steering {
     pub vnis: Vec<Vni>,
 }
 
-/// The data half of the uplink for one worker. The sockets share the pool's UMEM.
+/// The data half of the uplinks for one worker. The sockets share the pool's UMEM.
 #[derive(Debug)]
 pub struct WorkerPort {
     // First, so that the sockets are closed before the memory that they use may go.
-    /// One per queue of this worker, in the order asked for.
+    /// One per queue of this worker: interface by interface, each in the order asked for.
     pub sockets: Vec<XskSocket>,
     /// Their frames. Empty (no chunks) if the worker has no queue.
     pub pool: FramePool,
@@ -125,36 +127,125 @@ const _: fn() = || {
     is_send::<WorkerPort>();
 };
 
-/// Opens the sockets of each worker's queues, fills their fill rings, loads the program and attaches it.
+/// The queues of one worker, interface by interface.
+pub type Hand = Vec<Vec<QueueId>>;
+
+/// [`open_all`] for one interface: the queues of each worker.
+pub fn open(config: &XskConfig, workers: &[Vec<QueueId>]) -> Result<(Uplink, Vec<WorkerPort>), XskError> {
+    let hands: Vec<Hand> = workers.iter().map(|queues| vec![queues.clone()]).collect();
+    let (mut uplinks, ports) = open_all(std::slice::from_ref(config), &hands)?;
+    let uplink =
+        uplinks.pop().ok_or_else(|| XskError::NoInterface { interface: config.interface.clone() })?;
+    Ok((uplink, ports))
+}
+
+/// Opens the sockets of each worker's queues, fills their fill rings, loads the programs and attaches them.
+///
+/// A worker's sockets share one UMEM, also across interfaces (a kernel from 5.10 on can do that), so chunks and rings have
+/// the same size on all; and all are zero-copy, or none is.
 ///
 /// What fails leaves nothing behind. Takes some seconds at most, when a queue is still held by somebody else.
-pub fn open(config: &XskConfig, workers: &[Vec<QueueId>]) -> Result<(Uplink, Vec<WorkerPort>), XskError> {
-    let interface = interface(&config.interface)?;
-    interface.check(config, workers.iter().flatten().copied())?;
+pub fn open_all(configs: &[XskConfig], workers: &[Hand]) -> Result<(Vec<Uplink>, Vec<WorkerPort>), XskError> {
+    let mode = common_mode(configs);
+    match open_in(mode, configs, workers) {
+        // One driver has zero-copy, and another, whose socket is to share the memory, has not.
+        Err(XskError::Bind { .. }) if mode == XdpMode::PreferZeroCopy && configs.len() > 1 => {
+            open_in(XdpMode::Copy, configs, workers)
+        }
+        result => result,
+    }
+}
+
+/// How all the sockets are bound: the kernel has a UMEM zero-copy or not, as its first socket is.
+fn common_mode(configs: &[XskConfig]) -> XdpMode {
+    let is_asked = |mode: XdpMode| configs.iter().any(|config| config.mode == mode);
+    if is_asked(XdpMode::RequireZeroCopy) {
+        XdpMode::RequireZeroCopy
+    } else if is_asked(XdpMode::Copy) || is_asked(XdpMode::Generic) {
+        XdpMode::Copy
+    } else {
+        XdpMode::PreferZeroCopy
+    }
+}
+
+fn open_in(
+    mode: XdpMode,
+    configs: &[XskConfig],
+    workers: &[Hand],
+) -> Result<(Vec<Uplink>, Vec<WorkerPort>), XskError> {
     sys::raise_memlock(); // where that is not permitted, the UMEM may not fit the limit: then its own error says so
     // SAFETY: sets a function pointer. The library's remarks would mix with ours on standard error; what matters in
     // them we get as errors.
     unsafe { libxdp_sys::libxdp_set_print(None) };
 
-    let program = if config.steering.is_some() || config.everything {
-        wait_for_predecessor(&interface)?;
-        refuse_foreign_program(&interface)?;
-        let steering = config.steering.as_ref().filter(|_| !config.everything);
-        Some(Program::load(steering, interface.queue_count)?)
-    } else {
-        None
-    };
+    let mut opening = Vec::with_capacity(configs.len());
+    for (id, config) in UplinkId::all(configs.len()).zip(configs) {
+        let queues = workers.iter().filter_map(|hand| hand.get(id.index())).flatten().copied();
+        opening.push(Opening::new(id, config, mode, queues)?);
+    }
+    refuse_differences(configs)?;
     let deadline = Instant::now() + QUEUE_PATIENCE;
-    let (mut ports, mut control, mut huge_pages) = (Vec::new(), Vec::new(), true);
-    for queues in workers {
-        let (port, huge) = open_port(config, &interface, queues, deadline, &mut control)?;
+    let (mut ports, mut huge_pages) = (Vec::new(), true);
+    for hand in workers {
+        let (port, huge) = open_port(&mut opening, hand, deadline)?;
         huge_pages &= huge;
         ports.push(port);
     }
-    let program = program.map(|program| start_program(program, config, &interface, &control)).transpose()?;
     let frames = ports.iter().map(|port| port.pool.capacity()).sum();
-    let info = UplinkInfo::new(config, &interface, &control, huge_pages, frames);
-    Ok((Uplink::new(info, program, control), ports))
+    let start = |opening: Opening<'_>| opening.start(huge_pages, frames);
+    let uplinks = opening.into_iter().map(start).collect::<Result<_, _>>()?;
+    Ok((uplinks, ports))
+}
+
+/// What lies in a UMEM, or is made with it, is the same for all its sockets.
+fn refuse_differences(configs: &[XskConfig]) -> Result<(), XskError> {
+    let sizes = |config: &XskConfig| (config.chunk_size, config.ring_size);
+    let first = configs.first();
+    match configs.iter().find(|config| first.is_some_and(|first| sizes(first) != sizes(config))) {
+        None => Ok(()),
+        Some(other) => Err(XskError::SizesDiffer { interface: other.interface.clone() }),
+    }
+}
+
+/// One interface while it is being opened.
+struct Opening<'c> {
+    id: UplinkId,
+    config: &'c XskConfig,
+    /// How its sockets are bound: as all are.
+    mode: XdpMode,
+    interface: Interface,
+    program: Option<Program>,
+    sockets: Vec<ControlSocket>,
+}
+
+impl<'c> Opening<'c> {
+    fn new(
+        id: UplinkId,
+        config: &'c XskConfig,
+        mode: XdpMode,
+        queues: impl Iterator<Item = QueueId>,
+    ) -> Result<Opening<'c>, XskError> {
+        let interface = interface(&config.interface)?;
+        interface.check(config, queues)?;
+        let program = if config.steering.is_some() || config.everything {
+            wait_for_predecessor(&interface)?;
+            refuse_foreign_program(&interface)?;
+            let steering = config.steering.as_ref().filter(|_| !config.everything);
+            Some(Program::load(steering, interface.queue_count)?)
+        } else {
+            None
+        };
+        Ok(Opening { id, config, mode, interface, program, sockets: Vec::new() })
+    }
+
+    /// The program attached: from here on frames come.
+    fn start(self, huge_pages: bool, frames: usize) -> Result<Uplink, XskError> {
+        let Opening { config, interface, program, sockets, .. } = self;
+        let start = |program| start_program(program, config, &interface, &sockets);
+        let program = program.map(start).transpose()?;
+        let info = UplinkInfo::new(config, &interface, &sockets, huge_pages, frames);
+        Ok(Uplink::new(info, program, sockets))
+    }
 }
 
 /// A program of ours may be that of a process which is about to end: it is given a moment.
@@ -178,24 +269,28 @@ fn refuse_foreign_program(interface: &Interface) -> Result<(), XskError> {
 
 /// One worker's UMEM and sockets, their fill rings full.
 fn open_port(
-    config: &XskConfig,
-    interface: &Interface,
-    queues: &[QueueId],
+    opening: &mut [Opening<'_>],
+    hand: &[Vec<QueueId>],
     deadline: Instant,
-    control: &mut Vec<ControlSocket>,
 ) -> Result<(WorkerPort, bool), XskError> {
-    if queues.is_empty() {
-        let pool = FramePool::anonymous(config.chunk_size as usize, 0, HEADROOM);
+    let count = hand.iter().map(Vec::len).sum();
+    let Some(first) = opening.first().map(|first| first.config) else {
+        return Ok((WorkerPort { sockets: Vec::new(), pool: FramePool::anonymous(2048, 0, HEADROOM) }, true));
+    };
+    if count == 0 {
+        let pool = FramePool::anonymous(first.chunk_size as usize, 0, HEADROOM);
         return Ok((WorkerPort { sockets: Vec::new(), pool }, true));
     }
-    let (area, mut pool, huge_pages) = umem::create(config, queues.len())?;
-    let mut sockets = Vec::with_capacity(queues.len());
-    for queue in queues {
-        let mut socket = bind(config, interface, &area, *queue, deadline)?;
-        socket.refill(&mut pool);
-        socket.kick(0); // some drivers want to be told of the first frames
-        control.push(control_socket(&socket)?);
-        sockets.push(socket);
+    let (area, mut pool, huge_pages) = umem::create(first, count)?;
+    let mut sockets = Vec::with_capacity(count);
+    for (opening, queues) in opening.iter_mut().zip(hand) {
+        for queue in queues {
+            let mut socket = bind(opening, &area, *queue, deadline)?;
+            socket.refill(&mut pool);
+            socket.kick(0); // some drivers want to be told of the first frames
+            opening.sockets.push(control_socket(&socket)?);
+            sockets.push(socket);
+        }
     }
     Ok((WorkerPort { sockets, pool }, huge_pages))
 }
@@ -210,23 +305,22 @@ fn control_socket(socket: &XskSocket) -> Result<ControlSocket, XskError> {
 
 /// One socket, tried until the deadline while another one has the queue.
 fn bind(
-    config: &XskConfig,
-    interface: &Interface,
+    opening: &Opening<'_>,
     area: &Area,
     queue: QueueId,
     deadline: Instant,
 ) -> Result<XskSocket, XskError> {
     let mut pause = Duration::from_millis(5);
     loop {
-        let error = match try_bind(config, interface, area, queue) {
+        let error = match try_bind(opening, area, queue) {
             Ok(socket) => return Ok(socket),
             Err(error) => error,
         };
         if error.raw_os_error() != Some(libc::EBUSY) {
-            return Err(bind_error(config, interface, queue, error));
+            return Err(bind_error(opening, queue, error));
         }
         if Instant::now() >= deadline {
-            let interface = interface.name.clone();
+            let interface = opening.interface.name.clone();
             return Err(XskError::QueueTaken { interface, queue, waited: QUEUE_PATIENCE });
         }
         std::thread::sleep(pause);
@@ -234,21 +328,23 @@ fn bind(
     }
 }
 
-fn bind_error(config: &XskConfig, interface: &Interface, queue: QueueId, source: io::Error) -> XskError {
-    let name = interface.name.clone();
+fn bind_error(opening: &Opening<'_>, queue: QueueId, source: io::Error) -> XskError {
+    let Interface { name, driver, .. } = &opening.interface;
+    let name = name.clone();
     match source.raw_os_error() {
         Some(libc::EPERM) => XskError::NotPermitted { what: "opening an AF_XDP socket" },
         Some(libc::ENETDOWN) => XskError::InterfaceDown { interface: name },
-        _ if config.mode == XdpMode::RequireZeroCopy => {
-            XskError::NoZeroCopy { interface: name, driver: interface.driver.clone(), source }
+        _ if opening.mode == XdpMode::RequireZeroCopy => {
+            XskError::NoZeroCopy { interface: name, driver: driver.clone(), source }
         }
         _ => XskError::Bind { interface: name, queue, source },
     }
 }
 
-fn try_bind(config: &XskConfig, interface: &Interface, area: &Area, queue: QueueId) -> io::Result<XskSocket> {
+fn try_bind(opening: &Opening<'_>, area: &Area, queue: QueueId) -> io::Result<XskSocket> {
+    let Opening { config, interface, .. } = opening;
     let ring_size = QueueSize::new(config.ring_size).map_err(io::Error::other)?;
-    let mode = match config.mode {
+    let mode = match opening.mode {
         XdpMode::RequireZeroCopy => BindFlags::XDP_ZEROCOPY,
         XdpMode::PreferZeroCopy => BindFlags::empty(),
         XdpMode::Copy | XdpMode::Generic => BindFlags::XDP_COPY,
@@ -269,6 +365,7 @@ fn try_bind(config: &XskConfig, interface: &Interface, area: &Area, queue: Queue
     sys::close_on_exec(fd)?; // the library does not: a child process would hold the queue after our end
     let zero_copy = sys::xdp_is_zero_copy(fd)?;
     Ok(XskSocket::new(Parts {
+        uplink: opening.id,
         queue,
         area: area.clone(),
         rx,

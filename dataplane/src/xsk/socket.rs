@@ -19,7 +19,7 @@ use xsk_rs::{CompQueue, FillQueue, FrameDesc, RxQueue, TxQueue};
 
 use crate::frame::{BURST, Burst, Frame, FramePool};
 use crate::sys;
-use crate::types::QueueId;
+use crate::types::{QueueId, UplinkId};
 
 use super::umem::Area;
 
@@ -30,6 +30,7 @@ const KERNEL_TX_BATCH: u32 = 32;
 /// One queue's socket.
 #[derive(Debug)]
 pub struct XskSocket {
+    uplink: UplinkId,
     queue: QueueId,
     zero_copy: bool,
     area: Area,
@@ -49,6 +50,8 @@ pub struct XskSocket {
     watchdog: Watchdog,
     /// The interface was down at the last wake-up.
     down: bool,
+    /// The interface was removed: the kernel has unbound the socket, and what it had does not come back.
+    gone: bool,
     rx_woken: u64,
     faults: u64,
     scratch: [FrameDesc; BURST],
@@ -90,6 +93,7 @@ impl std::ops::AddAssign for Kicks {
 
 /// The four rings and what they were made with.
 pub(super) struct Parts {
+    pub(super) uplink: UplinkId,
     pub(super) queue: QueueId,
     pub(super) area: Area,
     pub(super) rx: RxQueue,
@@ -106,6 +110,7 @@ impl XskSocket {
     pub(super) fn new(parts: Parts) -> XskSocket {
         let fd = parts.rx.fd().as_raw_fd();
         XskSocket {
+            uplink: parts.uplink,
             queue: parts.queue,
             zero_copy: parts.zero_copy,
             area: parts.area,
@@ -121,10 +126,17 @@ impl XskSocket {
             filled: false,
             watchdog: Watchdog { limit: parts.watchdog_ticks, since: 0, reset: true },
             down: false,
+            gone: false,
             rx_woken: 0,
             faults: 0,
             scratch: [FrameDesc::default(); BURST],
         }
+    }
+
+    /// Which of the interfaces that were opened together it is bound to.
+    #[inline]
+    pub fn uplink(&self) -> UplinkId {
+        self.uplink
     }
 
     /// Which queue it is bound to.
@@ -146,6 +158,12 @@ impl XskSocket {
     #[inline]
     pub fn tx_outstanding(&self) -> usize {
         self.tx_lent as usize
+    }
+
+    /// The interface was removed, so what is outstanding stays so.
+    #[inline]
+    pub fn is_gone(&self) -> bool {
+        self.gone
     }
 
     /// How many frames may be taken from the pool for transmission now. Who keeps to it never takes what the fill
@@ -372,9 +390,10 @@ impl XskSocket {
             // Copy mode has taken the frame out of the ring, and will complete it, but the device has dropped it.
             Err(libc::EBUSY) if !self.zero_copy => kicks.lost += 1,
             Err(libc::EBUSY | libc::ENOBUFS) => kicks.deferred += 1,
-            Err(libc::ENETDOWN | libc::ENXIO) => {
+            Err(error @ (libc::ENETDOWN | libc::ENXIO)) => {
                 kicks.down += 1;
                 self.down = true;
+                self.gone = error == libc::ENXIO;
             }
             Err(_) => kicks.failed += 1,
         }

@@ -1,4 +1,4 @@
-//! The control half of the uplink: what was got, the counters, and the VNIs that are served.
+//! The control half of an uplink: what was got, the counters, and the VNIs that are served.
 //!
 //! Owned by the control thread. Dropping it detaches the XDP program; the sockets close when their
 //! [`WorkerPort`](super::WorkerPort)s are gone as well.
@@ -41,7 +41,7 @@ pub struct UplinkInfo {
     pub chunk_size: u32,
     /// Descriptors per ring.
     pub ring_size: u32,
-    /// Chunks, over all workers.
+    /// Chunks, over all workers; uplinks that were opened together share them.
     pub frames: usize,
 }
 

@@ -17,7 +17,7 @@ use peregrine_dataplane::stages::{self, Cx, Stage, Wire, Work, collect};
 use peregrine_dataplane::stats::Totals;
 use peregrine_dataplane::tables::{NextHop, Tables};
 use peregrine_dataplane::tenants::{TenantRings, Tenants};
-use peregrine_dataplane::types::{CoreId, EndpointId, MacAddr, NetworkId, RemoteId, Vni};
+use peregrine_dataplane::types::{CoreId, EndpointId, MacAddr, NetworkId, RemoteId, UplinkId, Vni};
 use peregrine_memif::{ClientConfig, Interface, ServerConfig};
 
 /// Nothing is added to the stages.
@@ -61,7 +61,7 @@ pub fn plan() -> Plan {
         workers: vec![WorkerPlan { core: CoreId(0), nice: None }],
         placement: PlacementMode::RunToCompletion,
         balance_threshold: 85,
-        uplink: UplinkPlan {
+        uplinks: vec![UplinkPlan {
             interface: "unused".into(),
             queues: Queues::All,
             mode: XdpMode::Copy,
@@ -71,7 +71,7 @@ pub fn plan() -> Plan {
             ttl: 64,
             chunk_size: 2048,
             ring_size: 64,
-        },
+        }],
         networks: vec![network("blue", BLUE, vec![REMOTE_A, REMOTE_B]), network("red", RED, vec![])],
         endpoints: vec![endpoint("web", 0, 1), endpoint("db", 0, 2), endpoint("loner", 1, 1)],
         control_socket: PathBuf::new(),
@@ -94,13 +94,20 @@ pub struct Rig {
 /// The far end of the wire: keeps what is sent, as long as it has room.
 pub struct Sent {
     pub frames: Vec<Vec<u8>>,
+    /// Those that the frames left by.
+    pub uplinks: Vec<UplinkId>,
     pub room: usize,
+    /// An uplink that takes nothing.
+    pub full: Option<UplinkId>,
     /// Whether frames are kept, which allocates.
     pub keeps: bool,
 }
 
 impl Wire for Sent {
-    fn transmit(&mut self, frames: &mut Burst, pool: &mut FramePool) -> (usize, usize) {
+    fn transmit(&mut self, uplink: UplinkId, frames: &mut Burst, pool: &mut FramePool) -> (usize, usize) {
+        if self.full == Some(uplink) {
+            return (0, 0);
+        }
         let (mut sent, mut bytes) = (0, 0);
         for frame in frames.drain_front(self.room.min(frames.len())) {
             assert_eq!(frame.headroom(), 0, "ready for the wire: starts where the kernel wants it");
@@ -108,6 +115,7 @@ impl Wire for Sent {
             bytes += frame.len();
             if self.keeps {
                 self.frames.push(frame.bytes().to_vec());
+                self.uplinks.push(uplink);
             }
             pool.put(frame);
         }
@@ -132,7 +140,7 @@ impl Rig {
     /// Chains are taken from and given to tenants that have them in their configuration.
     pub fn with_config(plan: Plan, config: ClientConfig) -> Rig {
         let mut tables = Tables::new(&plan, 1500);
-        let hop = NextHop { destination: mac(0xaa), source: mac(0xbb) };
+        let hop = NextHop { uplink: UplinkId(0), destination: mac(0xaa), source: mac(0xbb) };
         for remote in 0..tables.remotes.len() {
             tables.set_next_hop(RemoteId(remote as u16), Some(hop));
         }
@@ -155,7 +163,7 @@ impl Rig {
             tenants,
             clients,
             bursts: Default::default(),
-            wire: Sent { frames: Vec::new(), room: usize::MAX, keeps: true },
+            wire: Sent { frames: Vec::new(), uplinks: Vec::new(), room: usize::MAX, full: None, keeps: true },
             flood_budget: usize::MAX,
         }
     }
@@ -169,6 +177,7 @@ impl Rig {
             pool: &mut self.pool,
             tenants: &mut self.tenants,
             now_s: 0,
+            uplink: UplinkId(0),
             wire: &mut self.wire,
             flood_budget: &mut self.flood_budget,
             mesh: None,
@@ -183,15 +192,21 @@ impl Rig {
 
     /// Frames from the underlay; returns what goes back to it.
     pub fn receive(&mut self, frames: &[Vec<u8>]) -> Vec<Vec<u8>> {
+        self.receive_by(UplinkId(0), frames)
+    }
+
+    /// The same by this uplink.
+    pub fn receive_by(&mut self, uplink: UplinkId, frames: &[Vec<u8>]) -> Vec<Vec<u8>> {
         let mut sent = Vec::new();
         for burst in frames.chunks(BURST) {
             sent.extend(self.run(|bursts, cx| {
                 for bytes in burst {
                     let mut frame = cx.pool.take().unwrap();
                     frame.reset(0, bytes.len()).unwrap().copy_from_slice(bytes);
-                    cx.counters.uplink_rx.one(bytes.len());
+                    cx.counters.uplink_rx.of(uplink).unwrap().one(bytes.len());
                     bursts.0.push(frame).unwrap();
                 }
+                cx.uplink = uplink;
                 stages::run_from(Stage::Classify, bursts, cx);
             }));
         }

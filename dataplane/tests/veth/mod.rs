@@ -100,7 +100,7 @@ pub fn config(interface: &str, local: Ipv4Addr) -> XskConfig {
 
 /// One end of the wire in AF_XDP, with one worker, driven by the test.
 pub struct End {
-    pub uplink: Uplink,
+    pub uplinks: Vec<Uplink>,
     pub port: WorkerPort,
     pub kicks: Kicks,
     begin: Instant,
@@ -110,8 +110,11 @@ impl End {
     pub fn open(config: &XskConfig, queues: &[u32]) -> Result<End, XskError> {
         let queues = queues.iter().copied().map(QueueId).collect();
         let (uplink, mut ports) = open(config, &[queues])?;
-        let port = ports.pop().unwrap();
-        Ok(End { uplink, port, kicks: Kicks::default(), begin: Instant::now() })
+        Ok(End::of(vec![uplink], ports.pop().unwrap()))
+    }
+
+    pub fn of(uplinks: Vec<Uplink>, port: WorkerPort) -> End {
+        End { uplinks, port, kicks: Kicks::default(), begin: Instant::now() }
     }
 
     /// One turn of a worker's loop: what arrived on any socket.
@@ -163,8 +166,10 @@ impl End {
 impl std::fmt::Debug for End {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         writeln!(f, "{:?} {:?}", self.port.pool, self.kicks)?;
-        writeln!(f, "{:?}", self.uplink.steering())?;
-        write!(f, "{:?}", self.uplink.sockets())
+        for uplink in &self.uplinks {
+            writeln!(f, "{:?} {:?}", uplink.steering(), uplink.sockets())?;
+        }
+        Ok(())
     }
 }
 

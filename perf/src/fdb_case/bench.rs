@@ -14,7 +14,7 @@ use peregrine_dataplane::plan::{NetworkPlan, Plan, WorkerPlan};
 use peregrine_dataplane::replay::{Field, Numbers, Pace, ReplayFrame, ReplayStream, Speed};
 use peregrine_dataplane::stats::Stats;
 use peregrine_dataplane::tables::NextHop;
-use peregrine_dataplane::types::{CoreId, EndpointId, RemoteId};
+use peregrine_dataplane::types::{CoreId, EndpointId, RemoteId, UplinkId};
 use peregrine_dataplane::wire::outer::OVERHEAD_IPV4;
 use peregrine_memif::{ClientConfig, Interface};
 
@@ -125,7 +125,7 @@ impl Bench {
         let flows = streams.len();
         let mut engine = Engine::replay_streams(&plan, vec![streams]).map_err(|error| error.to_string())?;
         core_affinity::set_for_current(setup.control);
-        let hop = NextHop { destination: FAR, source: tenant_mac(0) };
+        let hop = NextHop { uplink: UplinkId(0), destination: FAR, source: tenant_mac(0) };
         let remote = engine.remotes().iter().position(|address| *address == IpAddr::V4(REMOTE));
         engine.set_next_hops(remote.map(|id| (RemoteId(id as u16), Some(hop))));
         let receiver = engine.attach_timed_discard(RECEIVER, flows).map_err(|error| error.to_string())?;
