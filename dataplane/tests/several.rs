@@ -13,7 +13,7 @@ use peregrine_dataplane::stages::{self, Cx, Stage, Work, collect};
 use peregrine_dataplane::stats::Totals;
 use peregrine_dataplane::tables::{NextHop, Tables};
 use peregrine_dataplane::tenants::Tenants;
-use peregrine_dataplane::types::{EndpointId, MacAddr, NetworkId, RemoteId, Route, WorkerId};
+use peregrine_dataplane::types::{EndpointId, MacAddr, NetworkId, RemoteId, Route, UplinkId, WorkerId};
 use peregrine_dataplane::wire::flow::flow_hash;
 use peregrine_memif::{ClientConfig, Interface, ServerConfig};
 use rig::*;
@@ -49,7 +49,7 @@ impl Several {
     /// So many chunks for each worker; each endpoint's tenant at the worker that is named.
     fn new(plan: Plan, workers: u8, chunks: usize, homes: &[WorkerId]) -> Several {
         let mut tables = Tables::new(&plan, 1500);
-        let hop = NextHop { destination: mac(0xaa), source: mac(0xbb) };
+        let hop = NextHop { uplink: UplinkId(0), destination: mac(0xaa), source: mac(0xbb) };
         for remote in 0..tables.remotes.len() {
             tables.set_next_hop(RemoteId(remote as u16), Some(hop));
         }
@@ -68,7 +68,13 @@ impl Several {
                     tables.remotes.len(),
                 ),
                 bursts: Default::default(),
-                wire: Sent { frames: Vec::new(), room: usize::MAX, keeps: true },
+                wire: Sent {
+                    frames: Vec::new(),
+                    uplinks: Vec::new(),
+                    room: usize::MAX,
+                    full: None,
+                    keeps: true,
+                },
             }
         };
         let workers = mesh(&placement, chunks).into_iter().map(new_worker).collect();
@@ -101,6 +107,7 @@ impl Several {
             pool: &mut worker.pool,
             tenants: &mut worker.tenants,
             now_s: 0,
+            uplink: UplinkId(0),
             wire: &mut worker.wire,
             flood_budget: &mut self.flood_budget.clone(),
             mesh: Some(&mut worker.mesh),
@@ -152,7 +159,7 @@ impl Several {
             for bytes in frames {
                 let mut frame = cx.pool.take().expect("a chunk for what comes in");
                 frame.reset(0, bytes.len()).unwrap().copy_from_slice(bytes);
-                cx.counters.uplink_rx.one(bytes.len());
+                cx.counters.uplink_rx.of(UplinkId(0)).unwrap().one(bytes.len());
                 bursts.0.push(frame).unwrap();
             }
             stages::run_from(Stage::Classify, bursts, cx);
