@@ -126,13 +126,21 @@ impl Engine {
     }
 
     /// Does something while nothing is under way and all workers take nothing in, which they may do for some microseconds. False if
-    /// they do not come to rest in time, or if it could not be done.
+    /// they do not come to rest in time, or if it could not be done. Who is between two threads cannot say that it rests: then nobody
+    /// is asked.
     pub(super) fn pause(&mut self, act: impl FnOnce(&mut Engine) -> bool) -> bool {
+        if self.is_somebody_between_threads() {
+            return false;
+        }
         self.pauses = self.pauses.wrapping_add(1).max(1); // 0 is none
         let number = self.pauses;
         self.placement.ask_pause(number);
-        let is_done = wait(PAUSE_PATIENCE, || self.present().all(|it| self.placement.is_paused(it, number)))
-            && act(self);
+        // Who has no frames has none under way: those of others that lie with him are not home.
+        let with_frames = |it: &WorkerId| self.workers.get(it.index()).is_some_and(|it| it.frames_total > 0);
+        let with_frames: Vec<WorkerId> = self.present().filter(with_frames).collect();
+        let is_done =
+            wait(PAUSE_PATIENCE, || with_frames.iter().all(|it| self.placement.is_paused(*it, number)))
+                && act(self);
         self.placement.ask_pause(0);
         is_done
     }
