@@ -495,7 +495,7 @@ mod tests {
             workers: (0..workers).map(|n| WorkerPlan { core: core(n), nice: None }).collect(),
             placement: PlacementMode::Static,
             balance_threshold: 85,
-            uplink: UplinkPlan {
+            uplinks: vec![UplinkPlan {
                 interface: "unused".into(),
                 queues: Queues::All,
                 mode: XdpMode::Copy,
@@ -505,7 +505,7 @@ mod tests {
                 ttl: 64,
                 chunk_size: 2048,
                 ring_size: 64,
-            },
+            }],
             networks: vec![],
             endpoints: vec![],
             control_socket: std::path::PathBuf::new(),
@@ -545,10 +545,10 @@ mod tests {
         engine.remove_worker(core(1)).unwrap();
         until(&mut engine, |engine| engine.threads[1].as_ref().is_some_and(PinnedThread::is_finished));
         engine.end_threads();
-        let before = engine.workers[1].counters.uplink_rx.frames.get();
+        let before = engine.workers[1].counters.uplink_rx.frames();
         until(&mut engine, |engine| {
             assert_eq!(engine.poll(), []);
-            engine.deadline().is_none() && engine.workers[1].counters.uplink_rx.frames.get() > before
+            engine.deadline().is_none() && engine.workers[1].counters.uplink_rx.frames() > before
         });
         assert!(engine.threads[1].is_none());
     }
