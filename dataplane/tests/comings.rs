@@ -47,7 +47,7 @@ impl Churn {
         let cores = cores();
         let worker = |n: u8| WorkerPlan { core: cores[usize::from(n) % cores.len()], nice: None };
         let mut plan = Plan { workers: (0..ENTRIES).map(worker).collect(), placement, ..plan() };
-        plan.uplink.ring_size = 1024;
+        plan.uplinks[0].ring_size = 1024;
         let pace = Arc::new(Pace::new(Speed::Every(INTERVAL)));
         let stream = |frames| vec![ReplayStream { frames, pace: pace.clone(), field: None }];
         let streams = [flows(1, 0), flows(2, 0), flows(1, FLOWS)].map(stream);
