@@ -15,7 +15,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::balancing::Balancing;
+use super::balancing::{Balancing, PAUSE_PATIENCE};
 use super::{Engine, StartError, spread};
 use crate::counters::WorkerCounters;
 use crate::frame::FramePool;
@@ -455,7 +455,9 @@ impl Engine {
         if !is_due || !self.workers.iter().any(leaves) {
             return;
         }
-        if !self.pause(|_| true) {
+        // Who waits longer for the next try waits longer in it: where workers share their cores with others, all must have had a turn.
+        let patience = (wait / 5).max(PAUSE_PATIENCE);
+        if !self.pause(patience, |_| true) {
             self.next_rest = (Instant::now() + wait, (2 * wait).min(REST_RETRY_MAX));
             return;
         }
@@ -571,13 +573,13 @@ mod tests {
         let mut engine = engine(2);
         engine.move_worker(1, 0);
         let mut asked = false;
-        assert!(!engine.pause(|_| std::mem::replace(&mut asked, true)));
+        assert!(!engine.pause(PAUSE_PATIENCE, |_| std::mem::replace(&mut asked, true)));
         assert_eq!((asked, engine.pauses), (false, 0));
         until(&mut engine, |engine| {
             engine.take_over();
             !engine.is_somebody_between_threads()
         });
-        until(&mut engine, |engine| engine.pause(|_| true));
+        until(&mut engine, |engine| engine.pause(PAUSE_PATIENCE, |_| true));
     }
 
     #[test]
@@ -586,7 +588,7 @@ mod tests {
         engine.add_worker(&WorkerPlan { core: core(0), nice: None }).unwrap();
         until(&mut engine, |engine| engine.poll().is_empty() && engine.deadline().is_none());
         let worker = take_off(&mut engine, 2);
-        until(&mut engine, |engine| engine.pause(|_| true));
+        until(&mut engine, |engine| engine.pause(PAUSE_PATIENCE, |_| true));
         engine.threads[2].as_ref().unwrap().seat(worker);
     }
 
