@@ -627,9 +627,8 @@ mod tests {
         until(&mut engine, |engine| engine.poll().is_empty() && engine.workers().count() == 3);
     }
 
-    /// An addition that overflows panics only where it is checked.
     #[test]
-    #[cfg(debug_assertions)]
+    #[cfg_attr(not(debug_assertions), ignore = "an addition that overflows panics only where it is checked")]
     fn a_worker_that_panics_while_its_core_goes_is_reported() {
         let pace = std::sync::Arc::new(Pace::new(Speed::Stopped));
         let field = Some(Field { at: usize::MAX, numbers: Numbers::rising(0, 1) });
