@@ -6,7 +6,9 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::ops::RangeInclusive;
+use std::sync::Arc;
 
+use crate::classes::CompiledRules;
 use crate::plan::Plan;
 use crate::types::{EndpointId, MacAddr, NetworkId, RemoteId, Vni};
 use crate::wire::eth::EthHeader;
@@ -67,6 +69,8 @@ pub struct Endpoint {
 pub struct Remote {
     /// Its address.
     pub address: Ipv4Addr,
+    /// Its outer DSCP is believed: rules may ask for it.
+    pub trusted: bool,
     /// The outer headers towards it; `None` while the kernel does not know its next hop.
     pub outer: Option<OuterTemplate>,
 }
@@ -82,6 +86,8 @@ pub struct Tables {
     pub endpoints: Box<[Endpoint]>,
     /// By [`RemoteId`].
     pub remotes: Box<[Remote]>,
+    /// Which packets belong to which priority class.
+    pub classes: Arc<CompiledRules>,
     /// Longest frame that the uplink takes: its MTU and an Ethernet header.
     pub uplink_frame_max: usize,
     /// The uplink is a wire without a network card: checksums that senders left to one arrive unfinished.
@@ -147,7 +153,8 @@ impl Tables {
             by_address: Index::new(remotes.iter().map(|&(id, address)| (u32::from(address), id.0))),
             networks,
             endpoints: endpoints.collect(),
-            remotes: remotes.into_iter().map(|(_, address)| Remote { address, outer: None }).collect(),
+            remotes: remotes.into_iter().map(|(_, address)| remote(plan, address)).collect(),
+            classes: Arc::new(CompiledRules::compile(plan)),
             uplink_frame_max: uplink_mtu + EthHeader::LEN,
             cardless: false,
             source_port_first: ports.0,
@@ -218,6 +225,10 @@ pub fn remote_addresses(plan: &Plan) -> BTreeMap<IpAddr, RemoteId> {
         addresses.entry(*address).or_insert(next);
     }
     addresses
+}
+
+fn remote(plan: &Plan, address: Ipv4Addr) -> Remote {
+    Remote { address, trusted: plan.classes.trusted.contains(&IpAddr::V4(address)), outer: None }
 }
 
 /// The config refuses IPv6 VTEPs for now.
