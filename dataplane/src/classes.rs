@@ -173,7 +173,7 @@ impl CompiledRules {
             }
             _ => None,
         };
-        key.ports = ports.map(|[a, b, c, d]| [u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d])]);
+        key.ports = ports.map(|&[a, b, c, d]| [u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d])]);
         key
     }
 

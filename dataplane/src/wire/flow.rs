@@ -10,17 +10,17 @@ use super::ip::{PROTOCOL_SCTP, PROTOCOL_TCP, PROTOCOL_UDP};
 /// Hash of the flow that an Ethernet frame belongs to. Any bytes have one.
 #[inline]
 pub fn flow_hash(frame: &[u8]) -> u32 {
-    Headers::read(frame).map_or(0, |headers| headers.flow_hash())
+    Headers::read(frame).map_or(0, |headers| headers.flow_hash)
 }
 
 /// The headers of a frame, as far as they tell its flow.
 #[derive(Clone, Copy, Debug)]
 pub struct Headers<'a> {
+    /// Hash of the flow.
+    pub flow_hash: u32,
     /// Ethernet.
     pub eth: &'a EthHeader,
-    /// What follows it and up to two VLAN tags.
-    pub ethertype: u16,
-    /// IP.
+    /// What follows it and up to two VLAN tags, if that is IP.
     pub ip: Ip<'a>,
 }
 
@@ -30,9 +30,9 @@ pub enum Ip<'a> {
     /// It is none, or too short for one.
     None,
     /// IPv4 and its ports.
-    V4(&'a [u8; 20], Option<Ports>),
+    V4(&'a [u8; 20], Option<&'a Ports>),
     /// IPv6 and its ports.
-    V6(&'a [u8; 40], Option<Ports>),
+    V6(&'a [u8; 40], Option<&'a Ports>),
 }
 
 /// Source and destination port, as they stand in the packet. Fragments have none, and the first has none either: it goes where the
@@ -41,7 +41,8 @@ pub type Ports = [u8; 4];
 
 impl<'a> Headers<'a> {
     /// `None` if the frame is shorter than an Ethernet header.
-    #[inline]
+    // Always put inline: who wants the hash only then pays for nothing else.
+    #[inline(always)]
     pub fn read(frame: &'a [u8]) -> Option<Headers<'a>> {
         let (eth, mut rest) = EthHeader::split(frame)?;
         let mut ethertype = eth.ethertype();
@@ -59,62 +60,51 @@ impl<'a> Headers<'a> {
             ETHERTYPE_IPV6 => ipv6(rest),
             _ => None,
         };
-        Some(Headers { eth, ethertype, ip: ip.unwrap_or(Ip::None) })
-    }
-
-    /// Hash of the flow.
-    #[inline]
-    pub fn flow_hash(&self) -> u32 {
-        let hash = match self.ip {
-            Ip::V4(header, ports) => {
-                let [.., protocol, _, _, a, b, c, d, e, f, g, h] = *header;
-                let addresses = u64::from_le_bytes([a, b, c, d, e, f, g, h]);
-                mix(addresses ^ SEED, upper(ports, protocol))
-            }
-            Ip::V6(header, ports) => {
-                let (words, _) = header[8..].as_chunks::<8>();
-                let fold = |hash, word: &[u8; 8]| mix(hash ^ u64::from_le_bytes(*word), SEED.rotate_left(17));
-                mix(words.iter().fold(SEED, fold), upper(ports, header[6]))
-            }
-            Ip::None => mix(
-                self.eth.destination().to_u64() ^ SEED,
-                self.eth.source().to_u64() ^ (u64::from(self.ethertype) << 48) ^ SEED.rotate_left(32),
-            ),
-        };
-        (hash ^ (hash >> 32)) as u32
+        let (hash, ip) = ip.unwrap_or_else(|| {
+            let hash = mix(
+                eth.destination().to_u64() ^ SEED,
+                eth.source().to_u64() ^ (u64::from(ethertype) << 48) ^ SEED.rotate_left(32),
+            );
+            (hash, Ip::None)
+        });
+        Some(Headers { flow_hash: (hash ^ (hash >> 32)) as u32, eth, ip })
     }
 }
 
-#[inline]
-fn ipv4(packet: &[u8]) -> Option<Ip<'_>> {
+#[inline(always)]
+fn ipv4(packet: &[u8]) -> Option<(u64, Ip<'_>)> {
     let header = packet.first_chunk::<20>()?;
-    let [version_ihl, _, _, _, _, _, flags, offset, _, protocol, ..] = header;
+    let [version_ihl, _, _, _, _, _, flags, offset, _, protocol, _, _, addresses @ ..] = header;
     let fragment = u16::from_be_bytes([*flags, *offset]) & 0x3fff != 0;
     let ports =
         if fragment { None } else { ports(*protocol, packet.get(usize::from(version_ihl & 0xf) * 4..)?) };
-    Some(Ip::V4(header, ports))
+    Some((mix(u64::from_le_bytes(*addresses) ^ SEED, upper(ports, *protocol)), Ip::V4(header, ports)))
 }
 
-#[inline]
-fn ipv6(packet: &[u8]) -> Option<Ip<'_>> {
+#[inline(always)]
+fn ipv6(packet: &[u8]) -> Option<(u64, Ip<'_>)> {
     let (header, rest) = packet.split_first_chunk::<40>()?;
-    // An extension header (a fragment, say) hides the ports: then only the addresses count.
-    Some(Ip::V6(header, ports(header[6], rest)))
+    let protocol = header[6]; // an extension header (a fragment, say) hides the ports: then only the addresses count
+    let (words, _) = header[8..].as_chunks::<8>();
+    let addresses =
+        words.iter().fold(SEED, |hash, word| mix(hash ^ u64::from_le_bytes(*word), SEED.rotate_left(17)));
+    let ports = ports(protocol, rest);
+    Some((mix(addresses, upper(ports, protocol)), Ip::V6(header, ports)))
 }
 
 /// Both ports, if the protocol has them.
-#[inline]
-fn ports(protocol: u8, segment: &[u8]) -> Option<Ports> {
+#[inline(always)]
+fn ports(protocol: u8, segment: &[u8]) -> Option<&Ports> {
     match protocol {
-        PROTOCOL_TCP | PROTOCOL_UDP | PROTOCOL_SCTP => segment.first_chunk::<4>().copied(),
+        PROTOCOL_TCP | PROTOCOL_UDP | PROTOCOL_SCTP => segment.first_chunk::<4>(),
         _ => None,
     }
 }
 
 /// Ports (0 for none) and protocol in one number.
-#[inline]
-fn upper(ports: Option<Ports>, protocol: u8) -> u64 {
-    let ports = u64::from(u32::from_le_bytes(ports.unwrap_or_default()));
+#[inline(always)]
+fn upper(ports: Option<&Ports>, protocol: u8) -> u64 {
+    let ports = ports.map_or(0, |ports| u64::from(u32::from_le_bytes(*ports)));
     ports ^ (u64::from(protocol) << 32) ^ SEED.rotate_left(32)
 }
 
