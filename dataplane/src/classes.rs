@@ -5,16 +5,16 @@
 //! read. Otherwise they read [`Headers`] (which give the flow hash too) and ask [`classify`](CompiledRules::classify).
 //!
 //! Each thing that a rule may ask for is a dimension: the packet's value in it gives a row, the set of rules that this value does
-//! not rule out (`rows.rs`), by a table or a trie (`trie.rs`). What is in all rows matches, and the first of it decides.
-//! Dimensions that no rule asks for are skipped. What a packet can cost is bounded, whatever its sender puts into it: 16 words of
-//! each row for 1024 rules, where hash tables by combination of fields can be made to be searched all.
+//! not rule out (`rows.rs`), by a table or a trie (`trie.rs`). What is in all rows matches, and the first of it in the plan decides.
+//! Dimensions that no rule asks for are skipped. What a packet can cost is bounded, whatever its sender puts into it: 64 words of
+//! each row, where hash tables by combination of fields can be made to be searched all.
 //!
 //! What must hold: no allocation, lock or panic in a look-up.
 
 mod rows;
 mod trie;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 
 use self::rows::{Rows, set, words};
@@ -70,8 +70,8 @@ pub enum Addresses {
 #[derive(Debug)]
 pub struct CompiledRules {
     rows: Box<[u64]>,
-    /// By rule.
-    classes: Box<[Class]>,
+    /// By bit.
+    places: Box<[Place]>,
     /// By network.
     networks: Box<[Network]>,
     default: Class,
@@ -98,10 +98,17 @@ struct Network {
 impl CompiledRules {
     /// From a plan.
     pub fn compile(plan: &Plan) -> CompiledRules {
-        let rules = plan.classes.rules.get(..ClassesPlan::RULES_MAX).unwrap_or(&plan.classes.rules);
-        let mut make = Make { rules, rows: Rows::new() };
+        let rules = arranged(&plan.classes.rules);
+        let words = rules.last().map_or(0, |last| words(last.bit + 1));
+        let mut places = vec![Place { rule: u16::MAX, class: plan.classes.default }; words * 64];
+        for Arranged { bit, place, rule } in &rules {
+            if let Some(at) = places.get_mut(*bit) {
+                *at = Place { rule: *place as u16, class: rule.class };
+            }
+        }
+        let mut make = Make { rules, words, rows: Rows::new() };
         CompiledRules {
-            classes: rules.iter().map(|rule| rule.class).collect(),
+            places: places.into(),
             networks: make.networks(plan),
             default: plan.classes.default,
             endpoints: make.endpoints(plan),
@@ -181,78 +188,123 @@ impl CompiledRules {
     #[inline]
     pub fn class_of(&self, key: &Key) -> Class {
         let Some(network) = self.networks.get(key.network.index()) else { return self.default };
-        let mut left = Left { rows: &self.rows, summary: u64::MAX, asked: [(0, 0); DIMENSIONS], count: 0 };
-        left.keep(network.row, network.row);
+        let mut left = Left::new(&self.rows);
+        left.keep(network.row);
         if let Some(endpoints) = &self.endpoints {
-            left.keep(endpoints.get(key.sender), endpoints.get(key.receiver));
+            left.keep_either(endpoints.get(key.sender), endpoints.get(key.receiver));
         }
-        for (table, value) in
-            [(&self.outer_dscp, key.outer_dscp), (&self.dscp, key.dscp), (&self.protocol, key.protocol)]
-        {
-            if let Some(table) = table {
-                let row = table.get(value);
-                left.keep(row, row);
-            }
+        if let Some(table) = &self.outer_dscp {
+            left.keep(table.get(key.outer_dscp));
         }
-        let [source, destination] = [0, 1].map(|side| key.ports.and_then(|ports| ports.get(side).copied()));
-        for (trie, first, second) in [
-            (&self.source_port, source, source),
-            (&self.destination_port, destination, destination),
-            (&self.port, source, destination),
-        ] {
-            if let Some(trie) = trie {
-                left.keep(trie.get(first), trie.get(second));
-            }
+        if let Some(table) = &self.dscp {
+            left.keep(table.get(key.dscp));
         }
-        for (tries, first, second) in [(&self.source, 0, 0), (&self.destination, 1, 1), (&self.address, 0, 1)]
-        {
-            if let Some(tries) = tries {
-                left.keep(tries.get(&key.addresses, first), tries.get(&key.addresses, second));
-            }
+        if let Some(table) = &self.protocol {
+            left.keep(table.get(key.protocol));
         }
-        left.first().and_then(|rule| self.classes.get(rule)).copied().unwrap_or(network.default)
+        let [source, destination] = key.ports.map_or([None; 2], |ports| ports.map(Some));
+        if let Some(trie) = &self.source_port {
+            left.keep(trie.get(source));
+        }
+        if let Some(trie) = &self.destination_port {
+            left.keep(trie.get(destination));
+        }
+        if let Some(trie) = &self.port {
+            left.keep_either(trie.get(source), trie.get(destination));
+        }
+        if let Some(tries) = &self.source {
+            left.keep(tries.get(&key.addresses, 0));
+        }
+        if let Some(tries) = &self.destination {
+            left.keep(tries.get(&key.addresses, 1));
+        }
+        if let Some(tries) = &self.address {
+            left.keep_either(tries.get(&key.addresses, 0), tries.get(&key.addresses, 1));
+        }
+        left.first(&self.places).map_or(network.default, |place| place.class)
     }
 }
 
-/// What rules can ask for: that many rows, or pairs of rows of which either will do.
-const DIMENSIONS: usize = 11;
+/// Where a bit of the rows stands in the plan.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    /// The rule's number: the lowest decides.
+    rule: u16,
+    class: Class,
+}
+
+/// What of a packet must be in one row,
+const SINGLE: usize = 8;
+/// and what in either of two.
+const EITHER: usize = 3;
 
 /// The rules that are not ruled out yet.
 struct Left<'a> {
     rows: &'a [u64],
     /// Words in which there may be some.
     summary: u64,
-    asked: [(u32, u32); DIMENSIONS],
-    count: usize,
+    single: [u32; SINGLE],
+    singles: usize,
+    either: [(u32, u32); EITHER],
+    eithers: usize,
 }
 
-impl Left<'_> {
-    /// Keeps those that are in one of two rows.
+impl<'a> Left<'a> {
     #[inline(always)]
-    fn keep(&mut self, one: u32, other: u32) {
-        self.summary &= self.word(one, 0) | self.word(other, 0);
-        if let Some(place) = self.asked.get_mut(self.count) {
-            *place = (one, other);
-            self.count += 1;
+    fn new(rows: &'a [u64]) -> Left<'a> {
+        Left {
+            rows,
+            summary: u64::MAX,
+            single: [0; SINGLE],
+            singles: 0,
+            either: [(0, 0); EITHER],
+            eithers: 0,
         }
     }
 
-    /// The first that is left.
+    /// Keeps those that are in this row.
     #[inline(always)]
-    fn first(&self) -> Option<usize> {
+    fn keep(&mut self, row: u32) {
+        self.summary &= self.word(row, 0);
+        if let Some(place) = self.single.get_mut(self.singles) {
+            *place = row;
+            self.singles += 1;
+        }
+    }
+
+    /// Keeps those that are in one of two rows.
+    #[inline(always)]
+    fn keep_either(&mut self, one: u32, other: u32) {
+        self.summary &= self.word(one, 0) | self.word(other, 0);
+        if let Some(place) = self.either.get_mut(self.eithers) {
+            *place = (one, other);
+            self.eithers += 1;
+        }
+    }
+
+    /// The first in the plan of those that are left. In each word they stand in the plan's order.
+    #[inline(always)]
+    fn first(&self, places: &[Place]) -> Option<Place> {
+        let mut first: Option<Place> = None;
         let mut summary = self.summary;
         while summary != 0 {
             let at = summary.trailing_zeros();
-            let asked = self.asked.iter().take(self.count);
-            let word = asked.fold(u64::MAX, |left, &(one, other)| {
-                left & (self.word(one, 1 + at) | self.word(other, 1 + at))
-            });
-            if word != 0 {
-                return Some(at as usize * 64 + word.trailing_zeros() as usize);
-            }
             summary &= summary - 1;
+            let mut word = u64::MAX;
+            for &row in self.single.iter().take(self.singles) {
+                word &= self.word(row, 1 + at);
+            }
+            for &(one, other) in self.either.iter().take(self.eithers) {
+                word &= self.word(one, 1 + at) | self.word(other, 1 + at);
+            }
+            if word != 0
+                && let Some(place) = places.get(at as usize * 64 + word.trailing_zeros() as usize)
+                && first.is_none_or(|first| place.rule < first.rule)
+            {
+                first = Some(*place);
+            }
         }
-        None
+        first
     }
 
     #[inline(always)]
@@ -371,18 +423,60 @@ impl MacIndex {
     }
 }
 
+/// A rule, and where it stands.
+#[derive(Clone, Copy)]
+struct Arranged<'p> {
+    /// In the rows.
+    bit: usize,
+    /// In the plan.
+    place: usize,
+    rule: &'p RulePlan,
+}
+
+/// More words have no bit in the summary.
+const WORDS_MAX: usize = 64;
+
+/// The rules as their bits stand in the rows: those that ask for the same things together, and in each word in the plan's order.
+/// A packet that lacks what one of them asks for then mostly rules out its neighbours too, and the summary says so. Rules that ask
+/// for different things share no word, unless there are too many kinds.
+fn arranged(rules: &[RulePlan]) -> Vec<Arranged<'_>> {
+    let mut kinds = BTreeMap::<u16, Vec<(usize, &RulePlan)>>::new();
+    for (place, rule) in rules.iter().enumerate().take(ClassesPlan::RULES_MAX) {
+        kinds.entry(rule.asks()).or_default().push((place, rule));
+    }
+    let apart = kinds.values().map(|kind| words(kind.len())).sum::<usize>() <= WORDS_MAX;
+    let mut arranged = Vec::with_capacity(rules.len());
+    let mut bit = 0;
+    for kind in kinds.values() {
+        if apart {
+            bit = words(bit) * 64;
+        }
+        for &(place, rule) in kind {
+            arranged.push(Arranged { bit, place, rule });
+            bit += 1;
+        }
+    }
+    for word in arranged.chunk_by_mut(|one, next| one.bit / 64 == next.bit / 64) {
+        let bits: Vec<usize> = word.iter().map(|rule| rule.bit).collect();
+        word.sort_by_key(|rule| rule.place);
+        word.iter_mut().zip(bits).for_each(|(rule, bit)| rule.bit = bit);
+    }
+    arranged
+}
+
 /// The dimensions while they are made; those that no rule asks for are `None`.
 struct Make<'p> {
-    rules: &'p [RulePlan],
+    rules: Vec<Arranged<'p>>,
+    words: usize,
     rows: Rows,
 }
 
 impl Make<'_> {
     /// The set of rules of which this is true.
     fn those(&self, is: impl Fn(&RulePlan) -> bool) -> Vec<u64> {
-        let mut those = vec![0; words(self.rules.len())];
-        for (place, _) in self.rules.iter().enumerate().filter(|(_, rule)| is(rule)) {
-            set(&mut those, place);
+        let mut those = vec![0; self.words];
+        for arranged in self.rules.iter().filter(|arranged| is(arranged.rule)) {
+            set(&mut those, arranged.bit);
         }
         those
     }
@@ -391,7 +485,7 @@ impl Make<'_> {
         let mut networks = Vec::new();
         for (place, network) in plan.networks.iter().enumerate() {
             let applies = |rule: &RulePlan| rule.network.is_none_or(|id| id.index() == place);
-            let settled = match self.rules.iter().find(|rule| applies(rule)) {
+            let settled = match plan.classes.rules.iter().find(|rule| applies(rule)) {
                 Some(rule) if rule.is_network_only() => Some(rule.class),
                 Some(_) => None,
                 None => Some(network.class),
@@ -403,7 +497,7 @@ impl Make<'_> {
     }
 
     fn endpoints(&mut self, plan: &Plan) -> Option<Endpoints> {
-        let asked = self.rules.iter().filter_map(|rule| rule.endpoint);
+        let asked = self.rules.iter().filter_map(|arranged| arranged.rule.endpoint);
         let named: BTreeSet<EndpointId> = asked.collect();
         let unasked = self.those(|rule| rule.endpoint.is_none());
         let none = self.rows.add(&unasked);
@@ -425,7 +519,7 @@ impl Make<'_> {
         asks: impl Fn(&RulePlan) -> Option<T>,
         matches: impl Fn(T, u8) -> bool,
     ) -> Option<ByteTable> {
-        self.rules.iter().find_map(&asks)?;
+        self.rules.iter().find_map(|arranged| asks(arranged.rule))?;
         let unasked = self.those(|rule| asks(rule).is_none());
         let mut table = ByteTable { by_value: Box::new([0; 256]), none: self.rows.add(&unasked) };
         for (value, place) in (0..=255u8).zip(table.by_value.iter_mut()) {
@@ -436,14 +530,14 @@ impl Make<'_> {
     }
 
     fn ports(&mut self, asks: impl Fn(&RulePlan) -> Option<&RangeInclusive<u16>>) -> Option<PortTrie> {
-        self.rules.iter().find_map(&asks)?;
+        self.rules.iter().find_map(|arranged| asks(arranged.rule))?;
         let unasked = self.those(|rule| asks(rule).is_none());
         let range = |rule: &RulePlan| asks(rule).map(|r| (u128::from(*r.start()), u128::from(*r.end())));
         Some(PortTrie { trie: self.trie(2, range, &unasked), none: self.rows.add(&unasked) })
     }
 
     fn addresses(&mut self, asks: impl Fn(&RulePlan) -> Option<Prefix>) -> Option<AddressTries> {
-        self.rules.iter().find_map(&asks)?;
+        self.rules.iter().find_map(|arranged| asks(arranged.rule))?;
         let unasked = self.those(|rule| asks(rule).is_none());
         let range = |v4| {
             let asks = &asks;
@@ -463,8 +557,9 @@ impl Make<'_> {
         asks: impl Fn(&RulePlan) -> Option<(u128, u128)>,
         unasked: &[u64],
     ) -> Trie {
-        let range = |(place, rule)| asks(rule).map(|(first, last)| (first, last, place));
-        let ranges: Vec<Range> = self.rules.iter().enumerate().filter_map(range).collect();
+        let range =
+            |arranged: &Arranged<'_>| asks(arranged.rule).map(|(first, last)| (first, last, arranged.bit));
+        let ranges: Vec<Range> = self.rules.iter().filter_map(range).collect();
         Trie::new(bytes, &ranges, unasked, &mut self.rows)
     }
 }

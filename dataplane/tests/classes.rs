@@ -171,6 +171,27 @@ proptest! {
         }
     }
 
+    /// Many rules of few kinds: several words of each kind.
+    #[test]
+    fn the_first_of_many_decides_too(
+        rules in vec((rule(), 0..3u8), 300..900),
+        keys in vec(key(), 60),
+    ) {
+        let narrow = |(rule, kind): (RulePlan, u8)| {
+            let any = RulePlan { network: Some(NetworkId(0)), ..RulePlan::any(rule.class) };
+            match kind {
+                0 => RulePlan { port: rule.port.or(Some(256..=5201)), ..any },
+                1 => RulePlan { protocol: Some(6), destination: rule.source.or("10.42.1.200".parse().ok()), ..any },
+                _ => RulePlan { dscp: Some(DscpSet(1 << 34)), address: Some("fd00::1:3".parse().unwrap()), ..any },
+            }
+        };
+        let plan = plan_with(rules.into_iter().map(narrow).collect());
+        let compiled = CompiledRules::compile(&plan);
+        for key in keys {
+            prop_assert_eq!(compiled.class_of(&key), first_match(&plan, &plan.classes.rules, &key), "{:?}", key);
+        }
+    }
+
     /// Rules that are said to be hidden change nothing when they go.
     #[test]
     fn hidden_rules_decide_nothing(rules in vec(rule(), 2..40), keys in vec(key(), 100)) {

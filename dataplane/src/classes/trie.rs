@@ -3,7 +3,7 @@
 //!
 //! How many steps a look-up takes depends on how finely the numbers near it are told apart, not on how many ranges there are.
 
-use super::rows::Rows;
+use super::rows::{Rows, set};
 
 /// One range, first and last number, and the rule it belongs to.
 pub type Range = (u128, u128, usize);
@@ -57,7 +57,7 @@ fn fill(
         let (whole, part): (Vec<Range>, Vec<Range>) = near.iter().partition(|r| r.0 <= from && to <= r.1);
         let mut row = inherited.to_vec();
         if !whole.is_empty() {
-            whole.iter().for_each(|range| super::rows::set(&mut row, range.2));
+            whole.iter().for_each(|range| set(&mut row, range.2));
         }
         let entry = if !part.is_empty() {
             let child = entries.len();
@@ -107,7 +107,7 @@ mod tests {
         let mut rows = Rows::new();
         let width = words(ranges.len() + 1);
         let mut always = vec![0; width];
-        super::super::rows::set(&mut always, ranges.len());
+        set(&mut always, ranges.len());
         let placed: Vec<Range> = ranges.iter().enumerate().map(|(place, r)| (r.0, r.1, place)).collect();
         let trie = Trie::new(bytes, &placed, &always, &mut rows);
         let rows = rows.into_words();
@@ -115,7 +115,7 @@ mod tests {
             let row = trie.get(&number.to_be_bytes()[16 - bytes as usize..]) as usize;
             let mut expected = always.clone();
             for (place, _) in ranges.iter().enumerate().filter(|(_, r)| (r.0..=r.1).contains(number)) {
-                super::super::rows::set(&mut expected, place);
+                set(&mut expected, place);
             }
             prop_assert_eq!(&rows[row + 1..row + 1 + width], &expected[..], "{} of {:?}", number, ranges);
             for (word, bits) in expected.iter().enumerate() {

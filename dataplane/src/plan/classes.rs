@@ -103,6 +103,25 @@ impl RulePlan {
         *self == RulePlan { network: self.network, ..RulePlan::any(self.class) }
     }
 
+    /// Which things it names, a bit for each; two rules that name the same things have the same.
+    pub fn asks(&self) -> u16 {
+        [
+            self.network.is_some(),
+            self.endpoint.is_some(),
+            self.dscp.is_some(),
+            self.protocol.is_some(),
+            self.source_port.is_some(),
+            self.destination_port.is_some(),
+            self.port.is_some(),
+            self.source.is_some(),
+            self.destination.is_some(),
+            self.address.is_some(),
+            self.outer_dscp.is_some(),
+        ]
+        .into_iter()
+        .fold(0, |asks, one| asks << 1 | u16::from(one))
+    }
+
     /// True if every packet that matches `other` matches this one.
     pub fn covers(&self, other: &RulePlan) -> bool {
         let dscp = |ours: &DscpSet, theirs: &DscpSet| theirs.0 & !ours.0 == 0;
