@@ -3,13 +3,16 @@
 //!
 //! Indexes ([`NetworkId`], [`EndpointId`], [`UplinkId`]) are places in the lists below.
 
+mod classes;
+
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::types::{CoreId, EndpointId, MacAddr, NetworkId, QueueId, UplinkId, Vni};
+pub use self::classes::{ClassesPlan, DscpSet, Prefix, PrefixError, RulePlan};
+use crate::types::{Class, CoreId, EndpointId, MacAddr, NetworkId, QueueId, UplinkId, Vni};
 
 /// Everything that one daemon runs.
 #[derive(Clone, Debug)]
@@ -28,6 +31,8 @@ pub struct Plan {
     pub networks: Vec<NetworkPlan>,
     /// The tenants' addresses on them.
     pub endpoints: Vec<EndpointPlan>,
+    /// The priority classes, and which packets belong to which.
+    pub classes: ClassesPlan,
     /// Where `peregrine status` and `stats` find the daemon.
     pub control_socket: PathBuf,
 }
@@ -175,6 +180,8 @@ pub struct NetworkPlan {
     pub fdb_limit: u32,
     /// Addresses that are known beforehand, each behind one of `remotes`.
     pub static_macs: Vec<(MacAddr, IpAddr)>,
+    /// The class of its packets that no rule names.
+    pub class: Class,
 }
 
 /// One tenant address on one network.

@@ -14,7 +14,7 @@ use peregrine_dataplane::plan::{
 use peregrine_dataplane::stages::{self, Cx, Stage, Wire, Work, collect};
 use peregrine_dataplane::tables::{NextHop, Tables};
 use peregrine_dataplane::tenants::{Detached, TenantRings, Tenants};
-use peregrine_dataplane::types::{CoreId, EndpointId, MacAddr, NetworkId, RemoteId, UplinkId, Vni};
+use peregrine_dataplane::types::{Class, CoreId, EndpointId, MacAddr, NetworkId, RemoteId, UplinkId, Vni};
 use peregrine_dataplane::wire::outer::{OVERHEAD_IPV4, OuterFields, OuterTemplate};
 use peregrine_memif::{ClientConfig, Interface, ServerConfig, SocketAddr};
 
@@ -277,8 +277,10 @@ pub fn plan(tenants: u16) -> Plan {
             ageing: Duration::from_secs(300),
             fdb_limit: 1024,
             static_macs: vec![],
+            class: Class::NORMAL,
         }],
         endpoints: (0..tenants).map(endpoint).collect(),
+        classes: Default::default(),
         control_socket: PathBuf::new(),
     }
 }

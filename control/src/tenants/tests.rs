@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use mio::{Events, Poll};
 use peregrine_dataplane::plan::{MemifPlan, NetworkPlan, Queues, UplinkPlan, XdpMode};
-use peregrine_dataplane::types::{MacAddr, NetworkId, Vni};
+use peregrine_dataplane::types::{Class, MacAddr, NetworkId, Vni};
 use peregrine_memif::{
     Client, ClientConfig, Handshake, HandshakeError, Limits, Listener, ListenerConfig, Progress, Refusal,
     RxRing, SocketAddr, TxRing,
@@ -67,6 +67,7 @@ fn plan(endpoints: Vec<EndpointPlan>) -> Plan {
         ageing: Duration::from_secs(300),
         fdb_limit: 10,
         static_macs: Vec::new(),
+        class: Class::NORMAL,
     };
     let uplink = UplinkPlan {
         interface: "x".into(),
@@ -86,6 +87,7 @@ fn plan(endpoints: Vec<EndpointPlan>) -> Plan {
         uplinks: vec![uplink],
         networks: vec![network],
         endpoints,
+        classes: Default::default(),
         control_socket: "/x".into(),
     }
 }

@@ -510,6 +510,7 @@ mod tests {
             }],
             networks: vec![],
             endpoints: vec![],
+            classes: Default::default(),
             control_socket: std::path::PathBuf::new(),
         }
     }
