@@ -113,6 +113,24 @@ pub enum XskError {
         /// The kernel's reason.
         source: io::Error,
     },
+    /// A queue has no second socket, for urgent frames.
+    NoEarly {
+        /// Name of the interface.
+        interface: String,
+        /// Which queue.
+        queue: QueueId,
+        /// The kernel's reason.
+        source: io::Error,
+    },
+    /// More rules for urgent frames than the XDP program has room for.
+    EarlyRules {
+        /// Of what.
+        what: &'static str,
+        /// How many were to be set.
+        got: usize,
+        /// The most.
+        most: usize,
+    },
     /// No memory for the frames.
     Umem {
         /// How much was asked for.
@@ -211,6 +229,15 @@ impl fmt::Display for XskError {
             E::Bind { interface, queue, source } => {
                 write!(f, "no AF_XDP socket on queue {} of {interface}: {source}", queue.0)
             }
+            E::NoEarly { interface, queue, source } => write!(
+                f,
+                "queue {} of {interface} got no second AF_XDP socket for urgent frames ({source}): use \
+                 early = \"if-possible\" or early = false",
+                queue.0
+            ),
+            E::EarlyRules { what, got, most } => {
+                write!(f, "{got} {what} with rules for urgent frames: the XDP program has room for {most}")
+            }
             E::Umem { bytes, source } => write!(
                 f,
                 "no {} MiB of memory for frames ({source}): free memory, raise the limit on locked memory \
@@ -298,6 +325,7 @@ impl std::error::Error for XskError {
         match self {
             XskError::NoZeroCopy { source, .. }
             | XskError::Bind { source, .. }
+            | XskError::NoEarly { source, .. }
             | XskError::Umem { source, .. }
             | XskError::ProgramRefused { source, .. }
             | XskError::System { source, .. } => Some(source),
@@ -360,6 +388,11 @@ mod tests {
                 waited: Duration::from_secs(5),
             },
             XskError::Program { what: "load", source: Box::from("a\nb") },
+            XskError::NoEarly {
+                interface: "eth0".into(),
+                queue: QueueId(3),
+                source: io::Error::from_raw_os_error(libc::EOPNOTSUPP),
+            },
         ] {
             assert_eq!(error.to_string().lines().count(), 1, "{error}");
         }
