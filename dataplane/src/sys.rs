@@ -308,8 +308,8 @@ impl RingMapping {
         let offset = usize::try_from(offset).unwrap_or(usize::MAX);
         let end = size_of::<T>().checked_mul(count as usize).and_then(|bytes| bytes.checked_add(offset));
         match end {
-            // SAFETY: inside the mapping.
             Some(end) if end <= self.bytes && offset.is_multiple_of(align_of::<T>()) => {
+                // SAFETY: inside the mapping.
                 Ok(unsafe { self.base.add(offset) }.cast())
             }
             _ => Err(io::ErrorKind::InvalidData.into()),

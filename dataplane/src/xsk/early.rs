@@ -254,7 +254,8 @@ mod tests {
                 (0xff_ffff, [1 << 46 | 1, OWN_PORTS | ALL_PORTS]),
             ])
         );
-        let ports = BTreeMap::from([(0x00ff_ffff_0600_b3, 1), (0x0100_0000_1100_35, 3)]);
+        let ports =
+            BTreeMap::from([(0xff_ffff << 24 | 6 << 16 | 179, 1), (0x100_0000 << 24 | 17 << 16 | 53, 3)]);
         assert_eq!(entries.ports, ports);
         assert!(entries.ports.keys().all(|key| key >> 56 == 0), "room for the generation");
     }

@@ -192,7 +192,8 @@ impl fmt::Display for XskError {
             E::NoAddress { interface, wanted, has } => no_address(f, interface, wanted, has),
             E::NotPermitted { what } => write!(
                 f,
-                "{what} is not permitted: run as root, or with the capabilities CAP_NET_ADMIN, CAP_NET_RAW and CAP_BPF"
+                "{what} is not permitted: run as root, or with the capabilities CAP_NET_ADMIN, CAP_NET_RAW, CAP_BPF and \
+                 CAP_PERFMON"
             ),
             E::MtuTooLarge { interface, mtu, chunk_size } => mtu_too_large(f, interface, *mtu, *chunk_size),
             E::ChunkSize { got } => write!(f, "a chunk of {got} bytes is not possible: use 2048 or 4096"),

@@ -195,7 +195,7 @@ fn open_in(
     let mut opening = Vec::with_capacity(configs.len());
     for (id, config) in UplinkId::all(configs.len()).zip(configs) {
         let queues = workers.iter().filter_map(|hand| hand.get(id.index())).flatten().copied();
-        opening.push(Opening::new(id, config, mode, queues)?);
+        opening.push(Opening::new(id, config, flags(mode, configs), queues)?);
     }
     refuse_differences(configs)?;
     let deadline = Instant::now() + QUEUE_PATIENCE;
@@ -209,6 +209,22 @@ fn open_in(
     let start = |opening: Opening<'_>| opening.start(huge_pages, frames);
     let uplinks = opening.into_iter().map(start).collect::<Result<_, _>>()?;
     Ok((uplinks, ports))
+}
+
+/// How the first socket of a UMEM is bound; the others take over from it.
+///
+/// Without XDP_USE_NEED_WAKEUP where urgent frames may come from a zero-copy driver. With it, i40e, ice, ixgbe, igb and others leave
+/// a frame for which the rx ring has no room in the NIC's ring until there is room (-ENOBUFS from xdp_do_redirect in *_run_xdp_zc),
+/// and with it the urgent ones behind; without it they drop it. It costs a system call for each batch that is sent, and a driver that
+/// polls while the fill ring is empty. In the copy modes drivers drop in any case.
+fn flags(mode: XdpMode, configs: &[XskConfig]) -> BindFlags {
+    let is_early = configs.iter().any(|config| config.early != Early::Off);
+    let wakeup = if is_early { BindFlags::empty() } else { BindFlags::XDP_USE_NEED_WAKEUP };
+    match mode {
+        XdpMode::RequireZeroCopy => BindFlags::XDP_ZEROCOPY | wakeup,
+        XdpMode::PreferZeroCopy => wakeup,
+        XdpMode::Copy | XdpMode::Generic => BindFlags::XDP_COPY | BindFlags::XDP_USE_NEED_WAKEUP,
+    }
 }
 
 /// What lies in a UMEM, or is made with it, is the same for all its sockets.
@@ -226,7 +242,7 @@ struct Opening<'c> {
     id: UplinkId,
     config: &'c XskConfig,
     /// How its sockets are bound: as all are.
-    mode: XdpMode,
+    flags: BindFlags,
     interface: Interface,
     program: Option<Program>,
     sockets: Vec<ControlSocket>,
@@ -238,7 +254,7 @@ impl<'c> Opening<'c> {
     fn new(
         id: UplinkId,
         config: &'c XskConfig,
-        mode: XdpMode,
+        flags: BindFlags,
         queues: impl Iterator<Item = QueueId>,
     ) -> Result<Opening<'c>, XskError> {
         let interface = interface(&config.interface)?;
@@ -252,7 +268,7 @@ impl<'c> Opening<'c> {
             None
         };
         let early = config.early != Early::Off;
-        Ok(Opening { id, config, mode, interface, program, sockets: Vec::new(), early })
+        Ok(Opening { id, config, flags, interface, program, sockets: Vec::new(), early })
     }
 
     /// The program attached: from here on frames come.
@@ -390,7 +406,7 @@ fn bind_error(opening: &Opening<'_>, queue: QueueId, source: io::Error) -> XskEr
     match source.raw_os_error() {
         Some(libc::EPERM) => XskError::NotPermitted { what: "opening an AF_XDP socket" },
         Some(libc::ENETDOWN) => XskError::InterfaceDown { interface: name },
-        _ if opening.mode == XdpMode::RequireZeroCopy => {
+        _ if opening.flags.contains(BindFlags::XDP_ZEROCOPY) => {
             XskError::NoZeroCopy { interface: name, driver: driver.clone(), source }
         }
         _ => XskError::Bind { interface: name, queue, source },
@@ -400,16 +416,11 @@ fn bind_error(opening: &Opening<'_>, queue: QueueId, source: io::Error) -> XskEr
 fn try_bind(opening: &Opening<'_>, area: &Area, queue: QueueId) -> io::Result<Parts> {
     let Opening { config, interface, .. } = opening;
     let ring_size = QueueSize::new(config.ring_size).map_err(io::Error::other)?;
-    let mode = match opening.mode {
-        XdpMode::RequireZeroCopy => BindFlags::XDP_ZEROCOPY,
-        XdpMode::PreferZeroCopy => BindFlags::empty(),
-        XdpMode::Copy | XdpMode::Generic => BindFlags::XDP_COPY,
-    };
     let socket_config = SocketConfig::builder()
         .rx_queue_size(ring_size)
         .tx_queue_size(ring_size)
         .libxdp_flags(LibxdpFlags::XSK_LIBXDP_FLAGS_INHIBIT_PROG_LOAD)
-        .bind_flags(mode | BindFlags::XDP_USE_NEED_WAKEUP)
+        .bind_flags(opening.flags)
         .build();
     let name = interface.name.parse().map_err(io::Error::other)?;
     // SAFETY: the library loads no program (the flag above), and no queue is bound twice (`Interface::check`).

@@ -542,7 +542,7 @@ impl AsFd for XskSocket {
 /// The frame as a descriptor can name it. One without a packet the kernel would refuse and never give back: it goes home, and is counted.
 #[inline]
 fn sendable(mut frame: Frame, pool: &mut FramePool, faults: &mut u64) -> Option<Frame> {
-    if frame.len() > 0 && (frame.headroom() == 0 || move_to_start(&mut frame)) {
+    if !frame.is_empty() && (frame.headroom() == 0 || move_to_start(&mut frame)) {
         return Some(frame);
     }
     *faults += 1;
