@@ -155,13 +155,13 @@ pub(super) struct ControlSocket {
 #[derive(Debug)]
 pub struct Uplink {
     info: UplinkInfo,
-    program: Option<Program>,
+    program: Option<Box<Program>>,
     sockets: Vec<ControlSocket>,
 }
 
 impl Uplink {
     pub(super) fn new(info: UplinkInfo, program: Option<Program>, sockets: Vec<ControlSocket>) -> Uplink {
-        Uplink { info, program, sockets }
+        Uplink { info, program: program.map(Box::new), sockets }
     }
 
     /// What was asked for and what was got.
@@ -171,7 +171,7 @@ impl Uplink {
 
     /// What the XDP program did so far, by receive queue from 0 on. Empty when there is none.
     pub fn steering(&self) -> Result<Vec<SteeringCounters>, XskError> {
-        self.program.as_ref().map_or(Ok(Vec::new()), Program::counters)
+        self.program.as_ref().map_or(Ok(Vec::new()), |program| program.counters())
     }
 
     /// From now on these frames are urgent: they go to the second socket of their queue. A frame is judged by the rules before or
