@@ -152,6 +152,7 @@ table!(
         source_ports: Field<Vec<i64>>,
         chunk_size: Field<i64>,
         ring_size: Field<i64>,
+        early: Field<Value>,
     }
 );
 

@@ -33,7 +33,7 @@ use crate::tables::{Tables, remote_addresses};
 use crate::types::{CoreId, EndpointId, NetworkId, QueueId, RemoteId, Route, UplinkId, WorkerId};
 use crate::wire::outer::OVERHEAD_IPV4;
 use crate::worker::{Port, Uplink};
-use crate::xsk::{self, Hand, Interface, Steering, UplinkInfo, XskConfig, XskError};
+use crate::xsk::{self, EarlyRules, Hand, Interface, Steering, UplinkInfo, XskConfig, XskError};
 use balancing::Balancing;
 use workers::{Presence, WorkerHandle};
 
@@ -564,6 +564,14 @@ impl Engine {
         self.workers.iter().filter(|worker| worker.presence != Presence::Absent)
     }
 
+    /// From now on these frames are urgent from the driver on, at the uplinks with [`UplinkInfo::early`]; elsewhere nothing changes.
+    ///
+    /// # Errors
+    /// Those of [`xsk::Uplink::set_early`]; an uplink behind the one that failed has its old rules, too.
+    pub fn set_early(&mut self, rules: &EarlyRules) -> Result<(), XskError> {
+        self.uplinks.iter_mut().try_for_each(|uplink| uplink.set_early(rules))
+    }
+
     /// All counters now.
     pub fn stats(&self) -> Stats {
         let mut totals = Totals::default();
@@ -790,6 +798,7 @@ fn xsk_configs(plan: &Plan) -> Vec<XskConfig> {
     let config = |uplink: &UplinkPlan| XskConfig {
         chunk_size: uplink.chunk_size,
         ring_size: uplink.ring_size,
+        early: uplink.early,
         tx_frames: uplink.ring_size,
         watchdog_ticks: WATCHDOG_MS * cycles_per_second() / 1000,
         steering: Some(Steering { local: uplink.local, port: uplink.port, vnis: vnis.clone() }),

@@ -124,6 +124,8 @@ pub struct UplinkPlan {
     pub chunk_size: u32,
     /// Descriptors per ring (fill, completion, rx, tx): a power of two.
     pub ring_size: u32,
+    /// Whether urgent frames have rings of their own from the driver on.
+    pub early: Early,
 }
 
 /// Which queues of an interface are ours.
@@ -159,6 +161,19 @@ impl XdpMode {
             XdpMode::Generic => "generic",
         }
     }
+}
+
+/// Whether each queue gets a second AF_XDP socket, so that urgent frames have an rx ring and a tx ring of their own.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Early {
+    /// One socket for everything.
+    #[default]
+    Off,
+    /// If the kernel gives them on all queues of the uplink; otherwise one for everything.
+    IfPossible,
+    /// Or refuse to start.
+    On,
 }
 
 /// One overlay network.

@@ -9,7 +9,7 @@ use peregrine_dataplane::counters::WorkerCounters;
 use peregrine_dataplane::fdb::{Destination, Fdb};
 use peregrine_dataplane::frame::{Burst, FramePool};
 use peregrine_dataplane::plan::{
-    EndpointPlan, MemifPlan, NetworkPlan, PlacementMode, Plan, Queues, UplinkPlan, WorkerPlan, XdpMode,
+    Early, EndpointPlan, MemifPlan, NetworkPlan, PlacementMode, Plan, Queues, UplinkPlan, WorkerPlan, XdpMode,
 };
 use peregrine_dataplane::stages::{self, Cx, Stage, Wire, Work, collect};
 use peregrine_dataplane::tables::{NextHop, Tables};
@@ -266,6 +266,7 @@ pub fn plan(tenants: u16) -> Plan {
             source_ports: 49152..=65535,
             ttl: 64,
             chunk_size: 2048,
+            early: Early::Off,
             ring_size: 2048,
         }],
         networks: vec![NetworkPlan {

@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream as StreamSocket;
 use std::time::Duration;
 
 use mio::{Events, Poll};
-use peregrine_dataplane::plan::{MemifPlan, NetworkPlan, Queues, UplinkPlan, XdpMode};
+use peregrine_dataplane::plan::{Early, MemifPlan, NetworkPlan, Queues, UplinkPlan, XdpMode};
 use peregrine_dataplane::types::{Class, MacAddr, NetworkId, Vni};
 use peregrine_memif::{
     Client, ClientConfig, Handshake, HandshakeError, Limits, Listener, ListenerConfig, Progress, Refusal,
@@ -78,6 +78,7 @@ fn plan(endpoints: Vec<EndpointPlan>) -> Plan {
         source_ports: 49152..=65535,
         ttl: 64,
         chunk_size: 2048,
+        early: Early::Off,
         ring_size: 64,
     };
     Plan {
