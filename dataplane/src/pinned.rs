@@ -7,6 +7,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use crossbeam::queue::ArrayQueue;
 
@@ -70,6 +71,9 @@ impl Ending {
     }
 }
 
+/// What a thread may take to get onto its core.
+const START_PATIENCE: Duration = Duration::from_secs(1);
+
 /// What control and the thread hand each other.
 #[derive(Debug)]
 struct Seats {
@@ -108,8 +112,14 @@ impl PinnedThread {
         };
         let thread = std::thread::Builder::new().name(format!("worker-{}", core.0)).spawn(body);
         let thread = Some(thread.map_err(StartError::Thread)?);
-        placed.recv().map_err(|_| StartError::Thread(std::io::ErrorKind::Interrupted.into()))??;
-        Ok(PinnedThread { core, seats, thread })
+        let started = PinnedThread { core, seats, thread };
+        // Control waits here, and has others to serve: a core that lets nobody in (a real-time program has it) is given up.
+        let Ok(placed) = placed.recv_timeout(START_PATIENCE) else {
+            started.close(); // it ends when it gets there
+            return Err(StartError::Thread(std::io::ErrorKind::TimedOut.into()));
+        };
+        placed?;
+        Ok(started)
     }
 
     /// The CPU.

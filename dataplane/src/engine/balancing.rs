@@ -6,6 +6,7 @@ use super::Engine;
 use super::workers::{Presence, WorkerHandle};
 use crate::balance::model::Change;
 use crate::balance::{BalanceStats, Balancer, Detail, Reading, TICK, WorkerReading};
+use crate::clock::cycles;
 use crate::mailbox::{Order, Returned};
 use crate::types::{EndpointId, Stage, WorkerId};
 
@@ -62,7 +63,7 @@ impl Engine {
     }
 
     fn reading(&self) -> Reading {
-        let mut reading = Reading::default();
+        let mut reading = Reading { at: cycles(), ..Reading::default() };
         for worker in &self.workers {
             let counters = &worker.counters;
             reading.workers.push(WorkerReading {
