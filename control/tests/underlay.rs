@@ -296,6 +296,32 @@ fn one_uplink_that_fails_leaves_the_other_alone_and_says_why() {
     assert_eq!(links, [true, false]);
 }
 
+/// Its sockets are not bound to what comes back, even under the same number: the way must not lead there again.
+#[test]
+#[ignore = "needs root: make test runs it"]
+fn an_uplink_that_was_removed_stays_so_though_it_comes_back_with_its_number() {
+    let mut bench = Bench::with_two_uplinks(&[PEER, "10.8.0.2"]);
+    bench.expect_uplink(0, 0);
+    bench.expect_uplink(1, 1);
+    let (number, there) = (bench.underlay.uplinks()[0].ifindex, bench.net.there.clone());
+    bench.net.here("link del ov0");
+    bench.expect_none(0, "the uplink interface is gone");
+    bench.net.here(&format!("link add ov0 index {number} type veth peer name ov1 netns {there}"));
+    bench.net.there("link set ov1 up");
+    bench.net.here("addr add 10.9.0.1/24 dev ov0");
+    bench.net.here("link set ov0 up");
+    bench.net.here("neigh replace 10.9.0.2 lladdr 02:00:00:00:00:77 dev ov0 nud permanent");
+    // All is looked at again, this later change and what came before.
+    bench.net.here("link set other0 address 02:00:00:00:00:55");
+    until(5, "the other uplink's change", || {
+        bench.turn();
+        bench.hops[1].is_some_and(|hop| hop.source == "02:00:00:00:00:55".parse().unwrap())
+    });
+    assert_eq!(bench.hops[0], None);
+    assert!(bench.reason(0).contains("ov0: the uplink interface is gone"), "{}", bench.reason(0));
+    assert!(bench.underlay.uplinks()[0].link.is_none());
+}
+
 #[test]
 #[ignore = "needs root: make test runs it"]
 fn a_link_that_goes_down_or_away_is_noticed() {

@@ -49,6 +49,8 @@ const CALM_TICKS: u32 = 100;
 /// What a placement must promise, and what it must then show: the highest load, as a share of the one before.
 const PROMISED: f64 = 0.9;
 const SHOWN: f64 = 0.98;
+/// Less than this part of what came through before is too little, while there is too much to do.
+const SLOWER: f64 = 0.9;
 /// Turns move alike if the variance of what they move is below this part of its square.
 const ALIKE: f64 = 0.02;
 /// At least this part of what a worker is busy with is for its frames.
@@ -64,6 +66,8 @@ const FADING: f64 = 0.0003;
 /// All that has been counted since the start.
 #[derive(Clone, Debug, Default)]
 pub struct Reading {
+    /// When, in cycles of the clock.
+    pub at: u64,
     /// By worker.
     pub workers: Vec<WorkerReading>,
     /// By step, of all workers: frames that were looked at, and their cycles.
@@ -198,7 +202,7 @@ impl Phase {
     const WATCH: Phase = Phase::Watch {
         hot: 0,
         cool: 0,
-        since: Reading { workers: Vec::new(), stages: [(0, 0); Stage::COUNT] },
+        since: Reading { at: 0, workers: Vec::new(), stages: [(0, 0); Stage::COUNT] },
     };
 }
 
@@ -247,6 +251,10 @@ struct Cost {
     highest: f64,
     /// Of all.
     total: f64,
+    /// The busiest core's share of its cycles.
+    share: f64,
+    /// Frames that came through in a cycle of the clock.
+    rate: f64,
 }
 
 /// The last few values; one that is off, because the core was taken away in the middle, does not count.
@@ -442,7 +450,11 @@ impl Balancer {
         if after.total > 0.0 && promised.added > 0.0 {
             self.learn_hop(&promised, before, after);
         }
-        if after.highest <= SHOWN * before.highest {
+        // Two workers that have not a core each lose more in waiting for one than their cycles tell: where there is too much to do before and
+        // after, less must not come through. Not by a little: they lose their cores now and then anyway.
+        let is_full = |cost: &Cost| cost.share >= self.threshold;
+        let is_slower = is_full(&before) && is_full(&after) && after.rate < SLOWER * before.rate;
+        if after.highest <= SHOWN * before.highest && !is_slower {
             (self.wait, self.wait_next) = (HOT_TICKS, WAIT_TICKS);
             return Decision::default();
         }
@@ -513,7 +525,12 @@ fn cost(from: &Reading, to: &Reading) -> Cost {
     let frames = to.frames().saturating_sub(from.frames()).max(1) as f64;
     let cycles = to.workers.iter().zip(&from.workers).map(|(to, from)| needed(from, to) / frames);
     let cores = by_core(to, cycles);
-    Cost { highest: cores.iter().copied().fold(0.0, f64::max), total: cores.iter().sum() }
+    Cost {
+        highest: cores.iter().copied().fold(0.0, f64::max),
+        total: cores.iter().sum(),
+        share: by_core(to, shares(from, to)).into_iter().fold(0.0, f64::max),
+        rate: frames / to.at.saturating_sub(from.at).max(1) as f64,
+    }
 }
 
 /// What was counted between two looks.
@@ -631,6 +648,8 @@ mod tests {
         changes: usize,
         /// The tenant does not move, as if the workers never came to rest.
         stays: bool,
+        /// What both cores together have of the time of one, while both are at work; nothing of that shows in the cycles of a worker.
+        shared: f64,
     }
 
     fn reading_on(core: usize) -> WorkerReading {
@@ -654,6 +673,7 @@ mod tests {
                 rate: 0.0,
                 changes: 0,
                 stays: false,
+                shared: 2.0,
             }
         }
 
@@ -674,9 +694,13 @@ mod tests {
 
         fn tick(&mut self) {
             let costs = self.costs();
-            self.rate = self.offered.min(World::TICK_CYCLES / costs[0].max(costs[1]));
+            let [least, most] = if costs[0] < costs[1] { costs } else { [costs[1], costs[0]] };
+            // Who has least to do needs that part of the time; the rest of it is lost for who has most.
+            let part = (self.shared / (1.0 + least / most)).min(1.0);
+            self.rate = self.offered.min(part * World::TICK_CYCLES / most);
+            self.reading.at += World::TICK_CYCLES as u64;
             for (worker, cost) in self.reading.workers.iter_mut().zip(costs) {
-                worker.running += World::TICK_CYCLES as u64;
+                worker.running += (part * World::TICK_CYCLES) as u64;
                 worker.busy += (self.rate * cost) as u64;
             }
             self.reading.workers[0].inward += self.rate as u64;
@@ -765,6 +789,17 @@ mod tests {
         assert_eq!((world.route, world.home), (Route::all(A), A));
         assert!(stats.undone == stats.tried && stats.tried <= 8, "{stats:?}");
         assert!(stats.hop_cycles > 1.2 * HOP_CYCLES, "it has learned: {stats:?}");
+    }
+
+    #[test]
+    fn two_workers_that_have_one_core_between_them_keep_nothing_that_lets_less_through() {
+        let mut world = World::new(300.0, 150.0, f64::INFINITY);
+        world.shared = 1.0;
+        world.run(1);
+        let alone = world.rate;
+        let stats = world.run(1000);
+        assert!(stats.tried >= 1 && stats.undone == stats.tried, "{stats:?}");
+        assert_eq!((world.route, world.home, world.rate), (Route::all(A), A, alone));
     }
 
     #[test]

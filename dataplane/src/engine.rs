@@ -182,6 +182,10 @@ pub struct Engine {
     is_alone: bool,
     /// When to go on with workers that come or go, if any do.
     due: Option<Instant>,
+    /// For those who leave: when to ask for rest again, and how much later the time after that.
+    next_rest: (Instant, Duration),
+    /// Cores whose threads were to end, and panicked.
+    died: Vec<CoreId>,
     placement: Arc<Placement>,
     work: Arc<Work>,
     /// By endpoint.
@@ -297,6 +301,8 @@ impl Engine {
             threads: Vec::new(),
             is_alone,
             due: None,
+            next_rest: (Instant::now(), workers::RETRY),
+            died: Vec::new(),
             next_hops: vec![None; remotes.len()],
             remotes,
             plan: plan.clone(),
@@ -496,7 +502,8 @@ impl Engine {
             returned.extend(std::iter::from_fn(|| worker.mailbox.take_returned()));
         }
         let died = self.threads.iter().flatten().filter(|thread| thread.is_finished() && !thread.is_closed());
-        events.extend(died.map(|thread| Event::WorkerDied { core: thread.core() }));
+        let died = died.map(PinnedThread::core).chain(self.died.drain(..));
+        events.extend(died.map(|core| Event::WorkerDied { core }));
         for returned in returned {
             if let Returned::Tenant(detached) = returned {
                 events.extend(self.take_back(detached));
@@ -690,11 +697,11 @@ impl Engine {
             std::thread::sleep(Duration::from_micros(100));
         }
         self.ending.halt();
-        // The handles stay in their list, so that their counters can still be read.
+        // Handles and threads stay in their lists, so that counters and cores can still be read.
         for worker in &mut self.workers {
             worker.outbox.clear();
         }
-        for mut thread in std::mem::take(&mut self.threads).into_iter().flatten() {
+        for thread in self.threads.iter_mut().flatten() {
             thread.join();
         }
         for worker in &mut self.workers {

@@ -144,14 +144,19 @@ impl PinnedThread {
         self.thread.as_ref().is_none_or(JoinHandle::is_finished)
     }
 
-    /// Waits for its end; what it ran is dropped here.
-    pub(crate) fn join(&mut self) {
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
+    /// It has ended as it was to, and all who left it have been taken from there.
+    pub(crate) fn is_left(&self) -> bool {
+        self.is_closed() && self.is_finished() && self.seats.going.is_empty()
+    }
+
+    /// Waits for its end; what it ran is dropped here. False if it panicked.
+    pub(crate) fn join(&mut self) -> bool {
+        let has_panicked = self.thread.take().is_some_and(|thread| thread.join().is_err());
+        if has_panicked {
             eprintln!("peregrine: error: the worker on core {} panicked", self.core.0);
         }
         while self.seats.going.pop().is_some() || self.seats.coming.pop().is_some() {}
+        !has_panicked
     }
 }
 

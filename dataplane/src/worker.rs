@@ -424,11 +424,12 @@ impl Uplink {
         }
     }
 
-    /// What was handed over to be sent is out, but for what an interface has taken with it that is gone.
+    /// What was handed over to be sent is out, but for what lies at an interface that is down or gone: nobody can say for how long,
+    /// and who uses the other interfaces, or none, does not wait for it.
     fn has_sent_all(&self) -> bool {
         match self {
             Uplink::Sockets(sockets) => {
-                sockets.all.iter().all(|socket| socket.tx_outstanding() == 0 || socket.is_gone())
+                sockets.all.iter().all(|socket| socket.tx_outstanding() == 0 || socket.is_down())
             }
             Uplink::Replay(_) => true,
         }

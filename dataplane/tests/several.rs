@@ -244,22 +244,10 @@ fn frames_that_wait_for_their_way_do_not_hold_up_others() {
     }
 }
 
-/// Small numbers that look like chance, the same in each run.
-struct Dice(u64);
-
-impl Dice {
-    fn below(&mut self, limit: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 8) as usize % limit
-    }
-
-    /// Some of all workers, in some order.
-    fn some_workers(&mut self) -> Vec<WorkerId> {
-        let mut all = vec![A, B, C];
-        (0..self.below(4)).map(|_| all.remove(self.below(all.len()))).collect()
-    }
+/// Some of all workers, in some order.
+fn some_workers(dice: &mut Dice) -> Vec<WorkerId> {
+    let mut all = vec![A, B, C];
+    (0..dice.below(4)).map(|_| all.remove(dice.below(all.len()))).collect()
 }
 
 /// The number that `numbered` gave to a packet.
@@ -274,7 +262,7 @@ fn flood_now_and_then(route: Route, seed: u64) -> [Vec<u32>; 3] {
     plan.endpoints[2].network = NetworkId(0);
     plan.endpoints[2].mac = mac(3);
     let mut several = Several::new(plan, 3, 256, &[A, B, C]);
-    let mut dice = Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    let mut dice = Dice::new(seed);
     let packet = flow(mac(1), mac(FAR), 1000, 20);
     several.placement.want(A, bucket(flow_hash(&packet)), route);
     several.settle();
@@ -289,7 +277,7 @@ fn flood_now_and_then(route: Route, seed: u64) -> [Vec<u32>; 3] {
         several.send(WEB, &numbered);
         for _ in 0..dice.below(4) {
             let worker = [A, B, C][dice.below(3)];
-            several.turn(worker, &dice.some_workers());
+            several.turn(worker, &some_workers(&mut dice));
         }
     }
     several.settle();

@@ -79,6 +79,8 @@ pub enum Affects {
     Neighbour(u32, IpAddr),
     /// An interface, or any route: all must be looked up again.
     Everything,
+    /// The same, and the interface of ours with this number was removed.
+    Removal(u32),
 }
 
 /// Reads `RTM_NEWLINK`'s payload. `None` if it is not about an interface as such (bridge ports have messages of
@@ -170,7 +172,10 @@ pub fn affects(message: &[u8], ifindexes: &[u32]) -> Affects {
     match buffer.message_type() {
         // Another interface that goes down takes its IPv4 routes with it without a word about them, and the way to a
         // remote may then lead over ours.
-        RTM_NEWLINK | RTM_DELLINK => match link(buffer.payload()) {
+        kind @ (RTM_NEWLINK | RTM_DELLINK) => match link(buffer.payload()) {
+            Some(LinkFact { ifindex, .. }) if kind == RTM_DELLINK && ifindexes.contains(&ifindex) => {
+                Affects::Removal(ifindex)
+            }
             Some(_) => Affects::Everything,
             None => Affects::Nothing, // of a bridge's port
         },
@@ -242,7 +247,7 @@ mod tests {
     #[test]
     fn a_bridge_port_that_leaves_its_bridge_is_not_an_interface_that_is_gone() {
         assert_eq!(affects(&framed(RTM_DELLINK, &newlink(7, 1)), &[7]), Affects::Nothing);
-        assert_eq!(affects(&framed(RTM_DELLINK, &newlink(0, 1)), &[7]), Affects::Everything);
+        assert_eq!(affects(&framed(RTM_DELLINK, &newlink(0, 1)), &[6, 7]), Affects::Removal(7));
         assert_eq!(
             affects(&framed(RTM_DELLINK, &newlink(0, 1)), &[8]),
             Affects::Everything,

@@ -36,6 +36,8 @@ pub struct Underlay {
     notices: Notices,
     /// By [`UplinkId`].
     uplinks: Vec<Uplink>,
+    /// The numbers of those that were removed.
+    removed: HashSet<u32>,
     remotes: Vec<Remote>,
     asks: HashMap<(UplinkId, IpAddr), Backoff>,
     dirty: Dirty,
@@ -56,7 +58,8 @@ pub struct Uplink {
     pub ifindex: u32,
     /// Our VTEP address on it.
     pub local: IpAddr,
-    /// As the kernel sees it now; `None`: it is gone, or not looked at yet.
+    /// As the kernel sees it now; `None`: it is gone, or not looked at yet. One that is gone stays so: another interface may get its number,
+    /// or it may come back with it from another namespace, but our sockets are bound to neither.
     pub link: Option<LinkFact>,
 }
 
@@ -107,6 +110,7 @@ impl Underlay {
             requests: Requests::open()?,
             notices,
             uplinks,
+            removed: HashSet::new(),
             remotes: remotes.iter().map(unknown).collect(),
             asks: HashMap::new(),
             dirty: Dirty { all: true, neighbours: HashSet::new() },
@@ -180,11 +184,15 @@ impl Underlay {
     }
 
     fn hear(&mut self) {
-        let dirty = &mut self.dirty;
+        let (dirty, removed) = (&mut self.dirty, &mut self.removed);
         let ifindexes: Vec<u32> = self.uplinks.iter().map(|uplink| uplink.ifindex).collect();
         let heard = self.notices.read(&ifindexes, |change| match change {
             Affects::Nothing => {}
             Affects::Everything => dirty.all = true,
+            Affects::Removal(ifindex) => {
+                removed.insert(ifindex);
+                dirty.all = true;
+            }
             Affects::Neighbour(ifindex, address) => {
                 dirty.neighbours.insert((ifindex, address));
             }
@@ -200,7 +208,11 @@ impl Underlay {
         if dirty.all {
             for uplink in &mut self.uplinks {
                 match self.requests.link(uplink.ifindex) {
-                    Ok(link) => uplink.link = link,
+                    Ok(Some(link)) if !self.removed.contains(&uplink.ifindex) => uplink.link = Some(link),
+                    Ok(_) => {
+                        uplink.link = None;
+                        self.removed.insert(uplink.ifindex);
+                    }
                     Err(_) => self.dirty.all = true, // the kernel is short of memory, say: look again
                 }
             }

@@ -6,11 +6,12 @@ use super::Engine;
 use super::workers::{Presence, WorkerHandle};
 use crate::balance::model::Change;
 use crate::balance::{BalanceStats, Balancer, Detail, Reading, TICK, WorkerReading};
+use crate::clock::cycles;
 use crate::mailbox::{Order, Returned};
 use crate::types::{EndpointId, Stage, WorkerId};
 
 /// What all workers may take until nothing is under way; no move of a tenant is worth a longer pause.
-const PAUSE_PATIENCE: Duration = Duration::from_millis(5);
+pub(super) const PAUSE_PATIENCE: Duration = Duration::from_millis(5);
 /// What two of them may take to let go of a tenant and to take it up.
 const HANDOVER_PATIENCE: Duration = Duration::from_millis(20);
 
@@ -62,7 +63,7 @@ impl Engine {
     }
 
     fn reading(&self) -> Reading {
-        let mut reading = Reading::default();
+        let mut reading = Reading { at: cycles(), ..Reading::default() };
         for worker in &self.workers {
             let counters = &worker.counters;
             reading.workers.push(WorkerReading {
@@ -122,16 +123,23 @@ impl Engine {
             return false;
         }
         let serial = connection.serial;
-        self.pause(|engine| engine.hand_tenant(endpoint, serial, from, to))
+        self.pause(PAUSE_PATIENCE, |engine| engine.hand_tenant(endpoint, serial, from, to))
     }
 
-    /// Does something while nothing is under way and all workers take nothing in, which they may do for some microseconds. False if
-    /// they do not come to rest in time, or if it could not be done.
-    pub(super) fn pause(&mut self, act: impl FnOnce(&mut Engine) -> bool) -> bool {
+    /// Does something while nothing is under way and all workers take nothing in, which takes some microseconds. False if
+    /// they do not come to rest in time, or if it could not be done. Who is between two threads cannot say that it rests: then nobody
+    /// is asked.
+    pub(super) fn pause(&mut self, patience: Duration, act: impl FnOnce(&mut Engine) -> bool) -> bool {
+        if self.is_somebody_between_threads() {
+            return false;
+        }
         self.pauses = self.pauses.wrapping_add(1).max(1); // 0 is none
         let number = self.pauses;
         self.placement.ask_pause(number);
-        let is_done = wait(PAUSE_PATIENCE, || self.present().all(|it| self.placement.is_paused(it, number)))
+        // Who has no frames has none under way: those of others that lie with him are not home.
+        let with_frames = |it: &WorkerId| self.workers.get(it.index()).is_some_and(|it| it.frames_total > 0);
+        let with_frames: Vec<WorkerId> = self.present().filter(with_frames).collect();
+        let is_done = wait(patience, || with_frames.iter().all(|it| self.placement.is_paused(*it, number)))
             && act(self);
         self.placement.ask_pause(0);
         is_done

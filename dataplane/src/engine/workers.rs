@@ -15,7 +15,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::balancing::Balancing;
+use super::balancing::{Balancing, PAUSE_PATIENCE};
 use super::{Engine, StartError, spread};
 use crate::counters::WorkerCounters;
 use crate::frame::FramePool;
@@ -28,7 +28,9 @@ use crate::worker::{Port, Shared, Uplink, Worker};
 use crate::xsk;
 
 /// Until the next try, if they took longer; and how often control looks while somebody comes or goes.
-const RETRY: Duration = Duration::from_millis(2);
+pub(super) const RETRY: Duration = Duration::from_millis(2);
+/// Where the workers do not come to rest, all wait for that in vain: each time the next try is twice as far away, up to this.
+const REST_RETRY_MAX: Duration = Duration::from_millis(100);
 
 /// Why no worker came, or none went. One line.
 #[derive(Debug)]
@@ -101,8 +103,8 @@ pub(super) struct WorkerHandle {
     /// The place of its thread in the list.
     pub(super) thread: usize,
     pub(super) presence: Presence,
-    /// How often it was told to leave its thread and has not done it yet.
-    leaves: u32,
+    /// It was told to leave its thread, and control has not taken it from there yet.
+    is_called_back: bool,
     pub(super) counters: Arc<WorkerCounters>,
     pub(super) mailbox: Arc<Mailbox>,
     /// Orders that the mailbox had no room for yet.
@@ -135,10 +137,16 @@ impl WorkerHandle {
         }
     }
 
-    /// It is to leave its thread.
+    /// It is to leave its thread. Once is enough, whatever is decided meanwhile: where it goes then is looked at when it has left.
     fn call_back(&mut self) {
-        self.leaves += 1;
-        self.send(Order::Leave);
+        if !std::mem::replace(&mut self.is_called_back, true) {
+            self.send(Order::Leave);
+        }
+    }
+
+    /// It runs and will go on, or is about to.
+    fn stays(&self) -> bool {
+        matches!(self.presence, Presence::Joining | Presence::Present)
     }
 
     /// It has taken every order, and so done it before it looks at another frame.
@@ -201,7 +209,7 @@ impl Engine {
         let handle = WorkerHandle {
             thread,
             presence: Presence::Present,
-            leaves: 0,
+            is_called_back: false,
             counters: counters.clone(),
             mailbox: mailbox.clone(),
             outbox: VecDeque::new(),
@@ -267,9 +275,8 @@ impl Engine {
 
     /// A worker with queues that shares its core with another worker.
     fn guest(&self) -> Option<usize> {
-        let stays = |worker: &&WorkerHandle| matches!(worker.presence, Presence::Joining | Presence::Present);
-        let on = |thread: usize| self.workers.iter().filter(stays).filter(|it| it.thread == thread).count();
-        self.workers.iter().rposition(|it| it.sends && stays(&it) && on(it.thread) > 1)
+        let on = |thread: usize| self.workers.iter().filter(|it| it.stays() && it.thread == thread).count();
+        self.workers.iter().rposition(|it| it.sends && it.stays() && on(it.thread) > 1)
     }
 
     /// A worker without queues, and rings between it and the others.
@@ -360,6 +367,11 @@ impl Engine {
         }
     }
 
+    /// Of those who have frames: called back from a thread, and not taken from there yet.
+    pub(super) fn is_somebody_between_threads(&self) -> bool {
+        self.workers.iter().any(|worker| worker.is_called_back && worker.frames_total > 0)
+    }
+
     /// Goes on with those that come and go.
     pub(super) fn settle_workers(&mut self) {
         let now = Instant::now();
@@ -369,18 +381,25 @@ impl Engine {
         self.take_over();
         self.let_in();
         self.let_out();
-        for place in &mut self.threads {
-            if let Some(thread) = place.as_mut().filter(|it| it.is_closed() && it.is_finished()) {
-                thread.join();
-                *place = None;
-            }
-        }
+        self.end_threads();
         let is_on_its_way = |worker: &WorkerHandle| {
-            worker.leaves > 0 || !matches!(worker.presence, Presence::Present | Presence::Absent)
+            worker.is_called_back || !matches!(worker.presence, Presence::Present | Presence::Absent)
         };
         let is_going = self.threads.iter().flatten().any(PinnedThread::is_closed);
         let goes_on = is_going || self.workers.iter().any(is_on_its_way);
         self.due = goes_on.then(|| Instant::now() + RETRY);
+    }
+
+    /// Threads that nobody runs on any more. Who has left one since the last look is still there, and keeps it.
+    fn end_threads(&mut self) {
+        for place in &mut self.threads {
+            if let Some(thread) = place.as_mut().filter(|thread| thread.is_left()) {
+                if !thread.join() {
+                    self.died.push(thread.core());
+                }
+                *place = None;
+            }
+        }
     }
 
     /// Workers that have left their thread sit down on another one, or are dropped.
@@ -389,7 +408,7 @@ impl Engine {
             self.threads.iter().flatten().flat_map(|thread| std::iter::from_fn(|| thread.gone())).collect();
         for worker in gone {
             let Some(handle) = self.workers.get_mut(worker.id().index()) else { continue };
-            handle.leaves = handle.leaves.saturating_sub(1);
+            handle.is_called_back = false;
             if handle.presence == Presence::Drained {
                 handle.presence = Presence::Absent;
                 handle.outbox.clear();
@@ -405,9 +424,8 @@ impl Engine {
 
     /// Who joins is present once all others have their rings to it.
     fn let_in(&mut self) {
-        let is_ready =
-            self.workers.iter().all(|worker| worker.presence != Presence::Present || worker.has_obeyed());
-        if !is_ready {
+        // Who joins at the same time, too: frames may go from one to the other.
+        if !self.workers.iter().all(|worker| !worker.stays() || worker.has_obeyed()) {
             return;
         }
         let senders: Vec<usize> = (0..self.workers.len())
@@ -432,19 +450,205 @@ impl Engine {
     /// Who leaves is called back once nothing is under way: all workers take nothing in for some microseconds.
     fn let_out(&mut self) {
         let leaves = |worker: &WorkerHandle| worker.presence == Presence::Leaving;
-        if !self.workers.iter().any(leaves) || !self.pause(|_| true) {
+        let (next_rest, wait) = self.next_rest;
+        let is_due = Instant::now() >= next_rest && !self.is_somebody_between_threads();
+        if !is_due || !self.workers.iter().any(leaves) {
             return;
         }
+        // Who waits longer for the next try waits longer in it: where workers share their cores with others, all must have had a turn.
+        let patience = (wait / 5).max(PAUSE_PATIENCE);
+        if !self.pause(patience, |_| true) {
+            self.next_rest = (Instant::now() + wait, (2 * wait).min(REST_RETRY_MAX));
+            return;
+        }
+        self.next_rest.1 = RETRY;
         for place in 0..self.workers.len() {
             let Some(worker) = self.workers.get_mut(place).filter(|worker| leaves(worker)) else { continue };
             worker.presence = Presence::Drained;
             worker.call_back();
             let gone = WorkerId(place as u8);
             let places = self.workers.len();
-            for other in self.workers.iter_mut().filter(|other| other.presence == Presence::Present) {
+            for other in self.workers.iter_mut().filter(|other| other.stays()) {
                 let links = std::iter::repeat_with(|| None).take(places).collect();
                 other.send(Order::Links { links, without: gone });
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::Event;
+    use crate::pinned::usable_cores;
+    use crate::plan::{Early, Plan, Queues, UplinkPlan, XdpMode};
+    use crate::replay::{Field, Numbers, Pace, ReplayFrame, ReplayStream, STAMP, Speed};
+
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    fn core(n: usize) -> CoreId {
+        let cores = usable_cores();
+        CoreId(cores[n % cores.len()])
+    }
+
+    /// Without networks: what comes in is dropped, and counted.
+    fn plan(workers: usize) -> Plan {
+        Plan {
+            workers: (0..workers).map(|n| WorkerPlan { core: core(n), nice: None }).collect(),
+            placement: PlacementMode::Static,
+            balance_threshold: 85,
+            uplinks: vec![UplinkPlan {
+                interface: "unused".into(),
+                queues: Queues::All,
+                mode: XdpMode::Copy,
+                local: std::net::IpAddr::from([192, 0, 2, 1]),
+                port: 4789,
+                source_ports: 49152..=65535,
+                ttl: 64,
+                chunk_size: 2048,
+                ring_size: 64,
+                early: Early::Off,
+            }],
+            networks: vec![],
+            endpoints: vec![],
+            control_socket: std::path::PathBuf::new(),
+        }
+    }
+
+    fn frame() -> ReplayFrame {
+        ReplayFrame { flow: 0, bytes: vec![0; 30 + STAMP] }
+    }
+
+    fn engine(workers: usize) -> Engine {
+        Engine::replay(&plan(workers), vec![vec![frame()]; workers]).unwrap()
+    }
+
+    fn until(engine: &mut Engine, mut is_so: impl FnMut(&mut Engine) -> bool) {
+        let deadline = Instant::now() + PATIENCE;
+        while !is_so(engine) {
+            assert!(Instant::now() < deadline, "{:?}", engine.workers);
+            std::thread::yield_now();
+        }
+    }
+
+    /// From the thread of its own, without a word to control.
+    fn take_off(engine: &mut Engine, place: usize) -> Box<Worker> {
+        engine.workers[place].mailbox.send(Order::Leave).unwrap();
+        let mut worker = None;
+        until(engine, |engine| {
+            worker = engine.threads[place].as_ref().and_then(PinnedThread::gone);
+            worker.is_some()
+        });
+        worker.unwrap()
+    }
+
+    #[test]
+    fn who_has_left_a_thread_is_not_lost_when_that_ends_before_control_looks() {
+        let mut engine = engine(2);
+        engine.remove_worker(core(1)).unwrap();
+        until(&mut engine, |engine| engine.threads[1].as_ref().is_some_and(PinnedThread::is_finished));
+        engine.end_threads();
+        let before = engine.workers[1].counters.uplink_rx.frames();
+        until(&mut engine, |engine| {
+            assert_eq!(engine.poll(), []);
+            engine.deadline().is_none() && engine.workers[1].counters.uplink_rx.frames() > before
+        });
+        assert!(engine.threads[1].is_none());
+    }
+
+    /// Two who leave one thread in one round would each answer to several calls at once, and control wait for the rest for ever.
+    #[test]
+    fn who_is_called_back_again_is_told_once() {
+        let mut engine = engine(2);
+        let worker = take_off(&mut engine, 1);
+        for thread in [0, 1, 0] {
+            engine.move_worker(1, thread);
+        }
+        let told = std::iter::from_fn(|| engine.workers[1].mailbox.next_order()).count();
+        assert_eq!((told, engine.workers[1].thread), (1, 0));
+        engine.threads[1].as_ref().unwrap().seat(worker);
+    }
+
+    #[test]
+    fn nobody_rests_for_who_is_between_two_threads() {
+        let mut engine = engine(2);
+        engine.move_worker(1, 0);
+        let mut asked = false;
+        assert!(!engine.pause(PAUSE_PATIENCE, |_| std::mem::replace(&mut asked, true)));
+        assert_eq!((asked, engine.pauses), (false, 0));
+        until(&mut engine, |engine| {
+            engine.take_over();
+            !engine.is_somebody_between_threads()
+        });
+        until(&mut engine, |engine| engine.pause(PAUSE_PATIENCE, |_| true));
+    }
+
+    #[test]
+    fn who_has_no_frames_need_not_say_that_they_are_home() {
+        let mut engine = engine(2);
+        engine.add_worker(&WorkerPlan { core: core(0), nice: None }).unwrap();
+        until(&mut engine, |engine| engine.poll().is_empty() && engine.deadline().is_none());
+        let worker = take_off(&mut engine, 2);
+        until(&mut engine, |engine| engine.pause(PAUSE_PATIENCE, |_| true));
+        engine.threads[2].as_ref().unwrap().seat(worker);
+    }
+
+    #[test]
+    fn who_cannot_leave_does_not_keep_the_others_waiting() {
+        let mut engine = engine(2);
+        engine.add_worker(&WorkerPlan { core: core(0), nice: None }).unwrap();
+        until(&mut engine, |engine| engine.poll().is_empty() && engine.deadline().is_none());
+        // One that never rests: it sits on no thread.
+        let worker = take_off(&mut engine, 1);
+        engine.remove_worker(core(0)).unwrap();
+        let tried = engine.pauses;
+        let began = Instant::now();
+        for _ in 0..200 {
+            engine.let_out();
+        }
+        let tries = engine.pauses - tried;
+        assert!(tries >= 1 && (1 << tries) * RETRY <= 2 * began.elapsed() + 4 * RETRY, "{tries}");
+        engine.threads[1].as_ref().unwrap().seat(worker);
+        until(&mut engine, |engine| engine.poll().is_empty() && engine.workers().count() == 2);
+        until(&mut engine, |engine| engine.poll().is_empty() && engine.deadline().is_none());
+    }
+
+    #[test]
+    fn who_joins_waits_for_the_others_who_join() {
+        let mut engine = engine(1);
+        for _ in 0..2 {
+            engine.add_worker(&WorkerPlan { core: core(1), nice: None }).unwrap();
+        }
+        // Something that it has not been told yet.
+        let tables = engine.tables.clone();
+        engine.workers[1].outbox.push_back(Order::Tables(tables));
+        until(&mut engine, |engine| engine.workers[0].has_obeyed());
+        engine.let_in();
+        assert_eq!(engine.workers[2].presence, Presence::Joining);
+        until(&mut engine, |engine| engine.poll().is_empty() && engine.workers().count() == 3);
+    }
+
+    #[test]
+    #[cfg_attr(not(debug_assertions), ignore = "an addition that overflows panics only where it is checked")]
+    fn a_worker_that_panics_while_its_core_goes_is_reported() {
+        let pace = std::sync::Arc::new(Pace::new(Speed::Stopped));
+        let field = Some(Field { at: usize::MAX, numbers: Numbers::rising(0, 1) });
+        let stream = ReplayStream { frames: vec![frame()], pace: pace.clone(), field };
+        let mut engine = Engine::replay_streams(&plan(2), vec![vec![], vec![stream]]).unwrap();
+        engine.threads[1].as_ref().unwrap().close();
+        engine.due = Some(Instant::now());
+        pace.set(Speed::Full);
+        until(&mut engine, |engine| match engine.poll()[..] {
+            [] => false,
+            [Event::WorkerDied { core: died }] => died == core(1),
+            ref other => panic!("{other:?}"),
+        });
+    }
+
+    #[test]
+    fn the_last_counters_say_which_core_they_are_of() {
+        let engine = engine(2);
+        let cores: Vec<CoreId> = engine.stop().workers.iter().map(|worker| worker.core).collect();
+        assert_eq!(cores, [core(0), core(1)]);
     }
 }

@@ -11,9 +11,12 @@ use std::ops::Range;
 use std::rc::Rc;
 
 use loom::cell::Cell;
+use loom::sync::Mutex;
 use loom::thread;
 
 use super::*;
+use crate::sync::AtomicBool;
+use crate::sync::Ordering::{Acquire, Release};
 use crate::types::{EndpointId, Route};
 
 /// Where the frames enter.
@@ -346,4 +349,150 @@ fn a_tenant_that_follows_before_all_is_home_sees_them_overtaken() {
 #[should_panic(expected = "Causality violation")]
 fn a_tenant_that_returns_before_all_is_home_is_given_to_by_both() {
     TENANT_RETURNS.check(Without::Rest);
+}
+
+/// What `engine/workers.rs` tells a worker by its mailbox: its ends to another one.
+#[derive(Default)]
+struct Post(Mutex<Option<Links>>);
+
+impl Post {
+    fn send(&self, links: Links) {
+        *self.0.lock().unwrap() = Some(links);
+    }
+
+    fn is_read(&self) -> bool {
+        self.0.lock().unwrap().is_none()
+    }
+
+    fn obey(&self, worker: &mut Worker) {
+        if let Some(mut links) = self.0.lock().unwrap().take() {
+            worker.mesh.relink(&mut links, B);
+        }
+    }
+}
+
+/// Looks twice, while others go on.
+fn looks(is_so: impl Fn() -> bool) -> bool {
+    is_so() || {
+        thread::yield_now();
+        is_so()
+    }
+}
+
+/// All that came in has arrived in its order, and is home.
+fn check_arrived(a: &Worker, tenant: &Tenant, frames: u32) {
+    let got = tenant.got.take();
+    assert!(got.is_sorted(), "overtaken: {got:?}");
+    assert_eq!(got.len(), frames as usize, "lost: {got:?}");
+    assert_eq!(a.pool.available(), a.pool.capacity());
+}
+
+/// B comes while frames come in at A, and gets their look-ups: once A has its rings to it, or at once.
+fn join_while_frames_come(waits_for_rings: bool) {
+    const FRAMES: u32 = 2;
+    let placement = Arc::new(Placement::new(&[A], 1, 1));
+    let tenant = Rc::new(Tenant { got: Cell::new(Vec::new()), at: Cell::new(A) });
+    let control = Control { placement: placement.clone(), tenant: tenant.clone() };
+    control.publish_home(A);
+    let post = Rc::new(Post::default());
+    let mesh_a = mesh(&placement, FRAMES as usize).pop().unwrap();
+    let mut a = Worker::new(mesh_a, 0..FRAMES, tenant.clone(), Without::Nothing);
+    let letters = post.clone();
+    let a = thread::spawn(move || {
+        for _ in 0..3 {
+            letters.obey(&mut a);
+            a.turn();
+        }
+        a
+    });
+    let (mesh_b, mut theirs) = join(&placement, B, &[A], FRAMES as usize);
+    let b = Worker::new(mesh_b, 0..0, tenant.clone(), Without::Nothing);
+    let b = thread::spawn(move || b.run(2));
+    thread::yield_now();
+    post.send(theirs.pop().unwrap());
+    if !waits_for_rings || looks(|| post.is_read()) {
+        placement.come(B, A);
+        control.want(ELSEWHERE);
+    }
+    let (mut a, mut b) = (a.join().unwrap(), b.join().unwrap());
+    post.obey(&mut a);
+    for _ in 0..2 * (FRAMES + 2) {
+        a.turn();
+        b.turn();
+    }
+    check_arrived(&a, &tenant, FRAMES);
+}
+
+/// B goes while frames come in at A whose look-ups it has: once A, who has them all, has said that none is under way, or at once. It
+/// is not asked whether it rests, and turns no more from then on.
+fn leave_while_frames_come(waits_for_rest: bool) {
+    const FRAMES: u32 = 2;
+    let placement = Arc::new(Placement::new(&[A, B], 1, 1));
+    let tenant = Rc::new(Tenant { got: Cell::new(Vec::new()), at: Cell::new(A) });
+    let control = Control { placement: placement.clone(), tenant: tenant.clone() };
+    control.publish_home(A);
+    control.want(ELSEWHERE);
+    let mut meshes = mesh(&placement, FRAMES as usize).into_iter();
+    let a = Worker::new(meshes.next().unwrap(), 0..FRAMES, tenant.clone(), Without::Nothing);
+    let mut b = Worker::new(meshes.next().unwrap(), 0..0, tenant.clone(), Without::Nothing);
+    let is_called_back = Arc::new(AtomicBool::new(false));
+    let call = is_called_back.clone();
+    let a = thread::spawn(move || a.run(3));
+    let b = thread::spawn(move || {
+        for _ in 0..2 {
+            if call.load(Acquire) {
+                break;
+            }
+            b.turn();
+            thread::yield_now();
+        }
+        b
+    });
+    thread::yield_now();
+    placement.go(B);
+    placement.ask_pause(1);
+    let goes = !waits_for_rest || looks(|| placement.is_paused(A, 1));
+    placement.ask_pause(0);
+    is_called_back.store(goes, Release);
+    let (mut a, mut b) = (a.join().unwrap(), b.join().unwrap());
+    if goes {
+        a.mesh.relink(&mut vec![None, None].into(), B);
+    }
+    for _ in 0..2 * (FRAMES + 2) {
+        a.turn();
+        if !goes {
+            b.turn();
+        }
+    }
+    check_arrived(&a, &tenant, FRAMES);
+}
+
+fn check(model: impl Fn() + Sync + Send + 'static) {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = Some(1);
+    builder.max_branches = 10_000;
+    builder.check(model);
+}
+
+#[test]
+fn a_worker_joins_while_frames_come() {
+    check(|| join_while_frames_come(true));
+}
+
+/// Its first frame finds no ring.
+#[test]
+#[should_panic(expected = "Result::unwrap")]
+fn a_worker_that_is_used_before_all_have_their_rings_to_it_loses_frames() {
+    check(|| join_while_frames_come(false));
+}
+
+#[test]
+fn a_worker_leaves_while_frames_come() {
+    check(|| leave_while_frames_come(true));
+}
+
+#[test]
+#[should_panic(expected = "lost")]
+fn a_worker_that_leaves_before_all_rest_takes_frames_along() {
+    check(|| leave_while_frames_come(false));
 }

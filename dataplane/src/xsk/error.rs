@@ -94,6 +94,8 @@ pub enum XskError {
     NoZeroCopy {
         /// Name of the interface.
         interface: String,
+        /// It was required of this one, not only of another whose sockets share memory with its.
+        is_asked: bool,
         /// Name of its driver.
         driver: String,
         /// The kernel's reason.
@@ -218,9 +220,10 @@ impl fmt::Display for XskError {
                 queue.0,
                 waited.as_secs()
             ),
-            E::NoZeroCopy { interface, driver, source } => write!(
+            E::NoZeroCopy { interface, is_asked, driver, source } => write!(
                 f,
-                "{interface} (driver {driver}) has no zero-copy ({source}): use mode 'prefer-zero-copy' or 'copy'"
+                "{interface} (driver {driver}) has no zero-copy ({source}): use mode 'prefer-zero-copy' or 'copy'{}",
+                if *is_asked { "" } else { " for the uplink that requires it, all have it or none" }
             ),
             E::SizesDiffer { interface } => write!(
                 f,

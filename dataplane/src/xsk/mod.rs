@@ -406,9 +406,12 @@ fn bind_error(opening: &Opening<'_>, queue: QueueId, source: io::Error) -> XskEr
     match source.raw_os_error() {
         Some(libc::EPERM) => XskError::NotPermitted { what: "opening an AF_XDP socket" },
         Some(libc::ENETDOWN) => XskError::InterfaceDown { interface: name },
-        _ if opening.flags.contains(BindFlags::XDP_ZEROCOPY) => {
-            XskError::NoZeroCopy { interface: name, driver: driver.clone(), source }
-        }
+        _ if opening.flags.contains(BindFlags::XDP_ZEROCOPY) => XskError::NoZeroCopy {
+            interface: name,
+            is_asked: opening.config.mode == XdpMode::RequireZeroCopy,
+            driver: driver.clone(),
+            source,
+        },
         _ => XskError::Bind { interface: name, queue, source },
     }
 }

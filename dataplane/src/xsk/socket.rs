@@ -51,10 +51,8 @@ pub struct XskSocket {
     /// The fill ring got frames since it was last woken.
     filled: bool,
     watchdog: Watchdog,
-    /// The interface was down at the last wake-up.
+    /// The interface was down at the last wake-up, or is gone.
     down: bool,
-    /// The interface was removed: the kernel has unbound the socket, and what it had does not come back.
-    gone: bool,
     rx_woken: u64,
     faults: u64,
     scratch: [FrameDesc; BURST],
@@ -136,7 +134,6 @@ impl XskSocket {
             filled: false,
             watchdog: Watchdog::new(parts.watchdog_ticks),
             down: false,
-            gone: false,
             rx_woken: 0,
             faults: 0,
             scratch: [FrameDesc::default(); BURST],
@@ -193,10 +190,10 @@ impl XskSocket {
         self.urgent.as_ref().is_some_and(|urgent| urgent.rx.arrived() > 0)
     }
 
-    /// The interface was removed, so what is outstanding stays so.
+    /// The interface was down at the last wake-up, so what is outstanding stays so until it is up, or for ever if it was removed.
     #[inline]
-    pub fn is_gone(&self) -> bool {
-        self.gone
+    pub fn is_down(&self) -> bool {
+        self.down
     }
 
     /// How many frames may be taken from the pool for transmission now. Who keeps to it never takes what the fill
@@ -493,10 +490,9 @@ impl XskSocket {
             // Copy mode has taken the frame out of the ring, and will complete it, but the device has dropped it.
             Err(libc::EBUSY) if !self.zero_copy => kicks.lost += 1,
             Err(libc::EBUSY | libc::ENOBUFS) => kicks.deferred += 1,
-            Err(error @ (libc::ENETDOWN | libc::ENXIO)) => {
+            Err(libc::ENETDOWN | libc::ENXIO) => {
                 kicks.down += 1;
                 self.down = true;
-                self.gone = error == libc::ENXIO;
             }
             Err(_) => kicks.failed += 1,
         }

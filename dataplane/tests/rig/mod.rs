@@ -79,6 +79,22 @@ pub fn plan() -> Plan {
     }
 }
 
+/// Small numbers that look like chance, the same in each run.
+pub struct Dice(u64);
+
+impl Dice {
+    pub fn new(seed: u64) -> Dice {
+        Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15))
+    }
+
+    pub fn below(&mut self, limit: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 8) as usize % limit
+    }
+}
+
 /// A worker's things without the worker's thread, and the tenants' ends of the rings.
 pub struct Rig {
     pub tables: Tables,

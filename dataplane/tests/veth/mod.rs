@@ -3,6 +3,8 @@
 //! The namespaces have no name: they belong to this thread and a descriptor, and the kernel removes them and what is
 //! in them when the test ends, in whatever way. Addresses: `a0` 10.9.0.1 in ours, `b0` 10.9.0.2 in theirs.
 
+#![allow(dead_code, reason = "each test program uses a part of it")]
+
 use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
