@@ -563,7 +563,7 @@ fn zero_copy_is_not_pretended() {
 #[ignore = "needs root: make test runs it"]
 fn zero_copy_that_another_uplink_requires_is_said_to_be_that_ones() {
     let wire = Wire::new(1);
-    second_wire(&wire);
+    wire.add_second();
     let [mut first, mut second] = two_interfaces();
     (first.mode, second.mode) = (XdpMode::PreferZeroCopy, XdpMode::RequireZeroCopy);
     let error = open_all(&[first, second], &[vec![vec![QueueId(0)]; 2]]).unwrap_err().to_string();
