@@ -3,6 +3,8 @@
 
 /// What the balancer decides, done.
 mod balancing;
+/// What of the classes' rules is decided in the driver.
+mod early;
 /// Workers that come and go.
 mod workers;
 
@@ -40,6 +42,7 @@ use workers::{Presence, WorkerHandle};
 pub use crate::tables::NextHop;
 use crate::tenants::Detached;
 pub use crate::tenants::{QUEUES_MAX, TenantRings};
+pub use early::EarlyPlan;
 pub use workers::WorkerError;
 
 /// What the workers had to say.
@@ -243,7 +246,9 @@ impl Engine {
         let (uplinks, ports) = xsk::open_all(&xsk_configs(plan), &hands).map_err(StartError::Uplink)?;
         let infos: Vec<UplinkInfo> = uplinks.iter().map(|uplink| uplink.info().clone()).collect();
         check_mtu(plan, &infos)?;
-        Engine::start_on(plan, uplinks, infos, ports.into_iter().map(Port::from).collect())
+        let mut engine = Engine::start_on(plan, uplinks, infos, ports.into_iter().map(Port::from).collect())?;
+        engine.set_early(&EarlyPlan::of(plan).rules).map_err(StartError::Uplink)?;
+        Ok(engine)
     }
 
     /// Starts the workers without an interface: each presents frames from memory, and what it sends is thrown away. A worker without

@@ -259,7 +259,33 @@ fn a_rule_that_is_never_reached_gives_a_warning_that_names_both() {
     let hidden = "no packet reaches it: rules[0] stands before it and matches all that it does";
     assert_eq!(
         text(&plan("", rules)),
-        [format!("rules[1]: {hidden}, for another class"), format!("rules[3]: {hidden}, for the same class")]
+        [
+            format!("rules[1]: {hidden}, for another class"),
+            format!("rules[3]: {hidden}, for the same class"),
+            "classes have no effect: no uplink has rings for urgent frames: set early = true or \"if-possible\" there"
+                .into(),
+        ]
     );
     assert_eq!(warnings(&plan("", "")), []);
+}
+
+#[test]
+fn a_rule_that_the_driver_cannot_decide_gives_a_warning_while_nobody_else_acts_on_it() {
+    let rules = r#"
+        [[rules]]
+        class = "urgent"
+        network = "blue"
+        protocol = "udp"
+        port = 5201
+        [[rules]]
+        class = "urgent"
+        address = "10.42.0.0/24"
+    "#;
+    assert!(GOOD.contains("early = false"));
+    let early = |rules: &str| text("", rules).replace("early = false", "early = \"if-possible\"");
+    let warned = warnings(&parse(&early(rules), "t").unwrap());
+    let said: Vec<String> = warned.iter().map(ToString::to_string).collect();
+    assert_eq!(said.len(), 1, "{said:?}");
+    assert!(said[0].starts_with("rules[1]: it has no effect yet: only rules are followed that"), "{said:?}");
+    assert_eq!(warnings(&parse(&early(""), "t").unwrap()), []);
 }

@@ -73,6 +73,11 @@ pub enum EarlyProtocol {
     Sctp = PROTOCOL_SCTP,
 }
 
+impl EarlyProtocol {
+    /// All of them.
+    pub const ALL: [EarlyProtocol; 3] = [EarlyProtocol::Tcp, EarlyProtocol::Udp, EarlyProtocol::Sctp];
+}
+
 /// Whose port it is.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 #[repr(u8)]
