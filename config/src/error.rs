@@ -133,13 +133,15 @@ pub enum ConfigError {
         /// The path of the key that has it.
         by: String,
     },
-    /// A network name that no network has.
-    NoSuchNetwork {
+    /// A name that no network, or no endpoint, has.
+    NoSuchName {
+        /// What has no such name, with its article.
+        what: &'static str,
         /// Its path.
         key: String,
         /// The name.
         got: String,
-        /// A network's name that looks like it.
+        /// A name that looks like it.
         nearest: Option<String>,
         /// The first few names that there are.
         known: Vec<String>,
@@ -181,7 +183,7 @@ impl ConfigError {
             | Self::Invalid { key, .. }
             | Self::Count { key, .. }
             | Self::Taken { key, .. }
-            | Self::NoSuchNetwork { key, .. }
+            | Self::NoSuchName { key, .. }
             | Self::MtuTooLarge { key, .. }
             | Self::Disagree { key, .. } => Some(key),
         }
@@ -223,10 +225,11 @@ impl fmt::Display for ConfigError {
             Self::Count { key, count: 1, rule } => write!(f, "{key}: 1 entry: must be {rule}"),
             Self::Count { key, count, rule } => write!(f, "{key}: {count} entries: must be {rule}"),
             Self::Taken { key, got, by } => write!(f, "{key} = {got}: must be unique: {by} is the same"),
-            Self::NoSuchNetwork { key, got, nearest, known } => {
-                write!(f, "{key} = {got}: must be the name of a network")?;
+            Self::NoSuchName { what, key, got, nearest, known } => {
+                write!(f, "{key} = {got}: must be the name of {what}")?;
                 match nearest {
                     Some(nearest) => write!(f, ": did you mean {nearest}?"),
+                    None if known.is_empty() => f.write_str(": there is none"),
                     None => write!(f, ", such as {}", known.join(", ")),
                 }
             }

@@ -20,6 +20,9 @@
 //! | `control_socket` | path | `"/run/peregrine/control.sock"` | absolute, 107 bytes, no `..` |
 //! | `placement` | how flows and their steps are spread over several workers | `"balanced"` | `"balanced"`, `"run-to-completion"`, `"static"`, `"static-hashed"` |
 //! | `balance_threshold` | percent of a worker's cycles above which `"balanced"` relieves it | 85 | 50 to 99 |
+//! | `classes` | names of the priority classes, the most urgent first | `["urgent", "normal"]` | 1 to 4, each as a network's name, unique |
+//! | `default_class` | class of packets that no rule and no network gives another | `"normal"` | one of `classes`; required if none of them is `"normal"` |
+//! | `trusted_remotes` | VTEPs whose outer DSCP rules may ask for | none | remotes of networks, unique |
 //! | **`[[workers]]`** | a pinned thread each | | 1 to 31, one for each core |
 //! | `core` | CPU number | | 0 to 1023, each once |
 //! | `nice` | priority against other programs on that CPU | the process's | -20 (highest) to 19 |
@@ -33,6 +36,7 @@
 //! | `source_ports` | UDP source ports, first and last | `[49152, 65535]` | 1 to 65535, in order |
 //! | `chunk_size` | UMEM chunk, bytes | 2048 | 2048 or 4096, the same for all uplinks |
 //! | `ring_size` | descriptors in each ring | 2048 | a power of two from 64 to 32768, the same for all uplinks |
+//! | `early` | rings of their own for urgent frames, from the driver on | `false` | `true`, `false`, `"if-possible"` |
 //! | **`[[networks]]`** | an overlay network | | 1 to 4096 |
 //! | `name` | | | 1 to 63 of `A-Z a-z 0-9 _ . -`, unique |
 //! | `vni` | VXLAN network identifier | | 1 to 16777215, unique |
@@ -42,6 +46,7 @@
 //! | `ageing` | life of a learned address | `"300s"` | `"1s"` to `"24h"`, in `s`, `m` or `h` |
 //! | `fdb_limit` | learned addresses | 4096 | 1 to 1000000; 16777216 over all networks |
 //! | `static_macs` | tables of `mac` and `remote` | `[]` | at most 65536; `mac` of a station, unique in the network; `remote` one of `remotes` |
+//! | `class` | class of its packets that no rule names | `default_class` | one of `classes` |
 //! | **`[[endpoints]]`** | a tenant's address | | at most 65534 |
 //! | `name` | | | as a network's, unique |
 //! | `network` | a network's name | | |
@@ -63,6 +68,21 @@
 //! | `ring_size` | client: slots of each ring | 1024 | a power of two from 32 to 16384; 2 × `queue_pairs` × `ring_size` below 65536 |
 //! | `buffer_size` | client: bytes of each buffer | 2048 | 2048 to 16384; without `chains` at least the network's `mtu` + 18 |
 //! | `tenant_uid` | client: user that the listening process must have, uid | any | 0 to 4294967294 |
+//! | **`[[rules]]`** | which packets belong to a class: the first that matches decides, and matches if all that it names is so | | at most 1024 |
+//! | `class` | where they belong | | one of `classes` |
+//! | `network` | they are on it | any | a network's name |
+//! | `endpoint` | its tenant sends or receives them | any | an endpoint's name; `network` then its network or left out |
+//! | `dscp` | DSCP of the inner IP header | any | 0 to 63, a range `"40-47"`, or a list of both |
+//! | `protocol` | inner IP protocol; in IPv6 the next header: an extension header hides the protocol | any | `"tcp"`, `"udp"`, `"icmp"`, `"icmpv6"`, `"sctp"` or 0 to 255 |
+//! | `source_port` | port of the sender; fragments have none | any | 0 to 65535 or a range `"5000-5999"`; not with a protocol without ports |
+//! | `destination_port` | port of the receiver | any | as `source_port` |
+//! | `port` | either port | any | as `source_port` |
+//! | `source` | inner IP address of the sender | any | an address or a prefix, IPv4 or IPv6; one version in a rule |
+//! | `destination` | inner IP address of the receiver | any | as `source` |
+//! | `address` | either address | any | as `source` |
+//! | `outer_dscp` | DSCP of the outer header, from one of `trusted_remotes` | any | as `dscp` |
+//!
+//! A rule that no packet can reach, because an earlier one matches all that it does, is not a mistake: [`warnings`] has it.
 //!
 //! # The way of a file
 //!
@@ -76,6 +96,7 @@ mod nearest;
 mod raw;
 mod syntax;
 mod values;
+mod warning;
 
 use std::fs::File;
 use std::io::Read;
@@ -84,6 +105,7 @@ use std::path::Path;
 use peregrine_dataplane::plan::Plan;
 
 pub use crate::error::{ConfigError, ConfigErrors};
+pub use crate::warning::{Warning, warnings};
 
 /// Where the daemon listens for `peregrine status` and the like, unless the file says otherwise.
 pub const CONTROL_SOCKET: &str = "/run/peregrine/control.sock";

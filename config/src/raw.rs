@@ -106,6 +106,10 @@ table!(
         uplink: Field<Uplinks>,
         networks: List<Network>,
         endpoints: List<Endpoint>,
+        classes: List<String>,
+        default_class: Field<String>,
+        trusted_remotes: List<String>,
+        rules: List<Rule>,
     }
 );
 
@@ -148,6 +152,7 @@ table!(
         source_ports: Field<Vec<i64>>,
         chunk_size: Field<i64>,
         ring_size: Field<i64>,
+        early: Field<Value>,
     }
 );
 
@@ -162,6 +167,7 @@ table!(
         ageing: Field<String>,
         fdb_limit: Field<i64>,
         static_macs: List<StaticMac>,
+        class: Field<String>,
     }
 );
 
@@ -202,6 +208,24 @@ table!(
         ring_size: Field<i64>,
         buffer_size: Field<i64>,
         tenant_uid: Field<i64>,
+    }
+);
+
+table!(
+    /// `[[rules]]`
+    Rule {
+        class: Field<String>,
+        network: Field<String>,
+        endpoint: Field<String>,
+        dscp: Field<Value>,
+        protocol: Field<Value>,
+        source_port: Field<Value>,
+        destination_port: Field<Value>,
+        port: Field<Value>,
+        source: Field<String>,
+        destination: Field<String>,
+        address: Field<String>,
+        outer_dscp: Field<Value>,
     }
 );
 

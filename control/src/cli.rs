@@ -164,7 +164,11 @@ pub fn execute(command: &Command) -> Result<(), Error> {
 }
 
 fn load(path: &Path) -> Result<Plan, Error> {
-    peregrine_config::load(path).map_err(Error::Config)
+    let plan = peregrine_config::load(path).map_err(Error::Config)?;
+    for warning in peregrine_config::warnings(&plan) {
+        let _nobody_reads = writeln!(io::stderr(), "peregrine: warning: {warning}");
+    }
+    Ok(plan)
 }
 
 /// `1 worker, 2 networks, 3 endpoints`.

@@ -14,6 +14,8 @@ const NEEDED: &[(CapabilitySet, &str)] = &[
     (CapabilitySet::NET_ADMIN, "CAP_NET_ADMIN"),
     (CapabilitySet::NET_RAW, "CAP_NET_RAW"),
     (CapabilitySet::BPF, "CAP_BPF"),
+    // The verifier allows headers of different lengths to nobody else.
+    (CapabilitySet::PERFMON, "CAP_PERFMON"),
 ];
 /// Descriptors besides the tenants': sockets, maps, programs, clients.
 const DESCRIPTORS_BASE: u64 = 512;
@@ -33,9 +35,10 @@ fn capabilities() -> Result<(), Error> {
     if missing.is_empty() { Ok(()) } else { Err(Error::Capabilities { missing }) }
 }
 
-/// CAP_SYS_ADMIN includes CAP_BPF.
+/// CAP_SYS_ADMIN includes CAP_BPF and CAP_PERFMON.
 fn missing(held: CapabilitySet) -> Vec<&'static str> {
-    let held = if held.contains(CapabilitySet::SYS_ADMIN) { held.union(CapabilitySet::BPF) } else { held };
+    let included = CapabilitySet::BPF | CapabilitySet::PERFMON;
+    let held = if held.contains(CapabilitySet::SYS_ADMIN) { held | included } else { held };
     NEEDED.iter().filter(|(needed, _)| !held.contains(*needed)).map(|(_, name)| *name).collect()
 }
 
@@ -107,7 +110,10 @@ mod tests {
 
     #[test]
     fn every_missing_right_is_named() {
-        assert_eq!(missing(CapabilitySet::empty()), ["CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_BPF"]);
+        assert_eq!(
+            missing(CapabilitySet::empty()),
+            ["CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_BPF", "CAP_PERFMON"]
+        );
         assert_eq!(missing(CapabilitySet::NET_ADMIN | CapabilitySet::SYS_ADMIN), ["CAP_NET_RAW"]);
         assert!(missing(CapabilitySet::all()).is_empty());
     }

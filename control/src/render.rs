@@ -58,9 +58,19 @@ pub fn uplink(uplink: &Value) -> Vec<(String, String)> {
             "mode".into(),
             format!("{} asked, {} got", text(&uplink["mode_requested"]), text(&uplink["mode_actual"])),
         ),
+        ("urgent rings".into(), urgent_rings(uplink)),
         ("queues".into(), format!("{asked} of {of} asked, {queues}")),
         ("huge pages".into(), huge_pages(&uplink["huge_pages"])),
     ]
+}
+
+fn urgent_rings(uplink: &Value) -> String {
+    let got = if uplink["early"] == true { "got" } else { "none" };
+    match text(&uplink["early_requested"]).as_str() {
+        "on" => format!("asked, {got}"),
+        "if-possible" => format!("asked if possible, {got}"),
+        _ => "not asked".to_owned(),
+    }
 }
 
 fn huge_pages(value: &Value) -> String {
@@ -345,9 +355,14 @@ fn uplink_stats(stats: &Value) -> Table {
 /// What the XDP program and the kernel's sockets of an interface counted: summed over queues, only what is not zero.
 fn before_us(out: &mut String, uplink: &Value) {
     let mut table = Table::new(&["before the dataplane", ">frames"]);
-    for (title, key) in [("XDP program", "program"), ("AF_XDP sockets", "sockets")] {
+    for (title, key, urgent) in [
+        ("XDP program", "program", false),
+        ("AF_XDP sockets", "sockets", false),
+        ("AF_XDP sockets for urgent frames", "sockets", true),
+    ] {
         let mut sums: Vec<(&str, u64)> = Vec::new();
-        let counters = list(uplink, key).iter().filter_map(Value::as_object).flatten();
+        let of_kind = list(uplink, key).iter().filter(|entry| (entry["urgent"] == true) == urgent);
+        let counters = of_kind.filter_map(Value::as_object).flatten();
         for (name, value) in counters.filter(|(name, _)| !matches!(name.as_str(), "queue" | "queue_id")) {
             let Some(value) = value.as_u64() else { continue };
             match sums.iter_mut().find(|(known, _)| known == name) {
@@ -383,7 +398,10 @@ mod tests {
             "queues_requested": "all", "queue_count": 2, "huge_pages": false, "link": {"up": true, "carrier": false}});
         let text = lines(&uplink(&info));
         assert!(text.contains("prefer-zero-copy asked, copy got"), "{text}");
-        assert!(text.contains("all of 2 asked, 2 got: 0, 1"), "{text}");
+        assert!(text.contains("all of 2 asked, 2 got: 0, 1") && text.contains("not asked"), "{text}");
+        let early = |asked, got| urgent_rings(&json!({"early_requested": asked, "early": got}));
+        assert_eq!(early("on", true), "asked, got");
+        assert_eq!(early("if-possible", false), "asked if possible, none");
         assert!(text.contains("no carrier") && text.contains("vm.nr_hugepages"), "{text}");
     }
 
@@ -415,16 +433,19 @@ mod tests {
         let text = stats(&json!({"drops": {"vni_unknown": 1234},
         "uplinks": [
             {"interface": "up0", "program": [{"queue": 0, "steered": 5, "passed": 0}, {"queue": 1, "steered": 6}]},
-            {"interface": "up1", "rx": {"frames": 77, "bytes": 7700}, "sockets": [{"rx_dropped": 3}]},
+            {"interface": "up1", "rx": {"frames": 77, "bytes": 7700},
+                "sockets": [{"rx_dropped": 3, "urgent": false}, {"rx_dropped": 8, "urgent": true}]},
         ]}));
         assert!(text.contains("vni_unknown   1,234"), "{text}");
         let (_, first) = text.split_once("\nUplink up0\n").expect(&text);
         let (first, second) = first.split_once("\nUplink up1\n").expect(&text);
         assert!(first.contains("XDP program: steered") && first.contains("11"), "{text}");
-        assert!(
-            second.contains("rx dropped") && second.contains("3") && !second.contains("XDP program"),
-            "{text}"
-        );
+        let ending = |start: &str| {
+            let line = second.lines().find(|line| line.trim_start().starts_with(start)).expect(&text);
+            line.split_whitespace().last().expect(&text).to_owned()
+        };
+        assert_eq!((&*ending("AF_XDP sockets: rx dropped"), second.contains("XDP program")), ("3", false));
+        assert_eq!(ending("AF_XDP sockets for urgent frames: rx dropped"), "8");
         let row = text.lines().find(|line| line.trim_start().starts_with("up1")).expect(&text);
         assert_eq!(row.split_whitespace().collect::<Vec<_>>(), ["up1", "77", "7,700", "0", "0"]);
         assert!(!text.contains("passed") && !text.contains("queue"), "{text}");

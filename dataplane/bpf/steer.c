@@ -4,6 +4,9 @@
 // (ARP, SSH, other VNIs, fragments, which the kernel can reassemble) passes to the kernel untouched. Only the
 // packet generator can ask for every frame, on an interface that it has for itself.
 //
+// Early classes: a queue may have a second socket, for urgent frames. Which frames these are say the maps `early_*`:
+// see above them. What they do not say goes to the first socket.
+//
 // What must hold: the program changes no byte, trusts no length beyond `data_end`, and counts every frame once,
 // under its receive queue. src/xsk/program.rs loads it, fills its constants and maps, and reads the counters;
 // `enum verdict` and the names there have the same order.
@@ -32,6 +35,7 @@ enum verdict {
 	OTHER_PORT,
 	NO_VNI_FLAG,
 	OTHER_VNI,
+	URGENT, // steered, too, to the second socket
 	VERDICTS,
 };
 
@@ -41,8 +45,10 @@ const volatile __u8 local_is_ipv6;
 const volatile __u16 vxlan_port;
 const volatile __u32 queue_count = 1;
 const volatile __u8 take_everything;
+const volatile __u8 has_early; // the queues have second sockets; without them nothing of it costs anything
 
-// Receive queue → its AF_XDP socket. As many entries as there are queues (set at loading).
+// Receive queue * 2 → its AF_XDP socket; and * 2 + 1 → that for urgent frames. Twice as many entries as there are queues
+// (set at loading).
 struct {
 	__uint(type, BPF_MAP_TYPE_XSKMAP);
 	__uint(max_entries, 1);
@@ -67,10 +73,190 @@ struct {
 	__type(value, __u64);
 } counters SEC(".maps");
 
+// Early classes. A frame is judged by one `early_rule`: that of its VNI, or the one for all networks if its VNI has none.
+// It is urgent if
+// - the rule says EARLY_EVERYTHING, or
+// - its inner packet is IPv4 or IPv6 with a DSCP whose bit is set in `dscps`, or
+// - the same with TCP, UDP or SCTP next to the IP header (behind IPv6 extension headers, and in fragments, whole first
+//   ones too, there are no ports), and `early_ports` has its protocol with its source or destination port, on that side:
+//   under its VNI if the rule says EARLY_OWN_PORTS, under EARLY_ALL_NETWORKS if it says EARLY_ALL_PORTS.
+// Up to two VLAN tags in the inner frame are skipped. What is cut off is not urgent.
+//
+// Everything stands here twice, once for each generation, and `early_generation` says which one holds. Control changes the
+// other one and then that number: a frame is judged by the old rules or by the new ones, never by half of each. (Control
+// empties the old ones at its next change only, so they outlive the frames that are just being judged by them.)
+//
+// The cost is bounded: two look-ups in arrays, one in `early_networks`, four in `early_ports`, and no loop.
+enum early_flags {
+	EARLY_EVERYTHING = 1,
+	EARLY_OWN_PORTS = 2,
+	EARLY_ALL_PORTS = 4,
+	EARLY_NETWORKS = 8, // in the rule for all: `early_networks` has some
+};
+
+enum early_sides {
+	EARLY_SOURCE = 1,
+	EARLY_DESTINATION = 2,
+};
+
+#define EARLY_ALL_NETWORKS (1 << 24) // no VNI
+
+struct early_rule {
+	__u64 dscps;
+	__u64 flags;
+};
+
+// [0]: the generation that holds, 0 or 1.
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u32);
+} early_generation SEC(".maps");
+
+// [generation]: the rule for all networks that have none of their own.
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 2);
+	__type(key, __u32);
+	__type(value, struct early_rule);
+} early_all SEC(".maps");
+
+// generation << 24 | VNI → its rule. Room for both generations is made at loading, if it is needed.
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u32);
+	__type(value, struct early_rule);
+} early_networks SEC(".maps");
+
+// generation << 56 | VNI or EARLY_ALL_NETWORKS << 24 | protocol << 16 | port → sides. Room as above.
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u64);
+	__type(value, __u8);
+} early_ports SEC(".maps");
+
 struct vxlan_header {
 	__be32 flags;
 	__be32 vni; // in the upper 24 bits
 };
+
+struct vlan_header {
+	__be16 tag;
+	__be16 protocol; // of what follows
+};
+
+// What rules ask of an inner packet.
+struct inner {
+	__u8 dscp;
+	__u8 protocol;
+	__be16 *ports; // source and destination; NULL if there are none
+};
+
+static __always_inline int read_inner(struct inner *inner, void *start, void *end)
+{
+	struct ethhdr *eth = start;
+	void *at = eth + 1;
+	void *segment = NULL;
+	__be16 type;
+
+	if (at > end)
+		return 0;
+	type = eth->h_proto;
+#pragma unroll
+	for (int tags = 0; tags < 2; tags++) {
+		struct vlan_header *vlan = at;
+
+		if (type != bpf_htons(ETH_P_8021Q) && type != bpf_htons(ETH_P_8021AD))
+			break;
+		if ((void *)(vlan + 1) > end)
+			return 0;
+		type = vlan->protocol;
+		at = vlan + 1;
+	}
+	if (type == bpf_htons(ETH_P_IP)) {
+		struct iphdr *ip = at;
+
+		if ((void *)(ip + 1) > end || ip->version != 4 || ip->ihl < 5)
+			return 0;
+		inner->dscp = ip->tos >> 2;
+		inner->protocol = ip->protocol;
+		if (!(ip->frag_off & bpf_htons(IP_MORE_FRAGMENTS_OR_OFFSET)))
+			segment = at + ip->ihl * 4;
+	} else if (type == bpf_htons(ETH_P_IPV6)) {
+		struct ipv6hdr *ip = at;
+
+		if ((void *)(ip + 1) > end || ip->version != 6)
+			return 0;
+		inner->dscp = ip->priority << 2 | ip->flow_lbl[0] >> 6;
+		inner->protocol = ip->nexthdr;
+		segment = ip + 1;
+	} else {
+		return 0;
+	}
+	inner->ports = NULL;
+	if (segment && segment + 4 <= end &&
+	    (inner->protocol == IPPROTO_TCP || inner->protocol == IPPROTO_UDP || inner->protocol == IPPROTO_SCTP))
+		inner->ports = segment;
+	return 1;
+}
+
+static __always_inline int has_port(__u64 scope, __u8 protocol, __be16 port, __u8 side)
+{
+	__u64 key = scope | (__u64)protocol << 16 | bpf_ntohs(port);
+	__u8 *sides = bpf_map_lookup_elem(&early_ports, &key);
+
+	return sides && (*sides & side);
+}
+
+static __always_inline int has_ports(__u64 scope, const struct inner *inner)
+{
+	return has_port(scope, inner->protocol, inner->ports[0], EARLY_SOURCE) ||
+	       has_port(scope, inner->protocol, inner->ports[1], EARLY_DESTINATION);
+}
+
+static __always_inline int is_urgent(__u32 vni, void *start, void *end)
+{
+	__u32 key = 0;
+	__u32 *active = bpf_map_lookup_elem(&early_generation, &key);
+	struct early_rule *found;
+	struct early_rule rule;
+	struct inner inner;
+	__u32 generation;
+	__u64 scope;
+
+	if (!active)
+		return 0;
+	generation = *active & 1;
+	found = bpf_map_lookup_elem(&early_all, &generation);
+	if (!found)
+		return 0;
+	rule = *found;
+	if (rule.flags & EARLY_NETWORKS) {
+		key = generation << 24 | vni;
+		found = bpf_map_lookup_elem(&early_networks, &key);
+		if (found)
+			rule = *found;
+	}
+	if (rule.flags & EARLY_EVERYTHING)
+		return 1;
+	if (!rule.dscps && !(rule.flags & (EARLY_OWN_PORTS | EARLY_ALL_PORTS)))
+		return 0;
+	if (!read_inner(&inner, start, end))
+		return 0;
+	if (rule.dscps >> (inner.dscp & 63) & 1)
+		return 1;
+	if (!inner.ports)
+		return 0;
+	scope = (__u64)generation << 56;
+	if ((rule.flags & EARLY_OWN_PORTS) && has_ports(scope | (__u64)vni << 24, &inner))
+		return 1;
+	return (rule.flags & EARLY_ALL_PORTS) && has_ports(scope | (__u64)EARLY_ALL_NETWORKS << 24, &inner);
+}
 
 static __always_inline enum verdict udp_is_ours(void *udp_start, void *end)
 {
@@ -87,7 +273,9 @@ static __always_inline enum verdict udp_is_ours(void *udp_start, void *end)
 	if (!(vxlan->flags & bpf_htonl(VXLAN_FLAG_VNI_VALID)))
 		return NO_VNI_FLAG;
 	vni = bpf_ntohl(vxlan->vni) >> 8;
-	return bpf_map_lookup_elem(&served_vnis, &vni) ? STEERED : OTHER_VNI;
+	if (!bpf_map_lookup_elem(&served_vnis, &vni))
+		return OTHER_VNI;
+	return has_early && is_urgent(vni, vxlan + 1, end) ? URGENT : STEERED;
 }
 
 static __always_inline enum verdict ipv4_is_ours(struct iphdr *ip, void *end)
@@ -152,9 +340,9 @@ int peregrine_steer(struct xdp_md *ctx)
 	enum verdict verdict = frame_is_ours(ctx);
 	int action = XDP_PASS;
 
-	if (verdict == STEERED) {
+	if (verdict == STEERED || verdict == URGENT) {
 		// Redirects if the queue has a socket and otherwise returns what we say: the kernel still gets it.
-		action = bpf_redirect_map(&sockets, ctx->rx_queue_index, XDP_PASS);
+		action = bpf_redirect_map(&sockets, ctx->rx_queue_index * 2 + (verdict == URGENT), XDP_PASS);
 		if (action != XDP_REDIRECT)
 			verdict = NO_SOCKET;
 	}

@@ -3,6 +3,8 @@
 
 /// What the balancer decides, done.
 mod balancing;
+/// What of the classes' rules is decided in the driver.
+mod early;
 /// Workers that come and go.
 mod workers;
 
@@ -33,13 +35,14 @@ use crate::tables::{Tables, remote_addresses};
 use crate::types::{CoreId, EndpointId, NetworkId, QueueId, RemoteId, Route, UplinkId, WorkerId};
 use crate::wire::outer::OVERHEAD_IPV4;
 use crate::worker::{Port, Uplink};
-use crate::xsk::{self, Hand, Interface, Steering, UplinkInfo, XskConfig, XskError};
+use crate::xsk::{self, EarlyRules, Hand, Interface, Steering, UplinkInfo, XskConfig, XskError};
 use balancing::Balancing;
 use workers::{Presence, WorkerHandle};
 
 pub use crate::tables::NextHop;
 use crate::tenants::Detached;
 pub use crate::tenants::{QUEUES_MAX, TenantRings};
+pub use early::EarlyPlan;
 pub use workers::WorkerError;
 
 /// What the workers had to say.
@@ -243,7 +246,9 @@ impl Engine {
         let (uplinks, ports) = xsk::open_all(&xsk_configs(plan), &hands).map_err(StartError::Uplink)?;
         let infos: Vec<UplinkInfo> = uplinks.iter().map(|uplink| uplink.info().clone()).collect();
         check_mtu(plan, &infos)?;
-        Engine::start_on(plan, uplinks, infos, ports.into_iter().map(Port::from).collect())
+        let mut engine = Engine::start_on(plan, uplinks, infos, ports.into_iter().map(Port::from).collect())?;
+        engine.set_early(&EarlyPlan::of(plan).rules).map_err(StartError::Uplink)?;
+        Ok(engine)
     }
 
     /// Starts the workers without an interface: each presents frames from memory, and what it sends is thrown away. A worker without
@@ -564,6 +569,14 @@ impl Engine {
         self.workers.iter().filter(|worker| worker.presence != Presence::Absent)
     }
 
+    /// From now on these frames are urgent from the driver on, at the uplinks with [`UplinkInfo::early`]; elsewhere nothing changes.
+    ///
+    /// # Errors
+    /// Those of [`xsk::Uplink::set_early`]; an uplink behind the one that failed has its old rules, too.
+    pub fn set_early(&mut self, rules: &EarlyRules) -> Result<(), XskError> {
+        self.uplinks.iter_mut().try_for_each(|uplink| uplink.set_early(rules))
+    }
+
     /// All counters now.
     pub fn stats(&self) -> Stats {
         let mut totals = Totals::default();
@@ -790,6 +803,7 @@ fn xsk_configs(plan: &Plan) -> Vec<XskConfig> {
     let config = |uplink: &UplinkPlan| XskConfig {
         chunk_size: uplink.chunk_size,
         ring_size: uplink.ring_size,
+        early: uplink.early,
         tx_frames: uplink.ring_size,
         watchdog_ticks: WATCHDOG_MS * cycles_per_second() / 1000,
         steering: Some(Steering { local: uplink.local, port: uplink.port, vnis: vnis.clone() }),

@@ -9,6 +9,7 @@
 //! | `worker`, `mailbox` | one pinned thread; how control talks to it |
 //! | [`stages`] | the steps of a frame's way: classify, decap, lookup, deliver; collect, encap |
 //! | [`tables`], [`fdb`], [`tenants`], `turns` | what the stages look up: networks and remotes; MAC addresses; rings; whose turn it is |
+//! | [`classes`] | which priority class a packet belongs to |
 //! | [`xsk`] | UMEM, AF_XDP sockets, the XDP program: the only place that knows xsk-rs and aya |
 //! | [`wire`] | headers: checked views and templates, no I/O |
 //! | [`counters`], [`clock`] | per-worker counters and drop reasons; cycles and seconds |
@@ -27,6 +28,11 @@
     deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)
 )]
 pub mod balance;
+#[cfg_attr(
+    not(test),
+    deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)
+)]
+pub mod classes;
 #[allow(unsafe_code, reason = "two instructions that have no safe wrapper")]
 pub mod clock;
 pub mod counters;

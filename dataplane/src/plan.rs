@@ -3,13 +3,16 @@
 //!
 //! Indexes ([`NetworkId`], [`EndpointId`], [`UplinkId`]) are places in the lists below.
 
+mod classes;
+
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::types::{CoreId, EndpointId, MacAddr, NetworkId, QueueId, UplinkId, Vni};
+pub use self::classes::{ClassesPlan, DscpSet, Prefix, PrefixError, RulePlan};
+use crate::types::{Class, CoreId, EndpointId, MacAddr, NetworkId, QueueId, UplinkId, Vni};
 
 /// Everything that one daemon runs.
 #[derive(Clone, Debug)]
@@ -28,6 +31,8 @@ pub struct Plan {
     pub networks: Vec<NetworkPlan>,
     /// The tenants' addresses on them.
     pub endpoints: Vec<EndpointPlan>,
+    /// The priority classes, and which packets belong to which.
+    pub classes: ClassesPlan,
     /// Where `peregrine status` and `stats` find the daemon.
     pub control_socket: PathBuf,
 }
@@ -119,6 +124,8 @@ pub struct UplinkPlan {
     pub chunk_size: u32,
     /// Descriptors per ring (fill, completion, rx, tx): a power of two.
     pub ring_size: u32,
+    /// Whether urgent frames have rings of their own from the driver on.
+    pub early: Early,
 }
 
 /// Which queues of an interface are ours.
@@ -156,6 +163,19 @@ impl XdpMode {
     }
 }
 
+/// Whether each queue gets a second AF_XDP socket, so that urgent frames have an rx ring and a tx ring of their own.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Early {
+    /// One socket for everything.
+    #[default]
+    Off,
+    /// If the kernel gives them on all queues of the uplink; otherwise one for everything.
+    IfPossible,
+    /// Or refuse to start.
+    On,
+}
+
 /// One overlay network.
 #[derive(Clone, Debug)]
 pub struct NetworkPlan {
@@ -175,6 +195,8 @@ pub struct NetworkPlan {
     pub fdb_limit: u32,
     /// Addresses that are known beforehand, each behind one of `remotes`.
     pub static_macs: Vec<(MacAddr, IpAddr)>,
+    /// The class of its packets that no rule names.
+    pub class: Class,
 }
 
 /// One tenant address on one network.

@@ -7,6 +7,7 @@ use std::ffi::CStr;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::ptr::NonNull;
 
 use crate::types::MacAddr;
 
@@ -235,6 +236,92 @@ unsafe fn xdp_option<T>(socket: BorrowedFd<'_>, option: libc::c_int, value: &mut
         )
     })
     .map(drop)
+}
+
+/// A new AF_XDP socket, with rx and tx rings of so many descriptors each.
+pub(crate) fn xdp_socket(ring_size: u32) -> io::Result<OwnedFd> {
+    // SAFETY: no pointers.
+    let fd = check(unsafe { libc::socket(libc::AF_XDP, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) })?;
+    // SAFETY: just made, owned by nobody else.
+    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+    for option in [libc::XDP_RX_RING, libc::XDP_TX_RING] {
+        let (value, length) = (std::ptr::from_ref(&ring_size), size_of::<u32>() as libc::socklen_t);
+        // SAFETY: reads `length` bytes from `value`.
+        check(unsafe { libc::setsockopt(fd, libc::SOL_XDP, option, value.cast(), length) })?;
+    }
+    Ok(socket)
+}
+
+/// Binds an AF_XDP socket to the queue that `first` is bound to, whose UMEM, fill and completion ring it shares.
+pub(crate) fn xdp_bind_beside(
+    socket: BorrowedFd<'_>,
+    first: BorrowedFd<'_>,
+    interface_index: u32,
+    queue: u32,
+) -> io::Result<()> {
+    let address = libc::sockaddr_xdp {
+        sxdp_family: libc::AF_XDP as u16,
+        sxdp_flags: libc::XDP_SHARED_UMEM,
+        sxdp_ifindex: interface_index,
+        sxdp_queue_id: queue,
+        sxdp_shared_umem_fd: first.as_raw_fd().cast_unsigned(),
+    };
+    let length = size_of_val(&address) as libc::socklen_t;
+    // SAFETY: an address of that length.
+    check(unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), length) }).map(drop)
+}
+
+/// Where things are in the mappings of an AF_XDP socket's rings.
+pub(crate) fn xdp_offsets(socket: BorrowedFd<'_>) -> io::Result<libc::xdp_mmap_offsets> {
+    // SAFETY: all zero is a valid value: numbers only.
+    let mut offsets: libc::xdp_mmap_offsets = unsafe { std::mem::zeroed() };
+    // SAFETY: integers only, so that any bytes are a valid value.
+    unsafe { xdp_option(socket, libc::XDP_MMAP_OFFSETS, &mut offsets) }?;
+    Ok(offsets)
+}
+
+/// A ring of an AF_XDP socket in our memory.
+#[derive(Debug)]
+pub(crate) struct RingMapping {
+    base: NonNull<u8>,
+    bytes: usize,
+}
+
+// SAFETY: memory of this process, which any thread may use.
+unsafe impl Send for RingMapping {}
+
+impl RingMapping {
+    /// The ring at `offset` (XDP_PGOFF_RX_RING or XDP_PGOFF_TX_RING).
+    pub(crate) fn new(socket: BorrowedFd<'_>, offset: libc::off_t, bytes: usize) -> io::Result<RingMapping> {
+        let (access, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_POPULATE);
+        // SAFETY: a new mapping, where the kernel likes.
+        let base =
+            unsafe { libc::mmap(std::ptr::null_mut(), bytes, access, flags, socket.as_raw_fd(), offset) };
+        match NonNull::new(base.cast::<u8>()) {
+            Some(base) if base.as_ptr().cast() != libc::MAP_FAILED => Ok(RingMapping { base, bytes }),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
+    /// The `T` that begins `offset` bytes behind the beginning, if one may lie there.
+    pub(crate) fn at<T>(&self, offset: u64, count: u32) -> io::Result<NonNull<T>> {
+        let offset = usize::try_from(offset).unwrap_or(usize::MAX);
+        let end = size_of::<T>().checked_mul(count as usize).and_then(|bytes| bytes.checked_add(offset));
+        match end {
+            Some(end) if end <= self.bytes && offset.is_multiple_of(align_of::<T>()) => {
+                // SAFETY: inside the mapping.
+                Ok(unsafe { self.base.add(offset) }.cast())
+            }
+            _ => Err(io::ErrorKind::InvalidData.into()),
+        }
+    }
+}
+
+impl Drop for RingMapping {
+    fn drop(&mut self) {
+        // SAFETY: from mmap, and whoever has a pointer into it has this, too.
+        unsafe { libc::munmap(self.base.as_ptr().cast(), self.bytes) };
+    }
 }
 
 /// Keeps a descriptor from the programs that this process starts.

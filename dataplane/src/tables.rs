@@ -6,7 +6,9 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::ops::RangeInclusive;
+use std::sync::Arc;
 
+use crate::classes::CompiledRules;
 use crate::frame::Target;
 use crate::plan::{Plan, UplinkPlan};
 use crate::types::{EndpointId, MacAddr, NetworkId, RemoteId, UplinkId, Vni};
@@ -124,6 +126,8 @@ pub struct Endpoint {
 pub struct Remote {
     /// Its address.
     pub address: Ipv4Addr,
+    /// Its outer DSCP is believed: rules may ask for it.
+    pub trusted: bool,
     /// How it is reached; `None` while the kernel does not know its next hop.
     pub adjacency: Option<Adjacency>,
 }
@@ -139,6 +143,8 @@ pub struct Tables {
     pub endpoints: Box<[Endpoint]>,
     /// By [`RemoteId`].
     pub remotes: Box<[Remote]>,
+    /// Which packets belong to which priority class.
+    pub classes: Arc<CompiledRules>,
     /// Longest frame that every uplink takes: the smallest MTU and an Ethernet header.
     pub uplink_frame_max: usize,
     by_vni: Index,
@@ -198,7 +204,8 @@ impl Tables {
             by_address: Index::new(remotes.iter().map(|&(id, address)| (u32::from(address), id.0))),
             networks,
             endpoints: endpoints.collect(),
-            remotes: remotes.into_iter().map(|(_, address)| Remote { address, adjacency: None }).collect(),
+            remotes: remotes.into_iter().map(|(_, address)| remote(plan, address)).collect(),
+            classes: Arc::new(CompiledRules::compile(plan)),
             uplink_frame_max: uplink_mtu + EthHeader::LEN,
         }
     }
@@ -266,6 +273,10 @@ pub fn remote_addresses(plan: &Plan) -> BTreeMap<IpAddr, RemoteId> {
         addresses.entry(*address).or_insert(next);
     }
     addresses
+}
+
+fn remote(plan: &Plan, address: Ipv4Addr) -> Remote {
+    Remote { address, trusted: plan.classes.trusted.contains(&IpAddr::V4(address)), adjacency: None }
 }
 
 /// The config refuses IPv6 VTEPs for now.

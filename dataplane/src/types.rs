@@ -277,6 +277,26 @@ impl Route {
     }
 }
 
+/// A priority class: 0 is the most urgent. Its name is in [`ClassesPlan::names`](crate::plan::ClassesPlan::names).
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize)]
+#[serde(transparent)]
+pub struct Class(pub u8);
+
+impl Class {
+    /// How many there may be.
+    pub const LIMIT: usize = 4;
+    /// Of two, as they are if nothing else is said, the first.
+    pub const URGENT: Class = Class(0);
+    /// The second of these two.
+    pub const NORMAL: Class = Class(1);
+
+    /// As an index into a list.
+    #[inline]
+    pub const fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
 /// A receive queue of an interface, from 0.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize)]
 #[serde(transparent)]

@@ -2,7 +2,8 @@
 //! what control tells it in between. It runs on a pinned thread (see `pinned`), polls and never waits.
 //!
 //! The order of work in a turn: orders; what other workers sent: frames that come home, frames that may go on after a wait, a burst
-//! from each; for each uplink queue one burst in; one burst out; then the rings are tended
+//! from each; for each uplink queue one burst of urgent frames in, where they have a ring of their own; for each one burst in; one
+//! burst out; then the rings are tended
 //! (completions, fill, kick). A burst is at most [`BURST`] frames, so nothing waits for longer than
 //! one burst of each other source.
 
@@ -165,7 +166,12 @@ impl Worker {
             // All that comes in stays on this worker.
             let is_plain = self.mesh.as_ref().is_none_or(Mesh::is_plain);
             for source in 0..self.uplink.sources() {
-                moved += self.way_in(source, is_plain);
+                if self.uplink.has_urgent(source) {
+                    moved += self.way_in(source, RxRing::Urgent, is_plain);
+                }
+            }
+            for source in 0..self.uplink.sources() {
+                moved += self.way_in(source, RxRing::Normal, is_plain);
             }
             moved += self.way_out(is_plain);
         }
@@ -219,13 +225,16 @@ impl Worker {
 
     /// One burst from an uplink queue.
     #[inline]
-    fn way_in(&mut self, source: usize, is_plain: bool) -> usize {
+    fn way_in(&mut self, source: usize, ring: RxRing, is_plain: bool) -> usize {
         let mut uplink = UplinkId(0);
         let received = match &mut self.uplink {
             Uplink::Sockets(sockets) => match sockets.all.get_mut(source) {
                 Some(socket) => {
                     uplink = socket.uplink();
-                    socket.receive(&mut self.pool, &mut self.bursts.0)
+                    match ring {
+                        RxRing::Normal => socket.receive(&mut self.pool, &mut self.bursts.0),
+                        RxRing::Urgent => socket.receive_urgent(&mut self.pool, &mut self.bursts.0),
+                    }
                 }
                 None => 0,
             },
@@ -355,6 +364,15 @@ pub(crate) enum Uplink {
     Replay(Replay),
 }
 
+/// Which of a queue's rx rings.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum RxRing {
+    /// Of everything, or everything else.
+    Normal,
+    /// Of the frames that the XDP program has found urgent.
+    Urgent,
+}
+
 /// The sockets of a worker, which share its memory.
 #[derive(Debug)]
 pub(crate) struct Sockets {
@@ -387,6 +405,14 @@ impl Uplink {
         match self {
             Uplink::Sockets(sockets) => sockets.all.len(),
             Uplink::Replay(_) => 1,
+        }
+    }
+
+    #[inline]
+    fn has_urgent(&self, source: usize) -> bool {
+        match self {
+            Uplink::Sockets(sockets) => sockets.all.get(source).is_some_and(XskSocket::has_urgent),
+            Uplink::Replay(_) => false,
         }
     }
 

@@ -372,21 +372,6 @@ fn each_worker_has_its_own_frames_and_one_without_queues_has_none() {
     }
 }
 
-/// A second wire beside the first: `c0` with another address in ours, `d0` in theirs.
-fn second_wire(wire: &Wire) {
-    run("ip link add c0 type veth peer name d0");
-    run("ip link set c0 up");
-    run("ip address add 10.8.0.1/24 dev c0");
-    let theirs = wire.in_theirs(|| {
-        // SAFETY: asks for this thread's number.
-        let thread = unsafe { libc::gettid() };
-        std::fs::File::open(format!("/proc/self/task/{thread}/ns/net")).unwrap()
-    });
-    run(&format!("ip link set d0 netns /proc/{}/fd/{}", std::process::id(), theirs.as_raw_fd()));
-    wire.in_theirs(|| run("ip link set d0 up"));
-    until("the carrier is up", || run("ip -br link show c0").contains("LOWER_UP"));
-}
-
 fn two_interfaces() -> [XskConfig; 2] {
     [config("a0", OUR_ADDRESS), config("c0", Ipv4Addr::new(10, 8, 0, 1))]
 }
@@ -396,7 +381,7 @@ fn two_interfaces() -> [XskConfig; 2] {
 #[ignore = "needs root: make test runs it"]
 fn the_sockets_of_a_worker_share_their_frames_over_two_interfaces() {
     let wire = Wire::new(1);
-    second_wire(&wire);
+    wire.add_second();
     let queue = vec![QueueId(0)];
     let (uplinks, mut ports) = open_all(&two_interfaces(), &[vec![queue.clone(), queue]]).unwrap();
     let mut end = End::of(uplinks, ports.pop().unwrap());
@@ -460,7 +445,7 @@ fn the_sockets_of_a_worker_share_their_frames_over_two_interfaces() {
 #[ignore = "needs root: make test runs it"]
 fn interfaces_with_different_chunks_or_rings_are_not_opened_together() {
     let wire = Wire::new(1);
-    second_wire(&wire);
+    wire.add_second();
     let [first, second] = two_interfaces();
     let hand = vec![vec![QueueId(0)], vec![QueueId(0)]];
     for second in [XskConfig { chunk_size: 4096, ..second.clone() }, XskConfig { ring_size: 4096, ..second }]
@@ -578,7 +563,7 @@ fn zero_copy_is_not_pretended() {
 #[ignore = "needs root: make test runs it"]
 fn zero_copy_that_another_uplink_requires_is_said_to_be_that_ones() {
     let wire = Wire::new(1);
-    second_wire(&wire);
+    wire.add_second();
     let [mut first, mut second] = two_interfaces();
     (first.mode, second.mode) = (XdpMode::PreferZeroCopy, XdpMode::RequireZeroCopy);
     let error = open_all(&[first, second], &[vec![vec![QueueId(0)]; 2]]).unwrap_err().to_string();

@@ -9,12 +9,12 @@ use peregrine_dataplane::counters::WorkerCounters;
 use peregrine_dataplane::fdb::{Destination, Fdb};
 use peregrine_dataplane::frame::{Burst, FramePool};
 use peregrine_dataplane::plan::{
-    EndpointPlan, MemifPlan, NetworkPlan, PlacementMode, Plan, Queues, UplinkPlan, WorkerPlan, XdpMode,
+    Early, EndpointPlan, MemifPlan, NetworkPlan, PlacementMode, Plan, Queues, UplinkPlan, WorkerPlan, XdpMode,
 };
 use peregrine_dataplane::stages::{self, Cx, Stage, Wire, Work, collect};
 use peregrine_dataplane::tables::{NextHop, Tables};
 use peregrine_dataplane::tenants::{Detached, TenantRings, Tenants};
-use peregrine_dataplane::types::{CoreId, EndpointId, MacAddr, NetworkId, RemoteId, UplinkId, Vni};
+use peregrine_dataplane::types::{Class, CoreId, EndpointId, MacAddr, NetworkId, RemoteId, UplinkId, Vni};
 use peregrine_dataplane::wire::outer::{OVERHEAD_IPV4, OuterFields, OuterTemplate};
 use peregrine_memif::{ClientConfig, Interface, ServerConfig, SocketAddr};
 
@@ -266,6 +266,7 @@ pub fn plan(tenants: u16) -> Plan {
             source_ports: 49152..=65535,
             ttl: 64,
             chunk_size: 2048,
+            early: Early::Off,
             ring_size: 2048,
         }],
         networks: vec![NetworkPlan {
@@ -277,8 +278,10 @@ pub fn plan(tenants: u16) -> Plan {
             ageing: Duration::from_secs(300),
             fdb_limit: 1024,
             static_macs: vec![],
+            class: Class::NORMAL,
         }],
         endpoints: (0..tenants).map(endpoint).collect(),
+        classes: Default::default(),
         control_socket: PathBuf::new(),
     }
 }

@@ -85,15 +85,26 @@ fn network(at: &At<'_>, field: &Field<String>, networks: &Taken<'_>) -> Option<u
     if networks.names.is_empty() {
         return None; // and why there is no network at all has been told
     }
-    let names = || networks.names.keys().copied();
+    no_such_name(at, field, "a network", networks.names.keys().copied());
+    None
+}
+
+/// Reports a name that nothing has.
+pub fn no_such_name<'a>(
+    at: &At<'_>,
+    field: &Field<String>,
+    what: &'static str,
+    names: impl Iterator<Item = &'a str> + Clone,
+) {
+    let name = field.value().map(String::as_str).unwrap_or_default();
     let few = at.report().len() < SUGGESTIONS_MAX;
-    at.report().add(ConfigError::NoSuchNetwork {
+    at.report().add(ConfigError::NoSuchName {
+        what,
         key: at.path().to_owned(),
         got: field.shown().to_owned(),
-        nearest: if few { nearest(&name, names()).map(show_text) } else { None },
-        known: names().take(8).map(show_text).collect(),
+        nearest: if few { nearest(name, names.clone()).map(show_text) } else { None },
+        known: names.take(8).map(show_text).collect(),
     });
-    None
 }
 
 fn addresses(

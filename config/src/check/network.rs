@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use peregrine_dataplane::plan::NetworkPlan;
-use peregrine_dataplane::types::{MacAddr, Vni};
+use peregrine_dataplane::types::{Class, MacAddr, Vni};
 
 use super::uplink;
 use crate::at::{At, Claims};
@@ -120,6 +120,7 @@ fn network(
         ageing: ageing?,
         fdb_limit: fdb_limit?,
         static_macs,
+        class: Class::NORMAL, // until the classes are known
     })
 }
 

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
-use peregrine_dataplane::plan::{Queues, UplinkPlan, XdpMode};
+use peregrine_dataplane::plan::{Early, Queues, UplinkPlan, XdpMode};
 use peregrine_dataplane::types::{QueueId, UplinkId};
 use toml::Value;
 
@@ -31,6 +31,7 @@ const QUEUES: &str = "\"all\" or a list of different queue numbers from 0 to 409
 const MODES: [XdpMode; 4] =
     [XdpMode::RequireZeroCopy, XdpMode::PreferZeroCopy, XdpMode::Copy, XdpMode::Generic];
 const MODE: &str = "\"require-zero-copy\", \"prefer-zero-copy\", \"copy\" or \"generic\"";
+const EARLY: &str = "true, false or \"if-possible\"";
 const SOURCE_PORTS: &str = "two numbers from 1 to 65535 in order, such as [49152, 65535]";
 
 /// Checks `[uplink]` or `[[uplink]]`.
@@ -117,6 +118,7 @@ fn uplink(at: &At<'_>, raw: &Uplink, checked: &mut Checked, unlike: &mut Unlike)
         at.key("ring_size").optional(&raw.ring_size, 2048, "a power of two from 64 to 32768", |size| {
             u32::try_from(*size).ok().filter(|size| size.is_power_of_two() && (64..=32768).contains(size))
         });
+    let early = at.key("early").optional(&raw.early, Early::Off, EARLY, early);
     if let Some(interface) = &interface {
         unlike.interfaces.claim(interface.clone(), &at.key("interface"), raw.interface.shown());
     }
@@ -143,9 +145,19 @@ fn uplink(at: &At<'_>, raw: &Uplink, checked: &mut Checked, unlike: &mut Unlike)
             ttl: ttl?,
             chunk_size: chunk_size?,
             ring_size: ring_size?,
+            early: early?,
         })
     };
     checked.plans.extend(plan());
+}
+
+fn early(value: &Value) -> Option<Early> {
+    match value {
+        Value::Boolean(true) => Some(Early::On),
+        Value::Boolean(false) => Some(Early::Off),
+        Value::String(text) if text == "if-possible" => Some(Early::IfPossible),
+        _ => None,
+    }
 }
 
 fn queues(value: &Value) -> Option<Queues> {

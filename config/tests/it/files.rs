@@ -105,6 +105,9 @@ fn full_says_the_defaults_and_holds_every_key() {
     let MemifRole::Server { owner, group, .. } = &mut plan.endpoints[0].memif.role else { panic!() };
     assert_eq!((owner.take(), group.take()), (Some(0), Some(0)));
     plan.workers[0].nice = None;
+    assert_eq!((plan.classes.rules.len(), plan.classes.trusted.len()), (4, 1));
+    plan.classes.rules.clear();
+    plan.classes.trusted.clear();
     plan.networks[0].static_macs.clear();
     plan.endpoints[0].memif.secret.clear();
     assert_eq!(format!("{plan:?}"), format!("{:?}", example("one_tenant.toml")));

@@ -17,6 +17,7 @@ ttl = 64
 source_ports = [49152, 65535]
 chunk_size = 2048
 ring_size = 2048
+early = false
 
 [[networks]]
 name = "blue"

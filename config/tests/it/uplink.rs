@@ -1,7 +1,7 @@
 //! The file as a whole, workers and the uplink.
 
 use peregrine_config::parse;
-use peregrine_dataplane::plan::PlacementMode;
+use peregrine_dataplane::plan::{Early, PlacementMode};
 
 use crate::good::{GOOD, VTEP, refused, replaced};
 
@@ -111,6 +111,7 @@ fn vtep_addresses_are_ipv4_unicast() {
 fn the_uplinks_numbers() {
     let ports = "must be two numbers from 1 to 65535 in order, such as [49152, 65535]";
     let power = "must be a power of two from 64 to 32768";
+    let early = "must be true, false or \"if-possible\"";
     let mode = "must be \"require-zero-copy\", \"prefer-zero-copy\", \"copy\" or \"generic\"";
     for (line, instead, got, rule) in [
         ("port = 4789", "port = 0", "port = 0", "must be a number from 1 to 65535"),
@@ -128,10 +129,21 @@ fn the_uplinks_numbers() {
         ("ring_size = 2048", "ring_size = 65536", "ring_size = 65536", power),
         ("ring_size = 2048", "ring_size = 100", "ring_size = 100", power),
         ("mode = \"copy\"", "mode = \"zero-copy\"", "mode = \"zero-copy\"", mode),
+        ("early = false", "early = 1", "early = 1", early),
+        ("early = false", "early = \"true\"", "early = \"true\"", early),
     ] {
         let errors = parse(&replaced(line, instead), "t").unwrap_err();
         assert_eq!(errors.to_string(), format!("t: uplink.{got}: {rule}"));
     }
+}
+
+#[test]
+fn each_uplink_says_whether_urgent_frames_have_rings_of_their_own() {
+    let several = [uplink(1, "early = true"), uplink(2, "early = \"if-possible\""), uplink(3, "")].concat();
+    let plan = parse(&with_uplinks(&several), "t").unwrap();
+    let early: Vec<Early> = plan.uplinks.iter().map(|uplink| uplink.early).collect();
+    assert_eq!(early, [Early::On, Early::IfPossible, Early::Off]);
+    assert_eq!(parse(GOOD, "t").unwrap().uplinks[0].early, Early::Off);
 }
 
 /// The good file with this instead of its uplink.

@@ -7,8 +7,8 @@ use std::os::unix::net::UnixStream as StreamSocket;
 use std::time::Duration;
 
 use mio::{Events, Poll};
-use peregrine_dataplane::plan::{MemifPlan, NetworkPlan, Queues, UplinkPlan, XdpMode};
-use peregrine_dataplane::types::{MacAddr, NetworkId, Vni};
+use peregrine_dataplane::plan::{Early, MemifPlan, NetworkPlan, Queues, UplinkPlan, XdpMode};
+use peregrine_dataplane::types::{Class, MacAddr, NetworkId, Vni};
 use peregrine_memif::{
     Client, ClientConfig, Handshake, HandshakeError, Limits, Listener, ListenerConfig, Progress, Refusal,
     RxRing, SocketAddr, TxRing,
@@ -67,6 +67,7 @@ fn plan(endpoints: Vec<EndpointPlan>) -> Plan {
         ageing: Duration::from_secs(300),
         fdb_limit: 10,
         static_macs: Vec::new(),
+        class: Class::NORMAL,
     };
     let uplink = UplinkPlan {
         interface: "x".into(),
@@ -77,6 +78,7 @@ fn plan(endpoints: Vec<EndpointPlan>) -> Plan {
         source_ports: 49152..=65535,
         ttl: 64,
         chunk_size: 2048,
+        early: Early::Off,
         ring_size: 64,
     };
     Plan {
@@ -86,6 +88,7 @@ fn plan(endpoints: Vec<EndpointPlan>) -> Plan {
         uplinks: vec![uplink],
         networks: vec![network],
         endpoints,
+        classes: Default::default(),
         control_socket: "/x".into(),
     }
 }

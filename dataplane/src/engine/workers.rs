@@ -481,7 +481,7 @@ mod tests {
     use super::*;
     use crate::engine::Event;
     use crate::pinned::usable_cores;
-    use crate::plan::{Plan, Queues, UplinkPlan, XdpMode};
+    use crate::plan::{Early, Plan, Queues, UplinkPlan, XdpMode};
     use crate::replay::{Field, Numbers, Pace, ReplayFrame, ReplayStream, STAMP, Speed};
 
     const PATIENCE: Duration = Duration::from_secs(60);
@@ -507,9 +507,11 @@ mod tests {
                 ttl: 64,
                 chunk_size: 2048,
                 ring_size: 64,
+                early: Early::Off,
             }],
             networks: vec![],
             endpoints: vec![],
+            classes: Default::default(),
             control_socket: std::path::PathBuf::new(),
         }
     }

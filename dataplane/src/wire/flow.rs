@@ -1,8 +1,8 @@
-//! The hash of an inner flow: same for all packets of a flow, spread evenly over flows.
+//! The headers that tell an inner flow, found in one walk; and its hash: same for all packets of a flow, spread evenly over flows.
 //!
-//! It chooses the outer UDP source port (RFC 7348 §4.1) and the flow bucket. Over IP it covers addresses, protocol
+//! The hash chooses the outer UDP source port (RFC 7348 §4.1) and the flow bucket. Over IP it covers addresses, protocol
 //! and, unless the packet is a fragment, ports; fragments of one packet therefore stay together. Everything else is
-//! hashed by its Ethernet addresses and type.
+//! hashed by its Ethernet addresses and type. What class a packet belongs to (`classes.rs`) is read from the same walk.
 
 use super::eth::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_QINQ, ETHERTYPE_VLAN, EthHeader};
 use super::ip::{PROTOCOL_SCTP, PROTOCOL_TCP, PROTOCOL_UDP};
@@ -10,59 +10,102 @@ use super::ip::{PROTOCOL_SCTP, PROTOCOL_TCP, PROTOCOL_UDP};
 /// Hash of the flow that an Ethernet frame belongs to. Any bytes have one.
 #[inline]
 pub fn flow_hash(frame: &[u8]) -> u32 {
-    let Some((eth, mut rest)) = EthHeader::split(frame) else { return 0 };
-    let mut ethertype = eth.ethertype();
-    for _ in 0..2 {
-        match (ethertype, rest) {
-            (ETHERTYPE_VLAN | ETHERTYPE_QINQ, [_, _, high, low, inner @ ..]) => {
-                ethertype = u16::from_be_bytes([*high, *low]);
-                rest = inner;
-            }
-            _ => break,
-        }
-    }
-    let hash = match ethertype {
-        ETHERTYPE_IPV4 => ipv4(rest),
-        ETHERTYPE_IPV6 => ipv6(rest),
-        _ => None,
-    };
-    let hash = hash.unwrap_or_else(|| {
-        mix(
-            eth.destination().to_u64() ^ SEED,
-            eth.source().to_u64() ^ (u64::from(ethertype) << 48) ^ SEED.rotate_left(32),
-        )
-    });
-    (hash ^ (hash >> 32)) as u32
+    Headers::read(frame).map_or(0, |headers| headers.flow_hash)
 }
 
-fn ipv4(packet: &[u8]) -> Option<u64> {
+/// The headers of a frame, as far as they tell its flow.
+#[derive(Clone, Copy, Debug)]
+pub struct Headers<'a> {
+    /// Hash of the flow.
+    pub flow_hash: u32,
+    /// Ethernet.
+    pub eth: &'a EthHeader,
+    /// What follows it and up to two VLAN tags, if that is IP.
+    pub ip: Ip<'a>,
+}
+
+/// What is known of an IP packet.
+#[derive(Clone, Copy, Debug)]
+pub enum Ip<'a> {
+    /// It is none, or too short for one.
+    None,
+    /// IPv4 and its ports.
+    V4(&'a [u8; 20], Option<&'a Ports>),
+    /// IPv6 and its ports.
+    V6(&'a [u8; 40], Option<&'a Ports>),
+}
+
+/// Source and destination port, as they stand in the packet. Fragments have none, and the first has none either: it goes where the
+/// others go, and a packet is whole with its last fragment only.
+pub type Ports = [u8; 4];
+
+impl<'a> Headers<'a> {
+    /// `None` if the frame is shorter than an Ethernet header.
+    // Always put inline: who wants the hash only then pays for nothing else.
+    #[inline(always)]
+    pub fn read(frame: &'a [u8]) -> Option<Headers<'a>> {
+        let (eth, mut rest) = EthHeader::split(frame)?;
+        let mut ethertype = eth.ethertype();
+        for _ in 0..2 {
+            match (ethertype, rest) {
+                (ETHERTYPE_VLAN | ETHERTYPE_QINQ, [_, _, high, low, inner @ ..]) => {
+                    ethertype = u16::from_be_bytes([*high, *low]);
+                    rest = inner;
+                }
+                _ => break,
+            }
+        }
+        let ip = match ethertype {
+            ETHERTYPE_IPV4 => ipv4(rest),
+            ETHERTYPE_IPV6 => ipv6(rest),
+            _ => None,
+        };
+        let (hash, ip) = ip.unwrap_or_else(|| {
+            let hash = mix(
+                eth.destination().to_u64() ^ SEED,
+                eth.source().to_u64() ^ (u64::from(ethertype) << 48) ^ SEED.rotate_left(32),
+            );
+            (hash, Ip::None)
+        });
+        Some(Headers { flow_hash: (hash ^ (hash >> 32)) as u32, eth, ip })
+    }
+}
+
+#[inline(always)]
+fn ipv4(packet: &[u8]) -> Option<(u64, Ip<'_>)> {
     let header = packet.first_chunk::<20>()?;
     let [version_ihl, _, _, _, _, _, flags, offset, _, protocol, _, _, addresses @ ..] = header;
     let fragment = u16::from_be_bytes([*flags, *offset]) & 0x3fff != 0;
     let ports =
-        if fragment { 0 } else { ports(*protocol, packet.get(usize::from(version_ihl & 0xf) * 4..)?) };
-    Some(mix(
-        u64::from_le_bytes(*addresses) ^ SEED,
-        ports ^ (u64::from(*protocol) << 32) ^ SEED.rotate_left(32),
-    ))
+        if fragment { None } else { ports(*protocol, packet.get(usize::from(version_ihl & 0xf) * 4..)?) };
+    Some((mix(u64::from_le_bytes(*addresses) ^ SEED, upper(ports, *protocol)), Ip::V4(header, ports)))
 }
 
-fn ipv6(packet: &[u8]) -> Option<u64> {
+#[inline(always)]
+fn ipv6(packet: &[u8]) -> Option<(u64, Ip<'_>)> {
     let (header, rest) = packet.split_first_chunk::<40>()?;
     let protocol = header[6]; // an extension header (a fragment, say) hides the ports: then only the addresses count
     let (words, _) = header[8..].as_chunks::<8>();
     let addresses =
         words.iter().fold(SEED, |hash, word| mix(hash ^ u64::from_le_bytes(*word), SEED.rotate_left(17)));
-    Some(mix(addresses, ports(protocol, rest) ^ (u64::from(protocol) << 32) ^ SEED.rotate_left(32)))
+    let ports = ports(protocol, rest);
+    Some((mix(addresses, upper(ports, protocol)), Ip::V6(header, ports)))
 }
 
-/// Both ports in one number; 0 for protocols that have none.
-#[inline]
-fn ports(protocol: u8, segment: &[u8]) -> u64 {
-    match (protocol, segment.first_chunk::<4>()) {
-        (PROTOCOL_TCP | PROTOCOL_UDP | PROTOCOL_SCTP, Some(ports)) => u64::from(u32::from_le_bytes(*ports)),
-        _ => 0,
+/// Both ports, if the protocol has them.
+#[inline(always)]
+fn ports(protocol: u8, segment: &[u8]) -> Option<&Ports> {
+    match protocol {
+        PROTOCOL_TCP | PROTOCOL_UDP | PROTOCOL_SCTP => segment.first_chunk::<4>(),
+        _ => None,
     }
+}
+
+/// Ports (0 for none) and protocol in one number.
+#[inline(always)]
+fn upper(ports: Option<&Ports>, protocol: u8) -> u64 {
+    let ports = ports.map_or(0, |ports| u64::from(u32::from_le_bytes(*ports)));
+    ports ^ (u64::from(protocol) << 32) ^ SEED.rotate_left(32)
 }
 
 /// Digits of π: any odd number with its bits well mixed would do.

@@ -115,6 +115,24 @@ pub enum XskError {
         /// The kernel's reason.
         source: io::Error,
     },
+    /// A queue has no second socket, for urgent frames.
+    NoEarly {
+        /// Name of the interface.
+        interface: String,
+        /// Which queue.
+        queue: QueueId,
+        /// The kernel's reason.
+        source: io::Error,
+    },
+    /// More rules for urgent frames than the XDP program has room for.
+    EarlyRules {
+        /// Of what.
+        what: &'static str,
+        /// How many were to be set.
+        got: usize,
+        /// The most.
+        most: usize,
+    },
     /// No memory for the frames.
     Umem {
         /// How much was asked for.
@@ -176,7 +194,8 @@ impl fmt::Display for XskError {
             E::NoAddress { interface, wanted, has } => no_address(f, interface, wanted, has),
             E::NotPermitted { what } => write!(
                 f,
-                "{what} is not permitted: run as root, or with the capabilities CAP_NET_ADMIN, CAP_NET_RAW and CAP_BPF"
+                "{what} is not permitted: run as root, or with the capabilities CAP_NET_ADMIN, CAP_NET_RAW, CAP_BPF and \
+                 CAP_PERFMON"
             ),
             E::MtuTooLarge { interface, mtu, chunk_size } => mtu_too_large(f, interface, *mtu, *chunk_size),
             E::ChunkSize { got } => write!(f, "a chunk of {got} bytes is not possible: use 2048 or 4096"),
@@ -213,6 +232,15 @@ impl fmt::Display for XskError {
             ),
             E::Bind { interface, queue, source } => {
                 write!(f, "no AF_XDP socket on queue {} of {interface}: {source}", queue.0)
+            }
+            E::NoEarly { interface, queue, source } => write!(
+                f,
+                "queue {} of {interface} got no second AF_XDP socket for urgent frames ({source}): use \
+                 early = \"if-possible\" or early = false",
+                queue.0
+            ),
+            E::EarlyRules { what, got, most } => {
+                write!(f, "{got} {what} with rules for urgent frames: the XDP program has room for {most}")
             }
             E::Umem { bytes, source } => write!(
                 f,
@@ -301,6 +329,7 @@ impl std::error::Error for XskError {
         match self {
             XskError::NoZeroCopy { source, .. }
             | XskError::Bind { source, .. }
+            | XskError::NoEarly { source, .. }
             | XskError::Umem { source, .. }
             | XskError::ProgramRefused { source, .. }
             | XskError::System { source, .. } => Some(source),
@@ -363,6 +392,11 @@ mod tests {
                 waited: Duration::from_secs(5),
             },
             XskError::Program { what: "load", source: Box::from("a\nb") },
+            XskError::NoEarly {
+                interface: "eth0".into(),
+                queue: QueueId(3),
+                source: io::Error::from_raw_os_error(libc::EOPNOTSUPP),
+            },
         ] {
             assert_eq!(error.to_string().lines().count(), 1, "{error}");
         }

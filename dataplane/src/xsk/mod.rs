@@ -11,18 +11,22 @@
 //! - `interface`: facts about the interface, and checks of the config against them
 //! - `umem`: one worker's memory; addresses and chunks
 //! - `socket`: the four rings of one queue; what runs per burst
+//! - `urgent`: the two rings of its second socket, for urgent frames
 //! - `program`: the XDP program in the kernel
+//! - `early`: which frames are urgent, as the program is told
 //! - `uplink`: the control half
 //!
 //! What must hold: the fill rings are full before the program is attached, so no frame is steered into an empty
 //! ring; and a program that is not ours is never replaced.
 
+mod early;
 mod error;
 mod interface;
 mod program;
 mod socket;
 mod umem;
 mod uplink;
+mod urgent;
 
 use std::io;
 use std::net::IpAddr;
@@ -33,10 +37,14 @@ use xsk_rs::config::{BindFlags, LibxdpFlags, QueueSize, SocketConfig};
 use xsk_rs::socket::SocketCreateError;
 
 use crate::frame::FramePool;
-use crate::plan::XdpMode;
+use crate::plan::{Early, XdpMode};
 use crate::sys;
 use crate::types::{QueueId, UplinkId, Vni};
 
+pub use early::{
+    EARLY_NETWORKS_MAX, EARLY_PORTS_MAX, EarlyNetwork, EarlyPort, EarlyProtocol, EarlyRules, EarlySet,
+    EarlySide,
+};
 pub use error::XskError;
 pub use interface::{Interface, interface, unusable};
 pub use program::{PassedCounters, SteeringCounters};
@@ -46,8 +54,9 @@ pub use uplink::{ActualMode, SocketStatistics, Uplink, UplinkInfo};
 use interface::largest_mtu;
 use program::{AttachError, Program};
 use socket::Parts;
-use umem::Area;
+use umem::{Area, Sizes};
 use uplink::ControlSocket;
+use urgent::{Urgent, UrgentParts};
 
 /// Bytes in front of each packet in its chunk, which the kernel keeps for XDP (XDP_PACKET_HEADROOM of linux/bpf.h).
 pub const HEADROOM: usize = 256;
@@ -67,9 +76,13 @@ pub struct XskConfig {
     pub mode: XdpMode,
     /// Bytes per chunk: 2048 or 4096.
     pub chunk_size: u32,
-    /// Descriptors in each of a socket's four rings: a power of two from 64 to 32768.
+    /// Descriptors in each of a socket's four rings: a power of two from 64 to 32768. With `early` fill and completion ring, which
+    /// the two sockets of a queue share, are twice as large, and the second one's own rings half as large.
     pub ring_size: u32,
-    /// How many frames per socket may be on their way out at once, at most `ring_size`. Every socket can send, so every
+    /// Each queue gets a second socket, with an rx ring and a tx ring for urgent frames. Which frames are urgent says
+    /// [`Uplink::set_early`]; none, at first.
+    pub early: Early,
+    /// How many frames per socket may be on their way out at once, at most `ring_size` (on a second socket half of that). Every socket can send, so every
     /// one gets this many chunks, even where its owner sends on one of its sockets only.
     pub tx_frames: u32,
     /// The watchdog wakes a socket that has had frames out and got none back for so many ticks of the clock that
@@ -91,6 +104,7 @@ impl XskConfig {
             mode,
             chunk_size: 2048,
             ring_size: 2048,
+            early: Early::Off,
             tx_frames: 2048,
             watchdog_ticks: 10_000_000,
             steering: None,
@@ -181,7 +195,7 @@ fn open_in(
     let mut opening = Vec::with_capacity(configs.len());
     for (id, config) in UplinkId::all(configs.len()).zip(configs) {
         let queues = workers.iter().filter_map(|hand| hand.get(id.index())).flatten().copied();
-        opening.push(Opening::new(id, config, mode, queues)?);
+        opening.push(Opening::new(id, config, flags(mode, configs), queues)?);
     }
     refuse_differences(configs)?;
     let deadline = Instant::now() + QUEUE_PATIENCE;
@@ -195,6 +209,22 @@ fn open_in(
     let start = |opening: Opening<'_>| opening.start(huge_pages, frames);
     let uplinks = opening.into_iter().map(start).collect::<Result<_, _>>()?;
     Ok((uplinks, ports))
+}
+
+/// How the first socket of a UMEM is bound; the others take over from it.
+///
+/// Without XDP_USE_NEED_WAKEUP where urgent frames may come from a zero-copy driver. With it, i40e, ice, ixgbe, igb and others leave
+/// a frame for which the rx ring has no room in the NIC's ring until there is room (-ENOBUFS from xdp_do_redirect in *_run_xdp_zc),
+/// and with it the urgent ones behind; without it they drop it. It costs a system call for each batch that is sent, and a driver that
+/// polls while the fill ring is empty. In the copy modes drivers drop in any case.
+fn flags(mode: XdpMode, configs: &[XskConfig]) -> BindFlags {
+    let is_early = configs.iter().any(|config| config.early != Early::Off);
+    let wakeup = if is_early { BindFlags::empty() } else { BindFlags::XDP_USE_NEED_WAKEUP };
+    match mode {
+        XdpMode::RequireZeroCopy => BindFlags::XDP_ZEROCOPY | wakeup,
+        XdpMode::PreferZeroCopy => wakeup,
+        XdpMode::Copy | XdpMode::Generic => BindFlags::XDP_COPY | BindFlags::XDP_USE_NEED_WAKEUP,
+    }
 }
 
 /// What lies in a UMEM, or is made with it, is the same for all its sockets.
@@ -212,17 +242,19 @@ struct Opening<'c> {
     id: UplinkId,
     config: &'c XskConfig,
     /// How its sockets are bound: as all are.
-    mode: XdpMode,
+    flags: BindFlags,
     interface: Interface,
     program: Option<Program>,
     sockets: Vec<ControlSocket>,
+    /// The queues get second sockets: asked for, and not refused yet.
+    early: bool,
 }
 
 impl<'c> Opening<'c> {
     fn new(
         id: UplinkId,
         config: &'c XskConfig,
-        mode: XdpMode,
+        flags: BindFlags,
         queues: impl Iterator<Item = QueueId>,
     ) -> Result<Opening<'c>, XskError> {
         let interface = interface(&config.interface)?;
@@ -231,19 +263,20 @@ impl<'c> Opening<'c> {
             wait_for_predecessor(&interface)?;
             refuse_foreign_program(&interface)?;
             let steering = config.steering.as_ref().filter(|_| !config.everything);
-            Some(Program::load(steering, interface.queue_count)?)
+            Some(Program::load(steering, interface.queue_count, config.early != Early::Off)?)
         } else {
             None
         };
-        Ok(Opening { id, config, mode, interface, program, sockets: Vec::new() })
+        let early = config.early != Early::Off;
+        Ok(Opening { id, config, flags, interface, program, sockets: Vec::new(), early })
     }
 
     /// The program attached: from here on frames come.
     fn start(self, huge_pages: bool, frames: usize) -> Result<Uplink, XskError> {
-        let Opening { config, interface, program, sockets, .. } = self;
+        let Opening { config, interface, program, sockets, early, .. } = self;
         let start = |program| start_program(program, config, &interface, &sockets);
         let program = program.map(start).transpose()?;
-        let info = UplinkInfo::new(config, &interface, &sockets, huge_pages, frames);
+        let info = UplinkInfo::new(config, &interface, &sockets, early, huge_pages, frames);
         Ok(Uplink::new(info, program, sockets))
     }
 }
@@ -281,39 +314,78 @@ fn open_port(
         let pool = FramePool::anonymous(first.chunk_size as usize, 0, HEADROOM);
         return Ok((WorkerPort { sockets: Vec::new(), pool }, true));
     }
-    let (area, mut pool, huge_pages) = umem::create(first, count)?;
+    let sizes = |(opening, queues): (&Opening<'_>, &Vec<QueueId>)| {
+        std::iter::repeat_n(Sizes::of(opening.config), queues.len())
+    };
+    let sizes: Vec<Sizes> = opening.iter().zip(hand).flat_map(sizes).collect();
+    let (area, mut pool, huge_pages) = umem::create(first.chunk_size, &sizes)?;
     let mut sockets = Vec::with_capacity(count);
     for (opening, queues) in opening.iter_mut().zip(hand) {
         for queue in queues {
             let mut socket = bind(opening, &area, *queue, deadline)?;
             socket.refill(&mut pool);
             socket.kick(0); // some drivers want to be told of the first frames
-            opening.sockets.push(control_socket(&socket)?);
+            opening.sockets.push(control_socket(&socket, false, socket.fd())?);
+            if let Some(fd) = socket.urgent_fd() {
+                opening.sockets.push(control_socket(&socket, true, fd)?);
+            }
             sockets.push(socket);
         }
     }
     Ok((WorkerPort { sockets, pool }, huge_pages))
 }
 
-fn control_socket(socket: &XskSocket) -> Result<ControlSocket, XskError> {
-    let fd: OwnedFd = socket.fd().try_clone_to_owned().map_err(|source| XskError::System {
+fn control_socket(socket: &XskSocket, urgent: bool, fd: BorrowedFd<'_>) -> Result<ControlSocket, XskError> {
+    let fd: OwnedFd = fd.try_clone_to_owned().map_err(|source| XskError::System {
         what: format!("keeping the socket of queue {}", socket.queue().0),
         source,
     })?;
-    Ok(ControlSocket { queue: socket.queue(), zero_copy: socket.is_zero_copy(), fd })
+    Ok(ControlSocket { queue: socket.queue(), urgent, zero_copy: socket.is_zero_copy(), fd })
 }
 
-/// One socket, tried until the deadline while another one has the queue.
+/// One queue's socket, tried until the deadline while another one has the queue, and its second one.
 fn bind(
-    opening: &Opening<'_>,
+    opening: &mut Opening<'_>,
     area: &Area,
     queue: QueueId,
     deadline: Instant,
 ) -> Result<XskSocket, XskError> {
+    let mut parts = bind_first(opening, area, queue, deadline)?;
+    if opening.early {
+        match bind_second(opening, &parts) {
+            Ok(urgent) => parts.urgent = Some(urgent),
+            Err(_) if opening.config.early == Early::IfPossible => opening.early = false,
+            Err(source) => {
+                return Err(XskError::NoEarly { interface: opening.interface.name.clone(), queue, source });
+            }
+        }
+    }
+    Ok(XskSocket::new(parts))
+}
+
+fn bind_second(opening: &Opening<'_>, first: &Parts) -> io::Result<Urgent> {
+    Urgent::open(&UrgentParts {
+        // SAFETY: `rx` keeps it open while this is used.
+        first: unsafe { BorrowedFd::borrow_raw(first.rx.fd().as_raw_fd()) },
+        interface_index: opening.interface.index,
+        queue: first.queue,
+        ring_size: first.sizes.urgent,
+        tx_frames: first.sizes.urgent_tx_frames,
+        watchdog_ticks: first.watchdog_ticks,
+        chunks: first.area.descriptors.len(),
+    })
+}
+
+fn bind_first(
+    opening: &Opening<'_>,
+    area: &Area,
+    queue: QueueId,
+    deadline: Instant,
+) -> Result<Parts, XskError> {
     let mut pause = Duration::from_millis(5);
     loop {
         let error = match try_bind(opening, area, queue) {
-            Ok(socket) => return Ok(socket),
+            Ok(parts) => return Ok(parts),
             Err(error) => error,
         };
         if error.raw_os_error() != Some(libc::EBUSY) {
@@ -334,7 +406,7 @@ fn bind_error(opening: &Opening<'_>, queue: QueueId, source: io::Error) -> XskEr
     match source.raw_os_error() {
         Some(libc::EPERM) => XskError::NotPermitted { what: "opening an AF_XDP socket" },
         Some(libc::ENETDOWN) => XskError::InterfaceDown { interface: name },
-        _ if opening.mode == XdpMode::RequireZeroCopy => XskError::NoZeroCopy {
+        _ if opening.flags.contains(BindFlags::XDP_ZEROCOPY) => XskError::NoZeroCopy {
             interface: name,
             is_asked: opening.config.mode == XdpMode::RequireZeroCopy,
             driver: driver.clone(),
@@ -344,19 +416,14 @@ fn bind_error(opening: &Opening<'_>, queue: QueueId, source: io::Error) -> XskEr
     }
 }
 
-fn try_bind(opening: &Opening<'_>, area: &Area, queue: QueueId) -> io::Result<XskSocket> {
+fn try_bind(opening: &Opening<'_>, area: &Area, queue: QueueId) -> io::Result<Parts> {
     let Opening { config, interface, .. } = opening;
     let ring_size = QueueSize::new(config.ring_size).map_err(io::Error::other)?;
-    let mode = match opening.mode {
-        XdpMode::RequireZeroCopy => BindFlags::XDP_ZEROCOPY,
-        XdpMode::PreferZeroCopy => BindFlags::empty(),
-        XdpMode::Copy | XdpMode::Generic => BindFlags::XDP_COPY,
-    };
     let socket_config = SocketConfig::builder()
         .rx_queue_size(ring_size)
         .tx_queue_size(ring_size)
         .libxdp_flags(LibxdpFlags::XSK_LIBXDP_FLAGS_INHIBIT_PROG_LOAD)
-        .bind_flags(mode | BindFlags::XDP_USE_NEED_WAKEUP)
+        .bind_flags(opening.flags)
         .build();
     let name = interface.name.parse().map_err(io::Error::other)?;
     // SAFETY: the library loads no program (the flag above), and no queue is bound twice (`Interface::check`).
@@ -367,7 +434,7 @@ fn try_bind(opening: &Opening<'_>, area: &Area, queue: QueueId) -> io::Result<Xs
     let fd = unsafe { BorrowedFd::borrow_raw(rx.fd().as_raw_fd()) };
     sys::close_on_exec(fd)?; // the library does not: a child process would hold the queue after our end
     let zero_copy = sys::xdp_is_zero_copy(fd)?;
-    Ok(XskSocket::new(Parts {
+    Ok(Parts {
         uplink: opening.id,
         queue,
         area: area.clone(),
@@ -376,10 +443,10 @@ fn try_bind(opening: &Opening<'_>, area: &Area, queue: QueueId) -> io::Result<Xs
         fill,
         completion,
         zero_copy,
-        ring_size: config.ring_size,
-        tx_frames: config.tx_frames,
+        urgent: None,
+        sizes: Sizes::of(config),
         watchdog_ticks: config.watchdog_ticks,
-    }))
+    })
 }
 
 /// The kernel's reason inside one of the library's errors.
@@ -399,7 +466,7 @@ fn start_program(
     sockets: &[ControlSocket],
 ) -> Result<Program, XskError> {
     for socket in sockets {
-        program.set_socket(socket.queue, socket.fd.as_fd())?;
+        program.set_socket(socket.queue, socket.urgent, socket.fd.as_fd())?;
     }
     match program.attach(interface.index, config.mode == XdpMode::Generic) {
         Ok(()) => Ok(program),

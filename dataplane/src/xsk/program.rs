@@ -10,7 +10,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
-use aya::maps::{HashMap, MapData, PerCpuArray, XskMap};
+use aya::maps::{HashMap, MapData, MapError, PerCpuArray, XskMap};
 use aya::programs::Xdp;
 use aya::programs::loaded_programs;
 use aya::{Ebpf, EbpfLoader};
@@ -18,6 +18,7 @@ use serde::Serialize;
 
 use crate::types::{QueueId, Vni};
 
+use super::early::{EARLY_NETWORKS_MAX, EARLY_PORTS_MAX, EarlyMaps, EarlyRules};
 use super::{Steering, XskError};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/steer.o"));
@@ -26,14 +27,16 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/st
 pub(super) const NAME: &str = "peregrine_steer";
 
 /// `enum verdict` of bpf/steer.c has this many values.
-const VERDICTS: u32 = 10;
+const VERDICTS: u32 = 11;
 
 /// What the XDP program did with the frames of one receive queue. Frames of queues that the interface got after
 /// start are counted under the last.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
 pub struct SteeringCounters {
-    /// Redirected to our socket.
+    /// Redirected to our sockets.
     pub steered: u64,
+    /// Of these, to the second one, for urgent frames.
+    pub urgent: u64,
     /// For us, but the queue has no socket: passed to the kernel.
     pub no_socket: u64,
     /// Passed to the kernel because they are not for us.
@@ -75,24 +78,35 @@ impl PassedCounters {
 pub(super) struct Program {
     ebpf: Ebpf,
     queue_count: u32,
+    early: EarlyMaps,
     link: Option<OwnedFd>,
 }
 
 impl Program {
-    /// Loads the program for an interface with so many queues; it is not attached yet. Without `steering` it takes everything.
-    pub(super) fn load(steering: Option<&Steering>, queue_count: u32) -> Result<Program, XskError> {
+    /// Loads the program for an interface with so many queues; it is not attached yet. Without `steering` it takes everything. With
+    /// `early` it knows urgent frames, which are none at first.
+    pub(super) fn load(
+        steering: Option<&Steering>,
+        queue_count: u32,
+        early: bool,
+    ) -> Result<Program, XskError> {
         let take_everything = u8::from(steering.is_none());
         let (local, port) = steering
             .map_or((IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0), |steering| (steering.local, steering.port));
         let local_is_ipv6 = u8::from(local.is_ipv6());
         let local = address_words(local);
+        // Both generations.
+        let room = |most: usize| if early { 2 * most as u32 } else { 1 };
         let mut ebpf = EbpfLoader::new()
             .override_global("local_address", &local, true)
             .override_global("local_is_ipv6", &local_is_ipv6, true)
             .override_global("vxlan_port", &port, true)
             .override_global("take_everything", &take_everything, true)
             .override_global("queue_count", &queue_count, true)
-            .map_max_entries("sockets", queue_count)
+            .override_global("has_early", &u8::from(early), true)
+            .map_max_entries("sockets", queue_count.saturating_mul(2))
+            .map_max_entries("early_networks", room(EARLY_NETWORKS_MAX))
+            .map_max_entries("early_ports", room(EARLY_PORTS_MAX))
             .map_max_entries("counters", queue_count.saturating_mul(VERDICTS))
             .load(OBJECT)
             .map_err(failed("loading the XDP program's maps"))?;
@@ -102,18 +116,29 @@ impl Program {
             .try_into()
             .map_err(failed("loading the XDP program"))?;
         program.load().map_err(failed("loading the XDP program"))?;
-        let mut program = Program { ebpf, queue_count, link: None };
+        let mut program = Program { ebpf, queue_count, early: EarlyMaps::default(), link: None };
         for vni in steering.map_or(&[][..], |steering| &steering.vnis) {
             program.serve(*vni)?;
         }
         Ok(program)
     }
 
-    /// Steers the frames of `queue` to this socket. The kernel forgets it when the socket is closed.
-    pub(super) fn set_socket(&mut self, queue: QueueId, socket: BorrowedFd<'_>) -> Result<(), XskError> {
+    /// Steers the frames of `queue`, or its urgent ones, to this socket. The kernel forgets it when the socket is closed.
+    pub(super) fn set_socket(
+        &mut self,
+        queue: QueueId,
+        urgent: bool,
+        socket: BorrowedFd<'_>,
+    ) -> Result<(), XskError> {
         let map = self.ebpf.map_mut("sockets").ok_or_else(|| missing("the map of sockets"))?;
         let mut sockets = XskMap::try_from(map).map_err(failed("opening the map of sockets"))?;
-        sockets.set(queue.0, socket, 0).map_err(failed("entering a socket into the XDP program's map"))
+        let place = queue.0.saturating_mul(2) + u32::from(urgent);
+        sockets.set(place, socket, 0).map_err(failed("entering a socket into the XDP program's map"))
+    }
+
+    /// From now on these frames are urgent.
+    pub(super) fn set_early(&mut self, rules: &EarlyRules) -> Result<(), XskError> {
+        self.early.set(&mut self.ebpf, rules)
     }
 
     /// From now on frames of this network are steered.
@@ -123,15 +148,8 @@ impl Program {
 
     /// From now on frames of this network pass to the kernel. No error if they did already.
     pub(super) fn release(&mut self, vni: Vni) -> Result<(), XskError> {
-        match self.served()?.remove(&vni.get()) {
-            Ok(()) | Err(aya::maps::MapError::KeyNotFound) => Ok(()),
-            Err(aya::maps::MapError::SyscallError(error))
-                if error.io_error.raw_os_error() == Some(libc::ENOENT) =>
-            {
-                Ok(())
-            }
-            Err(error) => Err(failed("removing a VNI from the XDP program's map")(error)),
-        }
+        or_absent(self.served()?.remove(&vni.get()))
+            .map_err(failed("removing a VNI from the XDP program's map"))
     }
 
     fn served(&mut self) -> Result<HashMap<&mut MapData, u32, u8>, XskError> {
@@ -178,8 +196,10 @@ fn queue_counters(
     read: &impl Fn(u32) -> Result<u64, XskError>,
 ) -> Result<SteeringCounters, XskError> {
     let at = |verdict: u32| read(queue * VERDICTS + verdict);
+    let urgent = at(10)?;
     Ok(SteeringCounters {
-        steered: at(0)?,
+        steered: at(0)? + urgent,
+        urgent,
         no_socket: at(1)?,
         passed: PassedCounters {
             not_ip: at(2)?,
@@ -258,7 +278,16 @@ fn address_words(address: IpAddr) -> [u32; 4] {
     }
 }
 
-fn failed<E: std::error::Error + Send + Sync + 'static>(
+/// It is gone, or was not there.
+pub(super) fn or_absent(removed: Result<(), MapError>) -> Result<(), MapError> {
+    match removed {
+        Err(MapError::KeyNotFound) => Ok(()),
+        Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+        result => result,
+    }
+}
+
+pub(super) fn failed<E: std::error::Error + Send + Sync + 'static>(
     what: &'static str,
 ) -> impl FnOnce(E) -> XskError + Copy {
     move |source| {
@@ -281,7 +310,7 @@ fn is_not_permitted(error: &(dyn std::error::Error + 'static)) -> bool {
     false
 }
 
-fn missing(what: &str) -> XskError {
+pub(super) fn missing(what: &str) -> XskError {
     XskError::Program {
         what: "the XDP program is not the one built",
         source: format!("{what} is missing").into(),
@@ -303,9 +332,9 @@ mod tests {
     #[test]
     fn each_counter_has_its_own_place() {
         let counters = queue_counters(2, &|place| Ok(u64::from(place))).unwrap();
-        assert_eq!((counters.steered, counters.no_socket), (20, 21));
-        assert_eq!(counters.passed.not_ip, 22);
-        assert_eq!(counters.passed.other_vni, 29);
-        assert_eq!(counters.passed.total(), (22..=29).sum::<u64>());
+        assert_eq!((counters.steered, counters.urgent, counters.no_socket), (22 + 32, 32, 23));
+        assert_eq!(counters.passed.not_ip, 24);
+        assert_eq!(counters.passed.other_vni, 31);
+        assert_eq!(counters.passed.total(), (24..=31).sum::<u64>());
     }
 }

@@ -1,8 +1,10 @@
-//! The data half of one AF_XDP socket: four rings of one queue, driven by one worker.
+//! The data half of one queue: the four rings of its AF_XDP socket, driven by one worker, and the two of a second socket if it has one.
 //!
 //! ```text
 //!   pool --refill--> fill ring ..kernel.. rx ring --receive--> burst
+//!                                     \.. urgent rx ring --receive_urgent--> burst
 //!   burst --transmit--> tx ring ..kernel.. completion ring --complete--> pool
+//!   burst --transmit_urgent--> urgent tx ring ../
 //! ```
 //!
 //! Called by the worker that owns the [`WorkerPort`](super::WorkerPort) and by the generator. What must hold:
@@ -21,13 +23,14 @@ use crate::frame::{BURST, Burst, Frame, FramePool};
 use crate::sys;
 use crate::types::{QueueId, UplinkId};
 
-use super::umem::Area;
+use super::umem::{Area, Sizes};
+use super::urgent::Urgent;
 
 /// What one transmit wake-up may leave undone: the kernel's copy mode sends so many per call (TX_BATCH_SIZE in
 /// net/xdp/xsk.c; 16 in old kernels, which then need more turns).
 const KERNEL_TX_BATCH: u32 = 32;
 
-/// One queue's socket.
+/// One queue's socket, or its two.
 #[derive(Debug)]
 pub struct XskSocket {
     uplink: UplinkId,
@@ -39,11 +42,11 @@ pub struct XskSocket {
     tx: TxQueue,
     completion: CompQueue,
     fd: libc::c_int,
-    ring_size: u32,
-    tx_frames: u32,
-    /// Chunks in the fill ring, with the kernel, or in the rx ring.
+    urgent: Option<Urgent>,
+    sizes: Sizes,
+    /// Chunks in the fill ring, with the kernel, or in an rx ring.
     rx_lent: u32,
-    /// Chunks in the tx ring, with the kernel, or in the completion ring.
+    /// Chunks in the (first) tx ring, with the kernel, or in the completion ring.
     tx_lent: u32,
     /// The fill ring got frames since it was last woken.
     filled: bool,
@@ -99,9 +102,16 @@ pub(super) struct Parts {
     pub(super) fill: FillQueue,
     pub(super) completion: CompQueue,
     pub(super) zero_copy: bool,
-    pub(super) ring_size: u32,
-    pub(super) tx_frames: u32,
+    pub(super) urgent: Option<Urgent>,
+    pub(super) sizes: Sizes,
     pub(super) watchdog_ticks: u64,
+}
+
+/// One of the two tx rings.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum TxRing {
+    Normal,
+    Urgent,
 }
 
 impl XskSocket {
@@ -117,12 +127,12 @@ impl XskSocket {
             tx: parts.tx,
             completion: parts.completion,
             fd,
-            ring_size: parts.ring_size,
-            tx_frames: parts.tx_frames,
+            urgent: parts.urgent,
+            sizes: parts.sizes,
             rx_lent: 0,
             tx_lent: 0,
             filled: false,
-            watchdog: Watchdog { limit: parts.watchdog_ticks, since: 0, reset: true },
+            watchdog: Watchdog::new(parts.watchdog_ticks),
             down: false,
             rx_woken: 0,
             faults: 0,
@@ -146,15 +156,38 @@ impl XskSocket {
         self.zero_copy
     }
 
-    /// For `poll`: readable when frames have arrived, writable when the tx ring has room.
+    /// For `poll`: readable when frames have arrived (urgent ones do not count), writable when the tx ring has room.
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.as_fd()
     }
 
-    /// Frames given to [`transmit`](Self::transmit) that have not come home yet.
+    /// Frames given to [`transmit`](Self::transmit) and [`transmit_urgent`](Self::transmit_urgent) that have not come home yet.
     #[inline]
     pub fn tx_outstanding(&self) -> usize {
-        self.tx_lent as usize
+        self.tx_lent as usize + self.urgent_tx_outstanding()
+    }
+
+    /// Of these, the urgent ones.
+    #[inline]
+    pub fn urgent_tx_outstanding(&self) -> usize {
+        self.urgent.as_ref().map_or(0, |urgent| urgent.tx_lent as usize)
+    }
+
+    /// Whether the queue has a second socket, for urgent frames.
+    #[inline]
+    pub fn is_early(&self) -> bool {
+        self.urgent.is_some()
+    }
+
+    /// The second socket.
+    pub(super) fn urgent_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.urgent.as_ref().map(Urgent::fd)
+    }
+
+    /// Whether urgent frames have arrived. One load.
+    #[inline]
+    pub fn has_urgent(&self) -> bool {
+        self.urgent.as_ref().is_some_and(|urgent| urgent.rx.arrived() > 0)
     }
 
     /// The interface was down at the last wake-up, so what is outstanding stays so until it is up, or for ever if it was removed.
@@ -167,10 +200,16 @@ impl XskSocket {
     /// ring needs.
     #[inline]
     pub fn tx_budget(&self) -> usize {
-        self.tx_frames.saturating_sub(self.tx_lent) as usize
+        self.sizes.tx_frames.saturating_sub(self.tx_lent) as usize
     }
 
-    /// Frames lent for receiving: in the fill ring, with the kernel, or in the rx ring.
+    /// The same for urgent frames: theirs alone, whatever the others have.
+    #[inline]
+    pub fn urgent_tx_budget(&self) -> usize {
+        self.urgent.as_ref().map_or(0, |urgent| urgent.tx_budget() as usize)
+    }
+
+    /// Frames lent for receiving: in the fill ring, with the kernel, or in an rx ring.
     pub fn rx_outstanding(&self) -> usize {
         self.rx_lent as usize
     }
@@ -216,6 +255,31 @@ impl XskSocket {
         received
     }
 
+    /// The same with urgent frames. None if there is no second socket.
+    #[inline]
+    pub fn receive_urgent(&mut self, pool: &mut FramePool, burst: &mut Burst) -> usize {
+        if !self.has_urgent() || !self.owns(pool) {
+            return 0;
+        }
+        let Some(urgent) = &mut self.urgent else { return 0 };
+        let count = (urgent.rx.arrived() as usize).min(burst.room());
+        let mut received = 0;
+        for _ in 0..count {
+            let (address, length) = urgent.rx.take();
+            let (index, start) = self.area.locate(address);
+            // SAFETY: as in `receive`: both rx rings get their chunks from the one fill ring.
+            let frame = start.and_then(|start| unsafe { pool.regain(index, start, length) });
+            match frame.map(|frame| burst.push(frame)) {
+                Some(Ok(())) => received += 1,
+                Some(Err(frame)) => pool.put(frame), // never: `room` was asked for
+                None => self.faults += 1,
+            }
+        }
+        urgent.rx.release();
+        self.rx_lent = self.rx_lent.saturating_sub(count as u32);
+        received
+    }
+
     /// Tops the fill ring up from the pool, in batches, and returns how many frames it took.
     #[inline]
     pub fn refill(&mut self, pool: &mut FramePool) -> usize {
@@ -234,9 +298,9 @@ impl XskSocket {
     }
 
     fn refill_batch(&mut self, pool: &mut FramePool) -> usize {
-        let batch = (BURST as u32).min(self.ring_size / 2);
-        // What circulates is bounded: the pool has been dimensioned for a full fill ring and a full rx ring.
-        let share = (2 * self.ring_size).saturating_sub(self.rx_lent);
+        let batch = self.sizes.batch();
+        // What circulates is bounded: the pool has been dimensioned for a full fill ring and full rx rings.
+        let share = self.sizes.receiving().saturating_sub(self.rx_lent);
         if self.fill.nb_free(batch) < batch || share < batch {
             return 0;
         }
@@ -276,18 +340,9 @@ impl XskSocket {
             self.watchdog.reset = true;
         }
         let mut count = 0;
-        for mut frame in burst.drain_front(wanted.min(room)) {
+        for frame in burst.drain_front(wanted.min(room)) {
             let length = frame.len();
-            if length == 0 {
-                self.faults += 1;
-                pool.put(frame); // the kernel would refuse it and never give it back
-                continue;
-            }
-            if frame.headroom() != 0 && !move_to_start(&mut frame) {
-                self.faults += 1;
-                pool.put(frame);
-                continue;
-            }
+            let Some(frame) = sendable(frame, pool, &mut self.faults) else { continue };
             let Some(mut descriptor) = lend(pool, &self.area, frame, &mut self.faults) else { continue };
             // SAFETY: a chunk of this UMEM, lent just now: no frame has it, and the kernel not yet.
             unsafe { self.area.umem.data_mut(&mut descriptor) }.cursor().set_pos(length);
@@ -304,19 +359,44 @@ impl XskSocket {
         produced
     }
 
-    /// Brings frames home that have been sent, and returns how many came.
+    /// The same on the second socket, with a ring and a budget of its own. None if there is none.
+    #[inline]
+    pub fn transmit_urgent(&mut self, pool: &mut FramePool, burst: &mut Burst) -> usize {
+        if self.urgent.is_none() || burst.is_empty() || !self.owns(pool) {
+            return 0;
+        }
+        let Some(urgent) = &mut self.urgent else { return 0 };
+        let wanted = burst.len().min(urgent.tx_budget() as usize);
+        let mut count = 0;
+        for frame in burst.drain_front(wanted) {
+            let length = frame.len() as u32;
+            let Some(frame) = sendable(frame, pool, &mut self.faults) else { continue };
+            let Some(descriptor) = lend(pool, &self.area, frame, &mut self.faults) else { continue };
+            let (index, _) = self.area.locate(descriptor.addr());
+            if urgent.send(index, descriptor.addr() as u64, length) {
+                count += 1;
+            } else {
+                self.faults += 1; // never: there is room for what the budget allows, and the chunk is one of the UMEM's
+            }
+        }
+        urgent.tx.publish();
+        count
+    }
+
+    /// Brings frames home that have been sent, on either socket, and returns how many came.
     #[inline]
     pub fn complete(&mut self, pool: &mut FramePool) -> usize {
         if !self.owns(pool) {
             return 0;
         }
         let mut total = 0;
-        while self.tx_lent > 0 {
+        while self.tx_outstanding() > 0 {
             // SAFETY: the ring and its descriptors are of this UMEM.
             let count = unsafe { self.completion.consume(&mut self.scratch) };
+            let mut normal = 0;
             for descriptor in self.scratch.iter().take(count) {
                 let (index, _) = self.area.locate(descriptor.addr());
-                // SAFETY: the kernel gives back chunks from the tx ring, which `transmit` has lent from this pool.
+                // SAFETY: the kernel gives back chunks from the tx rings, which were lent from this pool for that.
                 match unsafe { pool.regain(index, 0, 0) } {
                     Some(frame) => {
                         pool.put(frame);
@@ -324,9 +404,11 @@ impl XskSocket {
                     }
                     None => self.faults += 1,
                 }
+                let is_urgent = self.urgent.as_mut().is_some_and(|urgent| urgent.completes(index));
+                normal += u32::from(!is_urgent);
             }
-            self.tx_lent = self.tx_lent.saturating_sub(count as u32);
-            self.watchdog.reset |= count > 0;
+            self.tx_lent = self.tx_lent.saturating_sub(normal);
+            self.watchdog.reset |= normal > 0;
             if count < BURST {
                 break;
             }
@@ -339,15 +421,15 @@ impl XskSocket {
     /// [`XskConfig::watchdog_ticks`](super::XskConfig::watchdog_ticks).
     #[inline]
     pub fn kick(&mut self, now: u64) -> Kicks {
-        let mut kicks = Kicks::default();
+        let mut kicks = self.kick_urgent(now);
         if self.tx_lent > 0 {
             // While the interface is down, the watchdog's pace is enough to find out that it is up again.
             if !self.down {
-                self.kick_transmit(&mut kicks);
+                self.kick_transmit(TxRing::Normal, &mut kicks);
             }
             if self.watchdog.expired(now) {
                 kicks.watchdog += 1;
-                self.wake_transmit(&mut kicks);
+                self.wake_transmit(TxRing::Normal, &mut kicks);
             }
         }
         if self.fill.needs_wakeup() {
@@ -356,15 +438,32 @@ impl XskSocket {
         kicks
     }
 
+    /// Its first part: for urgent frames alone. Whoever does not want them to wait for the end of the turn calls it earlier as well.
+    #[inline]
+    pub fn kick_urgent(&mut self, now: u64) -> Kicks {
+        let mut kicks = Kicks::default();
+        if self.urgent_tx_outstanding() > 0 {
+            if !self.down {
+                self.kick_transmit(TxRing::Urgent, &mut kicks);
+            }
+            // Each ring has a watchdog: what comes home to one says nothing about the other.
+            if self.urgent.as_mut().is_some_and(|urgent| urgent.watchdog.expired(now)) {
+                kicks.watchdog += 1;
+                self.wake_transmit(TxRing::Urgent, &mut kicks);
+            }
+        }
+        kicks
+    }
+
     /// At most one call per batch that the kernel takes, and none after one that brought nothing.
-    fn kick_transmit(&mut self, kicks: &mut Kicks) {
-        let mut pending = self.tx_pending();
+    fn kick_transmit(&mut self, ring: TxRing, kicks: &mut Kicks) {
+        let mut pending = self.tx_pending(ring);
         let mut calls = pending.div_ceil(KERNEL_TX_BATCH);
         // Copy mode sends in the call only. A zero-copy driver that is at work already says that it needs no call.
-        while calls > 0 && pending > 0 && (!self.zero_copy || self.tx.needs_wakeup()) {
+        while calls > 0 && pending > 0 && (!self.zero_copy || self.tx_needs_wakeup(ring)) {
             calls -= 1;
-            let again = self.wake_transmit(kicks);
-            let left = self.tx_pending();
+            let again = self.wake_transmit(ring, kicks);
+            let left = self.tx_pending(ring);
             if left >= pending {
                 // A zero-copy driver goes on by itself; copy mode is tried again in the next turn.
                 kicks.deferred += u64::from(again && !self.zero_copy);
@@ -378,10 +477,14 @@ impl XskSocket {
     }
 
     /// One call. True unless the kernel has said that there is no use in another one now.
-    fn wake_transmit(&mut self, kicks: &mut Kicks) -> bool {
+    fn wake_transmit(&mut self, ring: TxRing, kicks: &mut Kicks) -> bool {
         kicks.transmit += 1;
         self.down = false;
-        match sys::wake_transmit(self.fd) {
+        let fd = match (ring, &self.urgent) {
+            (TxRing::Urgent, Some(urgent)) => urgent.raw_fd(),
+            _ => self.fd,
+        };
+        match sys::wake_transmit(fd) {
             // EAGAIN from copy mode also means that its batch is full and more is in the ring.
             Ok(()) | Err(libc::EAGAIN) => return true,
             // Copy mode has taken the frame out of the ring, and will complete it, but the device has dropped it.
@@ -409,9 +512,19 @@ impl XskSocket {
         }
     }
 
-    /// Descriptors in the tx ring that the kernel has not taken.
-    fn tx_pending(&mut self) -> u32 {
-        self.ring_size.saturating_sub(self.tx.nb_free_exact())
+    /// Descriptors in a tx ring that the kernel has not taken.
+    fn tx_pending(&mut self, ring: TxRing) -> u32 {
+        match (ring, &self.urgent) {
+            (TxRing::Urgent, Some(urgent)) => urgent.tx.pending(),
+            _ => self.sizes.rings.saturating_sub(self.tx.nb_free_exact()),
+        }
+    }
+
+    fn tx_needs_wakeup(&self, ring: TxRing) -> bool {
+        match (ring, &self.urgent) {
+            (TxRing::Urgent, Some(urgent)) => urgent.tx.needs_wakeup(),
+            _ => self.tx.needs_wakeup(),
+        }
     }
 }
 
@@ -420,6 +533,17 @@ impl AsFd for XskSocket {
         // SAFETY: the queues keep the socket open as long as `self` lives.
         unsafe { BorrowedFd::borrow_raw(self.fd) }
     }
+}
+
+/// The frame as a descriptor can name it. One without a packet the kernel would refuse and never give back: it goes home, and is counted.
+#[inline]
+fn sendable(mut frame: Frame, pool: &mut FramePool, faults: &mut u64) -> Option<Frame> {
+    if !frame.is_empty() && (frame.headroom() == 0 || move_to_start(&mut frame)) {
+        return Some(frame);
+    }
+    *faults += 1;
+    pool.put(frame);
+    None
 }
 
 /// Lends a frame's chunk. A frame of another pool is lost, and counted.
@@ -443,15 +567,19 @@ fn move_to_start(frame: &mut Frame) -> bool {
 
 /// Finds out that frames are outstanding and nothing comes back.
 #[derive(Debug)]
-struct Watchdog {
+pub(super) struct Watchdog {
     /// After so many ticks.
     limit: u64,
     since: u64,
     /// Something moved: count from the next look on.
-    reset: bool,
+    pub(super) reset: bool,
 }
 
 impl Watchdog {
+    pub(super) fn new(limit: u64) -> Watchdog {
+        Watchdog { limit, since: 0, reset: true }
+    }
+
     #[inline]
     fn expired(&mut self, now: u64) -> bool {
         if !self.reset && now.wrapping_sub(self.since) < self.limit {
@@ -489,7 +617,7 @@ mod tests {
 
     #[test]
     fn the_watchdog_bites_only_when_nothing_moves() {
-        let mut dog = Watchdog { limit: 10, since: 0, reset: true };
+        let mut dog = Watchdog::new(10);
         assert!(!dog.expired(100), "counting begins here");
         assert!(!dog.expired(109));
         assert!(dog.expired(110));

@@ -12,7 +12,8 @@ use xsk_rs::FrameDesc;
 use xsk_rs::Umem;
 use xsk_rs::config::{FrameSize, QueueSize, UmemConfig};
 
-use crate::frame::FramePool;
+use crate::frame::{BURST, FramePool};
+use crate::plan::Early;
 
 use super::{HEADROOM, XskConfig, XskError};
 
@@ -22,12 +23,67 @@ const HUGE_PAGE: usize = 2 << 20;
 /// Frames per socket beyond its rings: bursts on their way through the stages.
 const SLACK: u32 = 256;
 
-/// How many chunks the sockets of one worker need: each its fill ring, its rx ring, its frames for transmission, and
-/// what is on its way between them. Transmission is held to its share (`XskSocket::tx_budget`), so that the fill
-/// ring can always be filled.
-pub(super) fn chunk_count(config: &XskConfig, sockets: usize) -> usize {
-    let wanted = sockets * (2 * config.ring_size + config.tx_frames + SLACK) as usize;
-    let chunk_size = config.chunk_size as usize;
+/// How large the rings of one queue are, in descriptors, and how many chunks may be where.
+///
+/// With a second socket the first one's rx ring must not be able to swallow what urgent frames need. Nobody takes from either ring, say,
+/// and a flood comes: each normal frame takes a chunk from the fill ring until `rx` of them are in the rx ring; from then on the kernel
+/// drops (`rx_ring_full`) and uses the chunk again. So what the fill ring holds beyond `rx` is there for urgent frames, and they
+/// have a place for each if it holds `rx + urgent`. It is filled in batches and may lack one less than a batch. Hence: a fill ring of
+/// twice `rx`, `urgent` half of `rx`, and a batch no larger than the other half.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Sizes {
+    /// The first socket's rx ring, and its tx ring.
+    pub(super) rings: u32,
+    /// The second one's, both. 0 without.
+    pub(super) urgent: u32,
+    /// The fill ring.
+    pub(super) fill: u32,
+    /// The completion ring has room for all that is on its way out, so that neither socket waits for the other.
+    pub(super) completion: u32,
+    /// Frames on their way out on the first socket,
+    pub(super) tx_frames: u32,
+    /// and on the second.
+    pub(super) urgent_tx_frames: u32,
+}
+
+impl Sizes {
+    pub(super) fn of(config: &XskConfig) -> Sizes {
+        let (rings, tx_frames) = (config.ring_size, config.tx_frames);
+        match config.early {
+            Early::Off => {
+                Sizes { rings, urgent: 0, fill: rings, completion: rings, tx_frames, urgent_tx_frames: 0 }
+            }
+            Early::IfPossible | Early::On => Sizes {
+                rings,
+                urgent: rings / 2,
+                fill: 2 * rings,
+                completion: 2 * rings,
+                tx_frames,
+                urgent_tx_frames: tx_frames.min(rings / 2),
+            },
+        }
+    }
+
+    /// So many chunks enter the fill ring at once.
+    pub(super) fn batch(&self) -> u32 {
+        (BURST as u32).min(self.rings / 2)
+    }
+
+    /// The most chunks lent for receiving: what all the rings hold.
+    pub(super) fn receiving(&self) -> u32 {
+        self.fill + self.rings + self.urgent
+    }
+
+    /// Chunks of one queue: those, its frames for transmission, and what is on its way between them. Transmission is held to its
+    /// share (`XskSocket::tx_budget`), so that the fill ring can always be filled.
+    fn chunks(&self) -> usize {
+        (self.receiving() + self.tx_frames + self.urgent_tx_frames + SLACK) as usize
+    }
+}
+
+/// How many chunks the queues of one worker need.
+fn chunk_count(chunk_size: usize, queues: &[Sizes]) -> usize {
+    let wanted: usize = queues.iter().map(Sizes::chunks).sum();
     // A mapping of huge pages is a whole number of them.
     (wanted * chunk_size).next_multiple_of(HUGE_PAGE) / chunk_size
 }
@@ -43,14 +99,16 @@ pub(super) struct Area {
     base: usize,
 }
 
-/// A new UMEM, the pool of its frames, and whether it lies on huge pages.
-pub(super) fn create(config: &XskConfig, sockets: usize) -> Result<(Area, FramePool, bool), XskError> {
-    let chunk_size = config.chunk_size as usize;
-    let count = chunk_count(config, sockets);
+/// A new UMEM for these queues, the pool of its frames, and whether it lies on huge pages.
+pub(super) fn create(chunk_size: u32, queues: &[Sizes]) -> Result<(Area, FramePool, bool), XskError> {
+    let chunk_log2 = chunk_size.trailing_zeros();
+    let umem_config = umem_config(chunk_size, queues);
+    let chunk_size = chunk_size as usize;
+    let count = chunk_count(chunk_size, queues);
     let failed = |source| XskError::Umem { bytes: count * chunk_size, source };
     let frames = u32::try_from(count).ok().and_then(NonZeroU32::new);
     let frames = frames.ok_or_else(|| failed(io::ErrorKind::InvalidInput.into()))?;
-    let umem_config = umem_config(config).map_err(|error| failed(io::Error::other(error)))?;
+    let umem_config = umem_config.map_err(|error| failed(io::Error::other(error)))?;
 
     let (umem, mut descriptors, huge_pages) = match Umem::new(umem_config, frames, true) {
         Ok((umem, descriptors)) => (umem, descriptors, true),
@@ -71,17 +129,21 @@ pub(super) fn create(config: &XskConfig, sockets: usize) -> Result<(Area, FrameP
     // of the first chunk. It is mapped until its last clone is dropped, one of which the pool keeps. Only the pool and
     // the sockets, which the pool lends to, touch it. `Interface::check` has checked the chunk size.
     let pool = unsafe { FramePool::from_raw(base, chunk_size, count, HEADROOM, memory) };
-    let chunk_log2 = config.chunk_size.trailing_zeros();
     let area = Area { umem, descriptors: descriptors.into(), chunk_log2, base: pool.base() };
     Ok((area, pool, huge_pages))
 }
 
-fn umem_config(config: &XskConfig) -> Result<UmemConfig, Box<dyn std::error::Error + Send + Sync>> {
-    let ring_size = QueueSize::new(config.ring_size)?;
+/// The library makes the fill and completion rings of all queues as large as the largest must be. A queue that asked for less
+/// has no more chunks in them for that ([`Sizes::receiving`]).
+fn umem_config(
+    chunk_size: u32,
+    queues: &[Sizes],
+) -> Result<UmemConfig, Box<dyn std::error::Error + Send + Sync>> {
+    let largest = |size: fn(&Sizes) -> u32| queues.iter().map(size).max().unwrap_or_default();
     Ok(UmemConfig::builder()
-        .frame_size(FrameSize::new(config.chunk_size)?)
-        .fill_queue_size(ring_size)
-        .comp_queue_size(ring_size)
+        .frame_size(FrameSize::new(chunk_size)?)
+        .fill_queue_size(QueueSize::new(largest(|sizes| sizes.fill))?)
+        .comp_queue_size(QueueSize::new(largest(|sizes| sizes.completion))?)
         .build()?)
 }
 
@@ -144,11 +206,27 @@ mod tests {
         assert_eq!(locate(usize::MAX, 11).0, u32::MAX);
     }
 
+    fn sizes(early: Early, ring_size: u32) -> Sizes {
+        let config = XskConfig::new("eth0", XdpMode::Copy);
+        Sizes::of(&XskConfig { early, ring_size, tx_frames: ring_size, ..config })
+    }
+
     #[test]
     fn the_memory_is_a_whole_number_of_huge_pages_and_enough() {
-        let config = XskConfig { ring_size: 64, tx_frames: 64, ..XskConfig::new("eth0", XdpMode::Copy) };
-        let count = chunk_count(&config, 3);
+        let count = chunk_count(2048, &[sizes(Early::Off, 64); 3]);
         assert!(count >= 3 * (64 + 64 + 64 + 256));
         assert_eq!(count * 2048 % HUGE_PAGE, 0);
+        let more = chunk_count(2048, &[sizes(Early::On, 2048)]);
+        assert!(more >= 2 * 2048 + 2048 + 1024 + 2048 + 1024 + 256, "{more}");
+    }
+
+    #[test]
+    fn a_full_rx_ring_leaves_a_chunk_for_each_place_of_the_urgent_one() {
+        for log2 in 6..=15 {
+            let sizes = sizes(Early::On, 1 << log2);
+            let in_fill_ring = sizes.fill - (sizes.batch() - 1);
+            assert!(in_fill_ring >= sizes.rings + sizes.urgent, "{sizes:?}");
+            assert!(sizes.completion >= sizes.tx_frames + sizes.urgent_tx_frames, "{sizes:?}");
+        }
     }
 }

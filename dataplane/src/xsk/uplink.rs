@@ -7,12 +7,12 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use serde::Serialize;
 
-use crate::plan::XdpMode;
+use crate::plan::{Early, XdpMode};
 use crate::sys;
 use crate::types::{MacAddr, QueueId, Vni};
 
 use super::program::Program;
-use super::{Interface, SteeringCounters, XskConfig, XskError};
+use super::{EarlyRules, Interface, SteeringCounters, XskConfig, XskError};
 
 /// What the kernel gave, beside what was asked for.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
@@ -35,6 +35,10 @@ pub struct UplinkInfo {
     pub mode_requested: XdpMode,
     /// The mode got: read back from the kernel.
     pub mode_actual: ActualMode,
+    /// Whether second sockets for urgent frames were asked for.
+    pub early_requested: Early,
+    /// Whether every queue has one.
+    pub early: bool,
     /// The frames lie on huge pages.
     pub huge_pages: bool,
     /// Bytes per chunk.
@@ -70,6 +74,8 @@ impl UplinkInfo {
             queue_count: 0,
             mode_requested: config.mode,
             mode_actual: ActualMode::Copy,
+            early_requested: config.early,
+            early: false,
             huge_pages: false,
             chunk_size: config.chunk_size,
             ring_size: config.ring_size,
@@ -81,6 +87,7 @@ impl UplinkInfo {
         config: &XskConfig,
         interface: &Interface,
         sockets: &[ControlSocket],
+        early: bool,
         huge_pages: bool,
         frames: usize,
     ) -> UplinkInfo {
@@ -90,10 +97,12 @@ impl UplinkInfo {
             ifindex: interface.index,
             mac: interface.mac,
             mtu: interface.mtu,
-            queues: sockets.iter().map(|socket| socket.queue).collect(),
+            queues: sockets.iter().filter(|socket| !socket.urgent).map(|socket| socket.queue).collect(),
             queue_count: interface.queue_count,
             mode_requested: config.mode,
             mode_actual: actual_mode(config.mode, sockets),
+            early_requested: config.early,
+            early,
             huge_pages,
             chunk_size: config.chunk_size,
             ring_size: config.ring_size,
@@ -116,6 +125,8 @@ fn actual_mode(requested: XdpMode, sockets: &[ControlSocket]) -> ActualMode {
 pub struct SocketStatistics {
     /// The socket's queue.
     pub queue: QueueId,
+    /// It is the queue's second one, for urgent frames.
+    pub urgent: bool,
     /// Dropped on receipt for other reasons than those below: too long for a chunk, say.
     pub rx_dropped: u64,
     /// Dropped because the rx ring was full: the worker does not keep up.
@@ -134,6 +145,8 @@ pub struct SocketStatistics {
 #[derive(Debug)]
 pub(super) struct ControlSocket {
     pub(super) queue: QueueId,
+    /// The queue's second one.
+    pub(super) urgent: bool,
     pub(super) zero_copy: bool,
     pub(super) fd: OwnedFd,
 }
@@ -142,13 +155,13 @@ pub(super) struct ControlSocket {
 #[derive(Debug)]
 pub struct Uplink {
     info: UplinkInfo,
-    program: Option<Program>,
+    program: Option<Box<Program>>,
     sockets: Vec<ControlSocket>,
 }
 
 impl Uplink {
     pub(super) fn new(info: UplinkInfo, program: Option<Program>, sockets: Vec<ControlSocket>) -> Uplink {
-        Uplink { info, program, sockets }
+        Uplink { info, program: program.map(Box::new), sockets }
     }
 
     /// What was asked for and what was got.
@@ -158,10 +171,25 @@ impl Uplink {
 
     /// What the XDP program did so far, by receive queue from 0 on. Empty when there is none.
     pub fn steering(&self) -> Result<Vec<SteeringCounters>, XskError> {
-        self.program.as_ref().map_or(Ok(Vec::new()), Program::counters)
+        self.program.as_ref().map_or(Ok(Vec::new()), |program| program.counters())
     }
 
-    /// The kernel's counters of each socket.
+    /// From now on these frames are urgent: they go to the second socket of their queue. A frame is judged by the rules before or
+    /// by these, never by parts of both, and all the while nothing else changes in what is steered. Nothing to do if the queues have no
+    /// second sockets ([`UplinkInfo::early`]).
+    ///
+    /// A flow that changes its class may be overtaken by itself: its last frames wait in one ring and the next ones are in the other.
+    ///
+    /// # Errors
+    /// [`XskError::EarlyRules`] if there are too many, or what the kernel said. Then the rules are as before.
+    pub fn set_early(&mut self, rules: &EarlyRules) -> Result<(), XskError> {
+        match &mut self.program {
+            Some(program) if self.info.early => program.set_early(rules),
+            _ => Ok(()),
+        }
+    }
+
+    /// The kernel's counters of each socket: queue by queue, the second one behind the first.
     pub fn sockets(&self) -> Result<Vec<SocketStatistics>, XskError> {
         self.sockets.iter().map(socket_statistics).collect()
     }
@@ -184,6 +212,7 @@ fn socket_statistics(socket: &ControlSocket) -> Result<SocketStatistics, XskErro
     })?;
     Ok(SocketStatistics {
         queue: socket.queue,
+        urgent: socket.urgent,
         rx_dropped: statistics.rx_dropped,
         rx_ring_full: statistics.rx_ring_full,
         rx_invalid_descs: statistics.rx_invalid_descs,

@@ -11,13 +11,13 @@ use peregrine_dataplane::counters::{DropReason, WorkerCounters};
 use peregrine_dataplane::fdb::{Destination, Fdb};
 use peregrine_dataplane::frame::{BURST, Burst, FramePool};
 use peregrine_dataplane::plan::{
-    EndpointPlan, MemifPlan, NetworkPlan, PlacementMode, Plan, Queues, UplinkPlan, WorkerPlan, XdpMode,
+    Early, EndpointPlan, MemifPlan, NetworkPlan, PlacementMode, Plan, Queues, UplinkPlan, WorkerPlan, XdpMode,
 };
 use peregrine_dataplane::stages::{self, Cx, Stage, Wire, Work, collect};
 use peregrine_dataplane::stats::Totals;
 use peregrine_dataplane::tables::{NextHop, Tables};
 use peregrine_dataplane::tenants::{TenantRings, Tenants};
-use peregrine_dataplane::types::{CoreId, EndpointId, MacAddr, NetworkId, RemoteId, UplinkId, Vni};
+use peregrine_dataplane::types::{Class, CoreId, EndpointId, MacAddr, NetworkId, RemoteId, UplinkId, Vni};
 use peregrine_memif::{ClientConfig, Interface, ServerConfig};
 
 /// Nothing is added to the stages.
@@ -48,6 +48,7 @@ pub fn plan() -> Plan {
         ageing: Duration::from_secs(300),
         fdb_limit: 64,
         static_macs: vec![],
+        class: Class::NORMAL,
     };
     let endpoint = |name: &str, network, last| EndpointPlan {
         name: name.into(),
@@ -70,10 +71,12 @@ pub fn plan() -> Plan {
             source_ports: 49152..=65535,
             ttl: 64,
             chunk_size: 2048,
+            early: Early::Off,
             ring_size: 64,
         }],
         networks: vec![network("blue", BLUE, vec![REMOTE_A, REMOTE_B]), network("red", RED, vec![])],
         endpoints: vec![endpoint("web", 0, 1), endpoint("db", 0, 2), endpoint("loner", 1, 1)],
+        classes: Default::default(),
         control_socket: PathBuf::new(),
     }
 }

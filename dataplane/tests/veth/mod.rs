@@ -35,7 +35,7 @@ impl Wire {
     pub fn new(queues: u32) -> Wire {
         let theirs = new_namespace();
         let ours = new_namespace();
-        let peer = format!("/proc/{}/fd/{}", std::process::id(), theirs.as_raw_fd());
+        let peer = namespace_path(&theirs);
         let count = format!("numrxqueues {queues} numtxqueues {queues}");
         run(&format!("ip link add a0 {count} type veth peer name b0 {count} netns {peer}"));
         run("ip link set a0 address 02:00:00:00:09:01 up");
@@ -49,6 +49,15 @@ impl Wire {
         wire
     }
 
+    /// A second wire beside the first: `c0`, 10.8.0.1, in ours, `d0` in theirs.
+    pub fn add_second(&self) {
+        run(&format!("ip link add c0 type veth peer name d0 netns {}", namespace_path(&self.theirs)));
+        run("ip link set c0 up");
+        run("ip address add 10.8.0.1/24 dev c0");
+        self.in_theirs(|| run("ip link set d0 up"));
+        until("the carrier is up", || run("ip -br link show c0").contains("LOWER_UP"));
+    }
+
     /// Runs `work` in the namespace at the other end.
     pub fn in_theirs<T>(&self, work: impl FnOnce() -> T) -> T {
         enter(&self.theirs);
@@ -56,6 +65,10 @@ impl Wire {
         enter(&self.ours);
         result
     }
+}
+
+fn namespace_path(namespace: &File) -> String {
+    format!("/proc/{}/fd/{}", std::process::id(), namespace.as_raw_fd())
 }
 
 fn new_namespace() -> File {
@@ -105,6 +118,8 @@ pub struct End {
     pub uplinks: Vec<Uplink>,
     pub port: WorkerPort,
     pub kicks: Kicks,
+    /// What has arrived on second sockets, until somebody takes it.
+    pub urgent: Vec<Vec<u8>>,
     begin: Instant,
 }
 
@@ -116,16 +131,21 @@ impl End {
     }
 
     pub fn of(uplinks: Vec<Uplink>, port: WorkerPort) -> End {
-        End { uplinks, port, kicks: Kicks::default(), begin: Instant::now() }
+        End { uplinks, port, kicks: Kicks::default(), urgent: Vec::new(), begin: Instant::now() }
     }
 
-    /// One turn of a worker's loop: what arrived on any socket.
+    /// One turn of a worker's loop: what arrived on any socket. Urgent frames are put aside.
     pub fn turn(&mut self) -> Vec<Vec<u8>> {
         let mut burst = Burst::new();
         let mut arrived = Vec::new();
         let now = u64::try_from(self.begin.elapsed().as_nanos()).unwrap();
         for socket in &mut self.port.sockets {
             socket.complete(&mut self.port.pool);
+            socket.receive_urgent(&mut self.port.pool, &mut burst);
+            for frame in burst.drain() {
+                self.urgent.push(frame.bytes().to_vec());
+                self.port.pool.put(frame);
+            }
             socket.receive(&mut self.port.pool, &mut burst);
             for frame in burst.drain() {
                 arrived.push(frame.bytes().to_vec());

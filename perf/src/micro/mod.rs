@@ -1,5 +1,5 @@
 //! `peregrine-perf micro`: single pieces of the packet path, each in a loop on one thread, 64 packets at a time: time and
-//! allocations here, instructions in `instructions`. The pieces are in `wire`, `rings`, `tables`, `stages` and
+//! allocations here, instructions in `instructions`. The pieces are in `wire`, `rings`, `tables`, `classes`, `stages` and
 //! `generator`.
 //!
 //! Everything that is touched stays in this core's cache and there is one flow, so what shows is the work, not the memory: compare
@@ -10,6 +10,7 @@
 //! made for is an error; an allocation or a free in the measured part is an error, too.
 
 mod baseline;
+mod classes;
 mod generator;
 pub mod instructions;
 mod rings;
@@ -130,7 +131,14 @@ fn each_case_of(
     filter: &str,
     mut run: impl FnMut(&mut Case) -> Result<(), String>,
 ) -> Result<(), String> {
-    let all = [wire::cases(), rings::cases(), tables::cases(), stages::cases(), generator::cases()];
+    let all = [
+        wire::cases(),
+        rings::cases(),
+        tables::cases(),
+        classes::cases(),
+        stages::cases(),
+        generator::cases(),
+    ];
     let chosen: Vec<Maker> = all.into_iter().flatten().filter(|(name, _)| wanted(name)).collect();
     if chosen.is_empty() {
         return Err(format!("no case has `{filter}` in its name: `peregrine-perf micro --quick` shows all"));

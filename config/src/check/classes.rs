@@ -1,0 +1,298 @@
+//! `classes`, `default_class`, `trusted_remotes` and `[[rules]]`.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::ops::RangeInclusive;
+
+use peregrine_dataplane::plan::{ClassesPlan, DscpSet, NetworkPlan, Prefix, PrefixError, RulePlan};
+use peregrine_dataplane::types::{Class, EndpointId, NetworkId};
+use toml::Value;
+
+use super::endpoint::no_such_name;
+use crate::at::{At, Claims};
+use crate::raw::{Field, File, List, Network, Rule, show_text};
+use crate::values;
+
+/// Protocols that have ports.
+const WITH_PORTS: [u8; 3] = [6, 17, 132];
+const RULES: &str = "a list of at most 1024 tables: [[rules]]";
+const CLASSES: &str = "a list of 1 to 4 names, the most urgent first, such as [\"urgent\", \"normal\"]";
+const DEFAULT: &str = "the name of a class, because no class is called \"normal\"";
+
+/// The names of the classes, and what is the default.
+pub struct Names {
+    names: Vec<String>,
+    /// Some of them have mistakes: then a name that is not there may be one of those.
+    whole: bool,
+    /// `None` if it has a mistake.
+    pub default: Option<Class>,
+}
+
+/// Checks `classes` and `default_class`.
+pub fn names(top: &At<'_>, file: &File) -> Names {
+    let mut names = Names { names: ClassesPlan::default().names, whole: true, default: None };
+    if !matches!(file.classes, Field::Absent) {
+        let mut claims = Claims::new();
+        let given = file.classes.value().map_or(0, Vec::len);
+        names.names.clear();
+        for (at, entry) in top.key("classes").list(&file.classes, 1..=Class::LIMIT, CLASSES) {
+            let Some(name) = at.text(entry, None, values::NAME, values::name) else { continue };
+            claims.claim(name.clone(), &at, entry.shown());
+            names.names.push(name);
+        }
+        names.whole = names.names.len() == given && given > 0;
+    }
+    let at = top.key("default_class");
+    let normal = names.names.iter().position(|name| name == "normal");
+    names.default = match (&file.default_class, normal) {
+        (Field::Absent, Some(place)) => u8::try_from(place).ok().map(Class),
+        (Field::Absent, None) if !names.whole => None,
+        (Field::Absent, None) => at.required(&file.default_class, DEFAULT, |_| None),
+        (field, _) => names.class(&at, field),
+    };
+    names
+}
+
+impl Names {
+    /// The class of this name.
+    pub fn class(&self, at: &At<'_>, field: &Field<String>) -> Option<Class> {
+        let name = at.required(field, "the name of a class", |name| Some(name.clone()))?;
+        let place = self.names.iter().position(|known| *known == name);
+        if place.is_none() && self.whole {
+            let known: Vec<String> = self.names.iter().map(|name| show_text(name)).collect();
+            at.invalid(field.shown(), format!("the name of a class: {}", known.join(", ")));
+        }
+        place.and_then(|place| u8::try_from(place).ok()).map(Class)
+    }
+}
+
+/// The class of each network, in their order; `None` where it has a mistake.
+pub fn of_networks(at: &At<'_>, field: &List<Network>, names: &Names) -> Vec<Option<Class>> {
+    let class = |(place, network): (usize, &Network)| match &network.class {
+        Field::Absent => names.default,
+        given => names.class(&at.nth(place).key("class"), given),
+    };
+    tables(field).map(class).collect()
+}
+
+/// What rules may name.
+pub struct Known<'a> {
+    networks: BTreeMap<&'a str, usize>,
+    endpoints: BTreeMap<&'a str, Endpoint<'a>>,
+    /// The networks without mistakes.
+    plans: &'a [NetworkPlan],
+}
+
+#[derive(Clone, Copy)]
+struct Endpoint<'a> {
+    place: usize,
+    network: Option<&'a str>,
+}
+
+impl<'a> Known<'a> {
+    /// Names as they are written, so that what else is wrong with their tables is told once.
+    pub fn new(file: &'a File, plans: &'a [NetworkPlan]) -> Known<'a> {
+        let mut known = Known { networks: BTreeMap::new(), endpoints: BTreeMap::new(), plans };
+        for (place, network) in tables(&file.networks) {
+            if let Some(name) = network.name.value() {
+                known.networks.entry(name).or_insert(place);
+            }
+        }
+        for (place, endpoint) in tables(&file.endpoints) {
+            if let Some(name) = endpoint.name.value() {
+                let network = endpoint.network.value().map(String::as_str);
+                known.endpoints.entry(name).or_insert(Endpoint { place, network });
+            }
+        }
+        known
+    }
+}
+
+fn tables<T>(list: &List<T>) -> impl Iterator<Item = (usize, &T)> {
+    let entries = list.value().map(Vec::as_slice).unwrap_or_default();
+    entries.iter().enumerate().filter_map(|(place, entry)| Some((place, entry.value()?)))
+}
+
+/// Checks the rest.
+pub fn classes(top: &At<'_>, file: &File, names: &Names, known: &Known<'_>) -> Option<ClassesPlan> {
+    let trusted = trusted(&top.key("trusted_remotes"), &file.trusted_remotes, known.plans);
+    let nobody = match &file.trusted_remotes {
+        Field::Absent => true,
+        given => given.value().is_some_and(Vec::is_empty),
+    };
+    let mut rules = Vec::new();
+    for (at, entry) in top.key("rules").list(&file.rules, 0..=ClassesPlan::RULES_MAX, RULES) {
+        let Some(raw) = at.table(entry, "a table: [[rules]]") else { continue };
+        if nobody && !matches!(raw.outer_dscp, Field::Absent) {
+            let rule = "left out: it is believed only from trusted_remotes, and there are none";
+            at.key("outer_dscp").invalid(raw.outer_dscp.shown(), rule);
+        }
+        rules.extend(rule(&at, raw, names, known));
+    }
+    Some(ClassesPlan { names: names.names.clone(), default: names.default?, rules, trusted })
+}
+
+fn trusted(at: &At<'_>, field: &List<String>, networks: &[NetworkPlan]) -> Vec<IpAddr> {
+    const RULE: &str = "a list of at most 65535 VTEP addresses, such as [\"192.0.2.2\"]";
+    let mut claims = Claims::new();
+    let mut trusted = Vec::new();
+    for (at, entry) in at.list(field, 0..=65535, RULE) {
+        let Some(ip) = at.text(entry, None, values::vtep_rule(entry), values::vtep) else { continue };
+        claims.claim(ip, &at, entry.shown());
+        // Where something else is wrong, its network may be the one that is not in the list.
+        if at.report().is_clean() && !networks.iter().any(|network| network.remotes.contains(&ip)) {
+            at.invalid(entry.shown(), "one of the remotes of a network");
+        }
+        trusted.push(ip);
+    }
+    trusted
+}
+
+fn rule(at: &At<'_>, raw: &Rule, names: &Names, known: &Known<'_>) -> Option<RulePlan> {
+    let class = names.class(&at.key("class"), &raw.class);
+    let network = named(&at.key("network"), &raw.network, "a network", &known.networks);
+    let endpoint = named(&at.key("endpoint"), &raw.endpoint, "an endpoint", &known.endpoints);
+    let network_of = endpoint.and_then(|endpoint| endpoint.network);
+    let its_network = network_of.and_then(|name| known.networks.get(name)).copied();
+    if let (Some(network), Some(its), Some(of)) = (network, its_network, network_of)
+        && network != its
+    {
+        let rule = format!("left out, or the endpoint's network, {}", show_text(of));
+        at.key("network").invalid(raw.network.shown(), rule);
+    }
+    let plan = RulePlan {
+        class: Class::NORMAL,
+        network: network.or(its_network).and_then(|place| u16::try_from(place).ok()).map(NetworkId),
+        endpoint: endpoint.and_then(|endpoint| u16::try_from(endpoint.place).ok()).map(EndpointId),
+        dscp: asked(at, "dscp", &raw.dscp, DSCP, dscp),
+        protocol: asked(at, "protocol", &raw.protocol, PROTOCOL, protocol),
+        source_port: asked(at, "source_port", &raw.source_port, PORT, port),
+        destination_port: asked(at, "destination_port", &raw.destination_port, PORT, port),
+        port: asked(at, "port", &raw.port, PORT, port),
+        source: prefix(&at.key("source"), &raw.source),
+        destination: prefix(&at.key("destination"), &raw.destination),
+        address: prefix(&at.key("address"), &raw.address),
+        outer_dscp: asked(at, "outer_dscp", &raw.outer_dscp, DSCP, dscp),
+    };
+    contradictions(at, raw, &plan);
+    Some(RulePlan { class: class?, ..plan })
+}
+
+/// What no packet can be.
+fn contradictions(at: &At<'_>, raw: &Rule, plan: &RulePlan) {
+    if plan.protocol.is_some_and(|protocol| !WITH_PORTS.contains(&protocol)) {
+        for (key, field) in [
+            ("source_port", &raw.source_port),
+            ("destination_port", &raw.destination_port),
+            ("port", &raw.port),
+        ] {
+            if let Some(given) = field.given() {
+                let rule = format!("left out: protocol = {} has no ports", raw.protocol.shown());
+                at.key(key).invalid(given, rule);
+            }
+        }
+    }
+    if let (Some(either), Some(source), Some(destination)) =
+        (&plan.port, &plan.source_port, &plan.destination_port)
+        && [source, destination].iter().all(|one| one.end() < either.start() || either.end() < one.start())
+    {
+        at.key("port").invalid(raw.port.shown(), "within reach of source_port or destination_port");
+    }
+    let addresses = [
+        ("source", &raw.source, plan.source),
+        ("destination", &raw.destination, plan.destination),
+        ("address", &raw.address, plan.address),
+    ];
+    let mut given = addresses.iter().filter_map(|(key, field, prefix)| Some((key, field, (*prefix)?)));
+    if let Some((first_key, _, first)) = given.next()
+        && let Some((key, field, _)) = given.find(|(_, _, prefix)| prefix.is_ipv4() != first.is_ipv4())
+    {
+        let rule = format!("of the same IP version as {first_key}: a packet has one");
+        at.key(key).invalid(field.shown(), rule);
+    }
+}
+
+/// A name, if one is given, and what it stands for, if there is such a thing.
+fn named<V: Copy>(
+    at: &At<'_>,
+    field: &Field<String>,
+    what: &'static str,
+    known: &BTreeMap<&str, V>,
+) -> Option<V> {
+    if matches!(field, Field::Absent) {
+        return None;
+    }
+    let name = at.required(field, format!("the name of {what}"), |name| Some(name.clone()))?;
+    let found = known.get(name.as_str()).copied();
+    if found.is_none() {
+        no_such_name(at, field, what, known.keys().copied());
+    }
+    found
+}
+
+/// What a rule asks for, if it does.
+fn asked<T>(
+    at: &At<'_>,
+    key: &str,
+    field: &Field<Value>,
+    rule: &'static str,
+    parse: impl Fn(&Value) -> Option<T>,
+) -> Option<T> {
+    if matches!(field, Field::Absent) { None } else { at.key(key).required(field, rule, parse) }
+}
+
+fn prefix(at: &At<'_>, field: &Field<String>) -> Option<Prefix> {
+    if matches!(field, Field::Absent) {
+        return None;
+    }
+    let parsed = field.value().map_or(Err(PrefixError::Syntax), |text| text.parse());
+    parsed.map_err(|error| at.invalid(field.shown(), error.to_string())).ok()
+}
+
+const DSCP: &str = "a number from 0 to 63, a range such as \"40-47\", or a list of both";
+
+fn dscp(value: &Value) -> Option<DscpSet> {
+    let one = |value: &Value| range(value, DscpSet::MAX.into());
+    let ranges = match value {
+        Value::Array(list) if !list.is_empty() => list.iter().map(one).collect::<Option<Vec<_>>>()?,
+        other => vec![one(other)?],
+    };
+    Some(ranges.into_iter().flatten().filter_map(|dscp| u8::try_from(dscp).ok()).collect())
+}
+
+const PORT: &str = "a number from 0 to 65535, or a range such as \"5000-5999\"";
+
+fn port(value: &Value) -> Option<RangeInclusive<u16>> {
+    range(value, u16::MAX)
+}
+
+/// A number, or a text of two with a dash between.
+fn range(value: &Value, max: u16) -> Option<RangeInclusive<u16>> {
+    let number = |text: &str| {
+        let digits = (1..=5).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_digit());
+        digits.then(|| text.parse::<u16>().ok()).flatten()
+    };
+    let (first, last) = match value {
+        Value::Integer(number) => (u16::try_from(*number).ok()?, u16::try_from(*number).ok()?),
+        Value::String(text) => text.split_once('-').and_then(|(a, b)| Some((number(a)?, number(b)?)))?,
+        _ => return None,
+    };
+    (first <= last && last <= max).then_some(first..=last)
+}
+
+const PROTOCOL: &str = "\"tcp\", \"udp\", \"icmp\", \"icmpv6\", \"sctp\" or a number from 0 to 255";
+
+fn protocol(value: &Value) -> Option<u8> {
+    match value {
+        Value::Integer(number) => u8::try_from(*number).ok(),
+        Value::String(name) => match name.as_str() {
+            "icmp" => Some(1),
+            "tcp" => Some(6),
+            "udp" => Some(17),
+            "icmpv6" => Some(58),
+            "sctp" => Some(132),
+            _ => None,
+        },
+        _ => None,
+    }
+}
