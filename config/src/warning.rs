@@ -20,6 +20,12 @@ pub enum Warning {
     },
     /// There are rules or urgent networks, and no uplink has rings for urgent frames.
     NoEarly,
+    /// A network whose class has no effect yet: a rule for another class may take some of its packets, and the XDP program cannot
+    /// tell which.
+    NetworkNotEarly {
+        /// Its place in `networks`.
+        network: usize,
+    },
     /// A rule for urgent packets that has no effect yet: the XDP program cannot decide it, and nobody else acts on it.
     NotEarly {
         /// Its place in `rules`.
@@ -42,7 +48,11 @@ impl fmt::Display for Warning {
             ),
             Warning::NotEarly { rule } => write!(
                 f,
-                "rules[{rule}]: it has no effect yet: only rules are followed that ask for a network and at most DSCPs or one range of up to 256 ports, and stand before any for other classes"
+                "rules[{rule}]: it has no effect yet, or not everywhere: only rules are followed that ask for at most a network, and for DSCPs or one range of up to 256 ports (16384 in all), and stand before any for other classes"
+            ),
+            Warning::NetworkNotEarly { network } => write!(
+                f,
+                "networks[{network}].class: it has no effect yet, because a rule for another class stands before it"
             ),
         }
     }
@@ -56,7 +66,8 @@ pub fn warnings(plan: &Plan) -> Vec<Warning> {
     let early = EarlyPlan::of(plan);
     let left_out: Vec<usize> = early.left_out.into_iter().filter(|rule| !is_hidden(rule)).collect();
     let has_early = plan.uplinks.iter().any(|uplink| uplink.early != Early::Off);
-    let has_urgent = !early.rules.networks.is_empty() || !left_out.is_empty();
+    let networks = early.networks_left_out;
+    let has_urgent = !early.rules.networks.is_empty() || !left_out.is_empty() || !networks.is_empty();
     let no_early = (has_urgent && !has_early).then_some(Warning::NoEarly);
     let not_early = left_out.into_iter().filter(|_| has_early).map(|rule| Warning::NotEarly { rule });
     let hidden = hidden.iter().map(|&(rule, by)| Warning::HiddenRule {
@@ -64,5 +75,7 @@ pub fn warnings(plan: &Plan) -> Vec<Warning> {
         by,
         same_class: class(rule) == class(by),
     });
-    hidden.chain(no_early).chain(not_early).collect()
+    let networks =
+        networks.into_iter().filter(|_| has_early).map(|network| Warning::NetworkNotEarly { network });
+    hidden.chain(no_early).chain(networks).chain(not_early).collect()
 }

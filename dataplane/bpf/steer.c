@@ -185,8 +185,11 @@ static __always_inline int read_inner(struct inner *inner, void *start, void *en
 			return 0;
 		inner->dscp = ip->tos >> 2;
 		inner->protocol = ip->protocol;
-		if (!(ip->frag_off & bpf_htons(IP_MORE_FRAGMENTS_OR_OFFSET)))
+		if (!(ip->frag_off & bpf_htons(IP_MORE_FRAGMENTS_OR_OFFSET))) {
 			segment = at + ip->ihl * 4;
+			if (segment > end)
+				return 0; // cut off: for the rules it is no IP packet
+		}
 	} else if (type == bpf_htons(ETH_P_IPV6)) {
 		struct ipv6hdr *ip = at;
 

@@ -243,12 +243,12 @@ impl Engine {
         };
         let queues: Result<Vec<_>, _> = plan.uplinks.iter().map(queues).collect();
         let hands = deal(&queues.map_err(StartError::Uplink)?, plan.workers.len());
-        let (uplinks, ports) = xsk::open_all(&xsk_configs(plan), &hands).map_err(StartError::Uplink)?;
+        let (mut uplinks, ports) = xsk::open_all(&xsk_configs(plan), &hands).map_err(StartError::Uplink)?;
         let infos: Vec<UplinkInfo> = uplinks.iter().map(|uplink| uplink.info().clone()).collect();
         check_mtu(plan, &infos)?;
-        let mut engine = Engine::start_on(plan, uplinks, infos, ports.into_iter().map(Port::from).collect())?;
-        engine.set_early(&EarlyPlan::of(plan).rules).map_err(StartError::Uplink)?;
-        Ok(engine)
+        let rules = EarlyPlan::of(plan).rules;
+        uplinks.iter_mut().try_for_each(|uplink| uplink.set_early(&rules)).map_err(StartError::Uplink)?;
+        Engine::start_on(plan, uplinks, infos, ports.into_iter().map(Port::from).collect())
     }
 
     /// Starts the workers without an interface: each presents frames from memory, and what it sends is thrown away. A worker without

@@ -4,6 +4,8 @@
 //! What must hold: what is urgent here is urgent by the rules as well. The first rule that matches decides, and the program knows no
 //! order; so in each network only the rules before the first of another class count.
 
+use std::collections::BTreeSet;
+
 use crate::plan::{Plan, RulePlan};
 use crate::types::{Class, NetworkId};
 use crate::xsk::{EARLY_PORTS_MAX, EarlyNetwork, EarlyPort, EarlyProtocol, EarlyRules, EarlySet, EarlySide};
@@ -18,6 +20,8 @@ pub struct EarlyPlan {
     pub rules: EarlyRules,
     /// Rules whose frames, or some of them, come with the others.
     pub left_out: Vec<usize>,
+    /// Networks whose packets are urgent but for what some rule says: they come with the others.
+    pub networks_left_out: Vec<usize>,
 }
 
 impl EarlyPlan {
@@ -27,12 +31,13 @@ impl EarlyPlan {
         if plan.classes.names.len() < 2 {
             return early; // all are alike
         }
-        let mut left_out: Vec<usize> = Vec::new();
+        let mut left_out = BTreeSet::new();
         let mut room = EARLY_PORTS_MAX;
         for (index, network) in plan.networks.iter().enumerate() {
             let id = NetworkId(index as u16);
             let mut own = EarlySet::default();
             let mut its = plan.classes.rules.iter().enumerate().filter(|(_, rule)| applies(rule, id));
+            let mut its_left_out = Vec::new();
             let mut is_over = false;
             for (place, rule) in its.by_ref() {
                 if rule.class != Class::URGENT {
@@ -40,24 +45,23 @@ impl EarlyPlan {
                     break;
                 }
                 if !add(rule, &mut own, &mut room) {
-                    left_out.push(place);
+                    its_left_out.push(place);
                 }
                 if own.everything {
                     break;
                 }
             }
-            left_out.extend(
-                its.filter(|(_, rule)| !own.everything && rule.class == Class::URGENT)
-                    .map(|(place, _)| place),
-            );
+            its_left_out.extend(its.filter(|(_, rule)| rule.class == Class::URGENT).map(|(place, _)| place));
             own.everything |= !is_over && network.class == Class::URGENT;
+            if !own.everything {
+                left_out.extend(its_left_out);
+                early.networks_left_out.extend((network.class == Class::URGENT).then_some(index));
+            }
             if own != EarlySet::default() {
                 early.rules.networks.insert(network.vni, EarlyNetwork { own, all: false });
             }
         }
-        left_out.sort_unstable();
-        left_out.dedup();
-        early.left_out = left_out;
+        early.left_out = left_out.into_iter().collect();
         early
     }
 }
@@ -109,7 +113,6 @@ fn add(rule: &RulePlan, set: &mut EarlySet, room: &mut usize) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
     use std::path::PathBuf;
     use std::time::Duration;
 
@@ -199,7 +202,22 @@ mod tests {
         let early = early(rules);
         assert_eq!(own(&early, 42), EarlySet { dscps: 1 << 46, ..EarlySet::default() });
         assert!(own(&early, 43).everything, "that rule is not for this network");
-        assert_eq!(early.left_out, [2]);
+        assert_eq!((early.left_out, early.networks_left_out), (vec![2], vec![]));
+    }
+
+    #[test]
+    fn a_network_is_not_urgent_early_if_a_rule_may_take_some_of_it() {
+        let dscp = Some(DscpSet::from_iter([8]));
+        let rules = vec![RulePlan { dscp, ..NORMAL }];
+        let early = early(rules);
+        assert_eq!((own(&early, 43), early.networks_left_out), (EarlySet::default(), vec![1]));
+    }
+
+    #[test]
+    fn what_is_left_out_of_an_urgent_network_is_urgent_all_the_same() {
+        let rule = RulePlan { network: Some(NetworkId(1)), protocol: Some(1), ..URGENT };
+        let early = early(vec![rule]);
+        assert_eq!((own(&early, 43), early.left_out), (everything(), vec![]));
     }
 
     #[test]

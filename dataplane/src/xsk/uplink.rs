@@ -133,7 +133,7 @@ pub struct SocketStatistics {
     pub rx_ring_full: u64,
     /// Descriptors in the fill ring that the kernel refused.
     pub rx_invalid_descs: u64,
-    /// How often the fill ring was found empty.
+    /// How often the fill ring was found empty. Both sockets of a queue share one: it stands with the first.
     pub rx_fill_ring_empty_descs: u64,
     /// Descriptors in the tx ring that the kernel refused.
     pub tx_invalid_descs: u64,
@@ -216,7 +216,7 @@ fn socket_statistics(socket: &ControlSocket) -> Result<SocketStatistics, XskErro
         rx_dropped: statistics.rx_dropped,
         rx_ring_full: statistics.rx_ring_full,
         rx_invalid_descs: statistics.rx_invalid_descs,
-        rx_fill_ring_empty_descs: statistics.rx_fill_ring_empty_descs,
+        rx_fill_ring_empty_descs: if socket.urgent { 0 } else { statistics.rx_fill_ring_empty_descs },
         tx_invalid_descs: statistics.tx_invalid_descs,
         tx_ring_empty_descs: statistics.tx_ring_empty_descs,
     })
