@@ -28,8 +28,8 @@ pub const QUEUES_MAX: usize = 8;
 /// measured in processor time, because a worker that loses its core in the middle of one must blame nobody. They are for
 /// [`FORGIVEN_SHARE`] times as long as that one took: so what suspects cost that nobody has measured is no more than is forgiven.
 const SUSPECT_WAKEUP_CYCLES: u64 = 30_000;
-/// Processor time that each wake-up may take (with 10 µs an honest tenant was put out where a hypervisor takes part in waking); and what they take beyond it, all together, before the tenant is put out. One nanosecond
-/// in [`FORGIVEN_SHARE`] that pass is forgiven.
+/// Processor time that each wake-up may take (with 10 µs an honest tenant was put out where a hypervisor takes part in waking); and what
+/// they take beyond it, all together, before the tenant is put out. One nanosecond in [`FORGIVEN_SHARE`] that pass is forgiven.
 const FREE_WAKEUP_NS: u64 = 20_000;
 const SLOW_WAKEUP_DEBT_MAX_NS: u64 = 10_000_000;
 const FORGIVEN_SHARE: u64 = 100;
