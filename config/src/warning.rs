@@ -3,7 +3,7 @@
 use std::fmt;
 
 use peregrine_dataplane::engine::EarlyPlan;
-use peregrine_dataplane::plan::{Early, Plan};
+use peregrine_dataplane::plan::Plan;
 
 /// Something to look at; one line.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -65,7 +65,7 @@ pub fn warnings(plan: &Plan) -> Vec<Warning> {
     let is_hidden = |place: &usize| hidden.iter().any(|(rule, _)| rule == place);
     let early = EarlyPlan::of(plan);
     let left_out: Vec<usize> = early.left_out.into_iter().filter(|rule| !is_hidden(rule)).collect();
-    let has_early = plan.uplinks.iter().any(|uplink| uplink.early != Early::Off);
+    let has_early = plan.has_early();
     let networks = early.networks_left_out;
     let has_urgent = !early.rules.networks.is_empty() || !left_out.is_empty() || !networks.is_empty();
     let no_early = (has_urgent && !has_early).then_some(Warning::NoEarly);

@@ -246,8 +246,10 @@ impl Engine {
         let (mut uplinks, ports) = xsk::open_all(&xsk_configs(plan), &hands).map_err(StartError::Uplink)?;
         let infos: Vec<UplinkInfo> = uplinks.iter().map(|uplink| uplink.info().clone()).collect();
         check_mtu(plan, &infos)?;
-        let rules = EarlyPlan::of(plan).rules;
-        uplinks.iter_mut().try_for_each(|uplink| uplink.set_early(&rules)).map_err(StartError::Uplink)?;
+        if plan.has_early() {
+            let rules = EarlyPlan::of(plan).rules;
+            uplinks.iter_mut().try_for_each(|uplink| uplink.set_early(&rules)).map_err(StartError::Uplink)?;
+        }
         Engine::start_on(plan, uplinks, infos, ports.into_iter().map(Port::from).collect())
     }
 

@@ -43,6 +43,11 @@ impl Plan {
         self.uplinks.get(id.index())
     }
 
+    /// Some uplink is to have rings for urgent frames.
+    pub fn has_early(&self) -> bool {
+        self.uplinks.iter().any(|uplink| uplink.early != Early::Off)
+    }
+
     /// The network with this id; ids in a plan are always in range.
     pub fn network(&self, id: NetworkId) -> Option<&NetworkPlan> {
         self.networks.get(id.index())

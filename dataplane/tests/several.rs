@@ -179,17 +179,7 @@ impl Several {
     }
 
     fn gets(&mut self, tenant: EndpointId) -> Vec<Vec<u8>> {
-        let rx = &mut self.clients[tenant.index()].rx[0];
-        let mut got = Vec::new();
-        rx.pending().unwrap();
-        while let Some(packet) = rx.next_packet() {
-            let packet = packet.unwrap();
-            let mut bytes = vec![0; packet.len()];
-            packet.copy_to(&mut bytes).unwrap();
-            got.push(bytes);
-        }
-        rx.release();
-        got
+        rig::packets_of(&mut self.clients[tenant.index()].rx[0])
     }
 
     fn dropped(&self, worker: WorkerId, reason: DropReason) -> u64 {

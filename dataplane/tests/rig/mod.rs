@@ -18,7 +18,7 @@ use peregrine_dataplane::stats::Totals;
 use peregrine_dataplane::tables::{NextHop, Tables};
 use peregrine_dataplane::tenants::{TenantRings, Tenants};
 use peregrine_dataplane::types::{Class, CoreId, EndpointId, MacAddr, NetworkId, RemoteId, UplinkId, Vni};
-use peregrine_memif::{ClientConfig, Interface, ServerConfig};
+use peregrine_memif::{ClientConfig, Interface, RxRing, ServerConfig};
 
 /// Nothing is added to the stages.
 static NO_WORK: Work = Work::none();
@@ -252,17 +252,7 @@ impl Rig {
     }
 
     pub fn queue_gives(&mut self, tenant: EndpointId, queue: usize) -> Vec<Vec<u8>> {
-        let rx = &mut self.clients[tenant.index()].rx[queue];
-        let mut got = Vec::new();
-        rx.pending().unwrap();
-        while let Some(packet) = rx.next_packet() {
-            let packet = packet.unwrap();
-            let mut bytes = vec![0; packet.len()];
-            packet.copy_to(&mut bytes).unwrap();
-            got.push(bytes);
-        }
-        rx.release();
-        got
+        packets_of(&mut self.clients[tenant.index()].rx[queue])
     }
 
     pub fn dropped(&self, reason: DropReason) -> u64 {
@@ -308,4 +298,18 @@ pub fn vxlan(from: Ipv4Addr, vni: u32, inner: &[u8]) -> Vec<u8> {
         .write(&mut out, &payload)
         .unwrap();
     out
+}
+
+/// All that has come to a tenant by this ring.
+pub fn packets_of(rx: &mut RxRing) -> Vec<Vec<u8>> {
+    let mut got = Vec::new();
+    rx.pending().unwrap();
+    while let Some(packet) = rx.next_packet() {
+        let packet = packet.unwrap();
+        let mut bytes = vec![0; packet.len()];
+        packet.copy_to(&mut bytes).unwrap();
+        got.push(bytes);
+    }
+    rx.release();
+    got
 }
