@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-pub use self::classes::{ClassesPlan, DscpSet, Prefix, PrefixError, RulePlan};
+pub use self::classes::{ClassPlan, ClassesPlan, DscpSet, Prefix, PrefixError, RulePlan, WorkOrder};
 use crate::types::{Class, CoreId, EndpointId, MacAddr, NetworkId, QueueId, UplinkId, Vni};
 
 /// Everything that one daemon runs.

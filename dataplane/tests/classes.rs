@@ -8,7 +8,7 @@ use std::ops::RangeInclusive;
 
 use etherparse::{NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
 use peregrine_dataplane::classes::{Addresses, CompiledRules, Key, Known};
-use peregrine_dataplane::plan::{DscpSet, Plan, Prefix, RulePlan};
+use peregrine_dataplane::plan::{ClassPlan, DscpSet, Plan, Prefix, RulePlan};
 use peregrine_dataplane::tables::Tables;
 use peregrine_dataplane::types::{Class, EndpointId, NetworkId};
 use peregrine_dataplane::wire::flow::{Headers, flow_hash};
@@ -45,7 +45,7 @@ fn v6() -> Vec<[u8; 16]> {
 fn plan_with(rules: Vec<RulePlan>) -> Plan {
     let mut plan = plan();
     plan.networks[1].class = Class(3);
-    plan.classes.names = ["a", "b", "c", "d"].map(String::from).into();
+    plan.classes.list = ["a", "b", "c", "d"].map(ClassPlan::new).into();
     plan.classes.default = Class(2);
     plan.classes.rules = rules;
     plan

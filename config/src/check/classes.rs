@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
-use peregrine_dataplane::plan::{ClassesPlan, DscpSet, NetworkPlan, Prefix, PrefixError, RulePlan};
+use peregrine_dataplane::plan::{
+    ClassPlan, ClassesPlan, DscpSet, NetworkPlan, Prefix, PrefixError, RulePlan,
+};
 use peregrine_dataplane::types::{Class, EndpointId, NetworkId};
 use toml::Value;
 
@@ -30,7 +32,12 @@ pub struct Names {
 
 /// Checks `classes` and `default_class`.
 pub fn names(top: &At<'_>, file: &File) -> Names {
-    let mut names = Names { names: ClassesPlan::default().names, whole: true, default: None };
+    let default = ClassesPlan::default();
+    let mut names = Names {
+        names: default.list.iter().map(|class| class.name.clone()).collect(),
+        whole: true,
+        default: None,
+    };
     if !matches!(file.classes, Field::Absent) {
         let mut claims = Claims::new();
         let given = file.classes.value().map_or(0, Vec::len);
@@ -129,7 +136,14 @@ pub fn classes(top: &At<'_>, file: &File, names: &Names, known: &Known<'_>) -> O
         }
         rules.extend(rule(&at, raw, names, known));
     }
-    Some(ClassesPlan { names: names.names.clone(), default: names.default?, rules, trusted })
+    let list = names.names.iter().map(|name| ClassPlan::new(name)).collect();
+    Some(ClassesPlan {
+        list,
+        urgent_quota: ClassesPlan::URGENT_QUOTA,
+        default: names.default?,
+        rules,
+        trusted,
+    })
 }
 
 fn trusted(at: &At<'_>, field: &List<String>, networks: &[NetworkPlan]) -> Vec<IpAddr> {

@@ -33,7 +33,8 @@ fn error(rule: &str) -> String {
 #[test]
 fn without_a_word_there_are_two_classes_and_all_is_normal() {
     let plan = plan("", "");
-    assert_eq!(plan.classes.names, ["urgent", "normal"]);
+    let names: Vec<&str> = plan.classes.list.iter().map(|class| class.name.as_str()).collect();
+    assert_eq!(names, ["urgent", "normal"]);
     assert_eq!((plan.classes.default, plan.classes.rules.len()), (Class::NORMAL, 0));
     assert!(plan.networks.iter().all(|network| network.class == Class::NORMAL));
 }

@@ -28,7 +28,7 @@ impl EarlyPlan {
     /// Of a plan.
     pub fn of(plan: &Plan) -> EarlyPlan {
         let mut early = EarlyPlan::default();
-        if plan.classes.names.len() < 2 {
+        if plan.classes.list.len() < 2 {
             return early; // all are alike
         }
         let mut left_out = BTreeSet::new();
@@ -117,7 +117,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::plan::{ClassesPlan, DscpSet, NetworkPlan, PlacementMode};
+    use crate::plan::{ClassPlan, ClassesPlan, DscpSet, NetworkPlan, PlacementMode};
     use crate::types::Vni;
 
     const UDP: u8 = EarlyProtocol::Udp as u8;
@@ -168,7 +168,7 @@ mod tests {
         assert_eq!((own(&early, 42), own(&early, 43)), (EarlySet::default(), everything()));
         assert_eq!(early.left_out, [0; 0]);
         assert_eq!(
-            EarlyPlan::of(&with(ClassesPlan { names: vec!["all".into()], ..Default::default() })),
+            EarlyPlan::of(&with(ClassesPlan { list: vec![ClassPlan::new("all")], ..Default::default() })),
             EarlyPlan::default()
         );
     }

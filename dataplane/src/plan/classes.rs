@@ -6,13 +6,18 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 
+use serde::Serialize;
+
+use super::NetworkPlan;
 use crate::types::{Class, EndpointId, NetworkId};
 
 /// The classes, and which packets belong to which.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ClassesPlan {
-    /// For people; the most urgent first, 1 to [`Class::LIMIT`].
-    pub names: Vec<String>,
+    /// By [`Class`]: the most urgent first, 1 to [`Class::LIMIT`].
+    pub list: Vec<ClassPlan>,
+    /// So many bursts of more urgent classes a worker takes in a row while one of the others waits; at least 1.
+    pub urgent_quota: u16,
     /// Of frames that no rule and no network gives another.
     pub default: Class,
     /// The first that matches decides; at most [`RULES_MAX`](Self::RULES_MAX).
@@ -24,6 +29,14 @@ pub struct ClassesPlan {
 impl ClassesPlan {
     /// How many rules there may be.
     pub const RULES_MAX: usize = 1024;
+    /// [`urgent_quota`](Self::urgent_quota), if nobody says otherwise.
+    pub const URGENT_QUOTA: u16 = 16;
+
+    /// Some packet can belong to another class than the default.
+    pub fn are_used(&self, networks: &[NetworkPlan]) -> bool {
+        self.rules.iter().any(|rule| rule.class != self.default)
+            || networks.iter().any(|network| network.class != self.default)
+    }
 
     /// Rules that no packet reaches because an earlier one matches all that they do: (the rule, the first such earlier one).
     /// What several earlier ones hide together is not found.
@@ -42,10 +55,58 @@ impl Default for ClassesPlan {
     /// `urgent` and `normal`, and every packet is normal.
     fn default() -> ClassesPlan {
         ClassesPlan {
-            names: vec!["urgent".into(), "normal".into()],
+            list: ["urgent", "normal"].map(ClassPlan::new).into(),
+            urgent_quota: ClassesPlan::URGENT_QUOTA,
             default: Class::NORMAL,
             rules: Vec::new(),
             trusted: Vec::new(),
+        }
+    }
+}
+
+/// One class.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ClassPlan {
+    /// For people.
+    pub name: String,
+    /// How its packets are preferred to those of the classes behind it; of the last class without meaning.
+    pub order: WorkOrder,
+    /// Percent of each worker's time that it has at least, while it has packets there; all together at most 100.
+    pub share: u8,
+    /// DSCP of the outer header of what is sent (RFC 2474 §3).
+    pub dscp: u8,
+}
+
+impl ClassPlan {
+    /// With the defaults.
+    pub fn new(name: &str) -> ClassPlan {
+        ClassPlan { name: name.into(), order: WorkOrder::Sync, share: 0, dscp: 0 }
+    }
+}
+
+/// In which order a worker takes up the packets of a class and those of less urgent ones (PRISM, ICDCS 2022).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum WorkOrder {
+    /// As they come: the class is not preferred.
+    Fifo,
+    /// Its burst goes first at each stage, with at most one stage of one less urgent burst in between.
+    Batch,
+    /// Its burst goes through all its stages at once.
+    #[default]
+    Sync,
+}
+
+impl WorkOrder {
+    /// All of them.
+    pub const ALL: [WorkOrder; 3] = [WorkOrder::Fifo, WorkOrder::Batch, WorkOrder::Sync];
+
+    /// The word used in the config and in `status`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            WorkOrder::Fifo => "fifo",
+            WorkOrder::Batch => "batch",
+            WorkOrder::Sync => "sync",
         }
     }
 }
