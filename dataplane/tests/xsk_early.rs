@@ -270,6 +270,7 @@ fn urgent_frames_arrive_on_their_own_ring_and_others_do_not() {
     let peer = wire.in_theirs(|| RawSocket::new("b0"));
     let info = end.uplinks[0].info();
     assert_eq!((info.early_requested, info.early, &info.queues[..]), (Early::On, true, &[QueueId(0)][..]));
+    assert_eq!(info.early_refused, None);
     end.uplinks[0].serve(vni(8)).unwrap();
     end.uplinks[0].serve(vni(0xff_ffff)).unwrap();
     let (mut urgent, mut all) = (0, 0);
@@ -715,6 +716,8 @@ fn a_second_socket_that_is_refused_is_an_error_or_left_out() {
     let mut end = End::open(&XskConfig { early: Early::IfPossible, ..early(64) }, &[0]).unwrap();
     let info = end.uplinks[0].info();
     assert_eq!((info.early_requested, info.early), (Early::IfPossible, false));
+    let why = format!("queue 0: {}", std::io::Error::from_raw_os_error(libc::ENOBUFS));
+    assert_eq!(info.early_refused, Some(why));
     end.uplinks[0].set_early(&for_all(everything())).unwrap();
     for _ in 0..300 {
         assert!(!arrives_urgent(&mut end, &peer, &PLAIN.on(7)), "one socket for everything");
