@@ -75,7 +75,15 @@ pub fn stream(flows: std::ops::Range<u16>, tenants: u16) -> (ReplayStream, Arc<P
         ReplayFrame { flow: flow.into(), bytes }
     };
     let pace = Arc::new(Pace::new(Speed::Stopped));
-    (ReplayStream { frames: flows.map(frame).collect(), pace: pace.clone(), field: None }, pace)
+    (
+        ReplayStream {
+            frames: flows.map(frame).collect(),
+            pace: pace.clone(),
+            field: None,
+            is_urgent: false,
+        },
+        pace,
+    )
 }
 
 /// The bucket of the first flow of all.
