@@ -311,15 +311,24 @@ impl Latencies {
         Latencies(self.0.iter().zip(&earlier.0).map(|(now, before)| now - before).collect())
     }
 
+    /// These, and the others, too.
+    pub fn plus(&self, other: &Latencies) -> Latencies {
+        Latencies(self.0.iter().zip(&other.0).map(|(one, other)| one + other).collect())
+    }
+
     pub fn samples(&self) -> u64 {
         self.0.iter().sum()
     }
 
     /// In cycles, so much of a whole of 1: at most 1/32 too high. `None` if there are too few samples to tell.
     pub fn percentile(&self, share: f64) -> Option<u64> {
+        self.percentile_of(share, if share > 0.999 { SAMPLES_MIN_TAIL } else { SAMPLES_MIN })
+    }
+
+    /// The same, told from so many samples on.
+    pub fn percentile_of(&self, share: f64, least: u64) -> Option<u64> {
         let samples = self.samples();
-        let wanted = if share > 0.999 { SAMPLES_MIN_TAIL } else { SAMPLES_MIN };
-        (samples >= wanted).then(|| self.at((share * samples as f64).ceil() as u64)).flatten()
+        (samples >= least).then(|| self.at((share * samples as f64).ceil() as u64)).flatten()
     }
 
     /// In cycles, at most 1/32 too high. `None` of nothing.
