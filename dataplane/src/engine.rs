@@ -20,6 +20,7 @@ use crate::discard::histogram::Histogram;
 use crate::discard::{Discard, DiscardCounters};
 use crate::fdb::{AgeingHand, Destination, Entry, Fdb};
 use crate::frame::FramePool;
+use crate::lanes::Lanes;
 use crate::mailbox::{Order, Returned};
 use crate::mesh::mesh;
 use crate::pinned::{Ending, PinnedThread, usable_cores};
@@ -337,7 +338,8 @@ impl Engine {
             work,
         };
         let frames = ports.iter().map(|port| port.pool.capacity()).max().unwrap_or(0);
-        for ((worker, port), mesh) in plan.workers.iter().zip(ports).zip(mesh(&placement, frames)) {
+        let lanes = Lanes::new(&plan.classes);
+        for ((worker, port), mesh) in plan.workers.iter().zip(ports).zip(mesh(&placement, lanes, frames)) {
             engine.start_worker(worker, port, (!is_alone).then_some(mesh))?;
         }
         Ok(engine)

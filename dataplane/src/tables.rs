@@ -11,7 +11,7 @@ use std::sync::Arc;
 use crate::classes::CompiledRules;
 use crate::frame::Target;
 use crate::plan::{Plan, UplinkPlan};
-use crate::types::{EndpointId, MacAddr, NetworkId, RemoteId, UplinkId, Vni};
+use crate::types::{Class, EndpointId, MacAddr, NetworkId, RemoteId, UplinkId, Vni};
 use crate::wire::eth::EthHeader;
 use crate::wire::flow::mix;
 use crate::wire::outer::{OVERHEAD_IPV4, OuterFields, OuterTemplate, Vtep};
@@ -145,6 +145,10 @@ pub struct Tables {
     pub remotes: Box<[Remote]>,
     /// Which packets belong to which priority class.
     pub classes: Arc<CompiledRules>,
+    /// So many classes the queues of a tenant are shared out among; 1 where none but the default was used when the engine started.
+    pub queue_classes: usize,
+    /// DSCP of the outer header of what is sent, by class.
+    pub dscps: [u8; Class::LIMIT],
     /// Longest frame that every uplink takes: the smallest MTU and an Ethernet header.
     pub uplink_frame_max: usize,
     by_vni: Index,
@@ -206,6 +210,8 @@ impl Tables {
             endpoints: endpoints.collect(),
             remotes: remotes.into_iter().map(|(_, address)| remote(plan, address)).collect(),
             classes: Arc::new(CompiledRules::compile(plan)),
+            queue_classes: if plan.classes.are_used(&plan.networks) { plan.classes.list.len() } else { 1 },
+            dscps: std::array::from_fn(|class| plan.classes.list.get(class).map_or(0, |class| class.dscp)),
             uplink_frame_max: uplink_mtu + EthHeader::LEN,
         }
     }

@@ -11,11 +11,11 @@ use peregrine_dataplane::frame::{Burst, FramePool};
 use peregrine_dataplane::plan::{
     Early, EndpointPlan, MemifPlan, NetworkPlan, PlacementMode, Plan, Queues, UplinkPlan, WorkerPlan, XdpMode,
 };
-use peregrine_dataplane::stages::{self, Cx, Stage, Wire, Work, collect};
+use peregrine_dataplane::stages::{self, Cx, Origin, Stage, Wire, Work, collect};
 use peregrine_dataplane::tables::{NextHop, Tables};
 use peregrine_dataplane::tenants::{Detached, TenantRings, Tenants};
 use peregrine_dataplane::types::{Class, CoreId, EndpointId, MacAddr, NetworkId, RemoteId, UplinkId, Vni};
-use peregrine_dataplane::wire::outer::{OVERHEAD_IPV4, OuterFields, OuterTemplate};
+use peregrine_dataplane::wire::outer::{OVERHEAD_IPV4, OuterFields, OuterTemplate, OuterVariables};
 use peregrine_memif::{ClientConfig, Interface, ServerConfig, SocketAddr};
 
 /// Nothing is added to the stages.
@@ -62,7 +62,13 @@ struct Nowhere {
 }
 
 impl Wire for Nowhere {
-    fn transmit(&mut self, _uplink: UplinkId, frames: &mut Burst, pool: &mut FramePool) -> (usize, usize) {
+    fn transmit(
+        &mut self,
+        _uplink: UplinkId,
+        _is_urgent: bool,
+        frames: &mut Burst,
+        pool: &mut FramePool,
+    ) -> (usize, usize) {
         let sent = frames.len();
         self.sent += sent as u64;
         frames.drain().for_each(|frame| pool.put(frame));
@@ -142,7 +148,8 @@ impl Rig {
             pool: &mut self.pool,
             tenants: &mut self.tenants,
             now_s: 0,
-            uplink: UplinkId(0),
+            origin: Origin::normal(UplinkId(0)),
+            is_urgent: false,
             wire: &mut self.wire,
             flood_budget: &mut self.flood_budget,
             mesh: None,
@@ -228,7 +235,8 @@ pub fn encapsulated(packet: &[u8]) -> Vec<u8> {
         ttl: 64,
     });
     let mut head = [0; OVERHEAD_IPV4];
-    template.write(&mut head, packet.len() as u16, VNI, 50000);
+    let fields = OuterVariables { inner_len: packet.len() as u16, vni: VNI, source_port: 50000, dscp: 0 };
+    template.write(&mut head, fields);
     [&head[..], packet].concat()
 }
 

@@ -19,7 +19,7 @@ pub fn run(input: &mut Burst, output: &mut Burst, cx: &mut Cx<'_>) {
     }
     for frame in input.drain() {
         match frame.meta.target {
-            Target::Endpoint(to) => match cx.tenants.give(to, frame.bytes(), true, cx.counters) {
+            Target::Endpoint(to) => match cx.tenants.give(to, &frame, true, cx.counters) {
                 Ok(()) => cx.pool.put(frame),
                 Err(reason) => cx.drop(frame, reason),
             },
@@ -40,7 +40,7 @@ fn is_for_remote(frame: &Frame) -> bool {
 #[inline]
 fn give_first(to: EndpointId, input: &mut Burst, cx: &mut Cx<'_>) {
     let its = input.iter().take_while(|frame| frame.meta.target == Target::Endpoint(to));
-    let (given, refused) = cx.tenants.give_all(to, its.map(Frame::bytes), cx.counters);
+    let (given, refused) = cx.tenants.give_all(to, its, cx.counters);
     for frame in input.drain_front(given) {
         cx.pool.put(frame);
     }
@@ -61,7 +61,7 @@ fn flood(mut frame: Frame, state: Flooding, output: &mut Burst, cx: &mut Cx<'_>)
     let goes_on = is_from_tenant && frame.home() == cx.me() && !network.remotes.is_empty();
     if !cx.may_flood() {
         // What was given elsewhere is a copy then.
-        cx.counters.replicated.add(u64::from(state.given));
+        cx.count_copies(&frame, u64::from(state.given));
         return cx.drop(frame, DropReason::FloodLimited);
     }
     let copies = give_to_all(&frame, goes_on || state.given, cx);
@@ -90,8 +90,8 @@ fn give_to_all(frame: &Frame, is_needed: bool, cx: &mut Cx<'_>) -> usize {
             _ => continue,
         };
         copies += 1;
-        cx.counters.replicated.add(u64::from(is_needed || copies > 1));
-        if let Err(reason) = cx.tenants.give(to, frame.bytes(), false, cx.counters) {
+        cx.count_copies(frame, u64::from(is_needed || copies > 1));
+        if let Err(reason) = cx.tenants.give(to, frame, false, cx.counters) {
             super::count_drop(cx.counters, frame, Some(to), reason);
         }
     }
