@@ -292,7 +292,7 @@ pub fn speed(per_second: f64, hertz: f64) -> Speed {
 }
 
 /// How often packets were how late, in the places of a [`Histogram`].
-#[derive(Clone, PartialEq, Debug)]
+#[derive(Clone, PartialEq, Debug, Default)]
 pub struct Latencies(Vec<u64>);
 
 /// Samples from which on percentiles are told, and for those beyond the 99.9th.

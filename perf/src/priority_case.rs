@@ -10,6 +10,8 @@
 
 /// One worker, and what is offered to it.
 mod bench;
+/// What was met while nobody took a core away.
+mod calm;
 /// The kernel's overlay.
 mod kernel;
 /// What the machine itself takes.
@@ -36,7 +38,7 @@ use serde::{Deserialize, Serialize};
 
 use bench::Cores;
 use machine::{Gaps, MachineWaits};
-use measured::{Goal, LoadReport, Percentiles, PortReport};
+use measured::{Goal, LoadReport, Mode, Percentiles, PortReport};
 use pairs::{Pair, ShareReport};
 use port::{Times, URGENT_PPS};
 pub use side::Side;
@@ -71,6 +73,7 @@ pub struct Report {
     pub loads: Vec<LoadReport>,
     /// By port: urgent packets alone.
     pub idle_us: BTreeMap<String, Percentiles>,
+    pub idle_calm_us: BTreeMap<String, Percentiles>,
     /// What a packet that comes at any moment waits for the worker's core.
     pub machine_us: MachineWaits,
     pub pairs: Vec<Pair>,
@@ -114,6 +117,7 @@ pub fn run(quick: bool) -> Result<Report, String> {
         inner_bytes: traffic::INNER_BYTES,
         urgent_pps: URGENT_PPS,
         idle_us: ports.iter().map(|port| (port.port.clone(), port.idle_us)).collect(),
+        idle_calm_us: ports.iter().map(|port| (port.port.clone(), port.idle_calm_us)).collect(),
         machine_us: gaps.waits(cores.hertz),
         loads: ports.iter().flat_map(|port| port.loads.clone()).collect(),
         ports: ports.into_iter().map(PortInfo::from).collect(),
@@ -136,6 +140,22 @@ fn us(us: Option<f64>) -> String {
     us.map_or("-".into(), |us| format!("{us:.1}"))
 }
 
+/// Latencies, and those of them that were met in calm.
+fn times(all: &Percentiles, calm: Option<&Percentiles>) -> String {
+    let Percentiles { p50, p99, p999, max, samples } = *all;
+    let calm = calm.copied().unwrap_or_default();
+    format!(
+        "{:>9}{:>9}{:>9}{:>9}{samples:>8}{:>10}{:>9}{:>6.0}%",
+        us(p50),
+        us(p99),
+        us(p999),
+        us(max),
+        us(calm.p99),
+        us(calm.max),
+        100.0 * calm.samples as f64 / samples.max(1) as f64
+    )
+}
+
 impl Report {
     /// Tables.
     pub fn text(&self) -> String {
@@ -146,39 +166,37 @@ impl Report {
 
     fn loads_text(&self) -> String {
         let mut out = format!(
-            "{:<12}{:>6}  {:<8}{:<7}{:>9}{:>10}{:>10}{:>10}{:>9}{:>7}{:>8}{:>13}{:>7}{:>9}{:>11}{:>11}\n",
+            "{:<12}{:>5}  {:<7}{:<6}{:>9}{:>9}{:>9}{:>9}{:>8}{:>10}{:>9}{:>7}{:>6}{:>7}{:>8}{:>6}{:>8}{:>10}{:>10}\n",
             "port",
             "load",
             "order",
             "early",
             "p50 us",
             "p99 us",
-            "p99.9 us",
-            "max us",
+            "p99.9",
+            "max",
             "packets",
+            "calm: p99",
+            "max",
+            "part",
             "lost",
             "unsent",
-            "normal Mpps",
+            "normal",
             "/fifo",
             "core %",
             "switches",
             "stolen ms"
         );
         for load in &self.loads {
-            let Percentiles { p50, p99, p999, max, samples } = load.urgent_us;
-            let of_kernel = load.mode == measured::Mode::Kernel;
+            let of_kernel = load.mode == Mode::Kernel;
             let known = |text: String| if of_kernel { "-".into() } else { text };
             out += &format!(
-                "{:<12}{:>5.0}%  {:<8}{:<7}{:>9}{:>10}{:>10}{:>10}{:>9}{:>7}{:>8}{:>13.3}{:>7}{:>9}{:>11}{:>11}\n",
+                "{:<12}{:>4.0}%  {:<7}{:<6}{}{:>6}{:>7}{:>8.3}{:>6}{:>8}{:>10}{:>10}\n",
                 load.port,
                 100.0 * load.fraction,
                 load.mode.name(),
                 known(if load.early { "on" } else { "off" }.into()),
-                us(p50),
-                us(p99),
-                us(p999),
-                us(max),
-                samples,
+                times(&load.urgent_us, Some(&load.urgent_calm_us)),
                 load.urgent_lost,
                 load.urgent_unsent,
                 load.normal_mpps,
@@ -188,16 +206,9 @@ impl Report {
                 known(format!("{:.0}", load.taken.stolen_ms))
             );
         }
-        for (port, Percentiles { p50, p99, p999, max, samples }) in &self.idle_us {
-            out += &format!(
-                "{port:<12}{:>6}  {:<15}{:>9}{:>10}{:>10}{:>10}{samples:>9}\n",
-                "idle",
-                "",
-                us(*p50),
-                us(*p99),
-                us(*p999),
-                us(*max)
-            );
+        for (port, all) in &self.idle_us {
+            out +=
+                &format!("{port:<12}{:>5}  {:<13}{}\n", "idle", "", times(all, self.idle_calm_us.get(port)));
         }
         out
     }
@@ -268,12 +279,12 @@ impl Report {
         let left_out = self.left_out.as_ref().map(|why| format!("Nothing over a wire: {why}.\n"));
         format!(
             "One-way, from when an urgent packet is due to the tenant; {:.0} a second, {} bytes inside, beside normal ones at a part of what the \
-             worker (or the kernel's overlay) can take. {} runs of {} ms in turns on {} cores:\n\
-             p50 and p99 are their medians, p99.9 and the highest of all together; at most 3 % too high. unsent: given up by the generator.\n\
-             batch: what 64 packets cost in the slowest step, which an urgent one may have to wait for. /fifo: normal packets over those with fifo, \
-             early off. core %: what the worker had of its core in the worst run.\n\
-             switches, stolen: how often another thread had the core, what the hypervisor took, in all runs. Goals are of sync with early classes \
-             at 120 %.\n{}",
+             worker (or the kernel's overlay) can take while it has its core.\n\
+             {} runs of {} ms in turns on {} cores: p50 and p99 are their medians, p99.9 and the highest of all together; at most 3 % too high.\n\
+             calm: met while nobody took the worker's core or the generator's away, of all runs together, and their part of all: what is the worker's own.\n\
+             lost: offered to the worker, and no tenant got it; unsent: given up by the generator. normal: Mpps; /fifo: over those with fifo, early off.\n\
+             core %: what the worker had of its core in the worst run; switches, stolen: how often another thread had it, what the hypervisor took.\n\
+             batch: what 64 packets cost in the slowest step, which an urgent one may have to wait for. Goals are of sync with early classes at 120 %.\n{}",
             self.urgent_pps,
             self.inner_bytes,
             self.runs,

@@ -20,9 +20,10 @@ use peregrine_dataplane::stages::Stage;
 use peregrine_dataplane::types::{CoreId, EndpointId};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
+use super::calm::{Calm, SLICE, SLICE_WITH_GENERATOR};
 use super::measured::Taken;
 use super::traffic::{self, FLOWS, Paces, Receiver, classes};
-use super::wire::{Generator, NEAR_DEVICE};
+use super::wire::{GENERATOR_THREAD, Generator, NEAR_DEVICE};
 use crate::environment::CpuTime;
 use crate::paced::{self, Latencies};
 use crate::pipeline_case::mode::{check, worker_time};
@@ -104,6 +105,8 @@ pub struct Reading {
 pub struct Run {
     /// Of urgent packets due in the window, as they arrived.
     pub latencies: Latencies,
+    /// Those of them that were met while nobody took a core away.
+    pub calm: Latencies,
     /// Urgent packets that were due in the whole run; those of them that the generator gave up, because the wire's core was taken away or
     /// too slow; and those that were offered to the worker and no tenant got.
     pub urgent_due: u64,
@@ -112,6 +115,8 @@ pub struct Run {
     /// Packets a second that came to the tenants in the window.
     pub urgent_rate: f64,
     pub normal_rate: f64,
+    /// Of all packets that came, a second of the time in which the worker had its core.
+    pub rate_of_core: f64,
     pub core_share: f64,
     pub taken: Taken,
     /// Cycles that a packet costs in the slowest step, in the mean.
@@ -174,11 +179,17 @@ impl Bench {
     }
 
     /// Offers these, and lets things settle for `warm_up`; then what comes in `window`, and what was lost of the urgent ones in all.
-    pub fn measure(mut self, offered: Offered, warm_up: Duration, window: Duration) -> Result<Run, String> {
+    pub fn measure(self, offered: Offered, warm_up: Duration, window: Duration) -> Result<Run, String> {
         self.offer(offered);
-        self.pass(warm_up)?;
+        self.measure_what_is_offered(warm_up, window)
+    }
+
+    fn measure_what_is_offered(mut self, warm_up: Duration, window: Duration) -> Result<Run, String> {
+        self.pass(warm_up, TICK, |_| Ok(()))?;
+        let (names, slice) = self.threads();
         let before = self.read()?;
-        self.pass(window)?;
+        let mut calm = Calm::start(&names, before.latencies.clone())?;
+        self.pass(window, slice, |bench| calm.slice(bench.latencies()))?;
         let after = self.read()?;
         let slowest_step = self.slowest_step();
         self.offer(Offered { urgent: 0.0, normal: 0.0 });
@@ -190,14 +201,17 @@ impl Bench {
         let urgent_unsent = if self.is_wire { missed } else { 0 };
         self.stop()?;
         let seconds = (after.at - before.at).as_secs_f64();
+        let packets = (after.urgent + after.normal) - (before.urgent + before.normal);
         let (waited_ns, switches) = after.cpu.taken_since(&before.cpu);
         Ok(Run {
             latencies: last.latencies.since(&before.latencies),
+            calm: calm.end(),
             urgent_due,
             urgent_unsent,
             urgent_lost: (urgent_due - urgent_unsent).saturating_sub(last.urgent),
             urgent_rate: (after.urgent - before.urgent) as f64 / seconds,
             normal_rate: (after.normal - before.normal) as f64 / seconds,
+            rate_of_core: 1e9 * packets as f64 / after.cpu.ran_since(&before.cpu).max(1) as f64,
             core_share: after.cpu.share_since(&before.cpu),
             taken: Taken {
                 switches,
@@ -209,22 +223,11 @@ impl Bench {
         })
     }
 
-    /// The most packets a second that come through: the second half of the time, with everything at full speed. Of urgent ones or of normal
-    /// ones.
-    pub fn most(mut self, is_urgent: bool, window: Duration) -> Result<f64, String> {
-        match is_urgent {
-            true => self.paces.urgent.set(Speed::Full),
-            false => self.paces.normal.set(Speed::Full),
-        }
-        self.pass(window / 2)?;
-        let before = self.read()?;
-        self.pass(window)?;
-        let after = self.read()?;
-        self.offer(Offered { urgent: 0.0, normal: 0.0 });
-        self.drain();
-        self.stop()?;
-        let packets = after.urgent + after.normal - before.urgent - before.normal;
-        Ok(packets as f64 / (after.at - before.at).as_secs_f64())
+    /// The most packets that come through in a second of the time in which the worker has its core: normal ones, as fast as they go.
+    pub fn most(self, window: Duration) -> Result<f64, String> {
+        self.paces.normal.set(Speed::Full);
+        let run = self.measure_what_is_offered(window / 2, window)?;
+        Ok(run.rate_of_core)
     }
 
     /// The same with a rate that nobody keeps up with, so that frames are due at times.
@@ -233,11 +236,25 @@ impl Bench {
         const TOO_FAST: f64 = 8.0;
         let normal = self.hertz / TOO_FAST;
         let run = self.measure(Offered { urgent: 0.0, normal }, window / 2, window)?;
-        Ok(run.normal_rate)
+        Ok(run.rate_of_core)
     }
 
-    /// Does what control does for so long, and until packets have come.
-    fn pass(&mut self, time: Duration) -> Result<(), String> {
+    /// Who must have their cores for what is met to be the worker's, and how long slices are.
+    fn threads(&self) -> (Vec<String>, Duration) {
+        let worker = format!("worker-{}", self.core);
+        match self.is_wire {
+            true => (vec![worker, GENERATOR_THREAD.into()], SLICE_WITH_GENERATOR),
+            false => (vec![worker], SLICE),
+        }
+    }
+
+    /// Does what control does for so long, and until packets have come; `each` at each look.
+    fn pass(
+        &mut self,
+        time: Duration,
+        tick: Duration,
+        mut each: impl FnMut(&Bench) -> Result<(), String>,
+    ) -> Result<(), String> {
         let (start, packets) = (Instant::now(), self.packets());
         loop {
             let elapsed = start.elapsed();
@@ -248,8 +265,9 @@ impl Bench {
                 let counters = serde_json::json!(self.engine.stats());
                 return Err(format!("{}: traffic stands still: {counters}", self.name));
             }
-            std::thread::sleep(time.saturating_sub(elapsed).clamp(Duration::from_millis(1), TICK));
+            std::thread::sleep(time.saturating_sub(elapsed).clamp(Duration::from_millis(1), tick));
             self.engine.poll();
+            each(self)?;
         }
     }
 
@@ -278,11 +296,15 @@ impl Bench {
             at: Instant::now(),
             urgent: self.urgent.packets.get(),
             normal: self.normal.packets.get(),
-            latencies: Latencies::sum(self.urgent.latency.iter().map(Histogram::counts)),
+            latencies: self.latencies(),
             cpu: worker_time(self.core)?,
             ticks: ticks.ok_or(format!("/proc/stat has no line for {name}"))?,
             stalls: stats.workers.iter().map(|worker| worker.stalls).sum(),
         })
+    }
+
+    fn latencies(&self) -> Latencies {
+        Latencies::sum(self.urgent.latency.iter().map(Histogram::counts))
     }
 
     fn slowest_step(&self) -> f64 {

@@ -19,8 +19,9 @@ use peregrine_dataplane::replay::{Speed, Stamp};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::bench::Offered;
+use super::calm::{Calm, SLICE_WITH_GENERATOR};
 use super::traffic::{NORMAL_PORT, URGENT_PORT};
-use super::wire::Generator;
+use super::wire::{GENERATOR_THREAD, Generator};
 use crate::paced::{self, Latencies};
 
 /// How long a thread waits for a packet before it looks whether it is to end.
@@ -97,6 +98,8 @@ fn bound(address: &str) -> std::io::Result<UdpSocket> {
 #[derive(Clone, Debug)]
 pub struct KernelRun {
     pub latencies: Latencies,
+    /// Those of them that were met while nobody took the generator's core away.
+    pub calm: Latencies,
     pub urgent_due: u64,
     /// As in `bench`.
     pub urgent_unsent: u64,
@@ -120,7 +123,12 @@ impl Kernel<'_> {
     }
 
     /// As `Bench::measure`.
-    pub fn measure(&self, offered: Offered, warm_up: Duration, window: Duration) -> KernelRun {
+    pub fn measure(
+        &self,
+        offered: Offered,
+        warm_up: Duration,
+        window: Duration,
+    ) -> Result<KernelRun, String> {
         let urgent = || {
             let pace = &self.generator.paces.urgent;
             (pace.due.get(), pace.missed.get(), self.urgent.packets())
@@ -129,19 +137,24 @@ impl Kernel<'_> {
         self.offer(offered);
         std::thread::sleep(warm_up);
         let (before, begun, normal) = (self.urgent.latencies(), Instant::now(), self.normal.packets());
-        std::thread::sleep(window);
+        let mut calm = Calm::start(&[GENERATOR_THREAD.into()], before.clone())?;
+        while begun.elapsed() < window {
+            std::thread::sleep(SLICE_WITH_GENERATOR);
+            calm.slice(self.urgent.latencies())?;
+        }
         let (normal, seconds) = (self.normal.packets() - normal, begun.elapsed().as_secs_f64());
         self.offer(Offered { urgent: 0.0, normal: 0.0 });
         self.drain();
         let (due_after, missed_after, received_after) = urgent();
         let (urgent_due, urgent_unsent) = (due_after - due, missed_after - missed);
-        KernelRun {
+        Ok(KernelRun {
+            calm: calm.end(),
             latencies: self.urgent.latencies().since(&before),
             urgent_due,
             urgent_unsent,
             urgent_lost: (urgent_due - urgent_unsent).saturating_sub(received_after - received),
             normal_rate: normal as f64 / seconds,
-        }
+        })
     }
 
     /// The highest rate of normal packets of which 99 % arrive: at full rate it can come to a standstill, which is not what it can do.
@@ -155,7 +168,7 @@ impl Kernel<'_> {
         let (mut carried, mut beyond) = (0, STEPS);
         while beyond - carried > 1 {
             let middle = carried + (beyond - carried) / 2;
-            let run = self.measure(Offered { urgent: 0.0, normal: rate(middle) }, window / 4, window);
+            let run = self.measure(Offered { urgent: 0.0, normal: rate(middle) }, window / 4, window)?;
             let wanted = (1.0 - LOST_MAX) * rate(middle);
             if run.normal_rate >= wanted { carried = middle } else { beyond = middle }
         }

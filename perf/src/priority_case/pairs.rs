@@ -71,7 +71,7 @@ fn pair(
         for which in 0..setups.len() {
             let which = (which + round) % setups.len();
             if let (Some(setup), Some(rates)) = (setups.get(which), rates.get_mut(which)) {
-                rates.push(Bench::start(setup, None)?.most(false, times.capacity)?);
+                rates.push(Bench::start(setup, None)?.most(times.capacity)?);
             }
         }
     }

@@ -12,7 +12,6 @@ use super::measured::{LoadReport, OVERLOAD, Percentiles, Point, PortReport};
 use super::traffic::{Receiver, URGENT_PORT, rule};
 use super::wire::Generator;
 use crate::figures::median;
-use crate::paced::Latencies;
 
 /// Urgent packets a second.
 pub const URGENT_PPS: f64 = 1000.0;
@@ -76,7 +75,7 @@ pub fn capacity(setup: &Setup, wire: Option<&Generator>, times: Times) -> Result
         .map(|_| {
             let bench = Bench::start(setup, wire)?;
             match wire {
-                Some(_) => bench.most(false, times.capacity),
+                Some(_) => bench.most(times.capacity),
                 None => bench.capacity(times.capacity),
             }
         })
@@ -137,7 +136,7 @@ fn measure(
         LoadReport::of(point, name, &its, &baseline, cores.hertz)
     };
     let steps = all.iter().flat_map(|(_, runs)| runs).map(|run| run.slowest_step).collect();
-    let idle: Vec<Latencies> = idle.into_iter().map(|run| run.latencies).collect();
+    let (idle, idle_calm): (Vec<_>, Vec<_>) = idle.into_iter().map(|run| (run.latencies, run.calm)).unzip();
     Ok(PortReport {
         port: name.into(),
         work_cycles: work,
@@ -146,6 +145,7 @@ fn measure(
         batch_us: Some(batch_us(median(steps), cores.hertz)),
         sent_late_us: None,
         idle_us: Percentiles::of(&idle, cores.hertz),
+        idle_calm_us: Percentiles::of_all(&idle_calm, cores.hertz),
         loads: points().into_iter().map(load).collect(),
     })
 }
@@ -156,14 +156,15 @@ pub fn kernel(name: &str, cores: Cores, times: Times) -> Result<PortReport, Stri
     let kernel = Kernel::start(&generator, cores.worker, cores.hertz)?;
     let capacity = kernel.capacity(times.capacity)?;
     let run = |normal| kernel.measure(Offered { urgent: URGENT_PPS, normal }, times.warm_up, times.window);
-    let mut idle = Vec::new();
+    let mut idle: Vec<KernelRun> = Vec::new();
     let mut loads: Vec<Vec<KernelRun>> = vec![Vec::new(); FRACTIONS.len()];
     for _ in 0..times.runs {
-        idle.push(run(0.0).latencies);
+        idle.push(run(0.0)?);
         for (fraction, runs) in FRACTIONS.into_iter().zip(&mut loads) {
-            runs.push(run(fraction * capacity));
+            runs.push(run(fraction * capacity)?);
         }
     }
+    let (idle, idle_calm): (Vec<_>, Vec<_>) = idle.into_iter().map(|run| (run.latencies, run.calm)).unzip();
     let report =
         |(fraction, runs): (f64, &Vec<KernelRun>)| LoadReport::of_kernel(fraction, name, runs, cores.hertz);
     Ok(PortReport {
@@ -174,6 +175,7 @@ pub fn kernel(name: &str, cores: Cores, times: Times) -> Result<PortReport, Stri
         batch_us: None,
         sent_late_us: Some(Percentiles::of(&[generator.lateness()], cores.hertz)),
         idle_us: Percentiles::of(&idle, cores.hertz),
+        idle_calm_us: Percentiles::of_all(&idle_calm, cores.hertz),
         loads: FRACTIONS.into_iter().zip(&loads).map(report).collect(),
     })
 }

@@ -22,6 +22,8 @@ use crate::paced::Latencies;
 
 /// The worker's end of the wire.
 pub const NEAR_DEVICE: &str = NEAR.1;
+/// What the generator's thread is called.
+pub const GENERATOR_THREAD: &str = "generator";
 
 /// The generator's thread.
 pub struct Generator {
@@ -47,7 +49,7 @@ impl Generator {
             let _where_it_may = core_affinity::set_for_current(core_affinity::CoreId { id: core });
             send(port, Replay::new(streams, false), &lateness, &ends);
         };
-        let thread = std::thread::Builder::new().name("generator".into()).spawn(run);
+        let thread = std::thread::Builder::new().name(GENERATOR_THREAD.into()).spawn(run);
         let thread = thread.map_err(|error| format!("cannot start the generator: {error}"))?;
         Ok(Generator { paces, late, stop, thread: Some(thread), _uplink: uplink })
     }
