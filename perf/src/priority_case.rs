@@ -38,7 +38,8 @@ use serde::{Deserialize, Serialize};
 
 use bench::Cores;
 use machine::{Gaps, MachineWaits};
-use measured::{Goal, LoadReport, Mode, Percentiles, PortReport};
+use measured::{Goal, PortReport};
+pub use measured::{LoadReport, Mode, Percentiles};
 use pairs::{Pair, ShareReport};
 use port::{Times, URGENT_PPS};
 pub use side::Side;

@@ -20,10 +20,10 @@ use peregrine_dataplane::stages::Stage;
 use peregrine_dataplane::types::{CoreId, EndpointId};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
-use super::calm::{Calm, SLICE, SLICE_WITH_GENERATOR};
+use super::calm::{Calm, SLICE, SLICE_WITH_GENERATOR, Thread};
 use super::measured::Taken;
 use super::traffic::{self, FLOWS, Paces, Receiver, classes};
-use super::wire::{GENERATOR_THREAD, Generator, NEAR_DEVICE};
+use super::wire::{Generator, NEAR_DEVICE};
 use crate::environment::CpuTime;
 use crate::paced::{self, Latencies};
 use crate::pipeline_case::mode::{check, worker_time};
@@ -59,6 +59,8 @@ pub struct Setup {
     pub work: u32,
     pub normal_share: u8,
     pub rules: Vec<RulePlan>,
+    /// Frames from memory that go to the normal tenant are urgent for the driver, too: with early classes they have that ring.
+    pub is_all_urgent: bool,
 }
 
 impl Setup {
@@ -115,12 +117,23 @@ pub struct Run {
     /// Packets a second that came to the tenants in the window.
     pub urgent_rate: f64,
     pub normal_rate: f64,
-    /// Of all packets that came, a second of the time in which the worker had its core.
-    pub rate_of_core: f64,
+    /// The part of the window in which the worker had its core, and of the time in which it wanted it: the same, but for how exact they are.
+    pub had_core: f64,
     pub core_share: f64,
     pub taken: Taken,
     /// Cycles that a packet costs in the slowest step, in the mean.
     pub slowest_step: f64,
+}
+
+impl Run {
+    /// Packets a second of the time in which the worker had its core: what is taken away from it says nothing of what it does.
+    pub fn normal_of_core(&self) -> f64 {
+        self.normal_rate / self.had_core
+    }
+
+    pub fn urgent_of_core(&self) -> f64 {
+        self.urgent_rate / self.had_core
+    }
 }
 
 /// A worker that runs.
@@ -147,7 +160,8 @@ impl Bench {
         let (started, paces) = match wire {
             Some(generator) => (Engine::start(&plan), generator.paces.clone()),
             None => {
-                let (streams, paces) = traffic::streams(Receiver::Tenants)?;
+                let (mut streams, paces) = traffic::streams(Receiver::Tenants)?;
+                streams.iter_mut().for_each(|stream| stream.is_urgent |= setup.is_all_urgent);
                 (Engine::replay_streams(&plan, vec![streams]), paces)
             }
         };
@@ -186,9 +200,9 @@ impl Bench {
 
     fn measure_what_is_offered(mut self, warm_up: Duration, window: Duration) -> Result<Run, String> {
         self.pass(warm_up, TICK, |_| Ok(()))?;
-        let (names, slice) = self.threads();
+        let (threads, slice) = self.threads();
         let before = self.read()?;
-        let mut calm = Calm::start(&names, before.latencies.clone())?;
+        let mut calm = Calm::start(&threads, before.latencies.clone())?;
         self.pass(window, slice, |bench| calm.slice(bench.latencies()))?;
         let after = self.read()?;
         let slowest_step = self.slowest_step();
@@ -201,7 +215,6 @@ impl Bench {
         let urgent_unsent = if self.is_wire { missed } else { 0 };
         self.stop()?;
         let seconds = (after.at - before.at).as_secs_f64();
-        let packets = (after.urgent + after.normal) - (before.urgent + before.normal);
         let (waited_ns, switches) = after.cpu.taken_since(&before.cpu);
         Ok(Run {
             latencies: last.latencies.since(&before.latencies),
@@ -211,7 +224,7 @@ impl Bench {
             urgent_lost: (urgent_due - urgent_unsent).saturating_sub(last.urgent),
             urgent_rate: (after.urgent - before.urgent) as f64 / seconds,
             normal_rate: (after.normal - before.normal) as f64 / seconds,
-            rate_of_core: 1e9 * packets as f64 / after.cpu.ran_since(&before.cpu).max(1) as f64,
+            had_core: after.cpu.ran_since(&before.cpu).max(1) as f64 / 1e9 / seconds,
             core_share: after.cpu.share_since(&before.cpu),
             taken: Taken {
                 switches,
@@ -227,7 +240,7 @@ impl Bench {
     pub fn most(self, window: Duration) -> Result<f64, String> {
         self.paces.normal.set(Speed::Full);
         let run = self.measure_what_is_offered(window / 2, window)?;
-        Ok(run.rate_of_core)
+        Ok(run.normal_of_core())
     }
 
     /// The same with a rate that nobody keeps up with, so that frames are due at times.
@@ -236,14 +249,14 @@ impl Bench {
         const TOO_FAST: f64 = 8.0;
         let normal = self.hertz / TOO_FAST;
         let run = self.measure(Offered { urgent: 0.0, normal }, window / 2, window)?;
-        Ok(run.rate_of_core)
+        Ok(run.normal_of_core())
     }
 
     /// Who must have their cores for what is met to be the worker's, and how long slices are.
-    fn threads(&self) -> (Vec<String>, Duration) {
-        let worker = format!("worker-{}", self.core);
+    fn threads(&self) -> (Vec<Thread>, Duration) {
+        let worker = Thread::worker(self.core);
         match self.is_wire {
-            true => (vec![worker, GENERATOR_THREAD.into()], SLICE_WITH_GENERATOR),
+            true => (vec![worker, Thread::generator()], SLICE_WITH_GENERATOR),
             false => (vec![worker], SLICE),
         }
     }
@@ -359,5 +372,47 @@ impl Apart {
 impl Drop for Apart {
     fn drop(&mut self) {
         let _worse_only = sched_setaffinity(None, &self.before);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::port::setup;
+    use super::*;
+    use crate::pipeline_case::mode::tests::ENGINE;
+
+    fn cores() -> Cores {
+        let cores = core_affinity::get_core_ids().unwrap();
+        Cores { first: cores[0].id, worker: cores[1 % cores.len()].id, hertz: paced::hertz() }
+    }
+
+    #[test]
+    fn every_order_brings_both_kinds_to_their_tenants() {
+        let _alone = ENGINE.lock();
+        let time = Duration::from_millis(5);
+        for order in WorkOrder::ALL {
+            for early in [false, true] {
+                let bench = Bench::start(&setup(cores(), order, early, 100), None).unwrap();
+                let run = bench.measure(Offered { urgent: 20_000.0, normal: 20_000.0 }, time, time).unwrap();
+                let arrived = run.urgent_due - run.urgent_lost;
+                assert!(arrived > 0 && run.latencies.samples() <= arrived, "{order:?} {early} {run:?}");
+                assert!(run.normal_rate + run.urgent_rate > 0.0 && run.had_core > 0.0, "{run:?}");
+                assert!(run.calm.samples() <= run.latencies.samples() && run.urgent_unsent == 0, "{run:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_worker_that_has_too_much_to_do_takes_what_it_can() {
+        let _alone = ENGINE.lock();
+        let time = Duration::from_millis(5);
+        let setup = setup(cores(), WorkOrder::Sync, true, 400);
+        let capacity = Bench::start(&setup, None).unwrap().capacity(time).unwrap();
+        assert!(
+            capacity > 0.0 && capacity < setup.cores.hertz / 400.0,
+            "{capacity}: each has 400 cycles of work"
+        );
+        // The thread may run where it likes again, or no engine would find the worker's core.
+        assert!(Bench::start(&setup, None).unwrap().most(time).unwrap() > 0.0);
     }
 }

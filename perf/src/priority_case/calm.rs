@@ -4,12 +4,29 @@
 
 use std::time::Duration;
 
+use super::wire::GENERATOR_THREAD;
 use crate::environment::CpuTime;
 use crate::paced::Latencies;
 use crate::pipeline_case::mode::thread_folder;
 
-/// A thread may wait for its core so long in a slice. Control's own look at a slice is shorter.
-const WAITED_NS: u64 = 50_000;
+/// A thread that must have its core, and how long it may wait for it in a slice.
+#[derive(Clone, Debug)]
+pub struct Thread {
+    name: String,
+    most_ns: u64,
+}
+
+impl Thread {
+    /// Nobody else belongs on its core.
+    pub fn worker(core: usize) -> Thread {
+        Thread { name: format!("worker-{core}"), most_ns: 20_000 }
+    }
+
+    /// Control is there, too, for less than this at the end of each slice.
+    pub fn generator() -> Thread {
+        Thread { name: GENERATOR_THREAD.into(), most_ns: 100_000 }
+    }
+}
 
 /// Lengths of slices: with the generator they are longer, for control has its core.
 pub const SLICE: Duration = Duration::from_millis(2);
@@ -18,8 +35,8 @@ pub const SLICE_WITH_GENERATOR: Duration = Duration::from_millis(10);
 /// The calm part of a run.
 #[derive(Debug)]
 pub struct Calm {
-    /// In `/proc`, of each thread that must have its core, and its time at the last look.
-    threads: Vec<(String, CpuTime)>,
+    /// Where `/proc` tells of each thread, its time at the last look, and how long it may wait.
+    threads: Vec<(String, CpuTime, u64)>,
     seen: Latencies,
     was_calm: bool,
     calm: Latencies,
@@ -27,10 +44,10 @@ pub struct Calm {
 
 impl Calm {
     /// Begins a run, with the latencies until now.
-    pub fn start(threads: &[String], seen: Latencies) -> Result<Calm, String> {
-        let thread = |name: &String| {
-            let folder = thread_folder(name)?;
-            CpuTime::read(&folder).map(|time| (folder, time))
+    pub fn start(threads: &[Thread], seen: Latencies) -> Result<Calm, String> {
+        let thread = |thread: &Thread| {
+            let folder = thread_folder(&thread.name)?;
+            CpuTime::read(&folder).map(|time| (folder, time, thread.most_ns))
         };
         let threads = threads.iter().map(thread).collect::<Result<_, _>>()?;
         Ok(Calm { threads, calm: seen.since(&seen), seen, was_calm: true })
@@ -38,18 +55,17 @@ impl Calm {
 
     /// A slice has ended, with the latencies until now.
     pub fn slice(&mut self, now: Latencies) -> Result<(), String> {
-        let mut longest = 0;
-        for (folder, before) in &mut self.threads {
+        let mut is_calm = true;
+        for (folder, before, most_ns) in &mut self.threads {
             let time = CpuTime::read(folder)?;
-            longest = longest.max(time.taken_since(before).0);
+            is_calm &= time.taken_since(before).0 <= *most_ns;
             *before = time;
         }
-        self.note(now, longest);
+        self.note(now, is_calm);
         Ok(())
     }
 
-    fn note(&mut self, now: Latencies, waited_ns: u64) {
-        let is_calm = waited_ns <= WAITED_NS;
+    fn note(&mut self, now: Latencies, is_calm: bool) {
         if is_calm && self.was_calm {
             self.calm = self.calm.plus(&now.since(&self.seen));
         }
@@ -76,8 +92,8 @@ mod tests {
             Latencies::sum(std::iter::once(histogram.counts()))
         };
         let mut calm = Calm::start(&[], met(1)).unwrap();
-        for (value, waited_ns) in [(2, 0), (3, WAITED_NS), (4, WAITED_NS + 1), (5, 0), (6, 0)] {
-            calm.note(met(value), waited_ns);
+        for (value, is_calm) in [(2, true), (3, true), (4, false), (5, true), (6, true)] {
+            calm.note(met(value), is_calm);
         }
         let calm = calm.end();
         let expected = Histogram::default();
@@ -88,12 +104,14 @@ mod tests {
     #[test]
     fn this_thread_is_found_by_its_name() {
         let wait = || {
-            let mut calm = Calm::start(&["prio-calm-test".into()], Latencies::default()).unwrap();
+            let mut calm =
+                Calm::start(&[Thread { name: "calm-test".into(), most_ns: 0 }], Latencies::default())
+                    .unwrap();
             calm.slice(Latencies::default()).unwrap();
             calm.end().samples()
         };
-        let thread = std::thread::Builder::new().name("prio-calm-test".into()).spawn(wait).unwrap();
+        let thread = std::thread::Builder::new().name("calm-test".into()).spawn(wait).unwrap();
         assert_eq!(thread.join().unwrap(), 0);
-        assert!(Calm::start(&["nobody-is-called".into()], Latencies::default()).is_err());
+        assert!(Calm::start(&[Thread::worker(9999)], Latencies::default()).is_err());
     }
 }

@@ -19,9 +19,9 @@ use peregrine_dataplane::replay::{Speed, Stamp};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::bench::Offered;
-use super::calm::{Calm, SLICE_WITH_GENERATOR};
+use super::calm::{Calm, SLICE_WITH_GENERATOR, Thread};
 use super::traffic::{NORMAL_PORT, URGENT_PORT};
-use super::wire::{GENERATOR_THREAD, Generator};
+use super::wire::Generator;
 use crate::paced::{self, Latencies};
 
 /// How long a thread waits for a packet before it looks whether it is to end.
@@ -137,7 +137,7 @@ impl Kernel<'_> {
         self.offer(offered);
         std::thread::sleep(warm_up);
         let (before, begun, normal) = (self.urgent.latencies(), Instant::now(), self.normal.packets());
-        let mut calm = Calm::start(&[GENERATOR_THREAD.into()], before.clone())?;
+        let mut calm = Calm::start(&[Thread::generator()], before.clone())?;
         while begun.elapsed() < window {
             std::thread::sleep(SLICE_WITH_GENERATOR);
             calm.slice(self.urgent.latencies())?;

@@ -8,8 +8,8 @@ use super::kernel::KernelRun;
 use crate::figures::{median, share};
 use crate::paced::Latencies;
 
-/// Samples that must lie beyond a percentile for it to be told.
-const BEYOND: f64 = 3.0;
+/// Packets that must lie beyond a percentile for it to be told.
+const BEYOND: f64 = 1.0;
 
 /// The load at which goals are judged.
 pub const OVERLOAD: f64 = 1.2;
@@ -118,7 +118,7 @@ pub struct LoadReport {
     pub urgent_unsent: u64,
     /// In the median of the runs.
     pub normal_mpps: f64,
-    /// Over that with `fifo` without early classes under the same load, in the median of the runs.
+    /// Over that with `fifo` without early classes under the same load, in the median of the runs: a second of the worker's own time each.
     pub normal_over_fifo: Option<f64>,
     /// The smallest part of its core that the worker had, in any run; of the kernel nothing is known.
     #[serde(deserialize_with = "share")]
@@ -131,7 +131,8 @@ impl LoadReport {
     pub fn of(point: Point, port: &str, runs: &[Run], baseline: &[Run], hertz: f64) -> LoadReport {
         let latencies: Vec<Latencies> = runs.iter().map(|run| run.latencies.clone()).collect();
         let calm: Vec<Latencies> = runs.iter().map(|run| run.calm.clone()).collect();
-        let ratios = runs.iter().zip(baseline).map(|(run, base)| run.normal_rate / base.normal_rate);
+        let ratios =
+            runs.iter().zip(baseline).map(|(run, base)| run.normal_of_core() / base.normal_of_core());
         let sum = |of: fn(&Run) -> u64| runs.iter().map(of).sum::<u64>();
         LoadReport {
             fraction: point.fraction,
@@ -267,10 +268,10 @@ mod tests {
     #[test]
     fn percentiles_are_told_where_there_are_enough_packets() {
         let run = |of: u64, count| latencies((0..count).map(move |_| of));
-        let all = Percentiles::of(&[run(10, 1000), run(30, 1000), run(20, 1000)], 1e6);
+        let all = Percentiles::of(&[run(10, 400), run(30, 400), run(20, 400)], 1e6);
         assert_eq!((all.p50, all.p99, all.p999, all.max), (Some(20.0), Some(20.0), Some(30.0), Some(30.0)));
-        assert_eq!(all.samples, 3000);
-        let few = Percentiles::of(&[run(10, 299), run(30, 1000)], 1e6);
+        assert_eq!(all.samples, 1200);
+        let few = Percentiles::of(&[run(10, 99), run(30, 900)], 1e6);
         assert_eq!((few.p50, few.p99, few.p999, few.max), (Some(30.0), None, None, Some(30.0)));
         assert_eq!(Percentiles::of(&[], 1e6), Percentiles::default());
     }

@@ -19,6 +19,8 @@ const URGENT: f64 = 1.2;
 const NORMAL: f64 = 0.6;
 /// Of the guaranteed share, this much must be there.
 const SHARE_WITHIN: f64 = 0.9;
+/// A ratio of rates that are the same, as exactly as they are measured.
+const NO_SLOWER: f64 = 0.98;
 /// Work on each packet while shares are measured.
 const WORK: u32 = 400;
 
@@ -40,7 +42,7 @@ pub struct Pair {
 pub struct ShareReport {
     pub mode: Mode,
     pub early: bool,
-    /// Of what the worker can take: guaranteed and offered to normal packets, offered to urgent ones, and what came through of both.
+    /// Of what the worker can take: guaranteed to normal packets, offered of them and of urgent ones, and what came through of both.
     pub share: f64,
     pub normal_offered: f64,
     pub urgent_offered: f64,
@@ -48,24 +50,22 @@ pub struct ShareReport {
     pub urgent_got: f64,
 }
 
-/// Both pairs.
+/// All pairs.
 pub fn pairs(cores: Cores, times: Times) -> Result<Vec<Pair>, String> {
     // Rules that do or do not meet what is sent, so that both kinds are looked for alike.
     let only = |port| vec![rule(port, Class::URGENT)];
+    let with = |early, rules: Vec<RulePlan>| Setup { rules, ..port::setup(cores, WorkOrder::Sync, early, 0) };
+    let all_urgent = |early| Setup { is_all_urgent: true, ..with(early, only(NORMAL_PORT)) };
+    let all_normal = |early| with(early, only(NORMAL_PORT + 1));
+    let of_rules = |count| with(false, rules(count));
     Ok(vec![
-        pair("all urgent over all normal", [only(NORMAL_PORT), only(NORMAL_PORT + 1)], 0.98, cores, times)?,
-        pair("1000 rules over 10", [rules(1000), rules(10)], 1.0 / 1.1, cores, times)?,
+        pair("all urgent over all normal", [all_urgent(false), all_normal(false)], NO_SLOWER, times)?,
+        pair("all urgent over all normal, early", [all_urgent(true), all_normal(true)], NO_SLOWER, times)?,
+        pair("1000 rules over 10", [of_rules(1000), of_rules(10)], 1.0 / 1.1, times)?,
     ])
 }
 
-fn pair(
-    what: &str,
-    rules: [Vec<RulePlan>; 2],
-    wanted: f64,
-    cores: Cores,
-    times: Times,
-) -> Result<Pair, String> {
-    let setups = rules.map(|rules| Setup { rules, ..port::setup(cores, WorkOrder::Sync, false, 0) });
+fn pair(what: &str, setups: [Setup; 2], wanted: f64, times: Times) -> Result<Pair, String> {
     let mut rates = [Vec::new(), Vec::new()];
     for round in 0..times.pairs {
         for which in 0..setups.len() {
@@ -100,8 +100,8 @@ pub fn shares(cores: Cores, times: Times) -> Result<Vec<ShareReport>, String> {
             let mut got = [Vec::new(), Vec::new()];
             for _ in 0..times.runs {
                 let run = Bench::start(&setup, None)?.measure(offered, times.warm_up, times.window)?;
-                got[0].push(run.normal_rate / capacity);
-                got[1].push(run.urgent_rate / capacity);
+                got[0].push(run.normal_of_core() / capacity);
+                got[1].push(run.urgent_of_core() / capacity);
             }
             let [normal_got, urgent_got] = got.map(median);
             all.push(ShareReport {

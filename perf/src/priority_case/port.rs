@@ -66,7 +66,8 @@ impl Times {
 
 /// A worker on its core, set like this, with the rule for the urgent flow.
 pub fn setup(cores: Cores, order: WorkOrder, early: bool, work: u32) -> Setup {
-    Setup { cores, order, early, work, normal_share: 0, rules: vec![rule(URGENT_PORT, Class::URGENT)] }
+    let rules = vec![rule(URGENT_PORT, Class::URGENT)];
+    Setup { cores, order, early, work, normal_share: 0, rules, is_all_urgent: false }
 }
 
 /// What the worker takes of normal packets alone, a second.
@@ -135,14 +136,15 @@ fn measure(
         let [its, baseline] = [point, baseline].map(|point| runs(point).cloned().collect::<Vec<Run>>());
         LoadReport::of(point, name, &its, &baseline, cores.hertz)
     };
-    let steps = all.iter().flat_map(|(_, runs)| runs).map(|run| run.slowest_step).collect();
+    // In others the core may have been taken away in the middle of a step.
+    let step = all.iter().flat_map(|(_, runs)| runs).map(|run| run.slowest_step).fold(f64::MAX, f64::min);
     let (idle, idle_calm): (Vec<_>, Vec<_>) = idle.into_iter().map(|run| (run.latencies, run.calm)).unzip();
     Ok(PortReport {
         port: name.into(),
         work_cycles: work,
         capacity_mpps: capacity / 1e6,
         wire_mpps: None,
-        batch_us: Some(batch_us(median(steps), cores.hertz)),
+        batch_us: Some(batch_us(step, cores.hertz)),
         sent_late_us: None,
         idle_us: Percentiles::of(&idle, cores.hertz),
         idle_calm_us: Percentiles::of_all(&idle_calm, cores.hertz),
