@@ -249,14 +249,15 @@ impl Report {
         for share in &self.shares {
             out += &format!(
                 "{}{}: of what the worker can take, {:.0} % urgent and {:.0} % normal offered, {:.0} % guaranteed to normal: {:.1} % normal and \
-                 {:.1} % urgent came through\n",
+                 {:.1} % urgent came through, {:.1} % of it normal\n",
                 share.mode.name(),
                 if share.early { ", early" } else { "" },
                 100.0 * share.urgent_offered,
                 100.0 * share.normal_offered,
                 100.0 * share.share,
                 100.0 * share.normal_got,
-                100.0 * share.urgent_got
+                100.0 * share.urgent_got,
+                100.0 * share.normal_part
             );
         }
         out

@@ -34,8 +34,9 @@ use crate::rig::plan;
 const WORKED: [Stage; 4] = [Stage::Classify, Stage::Decap, Stage::Lookup, Stage::Deliver];
 /// How often control looks: seldom, for its core may be the generator's.
 const TICK: Duration = Duration::from_millis(20);
-/// What is still under way at the end has arrived, or is lost, when nothing has come for so long.
+/// What is still under way at the end has arrived, or is lost, when nothing has come for so long, and for so many turns of the worker.
 const QUIET: Duration = Duration::from_millis(30);
+const QUIET_TURNS: u64 = 100;
 /// Nothing takes longer than this to begin.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -286,15 +287,19 @@ impl Bench {
 
     /// Until nothing comes any more.
     fn drain(&mut self) {
-        let (mut packets, mut since) = (self.packets(), Instant::now());
+        let (mut packets, mut turns, mut since) = (self.packets(), self.turns(), Instant::now());
         let deadline = Instant::now() + PATIENCE;
-        while since.elapsed() < QUIET && Instant::now() < deadline {
+        while (since.elapsed() < QUIET || self.turns() - turns < QUIET_TURNS) && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(1));
             self.engine.poll();
             if self.packets() > packets {
-                (packets, since) = (self.packets(), Instant::now());
+                (packets, turns, since) = (self.packets(), self.turns(), Instant::now());
             }
         }
+    }
+
+    fn turns(&self) -> u64 {
+        self.engine.stats().workers.iter().map(|worker| worker.turns).sum()
     }
 
     fn packets(&self) -> u64 {

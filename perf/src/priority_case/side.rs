@@ -83,7 +83,10 @@ pub fn over_wire(
         command.args(if quick { &["--quick"][..] } else { &[] });
         let process = Process::start(&mut command).map_err(|error| lab(&error))?;
         let stop = || interrupted.load(Ordering::Relaxed);
-        let text = process.finish(PATIENCE, &stop).map_err(|error| lab(&error))?;
+        let text = process.finish(PATIENCE, &stop).map_err(|error| match stop() {
+            true => "interrupted; everything that it made was removed".into(),
+            false => lab(&error),
+        })?;
         serde_json::from_str(&text).map_err(|error| format!("{}: it said: {error}", role.name()))
     };
     let peregrine = side(Role::Veth)?;

@@ -235,7 +235,7 @@ pub mod tests {
         "pairs":[{"what":"1000 rules over 10","mpps":9.0,"over_mpps":9.3,"ratio":0.97,"ratio_lowest":0.96,"ratio_highest":0.99,
             "ratio_wanted":0.909}],
         "shares":[{"mode":"sync","early":true,"share":0.2,"normal_offered":0.6,"urgent_offered":1.2,"normal_got":0.21,
-            "urgent_got":0.79}],
+            "urgent_got":0.79,"normal_part":0.21}],
         "goals":[{"what":"urgent packets lost","port":"veth","found":0.0,"wanted":0.0,"at_least":false}]}"#;
     pub const GENERATOR: &str = r#"{"cores":2,"runs":5,"bytes":64,"full_rate":[
         {"outlet":"memif","sender":"bare","mpps":20.0,"mpps_lowest":19.0,"mpps_highest":21.0,"cycles_per_packet":130.0,"ratio":1.0,
