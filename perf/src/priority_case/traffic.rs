@@ -9,7 +9,7 @@ use peregrine_dataplane::plan::{ClassPlan, ClassesPlan, RulePlan, WorkOrder};
 use peregrine_dataplane::replay::{Pace, ReplayFrame, ReplayStream, Speed};
 use peregrine_dataplane::types::{Class, MacAddr};
 use peregrine_dataplane::wire::checksum::Sum;
-use peregrine_dataplane::wire::outer::{OVERHEAD_IPV4, OuterFields, OuterTemplate, OuterVariables};
+use peregrine_dataplane::wire::outer::{OVERHEAD_IPV4, OuterFields, OuterTemplate};
 
 use crate::rig::{FAR, LOCAL, NETWORK, REMOTE, VNI, tenant_mac};
 
@@ -76,8 +76,7 @@ fn frame(receiver: Receiver, flow: u32, tenant: u16, port: u16) -> Result<Replay
         ttl: 64,
     });
     let mut head = [0; OVERHEAD_IPV4];
-    let fields = OuterVariables { inner_len: INNER_BYTES as u16, vni: VNI, source_port: 50_000, dscp: 0 };
-    template.write(&mut head, fields);
+    template.write(&mut head, INNER_BYTES as u16, VNI, 50_000);
     Ok(ReplayFrame { flow, bytes: [&head[..], &inner].concat() })
 }
 
