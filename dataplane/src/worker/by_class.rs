@@ -30,9 +30,10 @@ pub(super) struct ByClass {
     lanes: Box<[Lane]>,
     precedence: Precedence,
     /// From tenants' first queues, and not as urgent as those are for: they wait for the others' turn.
-    deferred: Burst,
-    /// New frames may be taken in now; `is_plain`: all of them stay here.
+    deferred: Box<Burst>,
+    /// New frames may be taken in now, and those of first queues, which may have to be deferred; `is_plain`: all of them stay here.
     takes_in: bool,
+    takes_first: bool,
     is_plain: bool,
     /// Frames of the last lane were taken in this turn.
     rest: usize,
@@ -68,7 +69,7 @@ impl Lane {
 
     /// The burst with its frames, and the other.
     #[inline]
-    fn bursts(&mut self) -> (&mut Burst, &mut Burst) {
+    fn bursts(&mut self) -> (&mut Box<Burst>, &mut Box<Burst>) {
         let [first, second] = &mut self.bursts;
         if self.is_second { (second, first) } else { (first, second) }
     }
@@ -100,8 +101,9 @@ impl ByClass {
         ByClass {
             lanes: std::iter::repeat_with(Lane::new).take(count).collect(),
             precedence: Precedence::new(classes, lanes),
-            deferred: Burst::new(),
+            deferred: Box::default(),
             takes_in: false,
+            takes_first: false,
             is_plain: false,
             rest: 0,
             first: 0,
@@ -111,19 +113,9 @@ impl ByClass {
 
     #[inline]
     pub(super) fn begin_turn(&mut self, now: u64) {
-        self.takes_in = false;
+        (self.takes_in, self.takes_first) = (false, false);
         self.rest = 0;
         self.mark = now;
-    }
-
-    /// What was deferred, to be taken up with the rest.
-    #[inline]
-    pub(super) fn take_back(&mut self, burst: &mut Burst) {
-        if !self.deferred.is_empty() {
-            for frame in self.deferred.drain() {
-                let _room = burst.push(frame); // it is empty, and no smaller
-            }
-        }
     }
 
     /// The most urgent lane from this one on that has a burst.
@@ -146,7 +138,6 @@ impl ByClass {
 impl Worker {
     /// A burst from each of the others, lane by lane, and what is more urgent first.
     pub(super) fn others_by_class(&mut self, others: usize) -> usize {
-        self.by_class.takes_in = false;
         let last = self.lanes.last();
         let mut moved = 0;
         for other in 0..others {
@@ -167,7 +158,7 @@ impl Worker {
 
     /// A burst from each source, and what is more urgent first.
     pub(super) fn take_in_by_class(&mut self, is_plain: bool) -> usize {
-        self.by_class.takes_in = true;
+        (self.by_class.takes_in, self.by_class.takes_first) = (true, true);
         self.by_class.is_plain = is_plain;
         let mut moved = 0;
         for source in 0..self.uplink.sources() {
@@ -177,6 +168,9 @@ impl Worker {
             moved += self.more_urgent_first() + self.rest_in(source, RxRing::Normal);
         }
         moved += self.more_urgent_first() + self.rest_out();
+        // None stays over the turn's end: the way of its flow may change there.
+        self.by_class.takes_first = false;
+        moved += self.out(|_, _| ());
         if self.by_class.rest == 0 {
             self.by_class.precedence.has_nothing(self.lanes.last());
         }
@@ -210,15 +204,23 @@ impl Worker {
         received + self.work_off()
     }
 
-    /// One burst of all classes from the tenants.
+    /// One burst of all classes from the tenants, behind what was deferred.
     #[inline]
     fn rest_out(&mut self) -> usize {
+        self.out(|worker, burst| {
+            let (_, mut cx) = worker.parts();
+            collect::run(burst, &mut cx);
+        })
+    }
+
+    /// What was deferred goes its way, and what `fill` adds.
+    #[inline]
+    fn out(&mut self, fill: impl FnOnce(&mut Worker, &mut Burst)) -> usize {
         let last = self.lanes.last();
         let taken = self.load(last, |worker, lane| {
             let (burst, _) = lane.bursts();
-            worker.by_class.take_back(burst);
-            let (_, mut cx) = worker.parts();
-            collect::run(burst, &mut cx);
+            std::mem::swap(burst, &mut worker.by_class.deferred);
+            fill(worker, burst);
             Some((burst.len(), Stage::Lookup, Origin::normal(UplinkId(0)), false))
         });
         if taken == 0 {
@@ -328,7 +330,7 @@ impl Worker {
     /// From the first queues of tenants that have several. What there is not urgent waits for the rest's turn.
     #[inline]
     fn load_first_queues(&mut self, lane: usize) -> usize {
-        if self.by_class.deferred.room() < BURST {
+        if !self.by_class.takes_first || !self.by_class.deferred.is_empty() {
             return 0; // what is there goes first
         }
         let lanes = self.lanes;
@@ -397,7 +399,8 @@ impl Worker {
             let (stage, origin, is_plain) = (its.stage?, its.origin, its.is_plain);
             let (_, cx) = worker.parts();
             let mut cx = Cx { origin, is_urgent, ..cx };
-            let ((frames, _), next) = stages::advance(stage, its.bursts(), is_plain, &mut cx);
+            let (frames, spare) = its.bursts();
+            let ((frames, _), next) = stages::advance(stage, (frames, spare), is_plain, &mut cx);
             let is_done = frames.is_empty();
             cx.settle();
             its.is_second ^= stage.moves_on();
