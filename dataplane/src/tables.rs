@@ -145,6 +145,9 @@ pub struct Tables {
     pub remotes: Box<[Remote]>,
     /// Which packets belong to which priority class.
     pub classes: Arc<CompiledRules>,
+    /// The rules have just been replaced, and frames that the XDP program judged by the old ones may lie in the rx rings. Until they are
+    /// gone, what comes by the normal ring of an uplink with early classes is not of the most urgent class, whatever the rules say.
+    pub settling: bool,
     /// Longest frame that every uplink takes: the smallest MTU and an Ethernet header.
     pub uplink_frame_max: usize,
     by_vni: Index,
@@ -206,6 +209,7 @@ impl Tables {
             endpoints: endpoints.collect(),
             remotes: remotes.into_iter().map(|(_, address)| remote(plan, address)).collect(),
             classes: Arc::new(CompiledRules::compile(plan)),
+            settling: false,
             uplink_frame_max: uplink_mtu + EthHeader::LEN,
         }
     }

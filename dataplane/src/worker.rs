@@ -48,6 +48,8 @@ pub(crate) struct Worker {
     is_finished: bool,
     /// Control calls it back from the thread that it runs on.
     leaves: bool,
+    /// Control waits for what lay in the rx rings when it sent this order.
+    drains: Option<u32>,
 }
 
 /// Copies for flooding in one turn, all tenants and remotes together. A flood that has begun is finished, so a turn can
@@ -94,6 +96,7 @@ impl Worker {
             last_end: 0,
             is_finished: false,
             leaves: false,
+            drains: None,
         }
     }
 
@@ -154,6 +157,7 @@ impl Worker {
     /// Once around; returns how many frames moved.
     #[inline]
     fn turn(&mut self, now_cycles: u64, takes_in: bool) -> usize {
+        self.tell_drained();
         self.obey();
         self.is_sampled = self.counters.turns.get().is_multiple_of(SAMPLED_TURNS);
         self.flood_budget = FLOOD_COPIES_PER_TURN;
@@ -332,12 +336,27 @@ impl Worker {
                 }
                 Returned::Links(links)
             }
+            Order::Drain { number } => {
+                self.uplink.sockets().iter_mut().for_each(XskSocket::mark_arrived);
+                self.drains = Some(number);
+                return;
+            }
             Order::Leave => {
                 self.leaves = true;
                 return;
             }
         };
         self.mailbox.give_back(answer);
+    }
+
+    /// What has been taken from the rx rings is on its way: a burst goes on as soon as it is taken.
+    #[inline]
+    fn tell_drained(&mut self) {
+        let Some(number) = self.drains else { return };
+        if self.mailbox.can_return() && !self.uplink.sockets().iter().any(XskSocket::has_marked) {
+            self.drains = None;
+            self.mailbox.give_back(Returned::Drained { worker: self.id(), number });
+        }
     }
 }
 

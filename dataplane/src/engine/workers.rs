@@ -150,7 +150,7 @@ impl WorkerHandle {
     }
 
     /// It has taken every order, and so done it before it looks at another frame.
-    fn has_obeyed(&self) -> bool {
+    pub(super) fn has_obeyed(&self) -> bool {
         self.outbox.is_empty() && self.mailbox.is_read()
     }
 
