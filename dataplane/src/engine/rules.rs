@@ -471,7 +471,7 @@ mod tests {
             });
             let (wanted, count) = (after.clone(), after.len());
             engine.set_rules(after).unwrap();
-            assert_eq!(engine.tables.settling, true, "{at:?}");
+            assert!(engine.tables.settling, "{at:?}");
             settle(&mut engine);
             assert_eq!((&engine.plan.classes.rules, engine.rules_status().count), (&wanted, count));
             assert_eq!(engine.rules.told.as_ref(), Some(&EarlyPlan::of(&engine.plan).rules), "{at:?}");
