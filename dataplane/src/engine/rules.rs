@@ -115,7 +115,9 @@ pub enum RulesStep {
 #[derive(Debug, Default)]
 pub(super) struct Rules {
     step: RulesStep,
-    /// What the XDP programs were told last; `None` if one did not take even that nothing is urgent.
+    /// What the XDP programs are to know.
+    wanted: EarlyRules,
+    /// What they were told last; `None` if one did not take even that nothing is urgent.
     told: Option<EarlyRules>,
     not_early: Option<String>,
     /// Programs that were told something else before may still run.
@@ -135,7 +137,7 @@ impl Rules {
         if early != EarlyRules::default() {
             (rules.step, rules.grace) = (RulesStep::Grace, Some(Grace::begin()));
         }
-        Rules { told: Some(early), ..rules }
+        Rules { wanted: early.clone(), told: Some(early), ..rules }
     }
 
     pub(super) fn is_settled(&self) -> bool {
@@ -171,8 +173,12 @@ impl Engine {
     pub fn set_rules(&mut self, rules: Vec<RulePlan>) -> Result<(), RulesError> {
         check(&rules, &self.plan)?;
         self.plan.classes.rules = rules;
+        if self.has_early() {
+            self.rules.wanted = EarlyPlan::of(&self.plan).rules;
+        }
         let is_at_rest = matches!(self.rules.step, RulesStep::Settled | RulesStep::Last);
-        let is_one_step = is_at_rest && self.is_told();
+        let is_told = !self.has_early() || self.rules.told.as_ref() == Some(&self.rules.wanted);
+        let is_one_step = is_at_rest && is_told;
         if is_one_step {
             self.rules.not_early = None;
         }
@@ -184,10 +190,9 @@ impl Engine {
         Ok(())
     }
 
-    /// The XDP programs know what they can decide of the plan's rules, or there is nothing that they could decide about.
-    fn is_told(&self) -> bool {
-        let has_early = self.infos.iter().any(|info| info.early);
-        !has_early || self.rules.told.as_ref() == Some(&EarlyPlan::of(&self.plan).rules)
+    /// Some uplink has rings for urgent frames.
+    fn has_early(&self) -> bool {
+        self.infos.iter().any(|info| info.early)
     }
 
     /// How many rules there are, and whether they are in force everywhere.
@@ -239,7 +244,7 @@ impl Engine {
         let mut tell = |rules: &EarlyRules| -> Result<(), XskError> {
             self.uplinks.iter_mut().try_for_each(|uplink| uplink.set_early(rules))
         };
-        let mut rules = EarlyPlan::of(&self.plan).rules;
+        let mut rules = self.rules.wanted.clone();
         let refused = tell(&rules).err();
         let mut is_told = refused.is_none();
         if !is_told {
