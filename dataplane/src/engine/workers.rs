@@ -416,6 +416,7 @@ impl Engine {
                     self.ending.worker_is_done();
                 }
                 while handle.mailbox.take_returned().is_some() {}
+                while handle.mailbox.next_order().is_some() {} // which it left unread
             } else if let Some(Some(thread)) = self.threads.get(handle.thread) {
                 thread.seat(worker);
             }
