@@ -680,7 +680,7 @@ fn a_worker_takes_from_both_rings_of_every_queue() {
     plan.classes.rules = vec![RulePlan { dscp, ..RulePlan::any(Class::URGENT) }];
     for early in [Early::On, Early::IfPossible] {
         plan.uplinks[0].early = early;
-        let mut engine = Engine::start(&plan).unwrap();
+        let engine = Engine::start(&plan).unwrap();
         assert!(engine.uplinks()[0].early);
         let sending = XskConfig { steering: None, ..config("b0", THEIR_ADDRESS) };
         let mut theirs = wire.in_theirs(|| End::open(&sending, &[0, 1]).unwrap());

@@ -40,7 +40,7 @@ pub struct List {
 /// Rules to be taken.
 #[derive(Debug, Args)]
 pub struct File {
-    /// A file with nothing but [[rules]] as in a config; `rules = []` for none.
+    /// A file with nothing but `[[rules]]` as in a config; `rules = []` for none.
     #[arg(value_name = "FILE")]
     pub file: PathBuf,
     /// Where and how.
