@@ -112,8 +112,9 @@ pub fn status(status: &Value) -> String {
         status["pid"],
         duration(figure(&status["uptime_seconds"]))
     );
-    let uplinks: Vec<_> = list(status, "uplinks").iter().flat_map(uplink).collect();
-    out.push_str(&lines(&uplinks));
+    let mut pairs: Vec<_> = list(status, "uplinks").iter().flat_map(uplink).collect();
+    pairs.push(("rules".into(), rules_status(&status["rules"])));
+    out.push_str(&lines(&pairs));
     let mut workers = Table::new(&[">worker", ">core", ">busy"]);
     for (index, worker) in list(status, "workers").iter().enumerate() {
         let busy = percent(worker["busy"].as_f64().unwrap_or(0.0));
@@ -133,6 +134,49 @@ pub fn status(status: &Value) -> String {
     section(&mut out, "Next hops", &next_hops(status));
     section(&mut out, "Endpoints", &endpoints(status));
     out
+}
+
+/// How many, and how far they have come into force.
+fn rules_status(status: &Value) -> String {
+    let count = match &status["count"] {
+        Value::Null => return NONE.to_owned(),
+        count => rules_count(count),
+    };
+    let step = match text(&status["step"]).as_str() {
+        "settled" => String::new(),
+        step => format!(", coming into force (step {step})"),
+    };
+    let not_early = match &status["not_early"] {
+        Value::Null => String::new(),
+        reason => format!(", none followed from the driver on: {}", text(reason)),
+    };
+    count + &step + &not_early
+}
+
+/// `3 rules`.
+pub fn rules_count(number: &Value) -> String {
+    count(figure(number) as usize, "rule")
+}
+
+/// The rules in force.
+pub fn rules(answer: &Value) -> String {
+    let mut table = Table::new(&[">rule", "class", "packets"]);
+    for (place, rule) in list(answer, "rules").iter().enumerate() {
+        let asked = rule.as_object().into_iter().flatten().filter(|(key, _)| *key != "class");
+        let asked: Vec<String> = asked.map(|(key, value)| format!("{key} {}", written(value))).collect();
+        let asked = if asked.is_empty() { "all".to_owned() } else { asked.join(", ") };
+        table.row(vec![place.to_string(), text(&rule["class"]), asked]);
+    }
+    format!("{}\n{}", rules_status(&answer["status"]), table.render())
+}
+
+/// A value of a rule: numbers as they are.
+fn written(value: &Value) -> String {
+    match value {
+        Value::Array(list) => list.iter().map(written).collect::<Vec<_>>().join("|"),
+        Value::Number(number) => number.to_string(),
+        other => text(other),
+    }
 }
 
 fn next_hops(status: &Value) -> Table {

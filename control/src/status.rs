@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::time::Instant;
 
-use peregrine_dataplane::engine::Engine;
+use peregrine_dataplane::engine::{Engine, RulesStatus};
 use peregrine_dataplane::fdb::{Destination, Entry};
 use peregrine_dataplane::plan::{
     EndpointPlan, MemifRole, NetworkPlan, PlacementMode, Plan, Queues, UplinkPlan,
@@ -39,6 +39,8 @@ pub struct Status<'a> {
     pub placement: PlacementMode,
     /// The polling threads.
     pub workers: Vec<WorkerStatus>,
+    /// How many rules there are, and whether all workers go by them.
+    pub rules: RulesStatus,
     /// The overlay networks.
     pub networks: Vec<NetworkStatus<'a>>,
     /// The tenants' endpoints.

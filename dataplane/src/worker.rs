@@ -26,9 +26,9 @@ use crate::stages::{self, Cx, Origin, Stage, Work, collect};
 use crate::tables::Tables;
 use crate::tenants::{Detached, Tenants};
 use crate::types::{UplinkId, WorkerId};
-use crate::xsk::{Kicks, WorkerPort};
+use crate::xsk::{Kicks, WorkerPort, XskSocket};
 use by_class::ByClass;
-use uplink::{RxRing, Sockets};
+use uplink::Sockets;
 
 pub(crate) use uplink::Uplink;
 
@@ -59,6 +59,8 @@ pub(crate) struct Worker {
     is_finished: bool,
     /// Control calls it back from the thread that it runs on.
     leaves: bool,
+    /// Control waits for what lay in the rx rings when it sent this order.
+    drains: Option<u32>,
 }
 
 /// Copies for flooding in one turn, all tenants and remotes together. A flood that has begun is finished, so a turn can
@@ -108,6 +110,7 @@ impl Worker {
             last_end: 0,
             is_finished: false,
             leaves: false,
+            drains: None,
         }
     }
 
@@ -168,6 +171,7 @@ impl Worker {
     /// Once around; returns how many frames moved.
     #[inline]
     fn turn(&mut self, now_cycles: u64, takes_in: bool) -> usize {
+        self.tell_drained();
         self.obey();
         self.is_sampled = self.counters.turns.get().is_multiple_of(SAMPLED_TURNS);
         self.flood_budget = FLOOD_COPIES_PER_TURN;
@@ -249,28 +253,29 @@ impl Worker {
         let mut moved = 0;
         for source in 0..self.uplink.sources() {
             if self.uplink.has_urgent(source) {
-                moved += self.way_in(source, RxRing::Urgent, is_plain);
+                moved += self.way_in(source, true, is_plain);
             }
         }
         for source in 0..self.uplink.sources() {
-            moved += self.way_in(source, RxRing::Normal, is_plain);
+            moved += self.way_in(source, false, is_plain);
         }
         moved + self.way_out(is_plain)
     }
 
-    /// One burst from an uplink queue.
+    /// One burst from a ring of an uplink queue.
     #[inline]
-    fn way_in(&mut self, source: usize, ring: RxRing, is_plain: bool) -> usize {
+    fn way_in(&mut self, source: usize, is_urgent: bool, is_plain: bool) -> usize {
         // What is presented as fast as it goes can wait, unlike a network: not more than there is room for behind.
         if self.must_wait() {
             return 0;
         }
-        let (received, uplink) = self.uplink.receive(source, ring, &mut self.pool, &mut self.bursts.0);
+        let origin = self.uplink.origin(source, is_urgent);
+        let received = self.uplink.receive(source, origin.ring, &mut self.pool, &mut self.bursts.0);
         if received > 0 {
-            self.count_received(uplink, &self.bursts.0);
+            self.count_received(origin.uplink, &self.bursts.0);
             self.tenants.note_work(received);
             let (bursts, mut cx) = self.parts();
-            cx.origin = Origin { uplink, is_early: ring == RxRing::Urgent };
+            cx.origin = origin;
             if is_plain {
                 stages::run_here(Stage::Classify, bursts, &mut cx);
             } else {
@@ -327,7 +332,7 @@ impl Worker {
             pool: &mut self.pool,
             tenants: &mut self.tenants,
             now_s: self.seconds.now(),
-            origin: Origin::normal(UplinkId(0)),
+            origin: Origin::only(UplinkId(0)),
             is_urgent: false,
             wire: &mut self.uplink,
             flood_budget: &mut self.flood_budget,
@@ -362,12 +367,27 @@ impl Worker {
                 }
                 Returned::Links(links)
             }
+            Order::Drain { number } => {
+                self.uplink.sockets().iter_mut().for_each(XskSocket::mark_arrived);
+                self.drains = Some(number);
+                return;
+            }
             Order::Leave => {
                 self.leaves = true;
                 return;
             }
         };
         self.mailbox.give_back(answer);
+    }
+
+    /// What has been taken from the rx rings is on its way: a burst goes on as soon as it is taken.
+    #[inline]
+    fn tell_drained(&mut self) {
+        let Some(number) = self.drains else { return };
+        if self.mailbox.can_return() && !self.uplink.sockets().iter().any(XskSocket::has_marked) {
+            self.drains = None;
+            self.mailbox.give_back(Returned::Drained { worker: self.id(), number });
+        }
     }
 }
 

@@ -14,7 +14,6 @@
 //! What must hold: at the end of a turn no lane has a burst; frames of a flow and class are in one lane and are taken in order from
 //! each place, so they keep it. What is new is taken in only when `takes_in` allows it: not while frames wait for their bucket's way.
 
-use super::uplink::RxRing;
 use super::{Worker, count};
 use crate::clock::cycles;
 use crate::frame::{BURST, Burst};
@@ -62,7 +61,7 @@ impl Lane {
             bursts: Default::default(),
             is_second: false,
             stage: None,
-            origin: Origin::normal(UplinkId(0)),
+            origin: Origin::only(UplinkId(0)),
             is_plain: false,
         }
     }
@@ -163,9 +162,9 @@ impl Worker {
         let mut moved = 0;
         for source in 0..self.uplink.sources() {
             if self.lanes.urgent().is_none() && self.uplink.has_urgent(source) {
-                moved += self.rest_in(source, RxRing::Urgent); // of the class that is not preferred
+                moved += self.rest_in(source, true); // of the class that is not preferred
             }
-            moved += self.more_urgent_first() + self.rest_in(source, RxRing::Normal);
+            moved += self.more_urgent_first() + self.rest_in(source, false);
         }
         moved += self.more_urgent_first() + self.rest_out();
         // None stays over the turn's end: the way of its flow may change there.
@@ -189,12 +188,12 @@ impl Worker {
 
     /// One burst of all classes from an uplink's ring.
     #[inline]
-    fn rest_in(&mut self, source: usize, ring: RxRing) -> usize {
+    fn rest_in(&mut self, source: usize, is_urgent: bool) -> usize {
         if self.must_wait() {
             return 0;
         }
         let last = self.lanes.last();
-        let received = self.load_received(source, ring, last);
+        let received = self.load_received(source, is_urgent, last);
         if received == 0 {
             return 0;
         }
@@ -221,7 +220,7 @@ impl Worker {
             let (burst, _) = lane.bursts();
             std::mem::swap(burst, &mut worker.by_class.deferred);
             fill(worker, burst);
-            Some((burst.len(), Stage::Lookup, Origin::normal(UplinkId(0)), false))
+            Some((burst.len(), Stage::Lookup, Origin::only(UplinkId(0)), false))
         });
         if taken == 0 {
             return 0;
@@ -301,7 +300,7 @@ impl Worker {
         let count = self.load(lane, |worker, its| {
             let (burst, _) = its.bursts();
             let stage = worker.mesh.as_mut()?.arrivals(other, lane, burst)?;
-            Some((burst.len(), stage, Origin::normal(UplinkId(0)), false))
+            Some((burst.len(), stage, Origin::only(UplinkId(0)), false))
         });
         self.tenants.note_work(count);
         count
@@ -309,18 +308,18 @@ impl Worker {
 
     #[inline]
     fn load_early(&mut self, source: usize, lane: usize) -> usize {
-        if self.uplink.has_urgent(source) { self.load_received(source, RxRing::Urgent, lane) } else { 0 }
+        if self.uplink.has_urgent(source) { self.load_received(source, true, lane) } else { 0 }
     }
 
     #[inline]
-    fn load_received(&mut self, source: usize, ring: RxRing, lane: usize) -> usize {
+    fn load_received(&mut self, source: usize, is_urgent: bool, lane: usize) -> usize {
         let count = self.load(lane, |worker, its| {
             let (burst, _) = its.bursts();
-            let (received, uplink) = worker.uplink.receive(source, ring, &mut worker.pool, burst);
+            let origin = worker.uplink.origin(source, is_urgent);
+            let received = worker.uplink.receive(source, origin.ring, &mut worker.pool, burst);
             if received > 0 {
-                worker.count_received(uplink, burst);
+                worker.count_received(origin.uplink, burst);
             }
-            let origin = Origin { uplink, is_early: ring == RxRing::Urgent };
             Some((received, Stage::Classify, origin, worker.by_class.is_plain))
         });
         self.tenants.note_work(count);
@@ -345,7 +344,7 @@ impl Worker {
                     worker.pool.put(frame); // never: both have room for all
                 }
             }
-            Some((burst.len(), Stage::Lookup, Origin::normal(UplinkId(0)), false))
+            Some((burst.len(), Stage::Lookup, Origin::only(UplinkId(0)), false))
         });
         if count > 0 {
             self.enter(lane);

@@ -202,7 +202,7 @@ impl Rig {
             pool: &mut self.pool,
             tenants: &mut self.tenants,
             now_s: 0,
-            origin: Origin::normal(UplinkId(0)),
+            origin: Origin::only(UplinkId(0)),
             is_urgent: false,
             wire: &mut self.wire,
             flood_budget: &mut self.flood_budget,
@@ -232,7 +232,7 @@ impl Rig {
                     cx.counters.uplink_rx.of(uplink).unwrap().one(bytes.len());
                     bursts.0.push(frame).unwrap();
                 }
-                cx.origin = Origin::normal(uplink);
+                cx.origin = Origin::only(uplink);
                 stages::run_from(Stage::Classify, bursts, cx);
             }));
         }
