@@ -16,10 +16,10 @@ use std::time::{Duration, Instant};
 
 use crate::clock::{Seconds, cycles_per_second};
 use crate::counters::{Counter, Traffic, TrafficStats};
-use crate::discard::histogram::Histogram;
 use crate::discard::{Discard, DiscardCounters};
 use crate::fdb::{AgeingHand, Destination, Entry, Fdb};
 use crate::frame::FramePool;
+use crate::histogram::Histogram;
 use crate::lanes::Lanes;
 use crate::mailbox::{Order, Returned};
 use crate::mesh::mesh;
@@ -29,8 +29,8 @@ use crate::plan::{PlacementMode, Plan, UplinkPlan};
 use crate::replay::{Pace, Replay, ReplayFrame, ReplayStream, Speed};
 use crate::stages::Work;
 use crate::stats::{
-    EndpointStats, NetworkStats, RemoteStats, StageStats, Stats, Totals, UplinkStats, WorkerStats,
-    drops_by_name,
+    ClassEntry, EndpointStats, NetworkStats, RemoteStats, StageStats, Stats, Totals, UplinkStats,
+    WorkerStats, drops_by_name,
 };
 use crate::tables::{Tables, remote_addresses};
 use crate::types::{CoreId, EndpointId, NetworkId, QueueId, RemoteId, Route, UplinkId, WorkerId};
@@ -203,6 +203,7 @@ pub struct Engine {
     balancing: Option<Balancing>,
     ending: Arc<Ending>,
     ageing: AgeingHand,
+    cycles_per_second: u64,
 }
 
 /// An endpoint's last connection.
@@ -328,6 +329,7 @@ impl Engine {
                 .then(|| Balancing::new(plan.balance_threshold)),
             ending: Arc::default(),
             ageing: AgeingHand::new(Instant::now()),
+            cycles_per_second: cycles_per_second(),
             placement: placement.clone(),
             work,
         };
@@ -591,9 +593,10 @@ impl Engine {
         let endpoints = self.endpoint_stats();
         let remotes = self.remote_stats();
         let uplinks = self.uplink_stats();
+        let classes = ClassEntry::all(&self.plan.classes, counters(), self.cycles_per_second);
         let workers = self.running().map(|worker| self.worker_stats(worker)).collect();
         let balance = self.balancing.as_ref().map(Balancing::stats);
-        Stats { totals, drops, workers, balance, networks, endpoints, remotes, uplinks }
+        Stats { totals, drops, classes, workers, balance, networks, endpoints, remotes, uplinks }
     }
 
     fn uplink_stats(&self) -> Vec<UplinkStats> {

@@ -460,14 +460,10 @@ impl Cx<'_> {
 
     #[inline]
     fn transmit_over(&mut self, uplink: UplinkId, frames: &mut Burst) {
-        let counts_classes = !self.tables.classes.is_trivial();
-        if counts_classes {
-            self.count_leaving(frames, 1);
-        }
+        // Whatever the rules say by now: a frame may have its class by older ones, or by its ring.
+        self.count_leaving(frames, 1);
         let (sent, bytes) = self.wire.transmit(uplink, self.is_urgent, frames, self.pool);
-        if counts_classes {
-            self.count_leaving(frames, u64::MAX); // −1: these have not left
-        }
+        self.count_leaving(frames, u64::MAX); // −1: these have not left
         if let Some(traffic) = self.counters.uplink_tx.of(uplink) {
             traffic.many(sent, bytes);
         }
