@@ -510,6 +510,12 @@ impl WorkerCounters {
         }
     }
 
+    /// None of these is of another class than the default.
+    #[inline]
+    pub fn are_default(&self, classes: impl Iterator<Item = Class>) -> bool {
+        classes.fold(0, |differences, class| differences | (class.0 ^ self.default_class.0)) == 0
+    }
+
     /// What was counted for a class. Of the default it is what no other class has; frames that were dropped before
     /// anybody knew their class are its own.
     pub fn class(&self, class: Class) -> ClassStats {

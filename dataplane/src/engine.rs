@@ -583,6 +583,12 @@ impl Engine {
         self.uplinks.iter_mut().try_for_each(|uplink| uplink.set_early(rules))
     }
 
+    /// Tenants that have several queues get the classes on queues of their own: at the start some packet could have another class than
+    /// the default.
+    pub fn has_queues_by_class(&self) -> bool {
+        self.tables.queue_classes > 1
+    }
+
     /// All counters now.
     pub fn stats(&self) -> Stats {
         let mut totals = Totals::default();

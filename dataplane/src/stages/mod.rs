@@ -460,10 +460,15 @@ impl Cx<'_> {
 
     #[inline]
     fn transmit_over(&mut self, uplink: UplinkId, frames: &mut Burst) {
-        // Whatever the rules say by now: a frame may have its class by older ones, or by its ring.
-        self.count_leaving(frames, 1);
+        // Not what the rules say by now: a frame may have its class by older ones, or by its ring.
+        let counts_classes = !self.counters.are_default(frames.iter().map(Frame::class));
+        if counts_classes {
+            self.count_leaving(frames, 1);
+        }
         let (sent, bytes) = self.wire.transmit(uplink, self.is_urgent, frames, self.pool);
-        self.count_leaving(frames, u64::MAX); // −1: these have not left
+        if counts_classes {
+            self.count_leaving(frames, u64::MAX); // −1: these have not left
+        }
         if let Some(traffic) = self.counters.uplink_tx.of(uplink) {
             traffic.many(sent, bytes);
         }
