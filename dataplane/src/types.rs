@@ -282,7 +282,7 @@ impl Route {
     }
 }
 
-/// A priority class: 0 is the most urgent. Its name is in [`ClassesPlan::names`](crate::plan::ClassesPlan::names).
+/// A priority class: 0 is the most urgent. Its name is in [`ClassesPlan::list`](crate::plan::ClassesPlan::list).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize)]
 #[serde(transparent)]
 pub struct Class(pub u8);
