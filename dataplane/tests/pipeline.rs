@@ -467,6 +467,7 @@ fn classed(orders: [WorkOrder; 4]) -> Plan {
     let class = |order| ClassPlan { order, ..ClassPlan::new("x") };
     plan.classes.list = orders.map(class).into();
     plan.classes.default = Class(2);
+    plan.networks.iter_mut().for_each(|network| network.class = Class(2));
     let rule = |class, port| RulePlan { source_port: Some(port..=port), ..RulePlan::any(Class(class)) };
     plan.classes.rules = vec![rule(0, 1), rule(1, 2), rule(3, 4)];
     plan
@@ -492,7 +493,7 @@ fn each_class_has_its_own_frames_whatever_becomes_of_them() {
         burst.extend(all(&|port| vxlan(REMOTE_A, BLUE, &from(mac(2), mac(1), port))));
         assert!(rig.receive(&burst).is_empty());
         // What a stranger sent has no class of its own.
-        let inward = |strangers| [3 + strangers, 0, 1, 0, 3, 1 + strangers];
+        let inward = |strangers: u64| [3 + strangers, 0, 1, 0, 3, 1 + strangers];
         assert_eq!(rig.classes().map(counted), [inward(0), inward(0), inward(4), inward(0)]);
         assert_eq!((rig.tenant_gets(WEB).len(), rig.tenant_gets(DB).len()), (8, 4));
 
@@ -513,7 +514,7 @@ fn each_class_has_its_own_frames_whatever_becomes_of_them() {
         rig.clients[0].tx[0].flush().unwrap();
         assert_eq!(rig.collect().len(), 4 * 3);
         // To be refused is older than to have a class.
-        let outward = |refused| [0, 4 + refused, 2, 3, 2, 1 + refused];
+        let outward = |refused: u64| [0, 4 + refused, 2, 3, 2, 1 + refused];
         let expected = [outward(0), outward(0), outward(4), outward(0)];
         let since = |rig: &Rig, before: [[u64; 6]; 4]| {
             std::array::from_fn::<_, 4, _>(|class| {

@@ -247,6 +247,9 @@ impl Daemon {
         });
         let dropped: u64 = last["drops"].as_object().into_iter().flatten().filter_map(|d| d.1.as_u64()).sum();
         assert_eq!(last["totals"]["dropped"].as_u64(), Some(dropped), "each drop has a reason");
+        let classes = last["classes"].as_array();
+        let are_conserved = classes.is_some_and(|all| all.iter().all(|class| class["in_flight"] == 0));
+        assert!(are_conserved, "in each class every frame is accounted for: {:#}", last["classes"]);
         last
     }
 
