@@ -134,6 +134,12 @@ impl CompiledRules {
         self.is_trivial
     }
 
+    /// Some rule asks for the outer DSCP: only then it needs to be in [`Known`].
+    #[inline]
+    pub fn asks_outer_dscp(&self) -> bool {
+        self.outer_dscp.is_some()
+    }
+
     /// The class of all packets on this network, if their headers do not matter: there are no rules for it, or the first takes all.
     #[inline]
     pub fn settled(&self, network: NetworkId) -> Option<Class> {

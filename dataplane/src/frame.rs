@@ -306,6 +306,12 @@ impl Burst {
         self.frames.drain(kept..)
     }
 
+    /// The frames, in order, to be changed in place.
+    #[inline]
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut Frame> {
+        self.frames.iter_mut()
+    }
+
     /// How many are in it.
     #[inline]
     pub fn len(&self) -> usize {
@@ -396,8 +402,8 @@ pub struct FramePool {
     lent: usize,
     /// Whose it is.
     owner: WorkerId,
-    /// The class of a frame when it is taken.
-    class: Class,
+    /// [`Frame::home`] of a frame that is taken.
+    fresh: u8,
     departures: Departures,
     /// Frames of other pools that are done with.
     strangers: Vec<Homing>,
@@ -449,7 +455,7 @@ impl FramePool {
             free,
             lent: 0,
             owner: WorkerId(0),
-            class: Class::NORMAL,
+            fresh: Class::NORMAL.0 << OWNER_BITS,
             departures: Departures::default(),
             strangers: Vec::with_capacity(STRANGERS),
             memory: ManuallyDrop::new(memory),
@@ -465,10 +471,8 @@ impl FramePool {
 
     #[inline]
     fn frame(&self, data: NonNull<u8>, start: u16, len: u16) -> Frame {
-        let (home, next) = (self.owner.0, Stage::Classify);
-        let mut frame = Frame { data, room: self.room, start, len, home, next, meta: Meta::UNKNOWN };
-        frame.set_class(self.class);
-        frame
+        let (home, next) = (self.fresh, Stage::Classify);
+        Frame { data, room: self.room, start, len, home, next, meta: Meta::UNKNOWN }
     }
 
     /// Takes a frame home. One of another worker's waits among the [`strangers`](Self::next_stranger) to be sent there.
@@ -559,11 +563,12 @@ impl FramePool {
     pub fn set_owner(&mut self, owner: WorkerId) {
         debug_assert_eq!(self.free.len() + self.lent, self.chunk_count, "some are out with the old name");
         self.owner = owner;
+        self.fresh = self.fresh & CLASS | owner.0;
     }
 
     /// From now on frames have this class when they are taken, and until somebody says otherwise; it is [`Class::NORMAL`] at first.
     pub fn set_class(&mut self, class: Class) {
-        self.class = class;
+        self.fresh = self.owner.0 | class.0 << OWNER_BITS & CLASS;
     }
 
     /// How many chunks are free.

@@ -476,7 +476,6 @@ impl Tenants {
                 return Err(DropReason::TenantBufferSmall);
             }
             note_given(to, (1, packet.len()), counters);
-            counters.of_class(frame.class(), |class| &class.tenant_tx, 1);
             return Ok(());
         }
         let queue = tenant.queue_for(frame, self.queue_classes);
@@ -490,7 +489,6 @@ impl Tenants {
         tenant.unflushed |= 1 << queue;
         tenant.was_meant |= is_meant;
         note_given(to, (1, packet.len()), counters);
-        counters.of_class(frame.class(), |class| &class.tenant_tx, 1);
         Ok(())
     }
 
@@ -513,7 +511,6 @@ impl Tenants {
             }
             given += 1;
             bytes += frame.len();
-            counters.of_class(frame.class(), |class| &class.tenant_tx, 1);
         }
         if given > 0 {
             if tenant.unflushed == 0 {

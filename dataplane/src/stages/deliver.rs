@@ -20,7 +20,10 @@ pub fn run(input: &mut Burst, output: &mut Burst, cx: &mut Cx<'_>) {
     for frame in input.drain() {
         match frame.meta.target {
             Target::Endpoint(to) => match cx.tenants.give(to, &frame, true, cx.counters) {
-                Ok(()) => cx.pool.put(frame),
+                Ok(()) => {
+                    count(&frame, cx);
+                    cx.pool.put(frame);
+                }
                 Err(reason) => cx.drop(frame, reason),
             },
             Target::Flood(state) => flood(frame, state, output, cx),
@@ -29,6 +32,12 @@ pub fn run(input: &mut Burst, output: &mut Burst, cx: &mut Cx<'_>) {
         }
     }
     cx.tenants.flush(cx.counters);
+}
+
+/// A tenant has it.
+#[inline]
+fn count(frame: &Frame, cx: &Cx<'_>) {
+    cx.counters.of_class(frame.class(), |class| &class.tenant_tx, 1);
 }
 
 #[inline]
@@ -41,6 +50,9 @@ fn is_for_remote(frame: &Frame) -> bool {
 fn give_first(to: EndpointId, input: &mut Burst, cx: &mut Cx<'_>) {
     let its = input.iter().take_while(|frame| frame.meta.target == Target::Endpoint(to));
     let (given, refused) = cx.tenants.give_all(to, its, cx.counters);
+    if !cx.tables.classes.is_trivial() {
+        input.iter().take(given).for_each(|frame| count(frame, cx));
+    }
     for frame in input.drain_front(given) {
         cx.pool.put(frame);
     }
@@ -91,8 +103,9 @@ fn give_to_all(frame: &Frame, is_needed: bool, cx: &mut Cx<'_>) -> usize {
         };
         copies += 1;
         cx.count_copies(frame, u64::from(is_needed || copies > 1));
-        if let Err(reason) = cx.tenants.give(to, frame, false, cx.counters) {
-            super::count_drop(cx.counters, frame, Some(to), reason);
+        match cx.tenants.give(to, frame, false, cx.counters) {
+            Ok(()) => count(frame, cx),
+            Err(reason) => super::count_drop(cx.counters, frame, Some(to), reason),
         }
     }
     copies

@@ -6,7 +6,7 @@ use crate::counters::DropReason;
 use crate::frame::{Burst, Flooding, Frame, Target};
 use crate::tables::Network;
 use crate::types::RemoteId;
-use crate::wire::outer::{OVERHEAD_IPV4, OuterVariables};
+use crate::wire::outer::{self, OVERHEAD_IPV4};
 
 /// Empties `input`; what goes on is ready for the wire.
 pub fn run(input: &mut Burst, output: &mut Burst, cx: &mut Cx<'_>) {
@@ -92,9 +92,12 @@ fn encap(frame: &mut Frame, to: RemoteId, cx: &Cx<'_>) -> Result<(), DropReason>
     }
     let source_port = adjacency.source_ports.of(frame.meta.flow_hash);
     let dscp = cx.tables.dscps.get(frame.class().index()).copied().unwrap_or_default();
-    let fields = OuterVariables { inner_len, vni: network.vni, source_port, dscp };
     let head = frame.push(OVERHEAD_IPV4).and_then(|head| head.first_chunk_mut());
-    adjacency.outer.write(head.ok_or(DropReason::UplinkTooLong)?, fields);
+    let head = head.ok_or(DropReason::UplinkTooLong)?;
+    adjacency.outer.write(head, inner_len, network.vni, source_port);
+    if dscp != 0 {
+        outer::set_dscp(head, dscp);
+    }
     // Whatever the tables say by the time it leaves: these headers belong to this wire.
     frame.meta.target = adjacency.target;
     if let Some(counter) = cx.counters.network(frame.meta.network) {

@@ -63,12 +63,6 @@ impl Ipv4Header {
         Ok((header, payload))
     }
 
-    /// Differentiated services code point (RFC 2474 §3).
-    #[inline]
-    pub fn dscp(&self) -> u8 {
-        self.tos >> 2
-    }
-
     /// More fragments follow, or this is not the first.
     #[inline]
     pub fn is_fragment(&self) -> bool {
