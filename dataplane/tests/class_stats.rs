@@ -43,23 +43,24 @@ fn frames() -> Vec<ReplayFrame> {
     (0..).zip((1..=16).chain(101..=117)).map(frame).collect()
 }
 
-/// One who sends, of each class the same, and wants no answer: his ring to him fills up.
+/// One who sends by two queues, of each class the same by both, and takes nothing: the rings to him fill up.
 struct Sender(Interface);
 
 impl Sender {
     fn attach(engine: &mut Engine) -> Sender {
-        let (client, server) =
-            peregrine_memif::pair(ClientConfig::default(), ServerConfig::default()).unwrap();
+        let config = ClientConfig { queue_pairs: 2, ..ClientConfig::default() };
+        let (client, server) = peregrine_memif::pair(config, ServerConfig::default()).unwrap();
         engine.attach(LONER, rings(server)).unwrap();
         Sender(client)
     }
 
     /// As much as there is room for.
     fn send(&mut self) {
-        let tx = &mut self.0.tx[0];
         let packets = [1, 101].map(|port| flow(mac(3), mac(FAR), port, 30));
-        while packets.iter().all(|packet| tx.push(packet).is_ok()) {}
-        tx.flush().unwrap();
+        for tx in &mut self.0.tx {
+            while packets.iter().all(|packet| tx.push(packet).is_ok()) {}
+            tx.flush().unwrap();
+        }
     }
 }
 

@@ -545,21 +545,23 @@ fn each_class_has_its_own_frames_whatever_becomes_of_them() {
 fn a_frame_counts_for_the_class_that_it_has() {
     let mut rig = Rig::with(classed([WorkOrder::Sync; 4]));
     rig.fdb.learn(NetworkId(0), mac(FAR), RemoteId(0), 0, 64);
-    rig.clients[0].tx[0].push(&flow(mac(1), mac(FAR), 1, 10)).unwrap();
+    for to in [mac(FAR), mac(2)] {
+        rig.clients[0].tx[0].push(&flow(mac(1), to, 1, 10)).unwrap();
+    }
     rig.clients[0].tx[0].flush().unwrap();
     let mut under_way = Burst::new();
     rig.begin(|bursts, cx| {
         collect::run(bursts.0, cx);
         std::mem::swap(bursts.0, &mut under_way);
     });
-    assert_eq!(rig.classes()[0].in_flight(), 1);
+    assert_eq!(rig.classes()[0].in_flight(), 2);
     rig.tables.classes = CompiledRules::compile(&plan()).into();
     assert!(rig.tables.classes.is_trivial());
     rig.run(|bursts, cx| {
         std::mem::swap(bursts.0, &mut under_way);
         stages::run_from(Stage::Lookup, bursts, cx);
     });
-    assert_eq!(counted(rig.classes()[0]), [0, 1, 0, 1, 0, 0]);
+    assert_eq!(counted(rig.classes()[0]), [0, 2, 0, 1, 1, 0]);
 }
 
 #[test]
