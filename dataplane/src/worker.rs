@@ -187,6 +187,9 @@ impl Worker {
             // All that comes in stays on this worker.
             let is_plain = self.mesh.as_ref().is_none_or(Mesh::is_plain);
             moved += if by_class { self.take_in_by_class(is_plain) } else { self.take_in(is_plain) };
+        } else if self.by_class.has_deferred() {
+            let is_plain = self.mesh.as_ref().is_none_or(Mesh::is_plain);
+            moved += self.way_out(is_plain, false);
         }
         self.put_out();
         let mut faults = 0;
@@ -209,6 +212,7 @@ impl Worker {
         let mut looks = mesh.begin_turn();
         if self.pool.all_under_way() == 0
             && mesh.waiting() == 0
+            && !self.by_class.has_deferred()
             && (!mesh.is_paused() || self.uplink.has_sent_all())
         {
             mesh.all_home();
@@ -263,7 +267,7 @@ impl Worker {
         for source in 0..self.uplink.sources() {
             moved += self.way_in(source, RxRing::Normal, is_plain);
         }
-        moved + self.way_out(is_plain)
+        moved + self.way_out(is_plain, true)
     }
 
     /// One burst from an uplink queue.
@@ -301,12 +305,14 @@ impl Worker {
         }
     }
 
-    /// One burst from the tenants, who take turns; before them what of it could not go before, see `by_class`.
+    /// One burst from the tenants, who take turns; before them what of it could not go before, see `by_class`, or that alone.
     #[inline]
-    fn way_out(&mut self, is_plain: bool) -> usize {
+    fn way_out(&mut self, is_plain: bool, takes_in: bool) -> usize {
         self.by_class.take_back(&mut self.bursts.0);
         let (bursts, mut cx) = self.parts();
-        collect::run(bursts.0, &mut cx);
+        if takes_in {
+            collect::run(bursts.0, &mut cx);
+        }
         let taken = bursts.0.len();
         if taken > 0 && is_plain {
             stages::run_here(Stage::Lookup, bursts, &mut cx);

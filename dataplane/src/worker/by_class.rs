@@ -129,6 +129,12 @@ impl ByClass {
         self.looks.begin_turn(turn, by_class);
     }
 
+    /// There are frames that have been taken in and have not begun their way: not even a worker that is to rest may keep them.
+    #[inline]
+    pub(super) fn has_deferred(&self) -> bool {
+        !self.deferred.is_empty()
+    }
+
     /// What was deferred, to be taken up with the rest.
     #[inline]
     pub(super) fn take_back(&mut self, burst: &mut Burst) {
