@@ -510,6 +510,24 @@ impl WorkerCounters {
         }
     }
 
+    /// The same for each of these classes, with one look at a counter for each.
+    #[inline]
+    pub fn of_classes(
+        &self,
+        classes: impl Iterator<Item = Class>,
+        counter: impl Fn(&ClassCounters) -> &Counter,
+    ) {
+        let mut counts = [0; Class::LIMIT];
+        for class in classes {
+            if let Some(count) = counts.get_mut(class.index()) {
+                *count += 1;
+            }
+        }
+        for (class, count) in (0..).map(Class).zip(counts).filter(|(_, count)| *count > 0) {
+            self.of_class(class, &counter, count);
+        }
+    }
+
     /// None of these is of another class than the default.
     #[inline]
     pub fn are_default(&self, classes: impl Iterator<Item = Class>) -> bool {

@@ -261,8 +261,14 @@ impl Engine {
     /// # Errors
     /// [`StartError`].
     pub fn replay(plan: &Plan, frames: Vec<Vec<ReplayFrame>>) -> Result<Engine, StartError> {
-        let full =
-            |frames| vec![ReplayStream { frames, pace: Arc::new(Pace::new(Speed::Full)), field: None }];
+        let full = |frames| {
+            vec![ReplayStream {
+                frames,
+                pace: Arc::new(Pace::new(Speed::Full)),
+                field: None,
+                is_urgent: false,
+            }]
+        };
         Engine::replay_streams(plan, frames.into_iter().map(full).collect())
     }
 
@@ -277,7 +283,7 @@ impl Engine {
         let (chunk_size, chunks) = configs.first().map_or((2048, 0), sizes);
         let mut streams = streams.into_iter();
         let ports = plan.workers.iter().map(|_| Port {
-            uplink: Uplink::Replay(Replay::new(streams.next().unwrap_or_default())),
+            uplink: Uplink::Replay(Replay::new(streams.next().unwrap_or_default(), plan.has_early())),
             pool: FramePool::anonymous(chunk_size, chunks, xsk::HEADROOM),
         });
         let ports: Vec<Port> = ports.collect();

@@ -639,7 +639,7 @@ mod tests {
     fn a_worker_that_panics_while_its_core_goes_is_reported() {
         let pace = std::sync::Arc::new(Pace::new(Speed::Stopped));
         let field = Some(Field { at: usize::MAX, numbers: Numbers::rising(0, 1) });
-        let stream = ReplayStream { frames: vec![frame()], pace: pace.clone(), field };
+        let stream = ReplayStream { frames: vec![frame()], pace: pace.clone(), field, is_urgent: false };
         let mut engine = Engine::replay_streams(&plan(2), vec![vec![], vec![stream]]).unwrap();
         engine.threads[1].as_ref().unwrap().close();
         engine.due = Some(Instant::now());

@@ -51,7 +51,8 @@ pub(super) struct ByClass {
 /// A burst between two steps.
 #[derive(Debug)]
 struct Lane {
-    bursts: [Burst; 2],
+    /// Boxed, so that a whole burst can be given to another lane.
+    bursts: [Box<Burst>; 2],
     /// Its frames are in the second of them.
     is_second: bool,
     /// Its next step; `None`: there is no burst.
@@ -73,7 +74,7 @@ struct Wait {
 impl Lane {
     fn new() -> Lane {
         Lane {
-            bursts: [Burst::new(), Burst::new()],
+            bursts: Default::default(),
             is_second: false,
             stage: None,
             origin: Origin::normal(UplinkId(0)),
@@ -99,6 +100,24 @@ impl Lane {
     fn bursts(&mut self) -> (&mut Burst, &mut Burst) {
         let [first, second] = &mut self.bursts;
         if self.is_second { (second, first) } else { (first, second) }
+    }
+
+    /// The lane that all frames of the burst belong to.
+    #[inline]
+    fn common_lane(&mut self, lanes: Lanes) -> Option<usize> {
+        let (frames, _) = self.bursts();
+        let mut of = frames.iter().map(|frame| lanes.of(frame.class()));
+        let first = of.next()?;
+        of.all(|lane| lane == first).then_some(first)
+    }
+
+    /// Gives its burst to a lane that has none.
+    #[inline]
+    fn give_all(&mut self, to: &mut Lane) {
+        std::mem::swap(&mut self.bursts, &mut to.bursts);
+        std::mem::swap(&mut self.is_second, &mut to.is_second);
+        to.stage = self.stage.take();
+        (to.origin, to.is_plain, to.wait) = (self.origin, self.is_plain, self.wait);
     }
 }
 
@@ -464,14 +483,17 @@ impl Worker {
     /// Gives each frame of the last lane, which are of all classes, to its own. No other lane has a burst.
     #[inline]
     fn split(&mut self) {
-        let (of, last) = (self.lanes, self.lanes.last());
+        let of = self.lanes;
         let Some((rest, lanes)) = self.by_class.lanes.split_last_mut() else { return };
         let Some(stage) = rest.stage else { return };
+        if let Some(lane) = rest.common_lane(of) {
+            if let Some(lane) = lanes.get_mut(lane) {
+                rest.give_all(lane);
+            }
+            return; // most often: all are of the last lane, or of one other
+        }
         let (origin, is_plain, wait) = (rest.origin, rest.is_plain, rest.wait);
         let (frames, kept) = rest.bursts();
-        if frames.iter().all(|frame| of.of(frame.class()) == last) {
-            return;
-        }
         for frame in frames.drain() {
             let to = match lanes.get_mut(of.of(frame.class())) {
                 Some(lane) => {

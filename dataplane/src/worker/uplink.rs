@@ -65,7 +65,7 @@ impl Uplink {
     pub(super) fn has_urgent(&self, source: usize) -> bool {
         match self {
             Uplink::Sockets(sockets) => sockets.all.get(source).is_some_and(XskSocket::has_urgent),
-            Uplink::Replay(_) => false,
+            Uplink::Replay(replay) => replay.has_urgent(),
         }
     }
 
@@ -84,7 +84,10 @@ impl Uplink {
                 (Some(socket), RxRing::Urgent) => (socket.receive_urgent(pool, burst), socket.uplink()),
                 (None, _) => (0, UplinkId(0)),
             },
-            Uplink::Replay(replay) => (replay.present(pool, burst), UplinkId(0)),
+            Uplink::Replay(replay) => match ring {
+                RxRing::Normal => (replay.present(pool, burst), UplinkId(0)),
+                RxRing::Urgent => (replay.present_urgent(pool, burst), UplinkId(0)),
+            },
         }
     }
 
