@@ -96,8 +96,10 @@ impl Methods<'_> {
             workers: engine.busy().into_iter().map(|(core, busy)| WorkerStatus { core, busy }).collect(),
             rules: engine.rules_status(),
             networks: status::networks(plan),
-            endpoints: status::endpoints(plan, tenants.records(), now),
+            endpoints: status::endpoints(plan, engine.has_queues_by_class(), tenants.records(), now),
             next_hops: status::next_hops(underlay),
+            classes: status::classes(&plan.classes),
+            urgent_quota: plan.classes.urgent_quota,
             handshakes: tenants.handshakes(),
         }
     }

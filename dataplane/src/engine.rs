@@ -18,10 +18,10 @@ use std::time::{Duration, Instant};
 
 use crate::clock::{Seconds, cycles_per_second};
 use crate::counters::{Counter, Traffic, TrafficStats};
-use crate::discard::histogram::Histogram;
 use crate::discard::{Discard, DiscardCounters};
 use crate::fdb::{AgeingHand, Destination, Entry, Fdb};
 use crate::frame::FramePool;
+use crate::histogram::Histogram;
 use crate::lanes::Lanes;
 use crate::mailbox::{Order, Returned};
 use crate::mesh::mesh;
@@ -31,8 +31,8 @@ use crate::plan::{PlacementMode, Plan, UplinkPlan};
 use crate::replay::{Pace, Replay, ReplayFrame, ReplayStream, Speed};
 use crate::stages::Work;
 use crate::stats::{
-    EndpointStats, NetworkStats, RemoteStats, StageStats, Stats, Totals, UplinkStats, WorkerStats,
-    drops_by_name,
+    ClassEntry, EndpointStats, NetworkStats, RemoteStats, StageStats, Stats, Totals, UplinkStats,
+    WorkerStats, drops_by_name,
 };
 use crate::tables::{Tables, remote_addresses};
 use crate::types::{CoreId, EndpointId, NetworkId, QueueId, RemoteId, Route, UplinkId, WorkerId};
@@ -209,6 +209,7 @@ pub struct Engine {
     ageing: AgeingHand,
     /// How far the plan's rules have come into force.
     rules: Rules,
+    cycles_per_second: u64,
 }
 
 /// An endpoint's last connection.
@@ -346,6 +347,7 @@ impl Engine {
             ending: Arc::default(),
             ageing: AgeingHand::new(Instant::now()),
             rules,
+            cycles_per_second: cycles_per_second(),
             placement: placement.clone(),
             work,
         };
@@ -604,6 +606,12 @@ impl Engine {
         self.workers.iter().filter(|worker| worker.presence != Presence::Absent)
     }
 
+    /// Tenants that have several queues get the classes on queues of their own: at the start some packet could have another class than
+    /// the default.
+    pub fn has_queues_by_class(&self) -> bool {
+        self.tables.queue_classes > 1
+    }
+
     /// All counters now.
     pub fn stats(&self) -> Stats {
         let mut totals = Totals::default();
@@ -614,9 +622,10 @@ impl Engine {
         let endpoints = self.endpoint_stats();
         let remotes = self.remote_stats();
         let uplinks = self.uplink_stats();
+        let classes = ClassEntry::all(&self.plan.classes, counters(), self.cycles_per_second);
         let workers = self.running().map(|worker| self.worker_stats(worker)).collect();
         let balance = self.balancing.as_ref().map(Balancing::stats);
-        Stats { totals, drops, workers, balance, networks, endpoints, remotes, uplinks }
+        Stats { totals, drops, classes, workers, balance, networks, endpoints, remotes, uplinks }
     }
 
     fn uplink_stats(&self) -> Vec<UplinkStats> {

@@ -5,10 +5,11 @@
 //! from each; a burst from each uplink queue; one burst out, from the tenants; then the rings are tended (completions, fill, kick). A
 //! burst is at most [`BURST`] frames. Where packets have classes, the more urgent ones go first, and in between: `by_class`.
 //!
-//! - `by_class`: the order of work where it depends on the class
+//! - `by_class`: the order of work where it depends on the class; `looks`: when it looked for new work
 //! - `uplink`: where frames come from and leave by
 
 mod by_class;
+mod looks;
 mod uplink;
 
 use std::sync::Arc;
@@ -26,6 +27,7 @@ use crate::stages::{self, Cx, Origin, Stage, Work, collect};
 use crate::tables::Tables;
 use crate::tenants::{Detached, Tenants};
 use crate::types::{UplinkId, WorkerId};
+use crate::waiting::{self, Before};
 use crate::xsk::{Kicks, WorkerPort, XskSocket};
 use by_class::ByClass;
 use uplink::Sockets;
@@ -70,8 +72,9 @@ const FLOOD_COPIES_PER_TURN: usize = 256;
 /// A turn of more cycles than this (over a millisecond) was none of ours: the core was taken away in the middle.
 const STALL_CYCLES: u64 = 4_000_000;
 
-/// In one turn of so many, what each step takes is noted: twice reading the clock, some 50 cycles, for each step of a burst.
-const SAMPLED_TURNS: u64 = 32;
+/// In one turn of so many, what each step takes is noted: twice reading the clock, some 50 cycles, for each step of a burst; and, where
+/// classes are told apart, how long bursts wait.
+const SAMPLED_TURNS: u64 = waiting::SAMPLED;
 
 /// What all workers share.
 #[derive(Clone, Debug)]
@@ -94,7 +97,6 @@ impl Worker {
         Worker {
             mesh,
             pool: port.pool,
-            uplink: port.uplink,
             tenants: Tenants::new(&shared.tables),
             tables: shared.tables,
             fdb: shared.fdb,
@@ -104,7 +106,8 @@ impl Worker {
             work: shared.work,
             bursts: (Burst::new(), Burst::new()),
             lanes: Lanes::new(&shared.classes),
-            by_class: ByClass::new(&shared.classes),
+            by_class: ByClass::new(&shared.classes, port.uplink.sources()),
+            uplink: port.uplink,
             flood_budget: 0,
             is_sampled: false,
             last_end: 0,
@@ -173,11 +176,12 @@ impl Worker {
     fn turn(&mut self, now_cycles: u64, takes_in: bool) -> usize {
         self.tell_drained();
         self.obey();
-        self.is_sampled = self.counters.turns.get().is_multiple_of(SAMPLED_TURNS);
+        let turn = self.counters.turns.get();
+        self.is_sampled = turn.is_multiple_of(SAMPLED_TURNS);
         self.flood_budget = FLOOD_COPIES_PER_TURN;
         // Where all packets have one class, or none is preferred, nobody needs to look for it.
         let by_class = self.lanes.count() > 1 && !self.tables.classes.is_trivial();
-        self.by_class.begin_turn(now_cycles);
+        self.by_class.begin_turn(now_cycles, turn, by_class);
         let mut moved = 0;
         if self.mesh.is_some() {
             moved += self.others_bursts(by_class);
@@ -240,6 +244,10 @@ impl Worker {
             let (bursts, mut cx) = self.parts();
             let Some(mesh) = cx.mesh.as_deref_mut() else { break };
             let Some(stage) = mesh.arrivals(other, lane, bursts.0) else { break };
+            if let Some(waited) = mesh.waited() {
+                let time = cycles().saturating_sub(waited.since);
+                cx.counters.waited(Some(waited.class), Before::Step(stage), time);
+            }
             arrived += bursts.0.len();
             stages::run_from(stage, bursts, &mut cx);
         }

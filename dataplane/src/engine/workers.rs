@@ -194,7 +194,7 @@ impl Engine {
     fn new_counters(&self) -> Arc<WorkerCounters> {
         let Engine { plan, remotes, .. } = self;
         let counters = WorkerCounters::new(plan.networks.len(), plan.endpoints.len(), remotes.len());
-        Arc::new(counters.with_default_class(plan.classes.default))
+        Arc::new(counters.with_classes(plan.classes.list.len(), plan.classes.default))
     }
 
     fn seat_new(
