@@ -283,6 +283,32 @@ impl ClassCounters {
     }
 }
 
+/// How many frames of a burst are of each class.
+#[derive(Clone, Copy, Debug)]
+pub struct ClassTally([u64; Class::LIMIT]);
+
+impl ClassTally {
+    /// Of frames of these classes.
+    #[inline]
+    pub fn of(classes: impl Iterator<Item = Class>) -> ClassTally {
+        let mut counts = [0; Class::LIMIT];
+        for class in classes {
+            if let Some(count) = counts.get_mut(class.index()) {
+                *count += 1;
+            }
+        }
+        ClassTally(counts)
+    }
+
+    /// Without those that are left of them.
+    #[inline]
+    pub fn without(self, left: &ClassTally) -> ClassTally {
+        let mut counts = self.0;
+        counts.iter_mut().zip(left.0).for_each(|(count, left)| *count -= left.min(*count));
+        ClassTally(counts)
+    }
+}
+
 /// Frames of one class:
 /// `uplink_rx + tenant_rx + replicated == uplink_tx + tenant_tx + dropped + in flight`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
@@ -510,20 +536,10 @@ impl WorkerCounters {
         }
     }
 
-    /// The same for each of these classes, with one look at a counter for each.
+    /// The same for frames of several classes.
     #[inline]
-    pub fn of_classes(
-        &self,
-        classes: impl Iterator<Item = Class>,
-        counter: impl Fn(&ClassCounters) -> &Counter,
-    ) {
-        let mut counts = [0; Class::LIMIT];
-        for class in classes {
-            if let Some(count) = counts.get_mut(class.index()) {
-                *count += 1;
-            }
-        }
-        for (class, count) in (0..).map(Class).zip(counts).filter(|(_, count)| *count > 0) {
+    pub fn of_classes(&self, frames: &ClassTally, counter: impl Fn(&ClassCounters) -> &Counter) {
+        for (class, count) in (0..).map(Class).zip(frames.0).filter(|(_, count)| *count > 0) {
             self.of_class(class, &counter, count);
         }
     }

@@ -306,6 +306,18 @@ impl Burst {
         self.frames.drain(kept..)
     }
 
+    /// The frame at the end.
+    #[inline]
+    pub fn last(&self) -> Option<&Frame> {
+        self.frames.last()
+    }
+
+    /// Takes the frame at the end out.
+    #[inline]
+    pub fn pop(&mut self) -> Option<Frame> {
+        self.frames.pop()
+    }
+
     /// The frames, in order, to be changed in place.
     #[inline]
     pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut Frame> {

@@ -99,11 +99,11 @@ impl Precedence {
         for (index, class) in classes.list.iter().enumerate() {
             if let Some(standing) = standings.get_mut(lanes.of(Class(index as u8))) {
                 standing.order = class.order;
-                standing.share += class.share;
+                standing.share = standing.share.saturating_add(class.share);
             }
         }
         Precedence {
-            quota: classes.urgent_quota,
+            quota: classes.urgent_quota.max(1),
             has_shares: classes.list.iter().any(|class| class.share > 0),
             lanes: standings,
         }

@@ -37,7 +37,7 @@ const SLOW_WAKEUP_DEBT_MAX_NS: u64 = 10_000_000;
 const FORGIVEN_SHARE: u64 = 100;
 
 /// First queues that are looked at each time.
-const FIRST_LOOKS: usize = 4;
+pub const FIRST_LOOKS: usize = 4;
 
 /// Both directions of a tenant's connection: 1 to [`QUEUES_MAX`] rings each.
 #[derive(Debug)]
@@ -121,6 +121,8 @@ pub struct Tenant {
     unflushed: u8,
     /// Of these pushes one at least was for this tenant alone.
     was_meant: bool,
+    /// Its first queue had something that is not urgent, since its last turn.
+    is_mixed: bool,
 }
 
 /// What an endpoint's slow wake-ups have cost and was not yet forgiven; it stays over connections to the same worker.
@@ -313,6 +315,7 @@ impl Tenants {
                     fault: None,
                     unflushed: 0,
                     was_meant: false,
+                    is_mixed: false,
                 });
                 self.turns.join(id);
                 if has_first {
@@ -401,12 +404,19 @@ impl Tenants {
     pub fn next_first_turn(&mut self) -> Option<(EndpointId, &mut Tenant)> {
         let id = self.first_turns.next_busy()?;
         let tenant = self.slots.get_mut(id.index())?.as_mut()?;
+        if tenant.is_mixed {
+            self.first_turns.served(id, true);
+            return None;
+        }
         Some((id, tenant))
     }
 
-    /// As [`turn_over`](Self::turn_over).
+    /// As [`turn_over`](Self::turn_over). Whose queue had something that is not `urgent` is passed over until its turn.
     #[inline]
-    pub fn first_turn_over(&mut self, id: EndpointId, result: Result<Taken, Fault>) {
+    pub fn first_turn_over(&mut self, id: EndpointId, is_mixed: bool, result: Result<Taken, Fault>) {
+        if is_mixed && let Some(Some(tenant)) = self.slots.get_mut(id.index()) {
+            tenant.is_mixed = true;
+        }
         self.first_turns.served(id, result != Ok(Taken::default()));
         self.note_taken(id, result);
     }
@@ -421,6 +431,9 @@ impl Tenants {
     /// room for what it had, it is first in the next turn.
     #[inline]
     pub fn turn_over(&mut self, id: EndpointId, was_cut_short: bool, result: Result<Taken, Fault>) {
+        if let Some(Some(tenant)) = self.slots.get_mut(id.index()) {
+            tenant.is_mixed = false;
+        }
         if was_cut_short {
             self.turns.cut_short(id);
         } else if self.turns.served(id, result != Ok(Taken::default())) {

@@ -192,6 +192,9 @@ impl Worker {
             let is_plain = self.mesh.as_ref().is_none_or(Mesh::is_plain);
             moved += if by_class { self.take_in_by_class(is_plain) } else { self.take_in(is_plain) };
         }
+        if by_class {
+            self.by_class.end_turn(self.lanes.last());
+        }
         self.put_out();
         let mut faults = 0;
         for socket in self.uplink.sockets() {
@@ -217,15 +220,16 @@ impl Worker {
         {
             mesh.all_home();
         }
+        if by_class {
+            moved += self.released_by_class(&mut looks);
+            return moved + self.others_by_class(others);
+        }
         while looks > 0 {
             let (bursts, mut cx) = self.parts();
             let Some(mesh) = cx.mesh.as_deref_mut() else { break };
             let Some(stage) = mesh.released(bursts.0, &mut looks, cx.pool) else { break };
             moved += bursts.0.len();
             stages::resume(stage, bursts, &mut cx);
-        }
-        if by_class {
-            return moved + self.others_by_class(others);
         }
         for lane in 0..self.lanes.count() {
             for other in 0..others {

@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 
 use super::{Cx, RxRing};
 use crate::classes::Known;
-use crate::counters::DropReason;
+use crate::counters::{ClassTally, DropReason};
 use crate::frame::{Burst, Frame, Source};
 use crate::tables::Uplink;
 use crate::types::{Class, NetworkId, RemoteId, Vni};
@@ -19,7 +19,9 @@ pub fn run(burst: &mut Burst, cx: &mut Cx<'_>) {
         return cx.each(burst, |_, _| Err(DropReason::OuterNotOurs)); // never: a socket belongs to one
     };
     let rules = &cx.tables.classes;
-    let is_sorted = cx.origin.ring != RxRing::Urgent && !rules.is_trivial(); // otherwise all have one class
+    // Otherwise all have one class.
+    let is_settling = cx.tables.settling && cx.origin.ring == RxRing::Rest;
+    let is_sorted = cx.origin.ring != RxRing::Urgent && (!rules.is_trivial() || is_settling);
     if is_sorted && rules.asks_outer_dscp() {
         burst.iter_mut().for_each(note_outer_dscp);
     }
@@ -32,7 +34,7 @@ pub fn run(burst: &mut Burst, cx: &mut Cx<'_>) {
         burst.iter_mut().for_each(|frame| sort(frame, &mut last, cx));
     }
     if is_sorted || cx.origin.ring == RxRing::Urgent {
-        cx.counters.of_classes(burst.iter().map(Frame::class), |class| &class.uplink_rx);
+        cx.counters.of_classes(&ClassTally::of(burst.iter().map(Frame::class)), |class| &class.uplink_rx);
     }
 }
 
@@ -83,13 +85,13 @@ fn sort(frame: &mut Frame, last: &mut Option<(Vni, NetworkId)>, cx: &Cx<'_>) {
     };
     *last = Some((vni, network));
     let rules = &cx.tables.classes;
-    let (mut class, flow_hash) = match (rules.settled(network), Headers::read(inner)) {
-        (Some(class), _) => (class, 0),
-        (None, Some(headers)) => {
-            let outer_dscp = is_trusted(frame.meta.source, cx).then_some(outer_dscp);
-            (rules.classify(&Known { network, sender: None, outer_dscp }, &headers), headers.flow_hash)
-        }
-        (None, None) => return,
+    let (mut class, flow_hash) = if let Some(class) = rules.settled(network) {
+        (class, 0)
+    } else if let Some(headers) = Headers::read(inner) {
+        let outer_dscp = is_trusted(frame.meta.source, cx).then_some(outer_dscp);
+        (rules.classify(&Known { network, sender: None, outer_dscp }, &headers), headers.flow_hash)
+    } else {
+        return;
     };
     if class == Class::URGENT && cx.tables.settling && cx.origin.ring == RxRing::Rest {
         class = Class::NORMAL; // there is a second class wherever there is a ring for the first

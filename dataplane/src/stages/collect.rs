@@ -38,18 +38,28 @@ pub fn run(output: &mut Burst, cx: &mut Cx<'_>) {
     }
 }
 
-/// The same from the first queues of tenants that have several, a few of them each time. `output` is empty.
-pub fn run_first(output: &mut Burst, cx: &mut Cx<'_>) {
+/// The same from the first queues of tenants that have several, a few of them each time: what `is_urgent` goes to the first burst, up
+/// to the first packet of each that is not, which goes to the second. Both are empty.
+pub fn run_first(
+    (urgent, others): (&mut Burst, &mut Burst),
+    is_urgent: impl Fn(&Frame) -> bool,
+    cx: &mut Cx<'_>,
+) {
     let Cx { tables, counters, pool, tenants, .. } = cx;
-    let mut taker = Taker { tables, counters, pool, output };
+    let mut taker = Taker { tables, counters, pool, output: urgent };
     for _ in 0..tenants.begin_first_turns() {
         let quota = taker.output.room().min(taker.pool.available()).min(PER_TENANT);
         if quota == 0 {
             return;
         }
         let Some((id, tenant)) = tenants.next_first_turn() else { continue };
-        let result = taker.take_first(id, tenant, quota);
-        tenants.first_turn_over(id, result);
+        let is_other = |burst: &Burst| burst.last().is_some_and(|last| !is_urgent(last));
+        let result = taker.take_first(id, tenant, quota, is_other);
+        let is_mixed = is_other(taker.output);
+        if is_mixed && let Some(frame) = taker.output.pop() {
+            let _room = others.push(frame); // there are fewer looks than places
+        }
+        tenants.first_turn_over(id, is_mixed, result);
     }
 }
 
@@ -70,7 +80,7 @@ impl Taker<'_> {
         };
         let mut taken = Taken::default();
         for queue in tenant.queues() {
-            self.take_queue((id, endpoint, counters), queue, quota, &mut taken)?;
+            self.take_queue((id, endpoint, counters), queue, quota, &mut taken, |_| false)?;
             if taken.packets >= quota {
                 break;
             }
@@ -78,14 +88,20 @@ impl Taker<'_> {
         Ok(taken)
     }
 
-    /// Up to `quota` packets from a tenant's first queue.
+    /// Up to `quota` packets from a tenant's first queue, and none after one with which it `is_over`.
     #[inline]
-    fn take_first(&mut self, id: EndpointId, tenant: &mut Tenant, quota: usize) -> Result<Taken, Fault> {
+    fn take_first(
+        &mut self,
+        id: EndpointId,
+        tenant: &mut Tenant,
+        quota: usize,
+        is_over: impl Fn(&Burst) -> bool,
+    ) -> Result<Taken, Fault> {
         let mut taken = Taken::default();
         if let (Some(endpoint), Some(counters)) = (self.tables.endpoint(id), self.counters.endpoint(id))
             && let Some(queue) = tenant.first_queue()
         {
-            self.take_queue((id, endpoint, counters), queue, quota, &mut taken)?;
+            self.take_queue((id, endpoint, counters), queue, quota, &mut taken, is_over)?;
         }
         Ok(taken)
     }
@@ -97,6 +113,7 @@ impl Taker<'_> {
         queue: &mut RxRing,
         quota: usize,
         taken: &mut Taken,
+        is_over: impl Fn(&Burst) -> bool,
     ) -> Result<(), Fault> {
         let pending = usize::from(queue.pending()?);
         if pending == 0 {
@@ -107,6 +124,9 @@ impl Taker<'_> {
             let Some(packet) = queue.next_packet() else { break };
             taken.packets += 1;
             taken.bad += usize::from(!self.admit(from, packet));
+            if is_over(self.output) {
+                break;
+            }
         }
         queue.release();
         Ok(())

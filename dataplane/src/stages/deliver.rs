@@ -2,7 +2,7 @@
 //! only, go to a remote pass through.
 
 use super::Cx;
-use crate::counters::DropReason;
+use crate::counters::{ClassTally, DropReason};
 use crate::frame::{Burst, Flooding, Frame, Source, Target};
 use crate::types::{EndpointId, WorkerId};
 
@@ -51,8 +51,8 @@ fn give_first(to: EndpointId, input: &mut Burst, cx: &mut Cx<'_>) {
     let its = input.iter().take_while(|frame| frame.meta.target == Target::Endpoint(to));
     let (given, refused) = cx.tenants.give_all(to, its, cx.counters);
     if !cx.counters.are_default(input.iter().take(given).map(Frame::class)) {
-        let classes = input.iter().take(given).map(Frame::class);
-        cx.counters.of_classes(classes, |class| &class.tenant_tx);
+        let given = ClassTally::of(input.iter().take(given).map(Frame::class));
+        cx.counters.of_classes(&given, |class| &class.tenant_tx);
     }
     for frame in input.drain_front(given) {
         cx.pool.put(frame);

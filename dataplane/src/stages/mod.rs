@@ -22,7 +22,7 @@ pub mod lookup;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use crate::clock::cycles;
-use crate::counters::{DropReason, WorkerCounters};
+use crate::counters::{ClassTally, DropReason, WorkerCounters};
 use crate::fdb::Fdb;
 use crate::frame::{Burst, Frame, FramePool, Source, Target};
 use crate::mesh::Mesh;
@@ -465,20 +465,14 @@ impl Cx<'_> {
     }
 
     #[inline]
-    fn count_leaving(&self, frames: &Burst, each: u64) {
-        frames.iter().for_each(|frame| self.counters.of_class(frame.class(), |class| &class.uplink_tx, each));
-    }
-
-    #[inline]
     fn transmit_over(&mut self, uplink: UplinkId, frames: &mut Burst) {
         // Not what the rules say by now: a frame may have its class by older ones, or by its ring.
         let counts_classes = !self.counters.are_default(frames.iter().map(Frame::class));
-        if counts_classes {
-            self.count_leaving(frames, 1);
-        }
+        let before = counts_classes.then(|| ClassTally::of(frames.iter().map(Frame::class)));
         let (sent, bytes) = self.wire.transmit(uplink, self.is_urgent, frames, self.pool);
-        if counts_classes {
-            self.count_leaving(frames, u64::MAX); // −1: these have not left
+        if let Some(before) = before {
+            let left = before.without(&ClassTally::of(frames.iter().map(Frame::class)));
+            self.counters.of_classes(&left, |class| &class.uplink_tx);
         }
         if let Some(traffic) = self.counters.uplink_tx.of(uplink) {
             traffic.many(sent, bytes);

@@ -18,13 +18,14 @@
 //! each place, so they keep it. What is new is taken in only when `takes_in` allows it: not while frames wait for their bucket's way.
 
 use super::looks::{Looks, Place};
-use super::{Worker, count};
+use super::{FLOOD_COPIES_PER_TURN, Worker, count};
 use crate::clock::cycles;
 use crate::frame::{BURST, Burst, Frame};
 use crate::lanes::{Lanes, Precedence};
 use crate::mesh::Mesh;
 use crate::plan::ClassesPlan;
 use crate::stages::{self, Cx, Origin, Stage, collect};
+use crate::tenants::FIRST_LOOKS;
 use crate::types::{Class, UplinkId};
 use crate::waiting::Before;
 
@@ -59,6 +60,8 @@ struct Lane {
     stage: Option<Stage>,
     origin: Origin,
     is_plain: bool,
+    /// Copies that flooding may still make in this turn, of a lane before the last.
+    flood_budget: usize,
     /// It waits for that, if anybody wants to know how long.
     wait: Option<Wait>,
 }
@@ -79,6 +82,7 @@ impl Lane {
             stage: None,
             origin: Origin::only(UplinkId(0)),
             is_plain: false,
+            flood_budget: 0,
             wait: None,
         }
     }
@@ -146,7 +150,16 @@ impl ByClass {
         (self.takes_in, self.takes_first) = (false, false);
         self.rest = 0;
         self.mark = now;
+        self.lanes.iter_mut().for_each(|lane| lane.flood_budget = FLOOD_COPIES_PER_TURN);
         self.looks.begin_turn(turn, by_class);
+    }
+
+    /// What there was for the last lane has gone.
+    #[inline]
+    pub(super) fn end_turn(&mut self, last: usize) {
+        if self.rest == 0 {
+            self.precedence.has_nothing(last);
+        }
     }
 
     /// The most urgent lane from this one on that has a burst.
@@ -167,6 +180,32 @@ impl ByClass {
 }
 
 impl Worker {
+    /// What has waited for its way, of all classes.
+    pub(super) fn released_by_class(&mut self, looks: &mut usize) -> usize {
+        let last = self.lanes.last();
+        let mut moved = 0;
+        while *looks > 0 {
+            let mut released = 0;
+            self.load(last, |worker, its| {
+                let (burst, spare) = its.bursts();
+                let (_, mut cx) = worker.parts();
+                let mesh = cx.mesh.as_deref_mut()?;
+                let stage = mesh.released(burst, looks, cx.pool)?;
+                released = burst.len();
+                cx.part(stage, burst, spare);
+                cx.settle();
+                Some((burst.len(), stage, Origin::only(UplinkId(0)), false))
+            });
+            if released == 0 {
+                break;
+            }
+            self.split();
+            moved += released + self.work_off();
+        }
+        self.by_class.rest += moved;
+        moved
+    }
+
     /// A burst from each of the others, lane by lane, and what is more urgent first.
     pub(super) fn others_by_class(&mut self, others: usize) -> usize {
         let last = self.lanes.last();
@@ -202,9 +241,6 @@ impl Worker {
         // None stays over the turn's end: the way of its flow may change there.
         self.by_class.takes_first = false;
         moved += self.out(|_, _| ());
-        if self.by_class.rest == 0 {
-            self.by_class.precedence.has_nothing(self.lanes.last());
-        }
         moved
     }
 
@@ -276,10 +312,13 @@ impl Worker {
                 continue;
             }
             self.step(lane);
-            if self.by_class.precedence.alternates(lane)
-                && let Some(behind) = self.by_class.busy_from(lane + 1)
-            {
-                self.step(behind);
+            if !self.by_class.precedence.alternates(lane) {
+                continue;
+            }
+            let Some(behind) = self.by_class.busy_from(lane + 1) else { continue };
+            match self.load_more_urgent(lane) {
+                Some(count) => moved += count,
+                None => self.step(behind),
             }
         }
         moved
@@ -313,8 +352,12 @@ impl Worker {
         let is_most = self.lanes.urgent() == Some(lane) && self.by_class.takes_in;
         let sources = if is_most { self.uplink.sources() } else { 0 };
         let places = others + sources + usize::from(is_most);
+        if self.by_class.first >= places {
+            self.by_class.first = 0; // there are fewer than the last time
+        }
         for place in 0..places {
-            let place = (place + self.by_class.first) % places;
+            let place = place + self.by_class.first;
+            let place = if place < places { place } else { place - places };
             let count = if place < others {
                 self.load_arrivals(place, lane)
             } else if place < others + sources {
@@ -323,7 +366,7 @@ impl Worker {
                 self.load_first_queues(lane)
             };
             if count > 0 {
-                self.by_class.first = (place + 1) % places;
+                self.by_class.first = if place + 1 < places { place + 1 } else { 0 };
                 return count;
             }
         }
@@ -346,7 +389,11 @@ impl Worker {
 
     #[inline]
     fn load_early(&mut self, source: usize, lane: usize) -> usize {
-        if self.uplink.has_urgent(source) { self.load_received(source, true, lane) } else { 0 }
+        if self.uplink.has_urgent(source) && !self.must_wait() {
+            self.load_received(source, true, lane)
+        } else {
+            0
+        }
     }
 
     #[inline]
@@ -368,20 +415,18 @@ impl Worker {
     /// From the first queues of tenants that have several. What there is not urgent waits for the rest's turn.
     #[inline]
     fn load_first_queues(&mut self, lane: usize) -> usize {
-        if !self.by_class.takes_first || !self.by_class.deferred.is_empty() {
-            return 0; // what is there goes first
+        if !self.by_class.takes_first || self.by_class.deferred.room() < FIRST_LOOKS {
+            return 0; // no room for one of each
         }
         let lanes = self.lanes;
         let count = self.load(lane, |worker, its| {
             let since = worker.by_class.looks.look(Place::FirstQueues);
             let (burst, spare) = its.bursts();
             let (_, mut cx) = worker.parts();
-            collect::run_first(spare, &mut cx);
+            collect::run_first((burst, spare), |frame| lanes.of(frame.class()) == lane, &mut cx);
             for frame in spare.drain() {
-                let is_urgent = lanes.of(frame.class()) == lane;
-                let to = if is_urgent { &mut *burst } else { &mut worker.by_class.deferred };
-                if let Err(frame) = to.push(frame) {
-                    worker.pool.put(frame); // never: both have room for all
+                if let Err(frame) = worker.by_class.deferred.push(frame) {
+                    worker.pool.put(frame); // never: there is room for one of each look
                 }
             }
             let taken = burst.len();
@@ -447,16 +492,23 @@ impl Worker {
     /// Takes a lane's burst one step further.
     fn step(&mut self, lane: usize) {
         let is_urgent = self.lanes.urgent() == Some(lane);
+        let is_preferred = lane < self.lanes.last();
         self.with_lane(lane, |worker, its| {
             let (stage, origin, is_plain) = (its.stage?, its.origin, its.is_plain);
             let (_, cx) = worker.parts();
             let mut cx = Cx { origin, is_urgent, ..cx };
             let waited =
                 its.wait.take().map(|wait| (wait.class.or(its.class()), cycles().saturating_sub(wait.since)));
+            // What the lanes before the last flood is not taken from its own.
+            let mut budget = its.flood_budget;
+            if is_preferred {
+                cx.flood_budget = &mut budget;
+            }
             let (frames, spare) = its.bursts();
             let ((frames, _), next) = stages::advance(stage, (frames, spare), is_plain, &mut cx);
             let is_done = frames.is_empty();
             cx.settle();
+            its.flood_budget = budget;
             its.is_second ^= stage.moves_on();
             its.stage = next.filter(|_| !is_done);
             if let Some((class, time)) = waited {
@@ -479,6 +531,17 @@ impl Worker {
     /// Gives each frame of the last lane, which are of all classes, to its own. No other lane has a burst.
     #[inline]
     fn split(&mut self) {
+        self.split_rest();
+        let last = self.lanes.last();
+        if self.by_class.lanes.get(last).is_some_and(|its| its.stage.is_none()) {
+            // It had its turn, and nothing in the burst was its own, or nothing stays here.
+            self.by_class.precedence.has_done(last);
+            self.by_class.account(last);
+        }
+    }
+
+    #[inline]
+    fn split_rest(&mut self) {
         let of = self.lanes;
         let Some((rest, lanes)) = self.by_class.lanes.split_last_mut() else { return };
         let Some(stage) = rest.stage else { return };
@@ -510,13 +573,15 @@ impl Worker {
         }
     }
 
-    /// Urgent frames do not wait for the end of the turn.
+    /// Urgent frames do not wait for the end of the turn; nor does the room for more of them.
     #[inline]
     fn kick_urgent(&mut self) {
         for socket in self.uplink.sockets() {
             if socket.urgent_tx_outstanding() > 0 {
                 count(socket.kick_urgent(cycles()), &self.counters);
+                socket.complete(&mut self.pool);
             }
+            socket.refill(&mut self.pool);
         }
     }
 
