@@ -232,7 +232,7 @@ impl Worker {
         self.by_class.is_plain = is_plain;
         let mut moved = 0;
         for source in 0..self.uplink.sources() {
-            if self.lanes.urgent().is_none() && self.uplink.has_urgent(source) {
+            if self.lanes.urgent().is_none() && self.has_early(source) {
                 moved += self.rest_in(source, true); // of the class that is not preferred
             }
             moved += self.more_urgent_first() + self.rest_in(source, false);
@@ -240,7 +240,7 @@ impl Worker {
         moved += self.more_urgent_first() + self.rest_out();
         // None stays over the turn's end: the way of its flow may change there.
         self.by_class.takes_first = false;
-        moved += self.out(|_, _| ());
+        moved += self.out(None, |_, _| ());
         moved
     }
 
@@ -274,18 +274,18 @@ impl Worker {
     /// One burst of all classes from the tenants, behind what was deferred.
     #[inline]
     fn rest_out(&mut self) -> usize {
-        self.out(|worker, burst| {
+        let since = self.by_class.looks.look(Place::Tenants);
+        self.out(since, |worker, burst| {
             let (_, mut cx) = worker.parts();
             collect::run(burst, &mut cx);
         })
     }
 
-    /// What was deferred goes its way, and what `fill` adds.
+    /// What was deferred goes its way, and what `fill` adds, which has waited at most since then.
     #[inline]
-    fn out(&mut self, fill: impl FnOnce(&mut Worker, &mut Burst)) -> usize {
+    fn out(&mut self, since: Option<u64>, fill: impl FnOnce(&mut Worker, &mut Burst)) -> usize {
         let last = self.lanes.last();
         let taken = self.load(last, |worker, lane| {
-            let since = worker.by_class.looks.look(Place::Tenants);
             let (burst, _) = lane.bursts();
             std::mem::swap(burst, &mut worker.by_class.deferred);
             fill(worker, burst);
@@ -389,11 +389,21 @@ impl Worker {
 
     #[inline]
     fn load_early(&mut self, source: usize, lane: usize) -> usize {
-        if self.uplink.has_urgent(source) && !self.must_wait() {
+        if self.has_early(source) && !self.must_wait() {
             self.load_received(source, true, lane)
         } else {
             0
         }
+    }
+
+    /// Frames are in a ring for urgent ones. That none are is known by a look as well.
+    #[inline]
+    fn has_early(&mut self, source: usize) -> bool {
+        let has = self.uplink.has_urgent(source);
+        if !has {
+            self.by_class.looks.look(Place::Ring(source, true));
+        }
+        has
     }
 
     #[inline]
@@ -405,6 +415,8 @@ impl Worker {
             let received = worker.uplink.receive(source, origin.ring, &mut worker.pool, burst);
             if received > 0 {
                 worker.count_received(origin.uplink, burst);
+                // Many urgent bursts may come in one turn, more than the fill ring holds.
+                worker.uplink.refill(source, &mut worker.pool);
             }
             Some((received, Stage::Classify, origin, worker.by_class.is_plain))
         });
@@ -581,7 +593,6 @@ impl Worker {
                 count(socket.kick_urgent(cycles()), &self.counters);
                 socket.complete(&mut self.pool);
             }
-            socket.refill(&mut self.pool);
         }
     }
 
