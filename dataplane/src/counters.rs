@@ -490,6 +490,24 @@ impl WorkerCounters {
         }
     }
 
+    /// The same for each of these classes, with one look at a counter for each.
+    #[inline]
+    pub fn of_classes(
+        &self,
+        classes: impl Iterator<Item = Class>,
+        counter: impl Fn(&ClassCounters) -> &Counter,
+    ) {
+        let mut counts = [0; Class::LIMIT];
+        for class in classes {
+            if let Some(count) = counts.get_mut(class.index()) {
+                *count += 1;
+            }
+        }
+        for (class, count) in (0..).map(Class).zip(counts).filter(|(_, count)| *count > 0) {
+            self.of_class(class, &counter, count);
+        }
+    }
+
     /// What was counted for a class. Of the default it is what no other class has; frames that were dropped before
     /// anybody knew their class are its own.
     pub fn class(&self, class: Class) -> ClassStats {

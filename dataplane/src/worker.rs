@@ -293,10 +293,9 @@ impl Worker {
         }
     }
 
-    /// One burst from the tenants, who take turns; before them what of it could not go before, see `by_class`.
+    /// One burst from the tenants, who take turns.
     #[inline]
     fn way_out(&mut self, is_plain: bool) -> usize {
-        self.by_class.take_back(&mut self.bursts.0);
         let (bursts, mut cx) = self.parts();
         collect::run(bursts.0, &mut cx);
         let taken = bursts.0.len();

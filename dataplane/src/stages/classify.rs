@@ -26,10 +26,13 @@ pub fn run(burst: &mut Burst, cx: &mut Cx<'_>) {
     let mut last = None;
     cx.each(burst, |frame, cx| classify(frame, &mut last, uplink, cx));
     if cx.origin.is_early {
-        burst.iter_mut().for_each(|frame| set_class(frame, Class::URGENT, cx));
+        burst.iter_mut().for_each(|frame| frame.set_class(Class::URGENT));
     } else if is_sorted {
         let mut last = None;
         burst.iter_mut().for_each(|frame| sort(frame, &mut last, cx));
+    }
+    if is_sorted || cx.origin.is_early {
+        cx.counters.of_classes(burst.iter().map(Frame::class), |class| &class.uplink_rx);
     }
 }
 
@@ -88,7 +91,7 @@ fn sort(frame: &mut Frame, last: &mut Option<(Vni, NetworkId)>, cx: &Cx<'_>) {
         }
         (None, None) => return,
     };
-    set_class(frame, class, cx);
+    frame.set_class(class);
     frame.meta.flow_hash = flow_hash;
 }
 
@@ -99,12 +102,6 @@ fn is_trusted(source: Source, cx: &Cx<'_>) -> bool {
         Source::Remote(remote) => cx.tables.remote(remote).is_some_and(|remote| remote.trusted),
         Source::Endpoint(_) | Source::Unknown => false,
     }
-}
-
-#[inline]
-fn set_class(frame: &mut Frame, class: Class, cx: &Cx<'_>) {
-    frame.set_class(class);
-    cx.counters.of_class(class, |class| &class.uplink_rx, 1);
 }
 
 /// Without an outer checksum nothing but the inner one itself tells that it was left to a card.

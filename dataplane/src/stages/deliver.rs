@@ -51,7 +51,8 @@ fn give_first(to: EndpointId, input: &mut Burst, cx: &mut Cx<'_>) {
     let its = input.iter().take_while(|frame| frame.meta.target == Target::Endpoint(to));
     let (given, refused) = cx.tenants.give_all(to, its, cx.counters);
     if !cx.tables.classes.is_trivial() {
-        input.iter().take(given).for_each(|frame| count(frame, cx));
+        let classes = input.iter().take(given).map(Frame::class);
+        cx.counters.of_classes(classes, |class| &class.tenant_tx);
     }
     for frame in input.drain_front(given) {
         cx.pool.put(frame);

@@ -30,9 +30,10 @@ pub(super) struct ByClass {
     lanes: Box<[Lane]>,
     precedence: Precedence,
     /// From tenants' first queues, and not as urgent as those are for: they wait for the others' turn.
-    deferred: Burst,
-    /// New frames may be taken in now; `is_plain`: all of them stay here.
+    deferred: Box<Burst>,
+    /// New frames may be taken in now, and those of first queues, which may have to be deferred; `is_plain`: all of them stay here.
     takes_in: bool,
+    takes_first: bool,
     is_plain: bool,
     /// Frames of the last lane were taken in this turn.
     rest: usize,
@@ -45,7 +46,8 @@ pub(super) struct ByClass {
 /// A burst between two steps.
 #[derive(Debug)]
 struct Lane {
-    bursts: [Burst; 2],
+    /// Boxed, so that a whole burst can be given to another lane.
+    bursts: [Box<Burst>; 2],
     /// Its frames are in the second of them.
     is_second: bool,
     /// Its next step; `None`: there is no burst.
@@ -57,7 +59,7 @@ struct Lane {
 impl Lane {
     fn new() -> Lane {
         Lane {
-            bursts: [Burst::new(), Burst::new()],
+            bursts: Default::default(),
             is_second: false,
             stage: None,
             origin: Origin::normal(UplinkId(0)),
@@ -67,9 +69,27 @@ impl Lane {
 
     /// The burst with its frames, and the other.
     #[inline]
-    fn bursts(&mut self) -> (&mut Burst, &mut Burst) {
+    fn bursts(&mut self) -> (&mut Box<Burst>, &mut Box<Burst>) {
         let [first, second] = &mut self.bursts;
         if self.is_second { (second, first) } else { (first, second) }
+    }
+
+    /// The lane that all frames of the burst belong to.
+    #[inline]
+    fn common_lane(&mut self, lanes: Lanes) -> Option<usize> {
+        let (frames, _) = self.bursts();
+        let mut of = frames.iter().map(|frame| lanes.of(frame.class()));
+        let first = of.next()?;
+        of.all(|lane| lane == first).then_some(first)
+    }
+
+    /// Gives its burst to a lane that has none.
+    #[inline]
+    fn give_all(&mut self, to: &mut Lane) {
+        std::mem::swap(&mut self.bursts, &mut to.bursts);
+        std::mem::swap(&mut self.is_second, &mut to.is_second);
+        to.stage = self.stage.take();
+        (to.origin, to.is_plain) = (self.origin, self.is_plain);
     }
 }
 
@@ -81,8 +101,9 @@ impl ByClass {
         ByClass {
             lanes: std::iter::repeat_with(Lane::new).take(count).collect(),
             precedence: Precedence::new(classes, lanes),
-            deferred: Burst::new(),
+            deferred: Box::default(),
             takes_in: false,
+            takes_first: false,
             is_plain: false,
             rest: 0,
             first: 0,
@@ -92,19 +113,9 @@ impl ByClass {
 
     #[inline]
     pub(super) fn begin_turn(&mut self, now: u64) {
-        self.takes_in = false;
+        (self.takes_in, self.takes_first) = (false, false);
         self.rest = 0;
         self.mark = now;
-    }
-
-    /// What was deferred, to be taken up with the rest.
-    #[inline]
-    pub(super) fn take_back(&mut self, burst: &mut Burst) {
-        if !self.deferred.is_empty() {
-            for frame in self.deferred.drain() {
-                let _room = burst.push(frame); // it is empty, and no smaller
-            }
-        }
     }
 
     /// The most urgent lane from this one on that has a burst.
@@ -127,7 +138,6 @@ impl ByClass {
 impl Worker {
     /// A burst from each of the others, lane by lane, and what is more urgent first.
     pub(super) fn others_by_class(&mut self, others: usize) -> usize {
-        self.by_class.takes_in = false;
         let last = self.lanes.last();
         let mut moved = 0;
         for other in 0..others {
@@ -148,7 +158,7 @@ impl Worker {
 
     /// A burst from each source, and what is more urgent first.
     pub(super) fn take_in_by_class(&mut self, is_plain: bool) -> usize {
-        self.by_class.takes_in = true;
+        (self.by_class.takes_in, self.by_class.takes_first) = (true, true);
         self.by_class.is_plain = is_plain;
         let mut moved = 0;
         for source in 0..self.uplink.sources() {
@@ -158,6 +168,9 @@ impl Worker {
             moved += self.more_urgent_first() + self.rest_in(source, RxRing::Normal);
         }
         moved += self.more_urgent_first() + self.rest_out();
+        // None stays over the turn's end: the way of its flow may change there.
+        self.by_class.takes_first = false;
+        moved += self.out(|_, _| ());
         if self.by_class.rest == 0 {
             self.by_class.precedence.has_nothing(self.lanes.last());
         }
@@ -191,15 +204,23 @@ impl Worker {
         received + self.work_off()
     }
 
-    /// One burst of all classes from the tenants.
+    /// One burst of all classes from the tenants, behind what was deferred.
     #[inline]
     fn rest_out(&mut self) -> usize {
+        self.out(|worker, burst| {
+            let (_, mut cx) = worker.parts();
+            collect::run(burst, &mut cx);
+        })
+    }
+
+    /// What was deferred goes its way, and what `fill` adds.
+    #[inline]
+    fn out(&mut self, fill: impl FnOnce(&mut Worker, &mut Burst)) -> usize {
         let last = self.lanes.last();
         let taken = self.load(last, |worker, lane| {
             let (burst, _) = lane.bursts();
-            worker.by_class.take_back(burst);
-            let (_, mut cx) = worker.parts();
-            collect::run(burst, &mut cx);
+            std::mem::swap(burst, &mut worker.by_class.deferred);
+            fill(worker, burst);
             Some((burst.len(), Stage::Lookup, Origin::normal(UplinkId(0)), false))
         });
         if taken == 0 {
@@ -309,7 +330,7 @@ impl Worker {
     /// From the first queues of tenants that have several. What there is not urgent waits for the rest's turn.
     #[inline]
     fn load_first_queues(&mut self, lane: usize) -> usize {
-        if self.by_class.deferred.room() < BURST {
+        if !self.by_class.takes_first || !self.by_class.deferred.is_empty() {
             return 0; // what is there goes first
         }
         let lanes = self.lanes;
@@ -378,7 +399,8 @@ impl Worker {
             let (stage, origin, is_plain) = (its.stage?, its.origin, its.is_plain);
             let (_, cx) = worker.parts();
             let mut cx = Cx { origin, is_urgent, ..cx };
-            let ((frames, _), next) = stages::advance(stage, its.bursts(), is_plain, &mut cx);
+            let (frames, spare) = its.bursts();
+            let ((frames, _), next) = stages::advance(stage, (frames, spare), is_plain, &mut cx);
             let is_done = frames.is_empty();
             cx.settle();
             its.is_second ^= stage.moves_on();
@@ -397,14 +419,17 @@ impl Worker {
     /// Gives each frame of the last lane, which are of all classes, to its own. No other lane has a burst.
     #[inline]
     fn split(&mut self) {
-        let (of, last) = (self.lanes, self.lanes.last());
+        let of = self.lanes;
         let Some((rest, lanes)) = self.by_class.lanes.split_last_mut() else { return };
         let Some(stage) = rest.stage else { return };
+        if let Some(lane) = rest.common_lane(of) {
+            if let Some(lane) = lanes.get_mut(lane) {
+                rest.give_all(lane);
+            }
+            return; // most often: all are of the last lane, or of one other
+        }
         let (origin, is_plain) = (rest.origin, rest.is_plain);
         let (frames, kept) = rest.bursts();
-        if frames.iter().all(|frame| of.of(frame.class()) == last) {
-            return;
-        }
         for frame in frames.drain() {
             let to = match lanes.get_mut(of.of(frame.class())) {
                 Some(lane) => {
