@@ -11,6 +11,8 @@ mod uplink;
 
 use std::path::PathBuf;
 
+pub use classes::{protocol_name, rules_of};
+
 use peregrine_dataplane::plan::{PlacementMode, Plan, WorkerPlan};
 use peregrine_dataplane::types::{CoreId, WorkerId};
 

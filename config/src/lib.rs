@@ -90,6 +90,11 @@
 //! What is not a mistake and hardly meant, such as a rule that no packet can reach because an earlier one matches all that it does, is in
 //! [`warnings`].
 //!
+//! # Rules alone
+//!
+//! The rules of a daemon that runs can be replaced: [`rules_file`] reads a file with nothing but `[[rules]]`, [`rules()`] checks them against
+//! the plan that runs, [`written`] and [`rules_toml`] show them as they are written in a file.
+//!
 //! # The way of a file
 //!
 //! text → `syntax` (TOML or not) → `raw` (serde: keys and types, nothing refused) → `check` (every key read at its `at::At`, every mistake
@@ -100,6 +105,7 @@ mod check;
 mod error;
 mod nearest;
 mod raw;
+mod rules;
 mod syntax;
 mod values;
 mod warning;
@@ -111,6 +117,7 @@ use std::path::Path;
 use peregrine_dataplane::plan::Plan;
 
 pub use crate::error::{ConfigError, ConfigErrors};
+pub use crate::rules::{RuleTable, RulesFile, Written, rules, rules_file, rules_toml, written};
 pub use crate::warning::{Warning, warnings};
 
 /// Where the daemon listens for `peregrine status` and the like, unless the file says otherwise.
@@ -122,22 +129,24 @@ pub const FILE_BYTES_MAX: usize = 32 << 20;
 /// Reads and checks a file.
 pub fn load(path: &Path) -> Result<Plan, ConfigErrors> {
     let origin = path.display().to_string();
+    parse(&read(path, &origin)?, &origin)
+}
+
+/// The text of a file that is not too long.
+fn read(path: &Path, origin: &str) -> Result<String, ConfigErrors> {
     let mut bytes = Vec::new();
     // One byte more than the limit, so that `parse` sees it passed.
     let read = File::open(path).and_then(|file| file.take(FILE_BYTES_MAX as u64 + 1).read_to_end(&mut bytes));
     if let Err(source) = read {
-        return Err(ConfigErrors::one(&origin, ConfigError::Read { source }));
+        return Err(ConfigErrors::one(origin, ConfigError::Read { source }));
     }
     if bytes.len() > FILE_BYTES_MAX {
-        return Err(ConfigErrors::one(&origin, ConfigError::TooLong { limit_bytes: FILE_BYTES_MAX }));
+        return Err(ConfigErrors::one(origin, ConfigError::TooLong { limit_bytes: FILE_BYTES_MAX }));
     }
-    match std::str::from_utf8(&bytes) {
-        Ok(text) => parse(text, &origin),
-        Err(error) => {
-            let (line, column) = syntax::position(&bytes, error.valid_up_to());
-            Err(ConfigErrors::one(&origin, ConfigError::NotText { line, column }))
-        }
-    }
+    String::from_utf8(bytes).map_err(|error| {
+        let (line, column) = syntax::position(error.as_bytes(), error.utf8_error().valid_up_to());
+        ConfigErrors::one(origin, ConfigError::NotText { line, column })
+    })
 }
 
 /// Checks a text; `origin` is what errors call it, such as a file's name.
@@ -145,7 +154,7 @@ pub fn parse(text: &str, origin: &str) -> Result<Plan, ConfigErrors> {
     if text.len() > FILE_BYTES_MAX {
         return Err(ConfigErrors::one(origin, ConfigError::TooLong { limit_bytes: FILE_BYTES_MAX }));
     }
-    let file = syntax::read(text).map_err(|error| ConfigErrors::one(origin, error))?;
+    let file: raw::File = syntax::read(text).map_err(|error| ConfigErrors::one(origin, error))?;
     let report = at::Report::default();
     match check::file(&file, &report) {
         Some(plan) => Ok(plan),

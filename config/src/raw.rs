@@ -259,6 +259,13 @@ table!(
     }
 );
 
+table!(
+    /// A file with nothing but `[[rules]]`, which who knows the names checks.
+    Rules {
+        rules: Field<Vec<Value>>,
+    }
+);
+
 /// Values in errors are cut to so many characters,
 const SHOWN_CHARS_MAX: usize = 60;
 /// and lists to so many entries.

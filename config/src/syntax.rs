@@ -4,18 +4,16 @@
 //! 80 of the other. serde recurses for each level and would overflow the stack, so the tree is measured before, without
 //! recursion.
 
-use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use crate::error::{ConfigError, one_line};
-use crate::raw::File;
-
 /// Levels of tables and lists. The format has 5.
 const DEPTH_MAX: usize = 16;
 
 /// The file as it is written.
-pub fn read(text: &str) -> Result<File, ConfigError> {
+pub fn read<T: DeserializeOwned>(text: &str) -> Result<T, ConfigError> {
     let (tree, errors) = DeTable::parse_recoverable(text);
     let refused = match errors.first() {
         Some(error) => Some(from_parser(text, error)),
@@ -27,7 +25,7 @@ pub fn read(text: &str) -> Result<File, ConfigError> {
         take_apart(tree.into_inner());
         return Err(error);
     }
-    File::deserialize(toml::Deserializer::from(tree)).map_err(|error| from_parser(text, &error))
+    T::deserialize(toml::Deserializer::from(tree)).map_err(|error| from_parser(text, &error))
 }
 
 /// Where the first value below the last level is.
@@ -80,6 +78,7 @@ pub fn position(text: &[u8], offset: usize) -> (usize, usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::raw::File;
 
     #[test]
     fn positions_count_lines_and_characters() {
@@ -93,8 +92,8 @@ mod tests {
     #[test]
     fn depth_is_measured_and_told() {
         let nested = |depth: usize| format!("a = 1\nx = {}{}", "[".repeat(depth), "]".repeat(depth));
-        assert!(read(&nested(16)).is_ok());
-        let error = read(&nested(17)).err().unwrap();
+        assert!(read::<File>(&nested(16)).is_ok());
+        let error = read::<File>(&nested(17)).err().unwrap();
         assert_eq!(error.position(), Some((2, 21)));
         assert_eq!(error.to_string(), "nested too deeply: must be at most 16 levels");
     }

@@ -51,6 +51,16 @@ pub enum Warning {
     },
 }
 
+impl Warning {
+    /// It is about rules, and not about the list of classes.
+    pub fn is_about_rules(&self) -> bool {
+        matches!(
+            self,
+            Warning::HiddenRule { .. } | Warning::NotEarly { .. } | Warning::NetworkNotEarly { .. }
+        )
+    }
+}
+
 impl fmt::Display for Warning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

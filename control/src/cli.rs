@@ -1,6 +1,9 @@
 //! The arguments of `peregrine`, and what each subcommand does. Exit status: 0 done, 1 it ran and failed, 2 bad
 //! arguments or config. Errors are lines that start with `peregrine: error: ` on standard error.
 
+/// `peregrine rules`.
+mod rules;
+
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -16,6 +19,8 @@ use crate::demo::{self, DemoArgs};
 use crate::error::Error;
 use crate::table::{count, percent, thousands};
 use crate::{daemon, render};
+
+pub use rules::RulesCommand;
 
 /// A userspace VXLAN dataplane: AF_XDP towards the network, memif towards the tenants.
 #[derive(Debug, Parser)]
@@ -59,6 +64,9 @@ pub enum Command {
     /// Use more cores, or fewer, while packets flow.
     #[command(subcommand)]
     Worker(WorkerCommand),
+    /// Show or replace the rules that put packets into priority classes, while packets flow.
+    #[command(subcommand)]
+    Rules(RulesCommand),
     /// Part of `run`, which starts it: seals tenants' memory.
     #[command(hide = true)]
     SealHelper,
@@ -157,6 +165,7 @@ pub fn execute(command: &Command) -> Result<(), Error> {
         Command::Worker(WorkerCommand::Remove { core, ask }) => {
             show_with(ask, "worker.remove", &json!({ "core": core }), render::cores)
         }
+        Command::Rules(command) => rules::execute(command),
         Command::SealHelper => peregrine_memif::sealer::serve(),
         Command::Stats { ask, watch: true } => watch(&ask.socket),
         Command::Stats { ask, watch: false } => show(ask, "stats", render::stats),
@@ -269,6 +278,11 @@ mod tests {
             panic!()
         };
         assert_eq!((core, nice), (3, Some(-10)));
+        let Command::Rules(RulesCommand::Set(set)) = parse("peregrine rules set x.toml").unwrap().command
+        else {
+            panic!()
+        };
+        assert!(set.file == Path::new("x.toml") && !set.ask.json);
     }
 
     #[test]
@@ -281,6 +295,9 @@ mod tests {
             "peregrine worker add",
             "peregrine worker add -1",
             "peregrine worker remove x",
+            "peregrine rules",
+            "peregrine rules set",
+            "peregrine rules list --json --toml",
         ] {
             assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line}");
         }

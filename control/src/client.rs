@@ -48,6 +48,10 @@ impl Client {
         let mut answer: Value =
             serde_json::from_slice(&line).map_err(|e| self.failed(format!("its answer is not JSON: {e}")))?;
         if let Some(error) = answer.get("error") {
+            if let Some(lines) = error["data"]["mistakes"].as_array() {
+                let lines = lines.iter().filter_map(Value::as_str).map(str::to_owned).collect();
+                return Err(Error::Mistakes { lines });
+            }
             let text = error.get("message").and_then(Value::as_str).unwrap_or("an error without a text");
             return Err(self.failed(format!("it refused {method}: {text}")));
         }

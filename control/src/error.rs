@@ -97,6 +97,11 @@ pub enum Error {
         /// What is wrong.
         reason: String,
     },
+    /// The daemon found mistakes in what it was given.
+    Mistakes {
+        /// One line each.
+        lines: Vec<String>,
+    },
     /// The demo ended without its figures.
     Demo(DemoError),
     /// Standard output could not be written.
@@ -107,7 +112,7 @@ impl Error {
     /// The exit status that goes with it.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Error::Config(_) => 2,
+            Error::Config(_) | Error::Mistakes { .. } => 2,
             _ => 1,
         }
     }
@@ -189,6 +194,7 @@ impl fmt::Display for Error {
                 write!(f, "no permission to use {}: run this as root, such as with sudo", path.display())
             }
             Error::Answer { path, reason } => write!(f, "the daemon at {}: {reason}", path.display()),
+            Error::Mistakes { lines } => f.write_str(&lines.join("\n")),
             Error::Demo(source) => source.fmt(f),
             Error::Output(source) => write!(f, "cannot write to standard output: {source}"),
         }

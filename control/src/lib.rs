@@ -28,6 +28,8 @@ pub mod preflight;
 pub mod render;
 // JSON-RPC, without I/O.
 pub mod rpc;
+// The control socket's methods about rules.
+pub mod rules;
 // Socket files.
 pub mod socket;
 // The process that seals tenants' memory.

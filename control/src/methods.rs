@@ -6,6 +6,9 @@
 //! | `status`, `stats`, `fdb`, `version` | none | what runs, the counters, where addresses are, the daemon's version |
 //! | `worker.add` | `core`: a CPU; `nice`: −20 to 19, if wanted | `cores`: those in use |
 //! | `worker.remove` | `core` | the same |
+//! | `rules.get` | none | `rules`: those in force, each with the keys of the config's `[[rules]]`; `status`: as in `status` |
+//! | `rules.set` | `rules`: a list of such, instead of all before | `count`, and `warnings` as of `peregrine check` |
+//! | `rules.check` | the same | the same, and nothing is changed |
 
 use std::path::Path;
 use std::time::Instant;
@@ -18,6 +21,7 @@ use serde_json::{Value, json};
 
 use crate::preflight;
 use crate::rpc::{RpcError, code, no_params, params};
+use crate::rules;
 use crate::status::{self, Status, VERSION, WorkerStatus};
 use crate::tenants::Tenants;
 use crate::underlay::Underlay;
@@ -61,10 +65,12 @@ impl Methods<'_> {
         match method {
             "worker.add" => return self.add_worker(params(method, given)?),
             "worker.remove" => return self.remove_worker(params(method, given)?),
-            "status" | "stats" | "fdb" | "version" => no_params(method, &given)?,
+            "rules.set" => return rules::set(self.engine, given),
+            "rules.check" => return rules::check(self.engine, given),
+            "status" | "stats" | "fdb" | "version" | "rules.get" => no_params(method, &given)?,
             other => {
                 let text = format!(
-                    "no method {other:.32}: there are status, stats, fdb, version, worker.add and worker.remove"
+                    "no method {other:.32}: there are status, stats, fdb, version, worker.add, worker.remove, rules.get, rules.set and rules.check"
                 );
                 return Err(RpcError::new(code::NO_METHOD, text));
             }
@@ -73,6 +79,7 @@ impl Methods<'_> {
             "status" => to_value(&self.status(&self.plan.control_socket, now)),
             "stats" => to_value(&self.engine.stats()),
             "fdb" => to_value(&status::fdb(self.engine, self.plan)),
+            "rules.get" => Ok(rules::get(self.engine)),
             _ => Ok(Value::from(VERSION)),
         }
     }
@@ -87,9 +94,12 @@ impl Methods<'_> {
             control_socket,
             uplinks: status::uplinks(engine.uplinks(), plan, underlay),
             workers: engine.busy().into_iter().map(|(core, busy)| WorkerStatus { core, busy }).collect(),
+            rules: engine.rules_status(),
             networks: status::networks(plan),
-            endpoints: status::endpoints(plan, tenants.records(), now),
+            endpoints: status::endpoints(plan, engine.has_queues_by_class(), tenants.records(), now),
             next_hops: status::next_hops(underlay),
+            classes: status::classes(&plan.classes),
+            urgent_quota: plan.classes.urgent_quota,
             handshakes: tenants.handshakes(),
         }
     }

@@ -112,8 +112,9 @@ pub fn status(status: &Value) -> String {
         status["pid"],
         duration(figure(&status["uptime_seconds"]))
     );
-    let uplinks: Vec<_> = list(status, "uplinks").iter().flat_map(uplink).collect();
-    out.push_str(&lines(&uplinks));
+    let mut pairs: Vec<_> = list(status, "uplinks").iter().flat_map(uplink).collect();
+    pairs.push(("rules".into(), rules_status(&status["rules"])));
+    out.push_str(&lines(&pairs));
     let mut workers = Table::new(&[">worker", ">core", ">busy"]);
     for (index, worker) in list(status, "workers").iter().enumerate() {
         let busy = percent(worker["busy"].as_f64().unwrap_or(0.0));
@@ -132,7 +133,51 @@ pub fn status(status: &Value) -> String {
     section(&mut out, "Networks", &networks);
     section(&mut out, "Next hops", &next_hops(status));
     section(&mut out, "Endpoints", &endpoints(status));
+    section(&mut out, &format!("Classes (urgent quota {})", text(&status["urgent_quota"])), &classes(status));
     out
+}
+
+/// How many, and how far they have come into force.
+fn rules_status(status: &Value) -> String {
+    let count = match &status["count"] {
+        Value::Null => return NONE.to_owned(),
+        count => rules_count(count),
+    };
+    let step = match text(&status["step"]).as_str() {
+        "settled" => String::new(),
+        step => format!(", coming into force (step {step})"),
+    };
+    let not_early = match &status["not_early"] {
+        Value::Null => String::new(),
+        reason => format!(", none followed from the driver on: {}", text(reason)),
+    };
+    count + &step + &not_early
+}
+
+/// `3 rules`.
+pub fn rules_count(number: &Value) -> String {
+    count(figure(number) as usize, "rule")
+}
+
+/// The rules in force.
+pub fn rules(answer: &Value) -> String {
+    let mut table = Table::new(&[">rule", "class", "packets"]);
+    for (place, rule) in list(answer, "rules").iter().enumerate() {
+        let asked = rule.as_object().into_iter().flatten().filter(|(key, _)| *key != "class");
+        let asked: Vec<String> = asked.map(|(key, value)| format!("{key} {}", written(value))).collect();
+        let asked = if asked.is_empty() { "all".to_owned() } else { asked.join(", ") };
+        table.row(vec![place.to_string(), text(&rule["class"]), asked]);
+    }
+    format!("{}\n{}", rules_status(&answer["status"]), table.render())
+}
+
+/// A value of a rule: numbers as they are.
+fn written(value: &Value) -> String {
+    match value {
+        Value::Array(list) => list.iter().map(written).collect::<Vec<_>>().join("|"),
+        Value::Number(number) => number.to_string(),
+        other => text(other),
+    }
 }
 
 fn next_hops(status: &Value) -> Table {
@@ -167,14 +212,33 @@ fn endpoints(status: &Value) -> Table {
     table
 }
 
+fn classes(status: &Value) -> Table {
+    let mut table = Table::new(&["class", "order", ">share", ">outer DSCP"]);
+    for class in list(status, "classes") {
+        let share = format!("{} %", text(&class["share"]));
+        table.row(vec![text(&class["name"]), text(&class["order"]), share, text(&class["dscp"])]);
+    }
+    table
+}
+
 /// Who is connected; or what we do until somebody is, and why nobody is.
 fn tenant(endpoint: &Value) -> String {
     let peer = &endpoint["peer"];
     if !peer.is_null() {
         let since = duration(figure(&peer["connected_seconds"]));
-        let queues = count(figure(&peer["queue_pairs"]) as usize, "queue pair");
+        let pairs = figure(&peer["queue_pairs"]) as usize;
+        let queues = count(pairs, "queue pair");
+        let used = match text(&endpoint["queues"]).as_str() {
+            "one for all classes" => " for all classes",
+            "by class" => " by class",
+            "by flow" if pairs > 1 => " by flow",
+            _ => "",
+        };
         let name = name(&peer["name"]);
-        return format!("{name} (process {}, user {}), {queues}, for {since}", peer["pid"], peer["uid"]);
+        return format!(
+            "{name} (process {}, user {}), {queues}{used}, for {since}",
+            peer["pid"], peer["uid"]
+        );
     }
     let state = text(&endpoint["state"]);
     let state = match figure(&endpoint["attempts"]) {
@@ -235,6 +299,8 @@ pub fn stats(stats: &Value) -> String {
         drops.row(vec![reason.clone(), thousands(figure(count))]);
     }
     section(&mut out, "Drops", &drops);
+    section(&mut out, "Classes", &class_stats(stats));
+    section(&mut out, "Waiting, in µs", &waiting(stats));
     section(&mut out, "Workers", &worker_stats(stats));
     section(&mut out, "Networks", &network_stats(stats));
     section(&mut out, "Endpoints", &endpoint_stats(stats));
@@ -268,6 +334,43 @@ pub fn conservation(totals: &Value) -> String {
         thousands(left),
         thousands(dropped)
     )
+}
+
+fn class_stats(stats: &Value) -> Table {
+    let mut table = Table::new(&[
+        "class",
+        ">from underlay",
+        ">from tenants",
+        ">copies",
+        ">to underlay",
+        ">to tenants",
+        ">dropped",
+        ">on their way",
+    ]);
+    for class in list(stats, "classes") {
+        let mut cells = vec![text(&class["name"])];
+        for key in ["uplink_rx", "tenant_rx", "replicated", "uplink_tx", "tenant_tx", "dropped", "in_flight"]
+        {
+            cells.push(text(&class[key]));
+        }
+        table.row(cells);
+    }
+    table
+}
+
+/// How long frames waited before each step, where that was timed.
+fn waiting(stats: &Value) -> Table {
+    let mut table = Table::new(&["class", "before", ">samples", ">median", ">99 %", ">longest"]);
+    for class in list(stats, "classes") {
+        for waited in list(class, "waiting") {
+            let mut cells = vec![text(&class["name"]), text(&waited["stage"]), text(&waited["samples"])];
+            for key in ["p50_us", "p99_us", "max_us"] {
+                cells.push(waited[key].as_f64().map_or_else(|| NONE.to_owned(), |us| format!("{us:.2}")));
+            }
+            table.row(cells);
+        }
+    }
+    table
 }
 
 fn worker_stats(stats: &Value) -> Table {
@@ -419,6 +522,15 @@ mod tests {
         let there =
             json!({"state": "connected", "peer": peer, "attempts": 4, "last_end": "closed by the peer"});
         assert_eq!(tenant(&there), "vpp (process 7, user 0), 2 queue pairs, for 3 s");
+        for (used, pairs, want) in [
+            ("by class", 2, "2 queue pairs by class,"),
+            ("by flow", 2, "2 queue pairs by flow,"),
+            ("by flow", 1, "1 queue pair,"),
+            ("one for all classes", 1, "1 queue pair for all classes,"),
+        ] {
+            let there = json!({"peer": {"queue_pairs": pairs}, "queues": used});
+            assert!(tenant(&there).contains(want), "{}", tenant(&there));
+        }
         let away = json!({"state": "connecting", "peer": null, "attempts": 1234, "last_end": "ring index jump",
             "last_failure": "connect to the memif socket: No such file or directory"});
         let want = "connecting, attempt 1,234 (connect to the memif socket: No such file or directory)";
@@ -426,6 +538,35 @@ mod tests {
         let gone = json!({"state": "listening", "peer": null, "attempts": 0, "last_end": "ring index jump"});
         assert_eq!(tenant(&gone), "listening (ring index jump)");
         assert_eq!(tenant(&json!({"state": "listening"})), "listening");
+    }
+
+    #[test]
+    fn classes_are_shown_with_what_they_are_and_what_became_of_their_frames() {
+        let classes = json!({"urgent_quota": 16, "classes": [
+            {"name": "voice", "order": "sync", "share": 0, "dscp": 46},
+            {"name": "rest", "order": null, "share": 30, "dscp": 0},
+        ]});
+        let text = status(&classes);
+        let (_, table) = text.split_once("\nClasses (urgent quota 16)\n").expect(&text);
+        let rows: Vec<Vec<&str>> = table.lines().map(|line| line.split_whitespace().collect()).collect();
+        assert_eq!(rows[1], ["voice", "sync", "0", "%", "46"]);
+        assert_eq!(rows[2], ["rest", "-", "30", "%", "0"]);
+        let text = stats(&json!({"classes": [
+            {"name": "voice", "uplink_rx": 1000, "tenant_rx": 2, "replicated": 3, "uplink_tx": 4, "tenant_tx": 5,
+                "dropped": 6, "in_flight": -7, "waiting": [
+                    {"stage": "collect", "samples": 1234, "p50_us": 0.256, "p99_us": 10.0, "max_us": 2000.5}]},
+            {"name": "rest", "waiting": []},
+        ]}));
+        let row = |title: &str, class: &str| {
+            let (_, table) = text.split_once(&format!("\n{title}\n")).expect(&text);
+            let table = table.split("\n\n").next().expect(table);
+            let row = table.lines().find(|line| line.trim_start().starts_with(class));
+            row.map(|row| row.split_whitespace().skip(1).map(str::to_owned).collect::<Vec<_>>())
+        };
+        assert_eq!(row("Classes", "voice").unwrap(), ["1,000", "2", "3", "4", "5", "6", "-7"]);
+        assert_eq!(row("Classes", "rest").unwrap().len(), 7);
+        assert_eq!(row("Waiting, in µs", "voice").unwrap(), ["collect", "1,234", "0.26", "10.00", "2000.50"]);
+        assert_eq!(row("Waiting, in µs", "rest"), None);
     }
 
     #[test]

@@ -7,8 +7,8 @@
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-/// The longest request.
-pub const LINE_BYTES_MAX: usize = 64 * 1024;
+/// The longest request: 1024 rules, each with all that a rule may ask for, fit into it.
+pub const LINE_BYTES_MAX: usize = 1024 * 1024;
 
 /// JSON-RPC's error codes.
 pub mod code {
@@ -33,12 +33,14 @@ pub struct RpcError {
     pub code: i64,
     /// One line.
     pub message: String,
+    /// What programs want to know beside that.
+    pub data: Option<Value>,
 }
 
 impl RpcError {
     /// With this code and text.
     pub fn new(code: i64, message: impl Into<String>) -> RpcError {
-        RpcError { code, message: message.into() }
+        RpcError { code, message: message.into(), data: None }
     }
 }
 
@@ -73,7 +75,11 @@ pub fn answer(line: &[u8], method: impl FnOnce(&str, Value) -> Result<Value, Rpc
     let body = match result {
         Ok(result) => json!({"jsonrpc": "2.0", "id": id, "result": result}),
         Err(e) => {
-            json!({"jsonrpc": "2.0", "id": id, "error": {"code": e.code, "message": e.message}})
+            let mut error = json!({"code": e.code, "message": e.message});
+            if let Some(data) = e.data {
+                error["data"] = data;
+            }
+            json!({"jsonrpc": "2.0", "id": id, "error": error})
         }
     };
     let mut bytes = body.to_string().into_bytes();

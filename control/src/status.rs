@@ -5,10 +5,11 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::time::Instant;
 
-use peregrine_dataplane::engine::Engine;
+use peregrine_dataplane::engine::{Engine, RulesStatus};
 use peregrine_dataplane::fdb::{Destination, Entry};
 use peregrine_dataplane::plan::{
-    EndpointPlan, MemifRole, NetworkPlan, PlacementMode, Plan, Queues, UplinkPlan,
+    ClassPlan, ClassesPlan, EndpointPlan, MemifRole, NetworkPlan, PlacementMode, Plan, Queues, UplinkPlan,
+    WorkOrder,
 };
 use peregrine_dataplane::types::{CoreId, MacAddr, Vni};
 use peregrine_dataplane::xsk::UplinkInfo;
@@ -39,12 +40,18 @@ pub struct Status<'a> {
     pub placement: PlacementMode,
     /// The polling threads.
     pub workers: Vec<WorkerStatus>,
+    /// How many rules there are, and whether all workers go by them.
+    pub rules: RulesStatus,
     /// The overlay networks.
     pub networks: Vec<NetworkStatus<'a>>,
     /// The tenants' endpoints.
     pub endpoints: Vec<EndpointStatus<'a>>,
     /// The remote VTEPs and how they are reached.
     pub next_hops: Vec<NextHopStatus>,
+    /// The priority classes, the most urgent first.
+    pub classes: Vec<ClassStatus<'a>>,
+    /// So many bursts of more urgent classes are taken in a row while others wait.
+    pub urgent_quota: u16,
     /// memif handshakes in progress.
     pub handshakes: usize,
 }
@@ -56,6 +63,19 @@ pub struct WorkerStatus {
     pub core: CoreId,
     /// Share of its time with work to do, over the last second; 0 to 1.
     pub busy: f64,
+}
+
+/// One priority class.
+#[derive(Clone, Debug, Serialize)]
+pub struct ClassStatus<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// How it is preferred to those behind it; of the last `null`.
+    pub order: Option<WorkOrder>,
+    /// Percent of each worker's time that it has at least.
+    pub share: u8,
+    /// DSCP of the outer header of what is sent.
+    pub dscp: u8,
 }
 
 /// One network.
@@ -92,6 +112,8 @@ pub struct EndpointStatus<'a> {
     pub secret: bool,
     /// Rings each way that the config allows, or as client offers.
     pub queue_pairs: u16,
+    /// How those that there are are used: see [`queues_used`].
+    pub queues: Option<&'static str>,
     /// `connected`; else `listening` as server, `connecting` as client.
     pub state: &'static str,
     /// A tenant is connected.
@@ -180,6 +202,28 @@ pub fn networks(plan: &Plan) -> Vec<NetworkStatus<'_>> {
     plan.networks.iter().map(network).collect()
 }
 
+/// The classes of a plan.
+pub fn classes<'a>(plan: &'a ClassesPlan) -> Vec<ClassStatus<'a>> {
+    let last = plan.list.len().saturating_sub(1);
+    let class = |(index, class): (usize, &'a ClassPlan)| ClassStatus {
+        name: &class.name,
+        order: (index < last).then_some(class.order),
+        share: class.share,
+        dscp: class.dscp,
+    };
+    plan.list.iter().enumerate().map(class).collect()
+}
+
+/// How a tenant's queues are used: flows are spread over all of them; or each class has its own, as far as there are enough; or, where
+/// that would be so if there were several, all classes share the one that there is.
+pub const fn queues_used(by_class: bool, queue_pairs: usize) -> &'static str {
+    match (by_class, queue_pairs) {
+        (false, _) => "by flow",
+        (true, 0 | 1) => "one for all classes",
+        (true, _) => "by class",
+    }
+}
+
 /// What a role is called, as in the config.
 pub fn role(role: &MemifRole) -> &'static str {
     match role {
@@ -188,9 +232,10 @@ pub fn role(role: &MemifRole) -> &'static str {
     }
 }
 
-/// The endpoints of a plan, with their tenants.
+/// The endpoints of a plan, with their tenants, whose queues are by class if they can be.
 pub fn endpoints<'a>(
     plan: &'a Plan,
+    by_class: bool,
     records: impl Iterator<Item = &'a TenantRecord>,
     now: Instant,
 ) -> Vec<EndpointStatus<'a>> {
@@ -209,6 +254,7 @@ pub fn endpoints<'a>(
             role: role(&memif.role),
             secret: !memif.secret.is_empty(),
             queue_pairs: memif.queue_pairs,
+            queues: record.peer.as_ref().map(|peer| queues_used(by_class, peer.queue_pairs)),
             state: if record.peer.is_some() { "connected" } else { waiting },
             connected: record.peer.is_some(),
             peer: record.peer.as_ref().map(|p| peer(p, now)),

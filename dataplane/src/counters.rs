@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use serde::Serialize;
 
 use crate::types::{Class, EndpointId, NetworkId, RemoteId, Stage, UplinkId};
+use crate::waiting::{Before, Waiting};
 
 /// A number that only goes up, with one writer.
 #[derive(Debug, Default)]
@@ -270,13 +271,14 @@ pub struct ClassCounters {
 
 impl ClassCounters {
     fn read(&self) -> ClassStats {
+        // Outputs first, as in `stats::Totals`.
         ClassStats {
-            uplink_rx: self.uplink_rx.get(),
             uplink_tx: self.uplink_tx.get(),
-            tenant_rx: self.tenant_rx.get(),
             tenant_tx: self.tenant_tx.get(),
-            replicated: self.replicated.get(),
             dropped: self.dropped.get(),
+            replicated: self.replicated.get(),
+            uplink_rx: self.uplink_rx.get(),
+            tenant_rx: self.tenant_rx.get(),
         }
     }
 }
@@ -300,6 +302,14 @@ pub struct ClassStats {
 }
 
 impl ClassStats {
+    /// In minus out minus dropped. While traffic runs the counters are read one after the other, so it can be off by what moved in
+    /// between; at rest it is exactly zero.
+    pub fn in_flight(&self) -> i64 {
+        let frames_in = self.uplink_rx + self.tenant_rx + self.replicated;
+        let frames_out = self.uplink_tx + self.tenant_tx + self.dropped;
+        frames_in.wrapping_sub(frames_out) as i64
+    }
+
     fn with(self, other: ClassStats, op: impl Fn(u64, u64) -> u64) -> ClassStats {
         ClassStats {
             uplink_rx: op(self.uplink_rx, other.uplink_rx),
@@ -391,6 +401,8 @@ pub struct WorkerCounters {
     /// By class, but for the one that frames have if nobody says otherwise: of that it is what is left of all.
     classes: [ClassCounters; Class::LIMIT],
     default_class: Class,
+    /// How long frames waited, by class.
+    pub waiting: Waiting,
     /// Frames handed to other workers.
     pub handed_over: Counter,
     /// By step.
@@ -450,6 +462,7 @@ impl WorkerCounters {
             dropped: Drops::default(),
             classes: Default::default(),
             default_class: Class::NORMAL,
+            waiting: Waiting::default(),
             handed_over: Counter::default(),
             stages: Default::default(),
             turns: Counter::default(),
@@ -474,10 +487,17 @@ impl WorkerCounters {
         }
     }
 
-    /// The same where frames have this class if nobody says otherwise; it is [`Class::NORMAL`] at first.
+    /// The same for so many classes, of which frames have this one if nobody says otherwise. Before, that is [`Class::NORMAL`], and
+    /// nobody notes how long they wait.
     #[must_use]
-    pub fn with_default_class(self, class: Class) -> WorkerCounters {
-        WorkerCounters { default_class: class, ..self }
+    pub fn with_classes(self, count: usize, default: Class) -> WorkerCounters {
+        WorkerCounters { default_class: default, waiting: Waiting::new(count), ..self }
+    }
+
+    /// A burst of this class, or the default, has waited so many cycles.
+    #[inline]
+    pub fn waited(&self, class: Option<Class>, before: Before, cycles: u64) {
+        self.waiting.record(class.unwrap_or(self.default_class), before, cycles);
     }
 
     /// Adds to a counter of this class, unless it is the default.
@@ -508,6 +528,12 @@ impl WorkerCounters {
         }
     }
 
+    /// None of these is of another class than the default.
+    #[inline]
+    pub fn are_default(&self, classes: impl Iterator<Item = Class>) -> bool {
+        classes.fold(0, |differences, class| differences | (class.0 ^ self.default_class.0)) == 0
+    }
+
     /// What was counted for a class. Of the default it is what no other class has; frames that were dropped before
     /// anybody knew their class are its own.
     pub fn class(&self, class: Class) -> ClassStats {
@@ -516,12 +542,12 @@ impl WorkerCounters {
             return one(class);
         }
         let all = ClassStats {
-            uplink_rx: self.uplink_rx.frames(),
             uplink_tx: self.uplink_tx.frames(),
-            tenant_rx: self.tenant_rx.frames.get(),
             tenant_tx: self.tenant_tx.frames.get(),
-            replicated: self.replicated.get(),
             dropped: self.dropped.total(),
+            replicated: self.replicated.get(),
+            uplink_rx: self.uplink_rx.frames(),
+            tenant_rx: self.tenant_rx.frames.get(),
         };
         (0..Class::LIMIT as u8).map(Class).map(one).fold(all, ClassStats::without)
     }

@@ -1,15 +1,12 @@
 //! A tenant without a process: takes packets as a ring would, copying each into memory of its own, checks their order within each
 //! flow, and counts; on demand also how late each is. For measuring and for tests; what it takes must be stamped by `replay`.
 
-/// How often each lateness came.
-pub mod histogram;
-
 use std::sync::Arc;
 
 use crate::clock::cycles;
 use crate::counters::Counter;
+use crate::histogram::Histogram;
 use crate::replay::Stamp;
-use histogram::Histogram;
 
 /// Places that packets are copied to in turn: as many as a usual ring has.
 const SLOTS: usize = 1024;
@@ -103,6 +100,7 @@ impl Discard {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::histogram;
 
     #[test]
     fn loss_and_reordering_are_told_apart_for_each_flow() {

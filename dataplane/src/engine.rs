@@ -5,6 +5,8 @@
 mod balancing;
 /// What of the classes' rules is decided in the driver.
 mod early;
+/// Rules that are replaced while frames flow.
+mod rules;
 /// Workers that come and go.
 mod workers;
 
@@ -16,10 +18,10 @@ use std::time::{Duration, Instant};
 
 use crate::clock::{Seconds, cycles_per_second};
 use crate::counters::{Counter, Traffic, TrafficStats};
-use crate::discard::histogram::Histogram;
 use crate::discard::{Discard, DiscardCounters};
 use crate::fdb::{AgeingHand, Destination, Entry, Fdb};
 use crate::frame::FramePool;
+use crate::histogram::Histogram;
 use crate::lanes::Lanes;
 use crate::mailbox::{Order, Returned};
 use crate::mesh::mesh;
@@ -29,21 +31,23 @@ use crate::plan::{PlacementMode, Plan, UplinkPlan};
 use crate::replay::{Pace, Replay, ReplayFrame, ReplayStream, Speed};
 use crate::stages::Work;
 use crate::stats::{
-    EndpointStats, NetworkStats, RemoteStats, StageStats, Stats, Totals, UplinkStats, WorkerStats,
-    drops_by_name,
+    ClassEntry, EndpointStats, NetworkStats, RemoteStats, StageStats, Stats, Totals, UplinkStats,
+    WorkerStats, drops_by_name,
 };
 use crate::tables::{Tables, remote_addresses};
 use crate::types::{CoreId, EndpointId, NetworkId, QueueId, RemoteId, Route, UplinkId, WorkerId};
 use crate::wire::outer::OVERHEAD_IPV4;
 use crate::worker::{Port, Uplink};
-use crate::xsk::{self, EarlyRules, Hand, Interface, Steering, UplinkInfo, XskConfig, XskError};
+use crate::xsk::{self, Hand, Interface, Steering, UplinkInfo, XskConfig, XskError};
 use balancing::Balancing;
+use rules::Rules;
 use workers::{Presence, WorkerHandle};
 
 pub use crate::tables::NextHop;
 use crate::tenants::Detached;
 pub use crate::tenants::{QUEUES_MAX, TenantRings};
 pub use early::EarlyPlan;
+pub use rules::{RulesError, RulesStatus, RulesStep};
 pub use workers::WorkerError;
 
 /// What the workers had to say.
@@ -203,6 +207,9 @@ pub struct Engine {
     balancing: Option<Balancing>,
     ending: Arc<Ending>,
     ageing: AgeingHand,
+    /// How far the plan's rules have come into force.
+    rules: Rules,
+    cycles_per_second: u64,
 }
 
 /// An endpoint's last connection.
@@ -247,11 +254,14 @@ impl Engine {
         let (mut uplinks, ports) = xsk::open_all(&xsk_configs(plan), &hands).map_err(StartError::Uplink)?;
         let infos: Vec<UplinkInfo> = uplinks.iter().map(|uplink| uplink.info().clone()).collect();
         check_mtu(plan, &infos)?;
-        if plan.has_early() {
-            let rules = EarlyPlan::of(plan).rules;
-            uplinks.iter_mut().try_for_each(|uplink| uplink.set_early(&rules)).map_err(StartError::Uplink)?;
-        }
-        Engine::start_on(plan, uplinks, infos, ports.into_iter().map(Port::from).collect())
+        let rules = if infos.iter().any(|info| info.early) {
+            let early = EarlyPlan::of(plan).rules;
+            uplinks.iter_mut().try_for_each(|uplink| uplink.set_early(&early)).map_err(StartError::Uplink)?;
+            Rules::told(early)
+        } else {
+            Rules::default()
+        };
+        Engine::start_on(plan, uplinks, infos, ports.into_iter().map(Port::from).collect(), rules)
     }
 
     /// Starts the workers without an interface: each presents frames from memory, and what it sends is thrown away. A worker without
@@ -288,7 +298,7 @@ impl Engine {
         let ports: Vec<Port> = ports.collect();
         let frames = ports.iter().map(|port| port.pool.capacity()).sum();
         let infos = configs.iter().map(|config| UplinkInfo::memory(config, frames)).collect();
-        Engine::start_on(plan, Vec::new(), infos, ports)
+        Engine::start_on(plan, Vec::new(), infos, ports, Rules::default())
     }
 
     fn start_on(
@@ -296,11 +306,13 @@ impl Engine {
         uplinks: Vec<xsk::Uplink>,
         infos: Vec<UplinkInfo>,
         ports: Vec<Port>,
+        rules: Rules,
     ) -> Result<Engine, StartError> {
         let mut tables = Tables::new(plan, smallest_mtu(&infos).map_or(0, |info| info.mtu as usize));
         for (uplink, info) in tables.uplinks.iter_mut().zip(&infos) {
             uplink.cardless = info.driver == "veth";
         }
+        tables.settling = !rules.is_settled();
         let tables = Arc::new(tables);
         let fdb = Arc::new(make_fdb(plan, &tables)?);
         let work = Arc::new(Work::none());
@@ -334,6 +346,8 @@ impl Engine {
                 .then(|| Balancing::new(plan.balance_threshold)),
             ending: Arc::default(),
             ageing: AgeingHand::new(Instant::now()),
+            rules,
+            cycles_per_second: cycles_per_second(),
             placement: placement.clone(),
             work,
         };
@@ -372,11 +386,21 @@ impl Engine {
             tables.get_or_insert_with(|| Tables::clone(&self.tables)).set_next_hop(remote, hop);
         }
         if let Some(tables) = tables {
-            self.tables = Arc::new(tables);
-            for worker in self.workers.iter_mut().filter(|worker| worker.presence != Presence::Absent) {
-                worker.send(Order::Tables(self.tables.clone()));
-            }
+            self.publish(tables);
         }
+    }
+
+    /// From their next turn on the workers forward by these.
+    fn publish(&mut self, tables: Tables) {
+        self.tables = Arc::new(tables);
+        for worker in self.workers.iter_mut().filter(|worker| worker.presence != Presence::Absent) {
+            worker.send(Order::Tables(self.tables.clone()));
+        }
+    }
+
+    /// What runs: the plan that it was started with, with the rules that hold now.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
     }
 
     /// Lets a worker serve a tenant: of those that can send, the one with the fewest.
@@ -520,10 +544,13 @@ impl Engine {
         let died = died.map(PinnedThread::core).chain(self.died.drain(..));
         events.extend(died.map(|core| Event::WorkerDied { core }));
         for returned in returned {
-            if let Returned::Tenant(detached) = returned {
-                events.extend(self.take_back(detached));
+            match returned {
+                Returned::Tenant(detached) => events.extend(self.take_back(detached)),
+                Returned::Drained { worker, number } => self.rules.note_drained(worker, number),
+                Returned::Tables(_) | Returned::Mesh(_) | Returned::Links(_) => {}
             }
         }
+        self.settle_rules();
         events
     }
 
@@ -579,12 +606,10 @@ impl Engine {
         self.workers.iter().filter(|worker| worker.presence != Presence::Absent)
     }
 
-    /// From now on these frames are urgent from the driver on, at the uplinks with [`UplinkInfo::early`]; elsewhere nothing changes.
-    ///
-    /// # Errors
-    /// Those of [`xsk::Uplink::set_early`]; an uplink behind the one that failed has its old rules, too.
-    pub fn set_early(&mut self, rules: &EarlyRules) -> Result<(), XskError> {
-        self.uplinks.iter_mut().try_for_each(|uplink| uplink.set_early(rules))
+    /// Tenants that have several queues get the classes on queues of their own: at the start some packet could have another class than
+    /// the default.
+    pub fn has_queues_by_class(&self) -> bool {
+        self.tables.queue_classes > 1
     }
 
     /// All counters now.
@@ -597,9 +622,10 @@ impl Engine {
         let endpoints = self.endpoint_stats();
         let remotes = self.remote_stats();
         let uplinks = self.uplink_stats();
+        let classes = ClassEntry::all(&self.plan.classes, counters(), self.cycles_per_second);
         let workers = self.running().map(|worker| self.worker_stats(worker)).collect();
         let balance = self.balancing.as_ref().map(Balancing::stats);
-        Stats { totals, drops, workers, balance, networks, endpoints, remotes, uplinks }
+        Stats { totals, drops, classes, workers, balance, networks, endpoints, remotes, uplinks }
     }
 
     fn uplink_stats(&self) -> Vec<UplinkStats> {

@@ -12,7 +12,7 @@
 //! | [`classes`] | which priority class a packet belongs to |
 //! | [`xsk`] | UMEM, AF_XDP sockets, the XDP program: the only place that knows xsk-rs and aya |
 //! | [`wire`] | headers: checked views and templates, no I/O |
-//! | [`counters`], [`clock`] | per-worker counters and drop reasons; cycles and seconds |
+//! | [`counters`], [`waiting`], [`histogram`], [`clock`] | per-worker counters and drop reasons; how long frames wait; cycles and seconds |
 //! | [`frame`], [`types`] | the one owner of bytes in a chunk; newtypes |
 //! | `sys` | every system call that no crate wraps |
 //!
@@ -53,6 +53,11 @@ pub mod frame;
     not(test),
     deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)
 )]
+pub mod histogram;
+#[cfg_attr(
+    not(test),
+    deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)
+)]
 pub mod lanes;
 mod mailbox;
 #[deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
@@ -88,6 +93,11 @@ pub mod tenants;
 )]
 mod turns;
 pub mod types;
+#[cfg_attr(
+    not(test),
+    deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)
+)]
+pub mod waiting;
 #[cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 pub mod wire;
 #[deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]

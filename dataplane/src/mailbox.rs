@@ -44,6 +44,11 @@ pub(crate) enum Order {
         /// But for this one.
         without: WorkerId,
     },
+    /// Say when all that lies in the rx rings now has been taken from them.
+    Drain {
+        /// Tells this order from those before it.
+        number: u32,
+    },
     /// Leave the thread, with everything.
     Leave,
 }
@@ -62,6 +67,13 @@ pub(crate) enum Returned {
     /// The same.
     #[allow(dead_code, reason = "as above")]
     Links(Links),
+    /// What lay in its rx rings when it got the order has been taken.
+    Drained {
+        /// Whose.
+        worker: WorkerId,
+        /// Which order.
+        number: u32,
+    },
 }
 
 /// Both queues.

@@ -22,7 +22,8 @@ use crate::frame::{BURST, Burst, Frame, FramePool, Homing, Source, Target, bucke
 use crate::lanes::Lanes;
 use crate::placement::{Buckets, Entry, Placement};
 use crate::ring::{Consumer, Producer, ring};
-use crate::types::{NetworkId, Stage, WorkerId};
+use crate::types::{Class, NetworkId, Stage, WorkerId};
+use crate::waiting::{ProbeIn, ProbeOut, probe};
 
 /// Frames under way from one worker to another, at most: what a worker does in some 50 µs.
 pub const RING: usize = if cfg!(all(loom, test)) { 2 } else { 1024 }; // a model has few frames, and watches each slot
@@ -34,8 +35,8 @@ pub const WAITING_MAX: usize = 1024;
 #[derive(Debug)]
 pub struct Link {
     /// A ring for each lane.
-    to: Box<[Producer<Frame>]>,
-    from: Box<[Consumer<Frame>]>,
+    to: Box<[(Producer<Frame>, ProbeIn)]>,
+    from: Box<[(Consumer<Frame>, ProbeOut)]>,
     /// Frames of the other's memory, on their way home.
     home_to: Producer<Homing>,
     home_from: Consumer<Homing>,
@@ -69,6 +70,16 @@ pub struct Mesh {
     first: usize,
     /// In this turn what comes in is counted by bucket.
     is_counting: bool,
+    waited: Option<Waited>,
+}
+
+/// A frame that lay in a ring.
+#[derive(Clone, Copy, Debug)]
+pub struct Waited {
+    /// Since when, in cycles.
+    pub since: u64,
+    /// What it is.
+    pub class: Class,
 }
 
 /// The ends for all workers, who have memory for so many frames at most, each, and keep these lanes apart.
@@ -111,7 +122,11 @@ pub fn join(
 
 /// Both ends between two workers.
 fn link(lanes: Lanes, frames: usize) -> (Link, Link) {
-    let rings = || std::iter::repeat_with(|| ring(RING)).take(lanes.count()).unzip::<_, _, Vec<_>, Vec<_>>();
+    let timed_ring = || {
+        let ((to, from), (probe_in, probe_out)) = (ring(RING), probe());
+        ((to, probe_in), (from, probe_out))
+    };
+    let rings = || std::iter::repeat_with(timed_ring).take(lanes.count()).unzip::<_, _, Vec<_>, Vec<_>>();
     let ((to_b, from_a), (to_a, from_b)) = (rings(), rings());
     let ((home_to_b, home_from_a), (home_to_a, home_from_b)) = (ring(RING), ring(RING));
     let end = |to: Vec<_>, from: Vec<_>, home_to, home_from| {
@@ -147,6 +162,7 @@ impl Mesh {
             turn: 0,
             first: 0,
             is_counting: false,
+            waited: None,
         }
     }
 
@@ -203,7 +219,12 @@ impl Mesh {
         let with_burst = self.waiting.len() + BURST;
         with_burst <= WAITING_MAX
             && pool.can_spare(with_burst - 1)
-            && self.links.iter_mut().flatten().flat_map(|link| &mut link.to).all(|to| to.has_room_for(BURST))
+            && self
+                .links
+                .iter_mut()
+                .flatten()
+                .flat_map(|link| &mut link.to)
+                .all(|(to, _)| to.has_room_for(BURST))
     }
 
     /// Frames that wait for their bucket.
@@ -353,7 +374,7 @@ impl Mesh {
         pool: &mut FramePool,
     ) -> Result<(), Frame> {
         let Some(Some(link)) = self.links.get_mut(to.index()) else { return Err(frame) };
-        let Some(to) = link.to.get_mut(self.lanes.of(frame.class())) else { return Err(frame) };
+        let Some((to, _)) = link.to.get_mut(self.lanes.of(frame.class())) else { return Err(frame) };
         if !to.has_room() || !pool.depart(&mut frame, self.waiting.len()) {
             return Err(frame);
         }
@@ -408,7 +429,7 @@ impl Mesh {
     pub fn arrivals(&mut self, n: usize, lane: usize, burst: &mut Burst) -> Option<Stage> {
         let at = self.first + n;
         let at = if at < self.links.len() { at } else { at - self.links.len() };
-        let from = self.links.get_mut(at)?.as_mut()?.from.get_mut(lane)?;
+        let (from, probe) = self.links.get_mut(at)?.as_mut()?.from.get_mut(lane)?;
         let mut ready = from.prefetch(burst.room());
         let stage = from.peek(|frame| frame.next)?;
         while ready > 0 && from.peek(|frame| frame.next) == Some(stage) {
@@ -419,7 +440,17 @@ impl Mesh {
             }
         }
         from.release();
+        if let Some((after, since)) = probe.takes(from.taken()) {
+            let place = burst.len().saturating_sub(after + 1);
+            self.waited = burst.iter().nth(place).map(|frame| Waited { since, class: frame.class() });
+        }
         Some(stage)
+    }
+
+    /// Of the [`arrivals`](Self::arrivals) just now, the frame that was timed, if there is one.
+    #[inline]
+    pub fn waited(&mut self) -> Option<Waited> {
+        self.waited.take()
     }
 }
 
@@ -452,7 +483,10 @@ impl Link {
     fn publish(&mut self) {
         if self.is_unpublished {
             self.is_unpublished = false;
-            self.to.iter_mut().for_each(Producer::publish);
+            for (to, probe) in &mut self.to {
+                probe.publishes(to.put_in());
+                to.publish();
+            }
             self.home_to.publish();
         }
     }

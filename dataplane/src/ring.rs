@@ -97,6 +97,12 @@ impl<T> Producer<T> {
         self.next.wrapping_sub(self.head) + items <= capacity
     }
 
+    /// How many were put in so far, published or not.
+    #[inline]
+    pub fn put_in(&self) -> usize {
+        self.next
+    }
+
     /// Shows the consumer what was put in.
     #[inline]
     pub fn publish(&mut self) {
@@ -146,6 +152,12 @@ impl<T> Consumer<T> {
         let slot = if self.has_item() { self.shared.slot(self.next)? } else { return None };
         // SAFETY: as in `pop`; the reference ends with the call.
         Some(slot.with(|slot| look(unsafe { (*slot).assume_init_ref() })))
+    }
+
+    /// How many were taken so far.
+    #[inline]
+    pub fn taken(&self) -> usize {
+        self.next
     }
 
     /// Gives the places of what was taken back to the producer.

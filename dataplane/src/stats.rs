@@ -6,8 +6,11 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use crate::balance::BalanceStats;
-use crate::counters::{DropReason, TrafficStats, WorkerCounters};
-use crate::types::{CoreId, MacAddr, Stage, Vni};
+use crate::counters::{ClassStats, DropReason, TrafficStats, WorkerCounters};
+use crate::histogram::value_at;
+use crate::plan::{ClassPlan, ClassesPlan, WorkOrder};
+use crate::types::{Class, CoreId, MacAddr, Stage, Vni};
+use crate::waiting::Before;
 use crate::xsk::{SocketStatistics, SteeringCounters};
 
 /// Everything that is counted.
@@ -17,6 +20,8 @@ pub struct Stats {
     pub totals: Totals,
     /// Drops by reason; reasons that never occurred are left out.
     pub drops: BTreeMap<&'static str, u64>,
+    /// One for each priority class, the most urgent first.
+    pub classes: Vec<ClassEntry>,
     /// One for each worker.
     pub workers: Vec<WorkerStats>,
     /// What the balancer has done, if there is one.
@@ -68,6 +73,95 @@ impl Totals {
         let frames_out = self.uplink_tx.frames + self.tenant_tx.frames + self.dropped;
         self.in_flight = frames_in.wrapping_sub(frames_out) as i64;
         self.conserved = self.in_flight == 0;
+    }
+}
+
+/// One priority class.
+#[derive(Clone, Debug, Serialize)]
+pub struct ClassEntry {
+    /// Its name in the config.
+    pub name: String,
+    /// How it is preferred to the classes behind it; of the last `None`.
+    pub order: Option<WorkOrder>,
+    /// Percent of each worker's time that it has at least.
+    pub share: u8,
+    /// DSCP of the outer header of what is sent.
+    pub dscp: u8,
+    /// Its frames over all workers: `uplink_rx + tenant_rx + replicated = uplink_tx + tenant_tx + dropped + in_flight`.
+    #[serde(flatten)]
+    pub frames: ClassStats,
+    /// What the workers hold just now, as in [`Totals`].
+    pub in_flight: i64,
+    /// How long its frames waited for each step, as far as that was timed.
+    pub waiting: Vec<WaitingStats>,
+}
+
+/// How long frames of a class waited before a step, over all workers and since the start: of one burst in some
+/// ([`waiting`](crate::waiting) tells from when to when). Times are at most 1/32 too high.
+#[derive(Clone, Debug, Serialize)]
+pub struct WaitingStats {
+    /// For what they waited: `collect`, to be taken from a tenant, or a step.
+    pub stage: &'static str,
+    /// How many were timed.
+    pub samples: u64,
+    /// Half waited no longer, in microseconds.
+    pub p50_us: f64,
+    /// 99 of 100 waited no longer.
+    pub p99_us: f64,
+    /// The longest.
+    pub max_us: f64,
+}
+
+impl ClassEntry {
+    /// All classes of a plan, by these workers, whose clocks go so many cycles a second.
+    pub fn all<'a>(
+        plan: &ClassesPlan,
+        workers: impl Iterator<Item = &'a WorkerCounters> + Clone,
+        cycles_per_second: u64,
+    ) -> Vec<ClassEntry> {
+        let last = plan.list.len().saturating_sub(1);
+        let entry = |(index, class): (usize, &ClassPlan)| {
+            let id = Class(index as u8);
+            let mut frames = ClassStats::default();
+            workers.clone().for_each(|worker| frames += worker.class(id));
+            let waited = |before| WaitingStats::of(id, before, workers.clone(), cycles_per_second);
+            ClassEntry {
+                name: class.name.clone(),
+                order: (index < last).then_some(class.order),
+                share: class.share,
+                dscp: class.dscp,
+                frames,
+                in_flight: frames.in_flight(),
+                waiting: Before::all().filter_map(waited).collect(),
+            }
+        };
+        plan.list.iter().enumerate().map(entry).collect()
+    }
+}
+
+impl WaitingStats {
+    fn of<'a>(
+        class: Class,
+        before: Before,
+        workers: impl Iterator<Item = &'a WorkerCounters>,
+        cycles_per_second: u64,
+    ) -> Option<WaitingStats> {
+        let counts = workers
+            .filter_map(|worker| worker.waiting.counts(class, before))
+            .reduce(|sum, counts| sum.iter().zip(&counts).map(|(a, b)| a + b).collect())?;
+        let samples: u64 = counts.iter().sum();
+        let us_of = |number| {
+            let cycles = value_at(&counts, number).unwrap_or_default();
+            // Nanoseconds are more than exact enough.
+            (cycles as f64 * 1e9 / cycles_per_second.max(1) as f64).round() / 1e3
+        };
+        Some(WaitingStats {
+            stage: before.name(),
+            samples,
+            p50_us: us_of(samples.div_ceil(2)),
+            p99_us: us_of((samples * 99).div_ceil(100)),
+            max_us: us_of(samples),
+        })
     }
 }
 

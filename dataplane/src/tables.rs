@@ -149,6 +149,9 @@ pub struct Tables {
     pub queue_classes: usize,
     /// DSCP of the outer header of what is sent, by class.
     pub dscps: [u8; Class::LIMIT],
+    /// The rules have just been replaced, and frames that the XDP program judged by the old ones may lie in the rx rings. Until they are
+    /// gone, what comes by the normal ring of an uplink with early classes is not of the most urgent class, whatever the rules say.
+    pub settling: bool,
     /// Longest frame that every uplink takes: the smallest MTU and an Ethernet header.
     pub uplink_frame_max: usize,
     by_vni: Index,
@@ -212,6 +215,7 @@ impl Tables {
             classes: Arc::new(CompiledRules::compile(plan)),
             queue_classes: if plan.classes.are_used(&plan.networks) { plan.classes.list.len() } else { 1 },
             dscps: std::array::from_fn(|class| plan.classes.list.get(class).map_or(0, |class| class.dscp)),
+            settling: false,
             uplink_frame_max: uplink_mtu + EthHeader::LEN,
         }
     }

@@ -5,10 +5,11 @@
 //! from each; a burst from each uplink queue; one burst out, from the tenants; then the rings are tended (completions, fill, kick). A
 //! burst is at most [`BURST`] frames. Where packets have classes, the more urgent ones go first, and in between: `by_class`.
 //!
-//! - `by_class`: the order of work where it depends on the class
+//! - `by_class`: the order of work where it depends on the class; `looks`: when it looked for new work
 //! - `uplink`: where frames come from and leave by
 
 mod by_class;
+mod looks;
 mod uplink;
 
 use std::sync::Arc;
@@ -26,9 +27,10 @@ use crate::stages::{self, Cx, Origin, Stage, Work, collect};
 use crate::tables::Tables;
 use crate::tenants::{Detached, Tenants};
 use crate::types::{UplinkId, WorkerId};
-use crate::xsk::{Kicks, WorkerPort};
+use crate::waiting::{self, Before};
+use crate::xsk::{Kicks, WorkerPort, XskSocket};
 use by_class::ByClass;
-use uplink::{RxRing, Sockets};
+use uplink::Sockets;
 
 pub(crate) use uplink::Uplink;
 
@@ -59,6 +61,8 @@ pub(crate) struct Worker {
     is_finished: bool,
     /// Control calls it back from the thread that it runs on.
     leaves: bool,
+    /// Control waits for what lay in the rx rings when it sent this order.
+    drains: Option<u32>,
 }
 
 /// Copies for flooding in one turn, all tenants and remotes together. A flood that has begun is finished, so a turn can
@@ -68,8 +72,9 @@ const FLOOD_COPIES_PER_TURN: usize = 256;
 /// A turn of more cycles than this (over a millisecond) was none of ours: the core was taken away in the middle.
 const STALL_CYCLES: u64 = 4_000_000;
 
-/// In one turn of so many, what each step takes is noted: twice reading the clock, some 50 cycles, for each step of a burst.
-const SAMPLED_TURNS: u64 = 32;
+/// In one turn of so many, what each step takes is noted: twice reading the clock, some 50 cycles, for each step of a burst; and, where
+/// classes are told apart, how long bursts wait.
+const SAMPLED_TURNS: u64 = waiting::SAMPLED;
 
 /// What all workers share.
 #[derive(Clone, Debug)]
@@ -92,7 +97,6 @@ impl Worker {
         Worker {
             mesh,
             pool: port.pool,
-            uplink: port.uplink,
             tenants: Tenants::new(&shared.tables),
             tables: shared.tables,
             fdb: shared.fdb,
@@ -102,12 +106,14 @@ impl Worker {
             work: shared.work,
             bursts: (Burst::new(), Burst::new()),
             lanes: Lanes::new(&shared.classes),
-            by_class: ByClass::new(&shared.classes),
+            by_class: ByClass::new(&shared.classes, port.uplink.sources()),
+            uplink: port.uplink,
             flood_budget: 0,
             is_sampled: false,
             last_end: 0,
             is_finished: false,
             leaves: false,
+            drains: None,
         }
     }
 
@@ -168,12 +174,14 @@ impl Worker {
     /// Once around; returns how many frames moved.
     #[inline]
     fn turn(&mut self, now_cycles: u64, takes_in: bool) -> usize {
+        self.tell_drained();
         self.obey();
-        self.is_sampled = self.counters.turns.get().is_multiple_of(SAMPLED_TURNS);
+        let turn = self.counters.turns.get();
+        self.is_sampled = turn.is_multiple_of(SAMPLED_TURNS);
         self.flood_budget = FLOOD_COPIES_PER_TURN;
         // Where all packets have one class, or none is preferred, nobody needs to look for it.
         let by_class = self.lanes.count() > 1 && !self.tables.classes.is_trivial();
-        self.by_class.begin_turn(now_cycles);
+        self.by_class.begin_turn(now_cycles, turn, by_class);
         let mut moved = 0;
         if self.mesh.is_some() {
             moved += self.others_bursts(by_class);
@@ -236,6 +244,10 @@ impl Worker {
             let (bursts, mut cx) = self.parts();
             let Some(mesh) = cx.mesh.as_deref_mut() else { break };
             let Some(stage) = mesh.arrivals(other, lane, bursts.0) else { break };
+            if let Some(waited) = mesh.waited() {
+                let time = cycles().saturating_sub(waited.since);
+                cx.counters.waited(Some(waited.class), Before::Step(stage), time);
+            }
             arrived += bursts.0.len();
             stages::run_from(stage, bursts, &mut cx);
         }
@@ -249,28 +261,29 @@ impl Worker {
         let mut moved = 0;
         for source in 0..self.uplink.sources() {
             if self.uplink.has_urgent(source) {
-                moved += self.way_in(source, RxRing::Urgent, is_plain);
+                moved += self.way_in(source, true, is_plain);
             }
         }
         for source in 0..self.uplink.sources() {
-            moved += self.way_in(source, RxRing::Normal, is_plain);
+            moved += self.way_in(source, false, is_plain);
         }
         moved + self.way_out(is_plain)
     }
 
-    /// One burst from an uplink queue.
+    /// One burst from a ring of an uplink queue.
     #[inline]
-    fn way_in(&mut self, source: usize, ring: RxRing, is_plain: bool) -> usize {
+    fn way_in(&mut self, source: usize, is_urgent: bool, is_plain: bool) -> usize {
         // What is presented as fast as it goes can wait, unlike a network: not more than there is room for behind.
         if self.must_wait() {
             return 0;
         }
-        let (received, uplink) = self.uplink.receive(source, ring, &mut self.pool, &mut self.bursts.0);
+        let origin = self.uplink.origin(source, is_urgent);
+        let received = self.uplink.receive(source, origin.ring, &mut self.pool, &mut self.bursts.0);
         if received > 0 {
-            self.count_received(uplink, &self.bursts.0);
+            self.count_received(origin.uplink, &self.bursts.0);
             self.tenants.note_work(received);
             let (bursts, mut cx) = self.parts();
-            cx.origin = Origin { uplink, is_early: ring == RxRing::Urgent };
+            cx.origin = origin;
             if is_plain {
                 stages::run_here(Stage::Classify, bursts, &mut cx);
             } else {
@@ -327,7 +340,7 @@ impl Worker {
             pool: &mut self.pool,
             tenants: &mut self.tenants,
             now_s: self.seconds.now(),
-            origin: Origin::normal(UplinkId(0)),
+            origin: Origin::only(UplinkId(0)),
             is_urgent: false,
             wire: &mut self.uplink,
             flood_budget: &mut self.flood_budget,
@@ -362,12 +375,27 @@ impl Worker {
                 }
                 Returned::Links(links)
             }
+            Order::Drain { number } => {
+                self.uplink.sockets().iter_mut().for_each(XskSocket::mark_arrived);
+                self.drains = Some(number);
+                return;
+            }
             Order::Leave => {
                 self.leaves = true;
                 return;
             }
         };
         self.mailbox.give_back(answer);
+    }
+
+    /// What has been taken from the rx rings is on its way: a burst goes on as soon as it is taken.
+    #[inline]
+    fn tell_drained(&mut self) {
+        let Some(number) = self.drains else { return };
+        if self.mailbox.can_return() && !self.uplink.sockets().iter().any(XskSocket::has_marked) {
+            self.drains = None;
+            self.mailbox.give_back(Returned::Drained { worker: self.id(), number });
+        }
     }
 }
 

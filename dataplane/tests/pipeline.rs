@@ -1,6 +1,6 @@
 //! The stages as a whole, without a kernel: frames in by hand, tenants over real memif rings in one process, what
-//! leaves for the uplink looked at byte by byte. After every step frames in = frames out + drops, and all chunks are
-//! home.
+//! leaves for the uplink looked at byte by byte. After every step frames in = frames out + drops, in all and in each class, and all
+//! chunks are home.
 
 mod rig;
 
@@ -8,13 +8,14 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::net::{IpAddr, Ipv4Addr};
 
-use peregrine_dataplane::counters::DropReason;
+use peregrine_dataplane::classes::CompiledRules;
+use peregrine_dataplane::counters::{ClassStats, DropReason};
 use peregrine_dataplane::fdb::Destination;
-use peregrine_dataplane::frame::BURST;
-use peregrine_dataplane::plan::EndpointPlan;
+use peregrine_dataplane::frame::{BURST, Burst};
+use peregrine_dataplane::plan::{ClassPlan, EndpointPlan, Plan, RulePlan, WorkOrder};
 use peregrine_dataplane::stages::{self, Stage, collect};
 use peregrine_dataplane::tables::NextHop;
-use peregrine_dataplane::types::{EndpointId, MacAddr, NetworkId, RemoteId, UplinkId};
+use peregrine_dataplane::types::{Class, EndpointId, MacAddr, NetworkId, RemoteId, UplinkId};
 use peregrine_memif::ClientConfig;
 use rig::*;
 
@@ -457,6 +458,110 @@ fn a_hundred_thousand_mutations_change_nothing_for_the_neighbour() {
         assert!(rig.tenant_gets(LONER).is_empty(), "no frame crosses to red, which has no remote");
     }
     assert_eq!(rig.counters.uplink_rx.frames(), 100_000);
+}
+
+/// Four classes, by the source port of `flow`; what has none of these is of the third. The first two are on their own, or not, by the
+/// orders.
+fn classed(orders: [WorkOrder; 4]) -> Plan {
+    let mut plan = plan();
+    let class = |order| ClassPlan { order, ..ClassPlan::new("x") };
+    plan.classes.list = orders.map(class).into();
+    plan.classes.default = Class(2);
+    plan.networks.iter_mut().for_each(|network| network.class = Class(2));
+    let rule = |class, port| RulePlan { source_port: Some(port..=port), ..RulePlan::any(Class(class)) };
+    plan.classes.rules = vec![rule(0, 1), rule(1, 2), rule(3, 4)];
+    plan
+}
+
+/// All that is counted of a class: in, copies, out, drops.
+fn counted(class: ClassStats) -> [u64; 6] {
+    [class.uplink_rx, class.tenant_rx, class.replicated, class.uplink_tx, class.tenant_tx, class.dropped]
+}
+
+#[test]
+fn each_class_has_its_own_frames_whatever_becomes_of_them() {
+    use WorkOrder::{Batch, Fifo, Sync};
+    for orders in [[Sync, Batch, Sync, Fifo], [Fifo; 4]] {
+        let mut rig = Rig::with(classed(orders));
+        rig.fdb.learn(NetworkId(0), mac(FAR), RemoteId(0), 0, 64);
+        let from = |source, to, port| flow(source, to, port, 10);
+        let all = |make: &dyn Fn(u16) -> Vec<u8>| (1..=4).map(make).collect::<Vec<_>>();
+        // In one burst: to one tenant, to all of them, and dropped before and after the class is known.
+        let mut burst = all(&|port| vxlan(REMOTE_A, BLUE, &from(mac(FAR), mac(1), port)));
+        burst.extend(all(&|port| vxlan(REMOTE_A, BLUE, &from(mac(FAR), MacAddr::BROADCAST, port))));
+        burst.extend(all(&|port| vxlan(STRANGER, BLUE, &from(mac(FAR), mac(1), port))));
+        burst.extend(all(&|port| vxlan(REMOTE_A, BLUE, &from(mac(2), mac(1), port))));
+        assert!(rig.receive(&burst).is_empty());
+        // What a stranger sent has no class of its own.
+        let inward = |strangers: u64| [3 + strangers, 0, 1, 0, 3, 1 + strangers];
+        assert_eq!(rig.classes().map(counted), [inward(0), inward(0), inward(4), inward(0)]);
+        assert_eq!((rig.tenant_gets(WEB).len(), rig.tenant_gets(DB).len()), (8, 4));
+
+        // From a tenant: to a remote, to a neighbour, to all, from an address that is not its own, and back to itself.
+        let before = rig.classes().map(counted);
+        let packets = [
+            (mac(1), mac(FAR)),
+            (mac(1), mac(2)),
+            (mac(1), MacAddr::BROADCAST),
+            (mac(9), mac(2)),
+            (mac(1), mac(1)),
+        ];
+        for (source, to) in packets {
+            all(&|port| from(source, to, port))
+                .iter()
+                .for_each(|packet| rig.clients[0].tx[0].push(packet).unwrap());
+        }
+        rig.clients[0].tx[0].flush().unwrap();
+        assert_eq!(rig.collect().len(), 4 * 3);
+        // To be refused is older than to have a class.
+        let outward = |refused: u64| [0, 4 + refused, 2, 3, 2, 1 + refused];
+        let expected = [outward(0), outward(0), outward(4), outward(0)];
+        let since = |rig: &Rig, before: [[u64; 6]; 4]| {
+            std::array::from_fn::<_, 4, _>(|class| {
+                std::array::from_fn::<_, 6, _>(|n| counted(rig.classes()[class])[n] - before[class][n])
+            })
+        };
+        assert_eq!(since(&rig, before), expected);
+
+        // The uplink takes three of four, and then nobody knows the way.
+        let before = rig.classes().map(counted);
+        rig.wire.room = 3;
+        all(&|port| from(mac(1), mac(FAR), port))
+            .iter()
+            .for_each(|packet| rig.clients[0].tx[0].push(packet).unwrap());
+        rig.clients[0].tx[0].flush().unwrap();
+        assert_eq!(rig.collect().len(), 3);
+        rig.tables.set_next_hop(RemoteId(0), None);
+        rig.tenant_sends(WEB, &from(mac(1), mac(FAR), 1));
+        assert_eq!(
+            since(&rig, before),
+            [[0, 2, 0, 1, 0, 1], [0, 1, 0, 1, 0, 0], [0, 1, 0, 1, 0, 0], [0, 1, 0, 0, 0, 1]]
+        );
+    }
+}
+
+/// Rules go while frames of their classes are under way: what has a class keeps it.
+#[test]
+fn a_frame_counts_for_the_class_that_it_has() {
+    let mut rig = Rig::with(classed([WorkOrder::Sync; 4]));
+    rig.fdb.learn(NetworkId(0), mac(FAR), RemoteId(0), 0, 64);
+    for to in [mac(FAR), mac(2)] {
+        rig.clients[0].tx[0].push(&flow(mac(1), to, 1, 10)).unwrap();
+    }
+    rig.clients[0].tx[0].flush().unwrap();
+    let mut under_way = Burst::new();
+    rig.begin(|bursts, cx| {
+        collect::run(bursts.0, cx);
+        std::mem::swap(bursts.0, &mut under_way);
+    });
+    assert_eq!(rig.classes()[0].in_flight(), 2);
+    rig.tables.classes = CompiledRules::compile(&plan()).into();
+    assert!(rig.tables.classes.is_trivial());
+    rig.run(|bursts, cx| {
+        std::mem::swap(bursts.0, &mut under_way);
+        stages::run_from(Stage::Lookup, bursts, cx);
+    });
+    assert_eq!(counted(rig.classes()[0]), [0, 2, 0, 1, 1, 0]);
 }
 
 #[test]

@@ -169,11 +169,16 @@ impl Bench {
         self.client.rx.iter_mut().map(packets).collect()
     }
 
-    /// Frames in are frames out and drops; what was dropped.
-    fn stop(self) -> u64 {
-        let totals = self.engine.stop().totals;
-        assert!(totals.conserved, "{totals:?}");
-        totals.dropped
+    /// Frames in are frames out and drops, also of each class; what was dropped of each.
+    fn stop(self) -> [u64; 2] {
+        let stats = self.engine.stop();
+        assert!(stats.totals.conserved, "{:?}", stats.totals);
+        [0, 1].map(|class: usize| {
+            let frames = &stats.classes[class].frames;
+            let (came, went) = (frames.uplink_rx + frames.tenant_rx, frames.uplink_tx + frames.tenant_tx);
+            assert_eq!(came + frames.replicated, went + frames.dropped, "{frames:?}");
+            frames.dropped
+        })
     }
 }
 
@@ -190,7 +195,7 @@ fn deliver(order: WorkOrder, early: Early) -> Seen {
     });
     let got = bench.send_in(2000, 10).concat();
     assert_eq!(got.len(), 2000, "none is lost");
-    assert_eq!(bench.stop(), 0);
+    assert_eq!(bench.stop(), [0, 0]);
     let seen = look(&got);
     assert_eq!(seen.urgent, 200);
     seen
@@ -238,7 +243,7 @@ fn urgent_packets_go_first_over_several_workers_too() {
         let got = bench.send_in(2000, 10).concat();
         let dropped = bench.stop();
         // What is too much for the ring to the other worker is lost, but not of the class that has another ring.
-        assert_eq!(dropped as usize + got.len(), 2000);
+        assert_eq!((dropped[0], dropped[1] as usize + got.len()), (0, 2000));
         let seen = look(&got);
         assert_eq!(seen.urgent, 200);
         assert!(seen.overtaken.iter().sum::<usize>() > 0, "{early:?}: {seen:?}");
@@ -250,7 +255,7 @@ fn urgent_packets_go_first_over_several_workers_too() {
 fn a_tenant_with_two_queues_has_one_for_urgent_packets() {
     let mut bench = Bench::new(2, |plan| plan.classes = classes(WorkOrder::Sync));
     let got = bench.send_in(1000, 4);
-    assert_eq!(bench.stop(), 0);
+    assert_eq!(bench.stop(), [0, 0]);
     assert!(got[0].len() == 250 && got[0].iter().all(|packet| packet.is_urgent));
     assert!(got[1].len() == 750 && got[1].iter().all(|packet| !packet.is_urgent));
     got.iter().for_each(|queue| assert_eq!(look(queue).inverted, 0));
@@ -265,7 +270,7 @@ fn others_do_not_starve_behind_urgent_packets() {
         plan.uplinks[0].early = Early::On;
     });
     let got = bench.send_in(2000, 4).concat();
-    assert_eq!((got.len(), bench.stop()), (2000, 0));
+    assert_eq!((got.len(), bench.stop()), (2000, [0, 0]));
     // Those with URGENT_PORT are the normal ones here. By the time that half of the others are through, some of them are.
     let others = got.iter().position(|packet| packet.number >= 1200 && !packet.is_urgent).unwrap();
     let through = got[..others].iter().filter(|packet| packet.is_urgent).count();
@@ -302,7 +307,7 @@ fn send_out(queue: impl Fn(Packet) -> usize) -> Seen {
             packet
         })
         .collect();
-    assert_eq!((got.len(), bench.stop()), (packets.len(), 0));
+    assert_eq!((got.len(), bench.stop()), (packets.len(), [0, 0]));
     look(&got)
 }
 

@@ -108,7 +108,7 @@ impl Several {
             pool: &mut worker.pool,
             tenants: &mut worker.tenants,
             now_s: 0,
-            origin: Origin::normal(UplinkId(0)),
+            origin: Origin::only(UplinkId(0)),
             is_urgent: false,
             wire: &mut worker.wire,
             flood_budget: &mut self.flood_budget.clone(),

@@ -13,8 +13,8 @@ use std::time::Instant;
 
 use peregrine_dataplane::engine::Engine;
 use peregrine_dataplane::frame::Burst;
-use peregrine_dataplane::plan::{Early, XdpMode};
-use peregrine_dataplane::types::QueueId;
+use peregrine_dataplane::plan::{Early, RulePlan, XdpMode};
+use peregrine_dataplane::types::{Class, QueueId};
 use peregrine_dataplane::xsk::{
     EarlyNetwork, EarlyPort, EarlyProtocol, EarlyRules, EarlySet, EarlySide, SocketStatistics, XskConfig,
     open_all,
@@ -733,11 +733,12 @@ fn a_worker_takes_from_both_rings_of_every_queue() {
     let mut plan = rig::plan();
     plan.uplinks[0].interface = "a0".into();
     plan.uplinks[0].local = OUR_ADDRESS.into();
+    let dscp = Some([EF].into_iter().collect());
+    plan.classes.rules = vec![RulePlan { dscp, ..RulePlan::any(Class::URGENT) }];
     for early in [Early::On, Early::IfPossible] {
         plan.uplinks[0].early = early;
-        let mut engine = Engine::start(&plan).unwrap();
+        let engine = Engine::start(&plan).unwrap();
         assert!(engine.uplinks()[0].early);
-        engine.set_early(&for_all(dscps(&[EF]))).unwrap();
         let sending = XskConfig { steering: None, ..config("b0", THEIR_ADDRESS) };
         let mut theirs = wire.in_theirs(|| End::open(&sending, &[0, 1]).unwrap());
         let (urgent, normal) = (Inner { dscp: EF, ..PLAIN }.on(rig::BLUE), PLAIN.on(rig::BLUE));

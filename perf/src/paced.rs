@@ -11,9 +11,9 @@ use peregrine_dataplane::balance::BalanceStats;
 use peregrine_dataplane::clock::cycles_per_second;
 use peregrine_dataplane::counters::Counter;
 use peregrine_dataplane::discard::DiscardCounters;
-use peregrine_dataplane::discard::histogram::{Histogram, highest};
 use peregrine_dataplane::engine::Engine;
 use peregrine_dataplane::frame::bucket;
+use peregrine_dataplane::histogram::{Histogram, value_at};
 use peregrine_dataplane::plan::{PlacementMode, Plan, WorkerPlan};
 use peregrine_dataplane::replay::{Pace, ReplayFrame, ReplayStream, Speed, WAITING_MAX};
 use peregrine_dataplane::stages::Stage;
@@ -328,22 +328,12 @@ impl Latencies {
     /// The same, told from so many samples on.
     pub fn percentile_of(&self, share: f64, least: u64) -> Option<u64> {
         let samples = self.samples();
-        (samples >= least).then(|| self.at((share * samples as f64).ceil() as u64)).flatten()
+        (samples >= least).then(|| value_at(&self.0, (share * samples as f64).ceil() as u64)).flatten()
     }
 
     /// In cycles, at most 1/32 too high. `None` of nothing.
     pub fn max(&self) -> Option<u64> {
-        self.at(self.samples())
-    }
-
-    /// The sample with this number, counted from 1, in rising order.
-    fn at(&self, number: u64) -> Option<u64> {
-        let mut seen = 0;
-        let place = self.0.iter().position(|count| {
-            seen += count;
-            seen >= number.max(1)
-        });
-        place.map(highest)
+        value_at(&self.0, self.samples())
     }
 }
 

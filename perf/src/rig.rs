@@ -148,7 +148,7 @@ impl Rig {
             pool: &mut self.pool,
             tenants: &mut self.tenants,
             now_s: 0,
-            origin: Origin::normal(UplinkId(0)),
+            origin: Origin::only(UplinkId(0)),
             is_urgent: false,
             wire: &mut self.wire,
             flood_budget: &mut self.flood_budget,

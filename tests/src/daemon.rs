@@ -232,7 +232,7 @@ impl Daemon {
         self.stats()["drops"][reason].as_u64().unwrap_or(0)
     }
 
-    /// The counters when nothing moves any more: two looks that agree, and every frame accounted for.
+    /// The counters when nothing moves any more: two looks that agree, and every frame accounted for, in each class as well.
     ///
     /// # Panics
     /// If frames are unaccounted for.
@@ -243,7 +243,9 @@ impl Daemon {
             let now = self.stats();
             let same = now["totals"] == last["totals"];
             last = now;
-            same && last["totals"]["conserved"] == true
+            let classes = last["classes"].as_array();
+            let are_conserved = classes.is_some_and(|all| all.iter().all(|class| class["in_flight"] == 0));
+            same && last["totals"]["conserved"] == true && are_conserved
         });
         let dropped: u64 = last["drops"].as_object().into_iter().flatten().filter_map(|d| d.1.as_u64()).sum();
         assert_eq!(last["totals"]["dropped"].as_u64(), Some(dropped), "each drop has a reason");

@@ -8,13 +8,13 @@ use peregrine_tests::{
     Daemon, FAR, FAR_OVERLAY, Guest, NEAR, Net, PATIENCE, RawSocket, Tenant, VNI, frame, inside, ping,
     ping_patiently, report, totals, until,
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 
 const EVERYBODY: &str = "ff:ff:ff:ff:ff:ff";
 /// On another network, with an address that the first network has as well.
 const RED: Tenant = Tenant { name: "red", network: "red", id: 2, ip: "10.43.0.1", mac: Tenant::WEB.mac };
 
-/// Networks 42 (two tenants) and 43 (one), each with a vxlan device of the far kernel.
+/// Networks 42 (two tenants) and 43 (one), each with a vxlan device of the far kernel. ICMP is urgent on the first.
 fn two_networks(net: &Net, workers: usize) -> Daemon {
     let command = format!(
         "link add vx43 address 02:00:00:00:43:02 mtu 1450 type vxlan id 43 local {} remote {} dstport 4789",
@@ -25,6 +25,7 @@ fn two_networks(net: &Net, workers: usize) -> Daemon {
     }
     let config = Daemon::config(net, &[FAR.0], &[Tenant::WEB, Tenant::DB, RED]);
     let red = format!("\n[[networks]]\nname = \"red\"\nvni = 43\nremotes = [\"{}\"]\n", FAR.0);
+    let red = red + "\n[[rules]]\nclass = \"urgent\"\nnetwork = \"blue\"\nprotocol = \"icmp\"\n";
     let config = config + &red;
     let daemon = Daemon::start_with(net, &if workers == 1 { config } else { Daemon::spread(&config) });
     daemon.wait_for_next_hops();
@@ -64,6 +65,17 @@ fn far_kernel_pings_tenants(workers: usize) -> Value {
     assert!(!learned("blue", "02:00:00:00:43:02"), "{fdb:#}");
     let stats = daemon.at_rest();
     assert_eq!(totals(&stats, "dropped"), 0, "{}", stats["drops"]);
+    let urgent = &stats["classes"][0];
+    for (arrived, left) in [("uplink_rx", "tenant_tx"), ("tenant_rx", "uplink_tx")] {
+        let pings = urgent[arrived].as_u64().unwrap();
+        assert!(pings >= 40 && urgent[left] == pings, "pings on one of both networks: {urgent:#}");
+    }
+    let status = daemon.status();
+    assert_eq!(
+        (&status["classes"][0]["order"], &status["classes"][1]["order"]),
+        (&json!("sync"), &Value::Null)
+    );
+    assert_eq!(status["endpoints"][0]["queues"], "one for all classes", "{status:#}");
     for (tenant, echo) in echoes {
         assert_eq!(report(echo)["answered"]["icmp"], 20, "{}: its own pings and no others", tenant.name);
     }

@@ -1,5 +1,8 @@
 //! `classes`, `urgent_quota`, `default_class`, `trusted_remotes` and `[[rules]]`.
 
+/// Rules for what runs already.
+mod running;
+
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
@@ -9,6 +12,8 @@ use peregrine_dataplane::plan::{
 };
 use peregrine_dataplane::types::{Class, EndpointId, NetworkId};
 use toml::Value;
+
+pub use running::rules_of;
 
 use super::endpoint::no_such_name;
 use crate::at::{At, Claims};
@@ -197,17 +202,29 @@ pub fn plan(top: &At<'_>, file: &File, classes: Classes, known: &Known<'_>) -> O
         Field::Absent => true,
         given => given.value().is_some_and(Vec::is_empty),
     };
+    let rules = rules(&top.key("rules"), &file.rules, &classes, known, nobody);
+    let Classes { list, urgent_quota, default, .. } = classes;
+    Some(ClassesPlan { list, urgent_quota: urgent_quota?, default: default?, rules, trusted })
+}
+
+/// Checks `[[rules]]`. Where `nobody` is trusted, no rule may ask for outer DSCPs.
+fn rules(
+    at: &At<'_>,
+    field: &List<Rule>,
+    classes: &Classes,
+    known: &Known<'_>,
+    nobody: bool,
+) -> Vec<RulePlan> {
     let mut rules = Vec::new();
-    for (at, entry) in top.key("rules").list(&file.rules, 0..=ClassesPlan::RULES_MAX, RULES) {
+    for (at, entry) in at.list(field, 0..=ClassesPlan::RULES_MAX, RULES) {
         let Some(raw) = at.table(entry, "a table: [[rules]]") else { continue };
         if nobody && !matches!(raw.outer_dscp, Field::Absent) {
             let rule = "left out: it is believed only from trusted_remotes, and there are none";
             at.key("outer_dscp").invalid(raw.outer_dscp.shown(), rule);
         }
-        rules.extend(rule(&at, raw, &classes, known));
+        rules.extend(rule(&at, raw, classes, known));
     }
-    let Classes { list, urgent_quota, default, .. } = classes;
-    Some(ClassesPlan { list, urgent_quota: urgent_quota?, default: default?, rules, trusted })
+    rules
 }
 
 fn trusted(at: &At<'_>, field: &List<String>, networks: &[NetworkPlan]) -> Vec<IpAddr> {
@@ -363,14 +380,14 @@ const PROTOCOL: &str = "\"tcp\", \"udp\", \"icmp\", \"icmpv6\", \"sctp\" or a nu
 fn protocol(value: &Value) -> Option<u8> {
     match value {
         Value::Integer(number) => u8::try_from(*number).ok(),
-        Value::String(name) => match name.as_str() {
-            "icmp" => Some(1),
-            "tcp" => Some(6),
-            "udp" => Some(17),
-            "icmpv6" => Some(58),
-            "sctp" => Some(132),
-            _ => None,
-        },
+        Value::String(name) => PROTOCOLS.iter().find(|(_, its)| its == name).map(|(number, _)| *number),
         _ => None,
     }
+}
+
+const PROTOCOLS: [(u8, &str); 5] = [(1, "icmp"), (6, "tcp"), (17, "udp"), (58, "icmpv6"), (132, "sctp")];
+
+/// What a protocol is called in a file, if it has a name there.
+pub fn protocol_name(number: u8) -> Option<&'static str> {
+    PROTOCOLS.iter().find(|(its, _)| *its == number).map(|(_, name)| *name)
 }

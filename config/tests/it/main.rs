@@ -6,4 +6,5 @@ mod files;
 mod good;
 mod hostile;
 mod networks;
+mod rules;
 mod uplink;

@@ -35,7 +35,8 @@ impl Balancing {
 impl Engine {
     /// When [`poll`](Engine::poll) has something to do at the latest, besides what others ask for.
     pub fn deadline(&self) -> Option<Instant> {
-        self.balancing.as_ref().map(|balancing| balancing.next).into_iter().chain(self.due).min()
+        let balancing = self.balancing.as_ref().map(|balancing| balancing.next);
+        [balancing, self.due, self.rules.deadline()].into_iter().flatten().min()
     }
 
     /// One look, if it is time.

@@ -151,7 +151,7 @@ impl WorkerHandle {
     }
 
     /// It has taken every order, and so done it before it looks at another frame.
-    fn has_obeyed(&self) -> bool {
+    pub(super) fn has_obeyed(&self) -> bool {
         self.outbox.is_empty() && self.mailbox.is_read()
     }
 
@@ -194,7 +194,7 @@ impl Engine {
     fn new_counters(&self) -> Arc<WorkerCounters> {
         let Engine { plan, remotes, .. } = self;
         let counters = WorkerCounters::new(plan.networks.len(), plan.endpoints.len(), remotes.len());
-        Arc::new(counters.with_default_class(plan.classes.default))
+        Arc::new(counters.with_classes(plan.classes.list.len(), plan.classes.default))
     }
 
     fn seat_new(
@@ -421,6 +421,7 @@ impl Engine {
                     self.ending.worker_is_done();
                 }
                 while handle.mailbox.take_returned().is_some() {}
+                while handle.mailbox.next_order().is_some() {} // which it left unread
             } else if let Some(Some(thread)) = self.threads.get(handle.thread) {
                 thread.seat(worker);
             }

@@ -287,6 +287,16 @@ impl Prefix {
     }
 }
 
+impl fmt::Display for Prefix {
+    /// As it is read; a whole address without its length.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.bits == self.width() {
+            return self.address.fmt(f);
+        }
+        write!(f, "{}/{}", self.address, self.bits)
+    }
+}
+
 /// Why a text is not a prefix.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum PrefixError {
@@ -364,6 +374,14 @@ mod tests {
         ] {
             assert_eq!(text.parse::<Prefix>(), Err(error), "{text}");
         }
+    }
+
+    #[test]
+    fn prefixes_are_written_as_they_are_read() {
+        for text in ["10.42.0.0/16", "10.42.0.1", "0.0.0.0/0", "::/0", "fd00::/8", "fd00::1"] {
+            assert_eq!(prefix(text).to_string(), text);
+        }
+        assert_eq!(prefix("10.42.0.1/32").to_string(), "10.42.0.1");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use super::Cx;
+use super::{Cx, RxRing};
 use crate::classes::Known;
 use crate::counters::DropReason;
 use crate::frame::{Burst, Frame, Source};
@@ -19,19 +19,19 @@ pub fn run(burst: &mut Burst, cx: &mut Cx<'_>) {
         return cx.each(burst, |_, _| Err(DropReason::OuterNotOurs)); // never: a socket belongs to one
     };
     let rules = &cx.tables.classes;
-    let is_sorted = !cx.origin.is_early && !rules.is_trivial(); // otherwise all have one class
+    let is_sorted = cx.origin.ring != RxRing::Urgent && !rules.is_trivial(); // otherwise all have one class
     if is_sorted && rules.asks_outer_dscp() {
         burst.iter_mut().for_each(note_outer_dscp);
     }
     let mut last = None;
     cx.each(burst, |frame, cx| classify(frame, &mut last, uplink, cx));
-    if cx.origin.is_early {
+    if cx.origin.ring == RxRing::Urgent {
         burst.iter_mut().for_each(|frame| frame.set_class(Class::URGENT));
     } else if is_sorted {
         let mut last = None;
         burst.iter_mut().for_each(|frame| sort(frame, &mut last, cx));
     }
-    if is_sorted || cx.origin.is_early {
+    if is_sorted || cx.origin.ring == RxRing::Urgent {
         cx.counters.of_classes(burst.iter().map(Frame::class), |class| &class.uplink_rx);
     }
 }
@@ -83,7 +83,7 @@ fn sort(frame: &mut Frame, last: &mut Option<(Vni, NetworkId)>, cx: &Cx<'_>) {
     };
     *last = Some((vni, network));
     let rules = &cx.tables.classes;
-    let (class, flow_hash) = match (rules.settled(network), Headers::read(inner)) {
+    let (mut class, flow_hash) = match (rules.settled(network), Headers::read(inner)) {
         (Some(class), _) => (class, 0),
         (None, Some(headers)) => {
             let outer_dscp = is_trusted(frame.meta.source, cx).then_some(outer_dscp);
@@ -91,6 +91,9 @@ fn sort(frame: &mut Frame, last: &mut Option<(Vni, NetworkId)>, cx: &Cx<'_>) {
         }
         (None, None) => return,
     };
+    if class == Class::URGENT && cx.tables.settling && cx.origin.ring == RxRing::Rest {
+        class = Class::NORMAL; // there is a second class wherever there is a ring for the first
+    }
     frame.set_class(class);
     frame.meta.flow_hash = flow_hash;
 }

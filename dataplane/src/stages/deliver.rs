@@ -50,7 +50,7 @@ fn is_for_remote(frame: &Frame) -> bool {
 fn give_first(to: EndpointId, input: &mut Burst, cx: &mut Cx<'_>) {
     let its = input.iter().take_while(|frame| frame.meta.target == Target::Endpoint(to));
     let (given, refused) = cx.tenants.give_all(to, its, cx.counters);
-    if !cx.tables.classes.is_trivial() {
+    if !cx.counters.are_default(input.iter().take(given).map(Frame::class)) {
         let classes = input.iter().take(given).map(Frame::class);
         cx.counters.of_classes(classes, |class| &class.tenant_tx);
     }

@@ -198,15 +198,26 @@ pub struct Cx<'a> {
 pub struct Origin {
     /// Whose it is.
     pub uplink: UplinkId,
-    /// It is the one for frames that the XDP program has found urgent. They are, whatever the rules say by now: so none is overtaken
-    /// within its class when these change.
-    pub is_early: bool,
+    /// What comes by it.
+    pub ring: RxRing,
+}
+
+/// What comes by an rx ring.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum RxRing {
+    /// Everything.
+    Only,
+    /// What the XDP program has found urgent. It is, whatever the rules say by now: so nothing is overtaken within its class when these
+    /// change.
+    Urgent,
+    /// Everything else.
+    Rest,
 }
 
 impl Origin {
-    /// The ring for everything, or everything else, of an uplink.
-    pub const fn normal(uplink: UplinkId) -> Origin {
-        Origin { uplink, is_early: false }
+    /// An uplink's ring for everything.
+    pub const fn only(uplink: UplinkId) -> Origin {
+        Origin { uplink, ring: RxRing::Only }
     }
 }
 
@@ -460,7 +471,8 @@ impl Cx<'_> {
 
     #[inline]
     fn transmit_over(&mut self, uplink: UplinkId, frames: &mut Burst) {
-        let counts_classes = !self.tables.classes.is_trivial();
+        // Not what the rules say by now: a frame may have its class by older ones, or by its ring.
+        let counts_classes = !self.counters.are_default(frames.iter().map(Frame::class));
         if counts_classes {
             self.count_leaving(frames, 1);
         }

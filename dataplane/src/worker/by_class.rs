@@ -11,18 +11,22 @@
 //! So an urgent packet waits for one step of one less urgent burst, and for urgent ones before it. How long others may go first, and
 //! whether a burst runs through at once, says [`Precedence`].
 //!
+//! In one turn of some it is noted how long bursts wait, see `waiting`: the end of each step, and in the turn before already each look
+//! at a place where new work may be.
+//!
 //! What must hold: at the end of a turn no lane has a burst; frames of a flow and class are in one lane and are taken in order from
 //! each place, so they keep it. What is new is taken in only when `takes_in` allows it: not while frames wait for their bucket's way.
 
-use super::uplink::RxRing;
+use super::looks::{Looks, Place};
 use super::{Worker, count};
 use crate::clock::cycles;
-use crate::frame::{BURST, Burst};
+use crate::frame::{BURST, Burst, Frame};
 use crate::lanes::{Lanes, Precedence};
 use crate::mesh::Mesh;
 use crate::plan::ClassesPlan;
 use crate::stages::{self, Cx, Origin, Stage, collect};
-use crate::types::UplinkId;
+use crate::types::{Class, UplinkId};
+use crate::waiting::Before;
 
 /// What a worker needs for that.
 #[derive(Debug)]
@@ -41,6 +45,7 @@ pub(super) struct ByClass {
     first: usize,
     /// Until then time is accounted for.
     mark: u64,
+    looks: Looks,
 }
 
 /// A burst between two steps.
@@ -54,6 +59,16 @@ struct Lane {
     stage: Option<Stage>,
     origin: Origin,
     is_plain: bool,
+    /// It waits for that, if anybody wants to know how long.
+    wait: Option<Wait>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Wait {
+    /// In cycles.
+    since: u64,
+    /// Whose wait it is; `None`: that of the burst's first frame.
+    class: Option<Class>,
 }
 
 impl Lane {
@@ -62,9 +77,22 @@ impl Lane {
             bursts: Default::default(),
             is_second: false,
             stage: None,
-            origin: Origin::normal(UplinkId(0)),
+            origin: Origin::only(UplinkId(0)),
             is_plain: false,
+            wait: None,
         }
+    }
+
+    /// It waits since then.
+    #[inline]
+    fn waits_since(&mut self, since: Option<u64>) {
+        self.wait = since.map(|since| Wait { since, class: None });
+    }
+
+    /// The class of its burst's first frame.
+    #[inline]
+    fn class(&mut self) -> Option<Class> {
+        self.bursts().0.iter().next().map(Frame::class)
     }
 
     /// The burst with its frames, and the other.
@@ -89,12 +117,13 @@ impl Lane {
         std::mem::swap(&mut self.bursts, &mut to.bursts);
         std::mem::swap(&mut self.is_second, &mut to.is_second);
         to.stage = self.stage.take();
-        (to.origin, to.is_plain) = (self.origin, self.is_plain);
+        (to.origin, to.is_plain, to.wait) = (self.origin, self.is_plain, self.wait);
     }
 }
 
 impl ByClass {
-    pub(super) fn new(classes: &ClassesPlan) -> ByClass {
+    /// Of a worker with so many places to take frames from.
+    pub(super) fn new(classes: &ClassesPlan, sources: usize) -> ByClass {
         let lanes = Lanes::new(classes);
         // Where there is one lane, nobody asks for it.
         let count = if lanes.count() > 1 { lanes.count() } else { 0 };
@@ -108,14 +137,16 @@ impl ByClass {
             rest: 0,
             first: 0,
             mark: 0,
+            looks: Looks::new(sources),
         }
     }
 
     #[inline]
-    pub(super) fn begin_turn(&mut self, now: u64) {
+    pub(super) fn begin_turn(&mut self, now: u64, turn: u64, by_class: bool) {
         (self.takes_in, self.takes_first) = (false, false);
         self.rest = 0;
         self.mark = now;
+        self.looks.begin_turn(turn, by_class);
     }
 
     /// The most urgent lane from this one on that has a burst.
@@ -163,9 +194,9 @@ impl Worker {
         let mut moved = 0;
         for source in 0..self.uplink.sources() {
             if self.lanes.urgent().is_none() && self.uplink.has_urgent(source) {
-                moved += self.rest_in(source, RxRing::Urgent); // of the class that is not preferred
+                moved += self.rest_in(source, true); // of the class that is not preferred
             }
-            moved += self.more_urgent_first() + self.rest_in(source, RxRing::Normal);
+            moved += self.more_urgent_first() + self.rest_in(source, false);
         }
         moved += self.more_urgent_first() + self.rest_out();
         // None stays over the turn's end: the way of its flow may change there.
@@ -189,12 +220,12 @@ impl Worker {
 
     /// One burst of all classes from an uplink's ring.
     #[inline]
-    fn rest_in(&mut self, source: usize, ring: RxRing) -> usize {
+    fn rest_in(&mut self, source: usize, is_urgent: bool) -> usize {
         if self.must_wait() {
             return 0;
         }
         let last = self.lanes.last();
-        let received = self.load_received(source, ring, last);
+        let received = self.load_received(source, is_urgent, last);
         if received == 0 {
             return 0;
         }
@@ -218,10 +249,13 @@ impl Worker {
     fn out(&mut self, fill: impl FnOnce(&mut Worker, &mut Burst)) -> usize {
         let last = self.lanes.last();
         let taken = self.load(last, |worker, lane| {
+            let since = worker.by_class.looks.look(Place::Tenants);
             let (burst, _) = lane.bursts();
             std::mem::swap(burst, &mut worker.by_class.deferred);
             fill(worker, burst);
-            Some((burst.len(), Stage::Lookup, Origin::normal(UplinkId(0)), false))
+            let taken = burst.len();
+            worker.collected(since, lane);
+            Some((taken, Stage::Lookup, Origin::only(UplinkId(0)), false))
         });
         if taken == 0 {
             return 0;
@@ -300,8 +334,11 @@ impl Worker {
     fn load_arrivals(&mut self, other: usize, lane: usize) -> usize {
         let count = self.load(lane, |worker, its| {
             let (burst, _) = its.bursts();
-            let stage = worker.mesh.as_mut()?.arrivals(other, lane, burst)?;
-            Some((burst.len(), stage, Origin::normal(UplinkId(0)), false))
+            let mesh = worker.mesh.as_mut()?;
+            let stage = mesh.arrivals(other, lane, burst)?;
+            let count = burst.len();
+            its.wait = mesh.waited().map(|waited| Wait { since: waited.since, class: Some(waited.class) });
+            Some((count, stage, Origin::only(UplinkId(0)), false))
         });
         self.tenants.note_work(count);
         count
@@ -309,18 +346,19 @@ impl Worker {
 
     #[inline]
     fn load_early(&mut self, source: usize, lane: usize) -> usize {
-        if self.uplink.has_urgent(source) { self.load_received(source, RxRing::Urgent, lane) } else { 0 }
+        if self.uplink.has_urgent(source) { self.load_received(source, true, lane) } else { 0 }
     }
 
     #[inline]
-    fn load_received(&mut self, source: usize, ring: RxRing, lane: usize) -> usize {
+    fn load_received(&mut self, source: usize, is_urgent: bool, lane: usize) -> usize {
         let count = self.load(lane, |worker, its| {
+            its.waits_since(worker.by_class.looks.look(Place::Ring(source, is_urgent)));
             let (burst, _) = its.bursts();
-            let (received, uplink) = worker.uplink.receive(source, ring, &mut worker.pool, burst);
+            let origin = worker.uplink.origin(source, is_urgent);
+            let received = worker.uplink.receive(source, origin.ring, &mut worker.pool, burst);
             if received > 0 {
-                worker.count_received(uplink, burst);
+                worker.count_received(origin.uplink, burst);
             }
-            let origin = Origin { uplink, is_early: ring == RxRing::Urgent };
             Some((received, Stage::Classify, origin, worker.by_class.is_plain))
         });
         self.tenants.note_work(count);
@@ -335,6 +373,7 @@ impl Worker {
         }
         let lanes = self.lanes;
         let count = self.load(lane, |worker, its| {
+            let since = worker.by_class.looks.look(Place::FirstQueues);
             let (burst, spare) = its.bursts();
             let (_, mut cx) = worker.parts();
             collect::run_first(spare, &mut cx);
@@ -345,7 +384,9 @@ impl Worker {
                     worker.pool.put(frame); // never: both have room for all
                 }
             }
-            Some((burst.len(), Stage::Lookup, Origin::normal(UplinkId(0)), false))
+            let taken = burst.len();
+            worker.collected(since, its);
+            Some((taken, Stage::Lookup, Origin::only(UplinkId(0)), false))
         });
         if count > 0 {
             self.enter(lane);
@@ -392,6 +433,17 @@ impl Worker {
         });
     }
 
+    /// What a look at tenants has brought, who were looked at then before.
+    #[inline]
+    fn collected(&self, since: Option<u64>, its: &mut Lane) {
+        its.wait = None;
+        if let (Some(since), Some(class)) = (since, its.class()) {
+            let now = cycles();
+            self.counters.waited(Some(class), Before::Collect, now.wrapping_sub(since));
+            its.waits_since(Some(now));
+        }
+    }
+
     /// Takes a lane's burst one step further.
     fn step(&mut self, lane: usize) {
         let is_urgent = self.lanes.urgent() == Some(lane);
@@ -399,12 +451,20 @@ impl Worker {
             let (stage, origin, is_plain) = (its.stage?, its.origin, its.is_plain);
             let (_, cx) = worker.parts();
             let mut cx = Cx { origin, is_urgent, ..cx };
+            let waited =
+                its.wait.take().map(|wait| (wait.class.or(its.class()), cycles().saturating_sub(wait.since)));
             let (frames, spare) = its.bursts();
             let ((frames, _), next) = stages::advance(stage, (frames, spare), is_plain, &mut cx);
             let is_done = frames.is_empty();
             cx.settle();
             its.is_second ^= stage.moves_on();
             its.stage = next.filter(|_| !is_done);
+            if let Some((class, time)) = waited {
+                // Before Classify nobody knows it.
+                let class = if stage == Stage::Classify { its.class() } else { class };
+                worker.counters.waited(class, Before::Step(stage), time);
+            }
+            its.waits_since((worker.is_sampled && !is_done).then(cycles));
             Some(())
         });
         self.by_class.account(lane);
@@ -428,12 +488,13 @@ impl Worker {
             }
             return; // most often: all are of the last lane, or of one other
         }
-        let (origin, is_plain) = (rest.origin, rest.is_plain);
+        let (origin, is_plain, wait) = (rest.origin, rest.is_plain, rest.wait);
         let (frames, kept) = rest.bursts();
         for frame in frames.drain() {
             let to = match lanes.get_mut(of.of(frame.class())) {
                 Some(lane) => {
-                    (lane.stage, lane.origin, lane.is_plain) = (Some(stage), origin, is_plain);
+                    (lane.stage, lane.origin, lane.is_plain, lane.wait) =
+                        (Some(stage), origin, is_plain, wait);
                     lane.bursts().0
                 }
                 None => &mut *kept,

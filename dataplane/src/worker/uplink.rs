@@ -2,7 +2,7 @@
 
 use crate::frame::{Burst, FramePool};
 use crate::replay::Replay;
-use crate::stages::Wire;
+use crate::stages::{Origin, RxRing, Wire};
 use crate::types::UplinkId;
 use crate::xsk::XskSocket;
 
@@ -13,15 +13,6 @@ pub(crate) enum Uplink {
     Sockets(Sockets),
     /// Memory, and nowhere.
     Replay(Replay),
-}
-
-/// Which of a queue's rx rings.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum RxRing {
-    /// Of everything, or everything else.
-    Normal,
-    /// Of the frames that the XDP program has found urgent.
-    Urgent,
 }
 
 /// The sockets of a worker, which share its memory.
@@ -69,7 +60,25 @@ impl Uplink {
         }
     }
 
-    /// A burst from one ring of a source, and the uplink that this is a queue of.
+    /// One of the rings of a source.
+    #[inline]
+    pub(super) fn origin(&self, source: usize, is_urgent: bool) -> Origin {
+        let (uplink, is_early) = match self {
+            Uplink::Sockets(sockets) => match sockets.all.get(source) {
+                Some(socket) => (socket.uplink(), socket.is_early()),
+                None => (UplinkId(0), false),
+            },
+            Uplink::Replay(_) => (UplinkId(0), false),
+        };
+        let ring = match (is_urgent, is_early) {
+            (true, _) => RxRing::Urgent,
+            (false, true) => RxRing::Rest,
+            (false, false) => RxRing::Only,
+        };
+        Origin { uplink, ring }
+    }
+
+    /// A burst from one ring of a source.
     #[inline]
     pub(super) fn receive(
         &mut self,
@@ -77,16 +86,16 @@ impl Uplink {
         ring: RxRing,
         pool: &mut FramePool,
         burst: &mut Burst,
-    ) -> (usize, UplinkId) {
+    ) -> usize {
         match self {
             Uplink::Sockets(sockets) => match (sockets.all.get_mut(source), ring) {
-                (Some(socket), RxRing::Normal) => (socket.receive(pool, burst), socket.uplink()),
-                (Some(socket), RxRing::Urgent) => (socket.receive_urgent(pool, burst), socket.uplink()),
-                (None, _) => (0, UplinkId(0)),
+                (Some(socket), RxRing::Urgent) => socket.receive_urgent(pool, burst),
+                (Some(socket), RxRing::Only | RxRing::Rest) => socket.receive(pool, burst),
+                (None, _) => 0,
             },
             Uplink::Replay(replay) => match ring {
-                RxRing::Normal => (replay.present(pool, burst), UplinkId(0)),
-                RxRing::Urgent => (replay.present_urgent(pool, burst), UplinkId(0)),
+                RxRing::Urgent => replay.present_urgent(pool, burst),
+                RxRing::Only | RxRing::Rest => replay.present(pool, burst),
             },
         }
     }

@@ -14,6 +14,7 @@
 //! - `urgent`: the two rings of its second socket, for urgent frames
 //! - `program`: the XDP program in the kernel
 //! - `early`: which frames are urgent, as the program is told
+//! - `grace`: until the programs that were told otherwise have ended
 //! - `uplink`: the control half
 //!
 //! What must hold: the fill rings are full before the program is attached, so no frame is steered into an empty
@@ -21,6 +22,7 @@
 
 mod early;
 mod error;
+mod grace;
 mod interface;
 mod program;
 mod socket;
@@ -46,6 +48,7 @@ pub use early::{
     EarlySide,
 };
 pub use error::XskError;
+pub(crate) use grace::Grace;
 pub use interface::{Interface, interface, unusable};
 pub use program::{PassedCounters, SteeringCounters};
 pub use socket::{Kicks, XskSocket};

@@ -46,6 +46,8 @@ pub struct XskSocket {
     sizes: Sizes,
     /// Chunks in the fill ring, with the kernel, or in an rx ring.
     rx_lent: u32,
+    /// Frames that lay in the rx rings at the last [`mark_arrived`](XskSocket::mark_arrived) and have not been taken: normal and urgent.
+    marked: [u32; 2],
     /// Chunks in the (first) tx ring, with the kernel, or in the completion ring.
     tx_lent: u32,
     /// The fill ring got frames since it was last woken.
@@ -130,6 +132,7 @@ impl XskSocket {
             urgent: parts.urgent,
             sizes: parts.sizes,
             rx_lent: 0,
+            marked: [0; 2],
             tx_lent: 0,
             filled: false,
             watchdog: Watchdog::new(parts.watchdog_ticks),
@@ -221,6 +224,17 @@ impl XskSocket {
         self.faults
     }
 
+    /// Notes what lies in the rx rings now, for [`has_marked`](Self::has_marked).
+    pub(crate) fn mark_arrived(&mut self) {
+        let urgent = self.urgent.as_ref().map_or(0, |urgent| urgent.rx.arrived());
+        self.marked = [self.rx.nb_avail_exact(), urgent];
+    }
+
+    /// Whether something of that is still there.
+    pub(crate) fn has_marked(&self) -> bool {
+        self.marked != [0; 2]
+    }
+
     /// Whether the pool is the port's own; counted if not.
     #[inline]
     fn owns(&mut self, pool: &FramePool) -> bool {
@@ -252,6 +266,7 @@ impl XskSocket {
             }
         }
         self.rx_lent = self.rx_lent.saturating_sub(count as u32);
+        self.marked[0] = self.marked[0].saturating_sub(count as u32);
         received
     }
 
@@ -277,6 +292,7 @@ impl XskSocket {
         }
         urgent.rx.release();
         self.rx_lent = self.rx_lent.saturating_sub(count as u32);
+        self.marked[1] = self.marked[1].saturating_sub(count as u32);
         received
     }
 

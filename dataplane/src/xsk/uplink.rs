@@ -183,7 +183,8 @@ impl Uplink {
     /// by these, never by parts of both, and all the while nothing else changes in what is steered. Nothing to do if the queues have no
     /// second sockets ([`UplinkInfo::early`]).
     ///
-    /// A flow that changes its class may be overtaken by itself: its last frames wait in one ring and the next ones are in the other.
+    /// A flow that becomes urgent, or is no longer, overtakes itself: its last frames wait in one ring and the next ones are in the other.
+    /// [`Engine::set_rules`](crate::engine::Engine::set_rules) keeps the order in each class all the same.
     ///
     /// # Errors
     /// [`XskError::EarlyRules`] if there are too many, or what the kernel said. Then the rules are as before.

@@ -1,5 +1,5 @@
 //! A worker's stages without a kernel: frames in by hand, tenants over real memif rings in this process, and what leaves for
-//! the uplink kept to be looked at. After every step frames in = frames out + drops, and all chunks are home.
+//! the uplink kept to be looked at. After every step frames in = frames out + drops, in all and in each class, and all chunks are home.
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
 use std::net::{IpAddr, Ipv4Addr};
@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use etherparse::PacketBuilder;
-use peregrine_dataplane::counters::{DropReason, WorkerCounters};
+use peregrine_dataplane::counters::{ClassStats, DropReason, WorkerCounters};
 use peregrine_dataplane::fdb::{Destination, Fdb};
 use peregrine_dataplane::frame::{BURST, Burst, FramePool};
 use peregrine_dataplane::plan::{
@@ -172,6 +172,8 @@ impl Rig {
         let fdb = Fdb::new(256, plan.networks.len());
         let mut tenants = Tenants::new(&tables);
         let mut clients = Vec::new();
+        let mut pool = FramePool::anonymous(2048, 256, 256);
+        pool.set_class(plan.classes.default);
         let server = ServerConfig { chains: config.chains, ..ServerConfig::default() };
         for (index, endpoint) in plan.endpoints.iter().enumerate() {
             let id = EndpointId(index as u16);
@@ -181,10 +183,10 @@ impl Rig {
             clients.push(client);
         }
         Rig {
-            counters: WorkerCounters::new(plan.networks.len(), plan.endpoints.len(), tables.remotes.len()),
+            counters: counters(&plan, &tables),
             tables,
             fdb,
-            pool: FramePool::anonymous(2048, 256, 256),
+            pool,
             tenants,
             clients,
             bursts: Default::default(),
@@ -195,6 +197,13 @@ impl Rig {
 
     /// Runs `work` with a context; returns what left for the underlay.
     pub fn run(&mut self, work: impl FnOnce((&mut Burst, &mut Burst), &mut Cx<'_>)) -> Vec<Vec<u8>> {
+        self.begin(work);
+        self.check();
+        std::mem::take(&mut self.wire.frames)
+    }
+
+    /// The same where frames are still under way afterwards.
+    pub fn begin(&mut self, work: impl FnOnce((&mut Burst, &mut Burst), &mut Cx<'_>)) {
         let mut cx = Cx {
             tables: &self.tables,
             fdb: &self.fdb,
@@ -202,7 +211,7 @@ impl Rig {
             pool: &mut self.pool,
             tenants: &mut self.tenants,
             now_s: 0,
-            origin: Origin::normal(UplinkId(0)),
+            origin: Origin::only(UplinkId(0)),
             is_urgent: false,
             wire: &mut self.wire,
             flood_budget: &mut self.flood_budget,
@@ -212,8 +221,6 @@ impl Rig {
         };
         work((&mut self.bursts.0, &mut self.bursts.1), &mut cx);
         assert!(self.bursts.0.is_empty() && self.bursts.1.is_empty());
-        self.check();
-        std::mem::take(&mut self.wire.frames)
     }
 
     /// Frames from the underlay; returns what goes back to it.
@@ -232,7 +239,7 @@ impl Rig {
                     cx.counters.uplink_rx.of(uplink).unwrap().one(bytes.len());
                     bursts.0.push(frame).unwrap();
                 }
-                cx.origin = Origin::normal(uplink);
+                cx.origin = Origin::only(uplink);
                 stages::run_from(Stage::Classify, bursts, cx);
             }));
         }
@@ -266,12 +273,26 @@ impl Rig {
         self.counters.dropped.get(reason)
     }
 
+    /// What was counted, by class.
+    pub fn classes(&self) -> [ClassStats; Class::LIMIT] {
+        std::array::from_fn(|class| self.counters.class(Class(class as u8)))
+    }
+
     pub fn check(&self) {
         let mut totals = Totals::default();
         totals.add(&self.counters);
         assert!(totals.conserved, "frames in != frames out + drops: {totals:?}");
+        for class in self.classes() {
+            assert_eq!(class.in_flight(), 0, "of its class, frames in != frames out + drops: {class:?}");
+        }
         assert_eq!(self.pool.available(), self.pool.capacity(), "every chunk is home");
     }
+}
+
+/// A worker's, all zero.
+pub fn counters(plan: &Plan, tables: &Tables) -> WorkerCounters {
+    WorkerCounters::new(plan.networks.len(), plan.endpoints.len(), tables.remotes.len())
+        .with_classes(plan.classes.list.len(), plan.classes.default)
 }
 
 pub fn rings(server: Interface) -> TenantRings {

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use peregrine_dataplane::discard::DiscardCounters;
-use peregrine_dataplane::discard::histogram::Histogram;
 use peregrine_dataplane::engine::Engine;
+use peregrine_dataplane::histogram::Histogram;
 use peregrine_dataplane::plan::{NetworkPlan, Plan, WorkerPlan};
 use peregrine_dataplane::replay::{Field, Numbers, Pace, ReplayFrame, ReplayStream, Speed};
 use peregrine_dataplane::stats::Stats;

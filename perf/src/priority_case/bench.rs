@@ -11,9 +11,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use peregrine_dataplane::discard::DiscardCounters;
-use peregrine_dataplane::discard::histogram::Histogram;
 use peregrine_dataplane::engine::Engine;
 use peregrine_dataplane::frame::BURST;
+use peregrine_dataplane::histogram::Histogram;
 use peregrine_dataplane::plan::{Early, Plan, RulePlan, WorkOrder, WorkerPlan};
 use peregrine_dataplane::replay::Speed;
 use peregrine_dataplane::stages::Stage;

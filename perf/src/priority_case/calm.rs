@@ -80,7 +80,7 @@ impl Calm {
 
 #[cfg(test)]
 mod tests {
-    use peregrine_dataplane::discard::histogram::Histogram;
+    use peregrine_dataplane::histogram::Histogram;
 
     use super::*;
 

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use peregrine_control::demo::hosts::{ECHO, TENANT};
 use peregrine_dataplane::clock::cycles;
-use peregrine_dataplane::discard::histogram::Histogram;
+use peregrine_dataplane::histogram::Histogram;
 use peregrine_dataplane::replay::{Speed, Stamp};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 

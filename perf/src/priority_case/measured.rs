@@ -255,7 +255,7 @@ pub fn goals(port: &PortReport) -> Vec<Goal> {
 
 #[cfg(test)]
 mod tests {
-    use peregrine_dataplane::discard::histogram::Histogram;
+    use peregrine_dataplane::histogram::Histogram;
 
     use super::*;
 

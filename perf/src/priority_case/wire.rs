@@ -10,8 +10,8 @@ use std::thread::JoinHandle;
 
 use peregrine_control::demo::hosts::{FAR, NEAR};
 use peregrine_dataplane::clock::cycles;
-use peregrine_dataplane::discard::histogram::Histogram;
 use peregrine_dataplane::frame::{BURST, Burst};
+use peregrine_dataplane::histogram::Histogram;
 use peregrine_dataplane::plan::XdpMode;
 use peregrine_dataplane::replay::{Replay, Stamp};
 use peregrine_dataplane::types::QueueId;

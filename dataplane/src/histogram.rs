@@ -1,4 +1,5 @@
-//! How often each of many values came, at one plain addition each: the worker that takes packets writes it, anybody reads it meanwhile.
+//! How often each of many values came, at one plain addition each: one worker writes it, anybody reads it meanwhile. How long frames
+//! wait (`waiting`) is noted so, and how late they are where a measurement wants to know (`discard`).
 //!
 //! Values below 32 have a place each; above, each power of two is cut into 32 places of one width (log-linear, as HdrHistogram does it),
 //! so what is read off is less than 1/32 above what was recorded.
@@ -49,6 +50,16 @@ pub fn highest(place: usize) -> u64 {
     let shift = (place / PARTS).saturating_sub(1);
     let first = (place - shift * PARTS) << shift;
     first | ((1 << shift) - 1)
+}
+
+/// Of samples in rising order, as [`Histogram::counts`] or the sum of several has them, the value of the one with this number, from 1.
+pub fn value_at(counts: &[u64], number: u64) -> Option<u64> {
+    let mut seen = 0;
+    let place = counts.iter().position(|count| {
+        seen += count;
+        seen >= number.max(1)
+    });
+    place.map(highest)
 }
 
 #[cfg(test)]
