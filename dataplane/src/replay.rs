@@ -324,7 +324,7 @@ impl Replay {
         let wanted = burst.room().min(BURST);
         let mut count = 0;
         if !self.can_wait() {
-            self.look(clock());
+            self.look(clock(), is_urgent);
             count = self.present_waiting(is_urgent, wanted, pool, burst);
         }
         let Replay { streams, normal, urgent, sequences } = self;
@@ -370,18 +370,18 @@ impl Replay {
         count
     }
 
-    /// Lets wait what has become due, as far as there is room; the rest is missed. Then new speeds count.
-    fn look(&mut self, now: u64) {
+    /// Lets wait what has become due of one ring's streams, as far as there is room; the rest is missed. Then new speeds count. The other
+    /// ring's have their own looks: nothing urgent waits for what is done for many others.
+    fn look(&mut self, now: u64, is_urgent: bool) {
         let Replay { streams, normal, urgent, .. } = self;
-        loop {
-            let (normal_room, urgent_room) = (normal.has_room(), urgent.has_room());
-            let can_wait = |stream: &Stream| if stream.is_apart { urgent_room } else { normal_room };
-            let due = streams.iter_mut().enumerate().filter(|(_, it)| can_wait(it) && it.is_due(now));
+        let waiting = if is_urgent { urgent } else { normal };
+        while waiting.has_room() {
+            let its = streams.iter_mut().enumerate().filter(|(_, stream)| stream.is_apart == is_urgent);
+            let due = its.filter(|(_, stream)| stream.is_due(now));
             let Some((index, stream)) = due.min_by_key(|(_, stream)| stream.next_due) else { break };
-            let waiting = if stream.is_apart { &mut *urgent } else { &mut *normal };
             waiting.due.push_back(Arrival { stream: index, due: stream.arrive() });
         }
-        for stream in streams {
+        for stream in streams.iter_mut().filter(|stream| stream.is_apart == is_urgent) {
             stream.miss(now);
             stream.take_over_pace(now);
         }
@@ -724,6 +724,7 @@ mod tests {
         while !taker.take_of(true, 5_051).is_empty() {}
         let (missed, of_flood) = (rare_pace.missed.get(), flood_pace.missed.get());
         assert_eq!(taker.dues(10_051).len(), 50);
+        assert_eq!(taker.take_of(true, 10_051).len(), BURST);
         assert_eq!(rare_pace.missed.get() - missed, 5_000 - URGENT_WAITING_MAX as u64);
         assert_eq!(flood_pace.missed.get(), of_flood);
     }

@@ -114,11 +114,6 @@ impl CpuTime {
         ran / (ran + waited).max(1.0)
     }
 
-    /// Nanoseconds in which it had a core since `earlier`.
-    pub fn ran_since(&self, earlier: &CpuTime) -> u64 {
-        self.ran_ns.saturating_sub(earlier.ran_ns)
-    }
-
     /// Nanoseconds in which it wanted the core since `earlier` and did not have it, and how often it got it back. Of a thread that never
     /// sleeps: how often the core was taken away.
     pub fn taken_since(&self, earlier: &CpuTime) -> (u64, u64) {
@@ -210,7 +205,7 @@ mod tests {
         let earlier = CpuTime { ran_ns: 1_000, waited_ns: 500, turns: 7 };
         let later = CpuTime { ran_ns: 4_000, waited_ns: 1_500, turns: 9 };
         assert!((later.share_since(&earlier) - 0.75).abs() < 1e-9);
-        assert_eq!((later.ran_since(&earlier), later.taken_since(&earlier)), (3_000, (1_000, 2)));
+        assert_eq!(later.taken_since(&earlier), (1_000, 2));
         assert!(CpuTime::read("/proc/thread-self").is_ok());
         assert!(CpuTime::read("/proc/none").unwrap_err().contains("/proc/none/schedstat"));
     }

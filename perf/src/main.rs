@@ -125,7 +125,10 @@ fn main() -> ExitCode {
         Command::PlacementLatency(runs) => {
             runs.report(placement_latency_case::run, placement_latency_case::Report::text)
         }
-        Command::Priority(runs) => runs.report(priority_case::run, priority_case::Report::text),
+        Command::Priority(runs) => {
+            let run = |quick| priority_case::run(quick).inspect(|report| cut_short = report.failure.clone());
+            runs.report(run, priority_case::Report::text)
+        }
         Command::Fdb(runs) => runs.report(fdb_case::run, fdb_case::Report::text),
         Command::Report(args) => match report::run(&args) {
             Err(report::Error::Input(error)) => {

@@ -83,13 +83,15 @@ pub struct Report {
     /// Why nothing was measured over a wire.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub left_out: Option<String>,
+    /// What ended the measurement over the wire before its end.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub failure: Option<String>,
     pub environment: Option<Environment>,
 }
 
 /// Runs everything. Namespaces and programs are gone when it returns, however it ends.
 pub fn run(quick: bool) -> Result<Report, String> {
     let [first, second] = two_cores("one for the worker; one for control, the generator and the wire")?;
-    let interrupted = Arc::new(AtomicBool::new(false));
     let left_out = side::missing();
     let watch = Watch::start();
     let times = Times::of(quick);
@@ -104,10 +106,12 @@ pub fn run(quick: bool) -> Result<Report, String> {
     eprintln!("peregrine-perf: priority: pairs and shares");
     let (pairs, shares) = (pairs::pairs(cores, times)?, pairs::shares(cores, times)?);
     gaps.add(Gaps::of_core(cores.worker, times.machine, cores.hertz)?);
+    let mut failure = None;
     if left_out.is_none() {
         // From here on there is something to remove.
+        let interrupted = Arc::new(AtomicBool::new(false));
         demo::catch_signals(&interrupted).map_err(|error| plain(&error))?;
-        ports.extend(side::over_wire(cores, quick, &interrupted)?);
+        failure = side::over_wire(cores, quick, &interrupted, &mut ports).err();
         gaps.add(Gaps::of_core(cores.worker, times.machine, cores.hertz)?);
     }
     let goals = ports.iter().flat_map(measured::goals).chain(pairs::goals(&pairs, &shares)).collect();
@@ -126,6 +130,7 @@ pub fn run(quick: bool) -> Result<Report, String> {
         shares,
         goals,
         left_out,
+        failure,
         environment: Some(watch.end()),
     })
 }
@@ -279,6 +284,7 @@ impl Report {
 
     fn notes(&self) -> String {
         let left_out = self.left_out.as_ref().map(|why| format!("Nothing over a wire: {why}.\n"));
+        let failure = self.failure.as_ref().map(|why| format!("Not all over the wire: {why}.\n"));
         format!(
             "One-way, from when an urgent packet is due to the tenant; {:.0} a second, {} bytes inside, beside normal ones at a part of what the \
              worker (or the kernel's overlay) can take while it has its core.\n\
@@ -292,7 +298,7 @@ impl Report {
             self.runs,
             self.window_ms,
             self.cores,
-            left_out.unwrap_or_default()
+            left_out.or(failure).unwrap_or_default()
         )
     }
 }

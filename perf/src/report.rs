@@ -85,6 +85,9 @@ fn measure(quick: bool) -> Result<Results, Error> {
     results.priority = case("priority", || priority_case::run(quick), failures);
     results.generator = case("generator", || generator_case::run(quick), failures);
     results.kernel = case("kernel", || kernel_case::run(quick), failures);
+    if let Some(error) = results.priority.as_ref().and_then(|report| report.failure.clone()) {
+        results.failures.push(Failure { case: "priority over a wire".into(), error });
+    }
     if let Some(error) = results.kernel.as_ref().and_then(|report| report.failure.clone()) {
         results.failures.push(Failure { case: "the other runs of kernel".into(), error });
     }

@@ -42,13 +42,14 @@ pub struct Pair {
 pub struct ShareReport {
     pub mode: Mode,
     pub early: bool,
-    /// Of what the worker can take: guaranteed to normal packets, offered of them and of urgent ones, and what came through of both.
+    /// Of the normal packets that the worker can take, and so of its time: guaranteed to normal packets, offered of them and of urgent ones,
+    /// and what came through of both.
     pub share: f64,
     pub normal_offered: f64,
     pub urgent_offered: f64,
     pub normal_got: f64,
     pub urgent_got: f64,
-    /// Normal packets of all that came through: as each costs the worker the same, their part of its time.
+    /// Normal packets of all that came through. Less than their part of the time where urgent ones cost less, as with early classes.
     #[serde(deserialize_with = "share")]
     pub normal_part: f64,
 }
@@ -135,8 +136,8 @@ pub fn goals(pairs: &[Pair], shares: &[ShareReport]) -> Vec<Goal> {
     let of_pair = |pair: &Pair| goal(format!("rate: {}", pair.what), pair.ratio, pair.ratio_wanted);
     let of_share = |share: &ShareReport| {
         let early = if share.early { ", early" } else { "" };
-        let what = format!("part of normal beside 120 % urgent, {}{early}", share.mode.name());
-        goal(what, share.normal_part, SHARE_WITHIN * share.share)
+        let what = format!("time of normal beside 120 % urgent, {}{early}", share.mode.name());
+        goal(what, share.normal_got, SHARE_WITHIN * share.share)
     };
     pairs.iter().map(of_pair).chain(shares.iter().map(of_share)).collect()
 }

@@ -62,12 +62,13 @@ impl Side {
     }
 }
 
-/// Both systems. Namespaces and programs are gone when it returns, however it ends.
+/// Both systems, added to the ports. Namespaces and programs are gone when it returns, however it ends.
 pub fn over_wire(
     cores: Cores,
     quick: bool,
     interrupted: &Arc<AtomicBool>,
-) -> Result<Vec<PortReport>, String> {
+    ports: &mut Vec<PortReport>,
+) -> Result<(), String> {
     let lab = |error: &dyn std::fmt::Display| error.to_string();
     let hosts = Hosts::create().map_err(|error| plain(&error))?;
     let far = FAR.1;
@@ -89,10 +90,11 @@ pub fn over_wire(
         })?;
         serde_json::from_str(&text).map_err(|error| format!("{}: it said: {error}", role.name()))
     };
-    let peregrine = side(Role::Veth)?;
+    ports.push(side(Role::Veth)?);
     let _tenant = hosts.kernel_overlay().map_err(|error| lab(&error))?;
     hosts.steer_receiving(Some(cores.worker)).map_err(|error| lab(&error))?;
-    Ok(vec![peregrine, side(Role::Kernel)?])
+    ports.push(side(Role::Kernel)?);
+    Ok(())
 }
 
 /// Why nothing can be measured over a wire here, if so.

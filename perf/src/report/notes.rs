@@ -137,8 +137,8 @@ fn priority(results: &Results, notes: &mut Vec<String>) {
             least * 100.0
         ));
     }
-    if let Some(why) = &report.left_out {
-        notes.push(format!("priority: nothing was measured over a wire: {why}."));
+    if let Some(why) = report.left_out.as_ref().or(report.failure.as_ref()) {
+        notes.push(format!("priority: not everything was measured over a wire: {why}."));
     }
 }
 
