@@ -39,6 +39,7 @@ bench: build ## measurements, in figures that this machine gives
 	target/release/peregrine-perf pipeline --quick
 	target/release/peregrine-perf skew --quick
 	target/release/peregrine-perf placement-latency --quick
+	$(SUDO) target/release/peregrine-perf priority --quick
 	target/release/peregrine-perf fdb --quick
 	target/release/peregrine-perf tenants --quick
 	$(SUDO) target/release/peregrine-perf memif --quick

@@ -44,15 +44,15 @@ pub fn file(file: &File, report: &Report) -> Option<Plan> {
         Some(BALANCE_THRESHOLD),
     );
     let uplinks = uplink::uplinks(&top.key("uplink"), &file.uplink);
-    let names = classes::names(&top, file);
+    let classes = classes::classes(&top, file);
     let (mut networks, taken) = network::networks(&top.key("networks"), &file.networks, &uplinks);
     let at = top.key("endpoints");
     let endpoints = endpoint::endpoints(&at, &file.endpoints, taken, control_socket.as_deref());
-    let of_networks = classes::of_networks(&top.key("networks"), &file.networks, &names);
+    let of_networks = classes::of_networks(&top.key("networks"), &file.networks, &classes);
     for (network, class) in networks.iter_mut().zip(of_networks) {
         network.class = class.unwrap_or(network.class);
     }
-    let classes = classes::classes(&top, file, &names, &classes::Known::new(file, &networks));
+    let classes = classes::plan(&top, file, classes, &classes::Known::new(file, &networks));
     let control_socket = control_socket?;
     let (placement, balance_threshold) = (placement?, balance_threshold?);
     // Entries with mistakes are not in the lists, and then the places in them mean nothing.

@@ -20,9 +20,14 @@
 //! | `control_socket` | path | `"/run/peregrine/control.sock"` | absolute, 107 bytes, no `..` |
 //! | `placement` | how flows and their steps are spread over several workers | `"balanced"` | `"balanced"`, `"run-to-completion"`, `"static"`, `"static-hashed"` |
 //! | `balance_threshold` | percent of a worker's cycles above which `"balanced"` relieves it | 85 | 50 to 99 |
-//! | `classes` | names of the priority classes, the most urgent first | `["urgent", "normal"]` | 1 to 4, each as a network's name, unique |
-//! | `default_class` | class of packets that no rule and no network gives another | `"normal"` | one of `classes`; required if none of them is `"normal"` |
+//! | `urgent_quota` | bursts of more urgent classes that a worker takes in a row while one of the others waits | 16 | 1 to 1024 |
+//! | `default_class` | class of packets that no rule and no network gives another | `"normal"` | one of the classes; required if none of them is `"normal"` |
 //! | `trusted_remotes` | VTEPs whose outer DSCP rules may ask for | none | remotes of networks, unique |
+//! | **`[[classes]]`** | the priority classes, the most urgent first; or `classes`, a list of names and such tables | `["urgent", "normal"]` | 1 to 4 |
+//! | `name` | | | as a network's, unique |
+//! | `order` | how its packets go before those of the classes behind it: through all stages at once, first at each stage, or not | `"sync"` | `"sync"`, `"batch"`, `"fifo"`; not of the last class |
+//! | `share` | percent of each worker's time that it gets at least, while it has packets there | 0 | 0 to 100; at most 100 over all classes |
+//! | `dscp` | DSCP of the outer header of what is sent | 0 | 0 to 63 |
 //! | **`[[workers]]`** | a pinned thread each | | 1 to 31, one for each core |
 //! | `core` | CPU number | | 0 to 1023, each once |
 //! | `nice` | priority against other programs on that CPU | the process's | -20 (highest) to 19 |
@@ -46,7 +51,7 @@
 //! | `ageing` | life of a learned address | `"300s"` | `"1s"` to `"24h"`, in `s`, `m` or `h` |
 //! | `fdb_limit` | learned addresses | 4096 | 1 to 1000000; 16777216 over all networks |
 //! | `static_macs` | tables of `mac` and `remote` | `[]` | at most 65536; `mac` of a station, unique in the network; `remote` one of `remotes` |
-//! | `class` | class of its packets that no rule names | `default_class` | one of `classes` |
+//! | `class` | class of its packets that no rule names | `default_class` | one of the classes |
 //! | **`[[endpoints]]`** | a tenant's address | | at most 65534 |
 //! | `name` | | | as a network's, unique |
 //! | `network` | a network's name | | |
@@ -69,7 +74,7 @@
 //! | `buffer_size` | client: bytes of each buffer | 2048 | 2048 to 16384; without `chains` at least the network's `mtu` + 18 |
 //! | `tenant_uid` | client: user that the listening process must have, uid | any | 0 to 4294967294 |
 //! | **`[[rules]]`** | which packets belong to a class: the first that matches decides, and matches if all that it names is so | | at most 1024 |
-//! | `class` | where they belong | | one of `classes` |
+//! | `class` | where they belong | | one of the classes |
 //! | `network` | they are on it | any | a network's name |
 //! | `endpoint` | its tenant sends or receives them | any | an endpoint's name; `network` then its network or left out |
 //! | `dscp` | DSCP of the inner IP header | any | 0 to 63, a range `"40-47"`, or a list of both |
@@ -82,7 +87,8 @@
 //! | `address` | either address | any | as `source` |
 //! | `outer_dscp` | DSCP of the outer header, from one of `trusted_remotes` | any | as `dscp` |
 //!
-//! A rule that no packet can reach, because an earlier one matches all that it does, is not a mistake: [`warnings`] has it.
+//! What is not a mistake and hardly meant, such as a rule that no packet can reach because an earlier one matches all that it does, is in
+//! [`warnings`].
 //!
 //! # Rules alone
 //!

@@ -106,10 +106,40 @@ table!(
         uplink: Field<Uplinks>,
         networks: List<Network>,
         endpoints: List<Endpoint>,
-        classes: List<String>,
+        classes: List<ClassEntry>,
+        urgent_quota: Field<i64>,
         default_class: Field<String>,
         trusted_remotes: List<String>,
         rules: List<Rule>,
+    }
+);
+
+/// One of `classes`: its name alone, or a table.
+pub enum ClassEntry {
+    /// `"urgent"`
+    Name(String),
+    /// `{ name = "urgent", … }`, or `[[classes]]`
+    Table(Box<ClassTable>),
+}
+
+impl<'de> Deserialize<'de> for ClassEntry {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let value = Value::deserialize(deserializer)?;
+        let entry = match value {
+            Value::Table(_) => value.try_into().map(ClassEntry::Table),
+            _ => value.try_into().map(ClassEntry::Name),
+        };
+        entry.map_err(serde::de::Error::custom)
+    }
+}
+
+table!(
+    /// One of `classes` that says more than a name.
+    ClassTable {
+        name: Field<String>,
+        order: Field<String>,
+        share: Field<i64>,
+        dscp: Field<i64>,
     }
 );
 

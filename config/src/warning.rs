@@ -3,7 +3,8 @@
 use std::fmt;
 
 use peregrine_dataplane::engine::EarlyPlan;
-use peregrine_dataplane::plan::Plan;
+use peregrine_dataplane::plan::{ClassesPlan, Plan, WorkOrder};
+use peregrine_dataplane::types::Class;
 
 /// Something to look at; one line.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -18,15 +19,32 @@ pub enum Warning {
         /// Both give the same class.
         same_class: bool,
     },
-    /// There are rules or urgent networks, and no uplink has rings for urgent frames.
-    NoEarly,
-    /// A network whose class has no effect yet: a rule for another class may take some of its packets, and the XDP program cannot
-    /// tell which.
+    /// Nothing gets into a class.
+    UnusedClass {
+        /// Its place in `classes`.
+        class: usize,
+        /// Its name.
+        name: String,
+    },
+    /// What no rule and no network names belongs to the first class.
+    DefaultIsFirst {
+        /// Its name.
+        name: String,
+    },
+    /// A class that is not preferred, listed before one that is.
+    FifoBeforeOthers {
+        /// Its place in `classes`.
+        class: usize,
+        /// The place of the first one behind it that is preferred.
+        preferred: usize,
+    },
+    /// A network whose urgent packets come on the normal rx rings: a rule for another class may take some of them, and the XDP program
+    /// cannot tell which.
     NetworkNotEarly {
         /// Its place in `networks`.
         network: usize,
     },
-    /// A rule for urgent packets that has no effect yet: the XDP program cannot decide it, and nobody else acts on it.
+    /// A rule whose urgent packets come on the normal rx rings, or some of them: the XDP program cannot decide it.
     NotEarly {
         /// Its place in `rules`.
         rule: usize,
@@ -43,16 +61,25 @@ impl fmt::Display for Warning {
                 )?;
                 f.write_str(if *same_class { ", for the same class" } else { ", for another class" })
             }
-            Warning::NoEarly => f.write_str(
-                "classes have no effect: no uplink has rings for urgent frames: set early = true or \"if-possible\" there",
+            Warning::UnusedClass { class, name } => write!(
+                f,
+                "classes[{class}]: nothing is {name:?}: no rule that is reached and no network names it, and it is not the default"
+            ),
+            Warning::DefaultIsFirst { name } => write!(
+                f,
+                "default_class: it is {name:?}, the most urgent: what no rule and no network names goes before all that they name"
+            ),
+            Warning::FifoBeforeOthers { class, preferred } => write!(
+                f,
+                "classes[{class}].order: \"fifo\" is not preferred, so classes[{preferred}], though behind it in the list, goes first"
             ),
             Warning::NotEarly { rule } => write!(
                 f,
-                "rules[{rule}]: it has no effect yet, or not everywhere: only rules are followed that ask for at most a network, and for DSCPs or one range of up to 256 ports (16384 in all), and stand before any for other classes"
+                "rules[{rule}]: early: its packets, or some of them, come on the normal rings: the driver decides only rules that ask for at most a network, and for DSCPs or one range of up to 256 ports (16384 in all), and stand before any for other classes"
             ),
             Warning::NetworkNotEarly { network } => write!(
                 f,
-                "networks[{network}].class: it has no effect yet, because a rule for another class stands before it"
+                "networks[{network}].class: early: its packets come on the normal rings, because a rule for another class stands before it"
             ),
         }
     }
@@ -60,22 +87,50 @@ impl fmt::Display for Warning {
 
 /// All that a plan gives reason for, in the order of the format.
 pub fn warnings(plan: &Plan) -> Vec<Warning> {
-    let class = |place: usize| plan.classes.rules.get(place).map(|rule| rule.class);
     let hidden = plan.classes.hidden();
-    let is_hidden = |place: &usize| hidden.iter().any(|(rule, _)| rule == place);
-    let early = EarlyPlan::of(plan);
-    let left_out: Vec<usize> = early.left_out.into_iter().filter(|rule| !is_hidden(rule)).collect();
-    let has_early = plan.has_early();
-    let networks = early.networks_left_out;
-    let has_urgent = !early.rules.networks.is_empty() || !left_out.is_empty() || !networks.is_empty();
-    let no_early = (has_urgent && !has_early).then_some(Warning::NoEarly);
-    let not_early = left_out.into_iter().filter(|_| has_early).map(|rule| Warning::NotEarly { rule });
-    let hidden = hidden.iter().map(|&(rule, by)| Warning::HiddenRule {
+    let is_hidden = |place: usize| hidden.iter().any(|(rule, _)| *rule == place);
+    let class = |place: usize| plan.classes.rules.get(place).map(|rule| rule.class);
+    let mut warnings = of_classes(plan, is_hidden);
+    let early = if plan.has_early() { EarlyPlan::of(plan) } else { EarlyPlan::default() };
+    warnings.extend(early.networks_left_out.iter().map(|&network| Warning::NetworkNotEarly { network }));
+    warnings.extend(hidden.iter().map(|&(rule, by)| Warning::HiddenRule {
         rule,
         by,
         same_class: class(rule) == class(by),
-    });
-    let networks =
-        networks.into_iter().filter(|_| has_early).map(|network| Warning::NetworkNotEarly { network });
-    hidden.chain(no_early).chain(networks).chain(not_early).collect()
+    }));
+    let not_early = early.left_out.into_iter().filter(|rule| !is_hidden(*rule));
+    warnings.extend(not_early.map(|rule| Warning::NotEarly { rule }));
+    warnings
+}
+
+/// What is wrong with the list of classes, beside the rules. Nothing if nobody asks for classes: the default list has two.
+fn of_classes(plan: &Plan, is_hidden: impl Fn(usize) -> bool) -> Vec<Warning> {
+    let ClassesPlan { list, default, rules, .. } = &plan.classes;
+    let is_asked = list != &ClassesPlan::default().list
+        || !rules.is_empty()
+        || plan.networks.iter().any(|network| network.class != *default)
+        || plan.has_early();
+    let mut warnings = Vec::new();
+    if !is_asked {
+        return warnings;
+    }
+    for (place, class) in list.iter().enumerate() {
+        let is_here = |other: &Class| usize::from(other.0) == place;
+        let by_rule = rules.iter().enumerate().any(|(place, rule)| is_here(&rule.class) && !is_hidden(place));
+        let by_network = plan.networks.iter().any(|network| is_here(&network.class));
+        if !by_rule && !by_network && !is_here(default) {
+            warnings.push(Warning::UnusedClass { class: place, name: class.name.clone() });
+        }
+        // The last one has no order.
+        let behind = list.iter().enumerate().skip(place + 1).take(list.len().saturating_sub(place + 2));
+        let preferred =
+            behind.filter(|(_, behind)| behind.order != WorkOrder::Fifo).map(|(place, _)| place).next();
+        if let (WorkOrder::Fifo, Some(preferred)) = (class.order, preferred) {
+            warnings.push(Warning::FifoBeforeOthers { class: place, preferred });
+        }
+    }
+    if let ([first, _, ..], Class::URGENT) = (&list[..], *default) {
+        warnings.push(Warning::DefaultIsFirst { name: first.name.clone() });
+    }
+    warnings
 }

@@ -65,7 +65,11 @@ pub fn uplink(uplink: &Value) -> Vec<(String, String)> {
 }
 
 fn urgent_rings(uplink: &Value) -> String {
-    let got = if uplink["early"] == true { "got" } else { "none" };
+    let got = match (&uplink["early"], uplink["early_refused"].as_str()) {
+        (Value::Bool(true), _) => "got".to_owned(),
+        (_, Some(why)) => format!("none: {why}"),
+        _ => "none".to_owned(),
+    };
     match text(&uplink["early_requested"]).as_str() {
         "on" => format!("asked, {got}"),
         "if-possible" => format!("asked if possible, {got}"),
@@ -443,9 +447,13 @@ mod tests {
         let text = lines(&uplink(&info));
         assert!(text.contains("prefer-zero-copy asked, copy got"), "{text}");
         assert!(text.contains("all of 2 asked, 2 got: 0, 1") && text.contains("not asked"), "{text}");
-        let early = |asked, got| urgent_rings(&json!({"early_requested": asked, "early": got}));
-        assert_eq!(early("on", true), "asked, got");
-        assert_eq!(early("if-possible", false), "asked if possible, none");
+        let early = |asked, got, why: Option<&str>| {
+            urgent_rings(&json!({"early_requested": asked, "early": got, "early_refused": why}))
+        };
+        assert_eq!(early("on", true, None), "asked, got");
+        assert_eq!(early("off", false, None), "not asked");
+        let why = "queue 1: Invalid argument (os error 22)";
+        assert_eq!(early("if-possible", false, Some(why)), format!("asked if possible, none: {why}"));
         assert!(text.contains("no carrier") && text.contains("vm.nr_hugepages"), "{text}");
     }
 

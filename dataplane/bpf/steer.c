@@ -7,7 +7,8 @@
 // Early classes: a queue may have a second socket, for urgent frames. Which frames these are say the maps `early_*`:
 // see above them. What they do not say goes to the first socket.
 //
-// What must hold: the program changes no byte, trusts no length beyond `data_end`, and counts every frame once,
+// What must hold: the program changes no byte, reads nothing beyond `data_end`, of an inner frame nothing beyond the outer
+// headers' lengths, and counts every frame once,
 // under its receive queue. src/xsk/program.rs loads it, fills its constants and maps, and reads the counters;
 // `enum verdict` and the names there have the same order.
 
@@ -80,7 +81,8 @@ struct {
 // - the same with TCP, UDP or SCTP next to the IP header (behind IPv6 extension headers, and in fragments, whole first
 //   ones too, there are no ports), and `early_ports` has its protocol with its source or destination port, on that side:
 //   under its VNI if the rule says EARLY_OWN_PORTS, under EARLY_ALL_NETWORKS if it says EARLY_ALL_PORTS.
-// Up to two VLAN tags in the inner frame are skipped. What is cut off is not urgent.
+// Up to two VLAN tags in the inner frame are skipped. What is cut off is not urgent, and what stands behind the outer UDP
+// datagram (padding, or worse) is no part of the inner packet: the stages cut it off as well.
 //
 // Everything stands here twice, once for each generation, and `early_generation` says which one holds. Control changes the
 // other one and then that number: a frame is judged by the old rules or by the new ones, never by half of each. (Control
@@ -157,15 +159,18 @@ struct inner {
 	__be16 *ports; // source and destination; NULL if there are none
 };
 
-static __always_inline int read_inner(struct inner *inner, void *start, void *end)
+// `left`: bytes of the inner frame, of which some may lie beyond `end`. Both are asked before each header: the verifier
+// wants `end`, and cannot be given a nearer one.
+static __always_inline int read_inner(struct inner *inner, void *start, void *end, __u32 left)
 {
 	struct ethhdr *eth = start;
 	void *at = eth + 1;
 	void *segment = NULL;
 	__be16 type;
 
-	if (at > end)
+	if (at > end || left < sizeof(*eth))
 		return 0;
+	left -= sizeof(*eth);
 	type = eth->h_proto;
 #pragma unroll
 	for (int tags = 0; tags < 2; tags++) {
@@ -173,28 +178,33 @@ static __always_inline int read_inner(struct inner *inner, void *start, void *en
 
 		if (type != bpf_htons(ETH_P_8021Q) && type != bpf_htons(ETH_P_8021AD))
 			break;
-		if ((void *)(vlan + 1) > end)
+		if ((void *)(vlan + 1) > end || left < sizeof(*vlan))
 			return 0;
+		left -= sizeof(*vlan);
 		type = vlan->protocol;
 		at = vlan + 1;
 	}
 	if (type == bpf_htons(ETH_P_IP)) {
 		struct iphdr *ip = at;
 
-		if ((void *)(ip + 1) > end || ip->version != 4 || ip->ihl < 5)
+		if ((void *)(ip + 1) > end || left < sizeof(*ip) || ip->version != 4 || ip->ihl < 5)
 			return 0;
 		inner->dscp = ip->tos >> 2;
 		inner->protocol = ip->protocol;
 		if (!(ip->frag_off & bpf_htons(IP_MORE_FRAGMENTS_OR_OFFSET))) {
-			segment = at + ip->ihl * 4;
-			if (segment > end)
+			__u32 header = ip->ihl * 4;
+
+			segment = at + header;
+			if (segment > end || left < header)
 				return 0; // cut off: for the rules it is no IP packet
+			left -= header;
 		}
 	} else if (type == bpf_htons(ETH_P_IPV6)) {
 		struct ipv6hdr *ip = at;
 
-		if ((void *)(ip + 1) > end || ip->version != 6)
+		if ((void *)(ip + 1) > end || left < sizeof(*ip) || ip->version != 6)
 			return 0;
+		left -= sizeof(*ip);
 		inner->dscp = ip->priority << 2 | ip->flow_lbl[0] >> 6;
 		inner->protocol = ip->nexthdr;
 		segment = ip + 1;
@@ -202,7 +212,7 @@ static __always_inline int read_inner(struct inner *inner, void *start, void *en
 		return 0;
 	}
 	inner->ports = NULL;
-	if (segment && segment + 4 <= end &&
+	if (segment && segment + 4 <= end && left >= 4 &&
 	    (inner->protocol == IPPROTO_TCP || inner->protocol == IPPROTO_UDP || inner->protocol == IPPROTO_SCTP))
 		inner->ports = segment;
 	return 1;
@@ -222,7 +232,7 @@ static __always_inline int has_ports(__u64 scope, const struct inner *inner)
 	       has_port(scope, inner->protocol, inner->ports[1], EARLY_DESTINATION);
 }
 
-static __always_inline int is_urgent(__u32 vni, void *start, void *end)
+static __always_inline int is_urgent(__u32 vni, void *start, void *end, __u32 length)
 {
 	__u32 key = 0;
 	__u32 *active = bpf_map_lookup_elem(&early_generation, &key);
@@ -249,7 +259,7 @@ static __always_inline int is_urgent(__u32 vni, void *start, void *end)
 		return 1;
 	if (!rule.dscps && !(rule.flags & (EARLY_OWN_PORTS | EARLY_ALL_PORTS)))
 		return 0;
-	if (!read_inner(&inner, start, end))
+	if (!read_inner(&inner, start, end, length))
 		return 0;
 	if (rule.dscps >> (inner.dscp & 63) & 1)
 		return 1;
@@ -261,7 +271,19 @@ static __always_inline int is_urgent(__u32 vni, void *start, void *end)
 	return (rule.flags & EARLY_ALL_PORTS) && has_ports(scope | (__u64)EARLY_ALL_NETWORKS << 24, &inner);
 }
 
-static __always_inline enum verdict udp_is_ours(void *udp_start, void *end)
+// Bytes of the inner frame, as the outer headers say it: UDP within the `room` of the IP packet.
+static __always_inline __u32 inner_length(const struct udphdr *udp, __u32 room)
+{
+	__u32 headers = sizeof(struct udphdr) + sizeof(struct vxlan_header);
+	__u32 length = bpf_ntohs(udp->len);
+
+	if (length > room)
+		length = room;
+	return length < headers ? 0 : length - headers;
+}
+
+// `room`: bytes of the IP packet behind its header, as that says.
+static __always_inline enum verdict udp_is_ours(void *udp_start, void *end, __u32 room)
 {
 	struct udphdr *udp = udp_start;
 	struct vxlan_header *vxlan = (void *)(udp + 1);
@@ -278,11 +300,13 @@ static __always_inline enum verdict udp_is_ours(void *udp_start, void *end)
 	vni = bpf_ntohl(vxlan->vni) >> 8;
 	if (!bpf_map_lookup_elem(&served_vnis, &vni))
 		return OTHER_VNI;
-	return has_early && is_urgent(vni, vxlan + 1, end) ? URGENT : STEERED;
+	return has_early && is_urgent(vni, vxlan + 1, end, inner_length(udp, room)) ? URGENT : STEERED;
 }
 
 static __always_inline enum verdict ipv4_is_ours(struct iphdr *ip, void *end)
 {
+	__u32 header, length;
+
 	if ((void *)(ip + 1) > end || ip->ihl < 5)
 		return MALFORMED;
 	if (ip->protocol != IPPROTO_UDP)
@@ -291,7 +315,9 @@ static __always_inline enum verdict ipv4_is_ours(struct iphdr *ip, void *end)
 		return OTHER_ADDRESS;
 	if (ip->frag_off & bpf_htons(IP_MORE_FRAGMENTS_OR_OFFSET))
 		return FRAGMENT;
-	return udp_is_ours((void *)ip + ip->ihl * 4, end); // options are skipped, not refused
+	header = ip->ihl * 4; // options are skipped, not refused
+	length = bpf_ntohs(ip->tot_len);
+	return udp_is_ours((void *)ip + header, end, length < header ? 0 : length - header);
 }
 
 static __always_inline enum verdict ipv6_is_ours(struct ipv6hdr *ip, void *end)
@@ -308,7 +334,7 @@ static __always_inline enum verdict ipv6_is_ours(struct ipv6hdr *ip, void *end)
 		return OTHER_ADDRESS;
 	if (ip->nexthdr == IPPROTO_FRAGMENT)
 		return FRAGMENT;
-	return udp_is_ours(ip + 1, end);
+	return udp_is_ours(ip + 1, end, bpf_ntohs(ip->payload_len));
 }
 
 static __always_inline enum verdict frame_is_ours(struct xdp_md *ctx)

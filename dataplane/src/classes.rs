@@ -75,6 +75,7 @@ pub struct CompiledRules {
     /// By network.
     networks: Box<[Network]>,
     default: Class,
+    is_trivial: bool,
     endpoints: Option<Endpoints>,
     outer_dscp: Option<ByteTable>,
     dscp: Option<ByteTable>,
@@ -107,9 +108,11 @@ impl CompiledRules {
             }
         }
         let mut make = Make { rules, words, rows: Rows::new() };
+        let networks = make.networks(plan);
         CompiledRules {
             places: places.into(),
-            networks: make.networks(plan),
+            is_trivial: networks.iter().all(|network| network.settled == Some(plan.classes.default)),
+            networks,
             default: plan.classes.default,
             endpoints: make.endpoints(plan),
             outer_dscp: make.bytes(|rule| rule.outer_dscp, |set, value| set.contains(value)),
@@ -123,6 +126,18 @@ impl CompiledRules {
             address: make.addresses(|rule| rule.address),
             rows: make.rows.into_words(),
         }
+    }
+
+    /// Every packet has the default class: nobody needs to ask.
+    #[inline]
+    pub fn is_trivial(&self) -> bool {
+        self.is_trivial
+    }
+
+    /// Some rule asks for the outer DSCP: only then it needs to be in [`Known`].
+    #[inline]
+    pub fn asks_outer_dscp(&self) -> bool {
+        self.outer_dscp.is_some()
     }
 
     /// The class of all packets on this network, if their headers do not matter: there are no rules for it, or the first takes all.

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use serde::Serialize;
 
-use crate::types::{EndpointId, NetworkId, RemoteId, Stage, UplinkId};
+use crate::types::{Class, EndpointId, NetworkId, RemoteId, Stage, UplinkId};
 
 /// A number that only goes up, with one writer.
 #[derive(Debug, Default)]
@@ -251,6 +251,78 @@ pub struct EndpointCounters {
     pub bad_descriptors: Counter,
 }
 
+/// One class's share, in one worker: frames.
+#[derive(Debug, Default)]
+pub struct ClassCounters {
+    /// From the uplinks.
+    pub uplink_rx: Counter,
+    /// To the uplinks' tx rings.
+    pub uplink_tx: Counter,
+    /// From tenants.
+    pub tenant_rx: Counter,
+    /// To tenants.
+    pub tenant_tx: Counter,
+    /// Copies beyond the frame that came in.
+    pub replicated: Counter,
+    /// Dropped since their class was known.
+    pub dropped: Counter,
+}
+
+impl ClassCounters {
+    fn read(&self) -> ClassStats {
+        ClassStats {
+            uplink_rx: self.uplink_rx.get(),
+            uplink_tx: self.uplink_tx.get(),
+            tenant_rx: self.tenant_rx.get(),
+            tenant_tx: self.tenant_tx.get(),
+            replicated: self.replicated.get(),
+            dropped: self.dropped.get(),
+        }
+    }
+}
+
+/// Frames of one class:
+/// `uplink_rx + tenant_rx + replicated == uplink_tx + tenant_tx + dropped + in flight`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+pub struct ClassStats {
+    /// From the uplinks.
+    pub uplink_rx: u64,
+    /// To the uplinks' tx rings.
+    pub uplink_tx: u64,
+    /// From tenants.
+    pub tenant_rx: u64,
+    /// To tenants.
+    pub tenant_tx: u64,
+    /// Copies beyond the frame that came in.
+    pub replicated: u64,
+    /// Dropped.
+    pub dropped: u64,
+}
+
+impl ClassStats {
+    fn with(self, other: ClassStats, op: impl Fn(u64, u64) -> u64) -> ClassStats {
+        ClassStats {
+            uplink_rx: op(self.uplink_rx, other.uplink_rx),
+            uplink_tx: op(self.uplink_tx, other.uplink_tx),
+            tenant_rx: op(self.tenant_rx, other.tenant_rx),
+            tenant_tx: op(self.tenant_tx, other.tenant_tx),
+            replicated: op(self.replicated, other.replicated),
+            dropped: op(self.dropped, other.dropped),
+        }
+    }
+
+    /// A worker counts while it is read: never below nothing.
+    fn without(self, other: ClassStats) -> ClassStats {
+        self.with(other, u64::saturating_sub)
+    }
+}
+
+impl std::ops::AddAssign for ClassStats {
+    fn add_assign(&mut self, other: ClassStats) {
+        *self = self.with(other, u64::wrapping_add);
+    }
+}
+
 /// What one step did on one worker, and what it costs: looked at in one turn of some.
 #[derive(Debug, Default)]
 pub struct StageCounters {
@@ -316,6 +388,9 @@ pub struct WorkerCounters {
     pub replicated: Counter,
     /// Dropped, by reason.
     pub dropped: Drops,
+    /// By class, but for the one that frames have if nobody says otherwise: of that it is what is left of all.
+    classes: [ClassCounters; Class::LIMIT],
+    default_class: Class,
     /// Frames handed to other workers.
     pub handed_over: Counter,
     /// By step.
@@ -373,6 +448,8 @@ impl WorkerCounters {
             tenant_tx: Traffic::default(),
             replicated: Counter::default(),
             dropped: Drops::default(),
+            classes: Default::default(),
+            default_class: Class::NORMAL,
             handed_over: Counter::default(),
             stages: Default::default(),
             turns: Counter::default(),
@@ -395,6 +472,58 @@ impl WorkerCounters {
             endpoints: list(endpoints),
             remotes: list(remotes),
         }
+    }
+
+    /// The same where frames have this class if nobody says otherwise; it is [`Class::NORMAL`] at first.
+    #[must_use]
+    pub fn with_default_class(self, class: Class) -> WorkerCounters {
+        WorkerCounters { default_class: class, ..self }
+    }
+
+    /// Adds to a counter of this class, unless it is the default.
+    #[inline]
+    pub fn of_class(&self, class: Class, counter: impl FnOnce(&ClassCounters) -> &Counter, count: u64) {
+        if class != self.default_class
+            && let Some(counters) = self.classes.get(class.index())
+        {
+            counter(counters).add(count);
+        }
+    }
+
+    /// The same for each of these classes, with one look at a counter for each.
+    #[inline]
+    pub fn of_classes(
+        &self,
+        classes: impl Iterator<Item = Class>,
+        counter: impl Fn(&ClassCounters) -> &Counter,
+    ) {
+        let mut counts = [0; Class::LIMIT];
+        for class in classes {
+            if let Some(count) = counts.get_mut(class.index()) {
+                *count += 1;
+            }
+        }
+        for (class, count) in (0..).map(Class).zip(counts).filter(|(_, count)| *count > 0) {
+            self.of_class(class, &counter, count);
+        }
+    }
+
+    /// What was counted for a class. Of the default it is what no other class has; frames that were dropped before
+    /// anybody knew their class are its own.
+    pub fn class(&self, class: Class) -> ClassStats {
+        let one = |class: Class| self.classes.get(class.index()).map(ClassCounters::read).unwrap_or_default();
+        if class != self.default_class {
+            return one(class);
+        }
+        let all = ClassStats {
+            uplink_rx: self.uplink_rx.frames(),
+            uplink_tx: self.uplink_tx.frames(),
+            tenant_rx: self.tenant_rx.frames.get(),
+            tenant_tx: self.tenant_tx.frames.get(),
+            replicated: self.replicated.get(),
+            dropped: self.dropped.total(),
+        };
+        (0..Class::LIMIT as u8).map(Class).map(one).fold(all, ClassStats::without)
     }
 
     /// The counters of a step.

@@ -22,6 +22,7 @@ use crate::discard::histogram::Histogram;
 use crate::discard::{Discard, DiscardCounters};
 use crate::fdb::{AgeingHand, Destination, Entry, Fdb};
 use crate::frame::FramePool;
+use crate::lanes::Lanes;
 use crate::mailbox::{Order, Returned};
 use crate::mesh::mesh;
 use crate::pinned::{Ending, PinnedThread, usable_cores};
@@ -268,8 +269,14 @@ impl Engine {
     /// # Errors
     /// [`StartError`].
     pub fn replay(plan: &Plan, frames: Vec<Vec<ReplayFrame>>) -> Result<Engine, StartError> {
-        let full =
-            |frames| vec![ReplayStream { frames, pace: Arc::new(Pace::new(Speed::Full)), field: None }];
+        let full = |frames| {
+            vec![ReplayStream {
+                frames,
+                pace: Arc::new(Pace::new(Speed::Full)),
+                field: None,
+                is_urgent: false,
+            }]
+        };
         Engine::replay_streams(plan, frames.into_iter().map(full).collect())
     }
 
@@ -284,7 +291,7 @@ impl Engine {
         let (chunk_size, chunks) = configs.first().map_or((2048, 0), sizes);
         let mut streams = streams.into_iter();
         let ports = plan.workers.iter().map(|_| Port {
-            uplink: Uplink::Replay(Replay::new(streams.next().unwrap_or_default())),
+            uplink: Uplink::Replay(Replay::new(streams.next().unwrap_or_default(), plan.has_early())),
             pool: FramePool::anonymous(chunk_size, chunks, xsk::HEADROOM),
         });
         let ports: Vec<Port> = ports.collect();
@@ -303,6 +310,7 @@ impl Engine {
         let mut tables = Tables::new(plan, smallest_mtu(&infos).map_or(0, |info| info.mtu as usize));
         for (uplink, info) in tables.uplinks.iter_mut().zip(&infos) {
             uplink.cardless = info.driver == "veth";
+            uplink.early = info.early;
         }
         tables.settling = !rules.is_settled();
         let tables = Arc::new(tables);
@@ -343,7 +351,8 @@ impl Engine {
             work,
         };
         let frames = ports.iter().map(|port| port.pool.capacity()).max().unwrap_or(0);
-        for ((worker, port), mesh) in plan.workers.iter().zip(ports).zip(mesh(&placement, frames)) {
+        let lanes = Lanes::new(&plan.classes);
+        for ((worker, port), mesh) in plan.workers.iter().zip(ports).zip(mesh(&placement, lanes, frames)) {
             engine.start_worker(worker, port, (!is_alone).then_some(mesh))?;
         }
         Ok(engine)

@@ -27,7 +27,7 @@ use std::ptr::NonNull;
 use arrayvec::ArrayVec;
 
 use crate::clock::prefetch;
-use crate::types::{EndpointId, NetworkId, RemoteId, Route, Stage, UplinkId, WorkerId};
+use crate::types::{Class, EndpointId, NetworkId, RemoteId, Route, Stage, UplinkId, WorkerId};
 
 /// Frames that move together, at most.
 pub const BURST: usize = 64;
@@ -108,7 +108,7 @@ pub struct Frame {
     room: u16,
     start: u16,
     len: u16,
-    /// Whose pool it belongs to; the highest bit while it is under way on other workers.
+    /// Whose pool it belongs to, in the lowest bits; its class; the highest bit while it is under way on other workers.
     home: u8,
     /// The step that is next, for one that waits in a ring.
     pub next: Stage,
@@ -118,6 +118,13 @@ pub struct Frame {
 
 /// Set in [`Frame::home`] from when the frame first leaves its owner until it is home.
 const AWAY: u8 = 0x80;
+/// Where the class is in it, and how many bits the owner has.
+const CLASS: u8 = 0x60;
+const OWNER_BITS: u32 = 5;
+const OWNER: u8 = 0x1f;
+
+const _: () =
+    assert!(WorkerId::LIMIT <= OWNER as usize + 1 && Class::LIMIT <= (CLASS >> OWNER_BITS) as usize + 1);
 
 const _: () = assert!(size_of::<Frame>() <= 32, "two handles to a cache line");
 
@@ -128,7 +135,19 @@ impl Frame {
     /// The worker whose memory it lies in.
     #[inline]
     pub fn home(&self) -> WorkerId {
-        WorkerId(self.home & !AWAY)
+        WorkerId(self.home & OWNER)
+    }
+
+    /// Its priority class: its pool's as long as nobody has said.
+    #[inline]
+    pub fn class(&self) -> Class {
+        Class((self.home & CLASS) >> OWNER_BITS)
+    }
+
+    /// Puts it into a class.
+    #[inline]
+    pub fn set_class(&mut self, class: Class) {
+        self.home = self.home & !CLASS | class.0 << OWNER_BITS & CLASS;
     }
 
     /// Length of the packet in bytes.
@@ -287,6 +306,12 @@ impl Burst {
         self.frames.drain(kept..)
     }
 
+    /// The frames, in order, to be changed in place.
+    #[inline]
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut Frame> {
+        self.frames.iter_mut()
+    }
+
     /// How many are in it.
     #[inline]
     pub fn len(&self) -> usize {
@@ -377,6 +402,8 @@ pub struct FramePool {
     lent: usize,
     /// Whose it is.
     owner: WorkerId,
+    /// [`Frame::home`] of a frame that is taken.
+    fresh: u8,
     departures: Departures,
     /// Frames of other pools that are done with.
     strangers: Vec<Homing>,
@@ -428,6 +455,7 @@ impl FramePool {
             free,
             lent: 0,
             owner: WorkerId(0),
+            fresh: Class::NORMAL.0 << OWNER_BITS,
             departures: Departures::default(),
             strangers: Vec::with_capacity(STRANGERS),
             memory: ManuallyDrop::new(memory),
@@ -443,14 +471,15 @@ impl FramePool {
 
     #[inline]
     fn frame(&self, data: NonNull<u8>, start: u16, len: u16) -> Frame {
-        let (home, next) = (self.owner.0, Stage::Classify);
+        let (home, next) = (self.fresh, Stage::Classify);
         Frame { data, room: self.room, start, len, home, next, meta: Meta::UNKNOWN }
     }
 
     /// Takes a frame home. One of another worker's waits among the [`strangers`](Self::next_stranger) to be sent there.
     #[inline]
     pub fn put(&mut self, frame: Frame) {
-        let homing = Homing { data: frame.data, bucket: bucket(frame.meta.flow_hash), home: frame.home };
+        let homing =
+            Homing { data: frame.data, bucket: bucket(frame.meta.flow_hash), home: frame.home & !CLASS };
         if homing.home == self.owner.0 {
             self.free_chunk(homing.data);
         } else {
@@ -495,7 +524,7 @@ impl FramePool {
     #[inline]
     #[must_use]
     pub fn depart(&mut self, frame: &mut Frame, waiting: usize) -> bool {
-        if frame.home == self.owner.0 {
+        if frame.home & !CLASS == self.owner.0 {
             if !self.can_spare(waiting) {
                 return false;
             }
@@ -534,6 +563,12 @@ impl FramePool {
     pub fn set_owner(&mut self, owner: WorkerId) {
         debug_assert_eq!(self.free.len() + self.lent, self.chunk_count, "some are out with the old name");
         self.owner = owner;
+        self.fresh = self.fresh & CLASS | owner.0;
+    }
+
+    /// From now on frames have this class when they are taken, and until somebody says otherwise; it is [`Class::NORMAL`] at first.
+    pub fn set_class(&mut self, class: Class) {
+        self.fresh = self.owner.0 | class.0 << OWNER_BITS & CLASS;
     }
 
     /// How many chunks are free.

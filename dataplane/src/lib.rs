@@ -49,6 +49,11 @@ pub mod engine;
 pub mod fdb;
 #[allow(unsafe_code, reason = "the one owner of bytes in a chunk: raw memory behind safe methods")]
 pub mod frame;
+#[cfg_attr(
+    not(test),
+    deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)
+)]
+pub mod lanes;
 mod mailbox;
 #[deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 pub mod mesh;

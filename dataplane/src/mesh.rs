@@ -19,6 +19,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use crate::frame::{BURST, Burst, Frame, FramePool, Homing, Source, Target, bucket};
+use crate::lanes::Lanes;
 use crate::placement::{Buckets, Entry, Placement};
 use crate::ring::{Consumer, Producer, ring};
 use crate::types::{NetworkId, Stage, WorkerId};
@@ -32,8 +33,9 @@ pub const WAITING_MAX: usize = 1024;
 /// Both directions between a worker and another.
 #[derive(Debug)]
 pub struct Link {
-    to: Producer<Frame>,
-    from: Consumer<Frame>,
+    /// A ring for each lane.
+    to: Box<[Producer<Frame>]>,
+    from: Box<[Consumer<Frame>]>,
     /// Frames of the other's memory, on their way home.
     home_to: Producer<Homing>,
     home_from: Consumer<Homing>,
@@ -54,6 +56,7 @@ const COUNTED_TURNS: u32 = 8;
 #[derive(Debug)]
 pub struct Mesh {
     me: WorkerId,
+    lanes: Lanes,
     links: Links,
     placement: Arc<Placement>,
     buckets: Buckets,
@@ -68,13 +71,13 @@ pub struct Mesh {
     is_counting: bool,
 }
 
-/// The ends for all workers, who have memory for so many frames at most, each.
-pub fn mesh(placement: &Arc<Placement>, frames: usize) -> Vec<Mesh> {
+/// The ends for all workers, who have memory for so many frames at most, each, and keep these lanes apart.
+pub fn mesh(placement: &Arc<Placement>, lanes: Lanes, frames: usize) -> Vec<Mesh> {
     let workers: Vec<WorkerId> = placement.present().collect();
-    let mut meshes: Vec<Mesh> = workers.iter().map(|me| Mesh::new(placement, *me)).collect();
+    let mut meshes: Vec<Mesh> = workers.iter().map(|me| Mesh::new(placement, *me, lanes)).collect();
     for (place, &a) in workers.iter().enumerate() {
         for (other, &b) in workers.iter().enumerate().skip(place + 1) {
-            let (to_b, to_a) = link(frames);
+            let (to_b, to_a) = link(lanes, frames);
             for (place, other, link) in [(place, b, to_b), (other, a, to_a)] {
                 if let Some(mesh) = meshes.get_mut(place) {
                     put(&mut mesh.links, other, link);
@@ -90,12 +93,13 @@ pub fn join(
     placement: &Arc<Placement>,
     newcomer: WorkerId,
     others: &[WorkerId],
+    lanes: Lanes,
     frames: usize,
 ) -> (Mesh, Vec<Links>) {
     let places = others.iter().map(|other| other.index()).max().unwrap_or(0).max(newcomer.index()) + 1;
-    let mut mesh = Mesh::new(placement, newcomer);
+    let mut mesh = Mesh::new(placement, newcomer, lanes);
     let theirs = others.iter().map(|&other| {
-        let (to_other, to_newcomer) = link(frames);
+        let (to_other, to_newcomer) = link(lanes, frames);
         put(&mut mesh.links, other, to_other);
         let mut links: Links = std::iter::repeat_with(|| None).take(places).collect();
         put(&mut links, newcomer, to_newcomer);
@@ -106,12 +110,13 @@ pub fn join(
 }
 
 /// Both ends between two workers.
-fn link(frames: usize) -> (Link, Link) {
-    let ((to_b, from_a), (to_a, from_b)) = (ring(RING), ring(RING));
+fn link(lanes: Lanes, frames: usize) -> (Link, Link) {
+    let rings = || std::iter::repeat_with(|| ring(RING)).take(lanes.count()).unzip::<_, _, Vec<_>, Vec<_>>();
+    let ((to_b, from_a), (to_a, from_b)) = (rings(), rings());
     let ((home_to_b, home_from_a), (home_to_a, home_from_b)) = (ring(RING), ring(RING));
-    let end = |to, from, home_to, home_from| {
+    let end = |to: Vec<_>, from: Vec<_>, home_to, home_from| {
         let backlog = Vec::with_capacity(frames);
-        Link { to, from, home_to, home_from, backlog, is_unpublished: false }
+        Link { to: to.into(), from: from.into(), home_to, home_from, backlog, is_unpublished: false }
     };
     (end(to_b, from_b, home_to_b, home_from_b), end(to_a, from_a, home_to_a, home_from_a))
 }
@@ -130,9 +135,10 @@ fn put(links: &mut Links, worker: WorkerId, link: Link) {
 
 impl Mesh {
     /// Without links.
-    pub fn new(placement: &Arc<Placement>, me: WorkerId) -> Mesh {
+    pub fn new(placement: &Arc<Placement>, me: WorkerId, lanes: Lanes) -> Mesh {
         Mesh {
             me,
+            lanes,
             links: Links::default(),
             placement: placement.clone(),
             buckets: Buckets::new(placement, me),
@@ -197,7 +203,7 @@ impl Mesh {
         let with_burst = self.waiting.len() + BURST;
         with_burst <= WAITING_MAX
             && pool.can_spare(with_burst - 1)
-            && self.links.iter_mut().flatten().all(|link| link.to.has_room_for(BURST))
+            && self.links.iter_mut().flatten().flat_map(|link| &mut link.to).all(|to| to.has_room_for(BURST))
     }
 
     /// Frames that wait for their bucket.
@@ -347,12 +353,13 @@ impl Mesh {
         pool: &mut FramePool,
     ) -> Result<(), Frame> {
         let Some(Some(link)) = self.links.get_mut(to.index()) else { return Err(frame) };
-        if !link.to.has_room() || !pool.depart(&mut frame, self.waiting.len()) {
+        let Some(to) = link.to.get_mut(self.lanes.of(frame.class())) else { return Err(frame) };
+        if !to.has_room() || !pool.depart(&mut frame, self.waiting.len()) {
             return Err(frame);
         }
         frame.next = next;
         link.is_unpublished = true;
-        link.to.push(frame)
+        to.push(frame)
     }
 
     /// After each burst: shows the others what was pushed, and sends strangers home.
@@ -395,23 +402,23 @@ impl Mesh {
         self.links.len()
     }
 
-    /// Fills the burst with frames from the `n`th of the others that begin with the same step, which is returned. Each turn another one
-    /// is the first: what is flooded there must not keep those that come after it from flooding for ever.
+    /// Fills the burst with frames of a lane from the `n`th of the others that begin with the same step, which is returned. Each turn
+    /// another one is the first: what is flooded there must not keep those that come after it from flooding for ever.
     #[inline]
-    pub fn arrivals(&mut self, n: usize, burst: &mut Burst) -> Option<Stage> {
+    pub fn arrivals(&mut self, n: usize, lane: usize, burst: &mut Burst) -> Option<Stage> {
         let at = self.first + n;
         let at = if at < self.links.len() { at } else { at - self.links.len() };
-        let link = self.links.get_mut(at)?.as_mut()?;
-        let mut ready = link.from.prefetch(burst.room());
-        let stage = link.from.peek(|frame| frame.next)?;
-        while ready > 0 && link.from.peek(|frame| frame.next) == Some(stage) {
+        let from = self.links.get_mut(at)?.as_mut()?.from.get_mut(lane)?;
+        let mut ready = from.prefetch(burst.room());
+        let stage = from.peek(|frame| frame.next)?;
+        while ready > 0 && from.peek(|frame| frame.next) == Some(stage) {
             ready -= 1;
-            if let Some(frame) = link.from.pop() {
+            if let Some(frame) = from.pop() {
                 frame.prefetch();
                 let _room = burst.push(frame);
             }
         }
-        link.from.release();
+        from.release();
         Some(stage)
     }
 }
@@ -445,7 +452,7 @@ impl Link {
     fn publish(&mut self) {
         if self.is_unpublished {
             self.is_unpublished = false;
-            self.to.publish();
+            self.to.iter_mut().for_each(Producer::publish);
             self.home_to.publish();
         }
     }

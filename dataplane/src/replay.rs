@@ -3,7 +3,8 @@
 //!
 //! A worker has some streams, each with its frames and a [`Pace`] that control may change while it runs. A stream with a rate does not
 //! wait for the worker: what is due waits as in a NIC's receive ring, in the order in which it was due, and what finds that
-//! full is missed: counted, never presented.
+//! full is missed: counted, never presented. With early classes what is urgent has a ring of its own, half as large, as an uplink's
+//! queue has then, and is presented apart.
 //!
 //! Each frame is stamped in its last bytes with the number of its flow, a number that counts within the flow, and when it was due, so
 //! that whoever takes it (`discard`) can tell loss from reordering, and how late it is. What is sent out here is counted and thrown away.
@@ -21,6 +22,9 @@ pub const STAMP: usize = 20;
 
 /// Frames that are due and wait for the worker, all its streams together: as many as a usual receive ring holds.
 pub const WAITING_MAX: usize = 2048;
+
+/// The same of urgent streams, if they have a ring of their own: as large as that of a second AF_XDP socket.
+pub const URGENT_WAITING_MAX: usize = WAITING_MAX / 2;
 
 /// What the last bytes of a frame say.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -93,7 +97,7 @@ pub struct Pace {
     interval: AtomicU64,
     /// Frames that were due, of a stream with a rate: presented, missed or waiting.
     pub due: Counter,
-    /// Frames that were due when [`WAITING_MAX`] others waited, and so were never presented.
+    /// Frames that were due when [`WAITING_MAX`] others waited (or [`URGENT_WAITING_MAX`] urgent ones), and so were never presented.
     pub missed: Counter,
 }
 
@@ -134,7 +138,8 @@ pub struct ReplayFrame {
     pub bytes: Vec<u8>,
 }
 
-/// Frames that are presented in turn, and how fast. Streams of one worker may have frames of the same flow.
+/// Frames that are presented in turn, and how fast. Streams of one worker may have frames of the same flow, if all of them are urgent or
+/// none is: else the flow is overtaken by itself.
 #[derive(Clone, Debug)]
 pub struct ReplayStream {
     /// The frames.
@@ -143,6 +148,8 @@ pub struct ReplayStream {
     pub pace: Arc<Pace>,
     /// What tells the presentations apart, besides the stamp.
     pub field: Option<Field>,
+    /// With early classes its frames are in the urgent ring, whatever the rules say of them.
+    pub is_urgent: bool,
 }
 
 /// Four bytes of a stream's frames that have another number each time one is presented, big-endian: part of an address, for one.
@@ -200,12 +207,33 @@ impl Iterator for Numbers {
 #[derive(Debug)]
 pub struct Replay {
     streams: Box<[Stream]>,
-    /// What is due, oldest first.
-    waiting: VecDeque<Arrival>,
-    /// The stream at full speed that is next.
-    turn: usize,
+    /// Of the normal streams, or of all.
+    normal: Waiting,
+    /// Of the urgent ones, with early classes.
+    urgent: Waiting,
     /// By flow: the number that its next frame has.
     sequences: Box<[u64]>,
+}
+
+/// What a receive ring is to the streams whose frames go through it.
+#[derive(Debug)]
+struct Waiting {
+    /// What is due, oldest first.
+    due: VecDeque<Arrival>,
+    /// How many there may be.
+    most: usize,
+    /// The stream at full speed that is next.
+    turn: usize,
+}
+
+impl Waiting {
+    fn new(most: usize) -> Waiting {
+        Waiting { due: VecDeque::with_capacity(most), most, turn: 0 }
+    }
+
+    fn has_room(&self) -> bool {
+        self.due.len() < self.most
+    }
 }
 
 /// A stream and how far it is.
@@ -214,6 +242,8 @@ struct Stream {
     frames: Box<[ReplayFrame]>,
     next: usize,
     field: Option<Field>,
+    /// Its frames are in the urgent ring.
+    is_apart: bool,
     pace: Arc<Pace>,
     /// The pace's interval at the last look.
     interval: u64,
@@ -229,14 +259,18 @@ struct Arrival {
 }
 
 impl Replay {
-    /// Presents what these streams hold: a few of them, each costs a look for each burst.
-    pub fn new(streams: Vec<ReplayStream>) -> Replay {
+    /// Presents what these streams hold: a few of them, each costs a look for each burst. With `early` the urgent ones apart.
+    pub fn new(streams: Vec<ReplayStream>, early: bool) -> Replay {
         let frames = streams.iter().flat_map(|stream| &stream.frames);
         let flows = frames.map(|frame| frame.flow as usize + 1).max().unwrap_or(0);
+        let stream = |stream: ReplayStream| {
+            let is_apart = early && stream.is_urgent;
+            Stream::new(stream, is_apart)
+        };
         Replay {
-            streams: streams.into_iter().map(Stream::new).collect(),
-            waiting: VecDeque::with_capacity(WAITING_MAX),
-            turn: 0,
+            streams: streams.into_iter().map(stream).collect(),
+            normal: Waiting::new(WAITING_MAX),
+            urgent: Waiting::new(URGENT_WAITING_MAX),
             sequences: vec![0; flows].into(),
         }
     }
@@ -247,33 +281,66 @@ impl Replay {
         self.streams.iter().all(Stream::stays_at_full_speed)
     }
 
-    /// A burst, as far as there are free chunks. Returns how many frames.
+    /// There is something that [`present_urgent`](Self::present_urgent) should see. The clock is read only if none of it waits and an urgent
+    /// stream has a rate.
+    #[inline]
+    pub fn has_urgent(&self) -> bool {
+        self.has_urgent_at(cycles)
+    }
+
+    #[inline]
+    fn has_urgent_at(&self, clock: impl FnOnce() -> u64) -> bool {
+        if !self.urgent.due.is_empty() {
+            return true;
+        }
+        let mut apart = self.streams.iter().filter(|stream| stream.is_apart).peekable();
+        apart.peek().is_some() && {
+            let now = clock();
+            apart.any(|stream| stream.wants(now))
+        }
+    }
+
+    /// A burst of what is not in the urgent ring, as far as there are free chunks. Returns how many frames.
     #[inline]
     pub fn present(&mut self, pool: &mut FramePool, burst: &mut Burst) -> usize {
-        self.present_at(cycles, pool, burst)
+        self.present_at(cycles, false, pool, burst)
+    }
+
+    /// The same of what is.
+    #[inline]
+    pub fn present_urgent(&mut self, pool: &mut FramePool, burst: &mut Burst) -> usize {
+        self.present_at(cycles, true, pool, burst)
     }
 
     /// The clock is read once, and only if there is a stream with a rate.
     #[inline]
-    fn present_at(&mut self, clock: impl FnOnce() -> u64, pool: &mut FramePool, burst: &mut Burst) -> usize {
+    fn present_at(
+        &mut self,
+        clock: impl FnOnce() -> u64,
+        is_urgent: bool,
+        pool: &mut FramePool,
+        burst: &mut Burst,
+    ) -> usize {
         let wanted = burst.room().min(BURST);
         let mut count = 0;
         if !self.can_wait() {
             self.look(clock());
-            count = self.present_waiting(wanted, pool, burst);
+            count = self.present_waiting(is_urgent, wanted, pool, burst);
         }
-        for _ in 0..self.streams.len() {
-            let Some(stream) = self.streams.get_mut(self.turn) else { break };
-            let is_full_speed = stream.interval == FULL;
+        let Replay { streams, normal, urgent, sequences } = self;
+        let turn = if is_urgent { &mut urgent.turn } else { &mut normal.turn };
+        for _ in 0..streams.len() {
+            let Some(stream) = streams.get_mut(*turn) else { break };
+            let is_full_speed = stream.interval == FULL && stream.is_apart == is_urgent;
             if is_full_speed {
                 let room = wanted - count;
                 for _ in 0..room {
-                    let put = stream.put_next(0, &mut self.sequences, pool, burst);
+                    let put = stream.put_next(0, sequences, pool, burst);
                     let Some(is_put) = put else { break };
                     count += usize::from(is_put);
                 }
             }
-            self.turn = if self.turn + 1 < self.streams.len() { self.turn + 1 } else { 0 };
+            *turn = if *turn + 1 < streams.len() { *turn + 1 } else { 0 };
             if is_full_speed {
                 break; // the others of this kind have their turns
             }
@@ -282,14 +349,22 @@ impl Replay {
     }
 
     /// What waits, oldest first.
-    fn present_waiting(&mut self, wanted: usize, pool: &mut FramePool, burst: &mut Burst) -> usize {
+    fn present_waiting(
+        &mut self,
+        is_urgent: bool,
+        wanted: usize,
+        pool: &mut FramePool,
+        burst: &mut Burst,
+    ) -> usize {
+        let Replay { streams, normal, urgent, sequences } = self;
+        let waiting = if is_urgent { urgent } else { normal };
         let mut count = 0;
         while count < wanted
-            && let Some(Arrival { stream, due }) = self.waiting.front().copied()
-            && let Some(stream) = self.streams.get_mut(stream)
-            && let Some(is_put) = stream.put_next(due, &mut self.sequences, pool, burst)
+            && let Some(Arrival { stream, due }) = waiting.due.front().copied()
+            && let Some(stream) = streams.get_mut(stream)
+            && let Some(is_put) = stream.put_next(due, sequences, pool, burst)
         {
-            let _presented = self.waiting.pop_front();
+            let _presented = waiting.due.pop_front();
             count += usize::from(is_put);
         }
         count
@@ -297,12 +372,16 @@ impl Replay {
 
     /// Lets wait what has become due, as far as there is room; the rest is missed. Then new speeds count.
     fn look(&mut self, now: u64) {
-        while self.waiting.len() < WAITING_MAX {
-            let due = self.streams.iter_mut().enumerate().filter(|(_, stream)| stream.is_due(now));
+        let Replay { streams, normal, urgent, .. } = self;
+        loop {
+            let (normal_room, urgent_room) = (normal.has_room(), urgent.has_room());
+            let can_wait = |stream: &Stream| if stream.is_apart { urgent_room } else { normal_room };
+            let due = streams.iter_mut().enumerate().filter(|(_, it)| can_wait(it) && it.is_due(now));
             let Some((index, stream)) = due.min_by_key(|(_, stream)| stream.next_due) else { break };
-            self.waiting.push_back(Arrival { stream: index, due: stream.arrive() });
+            let waiting = if stream.is_apart { &mut *urgent } else { &mut *normal };
+            waiting.due.push_back(Arrival { stream: index, due: stream.arrive() });
         }
-        for stream in &mut self.streams {
+        for stream in streams {
             stream.miss(now);
             stream.take_over_pace(now);
         }
@@ -310,7 +389,7 @@ impl Replay {
 }
 
 impl Stream {
-    fn new(stream: ReplayStream) -> Stream {
+    fn new(stream: ReplayStream, is_apart: bool) -> Stream {
         let interval = stream.pace.interval.load(Relaxed);
         let mut frames = stream.frames;
         for frame in &mut frames {
@@ -322,6 +401,7 @@ impl Stream {
             frames: frames.into(),
             next: 0,
             field: stream.field,
+            is_apart,
             pace: stream.pace,
             // One with a rate begins at the first look.
             interval: if interval == FULL { FULL } else { STOPPED },
@@ -340,6 +420,11 @@ impl Stream {
 
     fn is_due(&self, now: u64) -> bool {
         self.has_rate() && self.next_due <= exact(now)
+    }
+
+    /// A look would find something of it: a frame, or another speed.
+    fn wants(&self, now: u64) -> bool {
+        self.stays_at_full_speed() || self.is_due(now) || self.pace.interval.load(Relaxed) != self.interval
     }
 
     /// The next frame is due: when.
@@ -422,7 +507,7 @@ mod tests {
 
     fn stream(frames: Vec<ReplayFrame>, speed: Speed) -> (ReplayStream, Arc<Pace>) {
         let pace = Arc::new(Pace::new(speed));
-        (ReplayStream { frames, pace: pace.clone(), field: None }, pace)
+        (ReplayStream { frames, pace: pace.clone(), field: None, is_urgent: false }, pace)
     }
 
     /// The worker's end: takes a burst at a time on a clock of its own.
@@ -433,13 +518,18 @@ mod tests {
 
     impl Taker {
         fn new(streams: Vec<ReplayStream>) -> Taker {
-            Taker { replay: Replay::new(streams), pool: FramePool::anonymous(2048, 64, 256) }
+            Taker { replay: Replay::new(streams, true), pool: FramePool::anonymous(2048, 64, 256) }
         }
 
         /// First bytes and stamps of one burst.
         fn take(&mut self, now: u64) -> Vec<(u8, Stamp)> {
+            self.take_of(false, now)
+        }
+
+        /// The same, of the urgent ring or of the other.
+        fn take_of(&mut self, is_urgent: bool, now: u64) -> Vec<(u8, Stamp)> {
             let mut burst = Burst::new();
-            let count = self.replay.present_at(|| now, &mut self.pool, &mut burst);
+            let count = self.replay.present_at(|| now, is_urgent, &mut self.pool, &mut burst);
             assert_eq!(count, burst.len());
             let seen = burst.iter().map(|frame| (frame.bytes()[0], Stamp::of(frame.bytes()).unwrap()));
             let seen = seen.collect();
@@ -457,7 +547,7 @@ mod tests {
     #[test]
     fn frames_come_in_turn_and_count_within_their_flow() {
         let (full, pace) = stream(vec![frame(0, 1), frame(1, 2), frame(0, 3)], Speed::Full);
-        let mut replay = Replay::new(vec![full]);
+        let mut replay = Replay::new(vec![full], false);
         let mut pool = FramePool::anonymous(2048, 7, 256);
         let mut burst = Burst::new();
         assert_eq!(replay.present(&mut pool, &mut burst), 7, "no more than there are chunks");
@@ -477,7 +567,7 @@ mod tests {
         let frames = [60, 22].map(|len| ReplayFrame { flow: 0, bytes: vec![7; len] });
         let (mut full, _pace) = stream(frames.into(), Speed::Full);
         full.field = Some(Field { at: 20, numbers: Numbers::rising(0x0100_0000, 3) });
-        let mut replay = Replay::new(vec![full]);
+        let mut replay = Replay::new(vec![full], false);
         let mut pool = FramePool::anonymous(2048, 8, 256);
         let mut burst = Burst::new();
         replay.present(&mut pool, &mut burst);
@@ -606,5 +696,69 @@ mod tests {
         assert_eq!(fills(0), [64, 0, 0]);
         assert_eq!(fills(30), [0, 61, 3]);
         assert_eq!(fills(40), [63, 0, 1]);
+    }
+
+    fn urgent(frames: Vec<ReplayFrame>, speed: Speed) -> (ReplayStream, Arc<Pace>) {
+        let (stream, pace) = stream(frames, speed);
+        (ReplayStream { is_urgent: true, ..stream }, pace)
+    }
+
+    #[test]
+    fn with_early_classes_urgent_frames_wait_in_a_ring_of_their_own() {
+        let (flood, flood_pace) = stream(vec![frame(0, 1)], Speed::Every(1.0));
+        let (rare, rare_pace) = urgent(vec![frame(1, 2)], Speed::Every(100.0));
+        let mut taker = Taker::new(vec![flood, rare]);
+        assert_eq!((taker.take(0), taker.take_of(true, 0)), (vec![], vec![]));
+        let first = taker.take_of(true, 5_050);
+        let dues: Vec<u64> = first.iter().map(|(_, stamp)| stamp.due).collect();
+        assert_eq!(dues, (1..=50).map(|n| 100 * n).collect::<Vec<_>>(), "all, though the other ring is full");
+        assert!(first.iter().all(|(fill, _)| *fill == 2));
+        assert!(taker.take(5_050).iter().all(|(fill, _)| *fill == 1));
+        assert_eq!((rare_pace.due.get(), rare_pace.missed.get()), (50, 0));
+        assert_eq!((flood_pace.due.get(), flood_pace.missed.get()), (5_050, 5_050 - WAITING_MAX as u64));
+        // A flood of urgent ones takes no place of the others.
+        rare_pace.set(Speed::Every(1.0));
+        flood_pace.set(Speed::Every(100.0));
+        let _until_now = taker.take_of(true, 5_051);
+        while !taker.take(5_051).is_empty() {}
+        while !taker.take_of(true, 5_051).is_empty() {}
+        let (missed, of_flood) = (rare_pace.missed.get(), flood_pace.missed.get());
+        assert_eq!(taker.dues(10_051).len(), 50);
+        assert_eq!(rare_pace.missed.get() - missed, 5_000 - URGENT_WAITING_MAX as u64);
+        assert_eq!(flood_pace.missed.get(), of_flood);
+    }
+
+    #[test]
+    fn without_early_classes_urgent_frames_wait_with_the_others() {
+        let (normal, _pace) = stream(vec![frame(0, 1)], Speed::Every(20.0));
+        let (rare, _pace) = urgent(vec![frame(1, 2)], Speed::Every(30.0));
+        let replay = Replay::new(vec![normal, rare], false);
+        let mut taker = Taker { replay, pool: FramePool::anonymous(2048, 64, 256) };
+        assert_eq!(taker.take(0), []);
+        assert!(!taker.replay.has_urgent());
+        assert_eq!(taker.take_of(true, 65), []);
+        let fills: Vec<u8> = taker.take(65).iter().map(|(fill, _)| *fill).collect();
+        assert_eq!(fills, [1, 2, 1, 1, 2], "by time");
+    }
+
+    #[test]
+    fn whether_there_is_something_urgent_is_told_before_a_look() {
+        let (normal, _pace) = stream(vec![frame(0, 1)], Speed::Full);
+        let (rare, pace) = urgent(vec![frame(1, 2)], Speed::Stopped);
+        let mut taker = Taker::new(vec![normal, rare]);
+        let has = |taker: &Taker, now| taker.replay.has_urgent_at(|| now);
+        assert!(!has(&taker, 0), "it is stopped");
+        pace.set(Speed::Every(10.0));
+        assert!(has(&taker, 0), "another speed wants a look");
+        assert_eq!(taker.take_of(true, 0), []);
+        assert_eq!([9, 10, 1000].map(|now| has(&taker, now)), [false, true, true]);
+        assert_eq!(taker.take_of(true, 1000).len(), BURST);
+        assert!(has(&taker, 1000), "the rest waits");
+        assert_eq!(taker.take_of(true, 1000).len(), 100 - BURST);
+        assert!(!has(&taker, 1000));
+        pace.set(Speed::Full);
+        assert_eq!(taker.take_of(true, 1000).len(), BURST);
+        assert!(has(&taker, 1000), "always");
+        assert_eq!(taker.take(1000)[0].0, 1, "the other has its own turns");
     }
 }

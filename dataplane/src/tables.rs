@@ -11,7 +11,7 @@ use std::sync::Arc;
 use crate::classes::CompiledRules;
 use crate::frame::Target;
 use crate::plan::{Plan, UplinkPlan};
-use crate::types::{EndpointId, MacAddr, NetworkId, RemoteId, UplinkId, Vni};
+use crate::types::{Class, EndpointId, MacAddr, NetworkId, RemoteId, UplinkId, Vni};
 use crate::wire::eth::EthHeader;
 use crate::wire::flow::mix;
 use crate::wire::outer::{OVERHEAD_IPV4, OuterFields, OuterTemplate, Vtep};
@@ -34,6 +34,8 @@ pub struct Uplink {
     pub vtep: Vtep,
     /// It is a wire without a network card: checksums that senders left to one arrive unfinished.
     pub cardless: bool,
+    /// Its queues have rings for urgent frames.
+    pub early: bool,
     source_ports: SourcePorts,
     ttl: u8,
 }
@@ -43,6 +45,7 @@ impl Uplink {
         Uplink {
             vtep: Vtep { address: ipv4(plan.local), port: plan.port },
             cardless: false,
+            early: false,
             source_ports: SourcePorts::new(&plan.source_ports),
             ttl: plan.ttl,
         }
@@ -148,6 +151,10 @@ pub struct Tables {
     /// The rules have just been replaced, and frames that the XDP program judged by the old ones may lie in the rx rings. Until they are
     /// gone, what comes by the normal ring of an uplink with early classes is not of the most urgent class, whatever the rules say.
     pub settling: bool,
+    /// So many classes the queues of a tenant are shared out among; 1 where none but the default was used when the engine started.
+    pub queue_classes: usize,
+    /// DSCP of the outer header of what is sent, by class.
+    pub dscps: [u8; Class::LIMIT],
     /// Longest frame that every uplink takes: the smallest MTU and an Ethernet header.
     pub uplink_frame_max: usize,
     by_vni: Index,
@@ -210,8 +217,16 @@ impl Tables {
             remotes: remotes.into_iter().map(|(_, address)| remote(plan, address)).collect(),
             classes: Arc::new(CompiledRules::compile(plan)),
             settling: false,
+            queue_classes: if plan.classes.are_used(&plan.networks) { plan.classes.list.len() } else { 1 },
+            dscps: std::array::from_fn(|class| plan.classes.list.get(class).map_or(0, |class| class.dscp)),
             uplink_frame_max: uplink_mtu + EthHeader::LEN,
         }
+    }
+
+    /// The most urgent class that a frame from a normal rx ring of this uplink may have, see [`settling`](Self::settling).
+    #[inline]
+    pub fn most_urgent(&self, uplink: &Uplink) -> Class {
+        if self.settling && uplink.early { Class(1) } else { Class::URGENT }
     }
 
     /// Sets how a remote is reached; `None` when the kernel does not know.

@@ -2,7 +2,8 @@
 //!
 //! Each ring has one user, the worker that it was attached to: it is moved here and has no second owner. A tenant may have
 //! several each way (queue pairs): what it sends is taken from all of them in turn, what is for it is spread over them by
-//! flow, so that each flow keeps its order. A tenant that breaks the ring protocol, or sends more
+//! flow, so that each flow keeps its order; where there are priority classes, these have queues of their own, and the first one of what it
+//! sends is looked at in between (`worker/by_class.rs`). A tenant that breaks the ring protocol, or sends more
 //! than [`BAD_DESCRIPTORS_MAX`] bad descriptors, is put out: its rings go back to control, which hangs up and unmaps.
 //! Nobody else notices.
 
@@ -13,6 +14,7 @@ use peregrine_memif::{PushError, RxRing, TxRing, Violation, Watch};
 use crate::clock::{cycles, thread_time_ns};
 use crate::counters::{DropReason, WorkerCounters};
 use crate::discard::Discard;
+use crate::frame::Frame;
 use crate::tables::Tables;
 use crate::turns::Turns;
 use crate::types::{EndpointId, NetworkId};
@@ -33,6 +35,9 @@ const SUSPECT_WAKEUP_CYCLES: u64 = 30_000;
 const FREE_WAKEUP_NS: u64 = 20_000;
 const SLOW_WAKEUP_DEBT_MAX_NS: u64 = 10_000_000;
 const FORGIVEN_SHARE: u64 = 100;
+
+/// First queues that are looked at each time.
+const FIRST_LOOKS: usize = 4;
 
 /// Both directions of a tenant's connection: 1 to [`QUEUES_MAX`] rings each.
 #[derive(Debug)]
@@ -177,6 +182,15 @@ impl Tenant {
         rest.iter_mut().chain(wrapped)
     }
 
+    /// The queue that is looked at between other work, if it has several.
+    #[inline]
+    pub fn first_queue(&mut self) -> Option<&mut RxRing> {
+        match self.rings.rx.as_mut_slice() {
+            [first, _, ..] => Some(first),
+            _ => None,
+        }
+    }
+
     /// Whether there is something to take, be it a violation.
     #[inline]
     fn has_packets(&mut self) -> bool {
@@ -191,13 +205,18 @@ impl Tenant {
         }
     }
 
-    /// The queue for a packet: that of its flow.
+    /// The queue for a packet: of so many classes each has its own, as far as there are enough; the last class has all that are left, by
+    /// flow.
     #[inline]
-    fn queue_for(&self, packet: &[u8]) -> usize {
-        match self.rings.tx.len() {
-            1 => 0,
-            queues => ((u64::from(flow_hash(packet)) * queues as u64) >> 32) as usize,
+    fn queue_for(&self, frame: &Frame, classes: usize) -> usize {
+        let queues = self.rings.tx.len();
+        let class = frame.class().index().min(classes.saturating_sub(1));
+        let first = class.min(queues.saturating_sub(1));
+        let shared = queues - first;
+        if class + 1 < classes || shared < 2 {
+            return first;
         }
+        first + ((u64::from(flow_hash(frame.bytes())) * shared as u64) >> 32) as usize
     }
 }
 
@@ -232,6 +251,10 @@ pub struct Tenants {
     /// By network: who is attached. Each has room for all endpoints of its network, so none ever grows.
     attached: Box<[Vec<EndpointId>]>,
     turns: Turns,
+    /// Of those with several queues, for their first ones.
+    first_turns: Turns,
+    /// So many classes queues are shared out among.
+    queue_classes: usize,
     /// By endpoint, for those that are quiet: close together, so that looking at many is cheap.
     watches: Box<[Option<Watch>]>,
     /// Packets moved since the quiet ones were last looked at.
@@ -256,6 +279,8 @@ impl Tenants {
                 .map(|network| Vec::with_capacity(network.endpoints.len()))
                 .collect(),
             turns: Turns::new(endpoints),
+            first_turns: Turns::new(endpoints),
+            queue_classes: tables.queue_classes,
             watches: std::iter::repeat_with(|| None).take(endpoints).collect(),
             moved: 0,
             wakeup_debts: vec![WakeupDebt::default(); endpoints].into(),
@@ -280,6 +305,7 @@ impl Tenants {
         match self.slots.get_mut(id.index()) {
             Some(slot @ None) if rings.is_complete() => {
                 let (owed, now) = (rings.account.wakeups, Instant::now());
+                let has_first = self.queue_classes > 1 && rings.rx.len() > 1;
                 *slot = Some(Tenant {
                     serial,
                     rings,
@@ -289,6 +315,9 @@ impl Tenants {
                     was_meant: false,
                 });
                 self.turns.join(id);
+                if has_first {
+                    self.first_turns.join(id);
+                }
                 if let Some(attached) = self.attached_with(id) {
                     attached.push(id);
                 }
@@ -312,6 +341,7 @@ impl Tenants {
         let mut tenant = slot.take_if(|tenant| tenant.serial == serial)?;
         tenant.rings.account.wakeups = self.wakeup_debts.get(id.index()).copied().unwrap_or_default();
         self.turns.leave(id);
+        self.first_turns.leave(id);
         self.set_watch(id, None); // the rings still hold the memory: nothing is unmapped here
         self.unflushed.retain(|&other| other != id);
         self.faulty.retain(|&other| other != id);
@@ -352,6 +382,35 @@ impl Tenants {
         Some((id, tenant))
     }
 
+    /// Looks at one of the quiet first queues. How many others are to be looked at then.
+    #[inline]
+    pub fn begin_first_turns(&mut self) -> usize {
+        for _ in 0..self.first_turns.quiet_looks(0) {
+            let Some(id) = self.first_turns.next_quiet() else { break };
+            let tenant = self.slots.get_mut(id.index()).and_then(Option::as_mut);
+            let queue = tenant.and_then(Tenant::first_queue);
+            if queue.is_some_and(|queue| queue.pending() != Ok(0)) {
+                self.first_turns.wake(id);
+            }
+        }
+        self.first_turns.busy_looks().min(FIRST_LOOKS)
+    }
+
+    /// The tenant whose first queue is looked at; [`first_turn_over`](Self::first_turn_over) ends it.
+    #[inline]
+    pub fn next_first_turn(&mut self) -> Option<(EndpointId, &mut Tenant)> {
+        let id = self.first_turns.next_busy()?;
+        let tenant = self.slots.get_mut(id.index())?.as_mut()?;
+        Some((id, tenant))
+    }
+
+    /// As [`turn_over`](Self::turn_over).
+    #[inline]
+    pub fn first_turn_over(&mut self, id: EndpointId, result: Result<Taken, Fault>) {
+        self.first_turns.served(id, result != Ok(Taken::default()));
+        self.note_taken(id, result);
+    }
+
     /// So many packets came from elsewhere and were worked on.
     #[inline]
     pub fn note_work(&mut self, packets: usize) {
@@ -368,6 +427,11 @@ impl Tenants {
             let watch = self.slots.get(id.index()).and_then(Option::as_ref).and_then(Tenant::watch);
             self.set_watch(id, watch);
         }
+        self.note_taken(id, result);
+    }
+
+    #[inline]
+    fn note_taken(&mut self, id: EndpointId, result: Result<Taken, Fault>) {
         match result {
             Ok(Taken { packets, bad: 0 }) => self.moved += packets,
             Ok(Taken { bad, .. }) => self.add_bad_descriptors(id, bad as u32),
@@ -401,10 +465,11 @@ impl Tenants {
     pub fn give(
         &mut self,
         to: EndpointId,
-        packet: &[u8],
+        frame: &Frame,
         is_meant: bool,
         counters: &WorkerCounters,
     ) -> Result<(), DropReason> {
+        let packet = frame.bytes();
         let Some(Some(tenant)) = self.slots.get_mut(to.index()) else { return Err(DropReason::TenantAbsent) };
         if let Some(discard) = &mut tenant.rings.discard {
             if !discard.take(packet) {
@@ -413,7 +478,7 @@ impl Tenants {
             note_given(to, (1, packet.len()), counters);
             return Ok(());
         }
-        let queue = tenant.queue_for(packet);
+        let queue = tenant.queue_for(frame, self.queue_classes);
         let Some(ring) = tenant.rings.tx.get_mut(queue) else { return Err(DropReason::TenantAbsent) };
         if let Err(error) = ring.push(packet) {
             return Err(self.refused(to, error, counters));
@@ -433,19 +498,19 @@ impl Tenants {
     pub fn give_all<'p>(
         &mut self,
         to: EndpointId,
-        packets: impl Iterator<Item = &'p [u8]>,
+        frames: impl Iterator<Item = &'p Frame>,
         counters: &WorkerCounters,
     ) -> (usize, Option<DropReason>) {
         let Some(Some(tenant)) = self.slots.get_mut(to.index()) else { return (0, None) };
         let [ring] = tenant.rings.tx.as_mut_slice() else { return (0, None) };
         let (mut given, mut bytes, mut refused) = (0, 0, None);
-        for packet in packets {
-            if let Err(error) = ring.push(packet) {
+        for frame in frames {
+            if let Err(error) = ring.push(frame.bytes()) {
                 refused = Some(error);
                 break;
             }
             given += 1;
-            bytes += packet.len();
+            bytes += frame.len();
         }
         if given > 0 {
             if tenant.unflushed == 0 {

@@ -228,6 +228,11 @@ impl Stage {
             Stage::Transmit => None,
         }
     }
+
+    /// It takes frames from one burst to another; the other steps leave them where they are.
+    pub const fn moves_on(self) -> bool {
+        matches!(self, Stage::Deliver | Stage::Encap)
+    }
 }
 
 /// Which workers take a frame through the steps that may run anywhere. The others are bound: Classify and collect to the worker

@@ -2,10 +2,14 @@
 //! what control tells it in between. It runs on a pinned thread (see `pinned`), polls and never waits.
 //!
 //! The order of work in a turn: orders; what other workers sent: frames that come home, frames that may go on after a wait, a burst
-//! from each; for each uplink queue one burst of urgent frames in, where they have a ring of their own; for each one burst in; one
-//! burst out; then the rings are tended
-//! (completions, fill, kick). A burst is at most [`BURST`] frames, so nothing waits for longer than
-//! one burst of each other source.
+//! from each; a burst from each uplink queue; one burst out, from the tenants; then the rings are tended (completions, fill, kick). A
+//! burst is at most [`BURST`] frames. Where packets have classes, the more urgent ones go first, and in between: `by_class`.
+//!
+//! - `by_class`: the order of work where it depends on the class
+//! - `uplink`: where frames come from and leave by
+
+mod by_class;
+mod uplink;
 
 use std::sync::Arc;
 
@@ -13,15 +17,20 @@ use crate::clock::{Seconds, cycles};
 use crate::counters::WorkerCounters;
 use crate::fdb::Fdb;
 use crate::frame::{BURST, Burst, FramePool};
+use crate::lanes::Lanes;
 use crate::mailbox::{Mailbox, Order, Returned};
 use crate::mesh::Mesh;
 use crate::pinned::{Ending, Phase};
-use crate::replay::Replay;
-use crate::stages::{self, Cx, Stage, Wire, Work, collect};
+use crate::plan::ClassesPlan;
+use crate::stages::{self, Cx, Origin, Stage, Work, collect};
 use crate::tables::Tables;
 use crate::tenants::{Detached, Tenants};
 use crate::types::{UplinkId, WorkerId};
 use crate::xsk::{Kicks, WorkerPort, XskSocket};
+use by_class::ByClass;
+use uplink::{RxRing, Sockets};
+
+pub(crate) use uplink::Uplink;
 
 /// Everything that one worker owns. Engine makes it, the thread runs it, and at the end it goes back to be dropped.
 #[derive(Debug)]
@@ -39,6 +48,8 @@ pub(crate) struct Worker {
     /// None if there are no other workers.
     mesh: Option<Mesh>,
     bursts: (Burst, Burst),
+    lanes: Lanes,
+    by_class: ByClass,
     flood_budget: usize,
     /// In this turn, what each step takes is noted.
     is_sampled: bool,
@@ -69,6 +80,7 @@ pub(crate) struct Shared {
     pub(crate) fdb: Arc<Fdb>,
     pub(crate) seconds: Seconds,
     pub(crate) work: Arc<Work>,
+    pub(crate) classes: Arc<ClassesPlan>,
 }
 
 impl Worker {
@@ -91,6 +103,8 @@ impl Worker {
             seconds: shared.seconds,
             work: shared.work,
             bursts: (Burst::new(), Burst::new()),
+            lanes: Lanes::new(&shared.classes),
+            by_class: ByClass::new(&shared.classes),
             flood_budget: 0,
             is_sampled: false,
             last_end: 0,
@@ -161,23 +175,18 @@ impl Worker {
         self.obey();
         self.is_sampled = self.counters.turns.get().is_multiple_of(SAMPLED_TURNS);
         self.flood_budget = FLOOD_COPIES_PER_TURN;
+        // Where all packets have one class, or none is preferred, nobody needs to look for it.
+        let by_class = self.lanes.count() > 1 && !self.tables.classes.is_trivial();
+        self.by_class.begin_turn(now_cycles);
         let mut moved = 0;
         if self.mesh.is_some() {
-            moved += self.others_burst();
+            moved += self.others_bursts(by_class);
             self.flood_budget = FLOOD_COPIES_PER_TURN; // floods of others must not keep ours from flooding
         }
         if takes_in && self.mesh.as_ref().is_none_or(Mesh::takes_in) {
             // All that comes in stays on this worker.
             let is_plain = self.mesh.as_ref().is_none_or(Mesh::is_plain);
-            for source in 0..self.uplink.sources() {
-                if self.uplink.has_urgent(source) {
-                    moved += self.way_in(source, RxRing::Urgent, is_plain);
-                }
-            }
-            for source in 0..self.uplink.sources() {
-                moved += self.way_in(source, RxRing::Normal, is_plain);
-            }
-            moved += self.way_out(is_plain);
+            moved += if by_class { self.take_in_by_class(is_plain) } else { self.take_in(is_plain) };
         }
         self.put_out();
         let mut faults = 0;
@@ -193,7 +202,7 @@ impl Worker {
 
     /// What the other workers sent, and what could not go on before.
     #[inline]
-    fn others_burst(&mut self) -> usize {
+    fn others_bursts(&mut self, by_class: bool) -> usize {
         let Some(mesh) = &mut self.mesh else { return 0 };
         let mut moved = mesh.homecoming(&mut self.pool);
         let others = mesh.others();
@@ -211,54 +220,61 @@ impl Worker {
             moved += bursts.0.len();
             stages::resume(stage, bursts, &mut cx);
         }
-        for other in 0..others {
-            // What is on its way comes before anything new: a burst from each, though it may be in pieces, one for each next step.
-            let mut arrived = 0;
-            while arrived < BURST {
-                let (bursts, mut cx) = self.parts();
-                let Some(mesh) = cx.mesh.as_deref_mut() else { break };
-                let Some(stage) = mesh.arrivals(other, bursts.0) else { break };
-                arrived += bursts.0.len();
-                stages::run_from(stage, bursts, &mut cx);
+        if by_class {
+            return moved + self.others_by_class(others);
+        }
+        for lane in 0..self.lanes.count() {
+            for other in 0..others {
+                moved += self.others_burst(other, lane);
             }
-            self.tenants.note_work(arrived);
-            moved += arrived;
         }
         moved
+    }
+
+    /// What is on its way comes before anything new: a burst from this one of the others, though it may be in pieces, one for each
+    /// next step.
+    #[inline]
+    fn others_burst(&mut self, other: usize, lane: usize) -> usize {
+        let mut arrived = 0;
+        while arrived < BURST {
+            let (bursts, mut cx) = self.parts();
+            let Some(mesh) = cx.mesh.as_deref_mut() else { break };
+            let Some(stage) = mesh.arrivals(other, lane, bursts.0) else { break };
+            arrived += bursts.0.len();
+            stages::run_from(stage, bursts, &mut cx);
+        }
+        self.tenants.note_work(arrived);
+        arrived
+    }
+
+    /// A burst from each of the uplink's rings and one from the tenants, one after the other.
+    #[inline]
+    fn take_in(&mut self, is_plain: bool) -> usize {
+        let mut moved = 0;
+        for source in 0..self.uplink.sources() {
+            if self.uplink.has_urgent(source) {
+                moved += self.way_in(source, RxRing::Urgent, is_plain);
+            }
+        }
+        for source in 0..self.uplink.sources() {
+            moved += self.way_in(source, RxRing::Normal, is_plain);
+        }
+        moved + self.way_out(is_plain)
     }
 
     /// One burst from an uplink queue.
     #[inline]
     fn way_in(&mut self, source: usize, ring: RxRing, is_plain: bool) -> usize {
-        let mut uplink = UplinkId(0);
-        let received = match &mut self.uplink {
-            Uplink::Sockets(sockets) => match sockets.all.get_mut(source) {
-                Some(socket) => {
-                    uplink = socket.uplink();
-                    match ring {
-                        RxRing::Normal => socket.receive(&mut self.pool, &mut self.bursts.0),
-                        RxRing::Urgent => socket.receive_urgent(&mut self.pool, &mut self.bursts.0),
-                    }
-                }
-                None => 0,
-            },
-            // What is presented as fast as it goes can wait, unlike a network: not more than there is room for behind.
-            Uplink::Replay(replay)
-                if replay.can_wait()
-                    && self.mesh.as_mut().is_some_and(|mesh| !mesh.has_room_beyond(&self.pool)) =>
-            {
-                0
-            }
-            Uplink::Replay(replay) => replay.present(&mut self.pool, &mut self.bursts.0),
-        };
+        // What is presented as fast as it goes can wait, unlike a network: not more than there is room for behind.
+        if self.must_wait() {
+            return 0;
+        }
+        let (received, uplink) = self.uplink.receive(source, ring, &mut self.pool, &mut self.bursts.0);
         if received > 0 {
+            self.count_received(uplink, &self.bursts.0);
             self.tenants.note_work(received);
-            let bytes: usize = self.bursts.0.iter().map(|frame| frame.len()).sum();
-            if let Some(traffic) = self.counters.uplink_rx.of(uplink) {
-                traffic.many(received, bytes);
-            }
             let (bursts, mut cx) = self.parts();
-            cx.uplink = uplink;
+            cx.origin = Origin { uplink, is_early: ring == RxRing::Urgent };
             if is_plain {
                 stages::run_here(Stage::Classify, bursts, &mut cx);
             } else {
@@ -268,9 +284,23 @@ impl Worker {
         received
     }
 
-    /// One burst from the tenants, who take turns.
+    #[inline]
+    fn must_wait(&mut self) -> bool {
+        self.uplink.can_wait() && self.mesh.as_mut().is_some_and(|mesh| !mesh.has_room_beyond(&self.pool))
+    }
+
+    #[inline]
+    fn count_received(&self, uplink: UplinkId, burst: &Burst) {
+        let bytes: usize = burst.iter().map(|frame| frame.len()).sum();
+        if let Some(traffic) = self.counters.uplink_rx.of(uplink) {
+            traffic.many(burst.len(), bytes);
+        }
+    }
+
+    /// One burst from the tenants, who take turns; before them what of it could not go before, see `by_class`.
     #[inline]
     fn way_out(&mut self, is_plain: bool) -> usize {
+        self.by_class.take_back(&mut self.bursts.0);
         let (bursts, mut cx) = self.parts();
         collect::run(bursts.0, &mut cx);
         let taken = bursts.0.len();
@@ -302,7 +332,8 @@ impl Worker {
             pool: &mut self.pool,
             tenants: &mut self.tenants,
             now_s: self.seconds.now(),
-            uplink: UplinkId(0),
+            origin: Origin::normal(UplinkId(0)),
+            is_urgent: false,
             wire: &mut self.uplink,
             flood_budget: &mut self.flood_budget,
             mesh: self.mesh.as_mut(),
@@ -371,112 +402,6 @@ pub(crate) struct Port {
 impl From<WorkerPort> for Port {
     fn from(port: WorkerPort) -> Port {
         Port { uplink: Uplink::Sockets(Sockets::new(port.sockets)), pool: port.pool }
-    }
-}
-
-/// Where frames come from and go to.
-#[derive(Debug)]
-pub(crate) enum Uplink {
-    /// The worker's queues of the interfaces.
-    Sockets(Sockets),
-    /// Memory, and nowhere.
-    Replay(Replay),
-}
-
-/// Which of a queue's rx rings.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum RxRing {
-    /// Of everything, or everything else.
-    Normal,
-    /// Of the frames that the XDP program has found urgent.
-    Urgent,
-}
-
-/// The sockets of a worker, which share its memory.
-#[derive(Debug)]
-pub(crate) struct Sockets {
-    all: Vec<XskSocket>,
-    /// For each uplink, the socket that sends everything which leaves by it, so that a flow keeps its order.
-    senders: [usize; UplinkId::LIMIT],
-}
-
-impl Sockets {
-    fn new(all: Vec<XskSocket>) -> Sockets {
-        let sender = |uplink: usize| all.iter().position(|socket| socket.uplink().index() == uplink);
-        let senders = std::array::from_fn(|uplink| sender(uplink).unwrap_or(all.len()));
-        Sockets { all, senders }
-    }
-
-    #[inline]
-    fn sender(&mut self, uplink: UplinkId) -> Option<&mut XskSocket> {
-        self.all.get_mut(*self.senders.get(uplink.index())?)
-    }
-}
-
-impl Uplink {
-    /// Of a worker without queues.
-    pub(crate) fn none() -> Uplink {
-        Uplink::Sockets(Sockets::new(Vec::new()))
-    }
-
-    #[inline]
-    fn sources(&self) -> usize {
-        match self {
-            Uplink::Sockets(sockets) => sockets.all.len(),
-            Uplink::Replay(_) => 1,
-        }
-    }
-
-    #[inline]
-    fn has_urgent(&self, source: usize) -> bool {
-        match self {
-            Uplink::Sockets(sockets) => sockets.all.get(source).is_some_and(XskSocket::has_urgent),
-            Uplink::Replay(_) => false,
-        }
-    }
-
-    #[inline]
-    fn sockets(&mut self) -> &mut [XskSocket] {
-        match self {
-            Uplink::Sockets(sockets) => &mut sockets.all,
-            Uplink::Replay(_) => &mut [],
-        }
-    }
-
-    /// What was handed over to be sent is out, but for what lies at an interface that is down or gone: nobody can say for how long,
-    /// and who uses the other interfaces, or none, does not wait for it.
-    fn has_sent_all(&self) -> bool {
-        match self {
-            Uplink::Sockets(sockets) => {
-                sockets.all.iter().all(|socket| socket.tx_outstanding() == 0 || socket.is_down())
-            }
-            Uplink::Replay(_) => true,
-        }
-    }
-
-    /// There is somewhere to send to.
-    pub(crate) fn sends(&self) -> bool {
-        self.sources() > 0
-    }
-}
-
-impl Wire for Uplink {
-    #[inline]
-    fn transmit(&mut self, uplink: UplinkId, frames: &mut Burst, pool: &mut FramePool) -> (usize, usize) {
-        let bytes = |frames: &Burst| frames.iter().map(|frame| frame.len()).sum::<usize>();
-        let before = bytes(frames);
-        match self {
-            Uplink::Sockets(sockets) => {
-                let Some(socket) = sockets.sender(uplink) else { return (0, 0) };
-                let sent = socket.transmit(pool, frames);
-                (sent, before - bytes(frames))
-            }
-            Uplink::Replay(_) => {
-                let sent = frames.len();
-                frames.drain().for_each(|frame| pool.put(frame));
-                (sent, before)
-            }
-        }
     }
 }
 

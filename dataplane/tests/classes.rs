@@ -16,7 +16,7 @@ use proptest::collection::vec;
 use proptest::option::{of, weighted};
 use proptest::prelude::*;
 use proptest::sample::select;
-use rig::{DB, LONER, REMOTE_B, WEB, mac, plan};
+use rig::{DB, LONER, REMOTE_A, REMOTE_B, Rig, WEB, mac, plan, vxlan};
 
 /// Few values, so that rules and packets meet.
 const PORTS: [u16; 8] = [0, 1, 53, 255, 256, 5201, 65534, 65535];
@@ -455,4 +455,33 @@ fn tables_have_the_rules_and_who_is_trusted() {
         assert_eq!(tables.classes.classify(&Known { outer_dscp, ..known() }, &headers), class);
     }
     assert_eq!(headers.flow_hash, flow_hash(&frame));
+}
+
+/// A frame from a VTEP whose outer header has this DSCP.
+fn marked(from: std::net::Ipv4Addr, dscp: u8) -> Vec<u8> {
+    let mut frame = vxlan(from, rig::BLUE, &udp());
+    let mut ip = etherparse::Ipv4Header::from_slice(&frame[14..]).unwrap().0;
+    ip.dscp = dscp.try_into().unwrap();
+    ip.header_checksum = ip.calc_header_checksum();
+    frame[14..34].copy_from_slice(&ip.to_bytes());
+    frame
+}
+
+#[test]
+fn the_outer_dscp_counts_if_the_remote_is_trusted() {
+    let mut plan = plan();
+    let outer_dscp = Some(DscpSet::from_iter([46]));
+    plan.classes.rules = vec![RulePlan { outer_dscp, ..RulePlan::any(Class::URGENT) }];
+    plan.classes.trusted = vec![IpAddr::V4(REMOTE_B)];
+    let mut rig = Rig::with(plan);
+    let frames =
+        [(REMOTE_A, 46, 0), (REMOTE_B, 45, 0), (REMOTE_B, 46, 1), (REMOTE_A, 46, 1), (REMOTE_B, 46, 2)];
+    for (from, dscp, urgent) in frames {
+        rig.receive(&[marked(from, dscp)]);
+        assert_eq!(rig.counters.class(Class::URGENT).uplink_rx, urgent, "{from} {dscp}");
+    }
+    assert_eq!(rig.counters.class(Class::NORMAL).uplink_rx, 3);
+    // All in one burst, too.
+    rig.receive(&frames.map(|(from, dscp, _)| marked(from, dscp)));
+    assert_eq!(rig.counters.class(Class::URGENT).uplink_rx, 4);
 }

@@ -49,7 +49,8 @@ impl Churn {
         let mut plan = Plan { workers: (0..ENTRIES).map(worker).collect(), placement, ..plan() };
         plan.uplinks[0].ring_size = 1024;
         let pace = Arc::new(Pace::new(Speed::Every(INTERVAL)));
-        let stream = |frames| vec![ReplayStream { frames, pace: pace.clone(), field: None }];
+        let stream =
+            |frames| vec![ReplayStream { frames, pace: pace.clone(), field: None, is_urgent: false }];
         let streams = [flows(1, 0), flows(2, 0), flows(1, FLOWS)].map(stream);
         let mut engine = Engine::replay_streams(&plan, streams.into()).unwrap();
         let tenants = [WEB, DB].map(|it| engine.attach_discard(it, 2 * usize::from(FLOWS)).unwrap());

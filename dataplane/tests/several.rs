@@ -6,10 +6,11 @@ mod rig;
 use peregrine_dataplane::counters::{DropReason, WorkerCounters};
 use peregrine_dataplane::fdb::{Destination, Fdb};
 use peregrine_dataplane::frame::{BURST, Burst, FramePool, bucket};
+use peregrine_dataplane::lanes::Lanes;
 use peregrine_dataplane::mesh::{Mesh, WAITING_MAX, mesh};
 use peregrine_dataplane::placement::Placement;
 use peregrine_dataplane::plan::{EndpointPlan, Plan};
-use peregrine_dataplane::stages::{self, Cx, Stage, Work, collect};
+use peregrine_dataplane::stages::{self, Cx, Origin, Stage, Work, collect};
 use peregrine_dataplane::stats::Totals;
 use peregrine_dataplane::tables::{NextHop, Tables};
 use peregrine_dataplane::tenants::Tenants;
@@ -77,7 +78,7 @@ impl Several {
                 },
             }
         };
-        let workers = mesh(&placement, chunks).into_iter().map(new_worker).collect();
+        let workers = mesh(&placement, Lanes::ONE, chunks).into_iter().map(new_worker).collect();
         let fdb = Fdb::new(256, plan.networks.len());
         let mut several = Several { tables, fdb, placement, workers, clients: Vec::new(), flood_budget: 256 };
         for (index, (endpoint, home)) in plan.endpoints.iter().zip(homes).enumerate() {
@@ -107,7 +108,8 @@ impl Several {
             pool: &mut worker.pool,
             tenants: &mut worker.tenants,
             now_s: 0,
-            uplink: UplinkId(0),
+            origin: Origin::normal(UplinkId(0)),
+            is_urgent: false,
             wire: &mut worker.wire,
             flood_budget: &mut self.flood_budget.clone(),
             mesh: Some(&mut worker.mesh),
@@ -130,7 +132,7 @@ impl Several {
                 stages::resume(stage, (&mut *bursts.0, &mut *bursts.1), cx);
             }
             for other in others {
-                while let Some(stage) = cx.mesh.as_deref_mut().unwrap().arrivals(other.index(), bursts.0) {
+                while let Some(stage) = cx.mesh.as_deref_mut().unwrap().arrivals(other.index(), 0, bursts.0) {
                     stages::run_from(stage, (&mut *bursts.0, &mut *bursts.1), cx);
                 }
             }

@@ -116,6 +116,58 @@ fn cut(inner: &Inner, length: usize) -> Vec<u8> {
     Vxlan { payload: inner.build()[..length].to_vec(), ..Vxlan::default() }.build()
 }
 
+/// The whole inner frame in network 7, but all after so many bytes of it stands behind the outer UDP datagram, as padding may. Whose
+/// length says so: that of both outer headers, that of UDP alone, or that of IP alone.
+fn behind(inner: &Inner, length: usize) -> [Vec<u8>; 3] {
+    let whole = inner.on(7);
+    let excess = (inner.build().len() - length) as u16;
+    let shorten = |frame: &mut Vec<u8>, at: usize| {
+        let shorter = u16::from_be_bytes([frame[at], frame[at + 1]]) - excess;
+        frame[at..at + 2].copy_from_slice(&shorter.to_be_bytes());
+    };
+    let (ip_length, udp_length) = (14 + 2, 14 + 20 + 4);
+    let mut frames = [whole.clone(), whole.clone(), whole];
+    shorten(&mut frames[0], ip_length);
+    shorten(&mut frames[0], udp_length);
+    shorten(&mut frames[1], udp_length);
+    shorten(&mut frames[2], ip_length);
+    frames
+}
+
+fn by_what_the_outer_headers_hold() -> Vec<Case> {
+    let ef = Inner { dscp: EF, ports: [1, 2], ..PLAIN };
+    let ef6 = Inner { v6: true, ..ef.clone() };
+    let tagged = |tags, inner: &Inner| Inner { tags, ..inner.clone() };
+    let port = Inner { options: true, ..PLAIN };
+    let port6 = Inner { v6: true, ..PLAIN };
+    let rules = EarlySet { dscps: 1 << EF, ..ports(&[(EarlyProtocol::Udp, EarlySide::Source, 1111)]) };
+    let mut frames = Vec::new();
+    // Each with the first length at which it can be told.
+    for (inner, enough) in [
+        (&ef, 14 + 20),
+        (&tagged(1, &ef), 18 + 20),
+        (&tagged(2, &ef), 22 + 20),
+        (&ef6, 14 + 40),
+        (&tagged(2, &ef6), 22 + 40),
+        (&PLAIN, 14 + 20 + 4),
+        (&port, 14 + 28 + 4),
+        (&tagged(2, &port), 22 + 28 + 4),
+        (&port6, 14 + 40 + 4),
+    ] {
+        frames.extend(behind(inner, enough).map(|frame| (frame, true)));
+        for length in (0..enough).rev().step_by(3) {
+            frames.extend(behind(inner, length).map(|frame| (frame, false)));
+        }
+    }
+    // Lengths that do not even hold the outer headers.
+    for (at, length) in [(16, 0u16), (16, 20), (16, 35), (38, 0), (38, 7), (38, 15)] {
+        let mut frame = ef.on(7);
+        frame[at..at + 2].copy_from_slice(&length.to_be_bytes());
+        frames.push((frame, false));
+    }
+    vec![("by what the outer headers hold", for_all(rules), frames)]
+}
+
 fn by_network() -> Vec<Case> {
     let ef = Inner { dscp: EF, ..PLAIN };
     let v6 = Inner { v6: true, ..PLAIN };
@@ -218,10 +270,13 @@ fn urgent_frames_arrive_on_their_own_ring_and_others_do_not() {
     let peer = wire.in_theirs(|| RawSocket::new("b0"));
     let info = end.uplinks[0].info();
     assert_eq!((info.early_requested, info.early, &info.queues[..]), (Early::On, true, &[QueueId(0)][..]));
+    assert_eq!(info.early_refused, None);
     end.uplinks[0].serve(vni(8)).unwrap();
     end.uplinks[0].serve(vni(0xff_ffff)).unwrap();
     let (mut urgent, mut all) = (0, 0);
-    for (name, rules, frames) in [by_network(), by_dscp(), by_port()].concat() {
+    for (name, rules, frames) in
+        [by_network(), by_dscp(), by_port(), by_what_the_outer_headers_hold()].concat()
+    {
         end.uplinks[0].set_early(&rules).unwrap();
         for (number, (frame, want)) in frames.iter().enumerate() {
             assert_eq!(arrives_urgent(&mut end, &peer, frame), *want, "{name}, frame {number}");
@@ -661,6 +716,8 @@ fn a_second_socket_that_is_refused_is_an_error_or_left_out() {
     let mut end = End::open(&XskConfig { early: Early::IfPossible, ..early(64) }, &[0]).unwrap();
     let info = end.uplinks[0].info();
     assert_eq!((info.early_requested, info.early), (Early::IfPossible, false));
+    let why = format!("queue 0: {}", std::io::Error::from_raw_os_error(libc::ENOBUFS));
+    assert_eq!(info.early_refused, Some(why));
     end.uplinks[0].set_early(&for_all(everything())).unwrap();
     for _ in 0..300 {
         assert!(!arrives_urgent(&mut end, &peer, &PLAIN.on(7)), "one socket for everything");

@@ -91,6 +91,8 @@ fn all_cores() -> Option<Ticks> {
 pub struct CpuTime {
     ran_ns: u64,
     waited_ns: u64,
+    /// How often it got a core.
+    turns: u64,
 }
 
 impl CpuTime {
@@ -99,8 +101,8 @@ impl CpuTime {
         let file = format!("{folder}/schedstat");
         let text = fs::read_to_string(&file).map_err(|error| format!("cannot read {file}: {error}"))?;
         let mut numbers = text.split_whitespace().map_while(|word| word.parse().ok());
-        match (numbers.next(), numbers.next()) {
-            (Some(ran_ns), Some(waited_ns)) => Ok(CpuTime { ran_ns, waited_ns }),
+        match (numbers.next(), numbers.next(), numbers.next()) {
+            (Some(ran_ns), Some(waited_ns), Some(turns)) => Ok(CpuTime { ran_ns, waited_ns, turns }),
             _ => Err(format!("{file} says `{}`, not the times of a thread", text.trim())),
         }
     }
@@ -110,6 +112,17 @@ impl CpuTime {
         let ran = self.ran_ns.saturating_sub(earlier.ran_ns) as f64;
         let waited = self.waited_ns.saturating_sub(earlier.waited_ns) as f64;
         ran / (ran + waited).max(1.0)
+    }
+
+    /// Nanoseconds in which it had a core since `earlier`.
+    pub fn ran_since(&self, earlier: &CpuTime) -> u64 {
+        self.ran_ns.saturating_sub(earlier.ran_ns)
+    }
+
+    /// Nanoseconds in which it wanted the core since `earlier` and did not have it, and how often it got it back. Of a thread that never
+    /// sleeps: how often the core was taken away.
+    pub fn taken_since(&self, earlier: &CpuTime) -> (u64, u64) {
+        (self.waited_ns.saturating_sub(earlier.waited_ns), self.turns.saturating_sub(earlier.turns))
     }
 }
 
@@ -194,9 +207,10 @@ mod tests {
 
     #[test]
     fn the_share_of_a_core_is_what_the_thread_had_of_what_it_wanted() {
-        let earlier = CpuTime { ran_ns: 1_000, waited_ns: 500 };
-        let later = CpuTime { ran_ns: 4_000, waited_ns: 1_500 };
+        let earlier = CpuTime { ran_ns: 1_000, waited_ns: 500, turns: 7 };
+        let later = CpuTime { ran_ns: 4_000, waited_ns: 1_500, turns: 9 };
         assert!((later.share_since(&earlier) - 0.75).abs() < 1e-9);
+        assert_eq!((later.ran_since(&earlier), later.taken_since(&earlier)), (3_000, (1_000, 2)));
         assert!(CpuTime::read("/proc/thread-self").is_ok());
         assert!(CpuTime::read("/proc/none").unwrap_err().contains("/proc/none/schedstat"));
     }

@@ -14,6 +14,7 @@ mod micro;
 mod paced;
 mod pipeline_case;
 mod placement_latency_case;
+mod priority_case;
 mod proc_stat;
 mod report;
 mod rig;
@@ -53,6 +54,9 @@ enum Command {
     Skew(Runs),
     /// How late one flow's packets are at 50 and 90 % of what one core can carry, by placement.
     PlacementLatency(Runs),
+    /// How late an urgent flow is beside more normal packets than the worker can take, by order of work, with early classes and without;
+    /// and the kernel's overlay beside it (over a wire: needs root).
+    Priority(Runs),
     /// The forwarding database with up to a million addresses: look-ups by its size, 100,000 new addresses a second beside full rate, and
     /// whether ageing shows in how late packets are.
     Fdb(Runs),
@@ -72,6 +76,8 @@ enum Command {
     GeneratorSide(generator_case::Side),
     #[command(hide = true)]
     MemifSide(memif_case::Side),
+    #[command(hide = true)]
+    PrioritySide(priority_case::Side),
     #[command(hide = true)]
     MicroRounds { filter: String },
 }
@@ -119,6 +125,7 @@ fn main() -> ExitCode {
         Command::PlacementLatency(runs) => {
             runs.report(placement_latency_case::run, placement_latency_case::Report::text)
         }
+        Command::Priority(runs) => runs.report(priority_case::run, priority_case::Report::text),
         Command::Fdb(runs) => runs.report(fdb_case::run, fdb_case::Report::text),
         Command::Report(args) => match report::run(&args) {
             Err(report::Error::Input(error)) => {
@@ -134,6 +141,7 @@ fn main() -> ExitCode {
         Command::Instructions(args) => micro::instructions::run(&args),
         Command::GeneratorSide(side) => side.run(),
         Command::MemifSide(side) => side.run(),
+        Command::PrioritySide(side) => side.run(),
         Command::MicroRounds { filter } => micro::instructions::rounds(&filter),
     };
     match text {

@@ -75,7 +75,15 @@ pub fn stream(flows: std::ops::Range<u16>, tenants: u16) -> (ReplayStream, Arc<P
         ReplayFrame { flow: flow.into(), bytes }
     };
     let pace = Arc::new(Pace::new(Speed::Stopped));
-    (ReplayStream { frames: flows.map(frame).collect(), pace: pace.clone(), field: None }, pace)
+    (
+        ReplayStream {
+            frames: flows.map(frame).collect(),
+            pace: pace.clone(),
+            field: None,
+            is_urgent: false,
+        },
+        pace,
+    )
 }
 
 /// The bucket of the first flow of all.
@@ -284,7 +292,7 @@ pub fn speed(per_second: f64, hertz: f64) -> Speed {
 }
 
 /// How often packets were how late, in the places of a [`Histogram`].
-#[derive(Clone, PartialEq, Debug)]
+#[derive(Clone, PartialEq, Debug, Default)]
 pub struct Latencies(Vec<u64>);
 
 /// Samples from which on percentiles are told, and for those beyond the 99.9th.
@@ -303,15 +311,24 @@ impl Latencies {
         Latencies(self.0.iter().zip(&earlier.0).map(|(now, before)| now - before).collect())
     }
 
+    /// These, and the others, too.
+    pub fn plus(&self, other: &Latencies) -> Latencies {
+        Latencies(self.0.iter().zip(&other.0).map(|(one, other)| one + other).collect())
+    }
+
     pub fn samples(&self) -> u64 {
         self.0.iter().sum()
     }
 
     /// In cycles, so much of a whole of 1: at most 1/32 too high. `None` if there are too few samples to tell.
     pub fn percentile(&self, share: f64) -> Option<u64> {
+        self.percentile_of(share, if share > 0.999 { SAMPLES_MIN_TAIL } else { SAMPLES_MIN })
+    }
+
+    /// The same, told from so many samples on.
+    pub fn percentile_of(&self, share: f64, least: u64) -> Option<u64> {
         let samples = self.samples();
-        let wanted = if share > 0.999 { SAMPLES_MIN_TAIL } else { SAMPLES_MIN };
-        (samples >= wanted).then(|| self.at((share * samples as f64).ceil() as u64)).flatten()
+        (samples >= least).then(|| self.at((share * samples as f64).ceil() as u64)).flatten()
     }
 
     /// In cycles, at most 1/32 too high. `None` of nothing.

@@ -9,6 +9,8 @@ mod notes;
 mod page;
 mod parts;
 mod placement_parts;
+/// The section of urgent packets.
+mod priority_part;
 mod scale;
 mod svg;
 
@@ -20,7 +22,7 @@ use input::{Failure, Results};
 
 use crate::{
     core_case, fdb_case, generator_case, kernel_case, memif_case, pipeline_case, placement_latency_case,
-    skew_case, tenants_case,
+    priority_case, skew_case, tenants_case,
 };
 
 /// Flags of `report`.
@@ -32,7 +34,7 @@ pub struct ReportArgs {
     /// Folder to write report.json and report.html to; made if it is not there.
     #[arg(long, value_name = "DIR", default_value = ".")]
     out: PathBuf,
-    /// Results that `core`, `memif`, `pipeline`, `skew`, `placement-latency`, `tenants`, `generator`, `kernel` or `fdb` wrote with --json, or a
+    /// Results that `core`, `memif`, `pipeline`, `skew`, `placement-latency`, `priority`, `tenants`, `generator`, `kernel` or `fdb` wrote with --json, or a
     /// report.json; none: run the cases now.
     #[arg(value_name = "FILE")]
     files: Vec<PathBuf>,
@@ -69,7 +71,7 @@ fn failed(what: &str, file: &Path, error: &std::io::Error) -> Error {
     Error::Failed(format!("cannot {what} {}: {error}", file.display()))
 }
 
-/// All cases, one after the other. The generator's and the kernel's are last: from then on Ctrl-C only ends the one that runs.
+/// All cases, one after the other. Those over a wire are last: from then on Ctrl-C only ends the one that runs.
 fn measure(quick: bool) -> Result<Results, Error> {
     let mut results = Results::default();
     let failures = &mut results.failures;
@@ -80,6 +82,7 @@ fn measure(quick: bool) -> Result<Results, Error> {
     results.placement_latency = case("placement-latency", || placement_latency_case::run(quick), failures);
     results.tenants = case("tenants", || tenants_case::run(quick), failures);
     results.fdb = case("fdb", || fdb_case::run(quick), failures);
+    results.priority = case("priority", || priority_case::run(quick), failures);
     results.generator = case("generator", || generator_case::run(quick), failures);
     results.kernel = case("kernel", || kernel_case::run(quick), failures);
     if let Some(error) = results.kernel.as_ref().and_then(|report| report.failure.clone()) {

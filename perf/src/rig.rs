@@ -11,7 +11,7 @@ use peregrine_dataplane::frame::{Burst, FramePool};
 use peregrine_dataplane::plan::{
     Early, EndpointPlan, MemifPlan, NetworkPlan, PlacementMode, Plan, Queues, UplinkPlan, WorkerPlan, XdpMode,
 };
-use peregrine_dataplane::stages::{self, Cx, Stage, Wire, Work, collect};
+use peregrine_dataplane::stages::{self, Cx, Origin, Stage, Wire, Work, collect};
 use peregrine_dataplane::tables::{NextHop, Tables};
 use peregrine_dataplane::tenants::{Detached, TenantRings, Tenants};
 use peregrine_dataplane::types::{Class, CoreId, EndpointId, MacAddr, NetworkId, RemoteId, UplinkId, Vni};
@@ -62,7 +62,13 @@ struct Nowhere {
 }
 
 impl Wire for Nowhere {
-    fn transmit(&mut self, _uplink: UplinkId, frames: &mut Burst, pool: &mut FramePool) -> (usize, usize) {
+    fn transmit(
+        &mut self,
+        _uplink: UplinkId,
+        _is_urgent: bool,
+        frames: &mut Burst,
+        pool: &mut FramePool,
+    ) -> (usize, usize) {
         let sent = frames.len();
         self.sent += sent as u64;
         frames.drain().for_each(|frame| pool.put(frame));
@@ -142,7 +148,8 @@ impl Rig {
             pool: &mut self.pool,
             tenants: &mut self.tenants,
             now_s: 0,
-            uplink: UplinkId(0),
+            origin: Origin::normal(UplinkId(0)),
+            is_urgent: false,
             wire: &mut self.wire,
             flood_budget: &mut self.flood_budget,
             mesh: None,

@@ -1,4 +1,4 @@
-//! `classes`, `default_class`, `trusted_remotes` and `[[rules]]`.
+//! `classes`, `urgent_quota`, `default_class`, `trusted_remotes` and `[[rules]]`.
 
 /// Rules for what runs already.
 mod running;
@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
 use peregrine_dataplane::plan::{
-    ClassPlan, ClassesPlan, DscpSet, NetworkPlan, Prefix, PrefixError, RulePlan,
+    ClassPlan, ClassesPlan, DscpSet, NetworkPlan, Prefix, PrefixError, RulePlan, WorkOrder,
 };
 use peregrine_dataplane::types::{Class, EndpointId, NetworkId};
 use toml::Value;
@@ -17,61 +17,131 @@ pub use running::rules_of;
 
 use super::endpoint::no_such_name;
 use crate::at::{At, Claims};
-use crate::raw::{Field, File, List, Network, Rule, show_text};
+use crate::raw::{ClassEntry, ClassTable, Field, File, List, Network, Rule, show_text};
 use crate::values;
 
 /// Protocols that have ports.
 const WITH_PORTS: [u8; 3] = [6, 17, 132];
 const RULES: &str = "a list of at most 1024 tables: [[rules]]";
-const CLASSES: &str = "a list of 1 to 4 names, the most urgent first, such as [\"urgent\", \"normal\"]";
+const CLASSES: &str =
+    "a list of 1 to 4 names or tables, the most urgent first, such as [\"urgent\", \"normal\"]";
+const CLASS: &str = "a name, or a table with the key name";
+const ORDER: &str = "\"sync\", \"batch\" or \"fifo\"";
+const LAST_ORDER: &str = "left out: the last class has nobody behind it";
 const DEFAULT: &str = "the name of a class, because no class is called \"normal\"";
 
-/// The names of the classes, and what is the default.
-pub struct Names {
-    names: Vec<String>,
-    /// Some of them have mistakes: then a name that is not there may be one of those.
+/// Percent, of all classes together.
+const SHARES_MAX: u32 = 100;
+const URGENT_QUOTA_MAX: u16 = 1024;
+
+/// The classes, and what is the default.
+pub struct Classes {
+    /// With what is right of each whose name is.
+    list: Vec<ClassPlan>,
+    /// Some of the names have mistakes: then a name that is not there may be one of those.
     whole: bool,
+    /// `None` if it has a mistake.
+    urgent_quota: Option<u16>,
     /// `None` if it has a mistake.
     pub default: Option<Class>,
 }
 
-/// Checks `classes` and `default_class`.
-pub fn names(top: &At<'_>, file: &File) -> Names {
-    let default = ClassesPlan::default();
-    let mut names = Names {
-        names: default.list.iter().map(|class| class.name.clone()).collect(),
-        whole: true,
-        default: None,
+/// Checks `classes`, `urgent_quota` and `default_class`.
+pub fn classes(top: &At<'_>, file: &File) -> Classes {
+    let (list, whole) = match &file.classes {
+        Field::Absent => (ClassesPlan::default().list, true),
+        given => list(&top.key("classes"), given),
     };
-    if !matches!(file.classes, Field::Absent) {
-        let mut claims = Claims::new();
-        let given = file.classes.value().map_or(0, Vec::len);
-        names.names.clear();
-        for (at, entry) in top.key("classes").list(&file.classes, 1..=Class::LIMIT, CLASSES) {
-            let Some(name) = at.text(entry, None, values::NAME, values::name) else { continue };
-            claims.claim(name.clone(), &at, entry.shown());
-            names.names.push(name);
-        }
-        names.whole = names.names.len() == given && given > 0;
-    }
+    let urgent_quota = top.key("urgent_quota").number(
+        &file.urgent_quota,
+        1..=URGENT_QUOTA_MAX,
+        Some(ClassesPlan::URGENT_QUOTA),
+    );
+    let mut classes = Classes { list, whole, urgent_quota, default: None };
     let at = top.key("default_class");
-    let normal = names.names.iter().position(|name| name == "normal");
-    names.default = match (&file.default_class, normal) {
+    let normal = classes.list.iter().position(|class| class.name == "normal");
+    classes.default = match (&file.default_class, normal) {
         (Field::Absent, Some(place)) => u8::try_from(place).ok().map(Class),
-        (Field::Absent, None) if !names.whole => None,
+        (Field::Absent, None) if !classes.whole => None,
         (Field::Absent, None) => at.required(&file.default_class, DEFAULT, |_| None),
-        (field, _) => names.class(&at, field),
+        (field, _) => classes.class(&at, field),
     };
-    names
+    classes
 }
 
-impl Names {
+/// The classes whose names are right, and whether all are.
+fn list(at: &At<'_>, field: &List<ClassEntry>) -> (Vec<ClassPlan>, bool) {
+    let given = field.value().map_or(0, Vec::len);
+    let mut claims = Claims::new();
+    let mut list = Vec::new();
+    for (place, (at, entry)) in at.list(field, 1..=Class::LIMIT, CLASSES).enumerate() {
+        let is_last = place + 1 == given;
+        let Some((class, at, shown)) = entry_of(&at, entry, is_last) else { continue };
+        claims.claim(class.name.clone(), &at, &shown);
+        list.push(class);
+    }
+    let shares: u32 = list.iter().map(|class| u32::from(class.share)).sum();
+    if shares > SHARES_MAX {
+        at.all()
+            .key("share")
+            .invalid(&format!("{shares} in total"), format!("at most {SHARES_MAX} over all classes"));
+    }
+    let whole = list.len() == given && given > 0;
+    (list, whole)
+}
+
+/// One class, with the place of its name and the name as it is shown. What else of it is wrong has been reported.
+fn entry_of<'r>(
+    at: &At<'r>,
+    entry: &Field<ClassEntry>,
+    is_last: bool,
+) -> Option<(ClassPlan, At<'r>, String)> {
+    at.required(entry, CLASS, |_| Some(()))?;
+    match entry.value()? {
+        ClassEntry::Name(name) => {
+            let shown = show_text(name);
+            if values::name(name).is_none() {
+                at.invalid(&shown, values::NAME);
+                return None;
+            }
+            Some((ClassPlan::new(name), at.clone(), shown))
+        }
+        ClassEntry::Table(raw) => {
+            at.unknown_keys(&**raw);
+            let name = at.key("name").text(&raw.name, None, values::NAME, values::name);
+            let plan = class_table(at, raw, is_last);
+            Some((ClassPlan { name: name?, ..plan }, at.key("name"), raw.name.shown().to_owned()))
+        }
+    }
+}
+
+/// What a table says besides the name; defaults where it has mistakes.
+fn class_table(at: &At<'_>, raw: &ClassTable, is_last: bool) -> ClassPlan {
+    let default = ClassPlan::new("");
+    let order = if is_last && let Some(given) = raw.order.given() {
+        at.key("order").invalid(given, LAST_ORDER);
+        None
+    } else {
+        let by_name = |text: &str| WorkOrder::ALL.into_iter().find(|order| order.name() == text);
+        at.key("order").text(&raw.order, Some(default.order), ORDER, by_name)
+    };
+    let share = at.key("share").number(&raw.share, 0..=SHARES_MAX as u8, Some(default.share));
+    let dscp = at.key("dscp").number(&raw.dscp, 0..=DscpSet::MAX, Some(default.dscp));
+    ClassPlan {
+        order: order.unwrap_or(default.order),
+        share: share.unwrap_or(default.share),
+        dscp: dscp.unwrap_or(default.dscp),
+        ..default
+    }
+}
+
+impl Classes {
     /// The class of this name.
     pub fn class(&self, at: &At<'_>, field: &Field<String>) -> Option<Class> {
         let name = at.required(field, "the name of a class", |name| Some(name.clone()))?;
-        let place = self.names.iter().position(|known| *known == name);
+        let place = self.list.iter().position(|known| known.name == name);
         if place.is_none() && self.whole {
-            let known: Vec<String> = self.names.iter().map(|name| show_text(name)).collect();
+            let known: Vec<String> = self.list.iter().map(|known| show_text(&known.name)).collect();
             at.invalid(field.shown(), format!("the name of a class: {}", known.join(", ")));
         }
         place.and_then(|place| u8::try_from(place).ok()).map(Class)
@@ -79,10 +149,10 @@ impl Names {
 }
 
 /// The class of each network, in their order; `None` where it has a mistake.
-pub fn of_networks(at: &At<'_>, field: &List<Network>, names: &Names) -> Vec<Option<Class>> {
+pub fn of_networks(at: &At<'_>, field: &List<Network>, classes: &Classes) -> Vec<Option<Class>> {
     let class = |(place, network): (usize, &Network)| match &network.class {
-        Field::Absent => names.default,
-        given => names.class(&at.nth(place).key("class"), given),
+        Field::Absent => classes.default,
+        given => classes.class(&at.nth(place).key("class"), given),
     };
     tables(field).map(class).collect()
 }
@@ -126,25 +196,25 @@ fn tables<T>(list: &List<T>) -> impl Iterator<Item = (usize, &T)> {
 }
 
 /// Checks the rest.
-pub fn classes(top: &At<'_>, file: &File, names: &Names, known: &Known<'_>) -> Option<ClassesPlan> {
+pub fn plan(top: &At<'_>, file: &File, classes: Classes, known: &Known<'_>) -> Option<ClassesPlan> {
     let trusted = trusted(&top.key("trusted_remotes"), &file.trusted_remotes, known.plans);
     let nobody = match &file.trusted_remotes {
         Field::Absent => true,
         given => given.value().is_some_and(Vec::is_empty),
     };
-    let rules = rules(&top.key("rules"), &file.rules, names, known, nobody);
-    let list = names.names.iter().map(|name| ClassPlan::new(name)).collect();
-    Some(ClassesPlan {
-        list,
-        urgent_quota: ClassesPlan::URGENT_QUOTA,
-        default: names.default?,
-        rules,
-        trusted,
-    })
+    let rules = rules(&top.key("rules"), &file.rules, &classes, known, nobody);
+    let Classes { list, urgent_quota, default, .. } = classes;
+    Some(ClassesPlan { list, urgent_quota: urgent_quota?, default: default?, rules, trusted })
 }
 
 /// Checks `[[rules]]`. Where `nobody` is trusted, no rule may ask for outer DSCPs.
-fn rules(at: &At<'_>, field: &List<Rule>, names: &Names, known: &Known<'_>, nobody: bool) -> Vec<RulePlan> {
+fn rules(
+    at: &At<'_>,
+    field: &List<Rule>,
+    classes: &Classes,
+    known: &Known<'_>,
+    nobody: bool,
+) -> Vec<RulePlan> {
     let mut rules = Vec::new();
     for (at, entry) in at.list(field, 0..=ClassesPlan::RULES_MAX, RULES) {
         let Some(raw) = at.table(entry, "a table: [[rules]]") else { continue };
@@ -152,7 +222,7 @@ fn rules(at: &At<'_>, field: &List<Rule>, names: &Names, known: &Known<'_>, nobo
             let rule = "left out: it is believed only from trusted_remotes, and there are none";
             at.key("outer_dscp").invalid(raw.outer_dscp.shown(), rule);
         }
-        rules.extend(rule(&at, raw, names, known));
+        rules.extend(rule(&at, raw, classes, known));
     }
     rules
 }
@@ -173,8 +243,8 @@ fn trusted(at: &At<'_>, field: &List<String>, networks: &[NetworkPlan]) -> Vec<I
     trusted
 }
 
-fn rule(at: &At<'_>, raw: &Rule, names: &Names, known: &Known<'_>) -> Option<RulePlan> {
-    let class = names.class(&at.key("class"), &raw.class);
+fn rule(at: &At<'_>, raw: &Rule, classes: &Classes, known: &Known<'_>) -> Option<RulePlan> {
+    let class = classes.class(&at.key("class"), &raw.class);
     let network = named(&at.key("network"), &raw.network, "a network", &known.networks);
     let endpoint = named(&at.key("endpoint"), &raw.endpoint, "an endpoint", &known.endpoints);
     let network_of = endpoint.and_then(|endpoint| endpoint.network);

@@ -1,7 +1,7 @@
 //! Priority classes and rules.
 
 use peregrine_config::{parse, warnings};
-use peregrine_dataplane::plan::{DscpSet, Plan, RulePlan};
+use peregrine_dataplane::plan::{ClassPlan, ClassesPlan, DscpSet, Plan, RulePlan, WorkOrder};
 use peregrine_dataplane::types::{Class, EndpointId, NetworkId};
 
 use crate::good::GOOD;
@@ -30,12 +30,16 @@ fn error(rule: &str) -> String {
     errors.remove(0)
 }
 
+fn said(plan: &Plan) -> Vec<String> {
+    warnings(plan).iter().map(ToString::to_string).collect()
+}
+
 #[test]
 fn without_a_word_there_are_two_classes_and_all_is_normal() {
     let plan = plan("", "");
     let names: Vec<&str> = plan.classes.list.iter().map(|class| class.name.as_str()).collect();
     assert_eq!(names, ["urgent", "normal"]);
-    assert_eq!((plan.classes.default, plan.classes.rules.len()), (Class::NORMAL, 0));
+    assert_eq!(plan.classes, ClassesPlan::default());
     assert!(plan.networks.iter().all(|network| network.class == Class::NORMAL));
 }
 
@@ -49,7 +53,8 @@ fn classes_have_names_and_networks_have_classes() {
     let wrong = parse(&green("bronze"), "t").unwrap_err().to_string();
     let known = "\"gold\", \"silver\", \"normal\", \"rest\"";
     assert_eq!(wrong, format!("t: networks[1].class = \"bronze\": must be the name of a class: {known}"));
-    let count = "must be a list of 1 to 4 names, the most urgent first, such as [\"urgent\", \"normal\"]";
+    let count =
+        "must be a list of 1 to 4 names or tables, the most urgent first, such as [\"urgent\", \"normal\"]";
     for (top, wanted) in [
         ("classes = [\"a\", \"b\", \"c\", \"d\", \"normal\"]", format!("classes: 5 entries: {count}")),
         ("classes = []", format!("classes: 0 entries: {count}")),
@@ -76,6 +81,94 @@ fn classes_have_names_and_networks_have_classes() {
     }
     let only = parse(&text("classes = [\"gold\"]\ndefault_class = \"gold\"", ""), "t").unwrap();
     assert_eq!(only.classes.default, Class(0));
+}
+
+#[test]
+fn a_class_may_say_more_than_its_name() {
+    let top = r#"
+        urgent_quota = 1024
+        classes = [
+            { name = "voice", order = "sync", share = 60, dscp = 46 },
+            { name = "video", order = "batch", share = 40, dscp = 63 },
+            "web",
+            { name = "normal" },
+        ]
+    "#;
+    let found = plan(top, "").classes;
+    let want = vec![
+        ClassPlan { share: 60, dscp: 46, ..ClassPlan::new("voice") },
+        ClassPlan { order: WorkOrder::Batch, share: 40, dscp: 63, ..ClassPlan::new("video") },
+        ClassPlan::new("web"),
+        ClassPlan::new("normal"),
+    ];
+    assert_eq!((found.list, found.urgent_quota, found.default), (want.clone(), 1024, Class(3)));
+    let long = r#"
+        [[classes]]
+        name = "voice"
+        order = "fifo"
+        [[classes]]
+        name = "normal"
+        share = 100
+        dscp = 0
+    "#;
+    let found = plan("urgent_quota = 1", long).classes;
+    let want = [
+        ClassPlan { order: WorkOrder::Fifo, ..ClassPlan::new("voice") },
+        ClassPlan { share: 100, ..ClassPlan::new("normal") },
+    ];
+    assert_eq!((&found.list[..], found.urgent_quota), (&want[..], 1));
+}
+
+#[test]
+fn what_a_class_cannot_say_is_refused() {
+    let one = |entry: &str| format!("classes = [{{ name = \"a\", {entry} }}, \"normal\"]");
+    let number = |last| format!("must be a number from 0 to {last}");
+    for (entry, key, wanted) in [
+        ("order = \"Sync\"", "classes[0].order = \"Sync\"", "must be \"sync\", \"batch\" or \"fifo\"".into()),
+        ("order = 1", "classes[0].order = 1", "must be \"sync\", \"batch\" or \"fifo\"".into()),
+        ("share = 101", "classes[0].share = 101", number(100)),
+        ("share = -1", "classes[0].share = -1", number(100)),
+        ("share = \"20%\"", "classes[0].share = \"20%\"", number(100)),
+        ("dscp = 64", "classes[0].dscp = 64", number(63)),
+        ("dscp = \"ef\"", "classes[0].dscp = \"ef\"", number(63)),
+        ("weight = 1", "classes[0].weight", "unknown key: must be one of name, order, share, dscp".into()),
+        ("shares = 1", "classes[0].shares", "unknown key: did you mean `share`?".into()),
+    ] {
+        let colon = format!("{key}: {wanted}");
+        assert_eq!(errors(&one(entry), ""), [colon]);
+    }
+    let entry = "must be a name, or a table with the key name";
+    let name = "must be 1 to 63 letters, digits, '_', '.' or '-'";
+    for (top, wanted) in [
+        ("classes = [7, \"normal\"]", format!("classes[0] = 7: {entry}")),
+        ("classes = [[\"a\"], \"normal\"]", format!("classes[0] = [\"a\"]: {entry}")),
+        ("classes = [{ share = 1 }, \"normal\"]", format!("classes[0].name: missing: {name}")),
+        ("classes = [{ name = 1 }, \"normal\"]", format!("classes[0].name = 1: {name}")),
+        (
+            "classes = [{ name = \"normal\" }, \"normal\"]",
+            "classes[1] = \"normal\": must be unique: classes[0].name is the same".into(),
+        ),
+        (
+            "classes = [\"normal\", { name = \"normal\" }]",
+            "classes[1].name = \"normal\": must be unique: classes[0] is the same".into(),
+        ),
+        (
+            "classes = [\"a\", { name = \"normal\", order = \"fifo\" }]",
+            "classes[1].order = \"fifo\": must be left out: the last class has nobody behind it".into(),
+        ),
+        (
+            "classes = [{ name = \"a\", share = 60 }, { name = \"normal\", share = 41 }]",
+            "classes[*].share = 101 in total: must be at most 100 over all classes".into(),
+        ),
+        ("urgent_quota = 0", "urgent_quota = 0: must be a number from 1 to 1024".into()),
+        ("urgent_quota = 1025", "urgent_quota = 1025: must be a number from 1 to 1024".into()),
+        ("urgent_quota = true", "urgent_quota = true: must be a number from 1 to 1024".into()),
+    ] {
+        assert_eq!(errors(top, ""), [wanted]);
+    }
+    // Other mistakes in a class do not make its name unknown to rules.
+    let rules = "[[rules]]\nclass = \"a\"\ndscp = 46";
+    assert_eq!(errors(&one("dscp = 99"), rules), [format!("classes[0].dscp = 99: {}", number(63))]);
 }
 
 #[test]
@@ -256,22 +349,16 @@ fn a_rule_that_is_never_reached_gives_a_warning_that_names_both() {
         protocol = "udp"
         port = 5000
     "#;
-    let text = |plan: &Plan| warnings(plan).iter().map(ToString::to_string).collect::<Vec<_>>();
     let hidden = "no packet reaches it: rules[0] stands before it and matches all that it does";
     assert_eq!(
-        text(&plan("", rules)),
-        [
-            format!("rules[1]: {hidden}, for another class"),
-            format!("rules[3]: {hidden}, for the same class"),
-            "classes have no effect: no uplink has rings for urgent frames: set early = true or \"if-possible\" there"
-                .into(),
-        ]
+        said(&plan("", rules)),
+        [format!("rules[1]: {hidden}, for another class"), format!("rules[3]: {hidden}, for the same class"),]
     );
     assert_eq!(warnings(&plan("", "")), []);
 }
 
 #[test]
-fn a_rule_that_the_driver_cannot_decide_gives_a_warning_while_nobody_else_acts_on_it() {
+fn with_early_what_the_driver_cannot_decide_gives_a_warning() {
     let rules = r#"
         [[rules]]
         class = "urgent"
@@ -283,10 +370,72 @@ fn a_rule_that_the_driver_cannot_decide_gives_a_warning_while_nobody_else_acts_o
         address = "10.42.0.0/24"
     "#;
     assert!(GOOD.contains("early = false"));
-    let early = |rules: &str| text("", rules).replace("early = false", "early = \"if-possible\"");
-    let warned = warnings(&parse(&early(rules), "t").unwrap());
-    let said: Vec<String> = warned.iter().map(ToString::to_string).collect();
-    assert_eq!(said.len(), 1, "{said:?}");
-    assert!(said[0].starts_with("rules[1]: it has no effect yet, or not everywhere: only rules"), "{said:?}");
-    assert_eq!(warnings(&parse(&early(""), "t").unwrap()), []);
+    let early = |rules: &str| {
+        let text = text("", rules).replace("early = false", "early = \"if-possible\"");
+        said(&parse(&text, "t").unwrap())
+    };
+    let warned = early(rules);
+    assert_eq!(warned.len(), 1, "{warned:?}");
+    assert!(warned[0].starts_with("rules[1]: early: its packets, or some of them, come on the normal"));
+    assert_eq!(said(&plan("", rules)), [""; 0], "without early nobody promised anything");
+    assert_eq!(early(""), [NOTHING_IS.replace("CLASS", "classes[0]: nothing is \"urgent\"")]);
+    // A network's class, and a rule that may take some of its packets.
+    let green = text("", "[[rules]]\nclass = \"normal\"\ndscp = 8")
+        .replace("early = false", "early = true")
+        .replace("vni = 43", "vni = 43\nclass = \"urgent\"");
+    assert_eq!(
+        said(&parse(&green, "t").unwrap()),
+        [
+            "networks[1].class: early: its packets come on the normal rings, because a rule for another class stands before it"
+        ]
+    );
+}
+
+const NOTHING_IS: &str = "CLASS: no rule that is reached and no network names it, and it is not the default";
+
+#[test]
+fn a_class_that_nothing_gets_into_gives_a_warning() {
+    let four = "classes = [\"a\", \"b\", \"normal\", \"c\"]";
+    let nothing = |place: usize, name: &str| {
+        NOTHING_IS.replace("CLASS", &format!("classes[{place}]: nothing is {name:?}"))
+    };
+    assert_eq!(said(&plan(four, "")), [nothing(0, "a"), nothing(1, "b"), nothing(3, "c")]);
+    // A rule that is never reached does not count, a network does.
+    let rules = "[[rules]]\nclass = \"a\"\nport = 7\n[[rules]]\nclass = \"b\"\nport = 7\nprotocol = \"udp\"";
+    let green = text(four, rules).replace("vni = 43", "vni = 43\nclass = \"c\"");
+    let hidden = "rules[1]: no packet reaches it: rules[0] stands before it and matches all that it does, for another class";
+    assert_eq!(said(&parse(&green, "t").unwrap()), [nothing(1, "b"), hidden.into()]);
+}
+
+#[test]
+fn a_default_that_goes_before_all_others_gives_a_warning() {
+    let rule = "[[rules]]\nclass = \"urgent\"\ndscp = 46";
+    assert_eq!(
+        said(&plan("classes = [\"normal\", \"urgent\"]", rule)),
+        [
+            "default_class: it is \"normal\", the most urgent: what no rule and no network names goes before all that they name"
+        ]
+    );
+    assert_eq!(said(&plan("classes = [\"normal\"]", "")), [""; 0]);
+}
+
+#[test]
+fn a_class_that_is_listed_first_and_goes_last_gives_a_warning() {
+    let top = |orders: [&str; 3]| {
+        let class = |(name, order): (&str, &str)| format!("{{ name = {name:?}, order = {order:?} }}");
+        let classes: Vec<String> = ["a", "b", "c"].into_iter().zip(orders).map(class).collect();
+        format!("classes = [{}, \"normal\"]", classes.join(", "))
+    };
+    let rules: String = ["a", "b", "c"]
+        .into_iter()
+        .zip(1..)
+        .map(|(name, dscp)| format!("[[rules]]\nclass = {name:?}\ndscp = {dscp}\n"))
+        .collect();
+    let goes_first = |class: usize, first: usize| {
+        format!(
+            "classes[{class}].order: \"fifo\" is not preferred, so classes[{first}], though behind it in the list, goes first"
+        )
+    };
+    assert_eq!(said(&plan(&top(["fifo", "fifo", "batch"]), &rules)), [goes_first(0, 2), goes_first(1, 2)]);
+    assert_eq!(said(&plan(&top(["sync", "fifo", "fifo"]), &rules)), [""; 0]);
 }

@@ -7,9 +7,10 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use peregrine_config::{load, parse};
-use peregrine_dataplane::plan::{MemifRole, Plan, Queues, XdpMode};
-use peregrine_dataplane::types::{CoreId, MacAddr, NetworkId};
+use peregrine_config::{load, parse, warnings};
+use peregrine_dataplane::engine::EarlyPlan;
+use peregrine_dataplane::plan::{MemifRole, Plan, Queues, WorkOrder, XdpMode};
+use peregrine_dataplane::types::{Class, CoreId, MacAddr, NetworkId};
 use peregrine_memif::SocketAddr;
 
 fn here(path: &str) -> PathBuf {
@@ -29,12 +30,27 @@ fn files(folder: &str, extension: &str) -> Vec<PathBuf> {
 }
 
 #[test]
-fn every_example_loads() {
+fn every_example_loads_without_a_warning() {
     let examples = files("examples", "toml");
     assert!(examples.len() >= 3, "{examples:?}");
     for path in examples {
-        load(&path).unwrap_or_else(|errors| panic!("{errors}"));
+        let plan = load(&path).unwrap_or_else(|errors| panic!("{errors}"));
+        assert_eq!(warnings(&plan), [], "{}", path.display());
     }
+}
+
+#[test]
+fn priorities_are_what_they_say() {
+    let plan = example("priorities.toml");
+    let names: Vec<&str> = plan.classes.list.iter().map(|class| class.name.as_str()).collect();
+    assert_eq!((&names[..], plan.classes.default), (&["voice", "database", "rest"][..], Class(2)));
+    let orders = plan.classes.list.iter().map(|class| (class.order, class.share, class.dscp));
+    let want = [(WorkOrder::Sync, 0, 46), (WorkOrder::Batch, 30, 26), (WorkOrder::Sync, 10, 0)];
+    assert_eq!(orders.collect::<Vec<_>>(), want);
+    let early = EarlyPlan::of(&plan);
+    assert_eq!(early.left_out, [0; 0]);
+    let own = &early.rules.networks.values().next().unwrap().own;
+    assert_eq!((own.dscps, own.ports.len()), (1 << 46, 2 * 128));
 }
 
 #[test]

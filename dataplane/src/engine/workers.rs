@@ -19,6 +19,7 @@ use super::balancing::{Balancing, PAUSE_PATIENCE};
 use super::{Engine, StartError, spread};
 use crate::counters::WorkerCounters;
 use crate::frame::FramePool;
+use crate::lanes::Lanes;
 use crate::mailbox::{Mailbox, Order};
 use crate::mesh::{self, Mesh};
 use crate::pinned::PinnedThread;
@@ -192,7 +193,8 @@ impl Engine {
 
     fn new_counters(&self) -> Arc<WorkerCounters> {
         let Engine { plan, remotes, .. } = self;
-        Arc::new(WorkerCounters::new(plan.networks.len(), plan.endpoints.len(), remotes.len()))
+        let counters = WorkerCounters::new(plan.networks.len(), plan.endpoints.len(), remotes.len());
+        Arc::new(counters.with_default_class(plan.classes.default))
     }
 
     fn seat_new(
@@ -204,6 +206,7 @@ impl Engine {
         counters: Arc<WorkerCounters>,
     ) {
         port.pool.set_owner(me);
+        port.pool.set_class(self.plan.classes.default);
         let mailbox = Arc::new(Mailbox::new());
         counters.frames_free.set(port.pool.available() as u64);
         let handle = WorkerHandle {
@@ -223,6 +226,7 @@ impl Engine {
             fdb: self.fdb.clone(),
             seconds: self.seconds.clone(),
             work: self.work.clone(),
+            classes: Arc::new(self.plan.classes.clone()),
         };
         let worker = Worker::new(port, shared, mesh, counters, mailbox);
         self.ending.expect_worker();
@@ -283,10 +287,11 @@ impl Engine {
     fn join_new(&mut self, me: WorkerId, thread: usize) {
         let others: Vec<WorkerId> = self.present().filter(|other| *other != me).collect();
         let frames = self.workers.iter().map(|worker| worker.frames_total).max().unwrap_or(0) as usize;
-        let (mesh, theirs) = mesh::join(&self.placement, me, &others, frames);
+        let lanes = Lanes::new(&self.plan.classes);
+        let (mesh, theirs) = mesh::join(&self.placement, me, &others, lanes, frames);
         for (other, mut links) in others.into_iter().zip(theirs) {
             let order = if self.is_alone {
-                let mut first = Mesh::new(&self.placement, other);
+                let mut first = Mesh::new(&self.placement, other, lanes);
                 first.relink(&mut links, me);
                 Order::Mesh(Box::new(Some(first)))
             } else {
@@ -635,7 +640,7 @@ mod tests {
     fn a_worker_that_panics_while_its_core_goes_is_reported() {
         let pace = std::sync::Arc::new(Pace::new(Speed::Stopped));
         let field = Some(Field { at: usize::MAX, numbers: Numbers::rising(0, 1) });
-        let stream = ReplayStream { frames: vec![frame()], pace: pace.clone(), field };
+        let stream = ReplayStream { frames: vec![frame()], pace: pace.clone(), field, is_urgent: false };
         let mut engine = Engine::replay_streams(&plan(2), vec![vec![], vec![stream]]).unwrap();
         engine.threads[1].as_ref().unwrap().close();
         engine.due = Some(Instant::now());

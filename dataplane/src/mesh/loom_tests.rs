@@ -69,7 +69,7 @@ impl Model {
         placement.want(A, 0, self.route);
         control.let_b_serve(self.b_serves);
 
-        let mut workers = mesh(&placement, self.frames as usize).into_iter().map(|mesh| {
+        let mut workers = mesh(&placement, Lanes::ONE, self.frames as usize).into_iter().map(|mesh| {
             let (coming, turns) =
                 if mesh.me() == A { (0..self.frames, self.turns.0) } else { (0..0, self.turns.1) };
             let worker = Worker::new(mesh, coming, tenant.clone(), without);
@@ -183,7 +183,7 @@ impl Worker {
             self.go_on(stage, &mut burst);
         }
         for other in 0..self.mesh.others() {
-            while let Some(stage) = self.mesh.arrivals(other, &mut burst) {
+            while let Some(stage) = self.mesh.arrivals(other, 0, &mut burst) {
                 self.go_on(stage, &mut burst);
             }
         }
@@ -395,7 +395,7 @@ fn join_while_frames_come(waits_for_rings: bool) {
     let control = Control { placement: placement.clone(), tenant: tenant.clone() };
     control.publish_home(A);
     let post = Rc::new(Post::default());
-    let mesh_a = mesh(&placement, FRAMES as usize).pop().unwrap();
+    let mesh_a = mesh(&placement, Lanes::ONE, FRAMES as usize).pop().unwrap();
     let mut a = Worker::new(mesh_a, 0..FRAMES, tenant.clone(), Without::Nothing);
     let letters = post.clone();
     let a = thread::spawn(move || {
@@ -405,7 +405,7 @@ fn join_while_frames_come(waits_for_rings: bool) {
         }
         a
     });
-    let (mesh_b, mut theirs) = join(&placement, B, &[A], FRAMES as usize);
+    let (mesh_b, mut theirs) = join(&placement, B, &[A], Lanes::ONE, FRAMES as usize);
     let b = Worker::new(mesh_b, 0..0, tenant.clone(), Without::Nothing);
     let b = thread::spawn(move || b.run(2));
     thread::yield_now();
@@ -432,7 +432,7 @@ fn leave_while_frames_come(waits_for_rest: bool) {
     let control = Control { placement: placement.clone(), tenant: tenant.clone() };
     control.publish_home(A);
     control.want(ELSEWHERE);
-    let mut meshes = mesh(&placement, FRAMES as usize).into_iter();
+    let mut meshes = mesh(&placement, Lanes::ONE, FRAMES as usize).into_iter();
     let a = Worker::new(meshes.next().unwrap(), 0..FRAMES, tenant.clone(), Without::Nothing);
     let mut b = Worker::new(meshes.next().unwrap(), 0..0, tenant.clone(), Without::Nothing);
     let is_called_back = Arc::new(AtomicBool::new(false));

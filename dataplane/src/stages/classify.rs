@@ -1,23 +1,47 @@
-//! Way in, first step: the outer headers are checked and taken off, and the sender is noted.
+//! Way in, first step: the outer headers are checked and taken off, the sender is noted and the priority class found.
 
 use std::net::Ipv4Addr;
 
 use super::Cx;
+use crate::classes::Known;
 use crate::counters::DropReason;
 use crate::frame::{Burst, Frame, Source};
 use crate::tables::Uplink;
-use crate::types::RemoteId;
+use crate::types::{Class, NetworkId, RemoteId, Vni};
+use crate::wire::flow::Headers;
 use crate::wire::outer::{self, OVERHEAD_IPV4, Outer, Vtep};
 use crate::wire::partial;
 use crate::wire::vxlan::VxlanHeader;
 
 /// What stays in the burst starts with its VXLAN header.
 pub fn run(burst: &mut Burst, cx: &mut Cx<'_>) {
-    let mut last = None;
-    match cx.tables.uplink(cx.uplink) {
-        Some(uplink) => cx.each(burst, |frame, cx| classify(frame, &mut last, uplink, cx)),
-        None => cx.each(burst, |_, _| Err(DropReason::OuterNotOurs)), // never: a socket belongs to one
+    let Some(uplink) = cx.tables.uplink(cx.origin.uplink) else {
+        return cx.each(burst, |_, _| Err(DropReason::OuterNotOurs)); // never: a socket belongs to one
+    };
+    let rules = &cx.tables.classes;
+    let most_urgent = cx.tables.most_urgent(uplink);
+    // Otherwise all have one class.
+    let is_sorted = !cx.origin.is_early && (!rules.is_trivial() || most_urgent != Class::URGENT);
+    if is_sorted && rules.asks_outer_dscp() {
+        burst.iter_mut().for_each(note_outer_dscp);
     }
+    let mut last = None;
+    cx.each(burst, |frame, cx| classify(frame, &mut last, uplink, cx));
+    if cx.origin.is_early {
+        burst.iter_mut().for_each(|frame| frame.set_class(Class::URGENT));
+    } else if is_sorted {
+        let mut last = None;
+        burst.iter_mut().for_each(|frame| sort(frame, &mut last, most_urgent, cx));
+    }
+    if is_sorted || cx.origin.is_early {
+        cx.counters.of_classes(burst.iter().map(Frame::class), |class| &class.uplink_rx);
+    }
+}
+
+/// It stands where the flow's hash will stand, until that is known.
+#[inline]
+fn note_outer_dscp(frame: &mut Frame) {
+    frame.meta.flow_hash = outer::dscp(frame.bytes()).map_or(0, u32::from);
 }
 
 /// `last` is the sender of the frame before, which most often is this one's, too.
@@ -43,6 +67,43 @@ fn classify(
     frame.meta.source = Source::Remote(remote);
     // `parse` has seen that both lengths lie inside the frame.
     if frame.cut(outer.header_len, outer.payload_len) { Ok(()) } else { Err(DropReason::OuterTruncated) }
+}
+
+/// Finds the class, and the hash of the flow where that takes a look at the headers anyway. `last` is the network of the frame before. A
+/// frame of no network keeps its class: it is dropped in the next step.
+#[inline(never)]
+fn sort(frame: &mut Frame, last: &mut Option<(Vni, NetworkId)>, most_urgent: Class, cx: &Cx<'_>) {
+    let outer_dscp = std::mem::take(&mut frame.meta.flow_hash) as u8;
+    let Ok((header, inner)) = VxlanHeader::split(frame.bytes()) else { return };
+    let vni = header.vni();
+    let network = match *last {
+        Some((known, network)) if known == vni => network,
+        _ => match cx.tables.network_by_vni(vni) {
+            Some((network, _)) => network,
+            None => return,
+        },
+    };
+    *last = Some((vni, network));
+    let rules = &cx.tables.classes;
+    let (class, flow_hash) = match (rules.settled(network), Headers::read(inner)) {
+        (Some(class), _) => (class, 0),
+        (None, Some(headers)) => {
+            let outer_dscp = is_trusted(frame.meta.source, cx).then_some(outer_dscp);
+            (rules.classify(&Known { network, sender: None, outer_dscp }, &headers), headers.flow_hash)
+        }
+        (None, None) => return,
+    };
+    frame.set_class(class.max(most_urgent)); // the larger is the less urgent
+    frame.meta.flow_hash = flow_hash;
+}
+
+/// The DSCP of its outer headers is believed.
+#[inline]
+fn is_trusted(source: Source, cx: &Cx<'_>) -> bool {
+    match source {
+        Source::Remote(remote) => cx.tables.remote(remote).is_some_and(|remote| remote.trusted),
+        Source::Endpoint(_) | Source::Unknown => false,
+    }
 }
 
 /// Without an outer checksum nothing but the inner one itself tells that it was left to a card.

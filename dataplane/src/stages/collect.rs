@@ -7,13 +7,14 @@
 use peregrine_memif::{BadDescriptor, Packet, RxRing};
 
 use super::Cx;
+use crate::classes::Known;
 use crate::counters::{DropReason, EndpointCounters, WorkerCounters};
 use crate::frame::{Burst, Frame, FramePool, Source};
 use crate::tables::{Endpoint, Tables};
 use crate::tenants::{Fault, Taken, Tenant};
 use crate::types::EndpointId;
 use crate::wire::eth::EthHeader;
-use crate::wire::flow::flow_hash;
+use crate::wire::flow::{Headers, flow_hash};
 
 /// Packets that one tenant may put into a burst, or that of it are looked at and refused.
 pub const PER_TENANT: usize = 32;
@@ -34,6 +35,21 @@ pub fn run(output: &mut Burst, cx: &mut Cx<'_>) {
         let result = taker.take(id, tenant, quota);
         let was_cut_short = quota < PER_TENANT && result.is_ok_and(|taken| taken.packets == quota);
         tenants.turn_over(id, was_cut_short, result);
+    }
+}
+
+/// The same from the first queues of tenants that have several, a few of them each time. `output` is empty.
+pub fn run_first(output: &mut Burst, cx: &mut Cx<'_>) {
+    let Cx { tables, counters, pool, tenants, .. } = cx;
+    let mut taker = Taker { tables, counters, pool, output };
+    for _ in 0..tenants.begin_first_turns() {
+        let quota = taker.output.room().min(taker.pool.available()).min(PER_TENANT);
+        if quota == 0 {
+            return;
+        }
+        let Some((id, tenant)) = tenants.next_first_turn() else { continue };
+        let result = taker.take_first(id, tenant, quota);
+        tenants.first_turn_over(id, result);
     }
 }
 
@@ -58,6 +74,18 @@ impl Taker<'_> {
             if taken.packets >= quota {
                 break;
             }
+        }
+        Ok(taken)
+    }
+
+    /// Up to `quota` packets from a tenant's first queue.
+    #[inline]
+    fn take_first(&mut self, id: EndpointId, tenant: &mut Tenant, quota: usize) -> Result<Taken, Fault> {
+        let mut taken = Taken::default();
+        if let (Some(endpoint), Some(counters)) = (self.tables.endpoint(id), self.counters.endpoint(id))
+            && let Some(queue) = tenant.first_queue()
+        {
+            self.take_queue((id, endpoint, counters), queue, quota, &mut taken)?;
         }
         Ok(taken)
     }
@@ -106,9 +134,12 @@ impl Taker<'_> {
         let Some(mut frame) = self.pool.take() else { return true }; // the quota has looked: there is one
         frame.meta.network = endpoint.network;
         frame.meta.source = Source::Endpoint(id);
-        let result = copy(&mut frame, packet, endpoint, self.tables);
+        let result = copy(&mut frame, packet, (id, endpoint), self.tables);
         let refused = match result {
-            Ok(()) => self.output.push(frame).map_err(|frame| (frame, DropReason::BurstFull)),
+            Ok(()) => {
+                self.counters.of_class(frame.class(), |class| &class.tenant_rx, 1);
+                self.output.push(frame).map_err(|frame| (frame, DropReason::BurstFull))
+            }
             Err(reason) => Err((frame, reason)),
         };
         if let Err((frame, reason)) = refused {
@@ -135,7 +166,7 @@ impl Taker<'_> {
 fn copy(
     frame: &mut Frame,
     packet: Packet<'_>,
-    endpoint: &Endpoint,
+    (id, endpoint): (EndpointId, &Endpoint),
     tables: &Tables,
 ) -> Result<(), DropReason> {
     let network = tables.network(endpoint.network).ok_or(DropReason::VniUnknown)?;
@@ -153,6 +184,20 @@ fn copy(
     if endpoint.anti_spoofing && source != endpoint.mac {
         return Err(DropReason::SourceSpoofed);
     }
-    frame.meta.flow_hash = flow_hash(frame.bytes());
+    if tables.classes.is_trivial() {
+        frame.meta.flow_hash = flow_hash(frame.bytes());
+    } else {
+        sort(frame, id, tables);
+    }
     Ok(())
+}
+
+/// Finds the class, and the flow's hash on the way.
+#[inline(never)]
+fn sort(frame: &mut Frame, id: EndpointId, tables: &Tables) {
+    let Some(headers) = Headers::read(frame.bytes()) else { return };
+    let known = Known { network: frame.meta.network, sender: Some(id), outer_dscp: None };
+    let (class, flow_hash) = (tables.classes.classify(&known, &headers), headers.flow_hash);
+    frame.set_class(class);
+    frame.meta.flow_hash = flow_hash;
 }

@@ -19,8 +19,11 @@ pub fn run(input: &mut Burst, output: &mut Burst, cx: &mut Cx<'_>) {
     }
     for frame in input.drain() {
         match frame.meta.target {
-            Target::Endpoint(to) => match cx.tenants.give(to, frame.bytes(), true, cx.counters) {
-                Ok(()) => cx.pool.put(frame),
+            Target::Endpoint(to) => match cx.tenants.give(to, &frame, true, cx.counters) {
+                Ok(()) => {
+                    count(&frame, cx);
+                    cx.pool.put(frame);
+                }
                 Err(reason) => cx.drop(frame, reason),
             },
             Target::Flood(state) => flood(frame, state, output, cx),
@@ -29,6 +32,12 @@ pub fn run(input: &mut Burst, output: &mut Burst, cx: &mut Cx<'_>) {
         }
     }
     cx.tenants.flush(cx.counters);
+}
+
+/// A tenant has it.
+#[inline]
+fn count(frame: &Frame, cx: &Cx<'_>) {
+    cx.counters.of_class(frame.class(), |class| &class.tenant_tx, 1);
 }
 
 #[inline]
@@ -40,7 +49,11 @@ fn is_for_remote(frame: &Frame) -> bool {
 #[inline]
 fn give_first(to: EndpointId, input: &mut Burst, cx: &mut Cx<'_>) {
     let its = input.iter().take_while(|frame| frame.meta.target == Target::Endpoint(to));
-    let (given, refused) = cx.tenants.give_all(to, its.map(Frame::bytes), cx.counters);
+    let (given, refused) = cx.tenants.give_all(to, its, cx.counters);
+    if !cx.tables.classes.is_trivial() {
+        let classes = input.iter().take(given).map(Frame::class);
+        cx.counters.of_classes(classes, |class| &class.tenant_tx);
+    }
     for frame in input.drain_front(given) {
         cx.pool.put(frame);
     }
@@ -61,7 +74,7 @@ fn flood(mut frame: Frame, state: Flooding, output: &mut Burst, cx: &mut Cx<'_>)
     let goes_on = is_from_tenant && frame.home() == cx.me() && !network.remotes.is_empty();
     if !cx.may_flood() {
         // What was given elsewhere is a copy then.
-        cx.counters.replicated.add(u64::from(state.given));
+        cx.count_copies(&frame, u64::from(state.given));
         return cx.drop(frame, DropReason::FloodLimited);
     }
     let copies = give_to_all(&frame, goes_on || state.given, cx);
@@ -90,9 +103,10 @@ fn give_to_all(frame: &Frame, is_needed: bool, cx: &mut Cx<'_>) -> usize {
             _ => continue,
         };
         copies += 1;
-        cx.counters.replicated.add(u64::from(is_needed || copies > 1));
-        if let Err(reason) = cx.tenants.give(to, frame.bytes(), false, cx.counters) {
-            super::count_drop(cx.counters, frame, Some(to), reason);
+        cx.count_copies(frame, u64::from(is_needed || copies > 1));
+        match cx.tenants.give(to, frame, false, cx.counters) {
+            Ok(()) => count(frame, cx),
+            Err(reason) => super::count_drop(cx.counters, frame, Some(to), reason),
         }
     }
     copies

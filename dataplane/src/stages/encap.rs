@@ -6,7 +6,7 @@ use crate::counters::DropReason;
 use crate::frame::{Burst, Flooding, Frame, Target};
 use crate::tables::Network;
 use crate::types::RemoteId;
-use crate::wire::outer::OVERHEAD_IPV4;
+use crate::wire::outer::{self, OVERHEAD_IPV4};
 
 /// Empties `input`; what goes on is ready for the wire.
 pub fn run(input: &mut Burst, output: &mut Burst, cx: &mut Cx<'_>) {
@@ -44,7 +44,7 @@ fn replicate(mut frame: Frame, state: Flooding, output: &mut Burst, cx: &mut Cx<
     let remotes = tables.network(id).map_or(&[][..], |network| &network.remotes);
     let Some((&last, others)) = remotes.split_last() else { return cx.drop(frame, DropReason::FloodNobody) };
     for &to in others {
-        cx.counters.replicated.add(1);
+        cx.count_copies(&frame, 1);
         send_copy(&frame, to, output, cx);
     }
     let Some(next) = cx.next_visit(id, state.first) else { return send(frame, last, output, cx) };
@@ -91,8 +91,13 @@ fn encap(frame: &mut Frame, to: RemoteId, cx: &Cx<'_>) -> Result<(), DropReason>
         return Err(DropReason::UplinkTooLong);
     }
     let source_port = adjacency.source_ports.of(frame.meta.flow_hash);
+    let dscp = cx.tables.dscps.get(frame.class().index()).copied().unwrap_or_default();
     let head = frame.push(OVERHEAD_IPV4).and_then(|head| head.first_chunk_mut());
-    adjacency.outer.write(head.ok_or(DropReason::UplinkTooLong)?, inner_len, network.vni, source_port);
+    let head = head.ok_or(DropReason::UplinkTooLong)?;
+    adjacency.outer.write(head, inner_len, network.vni, source_port);
+    if dscp != 0 {
+        outer::set_dscp(head, dscp);
+    }
     // Whatever the tables say by the time it leaves: these headers belong to this wire.
     frame.meta.target = adjacency.target;
     if let Some(counter) = cx.counters.network(frame.meta.network) {

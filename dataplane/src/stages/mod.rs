@@ -86,49 +86,65 @@ fn step<'b>(
 /// Where frames leave that are ready for the wire: the uplinks' transmit rings.
 pub trait Wire {
     /// Takes the frames from the front, in order; what this uplink has no room for stays. Returns how many it took and
-    /// their bytes.
-    fn transmit(&mut self, uplink: UplinkId, frames: &mut Burst, pool: &mut FramePool) -> (usize, usize);
+    /// their bytes. Urgent ones go by a ring of their own, if it has one.
+    fn transmit(
+        &mut self,
+        uplink: UplinkId,
+        is_urgent: bool,
+        frames: &mut Burst,
+        pool: &mut FramePool,
+    ) -> (usize, usize);
+}
+
+/// Takes the frames in the first burst one step further, and hands over those whose next step another worker is to run, unless they
+/// have just come in and all stay here (`is_plain`: nobody looks where they should go). Returns the burst in which the others are then,
+/// the empty one, and their next step.
+#[inline]
+pub fn advance<'b>(
+    stage: Stage,
+    bursts: (&'b mut Burst, &'b mut Burst),
+    is_plain: bool,
+    cx: &mut Cx<'_>,
+) -> ((&'b mut Burst, &'b mut Burst), Option<Stage>) {
+    let bursts = run(stage, bursts, cx);
+    let Some(next) = stage.next() else { return (bursts, None) };
+    if is_plain {
+        if stage == Stage::Classify {
+            cx.count_here(next, bursts.0);
+        }
+    } else if cx.mesh.is_some() {
+        if stage == Stage::Classify {
+            cx.enter(next, bursts.0, bursts.1);
+        }
+        cx.part(next, bursts.0, bursts.1);
+    }
+    (bursts, Some(next))
 }
 
 /// Sends the frames in the first burst through the steps from `first` on; those whose next step another worker is to run are handed
 /// over. Both bursts are empty then.
 #[inline]
 pub fn run_from(first: Stage, bursts: (&mut Burst, &mut Burst), cx: &mut Cx<'_>) {
-    let mut bursts = bursts;
-    let mut stage = Some(first);
-    while let Some(current) = stage
-        && !bursts.0.is_empty()
-    {
-        bursts = run(current, bursts, cx);
-        stage = current.next();
-        if let Some(next) = stage
-            && cx.mesh.is_some()
-        {
-            if current == Stage::Classify {
-                cx.enter(next, bursts.0, bursts.1);
-            }
-            cx.part(next, bursts.0, bursts.1);
-        }
-    }
-    cx.settle();
+    run_through(first, bursts, false, cx);
 }
 
-/// The same while all frames stay on this worker: nobody looks where they should go.
+/// The same while all frames stay on this worker.
 #[inline]
 pub fn run_here(first: Stage, bursts: (&mut Burst, &mut Burst), cx: &mut Cx<'_>) {
-    let mut bursts = bursts;
-    let mut stage = Some(first);
     if first == Stage::Lookup {
         cx.count_here(first, bursts.0);
     }
+    run_through(first, bursts, true, cx);
+}
+
+#[inline]
+fn run_through(first: Stage, bursts: (&mut Burst, &mut Burst), is_plain: bool, cx: &mut Cx<'_>) {
+    let mut bursts = bursts;
+    let mut stage = Some(first);
     while let Some(current) = stage
         && !bursts.0.is_empty()
     {
-        bursts = run(current, bursts, cx);
-        stage = current.next();
-        if current == Stage::Classify {
-            cx.count_here(Stage::Decap, bursts.0);
-        }
+        (bursts, stage) = advance(current, bursts, is_plain, cx);
     }
     cx.settle();
 }
@@ -161,8 +177,10 @@ pub struct Cx<'a> {
     pub tenants: &'a mut Tenants,
     /// Seconds since the engine started: the FDB's clock.
     pub now_s: u32,
-    /// The uplink that a burst for Classify came from: all of it from one.
-    pub uplink: UplinkId,
+    /// Where a burst for Classify came from: all of it from one ring.
+    pub origin: Origin,
+    /// What leaves goes by the uplinks' rings for urgent frames, where they have one.
+    pub is_urgent: bool,
     /// The way out.
     pub wire: &'a mut dyn Wire,
     /// Copies that flooding may still make in this turn.
@@ -173,6 +191,23 @@ pub struct Cx<'a> {
     pub work: &'a Work,
     /// What each step takes is noted.
     pub is_sampled: bool,
+}
+
+/// An rx ring.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Origin {
+    /// Whose it is.
+    pub uplink: UplinkId,
+    /// It is the one for frames that the XDP program has found urgent. They are, whatever the rules say by now: so none is overtaken
+    /// within its class when these change.
+    pub is_early: bool,
+}
+
+impl Origin {
+    /// The ring for everything, or everything else, of an uplink.
+    pub const fn normal(uplink: UplinkId) -> Origin {
+        Origin { uplink, is_early: false }
+    }
 }
 
 /// Work added to the steps, in cycles a frame: what spreading them is worth depends on it, and a measurement sets it.
@@ -219,6 +254,13 @@ impl std::fmt::Debug for Cx<'_> {
 }
 
 impl Cx<'_> {
+    /// So many copies are made of this frame.
+    #[inline]
+    pub fn count_copies(&self, frame: &Frame, copies: u64) {
+        self.counters.replicated.add(copies);
+        self.counters.of_class(frame.class(), |class| &class.replicated, copies);
+    }
+
     /// Sends the frame home and counts why.
     #[cold]
     pub fn drop(&mut self, frame: Frame, reason: DropReason) {
@@ -270,8 +312,8 @@ impl Cx<'_> {
         }
         for mut frame in frames.drain() {
             let Some(mesh) = self.mesh.as_deref_mut() else { continue };
-            if next == Stage::Decap {
-                frame.meta.flow_hash = inner_hash(&frame);
+            if next == Stage::Decap && frame.meta.flow_hash == 0 {
+                frame.meta.flow_hash = inner_hash(&frame); // else it was found with the class
             }
             match mesh.enter(frame, next, self.pool) {
                 Ok(Some(frame)) => self.pass(frame, spare), // room for as many as there were
@@ -284,7 +326,7 @@ impl Cx<'_> {
 
     /// Counts what has come in by flow bucket, if control wants to know and it is time.
     #[inline]
-    fn count_here(&self, next: Stage, frames: &Burst) {
+    pub(crate) fn count_here(&self, next: Stage, frames: &Burst) {
         let Some(mesh) = self.mesh.as_deref().filter(|mesh| mesh.counts_here()) else { return };
         for frame in frames.iter() {
             let hash = if next == Stage::Decap { inner_hash(frame) } else { frame.meta.flow_hash };
@@ -294,7 +336,7 @@ impl Cx<'_> {
 
     /// Hands over the frames that another worker is to go on with; the others stay.
     #[inline]
-    fn part(&mut self, next: Stage, frames: &mut Burst, spare: &mut Burst) {
+    pub(crate) fn part(&mut self, next: Stage, frames: &mut Burst, spare: &mut Burst) {
         let Some(mesh) = self.mesh.as_deref_mut() else { return };
         let me = mesh.me();
         if frames.iter().all(|frame| mesh.worker_for(next, frame) == me) {
@@ -341,7 +383,7 @@ impl Cx<'_> {
             None => self.counters.handed_over.add(1),
             Some(frame) => {
                 // What was given is a copy then.
-                self.counters.replicated.add(u64::from(given));
+                self.count_copies(&frame, u64::from(given));
                 self.drop(frame, DropReason::WorkerRingFull);
             }
         }
@@ -361,7 +403,7 @@ impl Cx<'_> {
 
     /// After a burst: the others see what was handed over, and frames of theirs go home.
     #[inline]
-    fn settle(&mut self) {
+    pub(crate) fn settle(&mut self) {
         if let Some(mesh) = self.mesh.as_deref_mut() {
             mesh.settle(self.pool);
         }
@@ -412,8 +454,20 @@ impl Cx<'_> {
     }
 
     #[inline]
+    fn count_leaving(&self, frames: &Burst, each: u64) {
+        frames.iter().for_each(|frame| self.counters.of_class(frame.class(), |class| &class.uplink_tx, each));
+    }
+
+    #[inline]
     fn transmit_over(&mut self, uplink: UplinkId, frames: &mut Burst) {
-        let (sent, bytes) = self.wire.transmit(uplink, frames, self.pool);
+        let counts_classes = !self.tables.classes.is_trivial();
+        if counts_classes {
+            self.count_leaving(frames, 1);
+        }
+        let (sent, bytes) = self.wire.transmit(uplink, self.is_urgent, frames, self.pool);
+        if counts_classes {
+            self.count_leaving(frames, u64::MAX); // −1: these have not left
+        }
         if let Some(traffic) = self.counters.uplink_tx.of(uplink) {
             traffic.many(sent, bytes);
         }
@@ -446,6 +500,7 @@ fn inner_hash(frame: &Frame) -> u32 {
 fn copy(frame: &Frame, pool: &mut FramePool) -> Result<Frame, DropReason> {
     let mut copy = pool.take().ok_or(DropReason::NoFreeFrame)?;
     copy.meta = frame.meta;
+    copy.set_class(frame.class());
     match copy.reset(frame.headroom(), frame.len()) {
         Some(bytes) => {
             bytes.copy_from_slice(frame.bytes());
@@ -462,6 +517,7 @@ fn copy(frame: &Frame, pool: &mut FramePool) -> Result<Frame, DropReason> {
 #[cold]
 fn count_drop(counters: &WorkerCounters, frame: &Frame, endpoint: Option<EndpointId>, reason: DropReason) {
     counters.dropped.one(reason);
+    counters.of_class(frame.class(), |class| &class.dropped, 1);
     if let Some(network) = counters.network(frame.meta.network) {
         network.dropped.add(1);
     }

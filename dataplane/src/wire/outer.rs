@@ -186,6 +186,21 @@ impl OuterTemplate {
     }
 }
 
+/// The DSCP of a frame's outer header (RFC 2474 §3), whose IPv4 header `parse` or `split` has found.
+#[inline]
+pub fn dscp(frame: &[u8]) -> Option<u8> {
+    frame.get(IP + 1).map(|tos| tos >> 2)
+}
+
+/// Sets the DSCP, 0 to 63, of headers that were written with 0. The checksum follows (RFC 1624 §3).
+#[inline]
+pub fn set_dscp(head: &mut [u8; OVERHEAD_IPV4], dscp: u8) {
+    head[IP + 1] = dscp << 2;
+    let sum = !u16::from_be_bytes([head[IP + 10], head[IP + 11]]);
+    let checksum = Sum::ZERO.word(sum).word(u16::from(dscp << 2)).checksum();
+    head[IP + 10..IP + 12].copy_from_slice(&checksum.to_be_bytes());
+}
+
 const IP: usize = EthHeader::LEN;
 const UDP: usize = IP + Ipv4Header::LEN;
 const VXLAN: usize = UDP + UdpHeader::LEN;
@@ -209,8 +224,25 @@ mod tests {
 
     fn frame(inner: &[u8]) -> Vec<u8> {
         let mut head = [0xff; OVERHEAD_IPV4];
-        template().write(&mut head, inner.len() as u16, Vni::new(42).unwrap(), 50000);
+        head_of(inner, 0, &mut head);
         [&head[..], inner].concat()
+    }
+
+    fn head_of(inner: &[u8], dscp: u8, head: &mut [u8; OVERHEAD_IPV4]) {
+        template().write(head, inner.len() as u16, Vni::new(42).unwrap(), 50000);
+        set_dscp(head, dscp);
+    }
+
+    #[test]
+    fn a_dscp_is_in_its_place_and_in_the_checksum() {
+        for dscp in 0..64 {
+            let mut head = [0xff; OVERHEAD_IPV4];
+            head_of(b"0123456789abcd", dscp, &mut head);
+            let mut bytes = head.to_vec();
+            bytes.extend(b"0123456789abcd");
+            assert!(parse(&bytes, VTEP).is_ok(), "the checksum holds");
+            assert_eq!((super::dscp(&bytes), head[IP + 1]), (Some(dscp), dscp << 2));
+        }
     }
 
     /// Every byte, literally.

@@ -249,8 +249,8 @@ struct Opening<'c> {
     interface: Interface,
     program: Option<Program>,
     sockets: Vec<ControlSocket>,
-    /// The queues get second sockets: asked for, and not refused yet.
-    early: bool,
+    /// The queue that got no second socket, and why: from then on none does. Only where they are asked for.
+    early_refused: Option<String>,
 }
 
 impl<'c> Opening<'c> {
@@ -270,16 +270,15 @@ impl<'c> Opening<'c> {
         } else {
             None
         };
-        let early = config.early != Early::Off;
-        Ok(Opening { id, config, flags, interface, program, sockets: Vec::new(), early })
+        Ok(Opening { id, config, flags, interface, program, sockets: Vec::new(), early_refused: None })
     }
 
     /// The program attached: from here on frames come.
     fn start(self, huge_pages: bool, frames: usize) -> Result<Uplink, XskError> {
-        let Opening { config, interface, program, sockets, early, .. } = self;
+        let Opening { config, interface, program, sockets, early_refused, .. } = self;
         let start = |program| start_program(program, config, &interface, &sockets);
         let program = program.map(start).transpose()?;
-        let info = UplinkInfo::new(config, &interface, &sockets, early, huge_pages, frames);
+        let info = UplinkInfo::new(config, &interface, &sockets, early_refused, huge_pages, frames);
         Ok(Uplink::new(info, program, sockets))
     }
 }
@@ -354,10 +353,12 @@ fn bind(
     deadline: Instant,
 ) -> Result<XskSocket, XskError> {
     let mut parts = bind_first(opening, area, queue, deadline)?;
-    if opening.early {
+    if opening.config.early != Early::Off && opening.early_refused.is_none() {
         match bind_second(opening, &parts) {
             Ok(urgent) => parts.urgent = Some(urgent),
-            Err(_) if opening.config.early == Early::IfPossible => opening.early = false,
+            Err(source) if opening.config.early == Early::IfPossible => {
+                opening.early_refused = Some(format!("queue {}: {source}", queue.0));
+            }
             Err(source) => {
                 return Err(XskError::NoEarly { interface: opening.interface.name.clone(), queue, source });
             }

@@ -39,6 +39,8 @@ pub struct UplinkInfo {
     pub early_requested: Early,
     /// Whether every queue has one.
     pub early: bool,
+    /// Why not, if they were asked for: the first queue that has none, and the kernel's reason.
+    pub early_refused: Option<String>,
     /// The frames lie on huge pages.
     pub huge_pages: bool,
     /// Bytes per chunk.
@@ -76,6 +78,7 @@ impl UplinkInfo {
             mode_actual: ActualMode::Copy,
             early_requested: config.early,
             early: false,
+            early_refused: None,
             huge_pages: false,
             chunk_size: config.chunk_size,
             ring_size: config.ring_size,
@@ -87,7 +90,7 @@ impl UplinkInfo {
         config: &XskConfig,
         interface: &Interface,
         sockets: &[ControlSocket],
-        early: bool,
+        early_refused: Option<String>,
         huge_pages: bool,
         frames: usize,
     ) -> UplinkInfo {
@@ -102,7 +105,8 @@ impl UplinkInfo {
             mode_requested: config.mode,
             mode_actual: actual_mode(config.mode, sockets),
             early_requested: config.early,
-            early,
+            early: config.early != Early::Off && early_refused.is_none(),
+            early_refused,
             huge_pages,
             chunk_size: config.chunk_size,
             ring_size: config.ring_size,
@@ -131,7 +135,8 @@ pub struct SocketStatistics {
     pub rx_dropped: u64,
     /// Dropped because the rx ring was full: the worker does not keep up.
     pub rx_ring_full: u64,
-    /// Descriptors in the fill ring that the kernel refused.
+    /// The kernel's count of bad descriptors in the rx ring, which it writes itself: none. What it refuses of the fill ring it counts
+    /// there, and tells nobody.
     pub rx_invalid_descs: u64,
     /// How often the fill ring was found empty. Both sockets of a queue share one: it stands with the first.
     pub rx_fill_ring_empty_descs: u64,

@@ -13,7 +13,7 @@ use peregrine_dataplane::frame::{BURST, Burst, FramePool};
 use peregrine_dataplane::plan::{
     Early, EndpointPlan, MemifPlan, NetworkPlan, PlacementMode, Plan, Queues, UplinkPlan, WorkerPlan, XdpMode,
 };
-use peregrine_dataplane::stages::{self, Cx, Stage, Wire, Work, collect};
+use peregrine_dataplane::stages::{self, Cx, Origin, Stage, Wire, Work, collect};
 use peregrine_dataplane::stats::Totals;
 use peregrine_dataplane::tables::{NextHop, Tables};
 use peregrine_dataplane::tenants::{TenantRings, Tenants};
@@ -123,7 +123,13 @@ pub struct Sent {
 }
 
 impl Wire for Sent {
-    fn transmit(&mut self, uplink: UplinkId, frames: &mut Burst, pool: &mut FramePool) -> (usize, usize) {
+    fn transmit(
+        &mut self,
+        uplink: UplinkId,
+        _is_urgent: bool,
+        frames: &mut Burst,
+        pool: &mut FramePool,
+    ) -> (usize, usize) {
         if self.full == Some(uplink) {
             return (0, 0);
         }
@@ -196,7 +202,8 @@ impl Rig {
             pool: &mut self.pool,
             tenants: &mut self.tenants,
             now_s: 0,
-            uplink: UplinkId(0),
+            origin: Origin::normal(UplinkId(0)),
+            is_urgent: false,
             wire: &mut self.wire,
             flood_budget: &mut self.flood_budget,
             mesh: None,
@@ -225,7 +232,7 @@ impl Rig {
                     cx.counters.uplink_rx.of(uplink).unwrap().one(bytes.len());
                     bursts.0.push(frame).unwrap();
                 }
-                cx.uplink = uplink;
+                cx.origin = Origin::normal(uplink);
                 stages::run_from(Stage::Classify, bursts, cx);
             }));
         }

@@ -105,6 +105,7 @@ pub fn stream(flow: u32, numbers: Numbers) -> ReplayStream {
         frames: vec![ReplayFrame { flow, bytes: encapsulated(&packet) }],
         pace: Arc::new(Pace::new(Speed::Stopped)),
         field: Some(Field { at: source_mac + NUMBER_IN_ADDRESS, numbers }),
+        is_urgent: false,
     }
 }
 

@@ -29,7 +29,7 @@ pub fn cases() -> Vec<Maker> {
 }
 
 /// Rules as people write them: by port, by address and port, by prefix. The last one is the packet's.
-fn rules(count: u16) -> Vec<RulePlan> {
+pub fn rules(count: u16) -> Vec<RulePlan> {
     let udp = RulePlan { network: Some(NETWORK), protocol: Some(17), ..RulePlan::any(Class::NORMAL) };
     let one = |n: u16| -> RangeInclusive<u16> { 20_000 + n..=20_000 + n };
     let other = |n: u16| match n % 3 {

@@ -10,7 +10,7 @@
 //! made for is an error; an allocation or a free in the measured part is an error, too.
 
 mod baseline;
-mod classes;
+pub mod classes;
 mod generator;
 pub mod instructions;
 mod rings;

@@ -265,13 +265,17 @@ fn pass(engine: &mut Engine, tenant: &DiscardCounters, time: Duration) -> Result
 
 /// Of the worker's thread on this core.
 pub(crate) fn worker_time(core: usize) -> Result<CpuTime, String> {
-    let name = format!("worker-{core}");
+    CpuTime::read(&thread_folder(&format!("worker-{core}"))?)
+}
+
+/// Where `/proc` tells of the thread of this process with this name.
+pub(crate) fn thread_folder(name: &str) -> Result<String, String> {
     let tasks = std::fs::read_dir("/proc/self/task").map_err(|error| format!("/proc/self/task: {error}"))?;
     let named = |folder: &std::path::PathBuf| {
         std::fs::read_to_string(folder.join("comm")).is_ok_and(|comm| comm.trim() == name)
     };
     let folder = tasks.flatten().map(|task| task.path()).find(named);
-    CpuTime::read(&folder.ok_or(format!("{name} is not running"))?.to_string_lossy())
+    Ok(folder.ok_or(format!("{name} is not running"))?.to_string_lossy().into_owned())
 }
 
 /// Nothing is unaccounted for, nothing was overtaken: what came in is with the tenant, dropped or still under way, and what is

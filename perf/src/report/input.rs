@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 use crate::environment::Environment;
 use crate::{
     core_case, fdb_case, generator_case, kernel_case, memif_case, pipeline_case, placement_latency_case,
-    skew_case, tenants_case,
+    priority_case, skew_case, tenants_case,
 };
 
 /// No result is nearly as large.
@@ -35,6 +35,8 @@ pub struct Results {
     pub skew: Option<skew_case::Report>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub placement_latency: Option<placement_latency_case::Report>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub priority: Option<priority_case::Report>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tenants: Option<tenants_case::Report>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -71,6 +73,7 @@ impl Results {
             ("pipeline", self.pipeline.as_ref().map(|report| own(&report.environment))),
             ("skew", self.skew.as_ref().map(|report| own(&report.environment))),
             ("placement-latency", self.placement_latency.as_ref().map(|report| own(&report.environment))),
+            ("priority", self.priority.as_ref().map(|report| own(&report.environment))),
             ("tenants", self.tenants.as_ref().map(|report| own(&report.environment))),
             ("generator", self.generator.as_ref().map(|report| own(&report.environment))),
             ("fdb", self.fdb.as_ref().map(|report| own(&Some(report.environment.clone())))),
@@ -117,6 +120,8 @@ fn add(results: &mut Results, text: &str) -> Result<(), String> {
         put(&mut results.skew, whole(value, "skew")?, "skew")
     } else if first("points").is_some_and(|point| point.get("share").is_some()) {
         put(&mut results.placement_latency, whole(value, "placement-latency")?, "placement-latency")
+    } else if value.get("idle_calm_us").is_some() {
+        put(&mut results.priority, whole(value, "priority")?, "priority")
     } else if first("lookups").is_some() {
         put(&mut results.fdb, whole(value, "fdb")?, "fdb")
     } else if has("neighbour") {
@@ -127,7 +132,7 @@ fn add(results: &mut Results, text: &str) -> Result<(), String> {
         put(&mut results.kernel, whole(value, "kernel")?, "kernel")
     } else {
         Err(format!(
-            "not a result of `peregrine-perf core|memif|pipeline|skew|placement-latency|tenants|generator|kernel|fdb --json`, nor a report.json{}",
+            "not a result of `peregrine-perf core|memif|pipeline|skew|placement-latency|priority|tenants|generator|kernel|fdb --json`, nor a report.json{}",
             of(&value)
         ))
     }
@@ -160,6 +165,7 @@ fn merge(results: &mut Results, other: Results) -> Result<(), String> {
         pipeline,
         skew,
         placement_latency,
+        priority,
         tenants,
         generator,
         fdb,
@@ -173,6 +179,7 @@ fn merge(results: &mut Results, other: Results) -> Result<(), String> {
     skew.map_or(Ok(()), |result| put(&mut results.skew, result, "skew"))?;
     placement_latency
         .map_or(Ok(()), |result| put(&mut results.placement_latency, result, "placement-latency"))?;
+    priority.map_or(Ok(()), |result| put(&mut results.priority, result, "priority"))?;
     tenants.map_or(Ok(()), |result| put(&mut results.tenants, result, "tenants"))?;
     generator.map_or(Ok(()), |result| put(&mut results.generator, result, "generator"))?;
     fdb.map_or(Ok(()), |result| put(&mut results.fdb, result, "fdb"))?;
@@ -210,6 +217,26 @@ pub mod tests {
     pub const LATENCY: &str = r#"{"cores":2,"runs":5,"inner_bytes":64,"points":[{"work_cycles":400,"share":0.5,"offered_mpps":2.0,
         "modes":[{"mode":"run-to-completion","p50_us":1.1,"p99_us":4.2,"p9999_us":null,"max_us":900.0,"samples":400000,"lost":0,
         "core_share":1.0}]}]}"#;
+    pub const PRIORITY: &str = r#"{"cores":2,"runs":5,"window_ms":1000,"inner_bytes":64,"urgent_pps":1000.0,
+        "ports":[{"port":"veth","work_cycles":7000,"capacity_mpps":0.36,"wire_mpps":0.6,"batch_us":43.0,"sent_late_us":null}],
+        "loads":[{"fraction":1.2,"port":"veth","mode":"sync","early":true,
+            "urgent_us":{"p50":22.0,"p99":61.5,"p999":null,"max":900.0,"samples":5000},
+            "urgent_calm_us":{"p50":22.0,"p99":55.0,"p999":null,"max":77.0,"samples":4800},"urgent_sent":5100,"urgent_lost":0,
+            "urgent_unsent":0,"normal_mpps":0.35,"normal_over_fifo":0.98,"core_share":1.0,
+            "taken":{"switches":9,"waited_ms":0.5,"stolen_ms":0.0,"stalls":0}},
+          {"fraction":1.2,"port":"kernel","mode":"kernel","early":false,
+            "urgent_us":{"p50":900.0,"p99":2100.0,"p999":null,"max":9000.0,"samples":5000},
+            "urgent_calm_us":{"p50":null,"p99":null,"p999":null,"max":null,"samples":0},"urgent_sent":5100,"urgent_lost":800,
+            "urgent_unsent":0,"normal_mpps":0.2,"normal_over_fifo":null,"core_share":1.0,
+            "taken":{"switches":0,"waited_ms":0.0,"stolen_ms":0.0,"stalls":0}}],
+        "idle_us":{"veth":{"p50":12.0,"p99":30.0,"p999":null,"max":90.0,"samples":5000}},
+        "idle_calm_us":{"veth":{"p50":12.0,"p99":28.0,"p999":null,"max":60.0,"samples":5000}},
+        "machine_us":{"p50":0.0,"p99":0.0,"p999":1.5,"max":80.0,"share":0.001,"gaps_per_s":300.0},
+        "pairs":[{"what":"1000 rules over 10","mpps":9.0,"over_mpps":9.3,"ratio":0.97,"ratio_lowest":0.96,"ratio_highest":0.99,
+            "ratio_wanted":0.909}],
+        "shares":[{"mode":"sync","early":true,"share":0.2,"normal_offered":0.6,"urgent_offered":1.2,"normal_got":0.21,
+            "urgent_got":0.79,"normal_part":0.21}],
+        "goals":[{"what":"urgent packets lost","port":"veth","found":0.0,"wanted":0.0,"at_least":false}]}"#;
     pub const GENERATOR: &str = r#"{"cores":2,"runs":5,"bytes":64,"full_rate":[
         {"outlet":"memif","sender":"bare","mpps":20.0,"mpps_lowest":19.0,"mpps_highest":21.0,"cycles_per_packet":130.0,"ratio":1.0,
             "work_cycles_per_packet":12.0,"core_share":1.0},
@@ -248,7 +275,7 @@ pub mod tests {
 
     pub fn all() -> Results {
         let mut results = Results { peregrine_report: "0".into(), ..Results::default() };
-        for text in [CORE, MEMIF, PIPELINE, SKEW, LATENCY, TENANTS, GENERATOR, KERNEL] {
+        for text in [CORE, MEMIF, PIPELINE, SKEW, LATENCY, PRIORITY, TENANTS, GENERATOR, KERNEL] {
             add(&mut results, text).unwrap();
         }
         results
@@ -262,6 +289,7 @@ pub mod tests {
         assert_eq!(results.pipeline.as_ref().unwrap().work[0].cycles, 800);
         assert_eq!(results.skew.as_ref().unwrap().hot_ms, 5000);
         assert_eq!(results.placement_latency.as_ref().unwrap().points[0].work_cycles, 400);
+        assert_eq!(results.priority.as_ref().unwrap().urgent_pps, 1000.0);
         assert_eq!(results.tenants.as_ref().unwrap().cases[0].neighbour, "1000 idle");
         assert_eq!(results.kernel.as_ref().unwrap().cases[0].case.flows, 1);
         let json = serde_json::json!(results);
@@ -274,7 +302,7 @@ pub mod tests {
     fn every_file_that_is_cut_is_refused_by_name_in_one_line() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("some.json");
-        for text in [CORE, MEMIF, PIPELINE, SKEW, LATENCY, TENANTS, GENERATOR, KERNEL] {
+        for text in [CORE, MEMIF, PIPELINE, SKEW, LATENCY, PRIORITY, TENANTS, GENERATOR, KERNEL] {
             for end in (0..text.len()).step_by(7) {
                 std::fs::write(&file, &text[..end]).unwrap();
                 let error = read(&[&file]).unwrap_err();

@@ -27,6 +27,7 @@ pub fn notes(results: &Results) -> Vec<String> {
     core(results, &mut notes);
     memif(results, &mut notes);
     placement(results, &mut notes);
+    priority(results, &mut notes);
     generator(results, &mut notes);
     kernel(results, &mut notes);
     notes
@@ -80,6 +81,7 @@ fn runs(results: &Results, notes: &mut Vec<String>) {
         ("pipeline", results.pipeline.as_ref().map(|report| report.runs)),
         ("skew", results.skew.as_ref().map(|report| report.runs)),
         ("placement-latency", results.placement_latency.as_ref().map(|report| report.runs)),
+        ("priority", results.priority.as_ref().map(|report| report.runs)),
         ("tenants", results.tenants.as_ref().map(|report| report.runs)),
         ("generator", results.generator.as_ref().map(|report| report.runs)),
     ];
@@ -122,6 +124,21 @@ fn memif(results: &Results, notes: &mut Vec<String>) {
              of runs that followed one another, say more than the rates.",
             least * 100.0
         ));
+    }
+}
+
+fn priority(results: &Results, notes: &mut Vec<String>) {
+    let Some(report) = &results.priority else { return };
+    let least = report.loads.iter().map(|load| load.core_share).fold(1.0, f64::min);
+    if least < CORE_SHARE {
+        notes.push(format!(
+            "priority: in the worst run the worker had {:.0} % of its core, something else the rest: beyond the median, only what is called \
+             calm is the worker's.",
+            least * 100.0
+        ));
+    }
+    if let Some(why) = &report.left_out {
+        notes.push(format!("priority: nothing was measured over a wire: {why}."));
     }
 }
 
@@ -221,6 +238,7 @@ mod tests {
         results.pipeline.as_mut().unwrap().environment = quiet.clone();
         results.skew.as_mut().unwrap().environment = quiet.clone();
         results.placement_latency.as_mut().unwrap().environment = quiet.clone();
+        results.priority.as_mut().unwrap().environment = quiet.clone();
         let core = results.core.as_mut().unwrap();
         core.environment = quiet;
         core.cases[0].mpps_lowest = core.cases[0].mpps_highest;
@@ -258,7 +276,7 @@ mod tests {
             "a virtual machine (KVM)",
             "up to 2.00 % of all cores' time",
             "up to 3.50 threads wanted a core",
-            "not known of: core, pipeline, skew, placement-latency, tenants, generator.",
+            "not known of: core, pipeline, skew, placement-latency, priority, tenants, generator.",
             "tenants: 3 runs are too few",
             "core: the tenant's core was the limit, not the worker's, in: in at 64 bytes.",
             "core: the fastest run of a case was up to 1.50 times as fast",

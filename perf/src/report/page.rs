@@ -11,6 +11,7 @@ use super::layout::list;
 use super::notes::notes;
 use super::parts::{core, generator, memif, tenants, way};
 use super::placement_parts::{latency, pipeline, skew};
+use super::priority_part::priority;
 use super::svg::{escape, figure};
 use crate::core_case;
 use crate::paced::Mode;
@@ -27,6 +28,7 @@ pub fn html(results: &Results) -> String {
         results.pipeline.as_ref().map(pipeline).unwrap_or_default(),
         results.skew.as_ref().map(skew).unwrap_or_default(),
         results.placement_latency.as_ref().map(latency).unwrap_or_default(),
+        results.priority.as_ref().map(priority).unwrap_or_default(),
         results.tenants.as_ref().map(tenants).unwrap_or_default(),
         results.generator.as_ref().map(generator).unwrap_or_default(),
         results.fdb.as_ref().map(fdb).unwrap_or_default(),
@@ -125,8 +127,8 @@ fn summary(results: &Results) -> String {
 }
 
 /// Names of the cases.
-const CASES: [&str; 8] =
-    ["kernel", "memif", "core", "pipeline", "skew", "placement-latency", "tenants", "generator"];
+const CASES: [&str; 9] =
+    ["kernel", "memif", "core", "pipeline", "skew", "placement-latency", "priority", "tenants", "generator"];
 
 fn limits(results: &Results) -> String {
     // What is of one case begins with its name.
@@ -218,6 +220,7 @@ fn cores_used(results: &Results) -> String {
         ("pipeline", results.pipeline.as_ref().map(|report| report.cores as u64)),
         ("skew", results.skew.as_ref().map(|report| report.cores as u64)),
         ("placement-latency", results.placement_latency.as_ref().map(|report| report.cores as u64)),
+        ("priority", results.priority.as_ref().map(|report| report.cores as u64)),
         ("tenants", results.tenants.as_ref().map(|report| report.cores as u64)),
         ("generator", results.generator.as_ref().map(|report| report.cores as u64)),
         ("fdb", results.fdb.as_ref().map(|report| report.cores as u64)),
@@ -246,6 +249,10 @@ mod tests {
             "packet; then one of them grows by 1.00",
             "4.20 µs",
             "400 cycles, 2.00 Mpps",
+            "veth, 120 % load",
+            "sync, early",
+            "61.5 µs",
+            "veth, urgent packets lost: 0, wanted at most 0: met",
             "send, 1 flow",
             "-0.2500 to +0.0020",
             "kernel + RPS",
@@ -288,6 +295,9 @@ mod tests {
         results.core.as_mut().unwrap().cases[0].name = evil.into();
         results.pipeline.as_mut().unwrap().work[0].best_split = evil.into();
         results.skew.as_mut().unwrap().hot_flow.best_split = evil.into();
+        results.priority.as_mut().unwrap().goals[0].what = evil.into();
+        results.priority.as_mut().unwrap().loads[0].port = evil.into();
+        results.priority.as_mut().unwrap().left_out = Some(evil.into());
         results.failures.push(super::super::input::Failure { case: evil.into(), error: evil.into() });
         let kernel = results.kernel.as_mut().unwrap();
         let machine = &mut kernel.environment.machine;
@@ -318,6 +328,7 @@ mod tests {
         none.pipeline.as_mut().unwrap().work.clear();
         none.skew.as_mut().unwrap().modes.clear();
         none.placement_latency.as_mut().unwrap().points.clear();
+        none.priority.as_mut().unwrap().loads.clear();
         for page in [html(&results), html(&none), html(&Results::default())] {
             assert!(!page.contains("NaN") && !page.contains("inf%") && !page.contains(">inf"));
             well_formed(&page);

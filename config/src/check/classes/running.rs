@@ -4,16 +4,16 @@ use std::collections::BTreeMap;
 
 use peregrine_dataplane::plan::{EndpointPlan, Plan, RulePlan};
 
-use super::{Endpoint, Known, Names, rules};
+use super::{Classes, Endpoint, Known, rules};
 use crate::at::At;
 use crate::raw::{List, Rule};
 
 /// Checks them.
 pub fn rules_of(at: &At<'_>, field: &List<Rule>, plan: &Plan) -> Vec<RulePlan> {
-    let classes = plan.classes.list.iter();
-    let names = Names {
-        names: classes.map(|class| class.name.clone()).collect(),
+    let classes = Classes {
+        list: plan.classes.list.clone(),
         whole: true,
+        urgent_quota: Some(plan.classes.urgent_quota),
         default: Some(plan.classes.default),
     };
     let networks = plan.networks.iter().enumerate().map(|(place, network)| (network.name.as_str(), place));
@@ -24,5 +24,5 @@ pub fn rules_of(at: &At<'_>, field: &List<Rule>, plan: &Plan) -> Vec<RulePlan> {
     let endpoints: BTreeMap<&str, Endpoint<'_>> =
         plan.endpoints.iter().enumerate().map(|it| (it.1.name.as_str(), endpoint(it))).collect();
     let known = Known { networks: networks.collect(), endpoints, plans: &plan.networks };
-    rules(at, field, &names, &known, plan.classes.trusted.is_empty())
+    rules(at, field, &classes, &known, plan.classes.trusted.is_empty())
 }

@@ -1,0 +1,471 @@
+//! The order of work where it depends on the class of a packet. A worker has one burst in each lane at most, somewhere between two
+//! steps; it takes the most urgent one further, and before each step of another it looks for new work that is more urgent still:
+//!
+//! ```text
+//!                     lane 0   ┌─ from other workers, lane by lane
+//!   before each step: lane 1 ◄─┤  from the uplinks' rings for urgent frames   (lane 0)
+//!   of a lower lane            └─ from tenants' first queues, of several      (lane 0)
+//!   each turn:        the last ◄─ all the rest, mixed; split by class after its first step
+//! ```
+//!
+//! So an urgent packet waits for one step of one less urgent burst, and for urgent ones before it. How long others may go first, and
+//! whether a burst runs through at once, says [`Precedence`].
+//!
+//! What must hold: at the end of a turn no lane has a burst; frames of a flow and class are in one lane and are taken in order from
+//! each place, so they keep it. What is new is taken in only when `takes_in` allows it: not while frames wait for their bucket's way.
+
+use super::uplink::RxRing;
+use super::{Worker, count};
+use crate::clock::cycles;
+use crate::frame::{BURST, Burst};
+use crate::lanes::{Lanes, Precedence};
+use crate::mesh::Mesh;
+use crate::plan::ClassesPlan;
+use crate::stages::{self, Cx, Origin, Stage, collect};
+use crate::types::UplinkId;
+
+/// What a worker needs for that.
+#[derive(Debug)]
+pub(super) struct ByClass {
+    lanes: Box<[Lane]>,
+    precedence: Precedence,
+    /// From tenants' first queues, and not as urgent as those are for: they wait for the others' turn.
+    deferred: Burst,
+    /// New frames may be taken in now; `is_plain`: all of them stay here.
+    takes_in: bool,
+    is_plain: bool,
+    /// Frames of the last lane were taken in this turn.
+    rest: usize,
+    /// What is asked first for urgent frames the next time.
+    first: usize,
+    /// Until then time is accounted for.
+    mark: u64,
+}
+
+/// A burst between two steps.
+#[derive(Debug)]
+struct Lane {
+    /// Boxed, so that a whole burst can be given to another lane.
+    bursts: [Box<Burst>; 2],
+    /// Its frames are in the second of them.
+    is_second: bool,
+    /// Its next step; `None`: there is no burst.
+    stage: Option<Stage>,
+    origin: Origin,
+    is_plain: bool,
+}
+
+impl Lane {
+    fn new() -> Lane {
+        Lane {
+            bursts: Default::default(),
+            is_second: false,
+            stage: None,
+            origin: Origin::normal(UplinkId(0)),
+            is_plain: false,
+        }
+    }
+
+    /// The burst with its frames, and the other.
+    #[inline]
+    fn bursts(&mut self) -> (&mut Burst, &mut Burst) {
+        let [first, second] = &mut self.bursts;
+        if self.is_second { (second, first) } else { (first, second) }
+    }
+
+    /// The lane that all frames of the burst belong to.
+    #[inline]
+    fn common_lane(&mut self, lanes: Lanes) -> Option<usize> {
+        let (frames, _) = self.bursts();
+        let mut of = frames.iter().map(|frame| lanes.of(frame.class()));
+        let first = of.next()?;
+        of.all(|lane| lane == first).then_some(first)
+    }
+
+    /// Gives its burst to a lane that has none.
+    #[inline]
+    fn give_all(&mut self, to: &mut Lane) {
+        std::mem::swap(&mut self.bursts, &mut to.bursts);
+        std::mem::swap(&mut self.is_second, &mut to.is_second);
+        to.stage = self.stage.take();
+        (to.origin, to.is_plain) = (self.origin, self.is_plain);
+    }
+}
+
+impl ByClass {
+    pub(super) fn new(classes: &ClassesPlan) -> ByClass {
+        let lanes = Lanes::new(classes);
+        // Where there is one lane, nobody asks for it.
+        let count = if lanes.count() > 1 { lanes.count() } else { 0 };
+        ByClass {
+            lanes: std::iter::repeat_with(Lane::new).take(count).collect(),
+            precedence: Precedence::new(classes, lanes),
+            deferred: Burst::new(),
+            takes_in: false,
+            is_plain: false,
+            rest: 0,
+            first: 0,
+            mark: 0,
+        }
+    }
+
+    #[inline]
+    pub(super) fn begin_turn(&mut self, now: u64) {
+        self.takes_in = false;
+        self.rest = 0;
+        self.mark = now;
+    }
+
+    /// What was deferred, to be taken up with the rest.
+    #[inline]
+    pub(super) fn take_back(&mut self, burst: &mut Burst) {
+        if !self.deferred.is_empty() {
+            for frame in self.deferred.drain() {
+                let _room = burst.push(frame); // it is empty, and no smaller
+            }
+        }
+    }
+
+    /// The most urgent lane from this one on that has a burst.
+    #[inline]
+    fn busy_from(&self, from: usize) -> Option<usize> {
+        (from..self.lanes.len()).find(|lane| self.lanes.get(*lane).is_some_and(|lane| lane.stage.is_some()))
+    }
+
+    /// The time since the last account went into this lane.
+    #[inline]
+    fn account(&mut self, lane: usize) {
+        if self.precedence.has_shares() {
+            let now = cycles();
+            self.precedence.spent(lane, now.wrapping_sub(self.mark));
+            self.mark = now;
+        }
+    }
+}
+
+impl Worker {
+    /// A burst from each of the others, lane by lane, and what is more urgent first.
+    pub(super) fn others_by_class(&mut self, others: usize) -> usize {
+        self.by_class.takes_in = false;
+        let last = self.lanes.last();
+        let mut moved = 0;
+        for other in 0..others {
+            let mut arrived = 0;
+            while arrived < BURST {
+                moved += self.more_urgent_first();
+                match self.load_arrivals(other, last) {
+                    0 => break,
+                    count => arrived += count,
+                }
+                moved += self.work_off();
+            }
+            self.by_class.rest += arrived;
+            moved += arrived;
+        }
+        moved
+    }
+
+    /// A burst from each source, and what is more urgent first.
+    pub(super) fn take_in_by_class(&mut self, is_plain: bool) -> usize {
+        self.by_class.takes_in = true;
+        self.by_class.is_plain = is_plain;
+        let mut moved = 0;
+        for source in 0..self.uplink.sources() {
+            if self.lanes.urgent().is_none() && self.uplink.has_urgent(source) {
+                moved += self.rest_in(source, RxRing::Urgent); // of the class that is not preferred
+            }
+            moved += self.more_urgent_first() + self.rest_in(source, RxRing::Normal);
+        }
+        moved += self.more_urgent_first() + self.rest_out();
+        if self.by_class.rest == 0 {
+            self.by_class.precedence.has_nothing(self.lanes.last());
+        }
+        moved
+    }
+
+    /// Bursts of the lanes before the last, as long as there are any and nobody behind has waited enough.
+    #[inline]
+    fn more_urgent_first(&mut self) -> usize {
+        let mut moved = 0;
+        while let Some(count) = self.load_more_urgent(self.lanes.last()) {
+            moved += count + self.work_off();
+        }
+        moved
+    }
+
+    /// One burst of all classes from an uplink's ring.
+    #[inline]
+    fn rest_in(&mut self, source: usize, ring: RxRing) -> usize {
+        if self.must_wait() {
+            return 0;
+        }
+        let last = self.lanes.last();
+        let received = self.load_received(source, ring, last);
+        if received == 0 {
+            return 0;
+        }
+        self.by_class.rest += received;
+        self.step(last);
+        self.split();
+        received + self.work_off()
+    }
+
+    /// One burst of all classes from the tenants.
+    #[inline]
+    fn rest_out(&mut self) -> usize {
+        let last = self.lanes.last();
+        let taken = self.load(last, |worker, lane| {
+            let (burst, _) = lane.bursts();
+            worker.by_class.take_back(burst);
+            let (_, mut cx) = worker.parts();
+            collect::run(burst, &mut cx);
+            Some((burst.len(), Stage::Lookup, Origin::normal(UplinkId(0)), false))
+        });
+        if taken == 0 {
+            return 0;
+        }
+        self.by_class.rest += taken;
+        self.enter(last);
+        self.split();
+        taken + self.work_off()
+    }
+
+    /// Takes all bursts that there are to their end, and those that come meanwhile and are more urgent. How many frames these were.
+    #[inline]
+    fn work_off(&mut self) -> usize {
+        let mut moved = 0;
+        while let Some(lane) = self.by_class.busy_from(0) {
+            if let Some(count) = self.load_more_urgent(lane) {
+                moved += count;
+                continue;
+            }
+            self.step(lane);
+            if self.by_class.precedence.alternates(lane)
+                && let Some(behind) = self.by_class.busy_from(lane + 1)
+            {
+                self.step(behind);
+            }
+        }
+        moved
+    }
+
+    /// Takes up a burst of a lane before this one, if there is work there and nobody from this one on has waited enough. All of these
+    /// are without a burst. How many frames it has.
+    #[inline]
+    fn load_more_urgent(&mut self, before: usize) -> Option<usize> {
+        let precedence = &self.by_class.precedence;
+        if before == 0 || (before..self.lanes.count()).any(|lane| precedence.is_due(lane)) {
+            return None;
+        }
+        let due = (1..before).find(|lane| precedence.is_due(*lane));
+        for lane in due.into_iter().chain(0..before) {
+            let count = self.load_urgent(lane);
+            if count > 0 {
+                self.by_class.precedence.takes(lane);
+                self.by_class.account(lane);
+                return Some(count);
+            }
+            self.by_class.precedence.has_nothing(lane);
+        }
+        None
+    }
+
+    /// A burst of a lane before the last: of each place that it may come from, another one is asked first each time.
+    #[inline]
+    fn load_urgent(&mut self, lane: usize) -> usize {
+        let others = self.mesh.as_ref().map_or(0, Mesh::others);
+        let is_most = self.lanes.urgent() == Some(lane) && self.by_class.takes_in;
+        let sources = if is_most { self.uplink.sources() } else { 0 };
+        let places = others + sources + usize::from(is_most);
+        for place in 0..places {
+            let place = (place + self.by_class.first) % places;
+            let count = if place < others {
+                self.load_arrivals(place, lane)
+            } else if place < others + sources {
+                self.load_early(place - others, lane)
+            } else {
+                self.load_first_queues(lane)
+            };
+            if count > 0 {
+                self.by_class.first = (place + 1) % places;
+                return count;
+            }
+        }
+        0
+    }
+
+    #[inline]
+    fn load_arrivals(&mut self, other: usize, lane: usize) -> usize {
+        let count = self.load(lane, |worker, its| {
+            let (burst, _) = its.bursts();
+            let stage = worker.mesh.as_mut()?.arrivals(other, lane, burst)?;
+            Some((burst.len(), stage, Origin::normal(UplinkId(0)), false))
+        });
+        self.tenants.note_work(count);
+        count
+    }
+
+    #[inline]
+    fn load_early(&mut self, source: usize, lane: usize) -> usize {
+        if self.uplink.has_urgent(source) { self.load_received(source, RxRing::Urgent, lane) } else { 0 }
+    }
+
+    #[inline]
+    fn load_received(&mut self, source: usize, ring: RxRing, lane: usize) -> usize {
+        let count = self.load(lane, |worker, its| {
+            let (burst, _) = its.bursts();
+            let (received, uplink) = worker.uplink.receive(source, ring, &mut worker.pool, burst);
+            if received > 0 {
+                worker.count_received(uplink, burst);
+            }
+            let origin = Origin { uplink, is_early: ring == RxRing::Urgent };
+            Some((received, Stage::Classify, origin, worker.by_class.is_plain))
+        });
+        self.tenants.note_work(count);
+        count
+    }
+
+    /// From the first queues of tenants that have several. What there is not urgent waits for the rest's turn.
+    #[inline]
+    fn load_first_queues(&mut self, lane: usize) -> usize {
+        if self.by_class.deferred.room() < BURST {
+            return 0; // what is there goes first
+        }
+        let lanes = self.lanes;
+        let count = self.load(lane, |worker, its| {
+            let (burst, spare) = its.bursts();
+            let (_, mut cx) = worker.parts();
+            collect::run_first(spare, &mut cx);
+            for frame in spare.drain() {
+                let is_urgent = lanes.of(frame.class()) == lane;
+                let to = if is_urgent { &mut *burst } else { &mut worker.by_class.deferred };
+                if let Err(frame) = to.push(frame) {
+                    worker.pool.put(frame); // never: both have room for all
+                }
+            }
+            Some((burst.len(), Stage::Lookup, Origin::normal(UplinkId(0)), false))
+        });
+        if count > 0 {
+            self.enter(lane);
+        }
+        count
+    }
+
+    /// Fills a lane that has no burst: how many frames, their next step, where they come from, whether all stay here.
+    #[inline]
+    fn load(
+        &mut self,
+        lane: usize,
+        fill: impl FnOnce(&mut Worker, &mut Lane) -> Option<(usize, Stage, Origin, bool)>,
+    ) -> usize {
+        self.with_lane(lane, |worker, its| {
+            let (count, stage, origin, is_plain) = fill(worker, its)?;
+            if count > 0 {
+                (its.stage, its.origin, its.is_plain) = (Some(stage), origin, is_plain);
+            }
+            Some(count)
+        })
+        .unwrap_or(0)
+    }
+
+    /// What came from tenants gets its way. None may be left.
+    #[inline]
+    fn enter(&mut self, lane: usize) {
+        let is_plain = self.by_class.is_plain;
+        self.with_lane(lane, |worker, its| {
+            its.is_plain = is_plain;
+            let (frames, spare) = its.bursts();
+            let (_, mut cx) = worker.parts();
+            if is_plain {
+                cx.count_here(Stage::Lookup, frames);
+            } else {
+                cx.enter(Stage::Lookup, frames, spare);
+                cx.part(Stage::Lookup, frames, spare);
+                cx.settle();
+            }
+            if frames.is_empty() {
+                its.stage = None;
+            }
+            Some(())
+        });
+    }
+
+    /// Takes a lane's burst one step further.
+    fn step(&mut self, lane: usize) {
+        let is_urgent = self.lanes.urgent() == Some(lane);
+        self.with_lane(lane, |worker, its| {
+            let (stage, origin, is_plain) = (its.stage?, its.origin, its.is_plain);
+            let (_, cx) = worker.parts();
+            let mut cx = Cx { origin, is_urgent, ..cx };
+            let ((frames, _), next) = stages::advance(stage, its.bursts(), is_plain, &mut cx);
+            let is_done = frames.is_empty();
+            cx.settle();
+            its.is_second ^= stage.moves_on();
+            its.stage = next.filter(|_| !is_done);
+            Some(())
+        });
+        self.by_class.account(lane);
+        if self.by_class.lanes.get(lane).is_some_and(|its| its.stage.is_none()) {
+            self.by_class.precedence.has_done(lane);
+            if is_urgent {
+                self.kick_urgent();
+            }
+        }
+    }
+
+    /// Gives each frame of the last lane, which are of all classes, to its own. No other lane has a burst.
+    #[inline]
+    fn split(&mut self) {
+        let of = self.lanes;
+        let Some((rest, lanes)) = self.by_class.lanes.split_last_mut() else { return };
+        let Some(stage) = rest.stage else { return };
+        if let Some(lane) = rest.common_lane(of) {
+            if let Some(lane) = lanes.get_mut(lane) {
+                rest.give_all(lane);
+            }
+            return; // most often: all are of the last lane, or of one other
+        }
+        let (origin, is_plain) = (rest.origin, rest.is_plain);
+        let (frames, kept) = rest.bursts();
+        for frame in frames.drain() {
+            let to = match lanes.get_mut(of.of(frame.class())) {
+                Some(lane) => {
+                    (lane.stage, lane.origin, lane.is_plain) = (Some(stage), origin, is_plain);
+                    lane.bursts().0
+                }
+                None => &mut *kept,
+            };
+            if let Err(frame) = to.push(frame) {
+                self.pool.put(frame); // never: there is room for all in each
+            }
+        }
+        let is_empty = kept.is_empty();
+        rest.is_second ^= true;
+        if is_empty {
+            rest.stage = None;
+        }
+    }
+
+    /// Urgent frames do not wait for the end of the turn.
+    #[inline]
+    fn kick_urgent(&mut self) {
+        for socket in self.uplink.sockets() {
+            if socket.urgent_tx_outstanding() > 0 {
+                count(socket.kick_urgent(cycles()), &self.counters);
+            }
+        }
+    }
+
+    /// Works on a lane with everything else at hand.
+    #[inline]
+    fn with_lane<T>(
+        &mut self,
+        lane: usize,
+        work: impl FnOnce(&mut Worker, &mut Lane) -> Option<T>,
+    ) -> Option<T> {
+        let mut lanes = std::mem::take(&mut self.by_class.lanes);
+        let result = lanes.get_mut(lane).and_then(|lane| work(self, lane));
+        self.by_class.lanes = lanes;
+        result
+    }
+}
