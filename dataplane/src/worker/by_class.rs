@@ -317,6 +317,8 @@ impl Worker {
             let (received, uplink) = worker.uplink.receive(source, ring, &mut worker.pool, burst);
             if received > 0 {
                 worker.count_received(uplink, burst);
+                // Many urgent bursts may come in one turn, more than the fill ring holds.
+                worker.uplink.refill(source, &mut worker.pool);
             }
             let origin = Origin { uplink, is_early: ring == RxRing::Urgent };
             Some((received, Stage::Classify, origin, worker.by_class.is_plain))
