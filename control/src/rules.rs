@@ -109,7 +109,7 @@ mod tests {
         let short = json!({"rules": [{"class": "urgent", "endpoint": "web", "dscp": null}]});
         set(&mut engine, short).unwrap();
         assert_eq!(get(&engine)["rules"], json!([rules[2]]));
-        assert_eq!(set(&mut engine, json!({"rules": []})).unwrap(), json!({"count": 0, "warnings": []}));
+        assert_eq!(set(&mut engine, json!({"rules": []})).unwrap()["count"], 0);
         assert_eq!(get(&engine)["rules"], json!([]));
     }
 
@@ -120,7 +120,8 @@ mod tests {
         let hidden = json!({"rules": [{"class": "normal"}, {"class": "urgent", "port": 22}]});
         let answer = check(&engine, hidden).unwrap();
         assert_eq!(answer["count"], 2);
-        assert!(answer["warnings"][0].as_str().unwrap().contains("no packet reaches it"), "{answer}");
+        let mut warnings = answer["warnings"].as_array().unwrap().iter().filter_map(Value::as_str);
+        assert!(warnings.any(|it| it.starts_with("rules[1]: no packet reaches it")), "{answer}");
         assert_eq!(get(&engine)["rules"], json!([{"class": "urgent"}]));
     }
 
