@@ -100,6 +100,16 @@ impl Uplink {
         }
     }
 
+    /// Gives the source's fill ring free frames, where there is one.
+    #[inline]
+    pub(super) fn refill(&mut self, source: usize, pool: &mut FramePool) {
+        if let Uplink::Sockets(sockets) = self
+            && let Some(socket) = sockets.all.get_mut(source)
+        {
+            socket.refill(pool);
+        }
+    }
+
     /// What it has can wait for as long as it must, unlike what comes from a network.
     #[inline]
     pub(super) fn can_wait(&self) -> bool {
