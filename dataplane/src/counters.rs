@@ -284,20 +284,24 @@ impl ClassCounters {
 }
 
 /// How many frames of a burst are of each class.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Default, Debug)]
 pub struct ClassTally([u64; Class::LIMIT]);
 
 impl ClassTally {
     /// Of frames of these classes.
     #[inline]
     pub fn of(classes: impl Iterator<Item = Class>) -> ClassTally {
-        let mut counts = [0; Class::LIMIT];
-        for class in classes {
-            if let Some(count) = counts.get_mut(class.index()) {
-                *count += 1;
-            }
+        let mut tally = ClassTally::default();
+        classes.for_each(|class| tally.one(class));
+        tally
+    }
+
+    /// One more.
+    #[inline]
+    pub fn one(&mut self, class: Class) {
+        if let Some(count) = self.0.get_mut(class.index()) {
+            *count += 1;
         }
-        ClassTally(counts)
     }
 
     /// Without those that are left of them.

@@ -17,11 +17,12 @@ pub fn run(input: &mut Burst, output: &mut Burst, cx: &mut Cx<'_>) {
         }
         _ => {}
     }
+    let mut given = ClassTally::default();
     for frame in input.drain() {
         match frame.meta.target {
             Target::Endpoint(to) => match cx.tenants.give(to, &frame, true, cx.counters) {
                 Ok(()) => {
-                    count(&frame, cx);
+                    given.one(frame.class());
                     cx.pool.put(frame);
                 }
                 Err(reason) => cx.drop(frame, reason),
@@ -31,13 +32,8 @@ pub fn run(input: &mut Burst, output: &mut Burst, cx: &mut Cx<'_>) {
             Target::Unknown | Target::Uplink(_) => cx.drop(frame, DropReason::FloodNobody),
         }
     }
+    cx.counters.of_classes(&given, |class| &class.tenant_tx);
     cx.tenants.flush(cx.counters);
-}
-
-/// A tenant has it.
-#[inline]
-fn count(frame: &Frame, cx: &Cx<'_>) {
-    cx.counters.of_class(frame.class(), |class| &class.tenant_tx, 1);
 }
 
 #[inline]
@@ -105,7 +101,7 @@ fn give_to_all(frame: &Frame, is_needed: bool, cx: &mut Cx<'_>) -> usize {
         copies += 1;
         cx.count_copies(frame, u64::from(is_needed || copies > 1));
         match cx.tenants.give(to, frame, false, cx.counters) {
-            Ok(()) => count(frame, cx),
+            Ok(()) => cx.counters.of_class(frame.class(), |class| &class.tenant_tx, 1),
             Err(reason) => super::count_drop(cx.counters, frame, Some(to), reason),
         }
     }

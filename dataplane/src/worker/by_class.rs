@@ -389,11 +389,7 @@ impl Worker {
 
     #[inline]
     fn load_early(&mut self, source: usize, lane: usize) -> usize {
-        if self.has_early(source) && !self.must_wait() {
-            self.load_received(source, true, lane)
-        } else {
-            0
-        }
+        if self.has_early(source) && !self.must_wait() { self.load_received(source, true, lane) } else { 0 }
     }
 
     /// Frames are in a ring for urgent ones. That none are is known by a look as well.

@@ -19,7 +19,7 @@ pub const URGENT_PPS: f64 = 1000.0;
 pub const FRACTIONS: [f64; 3] = [0.7, 0.95, OVERLOAD];
 /// What the worker can take over the wire, as a part of what the wire brings: so that the most that is offered is well below that, since
 /// it drops without regard to class.
-const OF_WIRE: f64 = 0.6;
+const OF_WIRE: f64 = 0.25;
 /// Windows for a capacity; the median counts.
 const WINDOWS: usize = 5;
 /// What is told of added work is a multiple of this.

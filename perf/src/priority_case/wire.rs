@@ -2,7 +2,7 @@
 //! same kinds of rates, and sends them over AF_XDP. The core does the kernel's part of both ends of the wire, too.
 //!
 //! Both ends lie in the namespace that this process runs in: no packet for the far end's host is needed, and the two streams' speeds can
-//! be changed without a message. What is due and not sent waits here, as in a host's queue, and is late by as much.
+//! be changed without a message. What is due and not sent waits here, as in a host's queue: how late it is then is told apart.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -69,6 +69,17 @@ impl Drop for Generator {
     }
 }
 
+/// The way of an urgent frame begins now; how late that is, is the generator's own.
+fn stamp_anew(frame: &mut [u8], now: u64, late: &Histogram) {
+    let Some(stamp) = Stamp::of(frame).filter(|stamp| stamp.flow == URGENT_FLOW && stamp.due != 0) else {
+        return;
+    };
+    late.record(now.saturating_sub(stamp.due));
+    if let Some(last) = frame.last_chunk_mut() {
+        *last = Stamp { due: now, ..stamp }.to_bytes();
+    }
+}
+
 /// A burst is made when the one before has left, so that what waits does so in the order in which it was due.
 fn send(port: WorkerPort, mut replay: Replay, late: &Histogram, stop: &AtomicBool) {
     let WorkerPort { mut sockets, mut pool } = port;
@@ -79,9 +90,7 @@ fn send(port: WorkerPort, mut replay: Replay, late: &Histogram, stop: &AtomicBoo
         if burst.is_empty() && socket.tx_outstanding() < BURST {
             replay.present(&mut pool, &mut burst);
             let now = cycles();
-            let urgent = burst.iter().filter_map(|frame| Stamp::of(frame.bytes()));
-            let urgent = urgent.filter(|stamp| stamp.flow == URGENT_FLOW && stamp.due != 0);
-            urgent.for_each(|stamp| late.record(now.saturating_sub(stamp.due)));
+            burst.iter_mut().for_each(|frame| stamp_anew(frame.bytes_mut(), now, late));
         }
         if !burst.is_empty() {
             socket.transmit(&mut pool, &mut burst);
