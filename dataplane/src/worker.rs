@@ -430,3 +430,6 @@ fn count(kicks: Kicks, counters: &WorkerCounters) {
     counters.watchdog_kicks.add(kicks.watchdog);
     counters.device_drops.add(kicks.lost);
 }
+
+#[cfg(test)]
+mod tests;

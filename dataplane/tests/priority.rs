@@ -169,6 +169,18 @@ impl Bench {
         self.client.rx.iter_mut().map(packets).collect()
     }
 
+    /// The other end of the wire, to take what is sent. It has sent a packet, so it is known where the far station is.
+    fn far(&mut self) -> End {
+        let everything =
+            XskConfig { everything: true, steering: None, ring_size: 4096, ..config("b0", THEIR_ADDRESS) };
+        let mut far = self.wire.in_theirs(|| End::open(&everything, &[0])).unwrap();
+        let learn = Packet::new(0, 2).inner(mac(FAR), mac(1));
+        far.transmit(0, &Vxlan { vni: rig::BLUE, payload: learn, ..Vxlan::default() }.build(), 0);
+        far.turn();
+        self.wait(|bench| bench.engine.stats().totals.tenant_tx.frames == 1);
+        far
+    }
+
     /// Frames in are frames out and drops, also of each class; what was dropped of each.
     fn stop(self) -> [u64; 2] {
         let stats = self.engine.stop();
@@ -283,14 +295,7 @@ fn send_out(queue: impl Fn(Packet) -> usize) -> Seen {
         plan.classes = classes(WorkOrder::Sync);
         plan.uplinks[0].early = Early::On;
     });
-    let everything =
-        XskConfig { everything: true, steering: None, ring_size: 4096, ..config("b0", THEIR_ADDRESS) };
-    let mut far = bench.wire.in_theirs(|| End::open(&everything, &[0])).unwrap();
-    // It must be known where the far station is.
-    let learn = Packet::new(0, 2).inner(mac(FAR), mac(1));
-    far.transmit(0, &Vxlan { vni: rig::BLUE, payload: learn, ..Vxlan::default() }.build(), 0);
-    far.turn();
-    bench.wait(|bench| bench.engine.stats().totals.tenant_tx.frames == 1);
+    let mut far = bench.far();
     bench.engine.work().set(Stage::Lookup, WORK);
     let packets: Vec<Packet> = (0..1500).map(|number| Packet::new(number, 10)).collect();
     for packet in &packets {
@@ -327,4 +332,23 @@ fn what_is_not_urgent_gains_nothing_by_the_first_queue_and_keeps_its_order() {
     // All packets of a queue of another class, and some of the urgent one that come later by the first.
     let seen = send_out(|packet| usize::from(!packet.is_urgent && packet.flow % 2 == 0));
     assert_eq!(seen.urgent, 150, "{seen:?}");
+}
+
+#[test]
+#[ignore = "needs root: make test runs it"]
+fn a_tenant_may_send_more_urgent_packets_in_a_turn_than_the_urgent_ring_holds() {
+    let mut bench = Bench::new(2, |plan| {
+        plan.classes = ClassesPlan { urgent_quota: 16, ..classes(WorkOrder::Sync) };
+        plan.uplinks[0].early = Early::On;
+        plan.uplinks[0].ring_size = 256;
+    });
+    let mut far = bench.far();
+    let queue = &mut bench.client.tx[0];
+    for number in 0..1000 {
+        queue.push(&Packet::new(number, 1).inner(mac(1), mac(FAR))).unwrap();
+    }
+    queue.flush().unwrap();
+    let got: Vec<Packet> = far.receive(1000).iter().map(|frame| Packet::of(&frame[50..])).collect();
+    assert_eq!((got.len(), bench.stop()), (1000, [0, 0]));
+    assert_eq!(look(&got).urgent, 1000);
 }

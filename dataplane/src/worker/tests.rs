@@ -1,0 +1,330 @@
+//! Whole workers, turned by hand: tenants over real memif rings, the wire from memory. What is asked is who is served in a turn and who
+//! is not, where packets have two classes; never how fast.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use etherparse::PacketBuilder;
+use peregrine_memif::{ClientConfig, Interface, ServerConfig};
+
+use super::*;
+use crate::fdb::Destination;
+use crate::mesh::mesh;
+use crate::placement::Placement;
+use crate::plan::{
+    ClassPlan, Early, EndpointPlan, MemifPlan, NetworkPlan, PlacementMode, Plan, Queues, RulePlan,
+    UplinkPlan, WorkerPlan, XdpMode,
+};
+use crate::replay::{Pace, Replay, ReplayFrame, ReplayStream, Speed, Stamp};
+use crate::tables::NextHop;
+use crate::tenants::TenantRings;
+use crate::types::{Class, CoreId, EndpointId, MacAddr, NetworkId, RemoteId, Route, Vni};
+
+const URGENT: u16 = 5201;
+const NORMAL: u16 = 9000;
+const A: WorkerId = WorkerId(0);
+const B: WorkerId = WorkerId(1);
+/// Tenants of one network. Most packets are for the last.
+const H1: EndpointId = EndpointId(0);
+const H2: EndpointId = EndpointId(1);
+const H3: EndpointId = EndpointId(2);
+const SINK: EndpointId = EndpointId(3);
+const EVERYBODY: MacAddr = MacAddr([255; 6]);
+
+fn mac(of: EndpointId) -> MacAddr {
+    MacAddr([2, 0, 0, 0, 0, of.0 as u8 + 1])
+}
+
+/// Urgent is what goes to a port.
+fn classes(urgent_quota: u16, share: u8) -> ClassesPlan {
+    ClassesPlan {
+        list: vec![ClassPlan::new("urgent"), ClassPlan { share, ..ClassPlan::new("normal") }],
+        urgent_quota,
+        rules: vec![RulePlan { destination_port: Some(URGENT..=URGENT), ..RulePlan::any(Class::URGENT) }],
+        ..ClassesPlan::default()
+    }
+}
+
+fn plan(classes: ClassesPlan) -> Plan {
+    let endpoint = |id: EndpointId| EndpointPlan {
+        name: format!("h{}", id.0),
+        network: NetworkId(0),
+        mac: mac(id),
+        addresses: vec![],
+        anti_spoofing: true,
+        memif: MemifPlan::server(peregrine_memif::SocketAddr::Abstract("unused".into()), id.0.into()),
+    };
+    Plan {
+        workers: vec![WorkerPlan { core: CoreId(0), nice: None }],
+        placement: PlacementMode::Static,
+        balance_threshold: 85,
+        uplinks: vec![UplinkPlan {
+            interface: "unused".into(),
+            queues: Queues::All,
+            mode: XdpMode::Copy,
+            local: IpAddr::from([192, 0, 2, 1]),
+            port: 4789,
+            source_ports: 49152..=65535,
+            ttl: 64,
+            chunk_size: 2048,
+            early: Early::On,
+            ring_size: 1024,
+        }],
+        networks: vec![NetworkPlan {
+            name: "blue".into(),
+            vni: Vni::new(42).unwrap(),
+            mtu: 1450,
+            remotes: vec![[192, 0, 2, 2].into()],
+            learning: true,
+            ageing: Duration::from_secs(300),
+            fdb_limit: 64,
+            static_macs: vec![],
+            class: Class::NORMAL,
+        }],
+        endpoints: [H1, H2, H3, SINK].map(endpoint).into(),
+        classes,
+        control_socket: Default::default(),
+    }
+}
+
+fn inner(from: MacAddr, to: MacAddr, port: u16, stamp: Stamp) -> Vec<u8> {
+    let mut out = Vec::new();
+    PacketBuilder::ethernet2(from.0, to.0)
+        .ipv4([10, 0, 0, 9], [10, 0, 0, 1], 64)
+        .udp(1000, port)
+        .write(&mut out, &stamp.to_bytes())
+        .unwrap();
+    out
+}
+
+/// From the remote to [`SINK`], as fast as they are taken.
+fn stream(flow: u32, is_urgent: bool) -> ReplayStream {
+    let mut payload = vec![8, 0, 0, 0, 0, 0, 42, 0];
+    payload.extend(inner(MacAddr([2, 0, 0, 0, 0, 0x77]), mac(SINK), URGENT, stamp(flow, 0)));
+    let mut bytes = Vec::new();
+    PacketBuilder::ethernet2([2, 9, 9, 9, 9, 9], [2, 8, 8, 8, 8, 8])
+        .ipv4([192, 0, 2, 2], [192, 0, 2, 1], 64)
+        .udp(50000, 4789)
+        .write(&mut bytes, &payload)
+        .unwrap();
+    bytes[40..42].fill(0); // the outer checksum: the stamp changes
+    let pace = Arc::new(Pace::new(Speed::Full));
+    ReplayStream { frames: vec![ReplayFrame { flow, bytes }], pace, field: None, is_urgent }
+}
+
+fn stamp(flow: u32, sequence: u64) -> Stamp {
+    Stamp { flow, sequence, due: 0 }
+}
+
+/// Workers, and the tenants' ends of their rings.
+struct Bench {
+    workers: Vec<Worker>,
+    placement: Arc<Placement>,
+    clients: [Option<Interface>; 4],
+}
+
+impl Bench {
+    /// So many; the first has these streams, with a ring of its own for urgent ones.
+    fn new(classes: ClassesPlan, workers: u8, streams: Vec<ReplayStream>) -> Bench {
+        let plan = plan(classes);
+        let mut tables = Tables::new(&plan, 1500);
+        let hop = NextHop { uplink: UplinkId(0), destination: EVERYBODY, source: EVERYBODY };
+        tables.set_next_hop(RemoteId(0), Some(hop));
+        let fdb = Fdb::new(256, 1);
+        for id in [H1, H2, H3, SINK] {
+            assert!(fdb.set_fixed(NetworkId(0), mac(id), Destination::Local(id)));
+        }
+        let ids: Vec<WorkerId> = (0..workers).map(WorkerId).collect();
+        let placement = Arc::new(Placement::new(&ids, plan.endpoints.len(), 1));
+        let mut meshes = mesh(&placement, Lanes::new(&plan.classes), 4096).into_iter();
+        let mut uplink = Some(Uplink::Replay(Replay::new(streams, true)));
+        let shared = Shared {
+            tables: Arc::new(tables),
+            fdb: Arc::new(fdb),
+            seconds: Seconds::start(),
+            work: Arc::new(Work::none()),
+            classes: Arc::new(plan.classes),
+        };
+        let worker = |id| {
+            let mut pool = FramePool::anonymous(2048, 4096, 256);
+            pool.set_owner(id);
+            let port = Port { uplink: uplink.take().unwrap_or_else(Uplink::none), pool };
+            let mesh = meshes.next().filter(|_| workers > 1);
+            let counters = Arc::new(WorkerCounters::new(1, plan.endpoints.len(), 1));
+            Worker::new(port, shared.clone(), mesh, counters, Arc::new(Mailbox::new()))
+        };
+        let workers = ids.into_iter().map(worker).collect();
+        Bench { workers, placement, clients: Default::default() }
+    }
+
+    fn attach(&mut self, worker: WorkerId, id: EndpointId, queue_pairs: u16) {
+        let config = ClientConfig { queue_pairs, ring_log2: 12, ..ClientConfig::default() };
+        let (client, server) = peregrine_memif::pair(config, ServerConfig::default()).unwrap();
+        let rings = TenantRings::new(server.rx, server.tx);
+        self.workers[worker.index()].tenants.attach(id, 7, rings).unwrap();
+        self.clients[id.index()] = Some(client);
+        self.placement.set_home(id, Some(worker));
+    }
+
+    /// What comes in at A is to go this way.
+    fn route(&self, route: Route) {
+        (0..=255).for_each(|bucket| self.placement.want(A, bucket, route));
+    }
+
+    /// By the first queue: so many, or as many as there is room for.
+    fn send(&mut self, from: EndpointId, to: MacAddr, port: u16, count: u64) {
+        let tx = &mut self.clients[from.index()].as_mut().unwrap().tx[0];
+        for number in 0..count {
+            let _full = tx.push(&inner(mac(from), to, port, stamp(port.into(), number)));
+        }
+        tx.flush().unwrap();
+    }
+
+    /// What has come to a tenant.
+    fn gets(&mut self, id: EndpointId) -> Vec<Stamp> {
+        let mut got = Vec::new();
+        for rx in &mut self.clients[id.index()].as_mut().unwrap().rx {
+            rx.pending().unwrap();
+            while let Some(packet) = rx.next_packet() {
+                let packet = packet.unwrap();
+                let mut bytes = vec![0; packet.len()];
+                packet.copy_to(&mut bytes).unwrap();
+                got.push(Stamp::of(&bytes).unwrap());
+            }
+            rx.release();
+        }
+        got
+    }
+
+    fn turn(&mut self, worker: WorkerId, takes_in: bool) {
+        self.workers[worker.index()].turn(cycles(), takes_in);
+    }
+
+    /// Packets of a tenant that A has taken, and those of them that were dropped.
+    fn taken(&self, from: EndpointId) -> (u64, u64) {
+        let counters = self.workers[A.index()].counters.endpoint(from).unwrap();
+        (counters.from_tenant.frames.get(), counters.dropped.get())
+    }
+}
+
+#[test]
+fn a_ring_for_all_that_holds_only_urgent_frames_does_not_close_the_urgent_one() {
+    let mut bench = Bench::new(classes(16, 0), 1, vec![stream(0, true), stream(1, false)]);
+    bench.attach(A, SINK, 1);
+    for turn in 0..20 {
+        bench.turn(A, true);
+        let got = bench.gets(SINK);
+        let of = |flow| got.iter().filter(|stamp| stamp.flow == flow).count();
+        assert!(of(0) > 0 && of(1) > 0, "turn {turn}: {} by the urgent ring, {} by the other", of(0), of(1));
+    }
+}
+
+#[test]
+fn packets_that_are_all_handed_over_do_not_close_the_urgent_ring() {
+    let mut bench = Bench::new(classes(16, 0), 2, vec![stream(0, true)]);
+    bench.attach(B, SINK, 1);
+    bench.attach(A, H1, 1);
+    bench.route(Route::new(A, B, A));
+    bench.placement.set_serving(3);
+    for turn in 0..20 {
+        let received = bench.workers[A.index()].counters.uplink_rx.frames();
+        let (taken, _) = bench.taken(H1);
+        bench.send(H1, mac(SINK), NORMAL, 10);
+        bench.turn(A, true);
+        let received = bench.workers[A.index()].counters.uplink_rx.frames() - received;
+        let taken = bench.taken(H1).0 - taken;
+        assert!(
+            received > 0 && taken == 10,
+            "turn {turn}: {received} by the urgent ring, {taken} of a tenant"
+        );
+        (0..40).for_each(|_| bench.turn(B, true));
+        bench.gets(SINK);
+    }
+}
+
+#[test]
+fn urgent_frames_between_workers_come_home_where_nothing_is_taken_in() {
+    for (quota, share) in [(16, 0), (2, 0), (16, 30)] {
+        let mut bench = Bench::new(classes(quota, share), 2, vec![stream(0, true)]);
+        bench.attach(A, SINK, 1);
+        bench.route(Route::new(B, B, A));
+        bench.placement.set_serving(1);
+        for _ in 0..10 {
+            bench.turn(A, true);
+        }
+        let under_way = bench.workers[A.index()].pool.all_under_way();
+        assert!(under_way > 512, "{under_way}");
+        for _ in 0..1000 {
+            bench.turn(A, false);
+            bench.turn(B, false);
+            bench.gets(SINK);
+        }
+        let left = bench.workers[A.index()].pool.all_under_way();
+        assert!(
+            bench.workers[A.index()].has_all_home(),
+            "quota {quota}, share {share}: {left} of {under_way}"
+        );
+    }
+}
+
+#[test]
+fn packets_that_are_not_urgent_gain_nothing_by_a_first_queue() {
+    for hostile in [&[H1][..], &[H1, H2]] {
+        let mut bench = Bench::new(classes(16, 0), 1, vec![]);
+        bench.attach(A, SINK, 1);
+        bench.attach(A, H3, 1);
+        hostile.iter().for_each(|id| bench.attach(A, *id, 2));
+        for _ in 0..300 {
+            hostile.iter().chain([&H3]).for_each(|id| bench.send(*id, mac(SINK), NORMAL, 200));
+            bench.turn(A, true);
+            bench.gets(SINK);
+        }
+        let (fair, _) = bench.taken(H3);
+        let got: Vec<u64> = hostile.iter().map(|id| bench.taken(*id).0).collect();
+        assert!(got.iter().all(|got| got.abs_diff(fair) * 10 < fair), "{got:?} beside {fair}");
+    }
+}
+
+#[test]
+fn urgent_packets_that_waited_for_their_way_go_first_and_in_order() {
+    let mut bench = Bench::new(classes(16, 0), 2, vec![]);
+    bench.attach(A, SINK, 1);
+    bench.attach(A, H1, 1);
+    bench.route(Route::new(A, B, A));
+    bench.placement.set_serving(1);
+    for port in [NORMAL, URGENT] {
+        bench.send(H1, mac(SINK), port, 1);
+    }
+    bench.turn(A, true); // to B, which stands still
+    bench.route(Route::all(A));
+    for port in [NORMAL, URGENT] {
+        bench.send(H1, mac(SINK), port, 8);
+    }
+    bench.turn(A, true);
+    assert_eq!(bench.workers[A.index()].mesh.as_ref().map(Mesh::waiting), Some(16));
+    bench.turn(B, true);
+    bench.turn(A, true);
+    assert_eq!(bench.gets(SINK), [stamp(URGENT.into(), 0), stamp(NORMAL.into(), 0)]);
+    bench.turn(A, true);
+    let sent = |port: u16| (0..8).map(move |number| stamp(port.into(), number));
+    assert!(bench.gets(SINK).into_iter().eq(sent(URGENT).chain(sent(NORMAL))));
+}
+
+#[test]
+fn urgent_floods_take_nothing_from_what_others_may_flood() {
+    let mut bench = Bench::new(classes(16, 0), 1, vec![]);
+    for (id, queue_pairs) in [(H1, 2), (H2, 1), (H3, 1), (SINK, 1)] {
+        bench.attach(A, id, queue_pairs);
+    }
+    for _ in 0..200 {
+        bench.send(H1, EVERYBODY, URGENT, 1200);
+        bench.send(H3, EVERYBODY, NORMAL, 4);
+        bench.turn(A, true);
+        for id in [H1, H2, H3, SINK] {
+            bench.gets(id);
+        }
+    }
+    let (_, dropped) = bench.taken(H1);
+    assert!(dropped > 0, "it floods more than it may");
+    assert_eq!(bench.taken(H3), (800, 0));
+}
