@@ -100,7 +100,10 @@ pub mod types;
 pub mod waiting;
 #[cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 pub mod wire;
-#[deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+#[cfg_attr(
+    not(test),
+    deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)
+)]
 mod worker;
 #[allow(unsafe_code, reason = "the kernel's rings: xsk-rs leaves the ownership of frames to its caller")]
 pub mod xsk;
