@@ -281,7 +281,7 @@ fn packets_that_are_not_urgent_gain_nothing_by_a_first_queue() {
         }
         let (fair, _) = bench.taken(H3);
         let got: Vec<u64> = hostile.iter().map(|id| bench.taken(*id).0).collect();
-        assert!(got.iter().all(|got| got.abs_diff(fair) * 10 < fair), "{got:?} beside {fair}");
+        assert!(got.iter().all(|got| got.abs_diff(fair) * 20 < fair), "{got:?} beside {fair}");
     }
 }
 
@@ -307,7 +307,7 @@ fn urgent_packets_that_waited_for_their_way_go_first_and_in_order() {
     assert_eq!(bench.gets(SINK), [stamp(URGENT.into(), 0), stamp(NORMAL.into(), 0)]);
     bench.turn(A, true);
     let sent = |port: u16| (0..8).map(move |number| stamp(port.into(), number));
-    assert!(bench.gets(SINK).into_iter().eq(sent(URGENT).chain(sent(NORMAL))));
+    assert_eq!(bench.gets(SINK), sent(URGENT).chain(sent(NORMAL)).collect::<Vec<_>>());
 }
 
 #[test]
