@@ -39,6 +39,8 @@ pub struct Producer<T> {
     shared: Arc<Shared<T>>,
     /// Published and not yet published items so far.
     next: usize,
+    /// Of these, published.
+    published: usize,
     /// What `head` was when last looked at.
     head: usize,
 }
@@ -59,7 +61,10 @@ pub fn ring<T: Send>(capacity: usize) -> (Producer<T>, Consumer<T>) {
     let head = CachePadded::new(AtomicUsize::new(0));
     let tail = CachePadded::new(AtomicUsize::new(0));
     let shared = Arc::new(Shared { head, tail, slots });
-    (Producer { shared: shared.clone(), next: 0, head: 0 }, Consumer { shared, next: 0, tail: 0 })
+    (
+        Producer { shared: shared.clone(), next: 0, published: 0, head: 0 },
+        Consumer { shared, next: 0, tail: 0 },
+    )
 }
 
 impl<T> Producer<T> {
@@ -106,7 +111,10 @@ impl<T> Producer<T> {
     /// Shows the consumer what was put in.
     #[inline]
     pub fn publish(&mut self) {
-        self.shared.tail.store(self.next, Ordering::Release);
+        if self.published != self.next {
+            self.published = self.next;
+            self.shared.tail.store(self.next, Ordering::Release);
+        }
     }
 }
 

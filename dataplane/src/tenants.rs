@@ -416,6 +416,7 @@ impl Tenants {
     pub fn first_turn_over(&mut self, id: EndpointId, is_mixed: bool, result: Result<Taken, Fault>) {
         if is_mixed && let Some(Some(tenant)) = self.slots.get_mut(id.index()) {
             tenant.is_mixed = true;
+            self.turns.wake(id); // so that its turn comes
         }
         self.first_turns.served(id, result != Ok(Taken::default()));
         self.note_taken(id, result);

@@ -193,7 +193,7 @@ impl Worker {
             moved += if by_class { self.take_in_by_class(is_plain) } else { self.take_in(is_plain) };
         }
         if by_class {
-            self.by_class.end_turn(self.lanes.last());
+            self.by_class.forget_idle();
         }
         self.put_out();
         let mut faults = 0;

@@ -54,9 +54,16 @@ pub fn run_first(
         }
         let Some((id, tenant)) = tenants.next_first_turn() else { continue };
         let is_other = |burst: &Burst| burst.last().is_some_and(|last| !is_urgent(last));
-        let result = taker.take_first(id, tenant, quota, is_other);
-        let is_mixed = is_other(taker.output);
-        if is_mixed && let Some(frame) = taker.output.pop() {
+        let mut admitted = taker.output.len();
+        let mut is_mixed = false;
+        let result = taker.take_first(id, tenant, quota, |burst| {
+            admitted += 1;
+            is_mixed = burst.len() < admitted || is_other(burst); // refused, or not urgent
+            is_mixed
+        });
+        if is_other(taker.output)
+            && let Some(frame) = taker.output.pop()
+        {
             let _room = others.push(frame); // there are fewer looks than places
         }
         tenants.first_turn_over(id, is_mixed, result);
@@ -95,7 +102,7 @@ impl Taker<'_> {
         id: EndpointId,
         tenant: &mut Tenant,
         quota: usize,
-        is_over: impl Fn(&Burst) -> bool,
+        is_over: impl FnMut(&Burst) -> bool,
     ) -> Result<Taken, Fault> {
         let mut taken = Taken::default();
         if let (Some(endpoint), Some(counters)) = (self.tables.endpoint(id), self.counters.endpoint(id))
@@ -113,7 +120,7 @@ impl Taker<'_> {
         queue: &mut RxRing,
         quota: usize,
         taken: &mut Taken,
-        is_over: impl Fn(&Burst) -> bool,
+        mut is_over: impl FnMut(&Burst) -> bool,
     ) -> Result<(), Fault> {
         let pending = usize::from(queue.pending()?);
         if pending == 0 {

@@ -40,9 +40,11 @@ pub(super) struct ByClass {
     takes_in: bool,
     takes_first: bool,
     is_plain: bool,
-    /// Frames of the last lane were taken in this turn.
+    /// Frames from places where all classes are mixed, or of the last lane, that came in this turn.
     rest: usize,
-    /// What is asked first for urgent frames the next time.
+    /// By lane: it had a burst in this turn.
+    had_work: [bool; Class::LIMIT],
+    /// The place of its own that the most urgent lane is to be asked for first the next time.
     first: usize,
     /// Until then time is accounted for.
     mark: u64,
@@ -60,8 +62,10 @@ struct Lane {
     stage: Option<Stage>,
     origin: Origin,
     is_plain: bool,
-    /// Copies that flooding may still make in this turn, of a lane before the last.
-    flood_budget: usize,
+    /// It came from another worker.
+    is_of_others: bool,
+    /// Copies that flooding may still make in this turn, of a lane before the last: what began here, and what came from other workers.
+    flood_budgets: [usize; 2],
     /// It waits for that, if anybody wants to know how long.
     wait: Option<Wait>,
 }
@@ -82,7 +86,8 @@ impl Lane {
             stage: None,
             origin: Origin::only(UplinkId(0)),
             is_plain: false,
-            flood_budget: 0,
+            is_of_others: false,
+            flood_budgets: [0; 2],
             wait: None,
         }
     }
@@ -122,6 +127,7 @@ impl Lane {
         std::mem::swap(&mut self.is_second, &mut to.is_second);
         to.stage = self.stage.take();
         (to.origin, to.is_plain, to.wait) = (self.origin, self.is_plain, self.wait);
+        to.is_of_others = self.is_of_others;
     }
 }
 
@@ -139,6 +145,7 @@ impl ByClass {
             takes_first: false,
             is_plain: false,
             rest: 0,
+            had_work: [false; Class::LIMIT],
             first: 0,
             mark: 0,
             looks: Looks::new(sources),
@@ -149,16 +156,29 @@ impl ByClass {
     pub(super) fn begin_turn(&mut self, now: u64, turn: u64, by_class: bool) {
         (self.takes_in, self.takes_first) = (false, false);
         self.rest = 0;
+        self.had_work = [false; Class::LIMIT];
         self.mark = now;
-        self.lanes.iter_mut().for_each(|lane| lane.flood_budget = FLOOD_COPIES_PER_TURN);
+        self.lanes.iter_mut().for_each(|lane| lane.flood_budgets = [FLOOD_COPIES_PER_TURN; 2]);
         self.looks.begin_turn(turn, by_class);
     }
 
-    /// What there was for the last lane has gone.
+    /// Lanes for which nothing has come in this turn wait for nothing, and claim nothing: before new frames are taken in, and at the end. Not
+    /// sooner: what is theirs may lie in a place where all classes are mixed.
     #[inline]
-    pub(super) fn end_turn(&mut self, last: usize) {
-        if self.rest == 0 {
-            self.precedence.has_nothing(last);
+    pub(super) fn forget_idle(&mut self) {
+        for lane in 1..self.lanes.len() {
+            let is_last = lane + 1 == self.lanes.len();
+            let had_work = self.had_work.get(lane).is_some_and(|had| *had) || is_last && self.rest > 0;
+            if !had_work {
+                self.precedence.has_nothing(lane);
+            }
+        }
+    }
+
+    #[inline]
+    fn note_work(&mut self, lane: usize) {
+        if let Some(had_work) = self.had_work.get_mut(lane) {
+            *had_work = true;
         }
     }
 
@@ -230,6 +250,7 @@ impl Worker {
     pub(super) fn take_in_by_class(&mut self, is_plain: bool) -> usize {
         (self.by_class.takes_in, self.by_class.takes_first) = (true, true);
         self.by_class.is_plain = is_plain;
+        self.by_class.forget_idle();
         let mut moved = 0;
         for source in 0..self.uplink.sources() {
             if self.lanes.urgent().is_none() && self.has_early(source) {
@@ -332,15 +353,16 @@ impl Worker {
         if before == 0 || (before..self.lanes.count()).any(|lane| precedence.is_due(lane)) {
             return None;
         }
+        // One that has waited enough, and has nothing of its own here, may have something where all classes are mixed: that is next.
         let due = (1..before).find(|lane| precedence.is_due(*lane));
-        for lane in due.into_iter().chain(0..before) {
+        let lanes = due.map_or(0..before, |due| due..due + 1);
+        for lane in lanes {
             let count = self.load_urgent(lane);
             if count > 0 {
                 self.by_class.precedence.takes(lane);
                 self.by_class.account(lane);
                 return Some(count);
             }
-            self.by_class.precedence.has_nothing(lane);
         }
         None
     }
@@ -352,11 +374,9 @@ impl Worker {
         let is_most = self.lanes.urgent() == Some(lane) && self.by_class.takes_in;
         let sources = if is_most { self.uplink.sources() } else { 0 };
         let places = others + sources + usize::from(is_most);
-        if self.by_class.first >= places {
-            self.by_class.first = 0; // there are fewer than the last time
-        }
+        let first = if is_most && self.by_class.first < places { self.by_class.first } else { 0 };
         for place in 0..places {
-            let place = place + self.by_class.first;
+            let place = place + first;
             let place = if place < places { place } else { place - places };
             let count = if place < others {
                 self.load_arrivals(place, lane)
@@ -366,7 +386,9 @@ impl Worker {
                 self.load_first_queues(lane)
             };
             if count > 0 {
-                self.by_class.first = if place + 1 < places { place + 1 } else { 0 };
+                if is_most {
+                    self.by_class.first = place + 1;
+                }
                 return count;
             }
         }
@@ -383,6 +405,9 @@ impl Worker {
             its.wait = mesh.waited().map(|waited| Wait { since: waited.since, class: Some(waited.class) });
             Some((count, stage, Origin::only(UplinkId(0)), false))
         });
+        if let Some(its) = self.by_class.lanes.get_mut(lane) {
+            its.is_of_others |= count > 0;
+        }
         self.tenants.note_work(count);
         count
     }
@@ -458,6 +483,8 @@ impl Worker {
             let (count, stage, origin, is_plain) = fill(worker, its)?;
             if count > 0 {
                 (its.stage, its.origin, its.is_plain) = (Some(stage), origin, is_plain);
+                its.is_of_others = false;
+                worker.by_class.note_work(lane);
             }
             Some(count)
         })
@@ -508,7 +535,8 @@ impl Worker {
             let waited =
                 its.wait.take().map(|wait| (wait.class.or(its.class()), cycles().saturating_sub(wait.since)));
             // What the lanes before the last flood is not taken from its own.
-            let mut budget = its.flood_budget;
+            let [here, others] = its.flood_budgets;
+            let mut budget = if its.is_of_others { others } else { here };
             if is_preferred {
                 cx.flood_budget = &mut budget;
             }
@@ -516,7 +544,7 @@ impl Worker {
             let ((frames, _), next) = stages::advance(stage, (frames, spare), is_plain, &mut cx);
             let is_done = frames.is_empty();
             cx.settle();
-            its.flood_budget = budget;
+            its.flood_budgets = if its.is_of_others { [here, budget] } else { [budget, others] };
             its.is_second ^= stage.moves_on();
             its.stage = next.filter(|_| !is_done);
             if let Some((class, time)) = waited {
@@ -541,6 +569,11 @@ impl Worker {
     fn split(&mut self) {
         self.split_rest();
         let last = self.lanes.last();
+        for lane in 0..last {
+            if self.by_class.lanes.get(lane).is_some_and(|its| its.stage.is_some()) {
+                self.by_class.note_work(lane);
+            }
+        }
         if self.by_class.lanes.get(last).is_some_and(|its| its.stage.is_none()) {
             // It had its turn, and nothing in the burst was its own, or nothing stays here.
             self.by_class.precedence.has_done(last);
@@ -566,6 +599,7 @@ impl Worker {
                 Some(lane) => {
                     (lane.stage, lane.origin, lane.is_plain, lane.wait) =
                         (Some(stage), origin, is_plain, wait);
+                    lane.is_of_others = false; // a mixed burst came in here
                     lane.bursts().0
                 }
                 None => &mut *kept,

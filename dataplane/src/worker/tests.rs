@@ -97,10 +97,14 @@ fn inner(from: MacAddr, to: MacAddr, port: u16, stamp: Stamp) -> Vec<u8> {
     out
 }
 
-/// From the remote to [`SINK`], as fast as they are taken.
+/// Urgent ones from the remote to [`SINK`], as fast as they are taken, by the ring for urgent ones or the other.
 fn stream(flow: u32, is_urgent: bool) -> ReplayStream {
+    stream_to(URGENT, flow, is_urgent)
+}
+
+fn stream_to(port: u16, flow: u32, is_urgent: bool) -> ReplayStream {
     let mut payload = vec![8, 0, 0, 0, 0, 0, 42, 0];
-    payload.extend(inner(MacAddr([2, 0, 0, 0, 0, 0x77]), mac(SINK), URGENT, stamp(flow, 0)));
+    payload.extend(inner(MacAddr([2, 0, 0, 0, 0, 0x77]), mac(SINK), port, stamp(flow, 0)));
     let mut bytes = Vec::new();
     PacketBuilder::ethernet2([2, 9, 9, 9, 9, 9], [2, 8, 8, 8, 8, 8])
         .ipv4([192, 0, 2, 2], [192, 0, 2, 1], 64)
@@ -327,4 +331,58 @@ fn urgent_floods_take_nothing_from_what_others_may_flood() {
     let (_, dropped) = bench.taken(H1);
     assert!(dropped > 0, "it floods more than it may");
     assert_eq!(bench.taken(H3), (800, 0));
+}
+
+#[test]
+fn what_others_send_first_does_not_close_the_urgent_ring_where_nobody_else_has_work() {
+    for (quota, share) in [(1, 0), (16, 0), (16, 10)] {
+        let mut bench = Bench::new(classes(quota, share), 2, vec![stream(0, true)]);
+        bench.attach(A, SINK, 1);
+        bench.attach(B, H1, 1);
+        let received = |bench: &Bench| bench.workers[A.index()].counters.uplink_rx.frames();
+        for turn in 0..50 {
+            bench.send(H1, mac(SINK), URGENT, 200);
+            bench.turn(B, true);
+            let before = received(&bench);
+            bench.turn(A, true);
+            assert!(received(&bench) > before, "quota {quota}, share {share}: nothing in turn {turn}");
+            bench.gets(SINK);
+        }
+    }
+}
+
+#[test]
+fn a_class_in_the_middle_has_its_share_of_what_comes_by_the_ring_for_all() {
+    let mut plan = classes(1024, 0);
+    plan.list.insert(1, ClassPlan { share: 30, ..ClassPlan::new("middle") });
+    plan.default = Class(2);
+    plan.rules.push(RulePlan { destination_port: Some(NORMAL..=NORMAL), ..RulePlan::any(Class(1)) });
+    let mut bench = Bench::new(plan, 1, vec![stream(0, true), stream_to(NORMAL, 1, false)]);
+    bench.attach(A, SINK, 1);
+    for _ in 0..200 {
+        bench.turn(A, true);
+        bench.gets(SINK);
+    }
+    let counters = &bench.workers[A.index()].counters;
+    let [urgent, middle] = [0, 1].map(|class| counters.class(Class(class)).uplink_rx);
+    assert!(middle * 8 > urgent, "{middle} beside {urgent}");
+}
+
+#[test]
+fn packets_that_are_refused_are_no_more_than_a_turn_allows() {
+    let mut bench = Bench::new(classes(16, 0), 1, vec![stream(0, true), stream_to(NORMAL, 1, false)]);
+    bench.attach(A, SINK, 1);
+    bench.attach(A, H1, 2);
+    for _ in 0..20 {
+        let tx = &mut bench.clients[H1.index()].as_mut().unwrap().tx[0];
+        for number in 0..200 {
+            let _full = tx.push(&inner(mac(H2), mac(SINK), URGENT, stamp(0, number)));
+        }
+        tx.flush().unwrap();
+        let (before, _) = bench.taken(H1);
+        bench.turn(A, true);
+        let (after, dropped) = bench.taken(H1);
+        assert!(after > before && after - before <= 34 && dropped == after, "{before} to {after}, {dropped}");
+        bench.gets(SINK);
+    }
 }
