@@ -5,7 +5,7 @@
 
 use peregrine_config::{ConfigErrors, Warning, warnings};
 use peregrine_dataplane::engine::Engine;
-use peregrine_dataplane::plan::{Plan, RulePlan};
+use peregrine_dataplane::plan::{Early, Plan, RulePlan};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -30,7 +30,7 @@ pub fn check(engine: &Engine, given: Value) -> Result<Value, RpcError> {
     let rules = read("rules.check", given, engine.plan())?;
     let mut plan = engine.plan().clone();
     plan.classes.rules = rules;
-    Ok(taken(&plan))
+    Ok(taken(engine, plan))
 }
 
 /// `rules.set`: these instead of those in force. `status` tells when all workers go by them.
@@ -40,13 +40,17 @@ pub fn check(engine: &Engine, given: Value) -> Result<Value, RpcError> {
 pub fn set(engine: &mut Engine, given: Value) -> Result<Value, RpcError> {
     let rules = read("rules.set", given, engine.plan())?;
     engine.set_rules(rules).map_err(|error| RpcError::new(code::REFUSED, error.to_string()))?;
-    Ok(taken(engine.plan()))
+    Ok(taken(engine, engine.plan().clone()))
 }
 
 /// How many there are, and what is hardly meant.
-fn taken(plan: &Plan) -> Value {
+fn taken(engine: &Engine, mut plan: Plan) -> Value {
+    if !engine.uplinks().iter().any(|uplink| uplink.early) {
+        // Asked for, perhaps, and not got: then nothing comes early.
+        plan.uplinks.iter_mut().for_each(|uplink| uplink.early = Early::Off);
+    }
     // What classes there are is the config's.
-    let of_rules = warnings(plan).into_iter().filter(Warning::is_about_rules);
+    let of_rules = warnings(&plan).into_iter().filter(Warning::is_about_rules);
     let warnings: Vec<String> = of_rules.map(|warning| warning.to_string()).collect();
     json!({ "count": plan.classes.rules.len(), "warnings": warnings })
 }
