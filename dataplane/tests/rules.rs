@@ -19,6 +19,7 @@ use peregrine_dataplane::types::{Class, CoreId, MacAddr, NetworkId, RemoteId, Up
 use peregrine_memif::{ClientConfig, Interface, ServerConfig};
 
 use rig::{BLUE, Dice, WEB, flow, mac, packets_of, plan, rings};
+use veth::filter::{answer, if_not_skip, install, load};
 use veth::{OUR_ADDRESS, RawSocket, THEIR_ADDRESS, Vxlan, Wire, run, until};
 
 const URGENT: RulePlan = RulePlan::any(Class::URGENT);
@@ -316,9 +317,6 @@ fn what_the_driver_does_not_take_holds_all_the_same() {
 /// From here on this thread's changes of BPF maps fail as if there were no memory. A seccomp filter.
 fn refuse_map_updates() {
     const BPF_MAP_UPDATE_ELEM: u32 = 2;
-    let load = |offset| libc::sock_filter { code: 0x20, jt: 0, jf: 0, k: offset };
-    let if_not_skip = |value, skip| libc::sock_filter { code: 0x15, jt: 0, jf: skip, k: value };
-    let answer = |value| libc::sock_filter { code: 0x06, jt: 0, jf: 0, k: value };
     let mut program = [
         load(0), // the number of the system call
         if_not_skip(libc::SYS_bpf as u32, 3),
@@ -327,13 +325,7 @@ fn refuse_map_updates() {
         answer(libc::SECCOMP_RET_ERRNO | libc::ENOMEM as u32),
         answer(libc::SECCOMP_RET_ALLOW),
     ];
-    let filter = libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
-    // SAFETY: a program of that length, for this thread and its children.
-    let result = unsafe {
-        libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
-        libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const filter)
-    };
-    assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
+    install(&mut program);
 }
 
 #[test]

@@ -20,6 +20,7 @@ use peregrine_dataplane::xsk::{
     open_all,
 };
 
+use veth::filter::{answer, if_not_skip, install, load};
 use veth::{
     End, OUR_ADDRESS, PATIENCE, RawSocket, THEIR_ADDRESS, Vxlan, Wire, config, filled, run, until, vni,
 };
@@ -681,9 +682,6 @@ fn of_two_uplinks_that_share_memory_one_may_have_it_and_the_other_not() {
 /// From here on this thread gets no AF_XDP socket of the kind that a second one is (close-on-exec from the start; the library's are
 /// not). A seccomp filter that answers ENOBUFS.
 fn refuse_second_sockets() {
-    let load = |offset| libc::sock_filter { code: 0x20, jt: 0, jf: 0, k: offset };
-    let if_not_skip = |value, skip| libc::sock_filter { code: 0x15, jt: 0, jf: skip, k: value };
-    let answer = |value| libc::sock_filter { code: 0x06, jt: 0, jf: 0, k: value };
     let mut program = [
         load(0), // the number of the system call
         if_not_skip(libc::SYS_socket as u32, 5),
@@ -694,13 +692,7 @@ fn refuse_second_sockets() {
         answer(libc::SECCOMP_RET_ERRNO | libc::ENOBUFS as u32),
         answer(libc::SECCOMP_RET_ALLOW),
     ];
-    let filter = libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
-    // SAFETY: a program of that length, for this thread and its children.
-    let result = unsafe {
-        libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
-        libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const filter)
-    };
-    assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
+    install(&mut program);
 }
 
 #[test]

@@ -286,7 +286,7 @@ impl Report {
         let left_out = self.left_out.as_ref().map(|why| format!("Nothing over a wire: {why}.\n"));
         let failure = self.failure.as_ref().map(|why| format!("Not all over the wire: {why}.\n"));
         format!(
-            "One-way, from when an urgent packet is due to the tenant; {:.0} a second, {} bytes inside, beside normal ones at a part of what the \
+            "One-way, from when an urgent packet is due (over a wire: sent) to the tenant; {:.0} a second, {} bytes inside, beside normal ones at a part of what the \
              worker (or the kernel's overlay) can take while it has its core.\n\
              {} runs of {} ms in turns on {} cores: p50 and p99 are their medians, p99.9 and the highest of all together; at most 3 % too high.\n\
              calm: met while nobody took the worker's core or the generator's away, of all runs together, and their part of all: what is the worker's own.\n\

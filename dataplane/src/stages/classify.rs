@@ -31,7 +31,7 @@ pub fn run(burst: &mut Burst, cx: &mut Cx<'_>) {
         burst.iter_mut().for_each(|frame| frame.set_class(Class::URGENT));
     } else if is_sorted {
         let mut last = None;
-        burst.iter_mut().for_each(|frame| sort(frame, &mut last, cx));
+        burst.iter_mut().for_each(|frame| sort(frame, &mut last, is_settling, cx));
     }
     if is_sorted || cx.origin.ring == RxRing::Urgent {
         cx.counters.of_classes(&ClassTally::of(burst.iter().map(Frame::class)), |class| &class.uplink_rx);
@@ -72,7 +72,7 @@ fn classify(
 /// Finds the class, and the hash of the flow where that takes a look at the headers anyway. `last` is the network of the frame before. A
 /// frame of no network keeps its class: it is dropped in the next step.
 #[inline(never)]
-fn sort(frame: &mut Frame, last: &mut Option<(Vni, NetworkId)>, cx: &Cx<'_>) {
+fn sort(frame: &mut Frame, last: &mut Option<(Vni, NetworkId)>, is_settling: bool, cx: &Cx<'_>) {
     let outer_dscp = std::mem::take(&mut frame.meta.flow_hash) as u8;
     let Ok((header, inner)) = VxlanHeader::split(frame.bytes()) else { return };
     let vni = header.vni();
@@ -93,7 +93,7 @@ fn sort(frame: &mut Frame, last: &mut Option<(Vni, NetworkId)>, cx: &Cx<'_>) {
     } else {
         return;
     };
-    if class == Class::URGENT && cx.tables.settling && cx.origin.ring == RxRing::Rest {
+    if class == Class::URGENT && is_settling {
         class = Class::NORMAL; // there is a second class wherever there is a ring for the first
     }
     frame.set_class(class);

@@ -40,9 +40,7 @@ pub(super) struct ByClass {
     takes_in: bool,
     takes_first: bool,
     is_plain: bool,
-    /// Frames from places where all classes are mixed, or of the last lane, that came in this turn.
-    rest: usize,
-    /// By lane: it had a burst in this turn.
+    /// By lane: it had a burst in this turn; the last also for what came from a place where all classes are mixed.
     had_work: [bool; Class::LIMIT],
     /// The place of its own that the most urgent lane is to be asked for first the next time.
     first: usize,
@@ -144,7 +142,6 @@ impl ByClass {
             takes_in: false,
             takes_first: false,
             is_plain: false,
-            rest: 0,
             had_work: [false; Class::LIMIT],
             first: 0,
             mark: 0,
@@ -155,7 +152,6 @@ impl ByClass {
     #[inline]
     pub(super) fn begin_turn(&mut self, now: u64, turn: u64, by_class: bool) {
         (self.takes_in, self.takes_first) = (false, false);
-        self.rest = 0;
         self.had_work = [false; Class::LIMIT];
         self.mark = now;
         self.lanes.iter_mut().for_each(|lane| lane.flood_budgets = [FLOOD_COPIES_PER_TURN; 2]);
@@ -167,9 +163,7 @@ impl ByClass {
     #[inline]
     pub(super) fn forget_idle(&mut self) {
         for lane in 1..self.lanes.len() {
-            let is_last = lane + 1 == self.lanes.len();
-            let had_work = self.had_work.get(lane).is_some_and(|had| *had) || is_last && self.rest > 0;
-            if !had_work {
+            if !self.had_work.get(lane).is_some_and(|had| *had) {
                 self.precedence.has_nothing(lane);
             }
         }
@@ -219,10 +213,10 @@ impl Worker {
             if released == 0 {
                 break;
             }
+            self.by_class.note_work(last); // even if all of it is handed over
             self.split();
             moved += released + self.work_off();
         }
-        self.by_class.rest += moved;
         moved
     }
 
@@ -240,7 +234,6 @@ impl Worker {
                 }
                 moved += self.work_off();
             }
-            self.by_class.rest += arrived;
             moved += arrived;
         }
         moved
@@ -286,7 +279,6 @@ impl Worker {
         if received == 0 {
             return 0;
         }
-        self.by_class.rest += received;
         self.step(last);
         self.split();
         received + self.work_off()
@@ -317,7 +309,6 @@ impl Worker {
         if taken == 0 {
             return 0;
         }
-        self.by_class.rest += taken;
         self.enter(last);
         self.split();
         taken + self.work_off()

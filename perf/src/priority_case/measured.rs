@@ -199,7 +199,7 @@ pub struct PortReport {
     pub wire_mpps: Option<f64>,
     /// How long a burst takes in the slowest step: what an urgent packet waits for at most, beside what the machine takes.
     pub batch_us: Option<f64>,
-    /// How late urgent packets left the generator, of all that were sent: a part of their latency that is not the worker's.
+    /// How late urgent packets left the generator, of all that were sent: in no latency.
     pub sent_late_us: Option<Percentiles>,
     /// Urgent packets alone, `sync` with early classes.
     pub idle_us: Percentiles,
