@@ -180,7 +180,11 @@ fn a_server_that_breaks_the_protocol_each_time_is_not_hammered() {
             // The sealer gives memory back in real time, of which a made-up minute has little.
             let end = Instant::now() + PATIENCE;
             while sealer::unreturned() >= sealer::UNRETURNED_MAX {
-                assert!(Instant::now() < end, "{} files not given back in {PATIENCE:?}", sealer::unreturned());
+                assert!(
+                    Instant::now() < end,
+                    "{} files not given back in {PATIENCE:?}",
+                    sealer::unreturned()
+                );
                 std::thread::yield_now();
             }
         }
