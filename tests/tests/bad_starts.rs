@@ -5,7 +5,7 @@ use std::time::Duration;
 use peregrine_dataplane::plan::XdpMode;
 use peregrine_dataplane::types::QueueId;
 use peregrine_dataplane::xsk::{self, XskConfig};
-use peregrine_tests::{Daemon, FAR, NEAR, Net, Tenant, inside, ping, until, within};
+use peregrine_tests::{Daemon, FAR, NEAR, Net, Tenant, inside, ping_patiently, until, within};
 
 fn good(net: &Net) -> String {
     Daemon::config(net, &[FAR.0], &[Tenant::WEB, Tenant::DB])
@@ -84,7 +84,7 @@ fn an_interface_that_another_has_is_left_to_it() {
     refused(&net, &other, 1, &["near0", "XDP program", "peregrine_steer"]);
     assert!(!net.file("other.sock").exists() && !net.file("other-memif.sock").exists());
     assert!(net.has_program());
-    assert_eq!(ping(&net.far, Tenant::WEB.ip, 20, 0.01), 20, "the first was not disturbed");
+    assert_eq!(ping_patiently(&net.far, Tenant::WEB.ip, 20, 0.01), 20, "the first was not disturbed");
 }
 
 /// A queue that somebody else has is waited for, then given up.

@@ -5,7 +5,7 @@ use std::net::UdpSocket;
 use etherparse::{SlicedPacket, TransportSlice};
 use peregrine_control::lab::Namespace;
 use peregrine_tests::{
-    Daemon, FAR, FAR_OVERLAY, Guest, NEAR, Net, PATIENCE, RawSocket, Tenant, VNI, frame, inside, ping,
+    Daemon, FAR, FAR_OVERLAY, Guest, NEAR, Net, PATIENCE, RawSocket, Tenant, VNI, frame, inside,
     ping_patiently, report, totals, until,
 };
 use serde_json::{Value, json};
@@ -161,9 +161,9 @@ fn the_kernel_keeps_the_networks_that_are_not_ours() {
     device(&net.near, NEAR.0, FAR.0, "10.99.0.1");
     let _echo = Tenant::WEB.echo(&net);
     daemon.wait_for_next_hops();
-    assert_eq!(ping(&net.far, "10.99.0.1", 20, 0.01), 20, "the kernel's network");
-    assert_eq!(ping(&net.far, Tenant::WEB.ip, 20, 0.01), 20, "ours");
-    assert_eq!(ping(&net.far, NEAR.0, 20, 0.01), 20, "no overlay at all");
+    assert_eq!(ping_patiently(&net.far, "10.99.0.1", 20, 0.01), 20, "the kernel's network");
+    assert_eq!(ping_patiently(&net.far, Tenant::WEB.ip, 20, 0.01), 20, "ours");
+    assert_eq!(ping_patiently(&net.far, NEAR.0, 20, 0.01), 20, "no overlay at all");
     let stats = daemon.at_rest();
     assert!(stats["uplinks"][0]["program"][0]["passed"]["other_vni"].as_u64() >= Some(20), "{stats:#}");
     assert_eq!(totals(&stats, "dropped"), 0, "{}", stats["drops"]);
@@ -243,7 +243,7 @@ fn broadcast_is_replicated_to_each_remote_once_and_never_reflected() {
     daemon.wait_for_tenant(0, true);
     daemon.wait_for_next_hops();
     for host in [&net.far, &far2] {
-        assert_eq!(ping(host, Tenant::DB.ip, 20, 0.01), 20);
+        assert_eq!(ping_patiently(host, Tenant::DB.ip, 20, 0.01), 20);
     }
     let (one, two) = (RawSocket::open(&net.far, "vx"), RawSocket::open(&far2, "vx"));
 

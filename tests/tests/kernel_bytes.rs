@@ -134,7 +134,7 @@ fn our_frames_are_the_kernels_but_for_named_fields_and_tshark_likes_both() {
     let mut tenant = Tenant::WEB.connect(&net);
     daemon.wait_for_tenant(0, true);
     // The far kernel must know the way too, before its first frame is captured.
-    assert_eq!(peregrine_tests::ping(&net.far, NEAR.0, 1, 0.1), 1);
+    assert_eq!(peregrine_tests::ping_patiently(&net.far, NEAR.0, 1, 0.1), 1);
     let wire = RawSocket::open(&net.far, FAR.1);
     let vx = RawSocket::sender(&net.far, "vx");
     let (mut ours, mut kernels) = (Vec::new(), Vec::new());

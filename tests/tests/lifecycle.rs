@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use peregrine_tests::{
-    Daemon, FAR, FAR_OVERLAY, Guest, NEAR, Net, PATIENCE, RawSocket, Tenant, frame, ping, totals, until,
-    within,
+    Daemon, FAR, FAR_OVERLAY, Guest, NEAR, Net, PATIENCE, RawSocket, Tenant, frame, ping, ping_patiently,
+    totals, until, within,
 };
 use rustix::process::Signal;
 
@@ -15,7 +15,7 @@ fn killed_under_traffic_it_leaves_no_program_and_starts_again_at_once() {
     let daemon = Daemon::start(&net, &[Tenant::WEB]);
     let echo = Tenant::WEB.echo(&net);
     daemon.wait_for_next_hops();
-    assert_eq!(ping(&net.far, Tenant::WEB.ip, 20, 0.01), 20);
+    assert_eq!(ping_patiently(&net.far, Tenant::WEB.ip, 20, 0.01), 20);
     std::thread::scope(|scope| {
         let far = &net.far;
         let traffic = scope.spawn(move || ping(far, Tenant::WEB.ip, 400, 0.002));
@@ -27,10 +27,10 @@ fn killed_under_traffic_it_leaves_no_program_and_starts_again_at_once() {
         let daemon = Daemon::start(&net, &[Tenant::WEB]);
         let _echo = Tenant::WEB.echo(&net);
         daemon.wait_for_next_hops();
-        assert_eq!(ping(&net.far, Tenant::WEB.ip, 20, 0.01), 20);
-        daemon.at_rest();
         let answered = traffic.join().unwrap();
         assert!((50..400).contains(&answered), "{answered}");
+        assert_eq!(ping_patiently(&net.far, Tenant::WEB.ip, 20, 0.01), 20);
+        daemon.at_rest();
     });
 }
 
@@ -105,14 +105,14 @@ fn a_far_host_that_changes_its_link_layer_address_is_followed() {
     let daemon = Daemon::start(&net, &[Tenant::WEB]);
     let _echo = Tenant::WEB.echo(&net);
     daemon.wait_for_next_hops();
-    assert_eq!(ping(&net.far, Tenant::WEB.ip, 10, 0.01), 10);
+    assert_eq!(ping_patiently(&net.far, Tenant::WEB.ip, 10, 0.01), 10);
     // It announces the new address, as hosts do that take an address over.
     let notify = format!("net.ipv4.conf.{}.arp_notify=1", FAR.1);
     peregrine_tests::run(net.far.command("sysctl").args(["-qw", &notify]));
     let address = "02:00:00:00:0f:99";
     net.far.ip(&format!("link set {} address {address}", FAR.1)).unwrap();
     until("the new address", || daemon.stats()["remotes"][0]["next_hop"] == address);
-    assert_eq!(ping(&net.far, Tenant::WEB.ip, 20, 0.01), 20);
+    assert_eq!(ping_patiently(&net.far, Tenant::WEB.ip, 20, 0.01), 20);
     daemon.at_rest();
 }
 
@@ -147,7 +147,7 @@ fn frames_for_a_next_hop_that_is_not_resolved_are_counted_until_it_is() {
 fn it_is_small_and_starts_fast() {
     let net = Net::new();
     // The far host resolves the near one: what is measured is ours.
-    assert_eq!(ping(&net.far, NEAR.0, 1, 0.1), 1);
+    assert_eq!(ping_patiently(&net.far, NEAR.0, 1, 0.1), 1);
     let wire = RawSocket::open(&net.far, "vx");
     let began = Instant::now();
     let daemon = Daemon::start(&net, &[Tenant::WEB, Tenant::DB]);

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use peregrine_control::lab::Process;
 use peregrine_tests::{
-    Daemon, FAR, NEAR, Net, PATIENCE, Tenant, answering_testpmd, cores, forwarded, ping, program, run,
-    totals, until,
+    Daemon, FAR, NEAR, Net, PATIENCE, Tenant, answering_testpmd, cores, forwarded, ping, ping_patiently,
+    program, run, totals, until,
 };
 use rustix::process::Signal;
 use serde_json::Value;
@@ -92,7 +92,7 @@ fn killed_and_started_again(net: &Net, config: &str, first: Daemon, unheard_min:
     println!("restart: tenant attached {:?} after the start, {:?} after the kill", attached.0, attached.1);
     assert_eq!(stats["endpoints"][0]["bad_descriptors"], 0, "the memory is new: {stats}");
     // Once all is back, nothing is lost any more.
-    assert_eq!(ping(&net.far, Tenant::WEB.ip, 100, 0.002), 100);
+    assert_eq!(ping_patiently(&net.far, Tenant::WEB.ip, 100, 0.002), 100);
     (seen, second)
 }
 
