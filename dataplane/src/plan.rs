@@ -133,6 +133,24 @@ pub struct UplinkPlan {
     pub early: Early,
 }
 
+impl UplinkPlan {
+    /// With the config's defaults.
+    pub fn new(interface: &str, local: IpAddr) -> UplinkPlan {
+        UplinkPlan {
+            interface: interface.to_owned(),
+            queues: Queues::All,
+            mode: XdpMode::PreferZeroCopy,
+            local,
+            port: 4789,
+            source_ports: 49152..=65535,
+            ttl: 64,
+            chunk_size: 2048,
+            ring_size: 2048,
+            early: Early::Off,
+        }
+    }
+}
+
 /// Which queues of an interface are ours.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Queues {
@@ -204,6 +222,23 @@ pub struct NetworkPlan {
     pub class: Class,
 }
 
+impl NetworkPlan {
+    /// With the config's defaults, and no remotes.
+    pub fn new(name: &str, vni: Vni) -> NetworkPlan {
+        NetworkPlan {
+            name: name.to_owned(),
+            vni,
+            mtu: 1450,
+            remotes: Vec::new(),
+            learning: true,
+            ageing: Duration::from_secs(300),
+            fdb_limit: 4096,
+            static_macs: Vec::new(),
+            class: Class::NORMAL,
+        }
+    }
+}
+
 /// One tenant address on one network.
 #[derive(Clone, Debug)]
 pub struct EndpointPlan {
@@ -219,6 +254,20 @@ pub struct EndpointPlan {
     pub anti_spoofing: bool,
     /// How it is attached.
     pub memif: MemifPlan,
+}
+
+impl EndpointPlan {
+    /// With the config's defaults, and no IP addresses.
+    pub fn new(name: &str, network: NetworkId, mac: MacAddr, memif: MemifPlan) -> EndpointPlan {
+        EndpointPlan {
+            name: name.to_owned(),
+            network,
+            mac,
+            addresses: Vec::new(),
+            anti_spoofing: true,
+            memif,
+        }
+    }
 }
 
 /// How an endpoint is attached: a memif interface, in either role.

@@ -3,18 +3,17 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
-use std::time::Duration;
 
 use peregrine_dataplane::counters::WorkerCounters;
 use peregrine_dataplane::fdb::{Destination, Fdb};
 use peregrine_dataplane::frame::{Burst, FramePool};
 use peregrine_dataplane::plan::{
-    Early, EndpointPlan, MemifPlan, NetworkPlan, PlacementMode, Plan, Queues, UplinkPlan, WorkerPlan, XdpMode,
+    EndpointPlan, MemifPlan, NetworkPlan, PlacementMode, Plan, UplinkPlan, WorkerPlan, XdpMode,
 };
 use peregrine_dataplane::stages::{self, Cx, Origin, Stage, Wire, Work, collect};
 use peregrine_dataplane::tables::{NextHop, Tables};
 use peregrine_dataplane::tenants::{Detached, TenantRings, Tenants};
-use peregrine_dataplane::types::{Class, CoreId, EndpointId, MacAddr, NetworkId, RemoteId, UplinkId, Vni};
+use peregrine_dataplane::types::{CoreId, EndpointId, MacAddr, NetworkId, RemoteId, UplinkId, Vni};
 use peregrine_dataplane::wire::outer::{OVERHEAD_IPV4, OuterFields, OuterTemplate};
 use peregrine_memif::{ClientConfig, Interface, ServerConfig, SocketAddr};
 
@@ -252,40 +251,19 @@ pub fn fill(pool: &mut FramePool, frame: &[u8]) -> Result<(), String> {
 
 /// One network, one remote, so many tenants.
 pub fn plan(tenants: u16) -> Plan {
-    let endpoint = |number| EndpointPlan {
-        name: format!("tenant{number}"),
-        network: NETWORK,
-        mac: tenant_mac(number),
-        addresses: vec![],
-        anti_spoofing: true,
-        memif: MemifPlan::server(SocketAddr::Abstract("peregrine-perf".into()), number.into()),
+    let endpoint = |number: u16| {
+        let memif = MemifPlan::server(SocketAddr::Abstract("peregrine-perf".into()), number.into());
+        EndpointPlan::new(&format!("tenant{number}"), NETWORK, tenant_mac(number), memif)
     };
     Plan {
         workers: vec![WorkerPlan { core: CoreId(0), nice: None }],
         placement: PlacementMode::RunToCompletion,
         balance_threshold: 85,
-        uplinks: vec![UplinkPlan {
-            interface: String::new(),
-            queues: Queues::All,
-            mode: XdpMode::Copy,
-            local: IpAddr::V4(LOCAL),
-            port: 4789,
-            source_ports: 49152..=65535,
-            ttl: 64,
-            chunk_size: 2048,
-            early: Early::Off,
-            ring_size: 2048,
-        }],
+        uplinks: vec![UplinkPlan { mode: XdpMode::Copy, ..UplinkPlan::new("", IpAddr::V4(LOCAL)) }],
         networks: vec![NetworkPlan {
-            name: "perf".into(),
-            vni: VNI,
-            mtu: 1450,
             remotes: vec![IpAddr::V4(REMOTE)],
-            learning: true,
-            ageing: Duration::from_secs(300),
             fdb_limit: 1024,
-            static_macs: vec![],
-            class: Class::NORMAL,
+            ..NetworkPlan::new("perf", VNI)
         }],
         endpoints: (0..tenants).map(endpoint).collect(),
         classes: Default::default(),

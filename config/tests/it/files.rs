@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use peregrine_config::{load, parse, warnings};
 use peregrine_dataplane::engine::EarlyPlan;
-use peregrine_dataplane::plan::{MemifRole, Plan, Queues, WorkOrder, XdpMode};
+use peregrine_dataplane::plan::{
+    EndpointPlan, MemifRole, NetworkPlan, Plan, Queues, UplinkPlan, WorkOrder, XdpMode,
+};
 use peregrine_dataplane::types::{Class, CoreId, MacAddr, NetworkId};
 use peregrine_memif::SocketAddr;
 
@@ -73,6 +75,15 @@ fn one_tenant_is_what_it_says_and_the_rest_is_default() {
     assert_eq!(endpoint.mac, MacAddr([2, 0, 0, 0, 0, 1]));
     assert_eq!(endpoint.addresses, [IpAddr::from([10, 42, 0, 1])]);
     assert!(endpoint.anti_spoofing);
+    // What the plan's constructors take for the defaults is the same.
+    let built = UplinkPlan::new("eth0", uplink.local);
+    assert_eq!(format!("{uplink:?}"), format!("{built:?}"));
+    let built =
+        NetworkPlan { remotes: network.remotes.clone(), ..NetworkPlan::new(&network.name, network.vni) };
+    assert_eq!(format!("{network:?}"), format!("{built:?}"));
+    let built = EndpointPlan::new(&endpoint.name, endpoint.network, endpoint.mac, endpoint.memif.clone());
+    let built = EndpointPlan { addresses: endpoint.addresses.clone(), ..built };
+    assert_eq!(format!("{endpoint:?}"), format!("{built:?}"));
     let memif = &endpoint.memif;
     assert_eq!(memif.socket, SocketAddr::Path("/run/peregrine/memif.sock".into()));
     assert_eq!((memif.id, memif.secret.len(), memif.queue_pairs, memif.chains), (0, 0, 1, false));

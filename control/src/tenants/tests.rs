@@ -7,8 +7,8 @@ use std::os::unix::net::UnixStream as StreamSocket;
 use std::time::Duration;
 
 use mio::{Events, Poll};
-use peregrine_dataplane::plan::{Early, MemifPlan, NetworkPlan, Queues, UplinkPlan, XdpMode};
-use peregrine_dataplane::types::{Class, MacAddr, NetworkId, Vni};
+use peregrine_dataplane::plan::{MemifPlan, NetworkPlan, UplinkPlan, XdpMode};
+use peregrine_dataplane::types::{MacAddr, NetworkId, Vni};
 use peregrine_memif::{
     Client, ClientConfig, Handshake, HandshakeError, Limits, Listener, ListenerConfig, Progress, Refusal,
     RxRing, SocketAddr, TxRing,
@@ -47,40 +47,13 @@ struct Bench {
 
 fn endpoint(path: &SocketAddr, id: u32, secret: &[u8]) -> EndpointPlan {
     let memif = MemifPlan { secret: secret.to_vec(), ..MemifPlan::server(path.clone(), id) };
-    EndpointPlan {
-        name: format!("e{id}"),
-        network: NetworkId(0),
-        mac: MacAddr([2, 0, 0, 0, 0, id as u8]),
-        addresses: Vec::new(),
-        anti_spoofing: true,
-        memif,
-    }
+    EndpointPlan::new(&format!("e{id}"), NetworkId(0), MacAddr([2, 0, 0, 0, 0, id as u8]), memif)
 }
 
 fn plan(endpoints: Vec<EndpointPlan>) -> Plan {
-    let network = NetworkPlan {
-        name: "n".into(),
-        vni: Vni::new(7).unwrap(),
-        mtu: 1450,
-        remotes: Vec::new(),
-        learning: true,
-        ageing: Duration::from_secs(300),
-        fdb_limit: 10,
-        static_macs: Vec::new(),
-        class: Class::NORMAL,
-    };
-    let uplink = UplinkPlan {
-        interface: "x".into(),
-        queues: Queues::All,
-        mode: XdpMode::Copy,
-        local: [10, 0, 0, 1].into(),
-        port: 4789,
-        source_ports: 49152..=65535,
-        ttl: 64,
-        chunk_size: 2048,
-        early: Early::Off,
-        ring_size: 64,
-    };
+    let network = NetworkPlan { fdb_limit: 10, ..NetworkPlan::new("n", Vni::new(7).unwrap()) };
+    let uplink =
+        UplinkPlan { mode: XdpMode::Copy, ring_size: 64, ..UplinkPlan::new("x", [10, 0, 0, 1].into()) };
     Plan {
         workers: Vec::new(),
         placement: Default::default(),

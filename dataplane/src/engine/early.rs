@@ -187,7 +187,6 @@ fn add(rule: &RulePlan, set: &mut EarlySet, room: &mut usize) -> bool {
 mod tests {
     use std::ops::RangeInclusive;
     use std::path::PathBuf;
-    use std::time::Duration;
 
     use proptest::prelude::*;
 
@@ -207,15 +206,9 @@ mod tests {
 
     fn with(classes: ClassesPlan) -> Plan {
         let network = |vni, class| NetworkPlan {
-            name: format!("n{vni}"),
-            vni: Vni::new(vni).unwrap(),
-            mtu: 1450,
-            remotes: vec![],
-            learning: true,
-            ageing: Duration::from_secs(300),
-            fdb_limit: 16,
-            static_macs: vec![],
             class,
+            fdb_limit: 16,
+            ..NetworkPlan::new(&format!("n{vni}"), Vni::new(vni).unwrap())
         };
         Plan {
             workers: vec![],

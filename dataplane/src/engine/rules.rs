@@ -299,13 +299,12 @@ fn check(rules: &[RulePlan], plan: &Plan) -> Result<(), RulesError> {
 
 #[cfg(test)]
 mod tests {
-    use std::net::IpAddr;
     use std::path::PathBuf;
 
     use super::*;
     use crate::engine::NextHop;
     use crate::pinned::usable_cores;
-    use crate::plan::{Early, NetworkPlan, PlacementMode, Queues, UplinkPlan, WorkerPlan, XdpMode};
+    use crate::plan::{NetworkPlan, PlacementMode, UplinkPlan, WorkerPlan, XdpMode};
     use crate::replay::{ReplayFrame, STAMP};
     use crate::types::{Class, CoreId, EndpointId, MacAddr, NetworkId, RemoteId, UplinkId, Vni};
 
@@ -324,27 +323,14 @@ mod tests {
             placement: PlacementMode::Static,
             balance_threshold: 85,
             uplinks: vec![UplinkPlan {
-                interface: "unused".into(),
-                queues: Queues::All,
                 mode: XdpMode::Copy,
-                local: IpAddr::from([192, 0, 2, 1]),
-                port: 4789,
-                source_ports: 49152..=65535,
-                ttl: 64,
-                chunk_size: 2048,
                 ring_size: 64,
-                early: Early::Off,
+                ..UplinkPlan::new("unused", [192, 0, 2, 1].into())
             }],
             networks: vec![NetworkPlan {
-                name: "blue".into(),
-                vni: Vni::new(42).unwrap(),
-                mtu: 1450,
                 remotes: vec![[192, 0, 2, 2].into()],
-                learning: true,
-                ageing: Duration::from_secs(300),
                 fdb_limit: 16,
-                static_macs: vec![],
-                class: Class::NORMAL,
+                ..NetworkPlan::new("blue", Vni::new(42).unwrap())
             }],
             endpoints: vec![],
             classes: Default::default(),

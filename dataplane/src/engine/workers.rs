@@ -487,7 +487,7 @@ mod tests {
     use super::*;
     use crate::engine::Event;
     use crate::pinned::usable_cores;
-    use crate::plan::{Early, Plan, Queues, UplinkPlan, XdpMode};
+    use crate::plan::{Plan, UplinkPlan, XdpMode};
     use crate::replay::{Field, Numbers, Pace, ReplayFrame, ReplayStream, STAMP, Speed};
 
     const PATIENCE: Duration = Duration::from_secs(60);
@@ -504,16 +504,9 @@ mod tests {
             placement: PlacementMode::Static,
             balance_threshold: 85,
             uplinks: vec![UplinkPlan {
-                interface: "unused".into(),
-                queues: Queues::All,
                 mode: XdpMode::Copy,
-                local: std::net::IpAddr::from([192, 0, 2, 1]),
-                port: 4789,
-                source_ports: 49152..=65535,
-                ttl: 64,
-                chunk_size: 2048,
                 ring_size: 64,
-                early: Early::Off,
+                ..UplinkPlan::new("unused", [192, 0, 2, 1].into())
             }],
             networks: vec![],
             endpoints: vec![],

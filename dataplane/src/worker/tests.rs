@@ -1,9 +1,6 @@
 //! Whole workers, turned by hand: tenants over real memif rings, the wire from memory. What is asked is who is served in a turn and who
 //! is not, where packets have two classes; never how fast.
 
-use std::net::IpAddr;
-use std::time::Duration;
-
 use etherparse::PacketBuilder;
 use peregrine_memif::{ClientConfig, Interface, ServerConfig};
 
@@ -12,8 +9,8 @@ use crate::fdb::Destination;
 use crate::mesh::mesh;
 use crate::placement::Placement;
 use crate::plan::{
-    ClassPlan, Early, EndpointPlan, MemifPlan, NetworkPlan, PlacementMode, Plan, Queues, RulePlan,
-    UplinkPlan, WorkerPlan, XdpMode,
+    ClassPlan, Early, EndpointPlan, MemifPlan, NetworkPlan, PlacementMode, Plan, RulePlan, UplinkPlan,
+    WorkerPlan, XdpMode,
 };
 use crate::replay::{Pace, Replay, ReplayFrame, ReplayStream, Speed, Stamp};
 use crate::tables::NextHop;
@@ -46,40 +43,24 @@ fn classes(urgent_quota: u16, share: u8) -> ClassesPlan {
 }
 
 fn plan(classes: ClassesPlan) -> Plan {
-    let endpoint = |id: EndpointId| EndpointPlan {
-        name: format!("h{}", id.0),
-        network: NetworkId(0),
-        mac: mac(id),
-        addresses: vec![],
-        anti_spoofing: true,
-        memif: MemifPlan::server(peregrine_memif::SocketAddr::Abstract("unused".into()), id.0.into()),
+    let endpoint = |id: EndpointId| {
+        let memif = MemifPlan::server(peregrine_memif::SocketAddr::Abstract("unused".into()), id.0.into());
+        EndpointPlan::new(&format!("h{}", id.0), NetworkId(0), mac(id), memif)
     };
     Plan {
         workers: vec![WorkerPlan { core: CoreId(0), nice: None }],
         placement: PlacementMode::Static,
         balance_threshold: 85,
         uplinks: vec![UplinkPlan {
-            interface: "unused".into(),
-            queues: Queues::All,
             mode: XdpMode::Copy,
-            local: IpAddr::from([192, 0, 2, 1]),
-            port: 4789,
-            source_ports: 49152..=65535,
-            ttl: 64,
-            chunk_size: 2048,
             early: Early::On,
             ring_size: 1024,
+            ..UplinkPlan::new("unused", [192, 0, 2, 1].into())
         }],
         networks: vec![NetworkPlan {
-            name: "blue".into(),
-            vni: Vni::new(42).unwrap(),
-            mtu: 1450,
             remotes: vec![[192, 0, 2, 2].into()],
-            learning: true,
-            ageing: Duration::from_secs(300),
             fdb_limit: 64,
-            static_macs: vec![],
-            class: Class::NORMAL,
+            ..NetworkPlan::new("blue", Vni::new(42).unwrap())
         }],
         endpoints: [H1, H2, H3, SINK].map(endpoint).into(),
         classes,

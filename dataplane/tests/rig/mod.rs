@@ -4,14 +4,13 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
-use std::time::Duration;
 
 use etherparse::PacketBuilder;
 use peregrine_dataplane::counters::{ClassStats, DropReason, WorkerCounters};
 use peregrine_dataplane::fdb::{Destination, Fdb};
 use peregrine_dataplane::frame::{BURST, Burst, FramePool};
 use peregrine_dataplane::plan::{
-    Early, EndpointPlan, MemifPlan, NetworkPlan, PlacementMode, Plan, Queues, UplinkPlan, WorkerPlan, XdpMode,
+    EndpointPlan, MemifPlan, NetworkPlan, PlacementMode, Plan, UplinkPlan, WorkerPlan, XdpMode,
 };
 use peregrine_dataplane::stages::{self, Cx, Origin, Stage, Wire, Work, collect};
 use peregrine_dataplane::stats::Totals;
@@ -40,39 +39,22 @@ pub fn mac(last: u8) -> MacAddr {
 
 pub fn plan() -> Plan {
     let network = |name: &str, vni, remotes: Vec<Ipv4Addr>| NetworkPlan {
-        name: name.into(),
-        vni: Vni::new(vni).unwrap(),
-        mtu: 1450,
         remotes: remotes.into_iter().map(IpAddr::V4).collect(),
-        learning: true,
-        ageing: Duration::from_secs(300),
         fdb_limit: 64,
-        static_macs: vec![],
-        class: Class::NORMAL,
+        ..NetworkPlan::new(name, Vni::new(vni).unwrap())
     };
-    let endpoint = |name: &str, network, last| EndpointPlan {
-        name: name.into(),
-        network: NetworkId(network),
-        mac: mac(last),
-        addresses: vec![],
-        anti_spoofing: true,
-        memif: MemifPlan::server(peregrine_memif::SocketAddr::Abstract("unused".into()), last.into()),
+    let endpoint = |name: &str, network, last: u8| {
+        let memif = MemifPlan::server(peregrine_memif::SocketAddr::Abstract("unused".into()), last.into());
+        EndpointPlan::new(name, NetworkId(network), mac(last), memif)
     };
     Plan {
         workers: vec![WorkerPlan { core: CoreId(0), nice: None }],
         placement: PlacementMode::RunToCompletion,
         balance_threshold: 85,
         uplinks: vec![UplinkPlan {
-            interface: "unused".into(),
-            queues: Queues::All,
             mode: XdpMode::Copy,
-            local: IpAddr::V4(OUR_VTEP),
-            port: 4789,
-            source_ports: 49152..=65535,
-            ttl: 64,
-            chunk_size: 2048,
-            early: Early::Off,
             ring_size: 64,
+            ..UplinkPlan::new("unused", IpAddr::V4(OUR_VTEP))
         }],
         networks: vec![network("blue", BLUE, vec![REMOTE_A, REMOTE_B]), network("red", RED, vec![])],
         endpoints: vec![endpoint("web", 0, 1), endpoint("db", 0, 2), endpoint("loner", 1, 1)],
