@@ -7,7 +7,10 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 # How long `make fuzz` works at each of its targets.
 FUZZ_SECONDS ?= 300
 
-.PHONY: help setup build demo test fuzz lint bench report instructions-baseline clean
+# And `make long` at its load.
+LONG_SECONDS ?= 600
+
+.PHONY: help setup setup-tests build demo test conformance long fuzz lint bench report instructions-baseline clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  \1: /p' Makefile
@@ -15,14 +18,30 @@ help: ## this list
 setup: ## install the Debian packages that are missing; name them elsewhere
 	@./setup.sh
 
+setup-tests: ## the same with what the tests need (Debian starts the service of one, Open vSwitch)
+	@./setup.sh tests
+
 build: setup ## the programs, optimised, in target/release
 	$(CARGO) build --release --locked
 
 demo: build ## Peregrine on real traffic in namespaces, beside the kernel's overlay
 	$(SUDO) target/release/peregrine demo $(DEMO_ARGS)
 
-test: build ## every test, those that need root included
+test: setup-tests build ## every test, those that need root included
 	@CARGO="$(CARGO)" tests/run.sh
+
+conformance: setup-tests build ## hold Peregrine, Linux and Open vSwitch against the RFCs; writes docs/conformance.md (minutes)
+	$(CARGO) build --locked --bins
+	$(CARGO) test --locked -p peregrine-tests --test conformance --no-run
+	CONFORMANCE_WRITE=1 $(CARGO) test --locked -p peregrine-tests --test conformance \
+		--config 'target."cfg(unix)".runner = "$(if $(SUDO),sudo -E env PATH=$(PATH):/usr/sbin:/sbin,env)"' \
+		-- --ignored --test-threads=1 page_is_what_the_suite_finds_now
+
+long: setup-tests build ## Linux, Peregrine and Open vSwitch as three VTEPs of one network, tenants moving between them, each packet accounted for (LONG_SECONDS=600)
+	$(CARGO) build --locked --bins
+	LONG_SECONDS=$(LONG_SECONDS) $(CARGO) test --locked -p peregrine-tests --test three_vteps \
+		--config 'target."cfg(unix)".runner = "$(if $(SUDO),sudo -E env PATH=$(PATH):/usr/sbin:/sbin,env)"' \
+		-- --ignored --test-threads=1 --nocapture
 
 fuzz: setup ## look for inputs that break memif, 5 minutes each way (FUZZ_SECONDS=60: a minute)
 	@CARGO="$(CARGO)" tests/fuzz.sh run $(FUZZ_SECONDS)

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Installs what building, the demo and the tests need, as far as it is missing.
+# Installs what building and the demo need, as far as it is missing; with the argument `tests` what the tests need, too.
 # On Debian and its children with apt (with sudo where we are not root); elsewhere it names the packages and stops.
 set -eu
 
@@ -23,10 +23,15 @@ setpriv:util-linux
 dpdk-testpmd:dpdk-dev
 /usr/lib/*/librte_net_memif.so.*:librte-net-memif23
 /usr/lib/*/librte_mempool_ring.so.*:librte-mempool-ring23
-tshark:tshark
 valgrind:valgrind
-/usr/lib/python3/dist-packages/scapy/__init__.py:python3-scapy
 '
+# Debian starts Open vSwitch's service when it is installed: nobody gets that who only builds.
+for_tests='
+tshark:tshark
+/usr/lib/python3/dist-packages/scapy/__init__.py:python3-scapy
+ovs-vswitchd:openvswitch-switch
+'
+[ "${1:-}" != tests ] || wanted="$wanted$for_tests"
 
 there() {
     case $1 in
@@ -61,12 +66,12 @@ if [ -n "$missing" ]; then
 fi
 
 if ! command -v cargo >/dev/null 2>&1; then
-    echo "setup: error: cargo not found: install Rust 1.90 or newer with rustup, then run this again" >&2
+    echo "setup: error: cargo not found: install Rust 1.91 or newer with rustup, then run this again" >&2
     exit 1
 fi
 have=$(rustc --version | sed 's/^rustc \([0-9]*\.[0-9]*\).*/\1/')
-if [ "$(printf '1.90\n%s\n' "$have" | sort -V | head -n 1)" != 1.90 ]; then
-    echo "setup: error: Rust $have is too old: 1.90 or newer is needed (rustup update)" >&2
+if [ "$(printf '1.91\n%s\n' "$have" | sort -V | head -n 1)" != 1.91 ]; then
+    echo "setup: error: Rust $have is too old: 1.91 or newer is needed (rustup update)" >&2
     exit 1
 fi
 for tool in cargo-fmt cargo-clippy; do

@@ -146,17 +146,6 @@ pub enum ConfigError {
         /// The first few names that there are.
         known: Vec<String>,
     },
-    /// Packets of this size do not fit a UMEM chunk.
-    MtuTooLarge {
-        /// Its path.
-        key: String,
-        /// The MTU.
-        mtu: u16,
-        /// The largest that fits.
-        limit: u32,
-        /// `uplink.chunk_size`.
-        chunk_size: u32,
-    },
     /// Two endpoints share a socket and disagree on what it has once, such as its permission bits; or two uplinks on what is the same
     /// for all.
     Disagree {
@@ -184,7 +173,6 @@ impl ConfigError {
             | Self::Count { key, .. }
             | Self::Taken { key, .. }
             | Self::NoSuchName { key, .. }
-            | Self::MtuTooLarge { key, .. }
             | Self::Disagree { key, .. } => Some(key),
         }
     }
@@ -232,11 +220,6 @@ impl fmt::Display for ConfigError {
                     None if known.is_empty() => f.write_str(": there is none"),
                     None => write!(f, ", such as {}", known.join(", ")),
                 }
-            }
-            Self::MtuTooLarge { key, mtu, limit, chunk_size } => {
-                let extra = chunk_size.saturating_sub(*limit);
-                write!(f, "{key} = {mtu}: must be at most {limit}: ")?;
-                write!(f, "mtu + {extra} bytes must fit uplink.chunk_size = {chunk_size}")
             }
             Self::Disagree { of, key, got, other, other_got } => {
                 write!(f, "{key} = {got}: must be the same for {of}: {other} = {other_got}")

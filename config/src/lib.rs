@@ -33,31 +33,47 @@
 //! | `nice` | priority against other programs on that CPU | the process's | -20 (highest) to 19 |
 //! | **`[uplink]`** | the interface towards the underlay; several: `[[uplink]]` | | 1 to 4 |
 //! | `interface` | name | | 1 to 15 bytes, no space, `/`, `:`; unique |
+//! | `vlan` | IEEE 802.1Q tag of the underlay's frames, which the card must leave in them (`ethtool -K IF rxvlan off txvlan off`); `local` is then on the kernel's VLAN device above the interface | untagged | 1 to 4094 |
 //! | `queues` | receive queues | `"all"` | `"all"` or a list of different numbers from 0 to 4095 |
 //! | `mode` | how AF_XDP is bound | `"prefer-zero-copy"` | `"require-zero-copy"`, `"prefer-zero-copy"`, `"copy"`, `"generic"`; the first not beside the last two |
-//! | `local` | our VTEP address | | IPv4 unicast, unique |
-//! | `port` | UDP port of VXLAN | 4789 | 1 to 65535 |
+//! | `local` | our VTEP address, or a list of them | | 1 to 8, IPv4 or IPv6 unicast, unique |
+//! | `port` | UDP port of VXLAN, of networks without one of their own | 4789 | 1 to 65535, not one of `source_ports` |
 //! | `ttl` | outer TTL, hops | 64 | 1 to 255 |
 //! | `source_ports` | UDP source ports, first and last | `[49152, 65535]` | 1 to 65535, in order |
+//! | `udp_checksum` | whether what is sent has an outer UDP checksum; `"auto"`: over IPv6 only | `"auto"` | `"auto"`, `true`, `false` |
+//! | `accept_zero_checksum` | take frames over IPv6 that have none | `true` | |
 //! | `chunk_size` | UMEM chunk, bytes | 2048 | 2048 or 4096, the same for all uplinks |
 //! | `ring_size` | descriptors in each ring | 2048 | a power of two from 64 to 32768, the same for all uplinks |
 //! | `early` | rings of their own for urgent frames, from the driver on | `false` | `true`, `false`, `"if-possible"` |
 //! | **`[[networks]]`** | an overlay network | | 1 to 4096 |
 //! | `name` | | | 1 to 63 of `A-Z a-z 0-9 _ . -`, unique |
 //! | `vni` | VXLAN network identifier | | 1 to 16777215, unique |
-//! | `mtu` | largest inner IP packet, bytes | 1450 | 576 to 9000; at most 1728 in chunks of 2048, 3776 in chunks of 4096 |
-//! | `remotes` | VTEPs that broadcast goes to | `[]` | at most 1024, IPv4 unicast, unique, no `local`; 65535 different ones over all networks |
+//! | `mtu` | largest inner IP packet, bytes | 1450 | 576 to 9000. What does not fit a chunk with its outer headers (above 1728 over IPv4 in chunks of 2048) needs a driver with multi-buffer XDP: seen at start |
+//! | `port` | its own UDP port | the uplink's | 1 to 65535, none of the uplinks' `source_ports` |
+//! | `local` | VTEP address that its frames are sent from | the first of the remote's IP version, of the uplink that the remote is reached over | one of the uplinks' `local` |
+//! | `remotes` | VTEPs that broadcast goes to | `[]` | at most 1024, unicast, unique, no `local`, each of an IP version that we have a `local` of; 65535 different ones over all networks |
+//! | `any_remote` | other VTEPs may send to it, too, and get what goes to addresses behind them | `false` | |
+//! | `reserved_bits` | frames whose VXLAN header has reserved bits set | `"ignore"` | `"ignore"`, `"refuse"` |
+//! | `inner_vlan` | inner frames with a VLAN tag, both ways | `"drop"` | `"drop"`, `"strip"`, `"carry"` |
+//! | `dscp` | DSCP of the outer header: that of the packet's class, the inner one, or always the same | `"class"` | `"class"`, `"copy"`, 0 to 63 |
+//! | `suppression` | answer tenants' ARP requests and neighbour solicitations for known addresses | `true` | |
+//! | `gateways` | addresses that "packet too big" is told from; a router whose addresses are known must have one of them: its station is answered for and announced as a router | the packet's destination | at most one of each IP version |
+//! | `clamp_mss` | lower the MSS that TCP connections announce to what `mtu` holds | `false` | |
 //! | `learning` | learn MAC addresses behind remotes | `true` | |
 //! | `ageing` | life of a learned address | `"300s"` | `"1s"` to `"24h"`, in `s`, `m` or `h` |
 //! | `fdb_limit` | learned addresses | 4096 | 1 to 1000000; 16777216 over all networks |
-//! | `static_macs` | tables of `mac` and `remote` | `[]` | at most 65536; `mac` of a station, unique in the network; `remote` one of `remotes` |
+//! | `move_limit` | moves of a learned address between remotes that are both known or both discovered in 10 s, after which it is held where it is; 0: none | 5 | 0 to 255 |
+//! | `move_hold` | for so long | `"30s"` | as `ageing` |
+//! | `static_macs` | tables of `mac`, `remote` and, if wanted, `addresses`, which are answered for: never one that moves between stations (VRRP) | `[]` | at most 65536; `mac` of a station, unique in the network; `remote` one of `remotes`; at most 64 `addresses`, each once, none of an endpoint of the network; one that several have is answered for nobody |
 //! | `class` | class of its packets that no rule names | `default_class` | one of the classes |
 //! | **`[[endpoints]]`** | a tenant's address | | at most 65534 |
 //! | `name` | | | as a network's, unique |
 //! | `network` | a network's name | | |
 //! | `mac` | Ethernet address | | of a station, unique in the network |
-//! | `addresses` | IP addresses, v4 or v6 | `[]` | at most 64, unicast, unique in the network |
+//! | `addresses` | IP addresses, v4 or v6, which are announced and, while it is connected, answered for; never one that moves between stations (VRRP) | `[]` | at most 64, unicast, unique in the network |
 //! | `anti_spoofing` | drop other source MACs | `true` | |
+//! | `storm_limit` | frames a second that may be flooded | none | 1 to 1000000 |
+//! | `announce` | announce its addresses when it connects | `true` | |
 //! | **`memif`** | table: how it is attached | | |
 //! | `socket` | path, or `"@name"` for abstract | | absolute, 107 bytes, no `..`; not `control_socket` |
 //! | `id` | interface id on the socket | 0 | 0 to 4294967295, unique on the socket |
@@ -118,7 +134,8 @@ use peregrine_dataplane::plan::Plan;
 
 pub use crate::error::{ConfigError, ConfigErrors};
 pub use crate::rules::{RuleTable, RulesFile, Written, rules, rules_file, rules_toml, written};
-pub use crate::warning::{Warning, warnings};
+pub use crate::values::vtep_rule_of as vtep_rule;
+pub use crate::warning::{Warning, rule_warnings, warnings};
 
 /// Where the daemon listens for `peregrine status` and the like, unless the file says otherwise.
 pub const CONTROL_SOCKET: &str = "/run/peregrine/control.sock";

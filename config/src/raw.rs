@@ -170,16 +170,38 @@ impl<'de> Deserialize<'de> for Uplinks {
     }
 }
 
+/// One address, or a list of them.
+pub enum Addresses {
+    /// `"192.0.2.1"`
+    One(String),
+    /// `["192.0.2.1", "2001:db8::1"]`
+    Several(Vec<Field<String>>),
+}
+
+impl<'de> Deserialize<'de> for Addresses {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let value = Value::deserialize(deserializer)?;
+        let addresses = match value {
+            Value::Array(_) => value.try_into().map(Addresses::Several),
+            _ => value.try_into().map(Addresses::One),
+        };
+        addresses.map_err(serde::de::Error::custom)
+    }
+}
+
 table!(
     /// `[uplink]`, or one of `[[uplink]]`
     Uplink {
         interface: Field<String>,
+        vlan: Field<i64>,
         queues: Field<Value>,
         mode: Field<String>,
-        local: Field<String>,
+        local: Field<Addresses>,
         port: Field<i64>,
         ttl: Field<i64>,
         source_ports: Field<Vec<i64>>,
+        udp_checksum: Field<Value>,
+        accept_zero_checksum: Field<bool>,
         chunk_size: Field<i64>,
         ring_size: Field<i64>,
         early: Field<Value>,
@@ -192,10 +214,21 @@ table!(
         name: Field<String>,
         vni: Field<i64>,
         mtu: Field<i64>,
+        port: Field<i64>,
+        local: Field<String>,
         remotes: List<String>,
+        any_remote: Field<bool>,
+        reserved_bits: Field<String>,
+        inner_vlan: Field<String>,
+        dscp: Field<Value>,
+        suppression: Field<bool>,
+        gateways: List<String>,
+        clamp_mss: Field<bool>,
         learning: Field<bool>,
         ageing: Field<String>,
         fdb_limit: Field<i64>,
+        move_limit: Field<i64>,
+        move_hold: Field<String>,
         static_macs: List<StaticMac>,
         class: Field<String>,
     }
@@ -206,6 +239,7 @@ table!(
     StaticMac {
         mac: Field<String>,
         remote: Field<String>,
+        addresses: List<String>,
     }
 );
 
@@ -217,6 +251,8 @@ table!(
         mac: Field<String>,
         addresses: List<String>,
         anti_spoofing: Field<bool>,
+        storm_limit: Field<i64>,
+        announce: Field<bool>,
         memif: Field<Memif>,
     }
 );

@@ -1,11 +1,12 @@
 //! Texts that stand for something: names, addresses, durations, modes. Each returns `None` for what it is not; the
 //! rule that says what would be right stands beside it.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use peregrine_dataplane::plan::PlacementMode;
+use peregrine_dataplane::tables::Remote;
 use peregrine_dataplane::types::MacAddr;
 use peregrine_memif::SocketAddr;
 
@@ -35,19 +36,29 @@ pub fn station_mac(text: &str) -> Option<MacAddr> {
     text.parse().ok().filter(|mac: &MacAddr| !mac.is_group() && !mac.is_zero())
 }
 
-pub const VTEP: &str =
-    "a VTEP's IPv4 address, such as \"192.0.2.1\" (not multicast, broadcast, loopback or unspecified)";
-const VTEP_V6: &str = "an IPv4 address: an IPv6 underlay is not supported yet";
+pub const VTEP: &str = "a VTEP's IP address, such as \"192.0.2.1\" or \"2001:db8::1\" (not multicast, broadcast, loopback or unspecified)";
+const VTEP_GROUP: &str =
+    "a VTEP's own address, not a multicast group: broadcast goes to each of `remotes` by itself";
+const VTEP_LINK_LOCAL: &str =
+    "an address that routers forward to: a link-local one means another host on each link";
+const MAPPED: &str = "an IPv4 address as such, without \"::ffff:\"";
 
-/// The address of a VTEP.
+/// The address of a VTEP: what may be one while the dataplane runs.
 pub fn vtep(text: &str) -> Option<IpAddr> {
-    text.parse().ok().filter(|ip: &Ipv4Addr| is_unicast_v4(*ip)).map(IpAddr::V4)
+    text.parse().ok().filter(|ip| Remote::may_be(*ip))
 }
 
 /// The rule for [`vtep`] that helps most against what was given.
 pub fn vtep_rule(given: &Field<String>) -> &'static str {
-    match given.value() {
-        Some(text) if text.parse::<Ipv6Addr>().is_ok() => VTEP_V6,
+    given.value().and_then(|text| text.parse().ok()).map_or(VTEP, vtep_rule_of)
+}
+
+/// The same for an address.
+pub fn vtep_rule_of(ip: IpAddr) -> &'static str {
+    match ip {
+        ip if ip.is_multicast() => VTEP_GROUP,
+        IpAddr::V6(ip) if ip.is_unicast_link_local() => VTEP_LINK_LOCAL,
+        IpAddr::V6(ip) if ip.to_ipv4_mapped().is_some() => MAPPED,
         _ => VTEP,
     }
 }
@@ -57,15 +68,17 @@ pub const ADDRESS: &str =
 
 /// The IP address of a tenant.
 pub fn station_ip(text: &str) -> Option<IpAddr> {
-    text.parse().ok().filter(|ip| match ip {
-        IpAddr::V4(ip) => is_unicast_v4(*ip),
-        IpAddr::V6(ip) => !ip.is_multicast() && !ip.is_loopback() && !ip.is_unspecified(),
-    })
+    // A link-local one is as good as any: a network is one link.
+    let is_link_local = |ip: &IpAddr| matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local());
+    text.parse().ok().filter(|ip| Remote::may_be(*ip) || is_link_local(ip))
 }
 
-fn is_unicast_v4(ip: Ipv4Addr) -> bool {
-    let [first, ..] = ip.octets();
-    first != 0 && !ip.is_loopback() && !ip.is_multicast() && !ip.is_broadcast()
+/// The rule for [`station_ip`] that helps most against what was given.
+pub fn station_rule(given: &Field<String>) -> &'static str {
+    match given.value().and_then(|text| text.parse().ok()) {
+        Some(IpAddr::V6(ip)) if ip.to_ipv4_mapped().is_some() => MAPPED,
+        _ => ADDRESS,
+    }
 }
 
 pub const AGEING: &str = "a duration from \"1s\" to \"24h\", such as \"300s\" or \"5m\"";

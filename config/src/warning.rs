@@ -1,9 +1,12 @@
 //! What is not wrong with a configuration, but hardly meant. `peregrine run` and `check` print it.
 
+use std::collections::HashMap;
 use std::fmt;
+use std::net::IpAddr;
 
 use peregrine_dataplane::engine::EarlyPlan;
-use peregrine_dataplane::plan::{ClassesPlan, Plan, WorkOrder};
+use peregrine_dataplane::plan::{ClassesPlan, NetworkPlan, Plan, WorkOrder};
+use peregrine_dataplane::tables::overhead;
 use peregrine_dataplane::types::Class;
 
 /// Something to look at; one line.
@@ -44,21 +47,33 @@ pub enum Warning {
         /// Its place in `networks`.
         network: usize,
     },
+    /// Addresses that are those of several stations: nobody is answered for.
+    SharedAddress {
+        /// The network's place in `networks`.
+        network: usize,
+        /// The first such address,
+        address: IpAddr,
+        /// and the places in `static_macs` of the first two that have it.
+        stations: [usize; 2],
+        /// How many others there are.
+        others: usize,
+    },
+    /// A network whose packets fit a common interface over IPv4, but not over IPv6, and remotes are reached over that.
+    MtuOverIpv6 {
+        /// Its place in `networks`.
+        network: usize,
+        /// Its MTU.
+        mtu: u16,
+        /// It would have to be this on such an interface.
+        fits: usize,
+        /// What the interfaces need as it is.
+        needs: usize,
+    },
     /// A rule whose urgent packets come on the normal rx rings, or some of them: the XDP program cannot decide it.
     NotEarly {
         /// Its place in `rules`.
         rule: usize,
     },
-}
-
-impl Warning {
-    /// It is about rules, and not about the list of classes.
-    pub fn is_about_rules(&self) -> bool {
-        matches!(
-            self,
-            Warning::HiddenRule { .. } | Warning::NotEarly { .. } | Warning::NetworkNotEarly { .. }
-        )
-    }
 }
 
 impl fmt::Display for Warning {
@@ -87,6 +102,18 @@ impl fmt::Display for Warning {
                 f,
                 "rules[{rule}]: early: its packets, or some of them, come on the normal rings: the driver decides only rules that ask for at most a network, and for DSCPs or one range of up to 256 ports (16384 in all), and stand before any for other classes"
             ),
+            Warning::SharedAddress { network, address, stations: [first, second], others } => {
+                write!(
+                    f,
+                    "networks[{network}].static_macs[{second}].addresses: {address} is an address of static_macs[{first}], too: nobody is answered for where several stations have the same"
+                )?;
+                if *others > 0 { write!(f, " (and {others} more)") } else { Ok(()) }
+            }
+            Warning::MtuOverIpv6 { network, mtu, fits, needs } => write!(
+                f,
+                "networks[{network}].mtu: with remotes over IPv6, {mtu} needs an interface MTU of at least {needs}: {fits} fits {}",
+                needs - usize::from(*mtu) + fits
+            ),
             Warning::NetworkNotEarly { network } => write!(
                 f,
                 "networks[{network}].class: early: its packets come on the normal rings, because a rule for another class stands before it"
@@ -98,19 +125,70 @@ impl fmt::Display for Warning {
 /// All that a plan gives reason for, in the order of the format.
 pub fn warnings(plan: &Plan) -> Vec<Warning> {
     let hidden = plan.classes.hidden();
-    let is_hidden = |place: usize| hidden.iter().any(|(rule, _)| *rule == place);
+    let mut warnings = of_classes(plan, |place| is_hidden(&hidden, place));
+    for (place, network) in plan.networks.iter().enumerate() {
+        warnings.extend(mtu_over_ipv6(place, network, plan));
+        warnings.extend(shared_address(place, network));
+    }
+    warnings.extend(of_rules(plan, &hidden));
+    warnings
+}
+
+/// Those of them that are about rules.
+pub fn rule_warnings(plan: &Plan) -> Vec<Warning> {
+    of_rules(plan, &plan.classes.hidden())
+}
+
+fn is_hidden(hidden: &[(usize, usize)], place: usize) -> bool {
+    hidden.iter().any(|(rule, _)| *rule == place)
+}
+
+fn of_rules(plan: &Plan, hidden: &[(usize, usize)]) -> Vec<Warning> {
     let class = |place: usize| plan.classes.rules.get(place).map(|rule| rule.class);
-    let mut warnings = of_classes(plan, is_hidden);
     let early = if plan.has_early() { EarlyPlan::of(plan) } else { EarlyPlan::default() };
-    warnings.extend(early.networks_left_out.iter().map(|&network| Warning::NetworkNotEarly { network }));
+    let networks = early.networks_left_out.iter();
+    let mut warnings: Vec<Warning> = networks.map(|&network| Warning::NetworkNotEarly { network }).collect();
     warnings.extend(hidden.iter().map(|&(rule, by)| Warning::HiddenRule {
         rule,
         by,
         same_class: class(rule) == class(by),
     }));
-    let not_early = early.left_out.into_iter().filter(|rule| !is_hidden(*rule));
+    let not_early = early.left_out.into_iter().filter(|rule| !is_hidden(hidden, *rule));
     warnings.extend(not_early.map(|rule| Warning::NotEarly { rule }));
     warnings
+}
+
+/// An MTU that was made for IPv4.
+fn mtu_over_ipv6(place: usize, network: &NetworkPlan, plan: &Plan) -> Option<Warning> {
+    /// Ethernet's, and that of most jumbo frames.
+    const COMMON: [usize; 2] = [1500, 9000];
+    let over_ipv4 = NetworkPlan { remotes: vec![[192, 0, 2, 1].into()], ..NetworkPlan::new("", network.vni) };
+    let (less, more) = (overhead(&over_ipv4, &plan.uplinks), overhead(network, &plan.uplinks));
+    let mtu = usize::from(network.mtu);
+    let interface = COMMON.into_iter().find(|interface| mtu + less <= *interface)?;
+    let is_so = !network.remotes.is_empty() && mtu + more > interface;
+    is_so.then(|| Warning::MtuOverIpv6 {
+        network: place,
+        mtu: network.mtu,
+        fits: interface - more,
+        needs: mtu + more,
+    })
+}
+
+fn shared_address(place: usize, network: &NetworkPlan) -> Option<Warning> {
+    let mut stations: HashMap<IpAddr, Vec<usize>> = HashMap::new();
+    for (station, fixed) in network.static_macs.iter().enumerate() {
+        for address in &fixed.addresses {
+            stations.entry(*address).or_default().push(station);
+        }
+    }
+    let mut shared: Vec<([usize; 2], IpAddr)> = stations
+        .into_iter()
+        .filter_map(|(address, stations)| Some((*stations.first_chunk()?, address)))
+        .collect();
+    shared.sort_by_key(|&([first, second], address)| (second, first, address));
+    let &(stations, address) = shared.first()?;
+    Some(Warning::SharedAddress { network: place, address, stations, others: shared.len() - 1 })
 }
 
 /// What is wrong with the list of classes, beside the rules. Nothing if nobody asks for classes: the default list has two.

@@ -1,6 +1,8 @@
 //! The arguments of `peregrine`, and what each subcommand does. Exit status: 0 done, 1 it ran and failed, 2 bad
 //! arguments or config. Errors are lines that start with `peregrine: error: ` on standard error.
 
+/// `peregrine fdb` and `peregrine remote`.
+mod forwarding;
 /// `peregrine rules`.
 mod rules;
 
@@ -10,7 +12,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::error::ErrorKind;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 use peregrine_dataplane::plan::Plan;
 use serde_json::{Value, json};
 
@@ -20,6 +22,7 @@ use crate::error::Error;
 use crate::table::{count, percent, thousands};
 use crate::{daemon, render};
 
+pub use forwarding::{FdbArgs, FdbCommand, RemoteCommand};
 pub use rules::RulesCommand;
 
 /// A userspace VXLAN dataplane: AF_XDP towards the network, memif towards the tenants.
@@ -59,8 +62,11 @@ pub enum Command {
         #[arg(short, long, conflicts_with = "json")]
         watch: bool,
     },
-    /// Show where addresses are: learned, from the config, or on this host.
-    Fdb(Ask),
+    /// Show where addresses are: learned, from the config, or on this host; forget learned ones, add and remove fixed ones.
+    Fdb(FdbArgs),
+    /// Show the remotes; add and remove some, while packets flow.
+    #[command(subcommand)]
+    Remote(RemoteCommand),
     /// Use more cores, or fewer, while packets flow.
     #[command(subcommand)]
     Worker(WorkerCommand),
@@ -113,7 +119,7 @@ pub struct Ask {
 pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(error) => return usage("peregrine", &error),
+        Err(error) => return usage(&Cli::command(), &error),
     };
     match execute(&cli.command) {
         Ok(()) => ExitCode::SUCCESS,
@@ -127,8 +133,9 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// What clap has to say: help goes out as it is; of a mistake only what is wrong, in one line, with exit status 2.
-pub fn usage(program: &str, error: &clap::Error) -> ExitCode {
+/// What clap has to say about this process's arguments: help goes out as it is; of a mistake what is wrong and what may be meant, in one
+/// line, with exit status 2.
+pub fn usage(program: &clap::Command, error: &clap::Error) -> ExitCode {
     let text = error.to_string();
     if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
         let _nobody_reads = io::stdout().write_all(text.as_bytes());
@@ -139,12 +146,24 @@ pub fn usage(program: &str, error: &clap::Error) -> ExitCode {
         _ => {
             let lines = text.lines().map(str::trim).take_while(|line| !line.starts_with("Usage:"));
             let words: Vec<&str> = lines.flat_map(str::split_whitespace).collect();
-            words.join(" ").replace(" For more information, try '--help'.", "")
+            words.join(" ").replace(" For more information, try '--help'.", "").replace(" tip: ", ": ")
         }
     };
     let what = what.strip_prefix("error: ").unwrap_or(&what);
-    let _nobody_reads = writeln!(io::stderr(), "{program}: error: {what}: see `{program} --help`");
+    let (name, meant) = (program.get_name(), meant(program, std::env::args().skip(1)));
+    let _nobody_reads = writeln!(io::stderr(), "{name}: error: {what}: see `{meant} --help`");
     ExitCode::from(2)
+}
+
+/// `peregrine fdb add`: the subcommand that these arguments name, as far as there is one.
+fn meant(program: &clap::Command, arguments: impl Iterator<Item = String>) -> String {
+    let (mut command, mut words) = (program, vec![program.get_name()]);
+    for argument in arguments.filter(|argument| !argument.starts_with('-')) {
+        let Some(found) = command.find_subcommand(&argument) else { break };
+        command = found;
+        words.push(found.get_name());
+    }
+    words.join(" ")
 }
 
 /// Does what a subcommand says.
@@ -157,7 +176,8 @@ pub fn execute(command: &Command) -> Result<(), Error> {
         }
         Command::Demo(args) => demo::run(args, print),
         Command::Status(ask) => show(ask, "status", render::status),
-        Command::Fdb(ask) => show(ask, "fdb", render::fdb),
+        Command::Fdb(args) => forwarding::fdb(args),
+        Command::Remote(command) => forwarding::remote(command),
         Command::Worker(WorkerCommand::Add { core, nice, ask }) => {
             let params = json!({ "core": core, "nice": nice });
             show_with(ask, "worker.add", &params, render::cores)
@@ -250,7 +270,6 @@ fn rates(before: &Value, after: &Value) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     fn parse(line: &str) -> Result<Cli, clap::Error> {
         Cli::try_parse_from(line.split(' '))
@@ -283,6 +302,24 @@ mod tests {
             panic!()
         };
         assert!(set.file == Path::new("x.toml") && !set.ask.json);
+        for line in [
+            "peregrine fdb --json --mac 02:00:00:00:00:01",
+            "peregrine fdb list --json --mac 02:00:00:00:00:01",
+        ] {
+            let Command::Fdb(FdbArgs { command, list }) = parse(line).unwrap().command else { panic!() };
+            let list = match command {
+                None => list,
+                Some(FdbCommand::List(list)) => list,
+                _ => panic!("{line}"),
+            };
+            assert!(list.ask.json && list.mac.is_some() && list.remote.is_none(), "{line}");
+        }
+        let Command::Remote(RemoteCommand::Add(one)) =
+            parse("peregrine remote add blue 2001:db8::1").unwrap().command
+        else {
+            panic!()
+        };
+        assert!(one.network == "blue" && one.address.is_ipv6());
     }
 
     #[test]
@@ -298,10 +335,38 @@ mod tests {
             "peregrine rules",
             "peregrine rules set",
             "peregrine rules list --json --toml",
+            "peregrine fdb add --network blue --mac 02:00:00:00:00:01",
+            "peregrine fdb flush --mac 02:00",
+            "peregrine fdb --json flush",
+            "peregrine remote",
+            "peregrine remote add blue",
+            "peregrine remote add blue ten",
         ] {
             assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line}");
         }
         assert_eq!(parse("peregrine --help").unwrap_err().exit_code(), 0);
+    }
+
+    #[test]
+    fn the_network_of_remotes_can_be_told_in_both_ways_but_once() {
+        for line in ["peregrine remote list blue", "peregrine remote list --network blue"] {
+            let Command::Remote(RemoteCommand::List { network, of, .. }) = parse(line).unwrap().command
+            else {
+                panic!("{line}")
+            };
+            assert_eq!(network.or(of).as_deref(), Some("blue"), "{line}");
+        }
+        assert!(parse("peregrine remote list blue --network green").is_err());
+    }
+
+    #[test]
+    fn help_is_that_of_the_subcommand() {
+        let of = |line: &str| meant(&Cli::command(), line.split_whitespace().map(str::to_owned));
+        assert_eq!(of(""), "peregrine");
+        assert_eq!(of("fdb add --mac x"), "peregrine fdb add");
+        assert_eq!(of("fdb --json flush --netwrk"), "peregrine fdb flush");
+        assert_eq!(of("fbd add"), "peregrine");
+        assert_eq!(of("status --jsn"), "peregrine status");
     }
 
     #[test]

@@ -4,15 +4,17 @@
 //! One loop on one poll set: signals, the control socket, tenants, the kernel's notices; and a timer. Each part has a
 //! `ready` that only notes, and a `turn` that does a bounded share of work.
 
+use std::collections::{BTreeSet, HashMap};
 use std::io;
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
-use peregrine_dataplane::engine::{Engine, Event};
+use peregrine_dataplane::engine::{Engine, Event, Member};
 use peregrine_dataplane::plan::{MemifPlan, MemifRole, Plan, UplinkPlan};
 use peregrine_dataplane::stats::Stats;
-use peregrine_dataplane::types::CoreId;
+use peregrine_dataplane::types::{CoreId, SourceId};
 use peregrine_dataplane::xsk::UplinkInfo;
 use serde_json::Value;
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -27,7 +29,7 @@ use crate::sealer::Sealer;
 use crate::status::{self, VERSION};
 use crate::table::{count, thousands};
 use crate::tenants::Tenants;
-use crate::underlay::{Underlay, Uplink};
+use crate::underlay::{Underlay, Uplink, Wanted};
 
 const SIGNALS: Token = Token(0);
 const NETLINK: Token = Token(1);
@@ -103,6 +105,8 @@ struct Daemon<'p> {
     sealer: Sealer,
     /// The cores that this process could use at the start.
     usable: Vec<CoreId>,
+    /// Those to which the underlay looks for ways: a number of the engine's.
+    remotes_known: u64,
     started: Instant,
     last_second: Instant,
 }
@@ -122,7 +126,7 @@ impl<'p> Daemon<'p> {
         registry.register(signals, SIGNALS, Interest::READABLE).map_err(system("watch for signals"))?;
         let mut api = Api::bind(&plan.control_socket, API)?;
         let mut engine = Engine::start(plan).map_err(Error::Engine)?;
-        let mut underlay = Underlay::open(underlay_of(plan, &engine), engine.remotes())
+        let mut underlay = Underlay::open(underlay_of(plan, &engine), wanted(&engine))
             .map_err(system("open a netlink socket"))?;
         let now = Instant::now();
         publish(&mut underlay, &mut engine, now);
@@ -140,6 +144,7 @@ impl<'p> Daemon<'p> {
             engine,
             sealer,
             usable,
+            remotes_known: 0,
             started: now,
             last_second: now,
         })
@@ -182,6 +187,12 @@ impl<'p> Daemon<'p> {
             }
         }
         self.tenants.turn(self.poll.registry(), now, &mut self.engine);
+        let remotes = self.engine.remotes_generation();
+        if std::mem::replace(&mut self.remotes_known, remotes) != remotes {
+            self.underlay.want(wanted(&self.engine));
+            // A remote that left one network and came to another since the last look has lost ways that are wanted as before.
+            self.engine.set_paths(self.underlay.known());
+        }
         publish(&mut self.underlay, &mut self.engine, now);
         if now.saturating_duration_since(self.last_second) >= SECOND {
             self.last_second = now;
@@ -249,16 +260,25 @@ fn and_more(pairs: &mut Vec<(String, String)>, total: usize) {
 }
 
 fn underlay_of(plan: &Plan, engine: &Engine) -> Vec<Uplink> {
-    let uplink = |(plan, info): (&UplinkPlan, &UplinkInfo)| Uplink {
-        interface: info.interface.clone(),
-        ifindex: info.ifindex,
-        local: plan.local,
-        link: None,
+    let uplink = |(plan, info): (&UplinkPlan, &UplinkInfo)| {
+        Uplink::new(&info.interface, info.ifindex, plan.vlan, &plan.locals)
     };
     plan.uplinks.iter().zip(engine.uplinks()).map(uplink).collect()
 }
 
+/// The remotes that each network has now, from its source address; each way once.
+fn wanted(engine: &Engine) -> BTreeSet<Wanted> {
+    let sources: HashMap<Option<IpAddr>, SourceId> =
+        engine.sources().iter().copied().zip((0..).map(SourceId)).collect();
+    let way = |member: Member| {
+        let local = engine.plan().network(member.network)?.local;
+        let source = *sources.get(&local)?;
+        Some(Wanted { remote: member.remote, address: member.address, source, local })
+    };
+    engine.members().filter(|member| !member.is_leaving).filter_map(way).collect()
+}
+
 fn publish(underlay: &mut Underlay, engine: &mut Engine, now: Instant) {
     let changes = underlay.turn(now, |remote| engine.frames_towards(remote));
-    engine.set_next_hops(changes);
+    engine.set_paths(changes);
 }

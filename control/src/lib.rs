@@ -18,6 +18,8 @@ pub mod daemon;
 pub mod demo;
 // What can go wrong, in one line each.
 pub mod error;
+// The control socket's methods about addresses and remotes.
+pub mod forwarding;
 // Hosts on one machine, for the demo and for tests.
 pub mod lab;
 // The control socket's methods.

@@ -3,7 +3,14 @@
 //!
 //! | method | parameters | result |
 //! |---|---|---|
-//! | `status`, `stats`, `fdb`, `version` | none | what runs, the counters, where addresses are, the daemon's version |
+//! | `status`, `stats`, `version` | none | what runs, the counters, the daemon's version |
+//! | `fdb` | `network`, `mac`, `remote`, if wanted | where addresses are: the first 10,000, and how many there are |
+//! | `fdb.flush` | the same; `from`: 0, or the last answer's `next` | `flushed`: learned addresses forgotten; `next`: where to go on, `null` at the end |
+//! | `fdb.add` | `network`, `mac`, `remote` | the same: the address is fixed there |
+//! | `fdb.remove` | `network`, `mac` | the same: it is no longer fixed |
+//! | `remote.list` | `network`, `remote`, if wanted | `remotes`: the first 10,000, each with its `standing` and whether it is `leaving`; `total` |
+//! | `remote.add` | `network`, `remote` | the same |
+//! | `remote.remove` | `network`, `remote` | the same, `fixed_removed`: addresses that were fixed behind it, and `barred`: the network takes any remote, but this one not until it is added. It is gone when it is listed no more |
 //! | `worker.add` | `core`: a CPU; `nice`: −20 to 19, if wanted | `cores`: those in use |
 //! | `worker.remove` | `core` | the same |
 //! | `rules.get` | none | `rules`: those in force, each with the keys of the config's `[[rules]]`; `status`: as in `status` |
@@ -19,6 +26,7 @@ use peregrine_dataplane::types::CoreId;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use crate::forwarding;
 use crate::preflight;
 use crate::rpc::{RpcError, code, no_params, params};
 use crate::rules;
@@ -67,10 +75,13 @@ impl Methods<'_> {
             "worker.remove" => return self.remove_worker(params(method, given)?),
             "rules.set" => return rules::set(self.engine, given),
             "rules.check" => return rules::check(self.engine, given),
-            "status" | "stats" | "fdb" | "version" | "rules.get" => no_params(method, &given)?,
+            "status" | "stats" | "version" | "rules.get" => no_params(method, &given)?,
             other => {
+                if let Some(answer) = forwarding::answer(self.engine, method, &given) {
+                    return answer;
+                }
                 let text = format!(
-                    "no method {other:.32}: there are status, stats, fdb, version, worker.add, worker.remove, rules.get, rules.set and rules.check"
+                    "no method {other:.32}: there are status, stats, fdb, version, fdb.flush, fdb.add, fdb.remove, remote.list, remote.add, remote.remove, worker.add, worker.remove, rules.get, rules.set and rules.check"
                 );
                 return Err(RpcError::new(code::NO_METHOD, text));
             }
@@ -78,7 +89,6 @@ impl Methods<'_> {
         match method {
             "status" => to_value(&self.status(&self.plan.control_socket, now)),
             "stats" => to_value(&self.engine.stats()),
-            "fdb" => to_value(&status::fdb(self.engine, self.plan)),
             "rules.get" => Ok(rules::get(self.engine)),
             _ => Ok(Value::from(VERSION)),
         }
@@ -95,7 +105,7 @@ impl Methods<'_> {
             uplinks: status::uplinks(engine.uplinks(), plan, underlay),
             workers: engine.busy().into_iter().map(|(core, busy)| WorkerStatus { core, busy }).collect(),
             rules: engine.rules_status(),
-            networks: status::networks(plan),
+            networks: status::networks(engine.plan()),
             endpoints: status::endpoints(plan, engine.has_queues_by_class(), tenants.records(), now),
             next_hops: status::next_hops(underlay),
             classes: status::classes(&plan.classes),

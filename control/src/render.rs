@@ -53,15 +53,43 @@ pub fn uplink(uplink: &Value) -> Vec<(String, String)> {
     let (asked, of) = (text(&uplink["queues_requested"]), text(&uplink["queue_count"]));
     vec![
         ("uplink".into(), format!("{interface}, {state}: driver {driver}, address {mac}, MTU {mtu}")),
-        ("VTEP".into(), format!("{}, UDP port {}", text(&uplink["local"]), uplink["port"])),
+        ("VTEP".into(), vtep(uplink)),
         (
             "mode".into(),
-            format!("{} asked, {} got", text(&uplink["mode_requested"]), text(&uplink["mode_actual"])),
+            format!(
+                "{} asked, {} got{}",
+                text(&uplink["mode_requested"]),
+                text(&uplink["mode_actual"]),
+                if uplink["multi_buffer"] == true {
+                    ", multi-buffer: packets may be longer than a chunk"
+                } else {
+                    ""
+                }
+            ),
         ),
         ("urgent rings".into(), urgent_rings(uplink)),
         ("queues".into(), format!("{asked} of {of} asked, {queues}")),
         ("huge pages".into(), huge_pages(&uplink["huge_pages"])),
     ]
+}
+
+fn vtep(uplink: &Value) -> String {
+    let vlan = match (&uplink["vlan"], &uplink["vlan_link"]) {
+        (Value::Null, _) => String::new(),
+        (vlan, Value::Null) => format!(", VLAN {vlan} without a device"),
+        (vlan, link) if link["vlan"]["tag"] == "802.1ad" => {
+            format!(", VLAN {vlan} without a device ({} is 802.1ad: 802.1Q is needed)", text(&link["name"]))
+        }
+        (vlan, link) => format!(", VLAN {vlan} ({})", text(&link["name"])),
+    };
+    let missing = list(uplink, "missing").iter();
+    let missing: String =
+        missing.map(|its| format!(", {} {}", text(&its["address"]), text(&its["reason"]))).collect();
+    let path_mtu = match &uplink["path_mtu_unknown"] {
+        Value::Null => String::new(),
+        why => format!(", path MTUs are not learned {}", text(why)),
+    };
+    format!("{}, UDP port {}{vlan}{missing}{path_mtu}", text(&uplink["local"]), uplink["port"])
 }
 
 fn urgent_rings(uplink: &Value) -> String {
@@ -180,17 +208,39 @@ fn written(value: &Value) -> String {
     }
 }
 
+/// One row for each path; one for a remote that has none.
 fn next_hops(status: &Value) -> Table {
-    let mut table = Table::new(&["remote", "uplink", "next hop", "gateway", "state"]);
+    let mut table =
+        Table::new(&["remote", "uplink", "from", "next hop", "gateway", ">weight", ">MTU", "state"]);
     for hop in list(status, "next_hops") {
-        let state = match hop["resolved"].as_bool() {
-            Some(true) => "resolved".to_owned(),
-            _ => format!("unresolved: {}", text(&hop["reason"])),
-        };
-        let mut cells: Vec<String> =
-            ["remote", "uplink", "next_hop", "gateway"].iter().map(|key| text(&hop[*key])).collect();
-        cells.push(state);
-        table.row(cells);
+        let paths = list(hop, "paths");
+        for path in paths {
+            let gateway = if path["neighbour"] == hop["remote"] { &Value::Null } else { &path["neighbour"] };
+            table.row(vec![
+                text(&hop["remote"]),
+                text(&path["uplink"]),
+                text(&path["local"]),
+                text(&path["next_hop"]),
+                text(gateway),
+                text(&path["weight"]),
+                written(&path["mtu"]),
+                match (path["reason"].as_str(), &path["mtu_not_believed"]) {
+                    (Some(why), _) => format!("unresolved: {why}"),
+                    (None, Value::Null) => "resolved".to_owned(),
+                    (None, mtu) => format!("resolved; an MTU of {mtu} by ICMP is not believed"),
+                },
+            ]);
+        }
+        if paths.is_empty() {
+            let mut cells = vec![NONE.to_owned(); 8];
+            for (cell, value) in cells.iter_mut().zip([&hop["remote"], &Value::Null, &hop["local"]]) {
+                *cell = text(value);
+            }
+            if let Some(state) = cells.last_mut() {
+                *state = format!("unresolved: {}", text(&hop["reason"]));
+            }
+            table.row(cells);
+        }
     }
     table
 }
@@ -270,12 +320,37 @@ pub fn fdb(fdb: &Value) -> String {
             Some(endpoint) => format!("endpoint {endpoint}"),
             None => format!("remote {}", text(&entry["remote"])),
         };
-        let age = entry["age_seconds"].as_u64().map_or_else(|| "fixed".to_owned(), duration);
+        let mut age = entry["age_seconds"].as_u64().map_or_else(|| "fixed".to_owned(), duration);
+        if let Some(left) = entry["held_seconds"].as_u64() {
+            age = format!("{age}, held {}", duration(left));
+        }
         table.row(vec![text(&entry["network"]), text(&entry["mac"]), place, age]);
     }
     let rest = figure(&fdb["total"]).saturating_sub(entries.len() as u64);
     let rest = if rest > 0 { format!("  and {} more\n", thousands(rest)) } else { String::new() };
-    format!("{} addresses\n{}{rest}", text(&fdb["total"]), table.render())
+    format!("{}\n{}{rest}", addresses(figure(&fdb["total"]), ""), table.render())
+}
+
+/// `1 address`, `2 fixed addresses`: of that kind, which may be none.
+pub fn addresses(number: u64, kind: &str) -> String {
+    let blank = if kind.is_empty() { "" } else { " " };
+    format!("{} {kind}{blank}address{}", thousands(number), if number == 1 { "" } else { "es" })
+}
+
+/// All of `remote.list`.
+pub fn remotes(answer: &Value) -> String {
+    let mut table =
+        Table::new(&["network", "remote", "standing", ">frames for it, sent or not (all networks)"]);
+    let remotes = list(answer, "remotes");
+    for remote in remotes {
+        let leaving = if remote["leaving"] == true { ", leaving" } else { "" };
+        let standing = format!("{}{leaving}", text(&remote["standing"]));
+        let frames = thousands(figure(&remote["frames"]));
+        table.row(vec![text(&remote["network"]), text(&remote["remote"]), standing, frames]);
+    }
+    let rest = figure(&answer["total"]).saturating_sub(remotes.len() as u64);
+    let rest = if rest > 0 { format!("  and {} more\n", thousands(rest)) } else { String::new() };
+    format!("{}\n{}{rest}", count(figure(&answer["total"]) as usize, "remote"), table.render())
 }
 
 /// All of `stats`.
@@ -299,6 +374,7 @@ pub fn stats(stats: &Value) -> String {
         drops.row(vec![reason.clone(), thousands(figure(count))]);
     }
     section(&mut out, "Drops", &drops);
+    section(&mut out, "Noticed", &noticed(stats));
     section(&mut out, "Classes", &class_stats(stats));
     section(&mut out, "Waiting, in µs", &waiting(stats));
     section(&mut out, "Workers", &worker_stats(stats));
@@ -313,6 +389,18 @@ pub fn stats(stats: &Value) -> String {
     section(&mut out, "Uplinks", &uplink_stats(stats));
     list(stats, "uplinks").iter().for_each(|uplink| before_us(&mut out, uplink));
     out
+}
+
+/// What should not happen and costs no frame by itself: summed over workers, only what is not zero.
+fn noticed(stats: &Value) -> Table {
+    let mut table = Table::new(&["what", ">count"]);
+    for key in ["ecn_unexpected", "kicks_failed", "chunk_faults"] {
+        let sum: u64 = list(stats, "workers").iter().map(|worker| figure(&worker[key])).sum();
+        if sum > 0 {
+            table.row(vec![key.to_owned(), thousands(sum)]);
+        }
+    }
+    table
 }
 
 /// `in 12 + 3 copies = out 10 + dropped 5`, and what is on its way.
@@ -412,12 +500,17 @@ fn network_stats(stats: &Value) -> Table {
         ">learned now",
         ">moved",
         ">refused",
+        ">ARP answered",
+        ">ND answered",
+        ">told too big",
+        ">damped",
     ]);
     for network in list(stats, "networks") {
         let mut cells = vec![text(&network["name"]), network["vni"].to_string()];
         traffic(&mut cells, &network["from_underlay"]);
         traffic(&mut cells, &network["to_underlay"]);
-        for key in ["dropped", "fdb_learned", "moved", "learn_refused"] {
+        let own = ["dropped", "fdb_learned", "moved", "learn_refused"];
+        for key in own.into_iter().chain(["arp_answered", "nd_answered", "too_big_told", "moves_damped"]) {
             cells.push(text(&network[key]));
         }
         table.row(cells);
@@ -499,12 +592,25 @@ mod tests {
     }
 
     #[test]
+    fn what_should_not_happen_is_shown_where_it_did() {
+        let worker = |ecn, faults| json!({"ecn_unexpected": ecn, "kicks_failed": 0, "chunk_faults": faults});
+        let shown = |workers: [Value; 2]| stats(&json!({"workers": workers}));
+        assert!(!shown([worker(0, 0), worker(0, 0)]).contains("Noticed"));
+        let text = shown([worker(1000, 0), worker(234, 0)]);
+        let rows: Vec<&str> = text.lines().skip_while(|line| !line.starts_with("Noticed")).skip(2).collect();
+        assert_eq!(rows[0].split_whitespace().collect::<Vec<_>>(), ["ecn_unexpected", "1,234"], "{text}");
+        assert!(!text.contains("kicks_failed") && !text.contains("chunk_faults"), "{text}");
+    }
+
+    #[test]
     fn asked_and_got_stand_side_by_side() {
         let info = json!({"interface": "ov0", "driver": "veth", "mac": "02:00:00:00:00:01", "mtu": 1550,
             "mode_requested": "prefer-zero-copy", "mode_actual": "copy", "queues": [0, 1],
             "queues_requested": "all", "queue_count": 2, "huge_pages": false, "link": {"up": true, "carrier": false}});
         let text = lines(&uplink(&info));
-        assert!(text.contains("prefer-zero-copy asked, copy got"), "{text}");
+        assert!(text.contains("prefer-zero-copy asked, copy got\n"), "{text}");
+        let jumbo = lines(&uplink(&json!({"mode_actual": "copy", "multi_buffer": true})));
+        assert!(jumbo.contains("copy got, multi-buffer: packets may"), "{jumbo}");
         assert!(text.contains("all of 2 asked, 2 got: 0, 1") && text.contains("not asked"), "{text}");
         let early = |asked, got, why: Option<&str>| {
             urgent_rings(&json!({"early_requested": asked, "early": got, "early_refused": why}))
@@ -514,6 +620,57 @@ mod tests {
         let why = "queue 1: Invalid argument (os error 22)";
         assert_eq!(early("if-possible", false, Some(why)), format!("asked if possible, none: {why}"));
         assert!(text.contains("no carrier") && text.contains("vm.nr_hugepages"), "{text}");
+    }
+
+    #[test]
+    fn each_path_has_a_row_and_so_has_a_remote_without_one() {
+        let paths = json!([
+            {"uplink": "ov0", "local": "fd00::1", "neighbour": "fd00::2", "next_hop": "02:00:00:00:00:02", "weight": 1, "mtu": 1500},
+            {"uplink": "ov0", "local": "fd00::1", "neighbour": "fd00::2", "next_hop": "02:00:00:00:00:02", "weight": 1, "mtu": 1500, "mtu_not_believed": 1280},
+            {"uplink": "ov1", "local": "fd01::1", "neighbour": "fe80::1", "weight": 3, "mtu": 9000, "reason": "fe80::1 does not answer"},
+        ]);
+        let status = json!({"next_hops": [
+            {"remote": "fd00::2", "local": null, "resolved": true, "paths": paths},
+            {"remote": "10.0.0.9", "local": "10.0.0.1", "resolved": false, "reason": "no route", "paths": []},
+        ]});
+        let text = next_hops(&status).render();
+        let rows: Vec<Vec<&str>> = text.lines().skip(1).map(|row| row.split_whitespace().collect()).collect();
+        let row = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
+        assert_eq!(rows[0], row("fd00::2 ov0 fd00::1 02:00:00:00:00:02 - 1 1500 resolved"));
+        let unresolved = "fd00::2 ov1 fd01::1 - fe80::1 3 9000 unresolved: fe80::1 does not answer";
+        let doubted =
+            "fd00::2 ov0 fd00::1 02:00:00:00:00:02 - 1 1500 resolved; an MTU of 1280 by ICMP is not believed";
+        assert_eq!(rows[1], row(doubted));
+        assert_eq!(rows[2], row(unresolved));
+        assert_eq!(rows[3], row("10.0.0.9 - 10.0.0.1 - - - - unresolved: no route"));
+    }
+
+    #[test]
+    fn an_uplinks_vtep_tells_its_vlan_and_what_is_not_learned() {
+        let mut uplink = json!({"local": ["10.0.0.1", "fd00::1"], "port": 4789, "vlan": null});
+        assert_eq!(vtep(&uplink), "10.0.0.1, fd00::1, UDP port 4789");
+        uplink["vlan"] = json!(5);
+        assert_eq!(vtep(&uplink), "10.0.0.1, fd00::1, UDP port 4789, VLAN 5 without a device");
+        uplink["vlan_link"] = json!({"name": "ov0.5"});
+        uplink["path_mtu_unknown"] = json!("for fd00::1: Operation not permitted");
+        let service =
+            json!({"local": [], "vlan": 5, "vlan_link": {"name": "ov0.5", "vlan": {"tag": "802.1ad"}}});
+        assert!(vtep(&service).ends_with("VLAN 5 without a device (ov0.5 is 802.1ad: 802.1Q is needed)"));
+        let missing = json!({"missing": [{"address": "10.0.0.1", "reason": "is not on this host"}]});
+        assert!(vtep(&missing).ends_with(", 10.0.0.1 is not on this host"), "{}", vtep(&missing));
+        let want = "VLAN 5 (ov0.5), path MTUs are not learned for fd00::1: Operation not permitted";
+        assert!(vtep(&uplink).ends_with(want), "{}", vtep(&uplink));
+    }
+
+    #[test]
+    fn one_is_not_many() {
+        let entry = json!({"network": "blue", "mac": "02:00:00:00:00:01", "endpoint": "web"});
+        assert!(fdb(&json!({"entries": [entry], "total": 1})).starts_with("1 address\n"));
+        assert!(fdb(&json!({"entries": [], "total": 0})).starts_with("0 addresses\n"));
+        let remote = json!({"network": "blue", "remote": "10.9.0.2", "standing": "added", "frames": 7});
+        let text = remotes(&json!({"remotes": [remote], "total": 1}));
+        assert!(text.starts_with("1 remote\n") && text.contains("  frames for it, sent or not"), "{text}");
+        assert!(remotes(&json!({"remotes": [], "total": 1234})).starts_with("1,234 remotes\n"));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! A rule is an object with the keys and values of the config's `[[rules]]`; `null` is as good as a key left out. A list is taken whole or not at
 //! all. The file that the daemon was started with is not changed.
 
-use peregrine_config::{ConfigErrors, Warning, warnings};
+use peregrine_config::{ConfigErrors, rule_warnings};
 use peregrine_dataplane::engine::Engine;
 use peregrine_dataplane::plan::{Early, Plan, RulePlan};
 use serde::Deserialize;
@@ -50,8 +50,7 @@ fn taken(engine: &Engine, mut plan: Plan) -> Value {
         plan.uplinks.iter_mut().for_each(|uplink| uplink.early = Early::Off);
     }
     // What classes there are is the config's.
-    let of_rules = warnings(&plan).into_iter().filter(Warning::is_about_rules);
-    let warnings: Vec<String> = of_rules.map(|warning| warning.to_string()).collect();
+    let warnings: Vec<String> = rule_warnings(&plan).iter().map(ToString::to_string).collect();
     json!({ "count": plan.classes.rules.len(), "warnings": warnings })
 }
 

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::time::Instant;
 
-use peregrine_dataplane::engine::{Engine, RulesStatus};
+use peregrine_dataplane::engine::{AddressFilter, Engine, RulesStatus};
 use peregrine_dataplane::fdb::{Destination, Entry};
 use peregrine_dataplane::plan::{
     ClassPlan, ClassesPlan, EndpointPlan, MemifRole, NetworkPlan, PlacementMode, Plan, Queues, UplinkPlan,
@@ -17,8 +17,8 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use crate::tenants::{Peer, TenantRecord};
-use crate::underlay::facts::LinkFact;
-use crate::underlay::{RemoteView, Underlay};
+use crate::underlay::decide::{Hop, Verdict};
+use crate::underlay::{Underlay, Uplink, Wanted};
 
 /// This program's version.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -151,20 +151,47 @@ pub struct PeerStatus<'a> {
     pub queue_pairs: usize,
 }
 
-/// How a remote is reached.
+/// How a remote is reached from one source address.
 #[derive(Clone, Debug, Serialize)]
 pub struct NextHopStatus {
     /// The remote VTEP.
     pub remote: IpAddr,
-    /// The kernel knows the way.
+    /// The source address that the network has; `null`: the uplink's.
+    pub local: Option<IpAddr>,
+    /// The kernel knows a way.
     pub resolved: bool,
-    /// The interface that it is reached over.
+    /// Why it knows none.
+    pub reason: Option<String>,
+    /// The interface of the first path that is used, and so on below.
     pub uplink: Option<String>,
     /// The neighbour's link-layer address.
     pub next_hop: Option<MacAddr>,
-    /// The gateway, if it is not on our link.
+    /// The gateway, if the remote is not on our link.
     pub gateway: Option<IpAddr>,
-    /// Why it is not resolved.
+    /// The largest outer IP packet, in bytes.
+    pub mtu: Option<u32>,
+    /// All paths, those that are not used with the reason.
+    pub paths: Vec<PathStatus>,
+}
+
+/// One of several ways to a remote.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct PathStatus {
+    /// The interface.
+    pub uplink: String,
+    /// Our address.
+    pub local: Option<IpAddr>,
+    /// Whose link-layer address counts: the gateway, or the remote itself.
+    pub neighbour: Option<IpAddr>,
+    /// That address.
+    pub next_hop: Option<MacAddr>,
+    /// Its share of the flows, relative to the others that are used.
+    pub weight: Option<u8>,
+    /// The largest outer IP packet, in bytes.
+    pub mtu: Option<u32>,
+    /// A smaller one that was learned from ICMP and is not believed.
+    pub mtu_not_believed: Option<u32>,
+    /// Why it is not used.
     pub reason: Option<String>,
 }
 
@@ -179,18 +206,28 @@ pub fn queues_requested(queues: &Queues) -> Value {
 /// The engine's account of the uplinks, with what we know besides.
 pub fn uplinks(infos: &[UplinkInfo], plan: &Plan, underlay: &Underlay) -> Vec<Map<String, Value>> {
     let uplinks = infos.iter().zip(&plan.uplinks).zip(underlay.uplinks());
-    uplinks.map(|((info, plan), side)| uplink(info, plan, side.link.as_ref())).collect()
+    uplinks.map(|((info, plan), side)| uplink(info, plan, side, underlay)).collect()
 }
 
-fn uplink(info: &UplinkInfo, plan: &UplinkPlan, link: Option<&LinkFact>) -> Map<String, Value> {
+fn uplink(info: &UplinkInfo, plan: &UplinkPlan, side: &Uplink, underlay: &Underlay) -> Map<String, Value> {
     let mut map = match serde_json::to_value(info) {
         Ok(Value::Object(map)) => map,
         _ => Map::new(),
     };
     map.entry("queues_requested").or_insert_with(|| queues_requested(&plan.queues));
-    map.insert("local".into(), json!(plan.local));
+    map.insert("local".into(), json!(plan.locals));
     map.insert("port".into(), json!(plan.port));
-    map.insert("link".into(), json!(link));
+    map.insert("link".into(), json!(side.link));
+    let missing = side.missing.iter();
+    let missing =
+        missing.map(|(address, presence)| json!({ "address": address, "reason": presence.to_string() }));
+    map.insert("missing".into(), missing.collect());
+    map.insert("vlan".into(), json!(plan.vlan));
+    map.insert("vlan_link".into(), json!(side.vlan_link));
+    let mut unknown =
+        plan.locals.iter().filter_map(|local| Some((local, underlay.path_mtu_unknown(*local)?)));
+    let why = unknown.next().map(|(local, why)| format!("for {local}: {why}"));
+    map.insert("path_mtu_unknown".into(), json!(why));
     map
 }
 
@@ -282,19 +319,42 @@ fn peer(peer: &Peer, now: Instant) -> PeerStatus<'_> {
 
 /// The remotes and how they are reached.
 pub fn next_hops(underlay: &Underlay) -> Vec<NextHopStatus> {
-    let next_hop = |remote: RemoteView<'_>| NextHopStatus {
-        remote: remote.address,
-        resolved: remote.hop.is_ok(),
-        uplink: remote
-            .hop
-            .ok()
-            .and_then(|hop| underlay.uplinks().get(hop.uplink.index()))
-            .map(|uplink| uplink.interface.clone()),
-        next_hop: remote.hop.ok().map(|hop| hop.destination),
-        gateway: remote.neighbour.filter(|neighbour| *neighbour != remote.address),
-        reason: remote.hop.err().map(ToString::to_string),
-    };
-    underlay.remotes().map(next_hop).collect()
+    underlay.ways().map(|(wanted, verdict)| next_hop(wanted, verdict)).collect()
+}
+
+fn next_hop(wanted: &Wanted, verdict: &Verdict) -> NextHopStatus {
+    let used = verdict.hops.iter().find(|hop| hop.state.is_ok());
+    // Where there is no next hop at all, `reason` says what these would.
+    let others = verdict.others.iter().filter(|_| !verdict.hops.is_empty());
+    let other = others.map(|(interface, why)| PathStatus {
+        uplink: interface.clone(),
+        reason: Some(why.to_string()),
+        ..PathStatus::default()
+    });
+    NextHopStatus {
+        remote: wanted.address,
+        local: wanted.local,
+        resolved: used.is_some(),
+        reason: verdict.why().map(|why| why.to_string()),
+        uplink: used.map(|hop| hop.interface.clone()),
+        next_hop: used.and_then(|hop| hop.state.as_ref().ok()).map(|hop| hop.destination),
+        gateway: verdict.hops.iter().map(|hop| hop.neighbour).find(|neighbour| *neighbour != wanted.address),
+        mtu: used.map(|hop| hop.mtu),
+        paths: verdict.hops.iter().map(path).chain(other).collect(),
+    }
+}
+
+fn path(hop: &Hop) -> PathStatus {
+    PathStatus {
+        uplink: hop.interface.clone(),
+        local: Some(hop.local),
+        neighbour: Some(hop.neighbour),
+        next_hop: hop.state.as_ref().ok().map(|hop| hop.destination),
+        weight: Some(hop.weight),
+        mtu: Some(hop.mtu),
+        mtu_not_believed: hop.mtu_not_believed,
+        reason: hop.state.as_ref().err().map(ToString::to_string),
+    }
 }
 
 /// Entries that one answer to `fdb` holds at most: the rest is counted.
@@ -324,16 +384,18 @@ pub struct FdbEntry<'a> {
     pub fixed: bool,
     /// Since a frame last came from it; `null` for those that are fixed.
     pub age_seconds: Option<u32>,
+    /// It moved too often: so much longer it stays where it is.
+    pub held_seconds: Option<u32>,
 }
 
-/// What the engine knows of where addresses are.
-pub fn fdb<'a>(engine: &'a Engine, plan: &'a Plan) -> FdbStatus<'a> {
+/// What the engine knows of where these addresses are.
+pub fn fdb<'a>(engine: &'a Engine, plan: &'a Plan, filter: &AddressFilter) -> FdbStatus<'a> {
     let now = engine.uptime_s();
     let mut total = 0;
     let entry = |entry: Entry| {
         let (endpoint, remote) = match entry.destination {
             Destination::Local(id) => (plan.endpoint(id).map(|e| e.name.as_str()), None),
-            Destination::Remote(id) => (None, engine.remotes().get(id.index()).copied()),
+            Destination::Remote(id) => (None, engine.remote_address(id)),
         };
         FdbEntry {
             network: plan.network(entry.network).map_or("", |n| &n.name),
@@ -342,9 +404,18 @@ pub fn fdb<'a>(engine: &'a Engine, plan: &'a Plan) -> FdbStatus<'a> {
             remote,
             fixed: entry.fixed,
             age_seconds: (!entry.fixed).then(|| now.saturating_sub(entry.seen_s)),
+            held_seconds: entry
+                .held_until_s
+                .and_then(|until| until.checked_sub(now))
+                .filter(|left| *left > 0),
         }
     };
-    let all = engine.fdb().inspect(|_| total += 1).enumerate();
+    let is_meant = |entry: &Entry| {
+        filter.network.is_none_or(|network| network == entry.network)
+            && filter.mac.is_none_or(|mac| mac == entry.mac)
+            && filter.remote.is_none_or(|remote| entry.destination == Destination::Remote(remote))
+    };
+    let all = engine.fdb().filter(is_meant).inspect(|_| total += 1).enumerate();
     let entries = all.filter(|(index, _)| *index < FDB_LISTED_MAX).map(|(_, e)| entry(e)).collect();
     FdbStatus { entries, total }
 }

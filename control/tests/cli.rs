@@ -63,6 +63,22 @@ fn without_a_daemon_the_error_says_what_to_do() {
 }
 
 #[test]
+fn what_may_be_meant_is_told_with_the_subcommands_help() {
+    for (arguments, want) in [
+        (
+            &["status", "--jsn"][..],
+            "unexpected argument '--jsn' found: a similar argument exists: '--json': see `peregrine status --help`",
+        ),
+        (&["fdb", "add", "--mac", "x"], "see `peregrine fdb add --help`"),
+        (&["remote"], "no command is given: see `peregrine remote --help`"),
+        (&["statu"], "see `peregrine --help`"),
+    ] {
+        let said = stderr(&peregrine(arguments));
+        assert!(said.trim_end().ends_with(want) && said.lines().count() == 1, "{said}");
+    }
+}
+
+#[test]
 fn bad_arguments_have_status_two() {
     for arguments in [&["run"][..], &["nonsense"], &["status", "--nonsense"], &[]] {
         assert_eq!(peregrine(arguments).status.code(), Some(2), "{arguments:?}");

@@ -3,7 +3,8 @@
 
 mod common;
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -289,6 +290,60 @@ fn tenants_come_and_go() {
     assert!(why.contains("stopping"), "{why}");
 }
 
+/// Nothing changes about the ways that are wanted, but the workers were told to forget one of them.
+#[test]
+#[ignore = "needs root: make test runs it"]
+fn a_remote_that_changes_its_network_keeps_its_way() {
+    let host = Host::new();
+    let tables = "[[networks]]\nname = \"green\"\nvni = 8\nlocal = \"10.9.0.1\"\nremotes = [\"10.9.0.2\"]\n\
+                  [[networks]]\nname = \"red\"\nvni = 9\nlocal = \"10.9.0.1\"\n\
+                  [[endpoints]]\nname = \"web\"\nnetwork = \"red\"";
+    let _daemon = host.start_with(("[[endpoints]]\nname = \"web\"\nnetwork = \"blue\"", tables));
+    until(5, "both ways", || {
+        let hops = host.json("status")["next_hops"].clone();
+        hops.as_array().unwrap().iter().filter(|hop| hop["resolved"] == true).count() == 2
+    });
+    let mut stream = UnixStream::connect(host.control()).unwrap();
+    let call = |id: u8, method: &str, network: &str| {
+        let params = serde_json::json!({ "network": network, "remote": "10.9.0.2" });
+        format!("{}\n", serde_json::json!({"jsonrpc": "2.0", "id": id, "method": method, "params": params}))
+    };
+    let both = call(1, "remote.remove", "green") + &call(2, "remote.add", "red");
+    stream.write_all(both.as_bytes()).unwrap();
+    for answer in BufReader::new(&stream).lines().take(2) {
+        let answer: Value = serde_json::from_str(&answer.unwrap()).unwrap();
+        assert!(answer["error"].is_null(), "{answer}");
+    }
+    let mut tenant = host.connect();
+    let frame = [&[0xff; 6][..], &[2, 0, 0, 0, 7, 1, 0x88, 0xb5], &[1; 50]].concat();
+    let end = Instant::now() + Duration::from_secs(5);
+    while host.json("stats")["networks"][2]["to_underlay"]["frames"] == 0 {
+        assert!(Instant::now() < end, "no frame leaves: {}", host.json("stats"));
+        if tenant.tx[0].push(&frame).is_ok() {
+            tenant.tx[0].flush().unwrap();
+        }
+    }
+    assert!(host.json("status")["next_hops"].as_array().unwrap().iter().all(|hop| hop["resolved"] == true));
+}
+
+/// Only remotes over IPv6 are there: no way tells of it.
+#[test]
+#[ignore = "needs root: make test runs it"]
+fn an_address_that_goes_is_told_though_no_way_needs_it() {
+    let host = Host::new();
+    host.net.here("addr add fd09::1/64 dev ov0 nodad");
+    let dual = "local = [\"10.9.0.1\", \"fd09::1\"]\nring_size = 512\n[[networks]]\nname = \"blue\"\n\
+                vni = 7\nmtu = 1430\nremotes = [\"fd09::2\"]";
+    let single = "local = \"10.9.0.1\"\nring_size = 512\n[[networks]]\nname = \"blue\"\nvni = 7\nremotes = [\"10.9.0.2\"]";
+    let _daemon = host.start_with((single, dual));
+    assert_eq!(host.json("status")["uplinks"][0]["missing"], serde_json::json!([]));
+    host.net.here("addr del 10.9.0.1/24 dev ov0");
+    let missing = serde_json::json!([{ "address": "10.9.0.1", "reason": "is not on this host" }]);
+    until(5, "it to be told", || host.json("status")["uplinks"][0]["missing"] == missing);
+    let said = text(&host.ask(&["status"]));
+    assert!(said.contains("UDP port 4789, 10.9.0.1 is not on this host"), "{said}");
+}
+
 /// Serves the next client of a tenant's socket.
 fn serve(listener: &Listener) -> Interface {
     let (mut handshake, mut interface) = (None, None);
@@ -314,7 +369,7 @@ fn tenants_that_listen_outlive_the_daemon() {
     let host = Host::new();
     let clients = (
         "id = 3 }",
-        "id = 3, role = \"client\", queue_pairs = 2 }\n\
+        "id = 3, role = \"client\", queue_pairs = 2 }\nannounce = false\n\
          [[endpoints]]\nname = \"store\"\nnetwork = \"blue\"\nmac = \"02:00:00:00:07:02\"\n\
          memif = { socket = \"@SOCKET\", id = 4, role = \"client\", ring_size = 64 }",
     );

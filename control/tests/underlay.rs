@@ -3,106 +3,14 @@
 
 mod common;
 
-use std::cell::Cell;
-use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use common::{Net, until};
-use mio::unix::SourceFd;
-use mio::{Events, Interest, Poll, Token};
-use peregrine_control::underlay::{Underlay, Uplink};
+use common::bench::{Bench, mac_of};
+use common::until;
 use peregrine_dataplane::engine::NextHop;
-use peregrine_dataplane::types::{MacAddr, RemoteId, UplinkId};
+use peregrine_dataplane::types::{MacAddr, UplinkId};
 
 const PEER: &str = "10.9.0.2";
-
-/// An underlay that is turned by its notices and its timer, as the daemon does.
-struct Bench {
-    net: Net,
-    poll: Poll,
-    underlay: Underlay,
-    hops: Vec<Option<NextHop>>,
-    frames: Cell<u64>,
-}
-
-impl Bench {
-    fn new(remotes: &[&str]) -> Bench {
-        Bench::over(Net::new(), &[("ov0", "10.9.0.1")], remotes)
-    }
-
-    /// A second uplink on a wire of its own: `here: other0 10.8.0.1/24 ── other1 10.8.0.2/24 :there`.
-    fn with_two_uplinks(remotes: &[&str]) -> Bench {
-        let net = Net::new();
-        net.here(&format!("link add other0 type veth peer name other1 netns {}", net.there));
-        net.here("addr add 10.8.0.1/24 dev other0");
-        net.there("addr add 10.8.0.2/24 dev other1");
-        net.here("link set other0 up");
-        net.there("link set other1 up");
-        Bench::over(net, &[("ov0", "10.9.0.1"), ("other0", "10.8.0.1")], remotes)
-    }
-
-    fn over(net: Net, uplinks: &[(&str, &str)], remotes: &[&str]) -> Bench {
-        net.enter();
-        let uplinks = uplinks.iter().map(|(interface, local)| uplink(&net, interface, local)).collect();
-        let remotes: Vec<IpAddr> = remotes.iter().map(|r| r.parse().unwrap()).collect();
-        let underlay = Underlay::open(uplinks, &remotes).unwrap();
-        let poll = Poll::new().unwrap();
-        let fd = underlay.raw_fd();
-        poll.registry().register(&mut SourceFd(&fd), Token(0), Interest::READABLE).unwrap();
-        Bench { net, poll, underlay, hops: vec![None; remotes.len()], frames: Cell::new(0) }
-    }
-
-    fn turn(&mut self) {
-        let mut events = Events::with_capacity(4);
-        let now = Instant::now();
-        let wait = self.underlay.deadline(now).saturating_duration_since(now).min(Duration::from_millis(50));
-        self.poll.poll(&mut events, Some(wait)).unwrap();
-        if !events.is_empty() {
-            self.underlay.readable();
-        }
-        for (remote, hop) in self.underlay.turn(Instant::now(), |_: RemoteId| self.frames.get()) {
-            self.hops[remote.index()] = hop;
-        }
-    }
-
-    fn reason(&self, index: usize) -> String {
-        let remote = self.underlay.remotes().nth(index).unwrap();
-        remote.hop.err().map(ToString::to_string).unwrap_or_default()
-    }
-
-    fn expect_mac(&mut self, index: usize, mac: &str) {
-        let mac: MacAddr = mac.parse().unwrap();
-        until(5, "the next hop", || {
-            self.turn();
-            self.hops[index].is_some_and(|hop| hop.destination == mac)
-        });
-    }
-
-    fn expect_uplink(&mut self, index: usize, uplink: u8) {
-        until(5, "the uplink", || {
-            self.turn();
-            self.hops[index].is_some_and(|hop| hop.uplink == UplinkId(uplink))
-        });
-    }
-
-    fn expect_none(&mut self, index: usize, reason: &str) {
-        until(5, reason, || {
-            self.turn();
-            self.hops[index].is_none() && self.reason(index).contains(reason)
-        });
-    }
-}
-
-fn uplink(net: &Net, interface: &str, local: &str) -> Uplink {
-    let text = net.here(&format!("-o link show {interface}"));
-    let ifindex = text.split(':').next().unwrap().trim().parse().unwrap();
-    Uplink { interface: interface.into(), ifindex, local: local.parse().unwrap(), link: None }
-}
-
-fn mac_of(text: &str) -> String {
-    let mut words = text.split_whitespace().skip_while(|w| *w != "link/ether").skip(1);
-    words.next().unwrap().to_owned()
-}
 
 #[test]
 #[ignore = "needs root: make test runs it"]
@@ -186,7 +94,8 @@ fn routes_decide_gateway_other_interface_or_none() {
     let mac = mac_of(&bench.net.there("-o link show ov1"));
     bench.net.here("route add 192.168.7.0/24 via 10.9.0.2");
     bench.expect_mac(0, &mac);
-    assert_eq!(bench.underlay.remotes().next().unwrap().neighbour, PEER.parse().ok());
+    let neighbour = bench.underlay.ways().next().map(|(_, verdict)| verdict.hops[0].neighbour);
+    assert_eq!(neighbour, PEER.parse().ok());
     bench.net.there("addr add 10.9.0.3/24 dev ov1");
     bench.net.here("neigh replace 10.9.0.3 lladdr 02:00:00:00:00:03 dev ov0 nud permanent");
     bench.net.here("route replace 192.168.7.0/24 via 10.9.0.3");
@@ -201,7 +110,7 @@ fn routes_decide_gateway_other_interface_or_none() {
     bench.net.here("route replace prohibit 192.168.7.7/32");
     bench.expect_none(0, "prohibit");
     bench.net.here("route replace blackhole 192.168.7.7/32");
-    bench.expect_none(0, "");
+    bench.expect_none(0, "blackhole");
     bench.net.here("route del 192.168.7.7/32");
     bench.expect_mac(0, "02:00:00:00:00:03");
     bench.net.here("route del 192.168.7.0/24");
@@ -251,22 +160,16 @@ fn of_two_uplinks_that_is_taken_which_the_kernel_would_take() {
     bench.expect_none(3, "no route");
 }
 
+/// A way that nobody answers on is none.
 #[test]
 #[ignore = "needs root: make test runs it"]
-fn remotes_behind_equal_routes_are_spread_over_the_uplinks() {
-    let remotes: Vec<String> = (1..=32).map(|number| format!("192.168.7.{number}")).collect();
-    let mut bench = Bench::with_two_uplinks(&remotes.iter().map(String::as_str).collect::<Vec<_>>());
-    bench.net.here("route add 192.168.7.0/24 nexthop via 10.8.0.2 nexthop via 10.9.0.2");
-    until(5, "all to be resolved", || {
-        bench.turn();
-        bench.hops.iter().all(Option::is_some)
-    });
-    for uplink in [UplinkId(0), UplinkId(1)] {
-        let its = bench.hops.iter().flatten().filter(|hop| hop.uplink == uplink).count();
-        assert!((1..32).contains(&its), "{its} over {uplink:?}");
-    }
-    bench.net.here("link set other0 down");
-    (0..32).for_each(|index| bench.expect_uplink(index, 0));
+fn an_uplink_whose_gateway_is_silent_gives_way_to_one_that_a_rule_leads_over() {
+    let mut bench = Bench::with_two_uplinks(&["192.168.8.8"]);
+    bench.net.here("route add 192.168.8.0/24 via 10.9.0.99");
+    bench.expect_none(0, "10.9.0.99 does not answer");
+    bench.net.here("route add 192.168.8.0/24 via 10.8.0.2 table 8");
+    bench.net.here("rule add from 10.8.0.1 table 8");
+    bench.expect_uplink(0, 1);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 // The XDP program: which frames of the uplink go to AF_XDP, and which stay with the kernel.
 //
-// Steered are whole UDP packets to our VTEP address and port with a valid VNI that we serve. Everything else
+// Steered are whole UDP packets to one of our VTEP addresses, over IPv4 or IPv6, with a valid VNI that we serve and to that one's port;
+// untagged ones, or, where the underlay is a VLAN, only those with its tag. Everything else
 // (ARP, SSH, other VNIs, fragments, which the kernel can reassemble) passes to the kernel untouched. Only the
 // packet generator can ask for every frame, on an interface that it has for itself.
 //
@@ -37,13 +38,19 @@ enum verdict {
 	NO_VNI_FLAG,
 	OTHER_VNI,
 	URGENT, // steered, too, to the second socket
+	OTHER_VLAN,
 	VERDICTS,
 };
 
 // Filled in before loading and constant after, so that the compiler's checks on them cost a compare, not a look-up.
-const volatile __u32 local_address[4]; // as on the wire; IPv4 in the first
-const volatile __u8 local_is_ipv6;
-const volatile __u16 vxlan_port;
+#define LOCALS_MAX 8
+const volatile __u32 ipv4_locals[LOCALS_MAX]; // as on the wire
+const volatile __u32 ipv4_count;
+const volatile __u32 ipv6_locals[LOCALS_MAX * 4];
+const volatile __u32 ipv6_count;
+const volatile __u16 vlan; // its number; 0: frames without a tag
+const volatile __u16 vxlan_port; // of most networks
+const volatile __u8 has_own_ports; // some network has another one
 const volatile __u32 queue_count = 1;
 const volatile __u8 take_everything;
 const volatile __u8 has_early; // the queues have second sockets; without them nothing of it costs anything
@@ -57,13 +64,13 @@ struct {
 	__type(value, __u32);
 } sockets SEC(".maps");
 
-// The VNIs that we serve; changed while running. Not preallocated: most hosts serve few of the 65,535 possible.
+// The VNIs that we serve, each with its UDP port; changed while running. Not preallocated: most hosts serve few of the 65,535 possible.
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 65535);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, __u32);
-	__type(value, __u8);
+	__type(value, __u16);
 } served_vnis SEC(".maps");
 
 // [queue * VERDICTS + verdict], per CPU: no atomics, no shared cache line.
@@ -287,20 +294,46 @@ static __always_inline enum verdict udp_is_ours(void *udp_start, void *end, __u3
 {
 	struct udphdr *udp = udp_start;
 	struct vxlan_header *vxlan = (void *)(udp + 1);
+	__u16 *port;
+	int is_usual;
 	__u32 vni;
 
 	if ((void *)(udp + 1) > end)
 		return MALFORMED;
-	if (udp->dest != bpf_htons(vxlan_port))
+	// To another port it may be anything: it is ours only if what stands in the place of a VNI has that port.
+	is_usual = udp->dest == bpf_htons(vxlan_port);
+	if (!is_usual && !has_own_ports)
 		return OTHER_PORT;
 	if ((void *)(vxlan + 1) > end)
-		return MALFORMED;
+		return is_usual ? MALFORMED : OTHER_PORT;
 	if (!(vxlan->flags & bpf_htonl(VXLAN_FLAG_VNI_VALID)))
-		return NO_VNI_FLAG;
+		return is_usual ? NO_VNI_FLAG : OTHER_PORT;
 	vni = bpf_ntohl(vxlan->vni) >> 8;
-	if (!bpf_map_lookup_elem(&served_vnis, &vni))
-		return OTHER_VNI;
+	port = bpf_map_lookup_elem(&served_vnis, &vni);
+	if (!port)
+		return is_usual ? OTHER_VNI : OTHER_PORT;
+	if (udp->dest != bpf_htons(*port))
+		return OTHER_PORT;
 	return has_early && is_urgent(vni, vxlan + 1, end, inner_length(udp, room)) ? URGENT : STEERED;
+}
+
+static __always_inline int is_local_ipv4(__u32 address)
+{
+#pragma unroll
+	for (__u32 at = 0; at < LOCALS_MAX; at++)
+		if (at < ipv4_count && address == ipv4_locals[at])
+			return 1;
+	return 0;
+}
+
+static __always_inline int is_local_ipv6(const __u32 *address)
+{
+#pragma unroll
+	for (__u32 at = 0; at < LOCALS_MAX; at++)
+		if (at < ipv6_count && address[0] == ipv6_locals[4 * at] && address[1] == ipv6_locals[4 * at + 1] &&
+		    address[2] == ipv6_locals[4 * at + 2] && address[3] == ipv6_locals[4 * at + 3])
+			return 1;
+	return 0;
 }
 
 static __always_inline enum verdict ipv4_is_ours(struct iphdr *ip, void *end)
@@ -311,7 +344,7 @@ static __always_inline enum verdict ipv4_is_ours(struct iphdr *ip, void *end)
 		return MALFORMED;
 	if (ip->protocol != IPPROTO_UDP)
 		return NOT_UDP;
-	if (local_is_ipv6 || ip->daddr != local_address[0])
+	if (!is_local_ipv4(ip->daddr))
 		return OTHER_ADDRESS;
 	if (ip->frag_off & bpf_htons(IP_MORE_FRAGMENTS_OR_OFFSET))
 		return FRAGMENT;
@@ -322,15 +355,12 @@ static __always_inline enum verdict ipv4_is_ours(struct iphdr *ip, void *end)
 
 static __always_inline enum verdict ipv6_is_ours(struct ipv6hdr *ip, void *end)
 {
-	const __u32 *to = ip->daddr.in6_u.u6_addr32;
-
 	if ((void *)(ip + 1) > end)
 		return MALFORMED;
 	// Whatever stands behind other extension headers is the kernel's to sort out.
 	if (ip->nexthdr != IPPROTO_UDP && ip->nexthdr != IPPROTO_FRAGMENT)
 		return NOT_UDP;
-	if (!local_is_ipv6 || to[0] != local_address[0] || to[1] != local_address[1] ||
-	    to[2] != local_address[2] || to[3] != local_address[3])
+	if (!is_local_ipv6(ip->daddr.in6_u.u6_addr32))
 		return OTHER_ADDRESS;
 	if (ip->nexthdr == IPPROTO_FRAGMENT)
 		return FRAGMENT;
@@ -341,15 +371,26 @@ static __always_inline enum verdict frame_is_ours(struct xdp_md *ctx)
 {
 	void *end = (void *)(long)ctx->data_end;
 	struct ethhdr *eth = (void *)(long)ctx->data;
+	void *packet = eth + 1;
+	__be16 type;
 
 	if (take_everything)
 		return STEERED;
-	if ((void *)(eth + 1) > end)
+	if (packet > end)
 		return NOT_IP;
-	if (eth->h_proto == bpf_htons(ETH_P_IP))
-		return ipv4_is_ours((void *)(eth + 1), end);
-	if (eth->h_proto == bpf_htons(ETH_P_IPV6))
-		return ipv6_is_ours((void *)(eth + 1), end);
+	type = eth->h_proto;
+	if (vlan) {
+		struct vlan_header *tag = packet;
+
+		if (type != bpf_htons(ETH_P_8021Q) || (void *)(tag + 1) > end || (bpf_ntohs(tag->tag) & 0xfff) != vlan)
+			return OTHER_VLAN;
+		type = tag->protocol;
+		packet = tag + 1;
+	}
+	if (type == bpf_htons(ETH_P_IP))
+		return ipv4_is_ours(packet, end);
+	if (type == bpf_htons(ETH_P_IPV6))
+		return ipv6_is_ours(packet, end);
 	return NOT_IP;
 }
 
@@ -363,8 +404,7 @@ static __always_inline void count(__u32 queue, enum verdict verdict)
 		(*counter)++;
 }
 
-SEC("xdp")
-int peregrine_steer(struct xdp_md *ctx)
+static __always_inline int steer(struct xdp_md *ctx)
 {
 	enum verdict verdict = frame_is_ours(ctx);
 	int action = XDP_PASS;
@@ -377,6 +417,20 @@ int peregrine_steer(struct xdp_md *ctx)
 	}
 	count(ctx->rx_queue_index, verdict);
 	return action;
+}
+
+SEC("xdp")
+int peregrine_steer(struct xdp_md *ctx)
+{
+	return steer(ctx);
+}
+
+// The same for packets in several fragments, where packets may be longer than a chunk: a driver refuses the other one for a large
+// MTU. All that is looked at is in the first fragment.
+SEC("xdp.frags")
+int peregrine_steer_frags(struct xdp_md *ctx)
+{
+	return steer(ctx);
 }
 
 // The kernel knows a few licence names only; this one says that the program may be used with it.

@@ -33,8 +33,13 @@ pub fn prefetch<T>(value: &T) {
     let _ = value;
 }
 
-/// How many [`cycles`] pass in a second, measured over some milliseconds. Called at start only.
+/// How many [`cycles`] pass in a second, measured over some milliseconds by who asks first. Called at start only.
 pub fn cycles_per_second() -> u64 {
+    static MEASURED: std::sync::OnceLock<u64> = std::sync::OnceLock::new();
+    *MEASURED.get_or_init(measure)
+}
+
+fn measure() -> u64 {
     const SAMPLE: Duration = Duration::from_millis(5);
     let (start, first) = (Instant::now(), cycles());
     while start.elapsed() < SAMPLE {

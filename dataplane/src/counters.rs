@@ -4,7 +4,8 @@
 //! thread reads at any time without disturbing it. The sum over the workers is taken when somebody asks.
 //!
 //! What must hold, per worker and over all of them (`stats` shows it, tests assert it):
-//! `uplink_rx + tenant_rx + replicated == uplink_tx + tenant_tx + dropped + in flight`.
+//! `uplink_rx + tenant_rx + replicated == uplink_tx + tenant_tx + dropped + in flight`. What is made here and not taken from somewhere is
+//! `replicated`: copies, answers about packets that are too long, announcements.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -72,7 +73,7 @@ macro_rules! drop_reasons {
 drop_reasons! {
     /// Shorter than an Ethernet header.
     OuterTruncated => "outer_truncated",
-    /// The outer packet is not IPv4 or not UDP to our port and address: the XDP program should not have sent it.
+    /// The outer packet is not UDP to one of our ports and addresses: the XDP program should not have sent it.
     OuterNotOurs => "outer_not_ours",
     /// Outer IPv4 header: version, header length or total length do not fit together (RFC 791 §3.1).
     OuterIpInvalid => "outer_ip_invalid",
@@ -84,10 +85,16 @@ drop_reasons! {
     OuterUdpInvalid => "outer_udp_invalid",
     /// Outer UDP checksum is there and wrong (RFC 7348 §4.1).
     OuterUdpChecksum => "outer_udp_checksum",
+    /// Outer UDP checksum is zero over IPv6, and that is not accepted here (RFC 6936 §4).
+    OuterUdpNoChecksum => "outer_udp_no_checksum",
+    /// The outer header says "congestion experienced" and the inner one that its sender does not know ECN (RFC 6040 §4.2).
+    EcnInvalid => "ecn_invalid",
     /// Too short for a VXLAN header.
     VxlanTruncated => "vxlan_truncated",
     /// The I flag is not set (RFC 7348 §5).
     VxlanFlagUnset => "vxlan_flag_unset",
+    /// A reserved bit of the VXLAN header is set, and the network refuses those.
+    VxlanReservedSet => "vxlan_reserved_set",
     /// No network of ours has this VNI.
     VniUnknown => "vni_unknown",
     /// The sender is not a remote VTEP of this network.
@@ -96,8 +103,12 @@ drop_reasons! {
     InnerTruncated => "inner_truncated",
     /// The inner source address is a group address or zero, which no station has.
     InnerSourceInvalid => "inner_source_invalid",
+    /// The inner frame has a VLAN tag, and the network has none (RFC 7348 §6.1).
+    InnerVlanTagged => "inner_vlan_tagged",
     /// The inner frame is longer than the network's MTU allows.
     InnerTooLong => "inner_too_long",
+    /// The encapsulated packet is longer than the path to the remote takes.
+    PathMtuExceeded => "path_mtu_exceeded",
     /// A tenant sent from an address that is not its own.
     SourceSpoofed => "source_spoofed",
     /// The destination is where the frame came from.
@@ -118,14 +129,16 @@ drop_reasons! {
     NextHopUnresolved => "next_hop_unresolved",
     /// The uplink's transmit ring is full.
     UplinkRingFull => "uplink_ring_full",
-    /// The encapsulated frame does not fit the uplink's MTU or the chunk.
+    /// The encapsulated frame does not fit the uplink's MTU or the chunk; or one came in that is longer than the longest we take.
     UplinkTooLong => "uplink_too_long",
-    /// No free frame for a copy (flooding).
+    /// No free frame for a copy (flooding), or no large buffer for a packet from the underlay that is longer than a chunk.
     NoFreeFrame => "no_free_frame",
     /// The ring to the worker that is next is full, or half of this worker's frames are held up at others: one of those is overloaded.
     WorkerRingFull => "worker_ring_full",
     /// Too much flooding in one turn: copies for some tenant's broadcasts would have kept everybody waiting.
     FloodLimited => "flood_limited",
+    /// The tenant flooded more frames a second than its limit.
+    StormLimited => "storm_limited",
     /// The tenant broke the ring protocol just now and is being put out.
     TenantFault => "tenant_fault",
     /// The tenant sent a chain of buffers; chains are not taken here.
@@ -204,8 +217,14 @@ impl Drops {
     /// Counts one.
     #[inline]
     pub fn one(&self, reason: DropReason) {
+        self.many(reason, 1);
+    }
+
+    /// Counts so many.
+    #[inline]
+    pub fn many(&self, reason: DropReason, drops: u64) {
         if let Some(counter) = self.0.get(reason as usize) {
-            counter.add(1);
+            counter.add(drops);
         }
     }
 
@@ -236,6 +255,14 @@ pub struct NetworkCounters {
     pub moved: Counter,
     /// Addresses not learned because the network's limit was reached or the table was full.
     pub learn_refused: Counter,
+    /// Moves that were not followed because the address moves too often.
+    pub moves_damped: Counter,
+    /// ARP requests of tenants that were answered instead of flooded.
+    pub arp_answered: Counter,
+    /// Neighbour solicitations of tenants that were answered instead of flooded.
+    pub nd_answered: Counter,
+    /// Tenants were told that a packet of theirs was too big.
+    pub too_big_told: Counter,
 }
 
 /// One endpoint's share, in one worker.
@@ -263,7 +290,7 @@ pub struct ClassCounters {
     pub tenant_rx: Counter,
     /// To tenants.
     pub tenant_tx: Counter,
-    /// Copies beyond the frame that came in.
+    /// Frames made here: copies beyond the one that came in, answers, announcements.
     pub replicated: Counter,
     /// Dropped since their class was known.
     pub dropped: Counter,
@@ -325,7 +352,7 @@ pub struct ClassStats {
     pub tenant_rx: u64,
     /// To tenants.
     pub tenant_tx: u64,
-    /// Copies beyond the frame that came in.
+    /// Frames made here: copies beyond the one that came in, answers, announcements.
     pub replicated: u64,
     /// Dropped.
     pub dropped: u64,
@@ -424,7 +451,7 @@ pub struct WorkerCounters {
     pub tenant_rx: Traffic,
     /// Packets handed to tenants.
     pub tenant_tx: Traffic,
-    /// Copies made beyond the frame that came in (flooding).
+    /// Frames made here: copies beyond the one that came in (flooding), answers, announcements.
     pub replicated: Counter,
     /// Dropped, by reason.
     pub dropped: Drops,
@@ -459,6 +486,9 @@ pub struct WorkerCounters {
     pub kicks_failed: Counter,
     /// Frames that the device dropped in the kick (EBUSY in copy mode): handed over, completed, never sent.
     pub device_drops: Counter,
+    /// Frames whose ECN fields, outer and inner, should not occur together (RFC 6040 §4.2): some tunnel on the way does it wrong, or an
+    /// attacker plays with them. They go on.
+    pub ecn_unexpected: Counter,
     /// Chunks lost, and frames refused, because of a bug of ours or the kernel's: always 0.
     pub chunk_faults: Gauge,
     /// Receive kicks: the driver had run out of fill descriptors and asked to be woken.
@@ -475,6 +505,8 @@ pub struct WorkerCounters {
     pub endpoints: Box<[EndpointCounters]>,
     /// Frames sent towards each remote, by [`RemoteId`]: shows which next hops are in use.
     pub remotes: Box<[Counter]>,
+    /// When each remote was last heard of in a network that takes any, in seconds, by [`RemoteId`].
+    heard: Box<[Gauge]>,
 }
 
 impl WorkerCounters {
@@ -506,6 +538,7 @@ impl WorkerCounters {
             kicks_link_down: Counter::default(),
             kicks_failed: Counter::default(),
             device_drops: Counter::default(),
+            ecn_unexpected: Counter::default(),
             chunk_faults: Gauge::default(),
             receive_kicks: Counter::default(),
             watchdog_kicks: Counter::default(),
@@ -514,6 +547,7 @@ impl WorkerCounters {
             networks: list(networks),
             endpoints: list(endpoints),
             remotes: list(remotes),
+            heard: list(remotes),
         }
     }
 
@@ -588,6 +622,18 @@ impl WorkerCounters {
     #[inline]
     pub fn endpoint(&self, id: EndpointId) -> Option<&EndpointCounters> {
         self.endpoints.get(id.index())
+    }
+
+    /// A remote sent to a network that takes any.
+    pub fn hear(&self, id: RemoteId, now_s: u32) {
+        if let Some(heard) = self.heard.get(id.index()) {
+            heard.set(u64::from(now_s));
+        }
+    }
+
+    /// When it last did, in seconds.
+    pub fn heard_s(&self, id: RemoteId) -> u32 {
+        self.heard.get(id.index()).map_or(0, |heard| heard.get() as u32)
     }
 
     /// The counter of a remote, if there is one with this id.

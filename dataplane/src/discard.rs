@@ -13,6 +13,9 @@ const SLOTS: usize = 1024;
 /// Bytes of each.
 const SLOT: usize = 2048;
 
+/// The longest packet.
+const PACKET_MAX: usize = 9216;
+
 /// What it found; read from any thread.
 #[derive(Debug)]
 pub struct DiscardCounters {
@@ -62,12 +65,13 @@ impl Discard {
         Discard { memory: vec![0; SLOTS * SLOT].into(), slot: 0, expected, counters }
     }
 
-    /// Takes a packet; false if it fits no slot.
+    /// Takes a packet; false if it is longer than `PACKET_MAX`. A long one is a chain: it has some slots in a row.
     #[inline(never)] // it is for measuring, and would make the way to real tenants longer
     pub fn take(&mut self, packet: &[u8]) -> bool {
         let start = self.slot * SLOT;
         self.slot = (self.slot + 1) % SLOTS;
-        let slot = self.memory.get_mut(start..start + SLOT).and_then(|slot| slot.get_mut(..packet.len()));
+        let start = if packet.len() > SLOT { self.place(start, packet.len()) } else { start };
+        let slot = self.memory.get_mut(start..start + packet.len());
         let Some(slot) = slot else { return false };
         slot.copy_from_slice(packet);
         self.counters.packets.add(1);
@@ -97,6 +101,19 @@ impl Discard {
     }
 }
 
+impl Discard {
+    /// Where a long packet begins: here, or else at the beginning. One that is too long has no place.
+    #[cold]
+    fn place(&mut self, start: usize, length: usize) -> usize {
+        if length > PACKET_MAX {
+            return self.memory.len();
+        }
+        let start = if start + length <= self.memory.len() { start } else { 0 };
+        self.slot = (start + length).div_ceil(SLOT) % SLOTS;
+        start
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -113,12 +130,24 @@ mod tests {
         [(0, 0), (1, 0), (0, 1), (0, 4), (1, 1), (0, 3), (0, 3), (0, 5), (9, 0)]
             .into_iter()
             .for_each(|(f, s)| take(f, s));
-        assert!(discard.take(b"short") && !discard.take(&[0; 3000]));
+        assert!(discard.take(b"short") && !discard.take(&[0; 9217]));
         let read =
             [&counters.packets, &counters.missing, &counters.reordered, &counters.strange].map(Counter::get);
         assert_eq!(read, [10, 2, 2, 2]);
         assert_eq!(counters.by_flow.iter().map(Counter::get).collect::<Vec<_>>(), [6, 2]);
     }
+
+    #[test]
+    fn a_long_packet_has_slots_in_a_row() {
+        let counters = Arc::new(DiscardCounters::new(1));
+        let mut discard = Discard::new(counters.clone());
+        for sequence in 0..2 * SLOTS as u64 {
+            let stamp = Stamp { flow: 0, sequence, due: 0 }.to_bytes();
+            assert!(discard.take(&[&vec![7; 9018 - stamp.len()][..], &stamp].concat()));
+        }
+        assert_eq!((counters.packets.get(), counters.missing.get(), counters.strange.get()), (2048, 0, 0));
+    }
+
     #[test]
     fn how_late_packets_are_is_noted_of_those_that_had_a_time() {
         let latency = Some(Histogram::default());

@@ -1,15 +1,22 @@
 //! A [`Plan`] made to run: opens the uplinks, starts the pinned workers, changes what they forward by while they run,
 //! reads their counters, stops them. Called by the control thread only; nothing here is on the path of a frame.
 
+/// Addresses that control adds and takes away.
+mod addresses;
+/// Tenants that connect are announced.
+mod announcing;
 /// What the balancer decides, done.
 mod balancing;
 /// What of the classes' rules is decided in the driver.
 mod early;
+/// Remotes that come and go.
+mod remotes;
 /// Rules that are replaced while frames flow.
 mod rules;
 /// Workers that come and go.
 mod workers;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::net::IpAddr;
@@ -27,26 +34,32 @@ use crate::mailbox::{Order, Returned};
 use crate::mesh::mesh;
 use crate::pinned::{Ending, PinnedThread, usable_cores};
 use crate::placement::{self, Placement};
-use crate::plan::{PlacementMode, Plan, UplinkPlan};
+use crate::plan::{InnerVlan, NetworkPlan, PlacementMode, Plan, StaticMac, UplinkPlan};
 use crate::replay::{Pace, Replay, ReplayFrame, ReplayStream, Speed};
 use crate::stages::Work;
 use crate::stats::{
     ClassEntry, EndpointStats, NetworkStats, RemoteStats, StageStats, Stats, Totals, UplinkStats,
     WorkerStats, drops_by_name,
 };
-use crate::tables::{Tables, remote_addresses};
-use crate::types::{CoreId, EndpointId, NetworkId, QueueId, RemoteId, Route, UplinkId, WorkerId};
-use crate::wire::outer::OVERHEAD_IPV4;
+use crate::tables::{Tables, overhead, remote_addresses};
+use crate::types::{CoreId, EndpointId, MacAddr, NetworkId, QueueId, RemoteId, Route, UplinkId, WorkerId};
+use crate::wire::eth::EthHeader;
+use crate::wire::outer::VLAN_TAG;
 use crate::worker::{Port, Uplink};
 use crate::xsk::{self, Hand, Interface, Steering, UplinkInfo, XskConfig, XskError};
+use announcing::Announcing;
 use balancing::Balancing;
+use remotes::Remotes;
 use rules::Rules;
 use workers::{Presence, WorkerHandle};
 
-pub use crate::tables::NextHop;
+pub use crate::tables::{NextHop, Path};
 use crate::tenants::Detached;
 pub use crate::tenants::{QUEUES_MAX, TenantRings};
+pub use crate::types::SourceId;
+pub use addresses::{AddressError, AddressFilter, FIXED_LATER, FLUSH_BUCKETS_MAX, Flushed};
 pub use early::EarlyPlan;
+pub use remotes::{DISCOVERED_MAX, Member, REMOTES_LATER, REMOTES_MAX, RemoteError, Standing};
 pub use rules::{RulesError, RulesStatus, RulesStep};
 pub use workers::WorkerError;
 
@@ -89,6 +102,8 @@ pub enum StartError {
         interface: String,
         /// Its MTU, in bytes.
         uplink_mtu: u32,
+        /// Bytes of outer headers.
+        overhead: u32,
     },
     /// The worker did not get its priority.
     Nice {
@@ -116,11 +131,11 @@ impl fmt::Display for StartError {
                     core.0
                 )
             }
-            StartError::Mtu { network, mtu, interface, uplink_mtu } => write!(
+            StartError::Mtu { network, mtu, interface, uplink_mtu, overhead } => write!(
                 f,
-                "network {network}: its MTU of {mtu} and {OUTER_BYTES} bytes of outer headers do not fit the MTU of {interface}, {uplink_mtu}: set it to {} or less, or raise the interface's (ip link set dev {interface} mtu {})",
-                uplink_mtu.saturating_sub(OUTER_BYTES),
-                u32::from(*mtu) + OUTER_BYTES
+                "network {network}: its MTU of {mtu} and {overhead} bytes of outer headers do not fit the MTU of {interface}, {uplink_mtu}: set it to {} or less, or raise the interface's (ip link set dev {interface} mtu {})",
+                uplink_mtu.saturating_sub(*overhead),
+                u32::from(*mtu) + overhead
             ),
             StartError::Nice { core, nice, source } => write!(
                 f,
@@ -177,8 +192,12 @@ pub struct Engine {
     uplinks: Vec<xsk::Uplink>,
     /// By [`UplinkId`].
     infos: Vec<UplinkInfo>,
-    remotes: Vec<IpAddr>,
-    next_hops: Vec<Option<NextHop>>,
+    remotes: Remotes,
+    /// What is fixed behind remotes, and how much of it there may be.
+    fixed: BTreeMap<(NetworkId, MacAddr), RemoteId>,
+    fixed_max: usize,
+    /// By remote and source, as in [`Tables`].
+    paths: Vec<Vec<Path>>,
     tables: Arc<Tables>,
     fdb: Arc<Fdb>,
     seconds: Seconds,
@@ -209,6 +228,7 @@ pub struct Engine {
     ageing: AgeingHand,
     /// How far the plan's rules have come into force.
     rules: Rules,
+    announcing: Announcing,
     cycles_per_second: u64,
 }
 
@@ -290,10 +310,11 @@ impl Engine {
         let configs = xsk_configs(plan);
         let sizes = |config: &XskConfig| (config.chunk_size as usize, 2 * config.ring_size as usize);
         let (chunk_size, chunks) = configs.first().map_or((2048, 0), sizes);
+        let large = if configs.first().is_some_and(|config| config.multi_buffer) { chunks / 4 } else { 0 };
         let mut streams = streams.into_iter();
         let ports = plan.workers.iter().map(|_| Port {
             uplink: Uplink::Replay(Replay::new(streams.next().unwrap_or_default(), plan.has_early())),
-            pool: FramePool::anonymous(chunk_size, chunks, xsk::HEADROOM),
+            pool: FramePool::anonymous_with_large(chunk_size, chunks, xsk::HEADROOM, large),
         });
         let ports: Vec<Port> = ports.collect();
         let frames = ports.iter().map(|port| port.pool.capacity()).sum();
@@ -314,12 +335,10 @@ impl Engine {
         }
         tables.settling = !rules.is_settled();
         let tables = Arc::new(tables);
-        let fdb = Arc::new(make_fdb(plan, &tables)?);
         let work = Arc::new(Work::none());
-        let mut by_id: Vec<(RemoteId, IpAddr)> =
-            remote_addresses(plan).into_iter().map(|(address, id)| (id, address)).collect();
-        by_id.sort_unstable();
-        let remotes: Vec<IpAddr> = by_id.into_iter().map(|(_, address)| address).collect();
+        let remotes = Remotes::new(plan);
+        let fixed = fixed_addresses(plan);
+        let fdb = Arc::new(make_fdb(plan, &tables, &fixed)?);
         let placement = Arc::new(Placement::new(&exits(&ports), plan.endpoints.len(), plan.networks.len()));
         spread(&placement, plan.placement);
         let is_alone = ports.len() < 2;
@@ -329,8 +348,10 @@ impl Engine {
             due: None,
             next_rest: (Instant::now(), workers::RETRY),
             died: Vec::new(),
-            next_hops: vec![None; remotes.len()],
+            paths: vec![Vec::new(); tables.remotes.len() * tables.sources.len()],
             remotes,
+            fixed_max: fixed.len() + FIXED_LATER,
+            fixed,
             plan: plan.clone(),
             uplinks,
             infos,
@@ -347,6 +368,7 @@ impl Engine {
             ending: Arc::default(),
             ageing: AgeingHand::new(Instant::now()),
             rules,
+            announcing: Announcing::new(plan.endpoints.len()),
             cycles_per_second: cycles_per_second(),
             placement: placement.clone(),
             work,
@@ -364,26 +386,35 @@ impl Engine {
         &self.infos
     }
 
-    /// The remote VTEPs whose next hops are wanted; the index is the [`RemoteId`].
-    pub fn remotes(&self) -> &[IpAddr] {
-        &self.remotes
-    }
-
     /// Frames that were to go to this remote so far, resolved or not: it grows while somebody wants the next hop.
     pub fn frames_towards(&self, remote: RemoteId) -> u64 {
+        self.frames_ever_towards(remote).saturating_sub(self.remotes.frames_before(remote))
+    }
+
+    /// The same, with those to others who had the id before.
+    fn frames_ever_towards(&self, remote: RemoteId) -> u64 {
         self.workers.iter().filter_map(|worker| worker.counters.remote(remote)).map(Counter::get).sum()
     }
 
-    /// Sets how remotes are reached; `None` where the kernel does not know. However many change, the workers get one
-    /// new set of tables.
-    pub fn set_next_hops(&mut self, changes: impl IntoIterator<Item = (RemoteId, Option<NextHop>)>) {
+    /// The source addresses from which ways are wanted; the index is the [`SourceId`]. The first is `None`: the uplink's own, of the
+    /// remote's family.
+    pub fn sources(&self) -> &[Option<IpAddr>] {
+        &self.tables.sources
+    }
+
+    /// Sets how remotes are reached from a source address: by these paths, which share the flows by their weights, or not at all.
+    /// However many change, the workers get one new set of tables.
+    pub fn set_paths(&mut self, changes: impl IntoIterator<Item = (RemoteId, SourceId, Vec<Path>)>) {
         let mut tables = None;
-        for (remote, hop) in changes {
-            let Some(known) = self.next_hops.get_mut(remote.index()).filter(|known| **known != hop) else {
-                continue;
-            };
-            *known = hop;
-            tables.get_or_insert_with(|| Tables::clone(&self.tables)).set_next_hop(remote, hop);
+        for (remote, source, paths) in changes {
+            if !self.remotes.is_reachable(remote) {
+                continue; // gone since they asked for ways to it
+            }
+            let at = self.tables.way_index(remote, source);
+            let known = at.and_then(|at| self.paths.get_mut(at));
+            let Some(known) = known.filter(|known| **known != paths) else { continue };
+            tables.get_or_insert_with(|| Tables::clone(&self.tables)).set_paths(remote, source, &paths);
+            *known = paths;
         }
         if let Some(tables) = tables {
             self.publish(tables);
@@ -411,7 +442,7 @@ impl Engine {
         if !rings.is_complete() {
             return Err(AttachError::Rings);
         }
-        let home = self.least_crowded();
+        let (home, is_tenant) = (self.least_crowded(), rings.discard.is_none());
         match self.connections.get_mut(endpoint.index()) {
             None => return Err(AttachError::NoSuchEndpoint),
             Some(connection) if connection.home.is_some() => return Err(AttachError::AlreadyAttached),
@@ -424,6 +455,9 @@ impl Engine {
             worker.send(Order::Attach { endpoint, serial: self.last_serial, rings });
         }
         self.publish_home(endpoint);
+        if is_tenant {
+            self.begin_announcing(endpoint);
+        }
         Ok(())
     }
 
@@ -467,6 +501,7 @@ impl Engine {
     pub fn detach(&mut self, endpoint: EndpointId) {
         let ended = self.connections.get_mut(endpoint.index()).and_then(Connection::detach);
         let Some((serial, home)) = ended else { return };
+        self.announcing.end(endpoint);
         self.publish_home(endpoint);
         if let Some(worker) = self.workers.get_mut(home.index()) {
             worker.send(Order::Detach { endpoint, serial });
@@ -534,6 +569,7 @@ impl Engine {
         self.age_addresses();
         self.settle_workers();
         self.balance();
+        self.announce();
         let mut events = Vec::new();
         let mut returned = std::mem::take(&mut self.returned);
         for worker in &mut self.workers {
@@ -546,11 +582,13 @@ impl Engine {
         for returned in returned {
             match returned {
                 Returned::Tenant(detached) => events.extend(self.take_back(detached)),
+                Returned::Announced(announcement) => self.take_back_announcement(announcement),
                 Returned::Drained { worker, number } => self.rules.note_drained(worker, number),
                 Returned::Tables(_) | Returned::Mesh(_) | Returned::Links(_) => {}
             }
         }
         self.settle_rules();
+        self.settle_remotes();
         events
     }
 
@@ -568,14 +606,16 @@ impl Engine {
             return None;
         };
         last.put_out(serial).then(|| {
+            self.announcing.end(endpoint);
             self.publish_home(endpoint);
             Event::TenantFault { endpoint, reason: fault.to_string() }
         })
     }
 
-    /// What is due once a second: measures how busy the workers were.
+    /// What is due once a second: measures how busy the workers were, and forgets remotes that were discovered and are silent.
     pub fn age(&mut self) {
         self.workers.iter_mut().for_each(WorkerHandle::measure_busy);
+        self.forget_discovered();
     }
 
     /// Forgets learned addresses that are too old, in the next part of the table.
@@ -650,6 +690,7 @@ impl Engine {
             core: self.core_of(worker),
             busy: worker.busy,
             device_drops: counters.device_drops.get(),
+            ecn_unexpected: counters.ecn_unexpected.get(),
             chunk_faults: counters.chunk_faults.get(),
             stages: StageStats::of(counters),
             stalls: counters.stalls.get(),
@@ -681,6 +722,12 @@ impl Engine {
                 learned: counters().map(|c| c.learned.get()).sum(),
                 moved: counters().map(|c| c.moved.get()).sum(),
                 learn_refused: counters().map(|c| c.learn_refused.get()).sum(),
+                discovered: self.discovered(id).0,
+                discoveries_refused: self.discovered(id).1,
+                moves_damped: counters().map(|c| c.moves_damped.get()).sum(),
+                arp_answered: counters().map(|c| c.arp_answered.get()).sum(),
+                nd_answered: counters().map(|c| c.nd_answered.get()).sum(),
+                too_big_told: counters().map(|c| c.too_big_told.get()).sum(),
             }
         });
         stats.collect()
@@ -709,7 +756,10 @@ impl Engine {
     }
 
     fn remote_stats(&self) -> Vec<RemoteStats> {
-        let stats = self.remotes.iter().zip(&self.next_hops).enumerate().map(|(index, (&address, hop))| {
+        let sources = self.sources().len();
+        let stats = self.remotes.iter().map(|(id, address)| {
+            let mut ways = self.paths.iter().skip(id.index() * sources).take(sources).flatten();
+            let hop = ways.next().map(|path| path.hop);
             RemoteStats {
                 address,
                 resolved: hop.is_some(),
@@ -717,7 +767,7 @@ impl Engine {
                     .and_then(|hop| self.infos.get(hop.uplink.index()))
                     .map(|info| info.interface.clone()),
                 next_hop: hop.map(|hop| hop.destination),
-                frames: self.frames_towards(RemoteId(index as u16)),
+                frames: self.frames_towards(id),
             }
         });
         stats.collect()
@@ -764,9 +814,6 @@ fn sum_traffic(parts: impl Iterator<Item = TrafficStats>) -> TrafficStats {
     })
 }
 
-/// What an inner IP packet grows by within the outer IP packet: its Ethernet header, VXLAN, UDP and IPv4.
-const OUTER_BYTES: u32 = OVERHEAD_IPV4 as u32;
-
 fn check_cores(plan: &Plan) -> Result<(), StartError> {
     let usable = usable_cores();
     match plan.workers.iter().find(|worker| !usable.contains(&worker.core.0)) {
@@ -778,15 +825,21 @@ fn check_cores(plan: &Plan) -> Result<(), StartError> {
 /// Every network fits every uplink: where its remotes are reached may change while we run.
 fn check_mtu(plan: &Plan, infos: &[UplinkInfo]) -> Result<(), StartError> {
     let Some(uplink) = smallest_mtu(infos) else { return Ok(()) };
-    match plan.networks.iter().find(|network| u32::from(network.mtu) + OUTER_BYTES > uplink.mtu) {
-        None => Ok(()),
-        Some(network) => Err(StartError::Mtu {
-            network: network.name.clone(),
-            mtu: network.mtu,
-            interface: uplink.interface.clone(),
-            uplink_mtu: uplink.mtu,
-        }),
+    for network in &plan.networks {
+        // The inner Ethernet header, VXLAN, UDP and IP: as many bytes as with the outer Ethernet header instead of the inner. A tag of the
+        // underlay is no part of an IP packet.
+        let overhead = overhead(network, &plan.uplinks) as u32;
+        if u32::from(network.mtu) + overhead > uplink.mtu {
+            return Err(StartError::Mtu {
+                network: network.name.clone(),
+                mtu: network.mtu,
+                interface: uplink.interface.clone(),
+                uplink_mtu: uplink.mtu,
+                overhead,
+            });
+        }
     }
+    Ok(())
 }
 
 fn smallest_mtu(infos: &[UplinkInfo]) -> Option<&UplinkInfo> {
@@ -834,15 +887,34 @@ fn deal(uplinks: &[Vec<QueueId>], workers: usize) -> Vec<Hand> {
     (0..workers).map(hand).collect()
 }
 
+/// Some network's packets with the longest outer headers, also those to remotes that come while we run, do not fit a chunk behind the
+/// kernel's headroom.
+fn needs_multi_buffer(plan: &Plan, chunk_size: u32) -> bool {
+    let room = (chunk_size as usize).saturating_sub(xsk::HEADROOM);
+    let is_tagged = plan.uplinks.iter().any(|uplink| uplink.vlan.is_some());
+    let length = |network: &NetworkPlan| {
+        let tags = usize::from(is_tagged) + usize::from(network.inner_vlan != InnerVlan::Drop);
+        let to_any = NetworkPlan { any_remote: true, ..network.clone() };
+        usize::from(network.mtu) + EthHeader::LEN + overhead(&to_any, &plan.uplinks) + VLAN_TAG * tags
+    };
+    plan.networks.iter().any(|network| length(network) > room)
+}
+
 fn xsk_configs(plan: &Plan) -> Vec<XskConfig> {
-    let vnis: Vec<_> = plan.networks.iter().map(|network| network.vni).collect();
+    let steering = |uplink: &UplinkPlan| Steering {
+        locals: uplink.locals.clone(),
+        vlan: uplink.vlan,
+        port: uplink.port,
+        networks: plan.networks.iter().map(|n| (n.vni, n.port.unwrap_or(uplink.port))).collect(),
+    };
     let config = |uplink: &UplinkPlan| XskConfig {
         chunk_size: uplink.chunk_size,
         ring_size: uplink.ring_size,
         early: uplink.early,
+        multi_buffer: needs_multi_buffer(plan, uplink.chunk_size),
         tx_frames: uplink.ring_size,
         watchdog_ticks: WATCHDOG_MS * cycles_per_second() / 1000,
-        steering: Some(Steering { local: uplink.local, port: uplink.port, vnis: vnis.clone() }),
+        steering: Some(steering(uplink)),
         ..XskConfig::new(&uplink.interface, uplink.mode)
     };
     plan.uplinks.iter().map(config).collect()
@@ -851,22 +923,30 @@ fn xsk_configs(plan: &Plan) -> Vec<XskConfig> {
 /// Frames that the kernel has had for so long without a completion are asked after.
 const WATCHDOG_MS: u64 = 10;
 
-/// With room for every network's limit, and with what is known beforehand in it.
-fn make_fdb(plan: &Plan, tables: &Tables) -> Result<Fdb, StartError> {
-    let learned: usize = plan.networks.iter().map(|network| network.fdb_limit as usize).sum();
-    let fixed =
-        plan.endpoints.len() + plan.networks.iter().map(|network| network.static_macs.len()).sum::<usize>();
-    let fdb = Fdb::new(learned + fixed, plan.networks.len());
+/// What the plan has fixed behind remotes.
+fn fixed_addresses(plan: &Plan) -> BTreeMap<(NetworkId, MacAddr), RemoteId> {
     let addresses = remote_addresses(plan);
+    let on = |(id, network): (NetworkId, &NetworkPlan)| {
+        let fixed = |fixed: &StaticMac| Some(((id, fixed.mac), *addresses.get(&fixed.remote)?));
+        network.static_macs.iter().filter_map(fixed).collect::<Vec<_>>()
+    };
+    (0..).map(NetworkId).zip(&plan.networks).flat_map(on).collect()
+}
+
+/// With room for every network's limit, and with what is known beforehand in it.
+fn make_fdb(
+    plan: &Plan,
+    tables: &Tables,
+    fixed: &BTreeMap<(NetworkId, MacAddr), RemoteId>,
+) -> Result<Fdb, StartError> {
+    let learned: usize = plan.networks.iter().map(|network| network.fdb_limit as usize).sum();
+    let fdb = Fdb::new(learned + plan.endpoints.len() + fixed.len() + FIXED_LATER, plan.networks.len());
     let mut room = true;
     for (index, endpoint) in tables.endpoints.iter().enumerate() {
         room &= fdb.set_fixed(endpoint.network, endpoint.mac, Destination::Local(EndpointId(index as u16)));
     }
-    for (index, network) in plan.networks.iter().enumerate() {
-        for (mac, remote) in &network.static_macs {
-            let Some(&remote) = addresses.get(remote) else { continue };
-            room &= fdb.set_fixed(NetworkId(index as u16), *mac, Destination::Remote(remote));
-        }
+    for (&(network, mac), &remote) in fixed {
+        room &= fdb.set_fixed(network, mac, Destination::Remote(remote));
     }
     if room { Ok(fdb) } else { Err(StartError::FdbFull) }
 }

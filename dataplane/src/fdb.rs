@@ -22,11 +22,14 @@
 //!   no longer his. A reader takes a value only if the key is the same before and after.
 //! - Static and local entries are never overwritten by what was learned.
 //! - A network never has more learned entries than its limit.
+//! - An address that moves too often stays where it is for a while, and no discovered remote takes one from a known one, or keeps one
+//!   from it (`fdb/moves.rs`).
 //!
 //! Called by the lookup stage (every frame) and by the engine (static entries, ageing). `fdb/loom_tests.rs` runs
 //! it under a model checker.
 
 mod ageing;
+mod moves;
 mod value;
 
 use std::hash::{BuildHasher, RandomState};
@@ -45,6 +48,7 @@ use crate::types::{EndpointId, MacAddr, NetworkId, RemoteId};
 use crate::wire::flow::mix;
 
 pub use ageing::AgeingHand;
+use moves::Record;
 use value::Value;
 
 /// Where an address is.
@@ -71,6 +75,37 @@ pub enum Learned {
     Refused,
     /// Not learned now: another thread is changing the entry or its buckets. The next frame learns it.
     Busy,
+    /// Not learned: it moved too often, and stays behind another remote for a while; or that one is known, and this one only discovered.
+    Held,
+}
+
+/// What a network may learn.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Limits {
+    /// At most so many addresses.
+    pub addresses: u32,
+    /// An address may move so often within [`MOVE_WINDOW`](crate::plan::MOVE_WINDOW); what moves once more is held. 0: it may always move.
+    pub moves: u8,
+    /// For so many seconds.
+    pub hold_s: u32,
+    /// Remotes that somebody told us of, a bit each: their word goes before that of others, which were only discovered. `None`: all are
+    /// alike.
+    pub known: Option<Box<[u64]>>,
+}
+
+impl Limits {
+    /// So many addresses, which may always move.
+    pub const fn of(addresses: u32) -> Limits {
+        Limits { addresses, moves: 0, hold_s: 0, known: None }
+    }
+
+    /// Somebody told us of this remote.
+    pub fn knows(&self, remote: RemoteId) -> bool {
+        let has = |bits: &[u64]| {
+            bits.get(remote.index() / 64).is_some_and(|word| word >> (remote.index() % 64) & 1 == 1)
+        };
+        self.known.as_deref().is_none_or(has)
+    }
 }
 
 /// One entry, for people to read.
@@ -86,6 +121,8 @@ pub struct Entry {
     pub fixed: bool,
     /// Second (of the caller's clock) in which it was last seen.
     pub seen_s: u32,
+    /// It moved too often, and stays where it is until this second.
+    pub held_until_s: Option<u32>,
 }
 
 /// Where in the table an address is, if it is there: what a look-up needs to know of it, found once.
@@ -124,6 +161,8 @@ pub struct Fdb {
     buckets: Box<[Bucket]>,
     /// Different in each process, so that nobody can choose addresses that fill the buckets of another's.
     secrets: [u64; 2],
+    /// How often the address in a slot moved: a word for each slot, looked at only when an address moves.
+    moves: Box<[[AtomicU64; SLOTS]]>,
     /// Bucket `n` is claimed by flag `n` modulo their number.
     claims: Box<[AtomicBool]>,
     learned: Box<[AtomicU32]>,
@@ -150,6 +189,7 @@ impl Fdb {
         let buckets = (entries * 2).div_ceil(SLOTS).next_power_of_two().clamp(2, 1 << 31);
         Fdb {
             buckets: std::iter::repeat_with(Bucket::default).take(buckets).collect(),
+            moves: std::iter::repeat_with(Default::default).take(buckets).collect(),
             secrets: [secret, mix(secret, GOLDEN) | 1],
             claims: std::iter::repeat_with(AtomicBool::default).take(buckets.min(CLAIMS_MAX)).collect(),
             learned: std::iter::repeat_with(AtomicU32::default).take(networks).collect(),
@@ -194,7 +234,8 @@ impl Fdb {
         self.find(place).filter(|(_, value)| value.is_fixed()).map(|(_, value)| value.destination())
     }
 
-    /// Notes that the address was seen behind `remote` in second `now_s`.
+    /// Notes that the address was seen behind `remote` in second `now_s`; of `addresses` that may be learned in its network, and always
+    /// move.
     #[inline]
     pub fn learn(
         &self,
@@ -202,37 +243,36 @@ impl Fdb {
         mac: MacAddr,
         remote: RemoteId,
         now_s: u32,
-        limit: u32,
+        addresses: u32,
     ) -> Learned {
-        self.learn_at(self.place(network, mac.to_u64()), remote, now_s, limit)
+        self.learn_at(self.place(network, mac.to_u64()), remote, now_s, &Limits::of(addresses))
     }
 
-    /// The same. Writes only when the second or the remote is another than before, so that a busy address does not
+    /// The same within limits. Writes only when the second or the remote is another than before, so that a busy address does not
     /// keep its cache line moving between cores.
     #[inline]
-    pub fn learn_at(&self, place: Place, remote: RemoteId, now_s: u32, limit: u32) -> Learned {
+    pub fn learn_at(&self, place: Place, remote: RemoteId, now_s: u32, limits: &Limits) -> Learned {
         let Some((slot, old)) = self.find(place) else {
-            return self.learn_new(place, remote, now_s, limit);
+            return self.learn_new(place, remote, now_s, limits);
         };
         if old.seen_behind(remote, now_s) == old {
-            Learned::Known
-        } else {
-            slot.see_again(old, remote, now_s)
+            return Learned::Known;
         }
+        self.see_change((place, slot, old), remote, now_s, limits)
     }
 
     #[cold]
-    fn learn_new(&self, place: Place, remote: RemoteId, now_s: u32, limit: u32) -> Learned {
+    fn learn_new(&self, place: Place, remote: RemoteId, now_s: u32, limits: &Limits) -> Learned {
         let Some(count) = self.learned.get(network_of(place.key).index()) else { return Learned::Refused };
-        if count.load(Ordering::Relaxed) >= limit {
+        if count.load(Ordering::Relaxed) >= limits.addresses {
             return Learned::Refused;
         }
         let Some(_claim) = self.claim(place) else { return Learned::Busy };
-        if let Some((slot, old)) = self.find(place) {
-            return slot.see_again(old, remote, now_s); // another thread learned it since we looked
+        if self.find(place).is_some() {
+            return self.see_claimed(place, remote, now_s, limits); // another thread learned it since we looked
         }
         let Some(slot) = self.room_for(place) else { return Learned::Refused };
-        if count.fetch_add(1, Ordering::Relaxed) >= limit {
+        if count.fetch_add(1, Ordering::Relaxed) >= limits.addresses {
             count.fetch_sub(1, Ordering::Relaxed);
             return Learned::Refused;
         }
@@ -274,25 +314,54 @@ impl Fdb {
         let old = |key: u64, value: Value| {
             !value.is_fixed() && now_s.saturating_sub(value.seen_s()) > ageing_s(network_of(key))
         };
+        self.sweep(first, count, old, |place| self.claim(place))
+    }
+
+    /// The same for what is behind a remote and for which `goes` says so of network, address, remote and whether it is fixed. Waits for
+    /// workers that change buckets.
+    pub fn forget_behind(
+        &self,
+        first: usize,
+        count: usize,
+        goes: impl Fn(NetworkId, MacAddr, RemoteId, bool) -> bool,
+    ) -> usize {
+        let goes = |key: u64, value: Value| match value.destination() {
+            Destination::Remote(remote) => {
+                goes(network_of(key), MacAddr::from_u64(key), remote, value.is_fixed())
+            }
+            Destination::Local(_) => false,
+        };
+        self.sweep(first, count, goes, |place| Some(self.claim_patiently(place)))
+    }
+
+    fn sweep<'a>(
+        &'a self,
+        first: usize,
+        count: usize,
+        goes: impl Fn(u64, Value) -> bool,
+        claim: impl Fn(Place) -> Option<[Option<Claim<'a>>; 2]>,
+    ) -> usize {
         let mut forgotten = 0;
         for ahead in 0..count.min(self.buckets.len()) {
             for slot in &self.bucket(first.wrapping_add(ahead)).0 {
                 let key = slot.key.load(Ordering::Relaxed);
-                if key != FREE && old(key, Value(slot.value.load(Ordering::Relaxed))) {
-                    forgotten += usize::from(self.forget(slot, key, old));
+                if key != FREE
+                    && goes(key, Value(slot.value.load(Ordering::Relaxed)))
+                    && let Some(_claim) = claim(self.place_of(key))
+                {
+                    forgotten += usize::from(self.forget(slot, key, &goes));
                 }
             }
         }
         forgotten
     }
 
-    /// Empties the slot if it still holds this key, and the value is still old.
+    /// Empties the slot if it still holds this key, and its value still says so. The caller has the claim.
     #[cold]
-    fn forget(&self, slot: &Slot, key: u64, old: impl Fn(u64, Value) -> bool) -> bool {
-        let Some(_claim) = self.claim(self.place_of(key)) else { return false };
+    fn forget(&self, slot: &Slot, key: u64, goes: impl Fn(u64, Value) -> bool) -> bool {
         let value = Value(slot.value.load(Ordering::Acquire));
         if slot.key.load(Ordering::Relaxed) != key
-            || !old(key, value)
+            || !goes(key, value)
             || !slot.try_exchange(value, value.dead())
         {
             return false;
@@ -314,7 +383,14 @@ impl Fdb {
 
     /// All entries, in no order, for people to read. What moves meanwhile may show twice.
     pub fn entries(&self) -> impl Iterator<Item = Entry> + '_ {
-        self.buckets.iter().flat_map(|bucket| &bucket.0).filter_map(|slot| {
+        self.entries_in(0, self.buckets.len())
+    }
+
+    /// Those in so many buckets, from `first` on.
+    pub fn entries_in(&self, first: usize, count: usize) -> impl Iterator<Item = Entry> + '_ {
+        let buckets = self.buckets.iter().zip(&self.moves).skip(first).take(count);
+        let slots = buckets.flat_map(|(bucket, moves)| bucket.0.iter().zip(moves));
+        slots.filter_map(|(slot, moves)| {
             let key = slot.key.load(Ordering::Acquire);
             let value = slot.read(key).filter(|_| key != FREE)?;
             Some(Entry {
@@ -323,6 +399,9 @@ impl Fdb {
                 destination: value.destination(),
                 fixed: value.is_fixed(),
                 seen_s: value.seen_s(),
+                held_until_s: Record(moves.load(Ordering::Relaxed))
+                    .held_until_s(value)
+                    .filter(|_| !value.is_fixed()),
             })
         })
     }
@@ -366,6 +445,7 @@ impl Fdb {
             };
             let Some(to) = self.bucket(second).free() else { return false };
             slot.move_to(to, place.key);
+            self.move_record(slot, to, place);
             true
         })
     }
@@ -483,19 +563,17 @@ impl Slot {
         self.key.store(FREE, Ordering::Release);
     }
 
-    /// An address was seen, in another second or behind another remote than before.
-    fn see_again(&self, old: Value, remote: RemoteId, now_s: u32) -> Learned {
-        let behind = Destination::Remote(remote);
+    /// An address was seen, in another second or behind another remote than before. `None` if it has moved.
+    fn see_again(&self, old: Value, remote: RemoteId, now_s: u32) -> Option<Learned> {
         if old.is_dead() {
-            return Learned::Busy;
+            return Some(Learned::Busy);
         }
-        if old.is_fixed() {
-            return if old.destination() == behind { Learned::Known } else { Learned::Fixed };
+        if old.destination() != Destination::Remote(remote) {
+            return old.is_fixed().then_some(Learned::Fixed);
         }
-        if !self.try_exchange(old, old.seen_behind(remote, now_s)) {
-            return Learned::Busy; // another thread saw it too, or took it away
-        }
-        if old.destination() == behind { Learned::Known } else { Learned::Moved }
+        // Else another thread saw it too, or took it away.
+        let is_known = old.is_fixed() || self.try_exchange(old, old.seen_behind(remote, now_s));
+        Some(if is_known { Learned::Known } else { Learned::Busy })
     }
 
     fn try_exchange(&self, old: Value, new: Value) -> bool {

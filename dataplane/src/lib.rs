@@ -7,8 +7,9 @@
 //! | [`plan`], [`stats`] | what must run; what was counted: plain data for control |
 //! | [`engine`] | a plan made to run: workers started, changed, stopped |
 //! | `worker`, `mailbox` | one pinned thread; how control talks to it |
-//! | [`stages`] | the steps of a frame's way: classify, decap, lookup, deliver; collect, encap |
+//! | [`stages`] | the steps of a frame's way: classify, decap, lookup, deliver; collect, encap; answers |
 //! | [`tables`], [`fdb`], [`tenants`], `turns` | what the stages look up: networks and remotes; MAC addresses; rings; whose turn it is |
+//! | [`answers`], [`limit`] | what is answered for tenants, and how much they may flood |
 //! | [`classes`] | which priority class a packet belongs to |
 //! | [`xsk`] | UMEM, AF_XDP sockets, the XDP program: the only place that knows xsk-rs and aya |
 //! | [`wire`] | headers: checked views and templates, no I/O |
@@ -23,6 +24,11 @@
 //! - Tenant memory is read once, copied and checked; only the copy is used.
 #![deny(unsafe_code)]
 
+#[cfg_attr(
+    not(test),
+    deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)
+)]
+pub mod answers;
 #[cfg_attr(
     not(test),
     deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)
@@ -59,6 +65,11 @@ pub mod histogram;
     deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)
 )]
 pub mod lanes;
+#[cfg_attr(
+    not(test),
+    deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)
+)]
+pub mod limit;
 mod mailbox;
 #[deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 pub mod mesh;
@@ -81,6 +92,7 @@ pub mod ring;
 #[deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 pub mod stages;
 pub mod stats;
+mod strangers;
 mod sync;
 #[allow(unsafe_code, reason = "every system call that no crate wraps is here")]
 mod sys;

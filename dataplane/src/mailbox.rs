@@ -49,8 +49,21 @@ pub(crate) enum Order {
         /// Tells this order from those before it.
         number: u32,
     },
+    /// Send this in a tenant's name.
+    Announce(Announcement),
     /// Leave the thread, with everything.
     Leave,
+}
+
+/// A frame that says where a tenant is. It comes back, to be freed or sent again.
+#[derive(Debug)]
+pub(crate) struct Announcement {
+    /// Who.
+    pub(crate) endpoint: EndpointId,
+    /// What to send.
+    pub(crate) frame: Vec<u8>,
+    /// The worker has sent it.
+    pub(crate) is_sent: bool,
 }
 
 /// What a worker gives back.
@@ -67,6 +80,8 @@ pub(crate) enum Returned {
     /// The same.
     #[allow(dead_code, reason = "as above")]
     Links(Links),
+    /// One that it sent, or could not send just now: nothing may come in, or no frame was free.
+    Announced(Announcement),
     /// What lay in its rx rings when it got the order has been taken.
     Drained {
         /// Whose.

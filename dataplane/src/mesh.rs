@@ -22,7 +22,7 @@ use crate::frame::{BURST, Burst, Frame, FramePool, Homing, Source, Target, bucke
 use crate::lanes::Lanes;
 use crate::placement::{Buckets, Entry, Placement};
 use crate::ring::{Consumer, Producer, ring};
-use crate::types::{Class, NetworkId, Stage, WorkerId};
+use crate::types::{Class, EndpointId, NetworkId, Stage, WorkerId};
 use crate::waiting::{ProbeIn, ProbeOut, probe};
 
 /// Frames under way from one worker to another, at most: what a worker does in some 50 µs.
@@ -62,6 +62,8 @@ pub struct Mesh {
     placement: Arc<Placement>,
     buckets: Buckets,
     waiting: VecDeque<Frame>,
+    /// How many of them lie in large buffers.
+    large_waiting: usize,
     /// Control wants that nothing comes in.
     is_paused: bool,
     /// Counts the turns.
@@ -158,6 +160,7 @@ impl Mesh {
             placement: placement.clone(),
             buckets: Buckets::new(placement, me),
             waiting: VecDeque::with_capacity(WAITING_MAX),
+            large_waiting: 0,
             is_paused: false,
             turn: 0,
             first: 0,
@@ -248,8 +251,12 @@ impl Mesh {
                 frame.meta.route = route;
                 Ok(Some(frame))
             }
-            Entry::Wait if self.waiting.len() < WAITING_MAX && pool.can_spare(self.waiting.len()) => {
+            Entry::Wait
+                if self.waiting.len() < WAITING_MAX
+                    && pool.can_spare_this(&frame, self.waiting.len(), self.large_waiting) =>
+            {
                 frame.next = next;
+                self.large_waiting += usize::from(pool.is_large(&frame));
                 self.waiting.push_back(frame);
                 Ok(None)
             }
@@ -312,6 +319,7 @@ impl Mesh {
             let bucket = bucket(frame.meta.flow_hash);
             match self.buckets.leave_wait(bucket, pool.under_way(bucket)) {
                 Entry::Go(route) => {
+                    self.large_waiting -= usize::from(pool.is_large(&frame));
                     frame.meta.route = route;
                     stage = Some(next);
                     if let Err(frame) = burst.push(frame) {
@@ -348,6 +356,11 @@ impl Mesh {
         }
     }
 
+    /// Somebody serves a tenant on this endpoint.
+    pub fn serves(&self, endpoint: EndpointId) -> bool {
+        self.placement.home(endpoint).is_some()
+    }
+
     /// A tenant's frame that is flooded begins here: it lies in this worker's memory, and its flow's way to a remote leads nowhere else
     /// any more. So it stays among the frames of its flow that are for one remote, before and after it.
     #[inline]
@@ -375,7 +388,7 @@ impl Mesh {
     ) -> Result<(), Frame> {
         let Some(Some(link)) = self.links.get_mut(to.index()) else { return Err(frame) };
         let Some((to, _)) = link.to.get_mut(self.lanes.of(frame.class())) else { return Err(frame) };
-        if !to.has_room() || !pool.depart(&mut frame, self.waiting.len()) {
+        if !to.has_room() || !pool.depart(&mut frame, self.waiting.len(), self.large_waiting) {
             return Err(frame);
         }
         frame.next = next;

@@ -71,8 +71,10 @@ impl Ending {
     }
 }
 
-/// What a thread may take to get onto its core.
-const START_PATIENCE: Duration = Duration::from_secs(1);
+/// What a thread may take to get onto its core: at the start of all, where a busy machine only makes it later,
+pub(crate) const START_PATIENCE: Duration = Duration::from_secs(10);
+/// and while others wait for control.
+pub(crate) const JOIN_PATIENCE: Duration = Duration::from_secs(1);
 
 /// What control and the thread hand each other.
 #[derive(Debug)]
@@ -97,7 +99,11 @@ impl PinnedThread {
     ///
     /// # Errors
     /// [`StartError::Core`], [`StartError::Nice`], [`StartError::Thread`].
-    pub(crate) fn start(plan: &WorkerPlan, ending: &Arc<Ending>) -> Result<PinnedThread, StartError> {
+    pub(crate) fn start(
+        plan: &WorkerPlan,
+        ending: &Arc<Ending>,
+        patience: Duration,
+    ) -> Result<PinnedThread, StartError> {
         let WorkerPlan { core, nice } = *plan;
         let queue = || ArrayQueue::new(WorkerId::LIMIT);
         let seats = Arc::new(Seats { coming: queue(), going: queue(), is_closed: AtomicBool::new(false) });
@@ -113,8 +119,8 @@ impl PinnedThread {
         let thread = std::thread::Builder::new().name(format!("worker-{}", core.0)).spawn(body);
         let thread = Some(thread.map_err(StartError::Thread)?);
         let started = PinnedThread { core, seats, thread };
-        // Control waits here, and has others to serve: a core that lets nobody in (a real-time program has it) is given up.
-        let Ok(placed) = placed.recv_timeout(START_PATIENCE) else {
+        // Control waits here: a core that lets nobody in (a real-time program has it) is given up.
+        let Ok(placed) = placed.recv_timeout(patience) else {
             started.close(); // it ends when it gets there
             return Err(StartError::Thread(std::io::ErrorKind::TimedOut.into()));
         };

@@ -113,18 +113,26 @@ pub struct WorkerPlan {
 pub struct UplinkPlan {
     /// Name of the interface.
     pub interface: String,
+    /// IEEE 802.1Q tag of the underlay's frames: the VLAN's number, 1 to 4094. The addresses are then those of the kernel's VLAN device
+    /// on this interface. `None`: untagged.
+    pub vlan: Option<u16>,
     /// Which receive queues get a socket.
     pub queues: Queues,
     /// How the sockets are bound.
     pub mode: XdpMode,
-    /// Our VTEP address; it must be an address of the interface.
-    pub local: IpAddr,
-    /// UDP destination port of VXLAN, both ways (IANA: 4789).
+    /// Our VTEP addresses, 1 to 8 of either family; each must be an address of the interface. What is sent comes from the first of the
+    /// remote's family, unless the network says otherwise.
+    pub locals: Vec<IpAddr>,
+    /// UDP destination port of VXLAN, both ways (IANA: 4789), of networks that have none of their own.
     pub port: u16,
     /// UDP source ports of what we send lie in this range, by inner flow (RFC 7348 §4.1 recommends 49152–65535).
     pub source_ports: std::ops::RangeInclusive<u16>,
     /// Outer TTL (hop limit) of what we send.
     pub ttl: u8,
+    /// Whether what we send has an outer UDP checksum.
+    pub udp_checksum: UdpChecksum,
+    /// Take frames over IPv6 whose outer UDP checksum is zero (RFC 6935 §5, RFC 6936 §4). Over IPv4 they are always taken.
+    pub accept_zero_checksum: bool,
     /// Bytes per UMEM chunk: 2048 or 4096. 256 of them are the kernel's XDP headroom.
     pub chunk_size: u32,
     /// Descriptors per ring (fill, completion, rx, tx): a power of two.
@@ -134,20 +142,44 @@ pub struct UplinkPlan {
 }
 
 impl UplinkPlan {
+    /// The first of our addresses.
+    pub fn local(&self) -> IpAddr {
+        self.locals.first().copied().unwrap_or(IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED))
+    }
+
     /// With the config's defaults.
     pub fn new(interface: &str, local: IpAddr) -> UplinkPlan {
         UplinkPlan {
             interface: interface.to_owned(),
+            vlan: None,
             queues: Queues::All,
             mode: XdpMode::PreferZeroCopy,
-            local,
+            locals: vec![local],
             port: 4789,
             source_ports: 49152..=65535,
             ttl: 64,
+            udp_checksum: UdpChecksum::default(),
+            accept_zero_checksum: true,
             chunk_size: 2048,
             ring_size: 2048,
             early: Early::Off,
         }
+    }
+}
+
+/// Over which IP what we send has an outer UDP checksum (RFC 7348 §4.1: it should be zero over IPv4; RFC 8200 §8.1: over IPv6 it must be
+/// there, unless the other side takes zero by RFC 6935).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct UdpChecksum {
+    /// Over IPv4.
+    pub ipv4: bool,
+    /// Over IPv6.
+    pub ipv6: bool,
+}
+
+impl Default for UdpChecksum {
+    fn default() -> UdpChecksum {
+        UdpChecksum { ipv4: false, ipv6: true }
     }
 }
 
@@ -208,16 +240,40 @@ pub struct NetworkPlan {
     pub vni: Vni,
     /// Largest inner IP packet, in bytes (the tenants' MTU).
     pub mtu: u16,
+    /// Its own UDP destination port; `None`: the uplink's.
+    pub port: Option<u16>,
+    /// The VTEP address from which its frames are sent, one of some uplink's; `None`: the first of the remote's family on the uplink by
+    /// which it is reached.
+    pub local: Option<IpAddr>,
     /// The VTEPs that may send to it and that broadcast goes to.
     pub remotes: Vec<IpAddr>,
+    /// Any other VTEP may send to it, too.
+    pub any_remote: bool,
+    /// What happens to frames whose VXLAN header has reserved bits set.
+    pub reserved_bits: ReservedBits,
+    /// What happens to inner frames that have a VLAN tag, both ways.
+    pub inner_vlan: InnerVlan,
+    /// DSCP of the outer header.
+    pub dscp: OuterDscp,
+    /// Answer ARP requests and neighbour solicitations of tenants for addresses that are known, instead of flooding them.
+    pub suppression: bool,
+    /// Whose addresses "packet too big" is told from, at most one of each family. Where there is none, the packet's destination is taken.
+    pub gateways: Vec<IpAddr>,
+    /// Lower the MSS that TCP connections announce to what the network's MTU holds.
+    pub clamp_mss: bool,
     /// Learn the MAC addresses behind the remotes from what they send.
     pub learning: bool,
     /// Learned addresses are forgotten after this long without a frame.
     pub ageing: Duration,
     /// At most this many learned addresses.
     pub fdb_limit: u32,
+    /// A learned address that moved from remote to remote more often than this within `MOVE_WINDOW` stays where it is for `move_hold`;
+    /// 0: it may always move.
+    pub move_limit: u8,
+    /// See `move_limit`.
+    pub move_hold: Duration,
     /// Addresses that are known beforehand, each behind one of `remotes`.
-    pub static_macs: Vec<(MacAddr, IpAddr)>,
+    pub static_macs: Vec<StaticMac>,
     /// The class of its packets that no rule names.
     pub class: Class,
 }
@@ -229,14 +285,75 @@ impl NetworkPlan {
             name: name.to_owned(),
             vni,
             mtu: 1450,
+            port: None,
+            local: None,
             remotes: Vec::new(),
+            any_remote: false,
+            reserved_bits: ReservedBits::default(),
+            inner_vlan: InnerVlan::default(),
+            dscp: OuterDscp::default(),
+            suppression: true,
+            gateways: Vec::new(),
+            clamp_mss: false,
             learning: true,
             ageing: Duration::from_secs(300),
             fdb_limit: 4096,
+            move_limit: 5,
+            move_hold: Duration::from_secs(30),
             static_macs: Vec::new(),
             class: Class::NORMAL,
         }
     }
+}
+
+/// Moves of an address are counted within so long.
+pub const MOVE_WINDOW: Duration = Duration::from_secs(10);
+
+/// An address that is known beforehand.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct StaticMac {
+    /// Its Ethernet address.
+    pub mac: MacAddr,
+    /// The VTEP that it is behind.
+    pub remote: IpAddr,
+    /// Its IP addresses, for which ARP and neighbour solicitations are answered.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// Reserved bits of the VXLAN header that are set (RFC 7348 §5: ignored on receipt).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ReservedBits {
+    /// As the RFC says.
+    #[default]
+    Ignore,
+    /// The frame is dropped: it may be of an extension (VXLAN-GPE, group policy) that means something else.
+    Refuse,
+}
+
+/// Inner frames with a VLAN tag (RFC 7348 §6.1).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum InnerVlan {
+    /// Dropped, as the RFC has it unless something else is configured.
+    #[default]
+    Drop,
+    /// The outermost tag is taken off.
+    Strip,
+    /// They go through as they are.
+    Carry,
+}
+
+/// Where the DSCP of the outer header comes from (RFC 2983 §4: pipe and uniform model).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum OuterDscp {
+    /// The class of the packet says it.
+    #[default]
+    ByClass,
+    /// It is the inner one; 0 for what is not IP.
+    Copy,
+    /// Always the same, 0 to 63.
+    Fixed(u8),
 }
 
 /// One tenant address on one network.
@@ -248,10 +365,14 @@ pub struct EndpointPlan {
     pub network: NetworkId,
     /// Its Ethernet address.
     pub mac: MacAddr,
-    /// Its IP addresses, for the records; forwarding is by MAC.
+    /// Its IP addresses: ARP and neighbour solicitations for them are answered, and they are announced. Forwarding is by MAC.
     pub addresses: Vec<IpAddr>,
     /// Drop what the tenant sends from another source MAC.
     pub anti_spoofing: bool,
+    /// Frames a second of its that may be flooded (broadcast, multicast, unknown destination); `None`: no limit of its own.
+    pub storm_limit: Option<u32>,
+    /// Announce its addresses in the network when it connects or moves (gratuitous ARP, unsolicited neighbour advertisement).
+    pub announce: bool,
     /// How it is attached.
     pub memif: MemifPlan,
 }
@@ -265,6 +386,8 @@ impl EndpointPlan {
             mac,
             addresses: Vec::new(),
             anti_spoofing: true,
+            storm_limit: None,
+            announce: true,
             memif,
         }
     }

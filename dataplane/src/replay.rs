@@ -466,7 +466,7 @@ impl Stream {
         burst: &mut Burst,
     ) -> Option<bool> {
         let frame = self.frames.get(self.next)?;
-        let mut chunk = pool.take()?;
+        let mut chunk = pool.take_for(frame.bytes.len())?;
         self.next = if self.next + 1 < self.frames.len() { self.next + 1 } else { 0 };
         let sequence = sequences.get_mut(frame.flow as usize);
         let number = sequence.as_ref().map_or(0, |next| **next);

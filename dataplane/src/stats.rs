@@ -44,7 +44,7 @@ pub struct Totals {
     pub uplink_rx: TrafficStats,
     /// From tenants.
     pub tenant_rx: TrafficStats,
-    /// Copies made for flooding.
+    /// Frames made here: copies for flooding, answers to tenants, announcements of them.
     pub replicated: u64,
     /// To the uplinks.
     pub uplink_tx: TrafficStats,
@@ -191,6 +191,8 @@ pub struct WorkerStats {
     /// Frames that the device dropped after they were handed over (EBUSY in copy mode, a veth whose other end is full
     /// for one). They count as `uplink_tx` too.
     pub device_drops: u64,
+    /// Frames whose ECN fields, outer and inner, should not occur together (RFC 6040 §4.2).
+    pub ecn_unexpected: u64,
     /// Chunks lost, and frames refused, because of a bug: always 0.
     pub chunk_faults: u64,
     /// Receive kicks (syscalls): the driver had run out of fill descriptors.
@@ -258,6 +260,18 @@ pub struct NetworkStats {
     pub moved: u64,
     /// Addresses not learned: limit reached or table full.
     pub learn_refused: u64,
+    /// Remotes that it has because they sent, and it takes any.
+    pub discovered: usize,
+    /// Times that a sender did not become a remote, because there was no room: one that goes on sending counts again.
+    pub discoveries_refused: u64,
+    /// Moves not followed: the address moved too often, and is held where it is.
+    pub moves_damped: u64,
+    /// ARP requests of tenants answered instead of flooded.
+    pub arp_answered: u64,
+    /// Neighbour solicitations of tenants answered instead of flooded.
+    pub nd_answered: u64,
+    /// Tenants were told that a packet of theirs was too big (ICMP).
+    pub too_big_told: u64,
 }
 
 /// One endpoint.

@@ -150,6 +150,85 @@ pub(crate) fn interface_channels(name: &str) -> io::Result<u32> {
     Ok(channels.rx.saturating_add(channels.combined))
 }
 
+/// `struct ethtool_value` of linux/ethtool.h.
+#[repr(C)]
+struct EthtoolValue {
+    command: u32,
+    data: u32,
+}
+
+/// Whether the interface takes VLAN tags off what it receives.
+pub(crate) fn interface_takes_tags(name: &str) -> io::Result<bool> {
+    const ETHTOOL_GFLAGS: u32 = 0x25;
+    const ETH_FLAG_RXVLAN: u32 = 1 << 8;
+    let mut flags = EthtoolValue { command: ETHTOOL_GFLAGS, data: 0 };
+    // SAFETY: ETHTOOL_GFLAGS fills in a `struct ethtool_value`, which this is.
+    unsafe { ethtool(name, (&raw mut flags).cast()) }?;
+    Ok(flags.data & ETH_FLAG_RXVLAN != 0)
+}
+
+/// `struct vlan_ioctl_args` of linux/if_vlan.h.
+#[repr(C)]
+struct VlanRequest {
+    command: libc::c_int,
+    device: [u8; 24],
+    /// The other device's name, or a number.
+    answer: [u8; 24],
+    priority: libc::c_short,
+}
+
+const _: () = assert!(size_of::<VlanRequest>() == 56);
+
+/// The name of the kernel's device for this VLAN on an interface, in this thread's network namespace.
+pub(crate) fn vlan_device(parent: &str, vlan: u16) -> io::Result<Option<String>> {
+    const GET_VLAN_REALDEV_NAME_CMD: libc::c_int = 8;
+    const GET_VLAN_VID_CMD: libc::c_int = 9;
+    // What is no VLAN device refuses both questions.
+    let is_it = |name: &String| {
+        let below = vlan_question(name, GET_VLAN_REALDEV_NAME_CMD).ok()?;
+        let is_above = below.split(|byte| *byte == 0).next() == Some(parent.as_bytes());
+        let number = vlan_question(name, GET_VLAN_VID_CMD).ok()?;
+        Some(is_above && i32::from_ne_bytes(*number.first_chunk()?) == i32::from(vlan))
+    };
+    Ok(interface_names()?.into_iter().find(|name| is_it(name) == Some(true)))
+}
+
+fn vlan_question(name: &str, command: libc::c_int) -> io::Result<[u8; 24]> {
+    const SIOCGIFVLAN: libc::c_ulong = 0x8982;
+    let mut request = VlanRequest { command, device: [0; 24], answer: [0; 24], priority: 0 };
+    for (to, from) in request.device.iter_mut().take(libc::IFNAMSIZ - 1).zip(name.bytes()) {
+        *to = from;
+    }
+    // SAFETY: no pointers.
+    let fd = check(unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) })?;
+    // SAFETY: just made, owned by nobody else.
+    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+    // SAFETY: SIOCGIFVLAN reads and writes a `struct vlan_ioctl_args`, which this is.
+    check(unsafe { libc::ioctl(socket.as_raw_fd(), SIOCGIFVLAN as _, &raw mut request) })?;
+    Ok(request.answer)
+}
+
+/// All interfaces of this thread's network namespace.
+fn interface_names() -> io::Result<Vec<String>> {
+    // SAFETY: no arguments; on success it gives a list that is freed below, once.
+    let list = unsafe { libc::if_nameindex() };
+    if list.is_null() {
+        return Err(io::Error::last_os_error());
+    }
+    let mut names = Vec::new();
+    let mut next = list;
+    // SAFETY: an entry of the list, which ends with one whose name is null.
+    while let Some(entry) = unsafe { next.as_ref() }.filter(|entry| !entry.if_name.is_null()) {
+        // SAFETY: the names are terminated strings.
+        names.push(unsafe { CStr::from_ptr(entry.if_name) }.to_string_lossy().into_owned());
+        // SAFETY: this entry is not the last, so there is one behind it.
+        next = unsafe { next.add(1) };
+    }
+    // SAFETY: from if_nameindex, not freed yet, and no reference into it is left.
+    unsafe { libc::if_freenameindex(list) };
+    Ok(names)
+}
+
 /// # Safety
 /// `data` points to the structure that the ethtool command in its first member needs, writable.
 unsafe fn ethtool(name: &str, data: *mut libc::c_char) -> io::Result<()> {

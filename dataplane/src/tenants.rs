@@ -229,6 +229,8 @@ pub struct Taken {
     pub packets: usize,
     /// Those of them whose descriptors broke the protocol.
     pub bad: usize,
+    /// There was one for which there is no buffer yet.
+    pub is_short: bool,
 }
 
 /// A tenant that was taken off its worker.
@@ -447,7 +449,7 @@ impl Tenants {
     #[inline]
     fn note_taken(&mut self, id: EndpointId, result: Result<Taken, Fault>) {
         match result {
-            Ok(Taken { packets, bad: 0 }) => self.moved += packets,
+            Ok(Taken { packets, bad: 0, .. }) => self.moved += packets,
             Ok(Taken { bad, .. }) => self.add_bad_descriptors(id, bad as u32),
             Err(fault) => self.set_fault(id, fault),
         }

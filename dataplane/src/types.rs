@@ -340,6 +340,19 @@ index_type!(
     RemoteId
 );
 
+/// A source address of what we send: 0 is "the uplink's own, of the remote's family", then comes each that some network asks for.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize)]
+#[serde(transparent)]
+pub struct SourceId(pub u8);
+
+impl SourceId {
+    /// As an index into a list.
+    #[inline]
+    pub const fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

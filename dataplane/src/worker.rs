@@ -15,20 +15,20 @@ mod uplink;
 use std::sync::Arc;
 
 use crate::clock::{Seconds, cycles};
-use crate::counters::WorkerCounters;
+use crate::counters::{DropReason, WorkerCounters};
 use crate::fdb::Fdb;
 use crate::frame::{BURST, Burst, FramePool};
 use crate::lanes::Lanes;
-use crate::mailbox::{Mailbox, Order, Returned};
+use crate::mailbox::{Announcement, Mailbox, Order, Returned};
 use crate::mesh::Mesh;
 use crate::pinned::{Ending, Phase};
 use crate::plan::ClassesPlan;
-use crate::stages::{self, Cx, Origin, Stage, Work, collect};
+use crate::stages::{self, Cx, Origin, Stage, Work, answer, collect};
 use crate::tables::Tables;
 use crate::tenants::{Detached, Tenants};
 use crate::types::{UplinkId, WorkerId};
 use crate::waiting::{self, Before};
-use crate::xsk::{Kicks, WorkerPort, XskSocket};
+use crate::xsk::{Kicks, Losses, WorkerPort, XskSocket};
 use by_class::ByClass;
 use uplink::Sockets;
 
@@ -65,8 +65,8 @@ pub(crate) struct Worker {
     drains: Option<u32>,
 }
 
-/// Copies for flooding in one turn, all tenants and remotes together. A flood that has begun is finished, so a turn can
-/// take longer by one network's size, and no more.
+/// Copies for flooding in one turn, all tenants and remotes together: so many for what they send, for what other workers began, and for
+/// an announcement. A flood that has begun is finished, so each can take longer by one network's size, and no more.
 const FLOOD_COPIES_PER_TURN: usize = 256;
 
 /// A turn of more cycles than this (over a millisecond) was none of ours: the core was taken away in the middle.
@@ -175,18 +175,19 @@ impl Worker {
     #[inline]
     fn turn(&mut self, now_cycles: u64, takes_in: bool) -> usize {
         self.tell_drained();
-        self.obey();
+        self.flood_budget = FLOOD_COPIES_PER_TURN; // for an announcement; neither it nor floods of others keep ours from flooding
+        self.obey(takes_in);
         let turn = self.counters.turns.get();
         self.is_sampled = turn.is_multiple_of(SAMPLED_TURNS);
-        self.flood_budget = FLOOD_COPIES_PER_TURN;
         // Where all packets have one class, or none is preferred, nobody needs to look for it.
         let by_class = self.lanes.count() > 1 && !self.tables.classes.is_trivial();
         self.by_class.begin_turn(now_cycles, turn, by_class);
         let mut moved = 0;
         if self.mesh.is_some() {
+            self.flood_budget = FLOOD_COPIES_PER_TURN;
             moved += self.others_bursts(by_class);
-            self.flood_budget = FLOOD_COPIES_PER_TURN; // floods of others must not keep ours from flooding
         }
+        self.flood_budget = FLOOD_COPIES_PER_TURN;
         if takes_in && self.mesh.as_ref().is_none_or(Mesh::takes_in) {
             // All that comes in stays on this worker.
             let is_plain = self.mesh.as_ref().is_none_or(Mesh::is_plain);
@@ -202,6 +203,9 @@ impl Worker {
             socket.refill(&mut self.pool);
             count(socket.kick(now_cycles), &self.counters);
             faults += socket.faults();
+            if socket.is_multi_buffer() {
+                count_losses(socket, &self.counters);
+            }
         }
         self.counters.chunk_faults.set(faults);
         moved
@@ -355,9 +359,9 @@ impl Worker {
         ((&mut self.bursts.0, &mut self.bursts.1), cx)
     }
 
-    /// Does what control asks; one order a turn is plenty.
+    /// Does what control asks; one order a turn is plenty. Frames may come in, or not.
     #[inline]
-    fn obey(&mut self) {
+    fn obey(&mut self, takes_in: bool) {
         let Some(order) = self.mailbox.next_order() else { return };
         let answer = match order {
             Order::Tables(tables) => Returned::Tables(std::mem::replace(&mut self.tables, tables)),
@@ -379,6 +383,10 @@ impl Worker {
                 }
                 Returned::Links(links)
             }
+            Order::Announce(mut announcement) => {
+                announcement.is_sent = takes_in && self.announce(&announcement);
+                Returned::Announced(announcement)
+            }
             Order::Drain { number } => {
                 self.uplink.sockets().iter_mut().for_each(XskSocket::mark_arrived);
                 self.drains = Some(number);
@@ -390,6 +398,27 @@ impl Worker {
             }
         };
         self.mailbox.give_back(answer);
+    }
+
+    /// Sends a frame in a tenant's name, unless nothing may come in: then its way would not be known.
+    #[cold]
+    fn announce(&mut self, announcement: &Announcement) -> bool {
+        if !self.mesh.as_ref().is_none_or(Mesh::takes_in) {
+            return false;
+        }
+        let Some(network) = self.tables.endpoint(announcement.endpoint).map(|it| it.network) else {
+            return true; // there is no such tenant
+        };
+        let is_plain = self.mesh.as_ref().is_none_or(Mesh::is_plain);
+        let (bursts, mut cx) = self.parts();
+        let from = (network, announcement.endpoint);
+        let is_made = answer::announce(&announcement.frame, from, bursts.0, &mut cx);
+        if is_plain {
+            stages::run_here(Stage::Deliver, bursts, &mut cx);
+        } else {
+            stages::enter_made(bursts, &mut cx);
+        }
+        is_made
     }
 
     /// What has been taken from the rx rings is on its way: a burst goes on as soon as it is taken.
@@ -414,6 +443,19 @@ pub(crate) struct Port {
 impl From<WorkerPort> for Port {
     fn from(port: WorkerPort) -> Port {
         Port { uplink: Uplink::Sockets(Sockets::new(port.sockets)), pool: port.pool }
+    }
+}
+
+/// What a socket had to throw away came in, and was dropped. What it was is not known.
+#[cold]
+#[inline(never)]
+fn count_losses(socket: &mut XskSocket, counters: &WorkerCounters) {
+    let Losses { too_long, no_buffer } = socket.take_losses();
+    for (lost, reason) in [(too_long, DropReason::UplinkTooLong), (no_buffer, DropReason::NoFreeFrame)] {
+        counters.dropped.many(reason, lost);
+        if let Some(traffic) = counters.uplink_rx.of(socket.uplink()) {
+            traffic.many(lost as usize, 0);
+        }
     }
 }
 

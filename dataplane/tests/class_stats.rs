@@ -9,7 +9,7 @@ use peregrine_dataplane::engine::{Engine, NextHop};
 use peregrine_dataplane::plan::{ClassPlan, PlacementMode, Plan, RulePlan, WorkOrder, WorkerPlan};
 use peregrine_dataplane::replay::{ReplayFrame, STAMP};
 use peregrine_dataplane::stats::{ClassEntry, Stats};
-use peregrine_dataplane::types::{Class, CoreId, MacAddr, NetworkId, RemoteId, UplinkId};
+use peregrine_dataplane::types::{Class, CoreId, MacAddr, NetworkId, RemoteId, SourceId, UplinkId};
 use peregrine_memif::{ClientConfig, Interface, ServerConfig};
 use rig::{BLUE, DB, LONER, REMOTE_A, WEB, flow, mac, plan, rings, vxlan};
 
@@ -70,7 +70,8 @@ fn run(plan: &Plan, is_enough: impl Fn(&Stats) -> bool) -> Stats {
     streams.resize(plan.workers.len(), Vec::new());
     let mut engine = Engine::replay(plan, streams).unwrap();
     let hop = NextHop { uplink: UplinkId(0), destination: mac(0xaa), source: mac(0xbb) };
-    engine.set_next_hops([0, 1].map(|remote| (RemoteId(remote), Some(hop))));
+    let path = hop.path(plan.uplinks[0].local(), 1500);
+    engine.set_paths([0, 1].map(|remote| (RemoteId(remote), SourceId(0), vec![path])));
     for endpoint in [WEB, DB] {
         engine.attach_discard(endpoint, FLOWS).unwrap();
     }

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 
 use peregrine_dataplane::engine::{Engine, NextHop};
 use peregrine_dataplane::plan::WorkerPlan;
-use peregrine_dataplane::types::{CoreId, MacAddr, RemoteId, UplinkId};
+use peregrine_dataplane::types::{CoreId, MacAddr, RemoteId, SourceId, UplinkId};
 use peregrine_memif::{ClientConfig, ServerConfig};
 use rig::{WEB, inner, mac, plan, rings};
 use veth::{OUR_ADDRESS, Wire, run, until};
@@ -17,14 +17,15 @@ fn two_workers() -> Engine {
     let cores = core_affinity::get_core_ids().unwrap();
     let mut plan = plan();
     plan.workers = (0..2).map(|n| WorkerPlan { core: CoreId(cores[n].id), nice: None }).collect();
-    (plan.uplinks[0].interface, plan.uplinks[0].local) = ("a0".into(), IpAddr::V4(OUR_ADDRESS));
+    (plan.uplinks[0].interface, plan.uplinks[0].locals) = ("a0".into(), vec![IpAddr::V4(OUR_ADDRESS)]);
     let mut engine = Engine::start(&plan).unwrap();
     let hop = NextHop {
         uplink: UplinkId(0),
         destination: MacAddr([2, 0, 0, 0, 9, 2]),
         source: MacAddr([2, 0, 0, 0, 9, 1]),
     };
-    engine.set_next_hops([0, 1].map(|remote| (RemoteId(remote), Some(hop))));
+    let path = hop.path(IpAddr::V4(OUR_ADDRESS), 1500);
+    engine.set_paths([0, 1].map(|remote| (RemoteId(remote), SourceId(0), vec![path])));
     engine
 }
 

@@ -6,16 +6,18 @@ mod rig;
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use peregrine_dataplane::classes::CompiledRules;
 use peregrine_dataplane::counters::{ClassStats, DropReason};
 use peregrine_dataplane::fdb::Destination;
 use peregrine_dataplane::frame::{BURST, Burst};
-use peregrine_dataplane::plan::{ClassPlan, EndpointPlan, Plan, RulePlan, WorkOrder};
+use peregrine_dataplane::plan::{
+    ClassPlan, EndpointPlan, InnerVlan, OuterDscp, Plan, ReservedBits, RulePlan, WorkOrder,
+};
 use peregrine_dataplane::stages::{self, Stage, collect};
-use peregrine_dataplane::tables::NextHop;
-use peregrine_dataplane::types::{Class, EndpointId, MacAddr, NetworkId, RemoteId, UplinkId};
+use peregrine_dataplane::tables::{NextHop, Path};
+use peregrine_dataplane::types::{Class, EndpointId, MacAddr, NetworkId, RemoteId, SourceId, UplinkId};
 use peregrine_memif::ClientConfig;
 use rig::*;
 
@@ -166,17 +168,268 @@ fn the_mtu_is_kept_both_ways() {
     rig.receive(&[vxlan(REMOTE_A, BLUE, &inner(mac(FAR), mac(1), 1450 - 28 + 5))]);
     assert_eq!(rig.dropped(DropReason::InnerTooLong), 1);
     assert_eq!(rig.tenant_sends(WEB, &inner(mac(1), mac(FAR), 1450 - 28))[0].len(), 1450 + 14 + 50);
-    // A VLAN tag's four bytes pass within this host, but not an underlay of 1500 bytes.
-    rig.tenant_sends(WEB, &inner(mac(1), mac(FAR), 1450 - 28 + 4));
-    assert_eq!(rig.dropped(DropReason::UplinkTooLong), 1);
-    rig.tenant_sends(WEB, &inner(mac(1), mac(FAR), 1450 - 28 + 5));
+    rig.tenant_sends(WEB, &inner(mac(1), mac(FAR), 1450 - 28 + 1));
     assert_eq!(rig.dropped(DropReason::InnerTooLong), 2);
+}
+
+#[test]
+fn a_path_takes_no_more_than_its_mtu() {
+    let mut rig = Rig::new();
+    let hop = NextHop { uplink: UplinkId(0), destination: mac(0xcc), source: mac(0xdd) };
+    let sends = |rig: &mut Rig, payload| rig.tenant_sends(WEB, &inner(mac(1), mac(FAR), payload)).len();
+    rig.fdb.learn(NetworkId(0), mac(FAR), RemoteId(0), 0, 64);
+    for (mtu, inner_max) in [(1400, 1350), (1500, 1450), (9000, 1450)] {
+        let path = hop.path(IpAddr::V4(OUR_VTEP), mtu);
+        rig.tables.set_paths(RemoteId(0), SourceId(0), &[path]);
+        let before = rig.dropped(DropReason::PathMtuExceeded);
+        assert_eq!(sends(&mut rig, inner_max - 28), 1);
+        assert_eq!(sends(&mut rig, inner_max - 28 + 1), 0, "path MTU {mtu}");
+        let is_path = inner_max < 1450; // else the network's own MTU comes first
+        assert_eq!(rig.dropped(DropReason::PathMtuExceeded) - before, u64::from(is_path));
+    }
+}
+
+/// In a VLAN of the inner network.
+fn tagged(frame: &[u8]) -> Vec<u8> {
+    [&frame[..12], &[0x81, 0, 0, 7], &frame[12..]].concat()
+}
+
+#[test]
+fn inner_vlan_tags_are_dropped_stripped_or_carried_both_ways() {
+    for (inner_vlan, expected) in [
+        (InnerVlan::Drop, None),
+        (InnerVlan::Strip, Some(inner(mac(FAR), mac(1), 60))),
+        (InnerVlan::Carry, Some(tagged(&inner(mac(FAR), mac(1), 60)))),
+    ] {
+        let mut plan = plan();
+        plan.networks.iter_mut().for_each(|network| network.inner_vlan = inner_vlan);
+        let mut rig = Rig::with(plan);
+        rig.wire.may_move = true;
+        let untagged = inner(mac(FAR), mac(1), 59);
+        rig.receive(&[vxlan(REMOTE_A, BLUE, &tagged(&inner(mac(FAR), mac(1), 60)))]);
+        assert_eq!(rig.tenant_gets(WEB).first(), expected.as_ref(), "{inner_vlan:?}, in");
+        rig.receive(&[vxlan(REMOTE_A, BLUE, &untagged)]);
+        assert_eq!(rig.tenant_gets(WEB), [untagged]);
+
+        let sent = rig.tenant_sends(WEB, &tagged(&inner(mac(1), mac(FAR), 60)));
+        let expected = match inner_vlan {
+            InnerVlan::Drop => None,
+            InnerVlan::Strip => Some(inner(mac(1), mac(FAR), 60)),
+            InnerVlan::Carry => Some(tagged(&inner(mac(1), mac(FAR), 60))),
+        };
+        assert_eq!(sent.first().map(|frame| &frame[50..]), expected.as_deref(), "{inner_vlan:?}, out");
+        let dropped = if inner_vlan == InnerVlan::Drop { 2 } else { 0 };
+        assert_eq!(rig.dropped(DropReason::InnerVlanTagged), dropped);
+        // A tag and nothing behind it.
+        rig.receive(&[vxlan(REMOTE_A, BLUE, &tagged(&inner(mac(FAR), mac(1), 60))[..16])]);
+        assert_eq!(rig.tenant_gets(WEB).len(), usize::from(inner_vlan == InnerVlan::Carry));
+    }
+}
+
+#[test]
+fn reserved_bits_are_ignored_or_refused() {
+    for reserved_bits in [ReservedBits::Ignore, ReservedBits::Refuse] {
+        let mut plan = plan();
+        plan.networks.iter_mut().for_each(|network| network.reserved_bits = reserved_bits);
+        let mut rig = Rig::with(plan);
+        let mut good = vxlan(REMOTE_A, BLUE, &inner(mac(FAR), mac(1), 10));
+        good[40..42].fill(0); // no UDP checksum
+        let with = |at: usize, bits: u8| {
+            let mut frame = good.clone();
+            frame[at] |= bits;
+            frame
+        };
+        let frames = [
+            good.clone(),
+            with(42, 0x80),
+            good.clone(),
+            with(43, 1),
+            with(45, 1),
+            with(49, 0xff),
+            good.clone(),
+        ];
+        rig.receive(&frames);
+        let refused = if reserved_bits == ReservedBits::Refuse { 4 } else { 0 };
+        assert_eq!(rig.dropped(DropReason::VxlanReservedSet), refused);
+        assert_eq!(rig.tenant_gets(WEB).len() as u64, 7 - refused);
+    }
+}
+
+#[test]
+fn a_network_can_have_its_own_port_dscp_and_source_address() {
+    let mut plan = plan();
+    let other = Ipv4Addr::new(192, 0, 2, 77);
+    plan.uplinks[0].locals.push(IpAddr::V4(other));
+    plan.networks[0].port = Some(8472);
+    plan.networks[0].local = Some(IpAddr::V4(other));
+    plan.networks[0].dscp = OuterDscp::Fixed(46);
+    let mut rig = Rig::with(plan);
+    let hop = NextHop { uplink: UplinkId(0), destination: mac(0xcc), source: mac(0xdd) };
+    rig.fdb.learn(NetworkId(0), mac(FAR), RemoteId(0), 0, 64);
+    assert_eq!(rig.tables.sources[..], [None, Some(IpAddr::V4(other))]);
+    assert!(rig.tenant_sends(WEB, &inner(mac(1), mac(FAR), 10)).is_empty(), "there is no way from there yet");
+    assert_eq!(rig.dropped(DropReason::NextHopUnresolved), 1);
+    rig.tables.set_paths(RemoteId(0), SourceId(1), &[hop.path(IpAddr::V4(other), 1500)]);
+    let sent = rig.tenant_sends(WEB, &inner(mac(1), mac(FAR), 10));
+    let frame = &sent[0];
+    assert_eq!(
+        (frame[15] >> 2, &frame[26..30], &frame[36..38]),
+        (46, &other.octets()[..], &[0x21, 0x18][..])
+    );
+    // And it is heard there.
+    let mut answer = vxlan(REMOTE_A, BLUE, &inner(mac(FAR), mac(1), 10));
+    answer[33] = 77;
+    answer[36..38].copy_from_slice(&[0x21, 0x18]);
+    answer[40..42].fill(0); // no UDP checksum
+    let checksum =
+        etherparse::Ipv4HeaderSlice::from_slice(&answer[14..34]).unwrap().to_header().calc_header_checksum();
+    answer[24..26].copy_from_slice(&checksum.to_be_bytes());
+    rig.receive(&[answer]);
+    assert_eq!(rig.tenant_gets(WEB).len(), 1);
+}
+
+#[test]
+fn congestion_marks_go_out_and_come_in() {
+    let mut rig = Rig::new();
+    rig.fdb.learn(NetworkId(0), mac(FAR), RemoteId(0), 0, 64);
+    let ip = |ecn: u8, from: u8, to: u8| {
+        let mut header =
+            etherparse::Ipv4Header::new(8, 64, etherparse::IpNumber::UDP, [10, 0, 0, 1], [10, 0, 0, 2])
+                .unwrap();
+        header.ecn = ecn.try_into().unwrap();
+        let mut bytes = [&mac(to).0[..], &mac(from).0, &[8, 0]].concat();
+        header.write(&mut bytes).unwrap();
+        [bytes, vec![0; 8]].concat()
+    };
+    for ecn in 0..4 {
+        let sent = rig.tenant_sends(WEB, &ip(ecn, 1, FAR));
+        assert_eq!(sent[0][15], ecn);
+        let header = etherparse::Ipv4HeaderSlice::from_slice(&sent[0][14..34]).unwrap().to_header();
+        assert_eq!(header.header_checksum, header.calc_header_checksum());
+    }
+    let marked = |inner_ecn: u8| {
+        let mut frame = vxlan(REMOTE_A, BLUE, &ip(inner_ecn, FAR, 1));
+        frame[15] = 3;
+        let checksum = etherparse::Ipv4HeaderSlice::from_slice(&frame[14..34])
+            .unwrap()
+            .to_header()
+            .calc_header_checksum();
+        frame[24..26].copy_from_slice(&checksum.to_be_bytes());
+        frame
+    };
+    rig.receive(&[marked(2)]);
+    assert_eq!(rig.tenant_gets(WEB), [ip(3, FAR, 1)]);
+    rig.receive(&[marked(0)]);
+    assert_eq!((rig.tenant_gets(WEB).len(), rig.dropped(DropReason::EcnInvalid)), (0, 1));
+}
+
+#[test]
+fn flows_are_shared_by_weight_over_the_paths_and_stay_on_theirs() {
+    let mut rig = with_two_uplinks();
+    rig.fdb.learn(NetworkId(0), mac(FAR), RemoteId(0), 0, 64);
+    let hop = |uplink: u8, last: u8| NextHop {
+        uplink: UplinkId(uplink),
+        destination: mac(last),
+        source: mac(0xbb),
+    };
+    let paths = [
+        Path { weight: 1, ..hop(0, 0x10).path(IpAddr::V4(OUR_VTEP), 1500) },
+        Path { weight: 3, ..hop(1, 0x11).path(IpAddr::V4(OUR_OTHER_VTEP), 1500) },
+    ];
+    rig.tables.set_paths(RemoteId(0), SourceId(0), &paths);
+    let mut second = 0;
+    let mut ports = std::collections::HashSet::new();
+    for flow in 0..1000u16 {
+        let mut packet = inner(mac(1), mac(FAR), 10);
+        packet[34..36].copy_from_slice(&flow.to_be_bytes());
+        let both: Vec<Vec<u8>> = (0..2).flat_map(|_| rig.tenant_sends(WEB, &packet)).collect();
+        assert_eq!(both[0], both[1], "a flow has one path");
+        let (is_second, from) = (both[0][5] == 0x11, &both[0][26..30]);
+        assert_eq!(from, if is_second { OUR_OTHER_VTEP.octets() } else { OUR_VTEP.octets() });
+        if is_second {
+            second += 1;
+        } else {
+            ports.insert([both[0][34], both[0][35]]);
+        }
+    }
+    // Three quarters of 1000: 13.7 is one standard deviation.
+    assert!((680..=820).contains(&second), "{second} of 1000 flows by the second path");
+    assert!(
+        ports.len() > (1000 - second) * 9 / 10,
+        "and those by the first have all source ports: {}",
+        ports.len()
+    );
+    // One fails: all go by the other.
+    rig.tables.set_paths(RemoteId(0), SourceId(0), &paths[..1]);
+    assert_eq!(rig.tenant_sends(WEB, &inner(mac(1), mac(FAR), 10))[0][5], 0x10);
+}
+
+/// A remote of the other family that comes while it runs: the frame has no room for its headers, and gets it.
+#[test]
+fn longer_headers_than_were_expected_get_room() {
+    let mut rig = over_ipv6(None);
+    let local = rig.tables.networks[0].overhead;
+    assert_eq!(local, 70);
+    let packet = inner(mac(1), mac(FAR), 1450 - 28 - 20);
+    let expected = rig.tenant_sends(WEB, &packet);
+    rig.tables.networks.iter_mut().for_each(|network| network.overhead = 50);
+    assert_eq!(rig.tenant_sends(WEB, &packet), expected);
+}
+
+/// Both VTEPs over IPv6, in a VLAN or not.
+fn over_ipv6(vlan: Option<u16>) -> Rig {
+    let mut plan = plan();
+    let address = |host: u16| IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, host));
+    plan.uplinks[0].locals = vec![address(1)];
+    plan.uplinks[0].vlan = vlan;
+    plan.networks.iter_mut().for_each(|network| network.remotes = vec![address(2)]);
+    let rig = Rig::with(plan);
+    rig.fdb.learn(NetworkId(0), mac(FAR), RemoteId(0), 0, 64);
+    rig
+}
+
+/// What goes out comes in again, if addresses are swapped: the checksum stays right.
+#[test]
+fn an_underlay_of_ipv6_carries_frames_both_ways() {
+    for vlan in [None, Some(5)] {
+        let mut rig = over_ipv6(vlan);
+        let packet = inner(mac(1), mac(FAR), 100);
+        let mut frame = rig.tenant_sends(WEB, &packet).remove(0);
+        let ip = if vlan.is_some() { 18 } else { 14 };
+        assert_eq!(frame.len(), ip + 40 + 8 + 8 + packet.len());
+        assert_eq!(frame[ip + 56..], packet);
+        assert_ne!(frame[ip + 46..ip + 48], [0, 0], "it has a checksum");
+        if vlan.is_some() {
+            assert_eq!(frame[12..16], [0x81, 0, 0, 5]);
+        }
+        let (ours, theirs) = frame[ip + 8..ip + 40].split_at_mut(16);
+        ours.swap_with_slice(theirs);
+        // Inside, the destination and source are swapped, too: sums do not mind.
+        let inner_start = ip + 56;
+        let (to, from) = frame[inner_start..inner_start + 12].split_at_mut(6);
+        to.swap_with_slice(from);
+        let expected = frame[inner_start..].to_vec();
+        rig.receive(std::slice::from_ref(&frame));
+        assert_eq!(rig.tenant_gets(WEB), [expected]);
+        // Of another VLAN, or none, or with a tag where none is to be.
+        let other = match vlan {
+            Some(_) => [&frame[..15], &[6], &frame[16..]].concat(),
+            None => [&frame[..12], &[0x81, 0, 0, 5], &frame[12..]].concat(),
+        };
+        let untagged = [&frame[..12], &frame[16..]].concat();
+        rig.receive(&[other, untagged]);
+        assert_eq!(rig.dropped(DropReason::OuterNotOurs), 2, "{vlan:?}");
+        let mut wrong = frame.clone();
+        *wrong.last_mut().unwrap() ^= 1;
+        rig.receive(&[wrong]);
+        assert_eq!(rig.dropped(DropReason::OuterUdpChecksum), 1);
+    }
 }
 
 #[test]
 fn without_a_next_hop_frames_are_dropped_and_asked_for() {
     let mut rig = Rig::new();
-    rig.tables.set_next_hop(RemoteId(0), None);
+    rig.tables.set_paths(RemoteId(0), SourceId(0), &[]);
     assert_eq!(
         rig.tenant_sends(WEB, &inner(mac(1), MacAddr::BROADCAST, 10)).len(),
         1,
@@ -235,12 +488,12 @@ const OUR_OTHER_VTEP: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
 fn with_two_uplinks() -> Rig {
     let mut plan = plan();
     let mut second = plan.uplinks[0].clone();
-    (second.local, second.port, second.ttl) = (IpAddr::V4(OUR_OTHER_VTEP), 8472, 3);
+    (second.locals, second.port, second.ttl) = (vec![IpAddr::V4(OUR_OTHER_VTEP)], 8472, 3);
     second.source_ports = 1000..=1000;
     plan.uplinks.push(second);
     let mut rig = Rig::with(plan);
     let hop = NextHop { uplink: UplinkId(1), destination: mac(0xcc), source: mac(0xdd) };
-    rig.tables.set_next_hop(RemoteId(1), Some(hop));
+    rig.tables.set_paths(RemoteId(1), SourceId(0), &[hop.path(IpAddr::V4(OUR_OTHER_VTEP), 1500)]);
     rig
 }
 
@@ -531,7 +784,7 @@ fn each_class_has_its_own_frames_whatever_becomes_of_them() {
             .for_each(|packet| rig.clients[0].tx[0].push(packet).unwrap());
         rig.clients[0].tx[0].flush().unwrap();
         assert_eq!(rig.collect().len(), 3);
-        rig.tables.set_next_hop(RemoteId(0), None);
+        rig.tables.set_paths(RemoteId(0), SourceId(0), &[]);
         rig.tenant_sends(WEB, &from(mac(1), mac(FAR), 1));
         assert_eq!(
             since(&rig, before),

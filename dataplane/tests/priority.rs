@@ -12,7 +12,7 @@ use peregrine_dataplane::plan::{
     ClassPlan, ClassesPlan, Early, PlacementMode, Plan, RulePlan, WorkOrder, WorkerPlan,
 };
 use peregrine_dataplane::stages::Stage;
-use peregrine_dataplane::types::{Class, CoreId, MacAddr, RemoteId, UplinkId};
+use peregrine_dataplane::types::{Class, CoreId, MacAddr, RemoteId, SourceId, UplinkId};
 use peregrine_dataplane::xsk::XskConfig;
 use peregrine_memif::{ClientConfig, Interface, ServerConfig};
 use rig::{WEB, mac, packets_of, plan, rings};
@@ -120,7 +120,7 @@ impl Bench {
         let mut plan = plan();
         plan.workers = vec![worker(0)];
         let uplink = &mut plan.uplinks[0];
-        (uplink.interface, uplink.local) = ("a0".into(), IpAddr::V4(OUR_ADDRESS));
+        (uplink.interface, uplink.locals) = ("a0".into(), vec![IpAddr::V4(OUR_ADDRESS)]);
         uplink.ring_size = 4096;
         plan.networks[0].remotes = vec![IpAddr::V4(THEIR_ADDRESS)];
         change(&mut plan);
@@ -130,7 +130,7 @@ impl Bench {
             destination: MacAddr([2, 0, 0, 0, 9, 2]),
             source: MacAddr([2, 0, 0, 0, 9, 1]),
         };
-        engine.set_next_hops([(RemoteId(0), Some(hop))]);
+        engine.set_paths([(RemoteId(0), SourceId(0), vec![hop.path(IpAddr::V4(OUR_ADDRESS), 1500)])]);
         let config = ClientConfig { queue_pairs, ring_log2: 12, ..ClientConfig::default() };
         let (client, server) = peregrine_memif::pair(config, ServerConfig::default()).unwrap();
         engine.attach(WEB, rings(server)).unwrap();

@@ -8,6 +8,7 @@
 mod rig;
 mod veth;
 
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -15,7 +16,7 @@ use peregrine_dataplane::engine::{Engine, NextHop, RulesStep};
 use peregrine_dataplane::plan::{Early, PlacementMode, Plan, RulePlan, WorkerPlan};
 use peregrine_dataplane::stages::Stage;
 use peregrine_dataplane::stats::Stats;
-use peregrine_dataplane::types::{Class, CoreId, MacAddr, NetworkId, RemoteId, UplinkId, Vni};
+use peregrine_dataplane::types::{Class, CoreId, MacAddr, NetworkId, RemoteId, SourceId, UplinkId, Vni};
 use peregrine_memif::{ClientConfig, Interface, ServerConfig};
 
 use rig::{BLUE, Dice, WEB, flow, mac, packets_of, plan, rings};
@@ -46,7 +47,7 @@ fn early_plan(workers: usize) -> Plan {
         (0..workers).map(|n| WorkerPlan { core: CoreId(cores[n % cores.len()].id), nice: None }).collect();
     plan.placement = PlacementMode::Static;
     let uplink = &mut plan.uplinks[0];
-    (uplink.interface, uplink.local, uplink.early) = ("a0".into(), OUR_ADDRESS.into(), Early::On);
+    (uplink.interface, uplink.locals, uplink.early) = ("a0".into(), vec![OUR_ADDRESS.into()], Early::On);
     uplink.ring_size = RING_SIZE;
     plan.networks[0].remotes = vec![THEIR_ADDRESS.into()];
     // Classes are used from the start, so each has its queue at a tenant with several.
@@ -62,7 +63,7 @@ fn start(workers: usize) -> (Engine, Interface) {
         destination: MacAddr([2, 0, 0, 0, 9, 2]),
         source: MacAddr([2, 0, 0, 0, 9, 1]),
     };
-    engine.set_next_hops([(RemoteId(0), Some(hop))]);
+    engine.set_paths([(RemoteId(0), SourceId(0), vec![hop.path(IpAddr::V4(OUR_ADDRESS), 1500)])]);
     let config = ClientConfig { queue_pairs: 2, ..ClientConfig::default() };
     let (client, server) = peregrine_memif::pair(config, ServerConfig::default()).unwrap();
     engine.attach(WEB, rings(server)).unwrap();

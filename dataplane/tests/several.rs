@@ -14,7 +14,10 @@ use peregrine_dataplane::stages::{self, Cx, Origin, Stage, Work, collect};
 use peregrine_dataplane::stats::Totals;
 use peregrine_dataplane::tables::{NextHop, Tables};
 use peregrine_dataplane::tenants::Tenants;
-use peregrine_dataplane::types::{EndpointId, MacAddr, NetworkId, RemoteId, Route, UplinkId, WorkerId};
+use peregrine_dataplane::types::{
+    EndpointId, MacAddr, NetworkId, RemoteId, Route, SourceId, UplinkId, WorkerId,
+};
+use peregrine_dataplane::wire::arp;
 use peregrine_dataplane::wire::flow::flow_hash;
 use peregrine_memif::{ClientConfig, Interface, ServerConfig};
 use rig::*;
@@ -52,7 +55,8 @@ impl Several {
         let mut tables = Tables::new(&plan, 1500);
         let hop = NextHop { uplink: UplinkId(0), destination: mac(0xaa), source: mac(0xbb) };
         for remote in 0..tables.remotes.len() {
-            tables.set_next_hop(RemoteId(remote as u16), Some(hop));
+            let path = hop.path(plan.uplinks[0].local(), 1500);
+            tables.set_paths(RemoteId(remote as u16), SourceId(0), &[path]);
         }
         let exits: Vec<WorkerId> = (0..workers).map(WorkerId).collect();
         let placement = Placement::new(&exits, plan.endpoints.len(), plan.networks.len()).into();
@@ -69,13 +73,7 @@ impl Several {
                     tables.remotes.len(),
                 ),
                 bursts: Default::default(),
-                wire: Sent {
-                    frames: Vec::new(),
-                    uplinks: Vec::new(),
-                    room: usize::MAX,
-                    full: None,
-                    keeps: true,
-                },
+                wire: Sent::new(),
             }
         };
         let workers = mesh(&placement, Lanes::ONE, chunks).into_iter().map(new_worker).collect();
@@ -329,4 +327,41 @@ fn who_floods_at_one_worker_does_not_keep_others_from_it() {
         (4..12).contains(&heard),
         "in some turns, if not in those in which the other has used all up: {heard}"
     );
+}
+
+/// Whoever looks the frames up, and whoever serves the asker.
+#[test]
+fn an_answer_finds_the_tenant_that_asked() {
+    let mut plan = plan();
+    plan.endpoints[1].addresses = vec![[10, 0, 0, 2].into()];
+    for (route, home) in
+        [(Route::all(A), A), (Route::all(B), A), (Route::new(A, C, B), A), (Route::all(A), B)]
+    {
+        let mut several = Several::new(plan.clone(), 3, 256, &[home, C, A]);
+        let mut question = arp::announcement(mac(1), [10, 0, 0, 1].into()).to_vec();
+        question[38..].copy_from_slice(&[10, 0, 0, 2]);
+        let too_long = inner(mac(1), mac(2), 1500);
+        for packet in [&question, &too_long] {
+            several.placement.want(home, bucket(flow_hash(packet)), route);
+        }
+        // And one that only the way to its remote is too narrow for.
+        several.fdb.learn(NetworkId(0), mac(FAR), RemoteId(0), 0, 64);
+        let hop = NextHop { uplink: UplinkId(0), destination: mac(0xaa), source: mac(0xbb) };
+        several.tables.set_paths(RemoteId(0), SourceId(0), &[hop.path(OUR_VTEP.into(), 1400)]);
+        let narrow = inner(mac(1), mac(FAR), 1372);
+        several.placement.want(home, bucket(flow_hash(&narrow)), route);
+        several.settle();
+        for packet in [&question, &too_long, &narrow] {
+            several.send(WEB, packet);
+        }
+        several.settle();
+        let got = several.gets(WEB);
+        let (replies, told): (Vec<_>, Vec<_>) = got.iter().partition(|packet| packet[12..14] == [8, 6]);
+        assert_eq!((replies.len(), told.len()), (1, 2), "{route:?} {home:?}");
+        assert_eq!(replies[0][21], 2, "a reply");
+        let mut mtus: Vec<_> = told.iter().map(|told| u16::from_be_bytes([told[40], told[41]])).collect();
+        mtus.sort();
+        assert_eq!(mtus, [1350, 1450]);
+        assert!(several.gets(DB).is_empty());
+    }
 }

@@ -211,7 +211,7 @@ fn a_tenant_that_is_moved_is_not_forgiven_its_bad_descriptors() {
         let here = &mut workers[sent as usize % 2];
         here.attach(WEB, 7, rings).unwrap();
         assert!(here.next_turn().is_some());
-        here.turn_over(WEB, false, Ok(Taken { packets: 1, bad: 1 }));
+        here.turn_over(WEB, false, Ok(Taken { packets: 1, bad: 1, ..Taken::default() }));
         let put_out = here.put_out();
         assert_eq!(put_out.is_some(), sent > BAD_DESCRIPTORS_MAX, "after {sent}");
         rings = match put_out {

@@ -272,8 +272,8 @@ fn urgent_frames_arrive_on_their_own_ring_and_others_do_not() {
     let info = end.uplinks[0].info();
     assert_eq!((info.early_requested, info.early, &info.queues[..]), (Early::On, true, &[QueueId(0)][..]));
     assert_eq!(info.early_refused, None);
-    end.uplinks[0].serve(vni(8)).unwrap();
-    end.uplinks[0].serve(vni(0xff_ffff)).unwrap();
+    end.uplinks[0].serve(vni(8), 4789).unwrap();
+    end.uplinks[0].serve(vni(0xff_ffff), 4789).unwrap();
     let (mut urgent, mut all) = (0, 0);
     for (name, rules, frames) in
         [by_network(), by_dscp(), by_port(), by_what_the_outer_headers_hold()].concat()
@@ -533,7 +533,7 @@ fn alternating() -> [EarlyRules; 2] {
 fn rules_change_a_thousand_times_while_frames_arrive() {
     let wire = Wire::new(1);
     let mut end = End::open(&early(512), &[0]).unwrap();
-    end.uplinks[0].serve(vni(8)).unwrap();
+    end.uplinks[0].serve(vni(8), 4789).unwrap();
     let peer = wire.in_theirs(|| RawSocket::new("b0"));
     let rules = alternating();
     end.uplinks[0].set_early(&rules[0]).unwrap();
@@ -724,7 +724,7 @@ fn a_worker_takes_from_both_rings_of_every_queue() {
     let wire = Wire::new(2);
     let mut plan = rig::plan();
     plan.uplinks[0].interface = "a0".into();
-    plan.uplinks[0].local = OUR_ADDRESS.into();
+    plan.uplinks[0].locals = vec![OUR_ADDRESS.into()];
     let dscp = Some([EF].into_iter().collect());
     plan.classes.rules = vec![RulePlan { dscp, ..RulePlan::any(Class::URGENT) }];
     for early in [Early::On, Early::IfPossible] {

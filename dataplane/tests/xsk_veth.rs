@@ -94,7 +94,7 @@ fn networks_are_served_and_released_while_frames_arrive() {
     let peer = wire.in_theirs(|| RawSocket::new("b0"));
     let other = Vxlan { vni: 0xff_ffff, ..Vxlan::default() }.build();
 
-    end.uplinks[0].serve(vni(0xff_ffff)).unwrap();
+    end.uplinks[0].serve(vni(0xff_ffff), 4789).unwrap();
     peer.send(&other);
     assert_eq!(end.receive(1), std::slice::from_ref(&other));
     end.uplinks[0].release(vni(0xff_ffff)).unwrap();
@@ -111,7 +111,7 @@ fn ipv6_to_our_address_is_steered() {
     std::fs::write("/proc/sys/net/ipv6/conf/a0/disable_ipv6", "0").unwrap();
     run("ip address add fd00:9::1/64 dev a0 nodad");
     let mut config = config("a0", OUR_ADDRESS);
-    config.steering.as_mut().unwrap().local = "fd00:9::1".parse().unwrap();
+    config.steering.as_mut().unwrap().locals = vec!["fd00:9::1".parse().unwrap()];
     let mut end = End::open(&config, &[0]).unwrap();
     let peer = wire.in_theirs(|| RawSocket::new("b0"));
 
@@ -138,6 +138,62 @@ fn ipv6_to_our_address_is_steered() {
         (1, 2, 1),
         "{end:?}"
     );
+}
+
+#[test]
+#[ignore = "needs root: make test runs it"]
+fn several_addresses_and_a_port_for_each_network_are_steered() {
+    let wire = Wire::new(1);
+    run("ip address add 10.9.0.3/24 dev a0");
+    let mut config = config("a0", OUR_ADDRESS);
+    let steering = config.steering.as_mut().unwrap();
+    steering.locals.push([10, 9, 0, 3].into());
+    steering.networks.push((vni(8), 8472));
+    let mut end = End::open(&config, &[0]).unwrap();
+    let peer = wire.in_theirs(|| RawSocket::new("b0"));
+    let to = |last, port, vni| Vxlan { to: [10, 9, 0, last], port, vni, ..Vxlan::default() }.build();
+    let ours = [to(1, 4789, 7), to(3, 4789, 7), to(1, 8472, 8), to(3, 8472, 8)];
+    let others = [to(4, 4789, 7), to(1, 8472, 7), to(3, 4789, 8)];
+    others.iter().chain(&ours).for_each(|frame| peer.send(frame));
+    assert_eq!(end.receive(4), ours);
+    // What the kernel asks its neighbour on account of the others (ARP) passes, too.
+    until("all are counted", || {
+        let passed = end.uplinks[0].steering().unwrap()[0].passed;
+        (passed.other_address, passed.other_port) == (1, 2)
+    });
+
+    config.steering.as_mut().unwrap().locals.push([10, 9, 0, 4].into());
+    drop(end);
+    let error = End::open(&config, &[0]).err().unwrap().to_string();
+    assert!(error.starts_with("10.9.0.4 is not an address of a0"), "{error}");
+}
+
+#[test]
+#[ignore = "needs root: make test runs it"]
+fn a_vlan_needs_its_device_and_its_tags() {
+    let _wire = Wire::new(1);
+    let mut config = config("a0", OUR_ADDRESS);
+    config.steering.as_mut().unwrap().vlan = Some(5);
+    let error = End::open(&config, &[0]).err().unwrap().to_string();
+    assert_eq!(
+        error,
+        "a0 takes VLAN tags off what it receives, so nothing would be known as of VLAN 5: switch that off with \
+         `ethtool -K a0 rxvlan off`"
+    );
+    run("ethtool -K a0 rxvlan off");
+    let error = End::open(&config, &[0]).err().unwrap().to_string();
+    assert!(error.starts_with("a0 has no device for VLAN 5"), "{error}");
+    // Not every kernel has such devices.
+    let made = std::process::Command::new("ip")
+        .args("link add link a0 name a0.5 type vlan id 5".split(' '))
+        .status();
+    if made.unwrap().success() {
+        let error = End::open(&config, &[0]).err().unwrap().to_string();
+        assert!(error.starts_with("10.9.0.1 is not an address of a0.5"), "{error}");
+        run("ip address add 10.9.5.1/24 dev a0.5");
+        config.steering.as_mut().unwrap().locals = vec![[10, 9, 5, 1].into()];
+        assert!(End::open(&config, &[0]).is_ok());
+    }
 }
 
 /// Sends `count` frames from ours to theirs and checks that each arrives. Never more are on the way than the wire and

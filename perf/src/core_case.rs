@@ -20,14 +20,15 @@ use peregrine_dataplane::clock::{cycles, cycles_per_second};
 use peregrine_dataplane::frame::{BURST, Burst, Frame};
 use peregrine_dataplane::stages::{self, Stage, collect};
 use peregrine_dataplane::types::{EndpointId, MacAddr, UplinkId};
-use peregrine_dataplane::wire::outer::OVERHEAD_IPV4;
 use peregrine_memif::{ClientConfig, Interface, TxRing};
 use serde::{Deserialize, Serialize};
 
 use crate::environment::{Environment, Watch, two_cores};
 use crate::figures::{median, null_as_nan, spread};
 use crate::hardware::Hardware;
-use crate::rig::{FAR, Ip, Rig, connect, encapsulated, inner_of, set_flow, station, tenant_mac};
+use crate::rig::{
+    FAR, Ip, Rig, Underlay, connect, encapsulated_over, inner_of, set_flow, station, tenant_mac,
+};
 
 const TENANT: MacAddr = tenant_mac(0);
 /// Frames that are presented again and again, where there is one flow; else each flow has one.
@@ -170,7 +171,7 @@ impl Report {
 }
 
 /// Runs all cases.
-pub fn run(quick: bool) -> Result<Report, String> {
+pub fn run(quick: bool, underlay: Underlay) -> Result<Report, String> {
     let [tenant, worker] = two_cores("one for the stages and one for the tenant")?;
     let watch = Watch::start();
     let duration = Duration::from_millis(if quick { 500 } else { 2000 });
@@ -179,7 +180,7 @@ pub fn run(quick: bool) -> Result<Report, String> {
     let mut runs: Vec<Vec<Run>> = vec![Vec::new(); SETUPS.len()];
     for _ in 0..RUNS {
         for (setup, runs) in SETUPS.iter().zip(&mut runs) {
-            runs.push(measure(setup, duration, tenant, &mut hardware)?);
+            runs.push(measure(setup, underlay, duration, tenant, &mut hardware)?);
         }
     }
     let allocations: u64 = runs.iter().flatten().map(|run| run.allocations).sum();
@@ -251,9 +252,15 @@ fn summary(setup: &Setup, runs: &[Run], copy: &[Run], hertz: u64) -> Case {
     }
 }
 
-fn measure(setup: &Setup, duration: Duration, core: CoreId, hardware: &mut Hardware) -> Result<Run, String> {
+fn measure(
+    setup: &Setup,
+    underlay: Underlay,
+    duration: Duration,
+    core: CoreId,
+    hardware: &mut Hardware,
+) -> Result<Run, String> {
     let frames = FRAMES.max(setup.flows.next_multiple_of(BURST));
-    let mut rig = Rig::with_stations(1, frames, ADDRESSES - 2)?;
+    let mut rig = Rig::over(underlay, 1, frames, ADDRESSES - 2)?;
     let config = ClientConfig { ring_log2: 11, ..ClientConfig::default() };
     let (client, mut ring) = match setup.way {
         Way::Copy => {
@@ -263,7 +270,7 @@ fn measure(setup: &Setup, duration: Duration, core: CoreId, hardware: &mut Hardw
         Way::In | Way::Out => (rig.attach(EndpointId(0), config)?, None),
     };
     let mut bursts = match setup.way {
-        Way::Copy | Way::In => bursts(&mut rig, setup)?,
+        Way::Copy | Way::In => bursts(&mut rig, setup, underlay)?,
         Way::Out => Vec::new(),
     };
     let stop = AtomicBool::new(false);
@@ -281,7 +288,7 @@ fn measure(setup: &Setup, duration: Duration, core: CoreId, hardware: &mut Hardw
         let calls = allocation_counter::measure(|| {
             counted = hardware.count(|| {
                 moved = match &mut ring {
-                    Some(ring) => copy_only(ring, &bursts, deadline, &mut pace),
+                    Some(ring) => copy_only(ring, &bursts, underlay.overhead(), deadline, &mut pace),
                     None if bursts.is_empty() => way_out(&mut rig, deadline, &mut pace),
                     None => way_in(&mut rig, &mut bursts, deadline, &mut pace),
                 };
@@ -305,7 +312,7 @@ fn measure(setup: &Setup, duration: Duration, core: CoreId, hardware: &mut Hardw
 }
 
 /// All frames of the pool, in bursts, as the far VTEP sends them: flow by flow, each from the next station.
-fn bursts(rig: &mut Rig, setup: &Setup) -> Result<Vec<Burst>, String> {
+fn bursts(rig: &mut Rig, setup: &Setup, underlay: Underlay) -> Result<Vec<Burst>, String> {
     let mut bursts = Vec::new();
     let mut burst = Burst::new();
     let mut number = 0;
@@ -313,7 +320,7 @@ fn bursts(rig: &mut Rig, setup: &Setup) -> Result<Vec<Burst>, String> {
         let from = if setup.flows > 1 { station(number as u32 % (ADDRESSES - 2)) } else { FAR };
         let mut packet = inner_of(setup.ip, from, TENANT, setup.inner_bytes);
         set_flow(&mut packet, setup.ip, (number % setup.flows) as u16);
-        let bytes = encapsulated(&packet);
+        let bytes = encapsulated_over(underlay, &packet);
         frame.reset(0, bytes.len()).ok_or("the frame does not fit a chunk")?.copy_from_slice(&bytes);
         let _room = burst.push(frame);
         if burst.room() == 0 {
@@ -401,13 +408,19 @@ impl Pace {
 }
 
 /// The same copies as [`way_in`] makes, into the same kind of ring, and nothing more.
-fn copy_only(ring: &mut TxRing, bursts: &[Burst], deadline: Instant, pace: &mut Pace) -> (u64, u64) {
+fn copy_only(
+    ring: &mut TxRing,
+    bursts: &[Burst],
+    overhead: usize,
+    deadline: Instant,
+    pace: &mut Pace,
+) -> (u64, u64) {
     let mut deadline = Deadline::new(deadline);
     let (mut moved, mut lost) = (0, 0);
     for burst in bursts.iter().cycle() {
         let (start, lost_before) = (cycles(), lost);
         for frame in burst.iter() {
-            match frame.bytes().get(OVERHEAD_IPV4..).map(|inner| ring.push(inner)) {
+            match frame.bytes().get(overhead..).map(|inner| ring.push(inner)) {
                 Some(Ok(())) => moved += 1,
                 _ => lost += 1,
             }
@@ -479,7 +492,8 @@ mod tests {
         let core = *core_affinity::get_core_ids().unwrap().first().unwrap();
         let mut hardware = Hardware::new();
         for setup in &SETUPS {
-            let run = measure(setup, Duration::from_millis(20), core, &mut hardware).unwrap();
+            let underlay = if setup.flows == 1 { Underlay::Ipv4 } else { Underlay::Ipv6 };
+            let run = measure(setup, underlay, Duration::from_millis(20), core, &mut hardware).unwrap();
             assert_eq!(run.allocations, 0, "{}", setup.name);
             // What the tenant sends in so short a time depends on who else wants its core; what is sent to it does not.
             let is_out = matches!(setup.way, Way::Out);
@@ -491,7 +505,7 @@ mod tests {
     fn each_frame_is_its_flows_and_its_stations() {
         for setup in &SETUPS {
             let mut rig = Rig::with_stations(1, FRAMES, ADDRESSES - 2).unwrap();
-            let bursts = bursts(&mut rig, setup).unwrap();
+            let bursts = bursts(&mut rig, setup, Underlay::Ipv6).unwrap();
             let mut frames = bursts.iter().flat_map(Burst::iter).map(Frame::bytes);
             let (first, second) = (frames.next().unwrap(), frames.next().unwrap());
             assert_eq!((first == second, frames.count()), (setup.flows == 1, FRAMES - 2), "{}", setup.name);

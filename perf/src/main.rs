@@ -24,7 +24,7 @@ mod tenants_case;
 use std::io::Write;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 use serde::Serialize;
 
 /// Measurements of Peregrine.
@@ -38,7 +38,13 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// One worker's path without a wire: frames from memory to a memif tenant on another core, and the way back.
-    Core(Runs),
+    Core {
+        #[command(flatten)]
+        runs: Runs,
+        /// What the frames between the VTEPs are made of.
+        #[arg(long, value_enum, default_value_t)]
+        underlay: rig::Underlay,
+    },
     /// The kernel's overlay beside Peregrine, over the same wire: rates, round trips, CPU time; five runs, a quarter of an hour or more (needs root).
     Kernel(Runs),
     /// How fast `peregrine-pktgen send` is over memif and AF_XDP, beside the bare ring and socket, and how exactly it keeps a
@@ -107,12 +113,14 @@ impl Runs {
 fn main() -> ExitCode {
     let Cli { command } = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(error) => return peregrine_control::cli::usage("peregrine-perf", &error),
+        Err(error) => return peregrine_control::cli::usage(&Cli::command(), &error),
     };
     // What ended a measurement of which something can be reported all the same.
     let mut cut_short = None;
     let text = match command {
-        Command::Core(runs) => runs.report(core_case::run, core_case::Report::text),
+        Command::Core { runs, underlay } => {
+            runs.report(|quick| core_case::run(quick, underlay), core_case::Report::text)
+        }
         Command::Kernel(runs) => {
             let run = |quick| kernel_case::run(quick).inspect(|report| cut_short = report.failure.clone());
             runs.report(run, kernel_case::Report::text)

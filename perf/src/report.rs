@@ -22,7 +22,7 @@ use input::{Failure, Results};
 
 use crate::{
     core_case, fdb_case, generator_case, kernel_case, memif_case, pipeline_case, placement_latency_case,
-    priority_case, skew_case, tenants_case,
+    priority_case, rig, skew_case, tenants_case,
 };
 
 /// Flags of `report`.
@@ -76,7 +76,7 @@ fn measure(quick: bool) -> Result<Results, Error> {
     let mut results = Results::default();
     let failures = &mut results.failures;
     results.memif = case("memif", || memif_case::run(quick), failures);
-    results.core = case("core", || core_case::run(quick), failures);
+    results.core = case("core", || core_case::run(quick, rig::Underlay::Ipv4), failures);
     results.pipeline = case("pipeline", || pipeline_case::run(quick), failures);
     results.skew = case("skew", || skew_case::run(quick), failures);
     results.placement_latency = case("placement-latency", || placement_latency_case::run(quick), failures);

@@ -1,7 +1,7 @@
 //! A worker's stages without its thread and without a wire: what the cases measure. Tenants are attached over real memif rings;
 //! what would leave for the underlay is counted and thrown away.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 
 use peregrine_dataplane::counters::WorkerCounters;
@@ -13,8 +13,8 @@ use peregrine_dataplane::plan::{
 use peregrine_dataplane::stages::{self, Cx, Origin, Stage, Wire, Work, collect};
 use peregrine_dataplane::tables::{NextHop, Tables};
 use peregrine_dataplane::tenants::{Detached, TenantRings, Tenants};
-use peregrine_dataplane::types::{CoreId, EndpointId, MacAddr, NetworkId, RemoteId, UplinkId, Vni};
-use peregrine_dataplane::wire::outer::{OVERHEAD_IPV4, OuterFields, OuterTemplate};
+use peregrine_dataplane::types::{CoreId, EndpointId, MacAddr, NetworkId, RemoteId, SourceId, UplinkId, Vni};
+use peregrine_dataplane::wire::outer::{OVERHEAD_IPV4, OVERHEAD_IPV6, OuterFields, OuterHeaders, OwnFields};
 use peregrine_memif::{ClientConfig, Interface, ServerConfig, SocketAddr};
 
 /// Nothing is added to the stages.
@@ -23,12 +23,42 @@ static NO_WORK: Work = Work::none();
 /// Our VTEP and the far one.
 pub const LOCAL: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 pub const REMOTE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
+/// The same over IPv6.
+pub const LOCAL_IPV6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
+const REMOTE_IPV6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 2);
 /// A station behind the far VTEP.
 pub const FAR: MacAddr = MacAddr([2, 0xff, 0, 0, 0, 2]);
 pub const VNI: Vni = Vni::from_bytes([0, 0, 42]);
 pub const NETWORK: NetworkId = NetworkId(0);
 /// Known, so that every run finds an address after the same number of looks.
-pub const FDB_SECRET: u64 = 0x243f_6a88_85a3_08d3;
+pub const SECRET: u64 = 0x243f_6a88_85a3_08d3;
+
+/// What the frames between the VTEPs are made of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, clap::ValueEnum)]
+pub enum Underlay {
+    /// IPv4, without UDP checksums.
+    #[default]
+    Ipv4,
+    /// IPv6, with UDP checksums.
+    Ipv6,
+    /// IPv6, without UDP checksums (RFC 6935).
+    Ipv6ZeroChecksum,
+}
+
+impl Underlay {
+    /// Our VTEP and the far one.
+    fn vteps(self) -> (IpAddr, IpAddr) {
+        match self {
+            Underlay::Ipv4 => (LOCAL.into(), REMOTE.into()),
+            Underlay::Ipv6 | Underlay::Ipv6ZeroChecksum => (LOCAL_IPV6.into(), REMOTE_IPV6.into()),
+        }
+    }
+
+    /// Bytes of the outer headers.
+    pub fn overhead(self) -> usize {
+        if self == Underlay::Ipv4 { OVERHEAD_IPV4 } else { OVERHEAD_IPV6 }
+    }
+}
 
 /// The address of a tenant by its number.
 pub const fn tenant_mac(number: u16) -> MacAddr {
@@ -83,11 +113,22 @@ impl Rig {
 
     /// The same with so many stations ([`station`]) known behind the far VTEP.
     pub fn with_stations(tenants: u16, frames: usize, stations: u32) -> Result<Rig, String> {
-        let plan = plan(tenants);
-        let mut tables = Tables::new(&plan, 1500);
+        Rig::over(Underlay::Ipv4, tenants, frames, stations)
+    }
+
+    /// The same over any underlay.
+    pub fn over(underlay: Underlay, tenants: u16, frames: usize, stations: u32) -> Result<Rig, String> {
+        let mut plan = plan(tenants);
+        let (local, remote) = underlay.vteps();
+        for uplink in &mut plan.uplinks {
+            uplink.locals = vec![local];
+            uplink.udp_checksum.ipv6 = underlay == Underlay::Ipv6;
+        }
+        plan.networks.iter_mut().for_each(|network| network.remotes = vec![remote]);
+        let mut tables = Tables::with_secret(&plan, 1500, SECRET);
         let hop = NextHop { uplink: UplinkId(0), destination: FAR, source: tenant_mac(0) };
-        tables.set_next_hop(RemoteId(0), Some(hop));
-        let fdb = Fdb::with_secret(1024 + usize::from(tenants) + stations as usize, 1, FDB_SECRET);
+        tables.set_paths(RemoteId(0), SourceId(0), &[hop.path(local, 1500)]);
+        let fdb = Fdb::with_secret(1024 + usize::from(tenants) + stations as usize, 1, SECRET);
         for number in 0..tenants {
             let place = Destination::Local(EndpointId(number));
             if !fdb.set_fixed(NETWORK, tenant_mac(number), place) {
@@ -225,17 +266,20 @@ pub fn underlay_frame(to: MacAddr, inner_bytes: usize) -> Vec<u8> {
 
 /// An inner packet as the far VTEP sends it.
 pub fn encapsulated(packet: &[u8]) -> Vec<u8> {
-    let template = OuterTemplate::new(&OuterFields {
-        destination_mac: tenant_mac(0),
-        source_mac: FAR,
-        source: REMOTE,
-        destination: LOCAL,
-        port: 4789,
-        ttl: 64,
-    });
-    let mut head = [0; OVERHEAD_IPV4];
-    template.write(&mut head, packet.len() as u16, VNI, 50000);
-    [&head[..], packet].concat()
+    encapsulated_over(Underlay::Ipv4, packet)
+}
+
+/// The same over any underlay.
+pub fn encapsulated_over(underlay: Underlay, packet: &[u8]) -> Vec<u8> {
+    let (destination, source) = underlay.vteps();
+    let (destination_mac, source_mac) = (tenant_mac(0), FAR);
+    let fields = OuterFields { destination_mac, source_mac, source, destination, port: 4789, ttl: 64 };
+    let udp_checksum = underlay == Underlay::Ipv6;
+    let own = OwnFields { vni: VNI, source_port: 50000, port: None, tos: 0, udp_checksum };
+    let mut frame = [&vec![0; underlay.overhead()][..], packet].concat();
+    let is_written = OuterHeaders::new(&fields, None).is_some_and(|headers| headers.write(&mut frame, &own));
+    debug_assert!(is_written, "both are of one family");
+    frame
 }
 
 /// Writes the frame into every chunk; the stages change none of its bytes on the way in.
@@ -253,7 +297,8 @@ pub fn fill(pool: &mut FramePool, frame: &[u8]) -> Result<(), String> {
 pub fn plan(tenants: u16) -> Plan {
     let endpoint = |number: u16| {
         let memif = MemifPlan::server(SocketAddr::Abstract("peregrine-perf".into()), number.into());
-        EndpointPlan::new(&format!("tenant{number}"), NETWORK, tenant_mac(number), memif)
+        let plan = EndpointPlan::new(&format!("tenant{number}"), NETWORK, tenant_mac(number), memif);
+        EndpointPlan { announce: false, ..plan } // only what a measurement sends is measured
     };
     Plan {
         workers: vec![WorkerPlan { core: CoreId(0), nice: None }],

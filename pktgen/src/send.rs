@@ -312,11 +312,8 @@ fn open_xdp(
         config.chunk_size = 4096;
     }
     config.everything = settings.all_frames;
-    config.steering = settings.tunnel.filter(|_| settings.rtt).map(|tunnel| Steering {
-        local: tunnel.local.into(),
-        port: tunnel.port,
-        vnis: settings.vnis(),
-    });
+    let tunnel = settings.tunnel.filter(|_| settings.rtt);
+    config.steering = tunnel.map(|tunnel| Steering::new(tunnel.local.into(), tunnel.port, &settings.vnis()));
     let workers: Vec<Vec<QueueId>> = queues.iter().map(|queue| vec![*queue]).collect();
     let (uplink, ports) = xsk::open(&config, &workers)?;
     let wire = |port| XdpWire::new(port, (found.name.clone(), found.index));

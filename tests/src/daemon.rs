@@ -35,12 +35,12 @@ impl Tenant {
     pub const DB: Tenant =
         Tenant { name: "db", network: "blue", id: 1, ip: "10.42.0.3", mac: "02:00:00:00:42:03" };
 
-    /// The endpoint in the config, with this in its `memif` table.
+    /// The endpoint in the config, with this in its `memif` table. It is not announced: tests count what tenants send.
     pub fn endpoint(&self, memif: &str) -> String {
         let Tenant { name, network, mac, ip, .. } = self;
         format!(
             "\n[[endpoints]]\nname = \"{name}\"\nnetwork = \"{network}\"\nmac = \"{mac}\"\naddresses = [\"{ip}\"]\n\
-             memif = {{ {memif} }}\n"
+             announce = false\nmemif = {{ {memif} }}\n"
         )
     }
 

@@ -73,8 +73,7 @@ fn loss_and_latency_of_flows_over_ipv6_are_tracked() {
     let sent = send(&net, &source, &format!("[{TO_IP6}]:9000"), &more);
     assert_eq!(sent["sent"], 400, "{sent:#}");
     let stats = daemon.at_rest();
-    let delivered = totals(&stats, "tenant_tx");
-    assert_eq!((daemon.drops("inner_too_long"), delivered), (100, 300), "{stats:#}");
+    assert_eq!(daemon.drops("inner_too_long"), 100, "{stats:#}");
     let text = sink.finish(PATIENCE, &|| false).unwrap_or_else(|error| panic!("{error}"));
     let got: Value = serde_json::from_str(&text).unwrap();
     let counted = ["received", "flows", "not_ours", "duplicates"].map(|key| got[key].as_u64());

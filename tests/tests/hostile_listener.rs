@@ -67,7 +67,7 @@ impl Stage {
         config += &DPDK.endpoint(&format!("role = \"client\", socket = \"{}\"", path.display()));
         for id in 0..LISTENERS * HOSTILE {
             config += &format!(
-                "\n[[endpoints]]\nname = \"hostile{id}\"\nnetwork = \"blue\"\nmac = \"{}\"\nmemif = {{ role = \"client\", \
+                "\n[[endpoints]]\nname = \"hostile{id}\"\nnetwork = \"blue\"\nmac = \"{}\"\nannounce = false\nmemif = {{ role = \"client\", \
                  socket = \"{}\", id = {id}, ring_size = {SLOTS} }}\n",
                 mac(id as u32),
                 socket(&net, id / HOSTILE).display()

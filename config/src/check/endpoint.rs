@@ -17,12 +17,13 @@ use crate::values;
 /// So many mistakes and no more are worth the search for a name that looks like the one given.
 const SUGGESTIONS_MAX: usize = 50;
 
+/// Stands for a key that was left out; not in the range.
+const NO_STORM_LIMIT: u32 = 0;
+
 /// What may be had once over all endpoints, and what those that share must agree on.
 struct Shared<'a> {
     networks: Taken<'a>,
     names: Claims<String>,
-    /// By the network's place.
-    addresses: Claims<(usize, IpAddr)>,
     sockets: Sockets<'a>,
 }
 
@@ -33,12 +34,7 @@ pub fn endpoints(
     networks: Taken<'_>,
     control_socket: Option<&Path>,
 ) -> Vec<EndpointPlan> {
-    let mut shared = Shared {
-        networks,
-        names: Claims::new(),
-        addresses: Claims::new(),
-        sockets: Sockets::new(control_socket),
-    };
+    let mut shared = Shared { networks, names: Claims::new(), sockets: Sockets::new(control_socket) };
     let mut plans = Vec::new();
     for (at, entry) in at.list(field, 0..=65534, "a list of at most 65534 tables: [[endpoints]]") {
         if let Some(raw) = at.table(entry, "a table: [[endpoints]]") {
@@ -60,19 +56,21 @@ fn endpoint(at: &At<'_>, raw: &Endpoint, shared: &mut Shared<'_>) -> Option<Endp
     }
     let addresses = addresses(&at.key("addresses"), &raw.addresses, place, shared);
     let anti_spoofing = at.key("anti_spoofing").switch(&raw.anti_spoofing, true);
+    let storm_limit = at.key("storm_limit").number(&raw.storm_limit, 1..=1_000_000, Some(NO_STORM_LIMIT));
+    let announce = at.key("announce").switch(&raw.announce, true);
     let mtu =
         place.and_then(|place| Some((shared.networks.on.get(place)?.mtu?, format!("networks[{place}].mtu"))));
     let at = at.key("memif");
     let memif = at
         .table(&raw.memif, "a table, such as { socket = \"/run/peregrine/memif.sock\", id = 0 }")
         .and_then(|raw| memif(&at, raw, mtu, &mut shared.sockets));
+    let network = NetworkId(u16::try_from(place?).ok()?);
     Some(EndpointPlan {
-        name: name?,
-        network: NetworkId(u16::try_from(place?).ok()?),
-        mac: mac?,
         addresses,
         anti_spoofing: anti_spoofing?,
-        memif: memif?,
+        storm_limit: storm_limit.filter(|limit| *limit != NO_STORM_LIMIT),
+        announce: announce?,
+        ..EndpointPlan::new(&name?, network, mac?, memif?)
     })
 }
 
@@ -116,9 +114,11 @@ fn addresses(
     const RULE: &str = "a list of at most 64 IP addresses, such as [\"10.42.0.1\"]";
     let mut addresses = Vec::new();
     for (at, entry) in at.list(field, 0..=64, RULE) {
-        let Some(ip) = at.text(entry, None, values::ADDRESS, values::station_ip) else { continue };
-        if let Some(place) = place {
-            shared.addresses.claim((place, ip), &at, entry.shown());
+        let Some(ip) = at.text(entry, None, values::station_rule(entry), values::station_ip) else {
+            continue;
+        };
+        if let Some(on) = place.and_then(|place| shared.networks.on.get_mut(place)) {
+            on.addresses.claim(ip, &at, entry.shown());
         }
         addresses.push(ip);
     }

@@ -4,13 +4,13 @@ use std::collections::HashSet;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
-use peregrine_dataplane::plan::{Early, Queues, UplinkPlan, XdpMode};
+use peregrine_dataplane::plan::{Early, Queues, UdpChecksum, UplinkPlan, XdpMode};
 use peregrine_dataplane::types::{QueueId, UplinkId};
 use toml::Value;
 
 use crate::at::{At, Claims};
 use crate::error::ConfigError;
-use crate::raw::{Field, Uplink, Uplinks};
+use crate::raw::{Addresses, Field, Uplink, Uplinks};
 use crate::values;
 
 /// The uplinks, and what the networks must know of them even when something else is wrong.
@@ -20,8 +20,8 @@ pub struct Checked {
     pub plans: Vec<UplinkPlan>,
     /// Our VTEP addresses, and the path of the key of each.
     pub locals: Vec<(IpAddr, String)>,
-    /// That of the first.
-    pub chunk_size: Option<u32>,
+    /// The UDP source ports of each, and the path of the key.
+    pub source_ports: Vec<(RangeInclusive<u16>, String)>,
 }
 
 const TABLES: &str = "a table: [uplink], or 1 to 4 of them: [[uplink]]";
@@ -32,6 +32,11 @@ const MODES: [XdpMode; 4] =
     [XdpMode::RequireZeroCopy, XdpMode::PreferZeroCopy, XdpMode::Copy, XdpMode::Generic];
 const MODE: &str = "\"require-zero-copy\", \"prefer-zero-copy\", \"copy\" or \"generic\"";
 const EARLY: &str = "true, false or \"if-possible\"";
+const UDP_CHECKSUM: &str = "\"auto\", true or false";
+const VLAN_MAX: u16 = 4094;
+/// Stands for a key that was left out; not in the range.
+const UNTAGGED: u16 = 0;
+const LOCALS_MAX: usize = 8;
 const SOURCE_PORTS: &str = "two numbers from 1 to 65535 in order, such as [49152, 65535]";
 
 /// Checks `[uplink]` or `[[uplink]]`.
@@ -105,12 +110,24 @@ fn uplink(at: &At<'_>, raw: &Uplink, checked: &mut Checked, unlike: &mut Unlike)
     let mode = at.key("mode").optional(&raw.mode, XdpMode::PreferZeroCopy, MODE, |text| {
         MODES.into_iter().find(|mode| mode.name() == text)
     });
-    let local = at.key("local").text(&raw.local, None, values::vtep_rule(&raw.local), values::vtep);
+    let vlan = at.key("vlan").number(&raw.vlan, 1..=VLAN_MAX, Some(UNTAGGED));
+    let locals = locals(&at.key("local"), &raw.local, checked, unlike);
     let port = at.key("port").number(&raw.port, 1..=u16::MAX, Some(4789));
     let ttl = at.key("ttl").number(&raw.ttl, 1..=u8::MAX, Some(64));
     let source_ports =
         at.key("source_ports")
             .optional(&raw.source_ports, 49152..=65535, SOURCE_PORTS, |list| source_ports(list));
+    let udp_checksum = at.key("udp_checksum").optional(
+        &raw.udp_checksum,
+        UdpChecksum::default(),
+        UDP_CHECKSUM,
+        udp_checksum,
+    );
+    let accept_zero_checksum = at.key("accept_zero_checksum").switch(&raw.accept_zero_checksum, true);
+    if let (Some(port), Some(ports)) = (port, &source_ports) {
+        port_is_apart(&at.key("port"), port, ports, at.key("source_ports").path());
+        checked.source_ports.push((ports.clone(), at.key("source_ports").path().to_owned()));
+    }
     let chunk_size = at.key("chunk_size").optional(&raw.chunk_size, 2048, "2048 or 4096", |size| {
         u32::try_from(*size).ok().filter(|size| matches!(size, 2048 | 4096))
     });
@@ -122,33 +139,76 @@ fn uplink(at: &At<'_>, raw: &Uplink, checked: &mut Checked, unlike: &mut Unlike)
     if let Some(interface) = &interface {
         unlike.interfaces.claim(interface.clone(), &at.key("interface"), raw.interface.shown());
     }
-    if let Some(local) = local {
-        let at = at.key("local");
-        unlike.locals.claim(local, &at, raw.local.shown());
-        checked.locals.push((local, at.path().to_owned()));
-    }
     let size = |field: &Field<i64>| field.given().unwrap_or("2048 (the default)").to_owned();
     unlike.chunk_size.agree(&at.key("chunk_size"), chunk_size, &size(&raw.chunk_size));
     unlike.ring_size.agree(&at.key("ring_size"), ring_size, &size(&raw.ring_size));
     let zero_copy = mode.filter(|mode| *mode != XdpMode::PreferZeroCopy);
     let zero_copy = zero_copy.map(|mode| mode == XdpMode::RequireZeroCopy);
     unlike.zero_copy.agree(&at.key("mode"), zero_copy, raw.mode.shown());
-    checked.chunk_size = checked.chunk_size.or(chunk_size);
     let plan = || {
         Some(UplinkPlan {
-            interface: interface?,
+            vlan: vlan.filter(|vlan| *vlan != UNTAGGED),
             queues: queues?,
             mode: mode?,
-            local: local?,
+            udp_checksum: udp_checksum?,
+            accept_zero_checksum: accept_zero_checksum?,
             port: port?,
             source_ports: source_ports?,
             ttl: ttl?,
             chunk_size: chunk_size?,
             ring_size: ring_size?,
             early: early?,
+            ..UplinkPlan::new(&interface?, *locals.first()?)
         })
     };
-    checked.plans.extend(plan());
+    // Where one of the addresses has a mistake, that is told, and there is no plan.
+    checked.plans.extend(plan().map(|plan| UplinkPlan { locals, ..plan }));
+}
+
+/// Our VTEP addresses on one uplink.
+fn locals(at: &At<'_>, field: &Field<Addresses>, checked: &mut Checked, unlike: &mut Unlike) -> Vec<IpAddr> {
+    const RULE: &str = "our VTEP address, such as \"192.0.2.1\", or a list of 1 to 8";
+    let mut locals = Vec::new();
+    let mut add = |at: &At<'_>, entry: &Field<String>| {
+        let Some(ip) = at.text(entry, None, values::vtep_rule(entry), values::vtep) else { return };
+        unlike.locals.claim(ip, at, entry.shown());
+        checked.locals.push((ip, at.path().to_owned()));
+        locals.push(ip);
+    };
+    match at.required(field, RULE, |_| Some(())).and(field.value()) {
+        None => {}
+        Some(Addresses::One(text)) => {
+            let shown = field.shown().to_owned();
+            add(at, &Field::Given { shown, value: Some(text.clone()) });
+        }
+        Some(Addresses::Several(list)) => {
+            if !(1..=LOCALS_MAX).contains(&list.len()) {
+                let (key, count) = (at.path().to_owned(), list.len());
+                at.report().add(ConfigError::Count { key, count, rule: RULE.into() });
+            }
+            list.iter().enumerate().for_each(|(place, entry)| add(&at.nth(place), entry));
+        }
+    }
+    locals
+}
+
+/// What comes back to a source port (an ICMP error, a frame that went astray) must not look like VXLAN.
+pub fn port_is_apart(at: &At<'_>, port: u16, ports: &RangeInclusive<u16>, path: &str) {
+    if ports.contains(&port) {
+        let (first, last) = (ports.start(), ports.end());
+        at.invalid(
+            &port.to_string(),
+            format!("outside {path} = [{first}, {last}], which frames are sent from"),
+        );
+    }
+}
+
+fn udp_checksum(value: &Value) -> Option<UdpChecksum> {
+    match value {
+        Value::Boolean(on) => Some(UdpChecksum { ipv4: *on, ipv6: *on }),
+        Value::String(text) if text == "auto" => Some(UdpChecksum::default()),
+        _ => None,
+    }
 }
 
 fn early(value: &Value) -> Option<Early> {

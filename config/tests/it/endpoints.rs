@@ -57,6 +57,25 @@ fn station_addresses() {
 }
 
 #[test]
+fn an_ipv4_address_is_written_as_such() {
+    let rule = "must be an IPv4 address as such, without \"::ffff:\"";
+    let remotes = "remotes = [\"192.0.2.2\", \"192.0.2.3\"]";
+    let gateways = format!("{remotes}\ngateways = [\"::ffff:10.42.0.9\"]");
+    let own = "addresses = [\"10.42.0.1\", \"fd00::1\"]";
+    let fixed = "{ mac = \"02:00:00:00:00:99\", remote = \"192.0.2.2\" }";
+    let of_fixed = fixed.replace(" }", ", addresses = [\"::ffff:10.42.0.9\"] }");
+    for (line, instead, key) in [
+        (own, "addresses = [\"::ffff:10.42.0.9\"]", "endpoints[0].addresses[0]"),
+        (remotes, gateways.as_str(), "networks[0].gateways[0]"),
+        (fixed, of_fixed.as_str(), "networks[0].static_macs[0].addresses[0]"),
+    ] {
+        let errors = parse(&replaced(line, instead), "t").unwrap_err();
+        assert_eq!(errors.to_string(), format!("t: {key} = \"::ffff:10.42.0.9\": {rule}"));
+    }
+    parse(&replaced(own, "addresses = [\"fe80::1\", \"169.254.0.1\"]"), "t").unwrap();
+}
+
+#[test]
 fn endpoints() {
     refused(
         &[

@@ -10,7 +10,7 @@ use std::time::Duration;
 use peregrine_config::{load, parse, warnings};
 use peregrine_dataplane::engine::EarlyPlan;
 use peregrine_dataplane::plan::{
-    EndpointPlan, MemifRole, NetworkPlan, Plan, Queues, UplinkPlan, WorkOrder, XdpMode,
+    EndpointPlan, MemifRole, NetworkPlan, Plan, Queues, StaticMac, UplinkPlan, WorkOrder, XdpMode,
 };
 use peregrine_dataplane::types::{Class, CoreId, MacAddr, NetworkId};
 use peregrine_memif::SocketAddr;
@@ -61,7 +61,7 @@ fn one_tenant_is_what_it_says_and_the_rest_is_default() {
     assert_eq!(plan.control_socket, Path::new(peregrine_config::CONTROL_SOCKET));
     assert_eq!(plan.workers.iter().map(|w| w.core).collect::<Vec<_>>(), [CoreId(1)]);
     let uplink = &plan.uplinks[0];
-    assert_eq!((uplink.interface.as_str(), uplink.local), ("eth0", IpAddr::from([192, 0, 2, 1])));
+    assert_eq!((uplink.interface.as_str(), uplink.local()), ("eth0", IpAddr::from([192, 0, 2, 1])));
     assert_eq!((&uplink.queues, uplink.mode), (&Queues::All, XdpMode::PreferZeroCopy));
     assert_eq!((uplink.port, uplink.ttl, uplink.source_ports.clone()), (4789, 64, 49152..=65535));
     assert_eq!((uplink.chunk_size, uplink.ring_size), (2048, 2048));
@@ -76,7 +76,7 @@ fn one_tenant_is_what_it_says_and_the_rest_is_default() {
     assert_eq!(endpoint.addresses, [IpAddr::from([10, 42, 0, 1])]);
     assert!(endpoint.anti_spoofing);
     // What the plan's constructors take for the defaults is the same.
-    let built = UplinkPlan::new("eth0", uplink.local);
+    let built = UplinkPlan::new("eth0", uplink.local());
     assert_eq!(format!("{uplink:?}"), format!("{built:?}"));
     let built =
         NetworkPlan { remotes: network.remotes.clone(), ..NetworkPlan::new(&network.name, network.vni) };
@@ -112,7 +112,11 @@ fn full_says_the_defaults_and_holds_every_key() {
     let plan = parse(&text, "full.toml").unwrap();
     assert_eq!(
         plan.networks[0].static_macs,
-        [(MacAddr([2, 0, 0, 0, 0, 0x99]), IpAddr::from([192, 0, 2, 2]))]
+        [StaticMac {
+            mac: MacAddr([2, 0, 0, 0, 0, 0x99]),
+            remote: [192, 0, 2, 2].into(),
+            addresses: vec![[10, 42, 0, 99].into()]
+        }]
     );
     assert_eq!(plan.workers[0].nice, Some(0));
     assert_eq!(plan.endpoints[0].memif.secret, b"change me");
@@ -137,6 +141,12 @@ fn full_says_the_defaults_and_holds_every_key() {
     plan.classes.trusted.clear();
     plan.networks[0].static_macs.clear();
     plan.endpoints[0].memif.secret.clear();
+    assert_eq!(plan.uplinks[0].vlan.take(), Some(100));
+    assert_eq!(plan.uplinks[0].locals.pop(), Some("2001:db8::1".parse().unwrap()));
+    let network = &mut plan.networks[0];
+    assert_eq!((network.port.take(), network.local.take()), (Some(4789), Some([192, 0, 2, 1].into())));
+    assert_eq!(network.gateways.pop(), Some([10, 42, 0, 254].into()));
+    assert_eq!(plan.endpoints[0].storm_limit.take(), Some(1000));
     assert_eq!(format!("{plan:?}"), format!("{:?}", example("one_tenant.toml")));
 }
 

@@ -93,7 +93,7 @@ pub fn replaced(line: &str, instead: &str) -> String {
 pub type Case = (&'static str, &'static str, &'static str);
 
 /// What the address of a VTEP must be.
-pub const VTEP: &str = "must be a VTEP's IPv4 address, such as \"192.0.2.1\" (not multicast, broadcast, loopback or unspecified)";
+pub const VTEP: &str = "must be a VTEP's IP address, such as \"192.0.2.1\" or \"2001:db8::1\" (not multicast, broadcast, loopback or unspecified)";
 
 /// Each case is refused with its error and the rule that all share.
 pub fn refused(cases: &[Case], rule: &str) {

@@ -38,8 +38,8 @@ fn promises(plan: &Plan) {
     let room = plan.uplinks[0].chunk_size - 256 - 64;
     for network in &plan.networks {
         assert!(u32::from(network.mtu) <= room && network.vni.get() != 0);
-        assert!(network.static_macs.iter().all(|(_, remote)| network.remotes.contains(remote)));
-        assert!(plan.uplinks.iter().all(|uplink| !network.remotes.contains(&uplink.local)));
+        assert!(network.static_macs.iter().all(|fixed| network.remotes.contains(&fixed.remote)));
+        assert!(plan.uplinks.iter().all(|uplink| !network.remotes.contains(&uplink.local())));
     }
     let distinct = |count: usize| assert_eq!(count, plan.endpoints.len());
     assert!(plan.endpoints.iter().all(|e| plan.network(e.network).is_some()));

@@ -6,21 +6,28 @@ use std::net::IpAddr;
 use std::os::fd::{AsRawFd, RawFd};
 
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_REQUEST, NetlinkBuffer, NetlinkHeader, NetlinkMessage, NetlinkPayload,
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REQUEST, NetlinkBuffer, NetlinkHeader, NetlinkMessage,
+    NetlinkPayload,
 };
-use netlink_packet_route::link::LinkMessage;
+use netlink_packet_route::address::AddressMessage;
+use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage};
 use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourFlags, NeighbourMessage};
 use netlink_packet_route::route::{RouteAttribute, RouteFlags, RouteMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
 
-use super::facts::{self, Affects, LinkFact, NeighbourFact, RouteFact};
+use super::decide::Refusal;
+use super::facts::{
+    self, Affects, HopFact, LinkFact, NeighbourFact, NextHopFact, Presence, RouteFact, VlanFact, VlanTag,
+};
 
 /// Larger than any message the kernel builds (NLMSG_GOODSIZE, and 32 KiB for a dump).
 const MESSAGE_BYTES_MAX: usize = 64 * 1024;
 /// Answers to older questions that may be in the way of ours.
 const STALE_ANSWERS_MAX: usize = 64;
+/// Datagrams of a list: each holds some twenty interfaces.
+const DUMP_DATAGRAMS_MAX: usize = 4096;
 /// Datagrams taken from the notices in one turn, so that a storm of routes does not stop the control thread.
 const NOTICES_PER_TURN: usize = 512;
 /// Room for notices before the kernel says ENOBUFS.
@@ -62,6 +69,13 @@ impl Requests {
         Ok(Requests { socket, sequence: 0, buffer: Vec::with_capacity(MESSAGE_BYTES_MAX) })
     }
 
+    /// The same, for [`exceptions`](Self::exceptions): the kernel then heeds what of a list is asked for (Linux 5.3 and later).
+    pub fn open_strict() -> io::Result<Requests> {
+        let requests = Requests::open()?;
+        requests.socket.set_netlink_get_strict_chk(true)?;
+        Ok(requests)
+    }
+
     /// The interface with this number; `None` when there is none.
     pub fn link(&mut self, ifindex: u32) -> io::Result<Option<LinkFact>> {
         let mut message = LinkMessage::default();
@@ -73,38 +87,120 @@ impl Requests {
         }
     }
 
-    /// The interface that this host's own packets to `remote` leave by, as long as no source address is chosen.
-    pub fn way_out(&mut self, remote: IpAddr) -> io::Result<Option<u32>> {
-        let message = self.route_message(None, remote, RouteFlags::empty())?;
-        Ok(match facts::route(&message) {
-            RouteFact::Unicast { ifindex, .. } => Some(ifindex),
-            RouteFact::Local | RouteFact::Unusable(_) => None,
-        })
+    /// The device of this VLAN on an interface, or of the other kind with the same number; `None` when there is neither.
+    pub fn vlan_device(&mut self, vlan: VlanFact) -> io::Result<Option<LinkFact>> {
+        let mut message = LinkMessage::default();
+        // Kernels that have VLAN devices leave the others out.
+        message.attributes = vec![LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Vlan)])];
+        let other = match vlan.tag {
+            VlanTag::Customer => VlanFact { tag: VlanTag::Service, ..vlan },
+            VlanTag::Service => VlanFact { tag: VlanTag::Customer, ..vlan },
+        };
+        let (mut found, mut unlike) = (None, None);
+        self.dump(RouteNetlinkMessage::GetLink(message), |link| match facts::link(link) {
+            Some(link) if link.vlan == Some(vlan) => found = Some(link),
+            Some(link) if link.vlan == Some(other) => unlike = Some(link),
+            _ => {}
+        })?;
+        Ok(found.or(unlike))
     }
 
-    /// The route from `local` to `remote`. Of several equal ways the one over `preferred` is taken, if there is one.
-    pub fn route(&mut self, local: IpAddr, remote: IpAddr, preferred: u32) -> io::Result<RouteFact> {
-        let message = self.route_message(Some(local), remote, RouteFlags::empty())?;
-        let fact = facts::route(&message);
-        match fact {
-            RouteFact::Unicast { ifindex, .. } if ifindex != preferred => {
-                let whole = self.route_message(Some(local), remote, RouteFlags::FibMatch);
-                Ok(whole.ok().and_then(|m| facts::route_through(&m, preferred)).unwrap_or(fact))
+    /// The whole route to `remote`, from `local` or from whatever address the kernel takes.
+    pub fn route(&mut self, local: Option<IpAddr>, remote: IpAddr) -> io::Result<RouteFact> {
+        let message = self.route_message(local, remote, None, RouteFlags::FibMatch)?;
+        match (facts::route(&message), facts::next_hop_object(&message)) {
+            // So it is where the kernel tells the object's number only (`net.ipv4.nexthop_compat_mode = 0`).
+            (RouteFact::Unicast { hops, mtu }, Some(id)) if hops.is_empty() => {
+                Ok(RouteFact::Unicast { hops: self.next_hops(id)?, mtu })
             }
-            _ => Ok(fact),
+            (fact, _) => Ok(fact),
         }
     }
 
-    /// Whether this host has the address.
-    pub fn is_ours(&mut self, address: IpAddr) -> bool {
-        let message = self.route_message(None, address, RouteFlags::empty());
-        message.is_ok_and(|message| facts::route(&message) == RouteFact::Local)
+    /// The next hops of a next-hop object: itself, or those of its group. None where it is gone: a notice follows.
+    fn next_hops(&mut self, id: u32) -> io::Result<Vec<HopFact>> {
+        let members = match self.next_hop(id)? {
+            Some(NextHopFact::Hop(hop)) => return Ok(vec![hop]),
+            Some(NextHopFact::Group(members)) => members,
+            None => return Ok(Vec::new()),
+        };
+        let mut hops = Vec::new();
+        for (id, weight) in members {
+            if let Some(NextHopFact::Hop(hop)) = self.next_hop(id)? {
+                hops.push(HopFact { weight, ..hop });
+            }
+        }
+        Ok(hops)
+    }
+
+    /// The next-hop object with this number; `None` when there is none, or packets are not to go there.
+    fn next_hop(&mut self, id: u32) -> io::Result<Option<NextHopFact>> {
+        self.send_bytes(facts::next_hop_question(id), RTM_GETNEXTHOP)?;
+        match self.answer() {
+            Ok(payload) => Ok(facts::next_hop(&payload)),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// What the kernel would do with a packet from `local` to `remote` that is to leave by this interface. Knows what ICMP said about
+    /// this remote, which [`route`](Self::route) does not.
+    pub fn route_over(&mut self, ifindex: u32, local: IpAddr, remote: IpAddr) -> io::Result<RouteFact> {
+        let message = self.route_message(Some(local), remote, Some(ifindex), RouteFlags::empty())?;
+        Ok(facts::route(&message))
+    }
+
+    /// Visits interface, remote and MTU of each path MTU that ICMP taught the kernel over IPv6.
+    pub fn exceptions(&mut self, mut visit: impl FnMut(u32, IpAddr, u32)) -> io::Result<()> {
+        let mut message = RouteMessage::default();
+        message.header.address_family = AddressFamily::Inet6;
+        message.header.flags = RouteFlags::Cloned;
+        self.dump(RouteNetlinkMessage::GetRoute(message), |payload| {
+            if let Some((ifindex, remote, mtu)) = facts::exception(payload) {
+                visit(ifindex, remote, mtu);
+            }
+        })
+    }
+
+    /// Whether this host has the address, and may send from it.
+    ///
+    /// # Errors
+    /// The kernel gave no answer, which says nothing about the address.
+    pub fn presence(&mut self, address: IpAddr) -> io::Result<Presence> {
+        // Nothing is detected over IPv4: the list, which may be long, need not be read.
+        if address.is_ipv4() && self.is_local(address)? {
+            return Ok(Presence::Usable);
+        }
+        // A rule may come before the local table,
+        match self.presence_in_list(address)? {
+            // and a whole prefix can be local, without addresses.
+            Presence::Absent if self.is_local(address)? => Ok(Presence::Usable),
+            found => Ok(found),
+        }
+    }
+
+    fn is_local(&mut self, address: IpAddr) -> io::Result<bool> {
+        match self.route(None, address) {
+            Err(e) if matches!(Refusal::from(&e), Refusal::Other(_)) => Err(e),
+            found => Ok(matches!(found, Ok(RouteFact::Local))),
+        }
+    }
+
+    fn presence_in_list(&mut self, address: IpAddr) -> io::Result<Presence> {
+        let mut message = AddressMessage::default();
+        message.header.family = family(address);
+        let mut best = Presence::Absent;
+        self.dump(RouteNetlinkMessage::GetAddress(message), |payload| {
+            best = best.max(facts::presence(payload, address));
+        })?;
+        Ok(best)
     }
 
     fn route_message(
         &mut self,
         source: Option<IpAddr>,
         destination: IpAddr,
+        ifindex: Option<u32>,
         flags: RouteFlags,
     ) -> io::Result<RouteMessage> {
         let mut message = RouteMessage::default();
@@ -116,6 +212,7 @@ impl Requests {
             message.header.source_prefix_length = prefix(source);
             message.attributes.push(RouteAttribute::Source(source.into()));
         }
+        message.attributes.extend(ifindex.map(RouteAttribute::Oif));
         self.ask(RouteNetlinkMessage::GetRoute(message), 0)?;
         match parse(&self.buffer) {
             Some(RouteNetlinkMessage::NewRoute(message)) => Ok(message),
@@ -146,15 +243,11 @@ impl Requests {
 
     /// Sends a request and returns the payload of its answer; the whole message stays in `self.buffer`.
     fn ask(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<Vec<u8>> {
-        self.sequence = self.sequence.wrapping_add(1);
-        let mut header = NetlinkHeader::default();
-        header.flags = NLM_F_REQUEST | flags;
-        header.sequence_number = self.sequence;
-        let mut message = NetlinkMessage::new(header, NetlinkPayload::from(message));
-        message.finalize();
-        let mut bytes = vec![0; message.buffer_len()];
-        message.serialize(&mut bytes);
-        self.socket.send(&bytes, 0)?;
+        self.send(message, flags)?;
+        self.answer()
+    }
+
+    fn answer(&mut self) -> io::Result<Vec<u8>> {
         for _ in 0..STALE_ANSWERS_MAX {
             self.buffer.clear();
             self.socket.recv(&mut self.buffer, 0)?;
@@ -170,9 +263,64 @@ impl Requests {
         }
         Err(garbled("sequence of answers"))
     }
+
+    /// Sends a request for a list and visits the payload of each of its messages.
+    fn dump(&mut self, message: RouteNetlinkMessage, mut visit: impl FnMut(&[u8])) -> io::Result<()> {
+        self.send(message, NLM_F_DUMP)?;
+        let sequence = self.sequence;
+        for _ in 0..DUMP_DATAGRAMS_MAX {
+            self.buffer.clear();
+            self.socket.recv(&mut self.buffer, 0)?;
+            let mut end = None;
+            each_message(&self.buffer, |bytes| {
+                let Ok(message) = NetlinkBuffer::new_checked(bytes) else { return };
+                match message.message_type() {
+                    _ if message.sequence_number() != sequence => {}
+                    NLMSG_DONE => end = Some(Ok(())),
+                    NLMSG_ERROR => {
+                        end = Some(Err(refusal(message.payload()).unwrap_or_else(|| garbled("list"))))
+                    }
+                    _ => visit(message.payload()),
+                }
+            });
+            if let Some(result) = end {
+                return result;
+            }
+        }
+        Err(garbled("list"))
+    }
+
+    fn send(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
+        self.sequence = self.sequence.wrapping_add(1);
+        let mut header = NetlinkHeader::default();
+        header.flags = NLM_F_REQUEST | flags;
+        header.sequence_number = self.sequence;
+        let mut message = NetlinkMessage::new(header, NetlinkPayload::from(message));
+        message.finalize();
+        let mut bytes = vec![0; message.buffer_len()];
+        message.serialize(&mut bytes);
+        self.socket.send(&bytes, 0).map(|_| ())
+    }
+
+    /// Sends a request that the crate has no type for.
+    fn send_bytes(&mut self, payload: Vec<u8>, kind: u16) -> io::Result<()> {
+        self.sequence = self.sequence.wrapping_add(1);
+        let length = u32::try_from(NLMSG_HEADER_BYTES + payload.len()).map_err(io::Error::other)?;
+        let mut bytes = Vec::from(length.to_ne_bytes());
+        bytes.extend(kind.to_ne_bytes());
+        bytes.extend(NLM_F_REQUEST.to_ne_bytes());
+        bytes.extend(self.sequence.to_ne_bytes());
+        bytes.extend([0; 4]); // our port: the socket has one
+        bytes.extend(payload);
+        self.socket.send(&bytes, 0).map(|_| ())
+    }
 }
 
+const NLMSG_HEADER_BYTES: usize = 16;
+/// From linux/rtnetlink.h.
+const RTM_GETNEXTHOP: u16 = 106;
 const NLMSG_ERROR: u16 = 2;
+const NLMSG_DONE: u16 = 3;
 
 /// The error of an NLMSG_ERROR; `None` when it is the acknowledgement.
 fn refusal(payload: &[u8]) -> Option<io::Error> {

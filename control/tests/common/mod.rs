@@ -1,6 +1,8 @@
 //! Two network namespaces with a wire between them, removed when the test ends, however it ends.
 #![allow(dead_code, reason = "each test binary uses its part")]
 
+pub mod bench;
+
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::process::{Command, Output};

@@ -187,6 +187,28 @@ impl RxRing {
         if descriptor.length > self.packet_bytes_max { Err(BadDescriptor::TooLong) } else { Ok(span) }
     }
 
+    /// Of the next so many packets that [`pending`](Self::pending) saw, how many can be taken until there are more than `spare` of more
+    /// than `bytes` bytes. A look ahead: nothing is used up, and the peer may yet change what it says.
+    #[cold]
+    pub fn packets_within(&self, packets: usize, bytes: usize, mut spare: usize) -> usize {
+        let first = self.cursor.peek().unwrap_or_default();
+        let mut slots = (0..self.cursor.available()).map(|slot| self.ring.read(first.wrapping_add(slot)));
+        for packet in 0..packets {
+            let mut length = 0;
+            for piece in slots.by_ref().take(usize::from(CHAIN_MAX)) {
+                length += u64::from(piece.length);
+                if !piece.is_chained() {
+                    break;
+                }
+            }
+            if length > bytes as u64 {
+                let Some(left) = spare.checked_sub(1) else { return packet };
+                spare = left;
+            }
+        }
+        packets
+    }
+
     /// Asks the processor to fetch what lies `ahead` slots after the next one. Only a hint: nothing is used up or believed.
     #[inline]
     pub fn prefetch(&self, ahead: u16) {

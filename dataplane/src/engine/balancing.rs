@@ -36,7 +36,8 @@ impl Engine {
     /// When [`poll`](Engine::poll) has something to do at the latest, besides what others ask for.
     pub fn deadline(&self) -> Option<Instant> {
         let balancing = self.balancing.as_ref().map(|balancing| balancing.next);
-        [balancing, self.due, self.rules.deadline()].into_iter().flatten().min()
+        let others = [self.rules.deadline(), self.remotes.deadline(), self.announcing.deadline()];
+        [balancing, self.due].into_iter().chain(others).flatten().min()
     }
 
     /// One look, if it is time.

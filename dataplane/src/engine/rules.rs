@@ -234,7 +234,7 @@ impl Engine {
         }
     }
 
-    fn has_everybody_obeyed(&self) -> bool {
+    pub(super) fn has_everybody_obeyed(&self) -> bool {
         self.workers.iter().all(|worker| worker.presence == Presence::Absent || worker.has_obeyed())
     }
 
@@ -306,7 +306,7 @@ mod tests {
     use crate::pinned::usable_cores;
     use crate::plan::{NetworkPlan, PlacementMode, UplinkPlan, WorkerPlan, XdpMode};
     use crate::replay::{ReplayFrame, STAMP};
-    use crate::types::{Class, CoreId, EndpointId, MacAddr, NetworkId, RemoteId, UplinkId, Vni};
+    use crate::types::{Class, CoreId, EndpointId, MacAddr, NetworkId, RemoteId, SourceId, UplinkId, Vni};
 
     const PATIENCE: Duration = Duration::from_secs(60);
     const URGENT: RulePlan = RulePlan::any(Class::URGENT);
@@ -487,14 +487,16 @@ mod tests {
     fn rules_and_next_hops_leave_each_other_alone() {
         let mut engine = engine(1, true);
         let hop = NextHop { uplink: UplinkId(0), destination: MacAddr([2; 6]), source: MacAddr([4; 6]) };
-        let is_known = |engine: &Engine| engine.tables.remotes[0].adjacency.is_some();
-        engine.set_next_hops([(RemoteId(0), Some(hop))]);
+        let path = hop.path(engine.plan.uplinks[0].local(), 1500);
+        let is_known = |engine: &Engine| !engine.paths[0].is_empty();
+        let set = |engine: &mut Engine, paths| engine.set_paths([(RemoteId(0), SourceId(0), paths)]);
+        set(&mut engine, vec![path]);
         engine.set_rules(vec![URGENT]).unwrap();
         assert!(is_known(&engine) && engine.tables.settling);
-        engine.set_next_hops([(RemoteId(0), None)]);
+        set(&mut engine, vec![]);
         assert!(!is_known(&engine) && engine.tables.settling);
         assert_eq!(class(&engine), Some(Class::URGENT));
-        engine.set_next_hops([(RemoteId(0), Some(hop))]);
+        set(&mut engine, vec![path]);
         settle(&mut engine);
         assert!(is_known(&engine));
         assert_eq!(class(&engine), Some(Class::URGENT));

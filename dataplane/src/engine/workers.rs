@@ -22,7 +22,7 @@ use crate::frame::FramePool;
 use crate::lanes::Lanes;
 use crate::mailbox::{Mailbox, Order};
 use crate::mesh::{self, Mesh};
-use crate::pinned::PinnedThread;
+use crate::pinned::{JOIN_PATIENCE, PinnedThread, START_PATIENCE};
 use crate::plan::{PlacementMode, WorkerPlan};
 use crate::types::{CoreId, WorkerId};
 use crate::worker::{Port, Shared, Uplink, Worker};
@@ -172,7 +172,7 @@ impl Engine {
         port: Port,
         mesh: Option<Mesh>,
     ) -> Result<(), StartError> {
-        let thread = self.start_thread(plan)?;
+        let thread = self.start_thread(plan, START_PATIENCE)?;
         let me = mesh.as_ref().map_or(WorkerId(0), Mesh::me);
         let counters = self.new_counters();
         self.seat_new(me, thread, port, mesh, counters);
@@ -180,8 +180,8 @@ impl Engine {
     }
 
     /// Its place in the list.
-    fn start_thread(&mut self, plan: &WorkerPlan) -> Result<usize, StartError> {
-        let thread = Some(PinnedThread::start(plan, &self.ending)?);
+    fn start_thread(&mut self, plan: &WorkerPlan, patience: Duration) -> Result<usize, StartError> {
+        let thread = Some(PinnedThread::start(plan, &self.ending, patience)?);
         let free = self.threads.iter().position(Option::is_none);
         let place = free.unwrap_or(self.threads.len());
         match self.threads.get_mut(place) {
@@ -193,7 +193,7 @@ impl Engine {
 
     fn new_counters(&self) -> Arc<WorkerCounters> {
         let Engine { plan, remotes, .. } = self;
-        let counters = WorkerCounters::new(plan.networks.len(), plan.endpoints.len(), remotes.len());
+        let counters = WorkerCounters::new(plan.networks.len(), plan.endpoints.len(), remotes.capacity());
         Arc::new(counters.with_classes(plan.classes.list.len(), plan.classes.default))
     }
 
@@ -268,7 +268,7 @@ impl Engine {
         if guest.is_none() && me >= WorkerId::LIMIT {
             return Err(WorkerError::Full);
         }
-        let thread = self.start_thread(plan).map_err(WorkerError::Start)?;
+        let thread = self.start_thread(plan, JOIN_PATIENCE).map_err(WorkerError::Start)?;
         match guest {
             Some(guest) => self.move_worker(guest, thread),
             None => self.join_new(WorkerId(me as u8), thread),

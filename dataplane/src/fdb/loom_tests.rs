@@ -12,6 +12,7 @@ const NET: NetworkId = NetworkId(0);
 const A: RemoteId = RemoteId(1);
 const B: RemoteId = RemoteId(2);
 const LIMIT: u32 = 16;
+const ONE_MOVE: Limits = Limits { addresses: LIMIT, moves: 1, hold_s: 30, known: None };
 
 fn mac(n: u64) -> MacAddr {
     MacAddr::from_u64(0x0200_0000_0000 + n)
@@ -217,6 +218,102 @@ fn control_and_a_worker_at_the_same_address_end_with_what_is_fixed() {
         assert!(fixed);
         assert_eq!(fdb.lookup(NET, mac(1)), Some(place));
         assert_eq!(fdb.learned(NET), 0);
+        is_whole(&fdb);
+    });
+}
+
+/// Two workers that see an address elsewhere at once, where it may move once: one moves it or finds it held.
+#[test]
+fn an_address_that_two_workers_move_at_once_does_not_move_more_often_than_it_may() {
+    model(3, |sides| {
+        let fdb = table(1);
+        let see =
+            move |fdb: &Fdb, remote| fdb.learn_at(fdb.place(NET, mac(1).to_u64()), remote, 5, &ONE_MOVE);
+        assert_eq!(see(&fdb, A), Learned::New);
+        let (one, other) = sides.run(&fdb, move |fdb| see(fdb, B), move |fdb| see(fdb, RemoteId(3)));
+        let moved = [one, other].iter().filter(|&&learned| learned == Learned::Moved).count();
+        assert_eq!(moved, 1, "{one:?}, {other:?}");
+        assert!(
+            [one, other]
+                .iter()
+                .all(|learned| matches!(learned, Learned::Moved | Learned::Held | Learned::Busy))
+        );
+        let now = if one == Learned::Moved { B } else { RemoteId(3) };
+        assert_eq!(fdb.lookup(NET, mac(1)), Some(Destination::Remote(now)));
+        assert_eq!(see(&fdb, A), Learned::Held, "it has had its move");
+        is_whole(&fdb);
+    });
+}
+
+/// Held by one worker, while it is forgotten and learned anew by another: what is learned anew may move.
+#[test]
+fn holding_an_address_holds_no_other_in_its_place() {
+    model(2, |sides| {
+        let fdb = table(1);
+        let see =
+            move |fdb: &Fdb, n, remote| fdb.learn_at(fdb.place(NET, mac(n).to_u64()), remote, 5, &ONE_MOVE);
+        for n in 1..=8 {
+            assert_eq!(see(&fdb, n, A), Learned::New); // full: the next one takes the only free slot
+        }
+        assert_eq!(see(&fdb, 1, B), Learned::Moved);
+        let (new, held) = sides.run(
+            &fdb,
+            move |fdb| {
+                assert!(fdb.remove(NET, mac(1)));
+                see(fdb, 9, A)
+            },
+            move |fdb| see(fdb, 1, A),
+        );
+        assert!(matches!(held, Learned::Held | Learned::Busy | Learned::New | Learned::Refused), "{held:?}");
+        if new == Learned::New {
+            assert_eq!((see(&fdb, 9, B), see(&fdb, 9, A)), (Learned::Moved, Learned::Held));
+        }
+        is_whole(&fdb);
+    });
+}
+
+/// The address is seen where it is, and elsewhere, while it goes to its second bucket.
+#[test]
+fn an_address_that_is_held_while_it_moves_in_the_table_stays_held() {
+    model(2, |sides| {
+        let (fdb, movable, last) = about_to_move();
+        let see = move |fdb: &Fdb, remote| {
+            fdb.learn_at(fdb.place(NET, mac(movable).to_u64()), remote, 5, &ONE_MOVE)
+        };
+        assert_eq!((see(&fdb, B), see(&fdb, A)), (Learned::Moved, Learned::Held));
+        let (learned, seen) =
+            sides.run(&fdb, move |fdb| fdb.learn(NET, mac(last), B, 5, LIMIT), move |fdb| see(fdb, A));
+        assert_eq!(learned, Learned::New);
+        assert!(matches!(seen, Learned::Held | Learned::Busy), "{seen:?}");
+        assert_eq!(
+            (see(&fdb, A), fdb.lookup(NET, mac(movable))),
+            (Learned::Held, Some(Destination::Remote(B)))
+        );
+        is_whole(&fdb);
+    });
+}
+
+/// Two discovered remotes have an address, and it is held behind one of them, or about to be, when a known one sends from it.
+#[test]
+fn an_address_that_others_have_moved_is_the_known_ones_as_soon_as_it_gets_the_claim() {
+    model(3, |sides| {
+        const KNOWN: RemoteId = RemoteId(3);
+        let fdb = table(1);
+        let limits = Arc::new(Limits { known: Some([1 << KNOWN.0].into()), ..ONE_MOVE });
+        let see = |limits: &Arc<Limits>| {
+            let limits = limits.clone();
+            move |fdb: &Fdb, remote| fdb.learn_at(fdb.place(NET, mac(1).to_u64()), remote, 5, &limits)
+        };
+        let (here, first, second) = (see(&limits), see(&limits), see(&limits));
+        assert_eq!((here(&fdb, A), here(&fdb, B)), (Learned::New, Learned::Moved));
+        let (held, known) = sides.run(&fdb, move |fdb| first(fdb, A), move |fdb| second(fdb, KNOWN));
+        assert!(matches!(held, Learned::Held | Learned::Busy), "{held:?}");
+        assert!(matches!(known, Learned::Moved | Learned::Busy), "{known:?}");
+        if known == Learned::Busy {
+            assert_eq!(here(&fdb, KNOWN), Learned::Moved, "with the next frame");
+        }
+        assert_eq!((here(&fdb, A), here(&fdb, B)), (Learned::Held, Learned::Held));
+        assert_eq!(fdb.lookup(NET, mac(1)), Some(Destination::Remote(KNOWN)));
         is_whole(&fdb);
     });
 }

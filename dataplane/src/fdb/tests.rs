@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::time::Instant;
 
 use super::*;
+use crate::plan::MOVE_WINDOW;
 use proptest::prelude::*;
 
 const NET: NetworkId = NetworkId(0);
@@ -52,6 +53,158 @@ fn what_is_fixed_is_neither_learned_over_nor_aged() {
     assert_eq!(fdb.age(0, fdb.buckets(), u32::MAX, |_| 0), 0);
     assert_eq!(fdb.lookup(NET, mac(1)), Some(Destination::Local(EndpointId(7))));
     assert!(fdb.remove(NET, mac(1)) && !fdb.remove(NET, mac(1)));
+}
+
+const THREE: Limits = Limits { addresses: 10, moves: 3, hold_s: 30, known: None };
+
+fn see(fdb: &Fdb, n: u64, remote: RemoteId, now_s: u32, limits: &Limits) -> Learned {
+    fdb.learn_at(fdb.place(NET, mac(n).to_u64()), remote, now_s, limits)
+}
+
+fn held_until(fdb: &Fdb, n: u64) -> Option<u32> {
+    fdb.entries().find(|entry| entry.mac == mac(n)).unwrap().held_until_s
+}
+
+#[test]
+fn an_address_that_moves_too_often_is_held_and_then_free_again() {
+    let fdb = Fdb::new(16, 1);
+    assert_eq!(see(&fdb, 1, A, 100, &THREE), Learned::New);
+    for (remote, now_s) in [(B, 100), (A, 104), (B, 109)] {
+        assert_eq!(see(&fdb, 1, remote, now_s, &THREE), Learned::Moved);
+    }
+    assert_eq!(held_until(&fdb, 1), None);
+    for now_s in [109, 110, 138] {
+        assert_eq!(see(&fdb, 1, A, now_s, &THREE), Learned::Held);
+        assert_eq!(see(&fdb, 1, B, now_s, &THREE), Learned::Known, "it is seen where it is held");
+        assert_eq!((fdb.lookup(NET, mac(1)), held_until(&fdb, 1)), (Some(Destination::Remote(B)), Some(139)));
+    }
+    for (remote, learned) in
+        [(A, Learned::Moved), (B, Learned::Moved), (A, Learned::Moved), (B, Learned::Held)]
+    {
+        assert_eq!(see(&fdb, 1, remote, 139, &THREE), learned, "it begins again");
+    }
+    assert!(held_until(&fdb, 1).is_some());
+    assert!(fdb.set_fixed(NET, mac(1), Destination::Remote(A)));
+    assert_eq!(held_until(&fdb, 1), None, "what is fixed is not held");
+}
+
+/// A and B are known, and all others were discovered.
+fn two_known(moves: u8) -> Limits {
+    Limits { moves, known: Some([1 << A.0 | 1 << B.0].into()), ..THREE }
+}
+
+#[test]
+fn what_discovered_remotes_do_to_an_address_does_not_keep_it_from_a_known_one() {
+    let [hostile, other] = [70, 71].map(RemoteId);
+    for moves in [0, 1, 3] {
+        let (fdb, limits) = (Fdb::new(16, 1), two_known(moves));
+        assert_eq!(see(&fdb, 1, hostile, 5, &limits), Learned::New);
+        let seen: Vec<_> = (0..10).map(|n| see(&fdb, 1, [other, hostile][n % 2], 5, &limits)).collect();
+        assert_eq!(seen.contains(&Learned::Held), moves > 0, "equals: {seen:?}");
+        assert_eq!(held_until(&fdb, 1).is_some(), moves > 0);
+        assert_eq!(see(&fdb, 1, A, 5, &limits), Learned::Moved, "it has it at once");
+        assert_eq!((fdb.lookup(NET, mac(1)), held_until(&fdb, 1)), (Some(Destination::Remote(A)), None));
+        for now_s in [5, 15, 100] {
+            assert_eq!(see(&fdb, 1, hostile, now_s, &limits), Learned::Held, "and keeps it");
+            assert_eq!(see(&fdb, 1, A, now_s, &limits), Learned::Known);
+        }
+        // Nor does it keep the address from moving on, as often as it may.
+        assert_eq!(see(&fdb, 1, B, 100, &limits), Learned::Moved);
+        assert_eq!(fdb.age(0, fdb.buckets(), 500, |_| 30), 1);
+        assert_eq!(see(&fdb, 1, hostile, 500, &limits), Learned::New, "until it has aged");
+    }
+}
+
+#[test]
+fn known_remotes_are_held_among_themselves() {
+    let (fdb, limits) = (Fdb::new(16, 1), two_known(3));
+    assert_eq!(see(&fdb, 1, RemoteId(70), 5, &limits), Learned::New);
+    let seen = [A, B, A, B, A].map(|remote| see(&fdb, 1, remote, 5, &limits));
+    let moved = Learned::Moved; // the first is nobody's move but its own
+    assert_eq!(seen, [moved, moved, moved, moved, Learned::Held]);
+}
+
+#[test]
+fn moves_are_counted_from_the_first_of_them_for_ten_seconds() {
+    let fdb = Fdb::new(16, 1);
+    assert_eq!(see(&fdb, 1, A, 0, &THREE), Learned::New);
+    let mut now_s = 0;
+    for round in 0..20 {
+        // Three in a window, and then the next window begins.
+        for remote in [[B, A, B], [A, B, A]][round % 2] {
+            assert_eq!(see(&fdb, 1, remote, now_s, &THREE), Learned::Moved, "round {round}");
+        }
+        now_s += MOVE_WINDOW.as_secs() as u32;
+    }
+    assert_eq!(held_until(&fdb, 1), None);
+    let always = Limits { moves: 0, ..THREE };
+    for round in 0..1000u16 {
+        assert_eq!(see(&fdb, 1, RemoteId(round + 10), now_s, &always), Learned::Moved);
+    }
+}
+
+#[test]
+fn what_was_counted_of_an_address_is_not_that_of_the_next_in_its_place() {
+    let fdb = Fdb::new(1, 1);
+    let one = Limits { moves: 1, ..THREE };
+    for n in 0..1000 {
+        assert_eq!(see(&fdb, n, A, 5, &one), Learned::New);
+        assert_eq!(see(&fdb, n, B, 5, &one), Learned::Moved, "{n}");
+        assert_eq!(see(&fdb, n, A, 5, &one), Learned::Held);
+        match n % 2 {
+            0 => assert!(fdb.remove(NET, mac(n))),
+            _ => assert_eq!(fdb.age(0, fdb.buckets(), 500, |_| 30), 1, "what is held ages as well"),
+        }
+    }
+}
+
+/// What makes room for others takes along what was counted.
+#[test]
+fn an_address_is_held_wherever_it_is_in_the_table() {
+    let fdb = Fdb::with_secret(1 << 8, 1, 7);
+    let limits = Limits { addresses: 10_000, moves: 1, hold_s: 30, known: None };
+    let mut held = Vec::new();
+    let place = |n: u64| fdb.place(NET, mac(n).to_u64());
+    let is_in_first =
+        |n: u64| fdb.bucket(fdb.first(place(n))).0.iter().any(|slot| slot.read(place(n).key).is_some());
+    let mut were_first = 0;
+    for n in 0..fdb.buckets() as u64 * 3 {
+        if see(&fdb, n, A, 5, &limits) == Learned::New {
+            assert_eq!(
+                (see(&fdb, n, B, 5, &limits), see(&fdb, n, A, 5, &limits)),
+                (Learned::Moved, Learned::Held)
+            );
+            were_first += usize::from(is_in_first(n));
+            held.push(n);
+        }
+    }
+    let are_first = held.iter().filter(|&&n| is_in_first(n)).count();
+    assert!(were_first > are_first, "{were_first} and {are_first}: some have moved in the table");
+    for n in held {
+        assert_eq!((see(&fdb, n, A, 6, &limits), held_until(&fdb, n)), (Learned::Held, Some(35)), "{n}");
+    }
+}
+
+#[test]
+fn what_is_behind_a_remote_is_forgotten_and_nothing_else() {
+    let fdb = Fdb::new(100, 2);
+    for n in 0..10 {
+        assert_eq!(fdb.learn(NET, mac(n), A, 0, 100), Learned::New);
+        assert_eq!(fdb.learn(NetworkId(1), mac(n), A, 0, 100), Learned::New);
+        assert_eq!(fdb.learn(NET, mac(n + 10), B, 0, 100), Learned::New);
+    }
+    assert!(fdb.set_fixed(NET, mac(20), Destination::Remote(A)));
+    assert!(fdb.set_fixed(NET, mac(21), Destination::Local(EndpointId(A.0))));
+    let forget = |fixed_too: bool| {
+        fdb.forget_behind(0, fdb.buckets(), |network, _, remote, fixed| {
+            network == NET && remote == A && (fixed_too || !fixed)
+        })
+    };
+    assert_eq!((forget(false), forget(false), forget(true), forget(true)), (10, 0, 1, 0));
+    assert_eq!((fdb.learned(NET), fdb.learned(NetworkId(1)), fdb.entries().count()), (10, 10, 21));
+    let one = |_, mac_: MacAddr, _, _| mac_ == mac(15);
+    assert_eq!(fdb.forget_behind(0, fdb.buckets(), one), 1);
+    assert_eq!(fdb.lookup(NET, mac(15)), None);
 }
 
 #[test]

@@ -15,7 +15,7 @@ impl Value {
     const DEAD: u64 = 1 << 18;
     const ROUND_ONE: u64 = 1 << 19;
     /// Comes round after 8192 fillings.
-    const ROUND: u64 = 0xffff_ffff & !(Value::ROUND_ONE - 1);
+    pub(super) const ROUND: u64 = 0xffff_ffff & !(Value::ROUND_ONE - 1);
     pub(super) const EMPTY: Value = Value(0);
 
     pub(super) fn fixed(destination: Destination) -> Value {
@@ -37,6 +37,11 @@ impl Value {
 
     pub(super) fn in_round_after(self, other: Value) -> Value {
         self.in_round_of(Value(other.0.wrapping_add(Value::ROUND_ONE)))
+    }
+
+    /// Which filling of the slot it is, where it stands.
+    pub(super) fn round(self) -> u64 {
+        self.0 & Value::ROUND
     }
 
     pub(super) fn dead(self) -> Value {

@@ -1,23 +1,28 @@
 //! Way in, first step: the outer headers are checked and taken off, the sender is noted and the priority class found.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::{Cx, RxRing};
+use super::{Cx, RxRing, stranger};
 use crate::classes::Known;
 use crate::counters::{ClassTally, DropReason};
 use crate::frame::{Burst, Frame, Source};
 use crate::tables::Uplink;
 use crate::types::{Class, NetworkId, RemoteId, Vni};
+use crate::wire::ecn;
+use crate::wire::eth::ETHERTYPE_VLAN;
 use crate::wire::flow::Headers;
-use crate::wire::outer::{self, OVERHEAD_IPV4, Outer, Vtep};
+use crate::wire::outer::{self, Listening, Outer};
 use crate::wire::partial;
 use crate::wire::vxlan::VxlanHeader;
 
 /// What stays in the burst starts with its VXLAN header.
 pub fn run(burst: &mut Burst, cx: &mut Cx<'_>) {
     let Some(uplink) = cx.tables.uplink(cx.origin.uplink) else {
-        return cx.each(burst, |_, _| Err(DropReason::OuterNotOurs)); // never: a socket belongs to one
+        return refuse_all(burst, cx); // never: a socket belongs to one
     };
+    if let Some(vlan) = uplink.vlan {
+        untag_all(burst, vlan, cx);
+    }
     let rules = &cx.tables.classes;
     // Otherwise all have one class.
     let is_settling = cx.tables.settling && cx.origin.ring == RxRing::Rest;
@@ -25,7 +30,7 @@ pub fn run(burst: &mut Burst, cx: &mut Cx<'_>) {
     if is_sorted && rules.asks_outer_dscp() {
         burst.iter_mut().for_each(note_outer_dscp);
     }
-    let mut last = None;
+    let mut last = Last::default();
     cx.each(burst, |frame, cx| classify(frame, &mut last, uplink, cx));
     if cx.origin.ring == RxRing::Urgent {
         burst.iter_mut().for_each(|frame| frame.set_class(Class::URGENT));
@@ -38,35 +43,141 @@ pub fn run(burst: &mut Burst, cx: &mut Cx<'_>) {
     }
 }
 
+#[cold]
+#[inline(never)]
+fn refuse_all(burst: &mut Burst, cx: &mut Cx<'_>) {
+    cx.each(burst, |_, _| Err(DropReason::OuterNotOurs));
+}
+
+#[inline(never)]
+fn untag_all(burst: &mut Burst, vlan: u16, cx: &mut Cx<'_>) {
+    cx.each(burst, |frame, _| untag(frame, vlan));
+}
+
 /// It stands where the flow's hash will stand, until that is known.
 #[inline]
 fn note_outer_dscp(frame: &mut Frame) {
     frame.meta.flow_hash = outer::dscp(frame.bytes()).map_or(0, u32::from);
 }
 
-/// `last` is the sender of the frame before, which most often is this one's, too.
+/// The VLAN's tag is taken off: from then on the frame is like any other.
+fn untag(frame: &mut Frame, vlan: u16) -> Result<(), DropReason> {
+    let head = frame.bytes().first_chunk::<16>().ok_or(DropReason::OuterTruncated)?;
+    let [.., a, b, c, d] = *head;
+    if u16::from_be_bytes([a, b]) != ETHERTYPE_VLAN || u16::from_be_bytes([c, d]) & 0xfff != vlan {
+        return Err(DropReason::OuterNotOurs);
+    }
+    super::untag(frame, 0).map_err(|_| DropReason::OuterTruncated)
+}
+
+/// The senders of the frames before, which most often are the next one's, too.
+#[derive(Default)]
+struct Last {
+    ipv4: Option<(Ipv4Addr, RemoteId)>,
+    ipv6: Option<(Ipv6Addr, RemoteId)>,
+}
+
 #[inline]
-fn classify(
+fn classify(frame: &mut Frame, last: &mut Last, uplink: &Uplink, cx: &Cx<'_>) -> Result<(), DropReason> {
+    let Some(outer) = outer::plain_ipv4(frame.bytes(), &uplink.listening) else {
+        return classify_other(frame, last, uplink, cx);
+    };
+    let remote = match last.ipv4 {
+        Some((source, remote)) if source == outer.source => remote,
+        _ => match cx.tables.remote_by_ipv4(outer.source) {
+            Some(remote) => remote,
+            None => return strange(frame, &outer, uplink, cx),
+        },
+    };
+    last.ipv4 = Some((outer.source, remote));
+    take(frame, &outer, Source::Remote(remote), uplink, cx)
+}
+
+/// Over IPv6, and all that takes a closer look.
+#[inline(never)]
+fn classify_other(
     frame: &mut Frame,
-    last: &mut Option<(Ipv4Addr, RemoteId)>,
+    last: &mut Last,
     uplink: &Uplink,
     cx: &Cx<'_>,
 ) -> Result<(), DropReason> {
-    let outer = match outer::parse(frame.bytes(), uplink.vtep) {
-        Err(DropReason::OuterUdpChecksum) => finish_checksum(frame, uplink.vtep)?,
+    let Some(outer) = outer::plain_ipv6(frame.bytes(), &uplink.listening) else {
+        return classify_any(frame, uplink, cx);
+    };
+    let remote = match last.ipv6 {
+        Some((source, remote)) if source == outer.source => remote,
+        _ => match cx.tables.remote_by_ipv6(outer.source) {
+            Some(remote) => remote,
+            None => return strange(frame, &outer, uplink, cx),
+        },
+    };
+    last.ipv6 = Some((outer.source, remote));
+    take(frame, &outer, Source::Remote(remote), uplink, cx)
+}
+
+#[cold]
+#[inline(never)]
+fn classify_any(frame: &mut Frame, uplink: &Uplink, cx: &Cx<'_>) -> Result<(), DropReason> {
+    let outer = match outer::parse(frame.bytes(), &uplink.listening) {
+        Err(DropReason::OuterUdpChecksum) => finish_checksum(frame, &uplink.listening)?,
         outer => outer?,
     };
-    if uplink.cardless {
-        finish_inner_checksum(frame, &outer);
-    }
-    let remote = match *last {
-        Some((source, remote)) if source == outer.source => remote,
-        _ => cx.tables.remote_by_address(outer.source).ok_or(DropReason::RemoteUnknown)?,
+    let remote = match outer.source {
+        IpAddr::V4(source) => cx.tables.remote_by_ipv4(source),
+        IpAddr::V6(source) => cx.tables.remote_by_ipv6(source),
     };
-    *last = Some((outer.source, remote));
-    frame.meta.source = Source::Remote(remote);
+    match remote {
+        Some(remote) => take(frame, &outer, Source::Remote(remote), uplink, cx),
+        None => strange(frame, &outer, uplink, cx),
+    }
+}
+
+/// The outer headers are right and the sender is known: they come off.
+#[inline(always)]
+fn take<A>(
+    frame: &mut Frame,
+    outer: &Outer<A>,
+    source: Source,
+    uplink: &Uplink,
+    cx: &Cx<'_>,
+) -> Result<(), DropReason> {
+    if uplink.cardless {
+        finish_inner_checksum(frame, outer.header_len);
+    }
+    frame.meta.source = source;
     // `parse` has seen that both lengths lie inside the frame.
-    if frame.cut(outer.header_len, outer.payload_len) { Ok(()) } else { Err(DropReason::OuterTruncated) }
+    if !frame.cut(outer.header_len, outer.payload_len) {
+        return Err(DropReason::OuterTruncated);
+    }
+    if outer.ecn != 0 {
+        take_over_ecn(frame, outer.ecn, cx)?;
+    }
+    Ok(())
+}
+
+/// The frame begins with its VXLAN header. A VTEP whose header says that congestion was experienced says it to the inner packet.
+#[cold]
+#[inline(never)]
+fn take_over_ecn(frame: &mut Frame, outer: u8, cx: &Cx<'_>) -> Result<(), DropReason> {
+    let inner = frame.bytes_mut().get_mut(VxlanHeader::LEN..).unwrap_or_default();
+    if ecn::take_over(inner, outer)? {
+        cx.counters.ecn_unexpected.add(1);
+    }
+    Ok(())
+}
+
+/// Nobody knows the sender.
+#[cold]
+#[inline(never)]
+fn strange<A: Copy + Into<IpAddr>>(
+    frame: &mut Frame,
+    outer: &Outer<A>,
+    uplink: &Uplink,
+    cx: &Cx<'_>,
+) -> Result<(), DropReason> {
+    take(frame, outer, Source::Unknown, uplink, cx)?;
+    frame.meta.source = stranger::of_nobody(outer.source.into(), frame.bytes(), cx)?;
+    Ok(())
 }
 
 /// Finds the class, and the hash of the flow where that takes a look at the headers anyway. `last` is the network of the frame before. A
@@ -105,13 +216,13 @@ fn sort(frame: &mut Frame, last: &mut Option<(Vni, NetworkId)>, is_settling: boo
 fn is_trusted(source: Source, cx: &Cx<'_>) -> bool {
     match source {
         Source::Remote(remote) => cx.tables.remote(remote).is_some_and(|remote| remote.trusted),
-        Source::Endpoint(_) | Source::Unknown => false,
+        Source::Endpoint(_) | Source::Unknown | Source::Ours => false,
     }
 }
 
 /// Without an outer checksum nothing but the inner one itself tells that it was left to a card.
-fn finish_inner_checksum(frame: &mut Frame, outer: &Outer) {
-    if let Some(inner) = frame.bytes_mut().get_mut(outer.header_len + VxlanHeader::LEN..) {
+fn finish_inner_checksum(frame: &mut Frame, header_len: usize) {
+    if let Some(inner) = frame.bytes_mut().get_mut(header_len + VxlanHeader::LEN..) {
         partial::complete(inner); // false: there was nothing to finish
     }
 }
@@ -119,10 +230,11 @@ fn finish_inner_checksum(frame: &mut Frame, outer: &Outer) {
 /// The outer checksum is wrong as the frame stands, but may be right once the inner one is finished, which a local
 /// sender left to a network card that a veth does not have.
 #[cold]
-fn finish_checksum(frame: &mut Frame, vtep: Vtep) -> Result<Outer, DropReason> {
-    let inner = frame.bytes_mut().get_mut(OVERHEAD_IPV4..).ok_or(DropReason::OuterUdpChecksum)?;
+fn finish_checksum(frame: &mut Frame, listening: &Listening) -> Result<Outer, DropReason> {
+    let overhead = outer::usual_overhead(frame.bytes());
+    let inner = frame.bytes_mut().get_mut(overhead..).ok_or(DropReason::OuterUdpChecksum)?;
     if partial::complete(inner) {
-        outer::parse(frame.bytes(), vtep)
+        outer::parse(frame.bytes(), listening)
     } else {
         Err(DropReason::OuterUdpChecksum)
     }

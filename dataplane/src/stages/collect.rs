@@ -2,15 +2,17 @@
 //! room for the outer headers, and checked like everything that a stranger wrote.
 //!
 //! Tenants take turns: each call starts with the one after the last that was served, and none gives more than
-//! [`PER_TENANT`] packets to a burst, however many queues it has. When frames or room run out, packets stay in the tenant's ring.
+//! [`PER_TENANT`] packets to a burst, however many queues it has. When frames or room run out, packets stay in the tenant's ring; when large
+//! buffers do, a packet that needs one, and what follows it in its ring.
 
 use peregrine_memif::{BadDescriptor, Packet, RxRing};
 
-use super::Cx;
+use super::{Cx, answer};
 use crate::classes::Known;
 use crate::counters::{DropReason, EndpointCounters, WorkerCounters};
 use crate::frame::{Burst, Frame, FramePool, Source};
-use crate::tables::{Endpoint, Tables};
+use crate::plan::InnerVlan;
+use crate::tables::{Endpoint, Network, Tables};
 use crate::tenants::{Fault, Taken, Tenant};
 use crate::types::EndpointId;
 use crate::wire::eth::EthHeader;
@@ -126,7 +128,13 @@ impl Taker<'_> {
         if pending == 0 {
             return Ok(());
         }
-        for _ in 0..pending.min(quota - taken.packets) {
+        let mut count = pending.min(quota - taken.packets);
+        if self.pool.large_capacity() > 0 {
+            let affordable = self.affordable(from.1, queue, count);
+            taken.is_short |= affordable < count;
+            count = affordable;
+        }
+        for _ in 0..count {
             queue.prefetch(PREFETCH);
             let Some(packet) = queue.next_packet() else { break };
             taken.packets += 1;
@@ -170,14 +178,74 @@ impl Taker<'_> {
             Err(reason) => Err((frame, reason)),
         };
         if let Err((frame, reason)) = refused {
-            super::count_drop(self.counters, &frame, Some(id), reason);
-            self.pool.put(frame);
+            self.give_up(frame, reason, (id, endpoint), packet);
         }
         true
     }
 }
 
 impl Taker<'_> {
+    /// Of the next so many packets, how many there are buffers for; chunks there are enough.
+    #[cold]
+    #[inline(never)]
+    fn affordable(&self, endpoint: &Endpoint, queue: &RxRing, count: usize) -> usize {
+        let free = self.pool.large_available();
+        if free >= count {
+            return count;
+        }
+        let overhead = self.tables.network(endpoint.network).map_or(0, |network| network.overhead);
+        queue.packets_within(count, self.pool.room().saturating_sub(overhead), free)
+    }
+
+    /// Drops a packet, unless it was only too long for the chunk and there are large buffers. Who sent one that is too long for the network is
+    /// told, with the frame that was meant for it.
+    #[cold]
+    #[inline(never)]
+    fn give_up(
+        &mut self,
+        frame: Frame,
+        reason: DropReason,
+        (id, endpoint): (EndpointId, &Endpoint),
+        packet: Packet<'_>,
+    ) {
+        let is_long = |network: &Network| {
+            packet.len() <= network.frame_max && network.overhead + packet.len() > self.pool.room()
+        };
+        let is_long = reason == DropReason::InnerTooLong
+            && self.pool.large_capacity() > 0
+            && self.tables.network(endpoint.network).is_some_and(is_long);
+        let refused = match is_long {
+            true => self.admit_long(frame, packet, (id, endpoint)),
+            false => Err((frame, reason)),
+        };
+        let Err((mut frame, reason)) = refused else { return };
+        super::count_drop(self.counters, &frame, Some(id), reason);
+        let answers = reason == DropReason::InnerTooLong
+            && answer::too_long(&mut frame, packet, id, self.tables, self.counters);
+        let done = if answers { self.output.push(frame) } else { Err(frame) }; // there is room: it was the packet's
+        if let Err(frame) = done {
+            self.pool.put(frame);
+        }
+    }
+
+    /// Copies a packet into a large buffer, instead of the chunk that it does not fit, and hands it on. There is one, unless the tenant said
+    /// something else when that was looked at.
+    fn admit_long(
+        &mut self,
+        chunk: Frame,
+        packet: Packet<'_>,
+        from: (EndpointId, &Endpoint),
+    ) -> Result<(), (Frame, DropReason)> {
+        let Some(mut frame) = self.pool.take_large() else { return Err((chunk, DropReason::NoFreeFrame)) };
+        frame.meta = chunk.meta;
+        self.pool.put(chunk);
+        if let Err(reason) = copy(&mut frame, packet, from, self.tables) {
+            return Err((frame, reason));
+        }
+        self.counters.of_class(frame.class(), |class| &class.tenant_rx, 1);
+        self.output.push(frame).map_err(|frame| (frame, DropReason::BurstFull))
+    }
+
     /// Counts a packet that is not even copied. True: it is no offence.
     #[cold]
     fn refuse(&self, counters: &EndpointCounters, reason: DropReason) -> bool {
@@ -197,9 +265,45 @@ fn copy(
     tables: &Tables,
 ) -> Result<(), DropReason> {
     let network = tables.network(endpoint.network).ok_or(DropReason::VniUnknown)?;
+    if packet.len() > network.untagged_max {
+        return copy_longer(frame, packet, (id, endpoint), network, tables);
+    }
+    let ethertype = copy_checked(frame, packet, endpoint, network)?;
+    if EthHeader::is_tag(ethertype) {
+        return tagged(frame, network.inner_vlan, id, tables);
+    }
+    find_flow(frame, id, tables);
+    Ok(())
+}
+
+/// Only a frame with a VLAN tag may be so long.
+#[cold]
+#[inline(never)]
+fn copy_longer(
+    frame: &mut Frame,
+    packet: Packet<'_>,
+    (id, endpoint): (EndpointId, &Endpoint),
+    network: &Network,
+    tables: &Tables,
+) -> Result<(), DropReason> {
     if packet.len() > network.frame_max {
         return Err(DropReason::InnerTooLong);
     }
+    let ethertype = copy_checked(frame, packet, endpoint, network)?;
+    if !EthHeader::is_tag(ethertype) {
+        return Err(DropReason::InnerTooLong);
+    }
+    tagged(frame, network.inner_vlan, id, tables)
+}
+
+/// Copies the packet and looks at who it says it is from; returns its EtherType.
+#[inline(always)] // as `admit`
+fn copy_checked(
+    frame: &mut Frame,
+    packet: Packet<'_>,
+    endpoint: &Endpoint,
+    network: &Network,
+) -> Result<u16, DropReason> {
     let room = frame.reset(network.overhead, packet.len()).ok_or(DropReason::InnerTooLong)?;
     packet.copy_to(room).ok_or(DropReason::InnerTruncated)?;
     // From here on only our copy is looked at.
@@ -211,11 +315,34 @@ fn copy(
     if endpoint.anti_spoofing && source != endpoint.mac {
         return Err(DropReason::SourceSpoofed);
     }
+    Ok(eth.ethertype())
+}
+
+/// Of a tenant's frame, its flow and, if there are several, its class.
+#[inline(always)] // as `admit`
+pub(super) fn find_flow(frame: &mut Frame, id: EndpointId, tables: &Tables) {
     if tables.classes.is_trivial() {
         frame.meta.flow_hash = flow_hash(frame.bytes());
     } else {
         sort(frame, id, tables);
     }
+}
+
+/// The frame has a VLAN tag.
+#[cold]
+#[inline(never)]
+fn tagged(
+    frame: &mut Frame,
+    inner_vlan: InnerVlan,
+    id: EndpointId,
+    tables: &Tables,
+) -> Result<(), DropReason> {
+    match inner_vlan {
+        InnerVlan::Drop => return Err(DropReason::InnerVlanTagged),
+        InnerVlan::Strip => super::untag(frame, 0)?,
+        InnerVlan::Carry => {}
+    }
+    sort(frame, id, tables); // without rules, too: it finds the hash
     Ok(())
 }
 

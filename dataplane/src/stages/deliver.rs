@@ -74,12 +74,12 @@ fn flood(mut frame: Frame, state: Flooding, output: &mut Burst, cx: &mut Cx<'_>)
         return cx.drop(frame, DropReason::FloodLimited);
     }
     let copies = give_to_all(&frame, goes_on || state.given, cx);
-    cx.charge_flood(copies.max(1));
+    cx.charge_flood(&frame, copies.max(1));
     let first = if state.first == WorkerId::NONE { cx.me() } else { state.first };
     let given = state.given || (copies > 0 && !goes_on);
     frame.meta.target = Target::Flood(Flooding { first, given });
     if goes_on {
-        cx.charge_flood(network.remotes.len());
+        cx.charge_flood(&frame, network.remotes.len());
         cx.pass(frame, output);
     } else if let Some(to) = cx.next_visit(id, first) {
         cx.visit(frame, to, given);

@@ -3,7 +3,7 @@
 //! Split horizon: what came from a remote goes to tenants only, never to another remote, because a remote floods to
 //! every VTEP of the network itself (head-end replication).
 
-use super::Cx;
+use super::{Cx, answer};
 use crate::counters::{DropReason, NetworkCounters};
 use crate::fdb::{Destination, Learned, Place};
 use crate::frame::{Burst, Flooding, Frame, Source, Target};
@@ -15,6 +15,9 @@ use crate::wire::eth::EthHeader;
 pub fn run(burst: &mut Burst, cx: &mut Cx<'_>) {
     if cx.fdb.is_far() {
         burst.iter().for_each(|frame| prefetch(frame, cx));
+    }
+    if cx.tables.clamps_mss {
+        answer::clamp_mss(burst, cx); // here, because both ways meet
     }
     let mut last = Last::default();
     cx.each(burst, |frame, cx| lookup(frame, &mut last, cx));
@@ -59,6 +62,8 @@ fn lookup(frame: &mut Frame, last: &mut Last, cx: &Cx<'_>) -> Result<(), DropRea
     };
     last.destination = Some((id, destination, found));
     frame.meta.target = match (frame.meta.source, found) {
+        (Source::Ours, _) => return Ok(()),
+        (Source::Endpoint(from), None) => return answer::flooded(frame, from, cx),
         (_, None) => Target::Flood(Flooding::NEW),
         (Source::Endpoint(from), Some(Destination::Local(to))) if from == to => {
             return Err(DropReason::Hairpin);
@@ -98,7 +103,7 @@ fn learn(network: &Network, place: Place, remote: RemoteId, cx: &Cx<'_>) -> Resu
             _ => Ok(Learned::Known),
         };
     }
-    let learned = cx.fdb.learn_at(place, remote, cx.now_s, network.fdb_limit);
+    let learned = cx.fdb.learn_at(place, remote, cx.now_s, &network.limits);
     if learned != Learned::Known
         && let Some(counters) = cx.counters.network(place.network())
     {
@@ -113,6 +118,7 @@ fn count(learned: Learned, counters: &NetworkCounters) {
         Learned::New => counters.learned.add(1),
         Learned::Moved => counters.moved.add(1),
         Learned::Refused => counters.learn_refused.add(1),
+        Learned::Held => counters.moves_damped.add(1),
         Learned::Known | Learned::Fixed | Learned::Busy => {}
     }
 }

@@ -12,12 +12,14 @@
 //! A stage's output never holds more frames than its input, but for [`encap`]: it makes copies for flooding, and
 //! hands its output to the uplink whenever it is full.
 
+pub mod answer;
 pub mod classify;
 pub mod collect;
 pub mod decap;
 pub mod deliver;
 pub mod encap;
 pub mod lookup;
+mod stranger;
 
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
@@ -28,8 +30,10 @@ use crate::frame::{Burst, Frame, FramePool, Source, Target};
 use crate::mesh::Mesh;
 use crate::tables::Tables;
 use crate::tenants::Tenants;
-use crate::types::{EndpointId, NetworkId, UplinkId, WorkerId};
+use crate::types::{EndpointId, MacAddr, NetworkId, UplinkId, WorkerId};
+use crate::wire::eth::EthHeader;
 use crate::wire::flow::flow_hash;
+use crate::wire::outer::VLAN_TAG;
 use crate::wire::vxlan::VxlanHeader;
 
 pub use crate::types::Stage;
@@ -154,6 +158,13 @@ fn run_through(first: Stage, bursts: (&mut Burst, &mut Burst), is_plain: bool, c
 pub fn enter(bursts: (&mut Burst, &mut Burst), cx: &mut Cx<'_>) {
     cx.enter(Stage::Lookup, bursts.0, bursts.1);
     resume(Stage::Lookup, bursts, cx);
+}
+
+/// The same for a frame that we made in a tenant's name, which needs no look-up.
+#[cold]
+pub fn enter_made(bursts: (&mut Burst, &mut Burst), cx: &mut Cx<'_>) {
+    cx.enter(Stage::Deliver, bursts.0, bursts.1);
+    resume(Stage::Deliver, bursts, cx);
 }
 
 /// The same for frames that have waited for their way: not all of them may stay here.
@@ -286,14 +297,62 @@ impl Cx<'_> {
         burst: &mut Burst,
         mut step: impl FnMut(&mut Frame, &Cx<'_>) -> Result<(), DropReason>,
     ) {
-        let dropped = burst.keep(|frame| match step(frame, self) {
-            Ok(()) => true,
-            Err(reason) => {
-                self.count_drop(frame, reason);
-                false
+        let mut refused = 0;
+        for (at, frame) in burst.iter_mut().enumerate() {
+            if let Err(reason) = step(frame, self) {
+                self.refuse(frame, reason);
+                refused |= 1 << at;
             }
-        });
-        dropped.for_each(|frame| self.pool.put(frame));
+        }
+        if refused != 0 {
+            self.dispose_of(burst, refused);
+        }
+    }
+
+    /// Takes out the frames that were counted as dropped: a bit for each.
+    #[cold]
+    #[inline(never)]
+    fn dispose_of(&mut self, burst: &mut Burst, refused: u64) {
+        burst.take_out(refused).for_each(|frame| self.dispose(frame));
+    }
+
+    /// Drops a frame, which may have become an answer to its sender.
+    #[cold]
+    pub(crate) fn drop_or_answer(&mut self, mut frame: Frame, reason: DropReason) {
+        self.refuse(&mut frame, reason);
+        self.dispose(frame);
+    }
+
+    /// Counts a drop. The frame is no answer, or no more, unless this is a reason of which its sender is told: one that was under way
+    /// may be dropped like any other frame.
+    #[cold]
+    #[inline(never)]
+    fn refuse(&self, frame: &mut Frame, reason: DropReason) {
+        self.count_drop(frame, reason);
+        if reason != DropReason::PathMtuExceeded {
+            frame.meta.target = Target::Unknown;
+        }
+    }
+
+    /// A frame that was counted as dropped goes home; or, if it is an answer to its sender now, to whoever serves that.
+    #[cold]
+    fn dispose(&mut self, frame: Frame) {
+        let (Source::Ours, Target::Endpoint(to)) = (frame.meta.source, frame.meta.target) else {
+            return self.pool.put(frame);
+        };
+        let me = self.me();
+        let home = self.mesh.as_deref().map_or(me, |mesh| mesh.worker_for(Stage::Deliver, &frame));
+        if home != me {
+            return self.visit(frame, home, false);
+        }
+        match self.tenants.give(to, &frame, true, self.counters) {
+            Ok(()) => {
+                self.counters.of_class(frame.class(), |class| &class.tenant_tx, 1);
+                self.pool.put(frame);
+            }
+            Err(reason) => self.drop(frame, reason),
+        }
+        self.tenants.flush(self.counters);
     }
 
     #[cold]
@@ -406,6 +465,15 @@ impl Cx<'_> {
         self.mesh.as_deref().is_none_or(|mesh| mesh.begins_here(frame))
     }
 
+    /// Whether a tenant is attached to this endpoint of the network, here or on another worker.
+    #[cold]
+    pub fn is_attached(&self, network: NetworkId, endpoint: EndpointId) -> bool {
+        match self.mesh.as_deref() {
+            Some(mesh) => mesh.serves(endpoint),
+            None => self.tenants.attached(network).contains(&endpoint),
+        }
+    }
+
     /// Which worker this is.
     #[inline]
     pub fn me(&self) -> WorkerId {
@@ -489,10 +557,10 @@ impl Cx<'_> {
         *self.flood_budget > 0
     }
 
-    /// Takes copies from the turn's budget.
+    /// Takes copies of this frame from the turn's budget; long ones count for as many as they have parts.
     #[inline]
-    pub fn charge_flood(&mut self, copies: usize) {
-        *self.flood_budget = self.flood_budget.saturating_sub(copies);
+    pub fn charge_flood(&mut self, frame: &Frame, copies: usize) {
+        *self.flood_budget = self.flood_budget.saturating_sub(copies * (1 + frame.len() / LONG));
     }
 }
 
@@ -502,9 +570,27 @@ fn inner_hash(frame: &Frame) -> u32 {
     flow_hash(frame.bytes().get(VxlanHeader::LEN..).unwrap_or_default())
 }
 
-/// A copy in a chunk of this pool, if there is one.
+/// Takes off the VLAN tag of the Ethernet frame that begins `at` bytes into the packet: what stands before it moves up.
+#[inline(never)]
+fn untag(frame: &mut Frame, at: usize) -> Result<(), DropReason> {
+    let addresses = at + 2 * size_of::<MacAddr>();
+    let head = frame.bytes_mut().get_mut(..addresses + VLAN_TAG).ok_or(DropReason::InnerTruncated)?;
+    head.copy_within(..addresses, VLAN_TAG);
+    if frame.pull(VLAN_TAG) && frame.len() >= at + EthHeader::LEN {
+        Ok(())
+    } else {
+        Err(DropReason::InnerTruncated)
+    }
+}
+
+/// A flooded frame costs as one more for each of so many bytes: what the usual chunk has room for, and more than the usual packet.
+const LONG: usize = 2048;
+
+/// A copy in a chunk or large buffer of this pool, if there is one to spare.
+#[inline(never)]
 fn copy(frame: &Frame, pool: &mut FramePool) -> Result<Frame, DropReason> {
-    let mut copy = pool.take().ok_or(DropReason::NoFreeFrame)?;
+    let taken = pool.take_for_copy(frame.headroom() + frame.len());
+    let mut copy = taken.ok_or(DropReason::NoFreeFrame)?;
     copy.meta = frame.meta;
     copy.set_class(frame.class());
     match copy.reset(frame.headroom(), frame.len()) {

@@ -42,6 +42,22 @@ impl EthHeader {
         Some((u64::from_be_bytes(*destination) >> 16, u64::from_be_bytes(*source) >> 16))
     }
 
+    /// Who sent it, as [`MacAddr::to_u64`] has it, and what follows, read as one word; `None` if the frame is shorter than a header.
+    #[inline]
+    pub fn source_and_type(frame: &[u8]) -> Option<(u64, u16)> {
+        let header = frame.first_chunk::<{ EthHeader::LEN }>()?;
+        let word = u64::from_be_bytes(*header.last_chunk::<8>()?);
+        Some((word >> 16, word as u16))
+    }
+
+    /// A VLAN tag (IEEE 802.1Q or 802.1ad) follows.
+    #[inline]
+    pub fn is_tag(ethertype: u16) -> bool {
+        // Most often one comparison says no, because what the two types have in common few others have.
+        const COMMON: u16 = !(ETHERTYPE_VLAN ^ ETHERTYPE_QINQ);
+        ethertype & COMMON == ETHERTYPE_VLAN & COMMON && matches!(ethertype, ETHERTYPE_VLAN | ETHERTYPE_QINQ)
+    }
+
     /// Where it goes.
     #[inline]
     pub fn destination(&self) -> MacAddr {
@@ -76,6 +92,9 @@ mod tests {
         assert_eq!((header.ethertype(), rest), (0x0806, &[0xaa][..]));
         let numbers = (header.destination().to_u64(), header.source().to_u64());
         assert_eq!(EthHeader::numbers(&bytes), Some(numbers));
+        assert_eq!(EthHeader::source_and_type(&bytes), Some((numbers.1, 0x0806)));
+        let tags: Vec<u16> = (0..=u16::MAX).filter(|ethertype| EthHeader::is_tag(*ethertype)).collect();
+        assert_eq!(tags, [ETHERTYPE_VLAN, ETHERTYPE_QINQ]);
         assert!(EthHeader::split(&bytes[..13]).is_none() && EthHeader::numbers(&bytes[..13]).is_none());
     }
 }

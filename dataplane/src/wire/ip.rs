@@ -1,6 +1,6 @@
-//! The outer IPv4 header (RFC 791 §3.1), checked as a VTEP must.
+//! The outer IPv4 header (RFC 791 §3.1) and IPv6 header (RFC 8200 §3), checked as a VTEP must.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use bytemuck::{Pod, Zeroable};
 
@@ -12,6 +12,8 @@ use crate::counters::DropReason;
 pub const PROTOCOL_UDP: u8 = 17;
 /// Protocol number of TCP.
 pub const PROTOCOL_TCP: u8 = 6;
+/// Protocol number of the IPv6 fragment header.
+pub const PROTOCOL_FRAGMENT: u8 = 44;
 /// Protocol number of SCTP.
 pub const PROTOCOL_SCTP: u8 = 132;
 
@@ -69,6 +71,12 @@ impl Ipv4Header {
         self.flags_offset.get() & 0x3fff != 0
     }
 
+    /// DSCP and ECN.
+    #[inline]
+    pub fn tos(&self) -> u8 {
+        self.tos
+    }
+
     /// What follows.
     #[inline]
     pub fn protocol(&self) -> u8 {
@@ -96,6 +104,64 @@ fn with_options(sum: Sum, options: &[u8]) -> Sum {
 /// The part of the UDP checksum that covers the IPv4 addresses, protocol and UDP length (RFC 768).
 #[inline]
 pub fn udp_pseudo_header(source: Ipv4Addr, destination: Ipv4Addr, udp_len: u16) -> Sum {
+    Sum::ZERO.bytes(&source.octets()).bytes(&destination.octets()).word(u16::from(PROTOCOL_UDP)).word(udp_len)
+}
+
+/// The 40 bytes; extension headers may follow.
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+#[repr(C)]
+pub struct Ipv6Header {
+    version_class_label: [u8; 4],
+    payload_length: Be16,
+    next_header: u8,
+    hop_limit: u8,
+    source: [u8; 16],
+    destination: [u8; 16],
+}
+
+const _: () = assert!(size_of::<Ipv6Header>() == Ipv6Header::LEN);
+
+impl Ipv6Header {
+    /// Bytes without extension headers.
+    pub const LEN: usize = 40;
+
+    /// The header and what follows it, cut to the payload length. Version and length are checked.
+    ///
+    /// # Errors
+    /// [`DropReason::OuterIpInvalid`].
+    pub fn split(bytes: &[u8]) -> Result<(&Ipv6Header, &[u8]), DropReason> {
+        let (header, rest) = split_header::<Ipv6Header>(bytes).ok_or(DropReason::OuterIpInvalid)?;
+        if header.version_class_label[0] >> 4 != 6 {
+            return Err(DropReason::OuterIpInvalid);
+        }
+        let payload =
+            rest.get(..usize::from(header.payload_length.get())).ok_or(DropReason::OuterIpInvalid)?;
+        Ok((header, payload))
+    }
+
+    /// What follows: a protocol or an extension header.
+    pub fn next_header(&self) -> u8 {
+        self.next_header
+    }
+
+    /// DSCP and ECN.
+    pub fn traffic_class(&self) -> u8 {
+        self.version_class_label[0] << 4 | self.version_class_label[1] >> 4
+    }
+
+    /// Who sent it.
+    pub fn source(&self) -> Ipv6Addr {
+        Ipv6Addr::from(self.source)
+    }
+
+    /// Where it goes.
+    pub fn destination(&self) -> Ipv6Addr {
+        Ipv6Addr::from(self.destination)
+    }
+}
+
+/// The part of the UDP checksum that covers the IPv6 addresses, protocol and UDP length (RFC 8200 §8.1).
+pub fn udp_pseudo_header_ipv6(source: Ipv6Addr, destination: Ipv6Addr, udp_len: u16) -> Sum {
     Sum::ZERO.bytes(&source.octets()).bytes(&destination.octets()).word(u16::from(PROTOCOL_UDP)).word(udp_len)
 }
 
@@ -210,6 +276,22 @@ mod tests {
                 (Err(DropReason::OuterIpChecksum), Err(_)) => assert_eq!(bytes[9], 51),
                 (ours, theirs) => panic!("{:?} and {theirs:?}", ours.err()),
             }
+        }
+    }
+
+    #[test]
+    fn lies_about_an_ipv6_header_are_refused() {
+        let good = [&[0x6a, 0xb0, 0, 0, 0, 2, 17, 64][..], &[0; 16], &[1; 16], &[7, 8]].concat();
+        let (header, payload) = Ipv6Header::split(&good).unwrap();
+        assert_eq!((header.traffic_class(), header.next_header(), payload), (0xab, 17, &[7, 8][..]));
+        assert_eq!((header.source(), header.destination()), (Ipv6Addr::UNSPECIFIED, Ipv6Addr::from([1; 16])));
+        for (offset, value) in [(0, 0x45), (0, 0x7a), (5, 3), (4, 1)] {
+            let mut bytes = good.clone();
+            bytes[offset] = value;
+            assert_eq!(Ipv6Header::split(&bytes).err(), Some(DropReason::OuterIpInvalid));
+        }
+        for len in 0..good.len() {
+            assert!(Ipv6Header::split(&good[..len]).is_err(), "{len} bytes");
         }
     }
 

@@ -3,12 +3,19 @@
 //! Every `split` looks at the length first and gives back the header and what follows it; a header that exists
 //! is long enough, so its accessors cannot fail. Nothing here panics, whatever the bytes are.
 
+pub mod arp;
 pub mod checksum;
+pub mod ecn;
 pub mod eth;
 pub mod flow;
+pub mod icmp;
+pub mod inner;
 pub mod ip;
+pub mod mss;
+pub mod ndp;
 pub mod outer;
 pub mod partial;
+pub mod template;
 pub mod udp;
 pub mod vxlan;
 

@@ -29,7 +29,7 @@ impl VxlanHeader {
         VxlanHeader { flags: VxlanHeader::FLAG_VNI, reserved: [0; 3], vni: vni.to_bytes(), reserved2: 0 }
     }
 
-    /// The header and the inner frame. Reserved bits are ignored, as §5 asks.
+    /// The header and the inner frame. Reserved bits are ignored, as §5 asks; who minds them asks for them.
     ///
     /// # Errors
     /// [`DropReason::VxlanTruncated`] or [`DropReason::VxlanFlagUnset`].
@@ -40,6 +40,11 @@ impl VxlanHeader {
             return Err(DropReason::VxlanFlagUnset);
         }
         Ok((header, inner))
+    }
+
+    /// Any reserved bit is set.
+    pub fn has_reserved(&self) -> bool {
+        (self.flags & !VxlanHeader::FLAG_VNI, self.reserved, self.reserved2) != (0, [0; 3], 0)
     }
 
     /// The network's number.
@@ -64,6 +69,14 @@ mod tests {
         let bytes = [0xff, 0xff, 0xff, 0xff, 0, 0, 42, 0xff, 9];
         let (header, inner) = VxlanHeader::split(&bytes).unwrap();
         assert_eq!((header.vni().get(), inner), (42, &[9][..]));
+        for bit in 0..64 {
+            let mut header =
+                *bytemuck::bytes_of(&VxlanHeader::new(Vni::new(42).unwrap())).first_chunk::<8>().unwrap();
+            header[bit / 8] ^= 0x80 >> (bit % 8);
+            let Ok((header, _)) = VxlanHeader::split(&header) else { continue };
+            let is_reserved = !(32..56).contains(&bit);
+            assert_eq!(header.has_reserved(), is_reserved, "bit {bit}");
+        }
         let bytes = [0xf7, 0, 0, 0, 0, 0, 42, 0];
         assert_eq!(VxlanHeader::split(&bytes).err(), Some(DropReason::VxlanFlagUnset));
         assert_eq!(VxlanHeader::split(&bytes[..7]).err(), Some(DropReason::VxlanTruncated));

@@ -15,7 +15,7 @@ use crate::plan::{
 use crate::replay::{Pace, Replay, ReplayFrame, ReplayStream, Speed, Stamp};
 use crate::tables::NextHop;
 use crate::tenants::TenantRings;
-use crate::types::{Class, CoreId, EndpointId, MacAddr, NetworkId, RemoteId, Route, Vni};
+use crate::types::{Class, CoreId, EndpointId, MacAddr, NetworkId, RemoteId, Route, SourceId, Vni};
 
 const URGENT: u16 = 5201;
 const NORMAL: u16 = 9000;
@@ -111,10 +111,13 @@ struct Bench {
 impl Bench {
     /// So many; the first has these streams, with a ring of its own for urgent ones.
     fn new(classes: ClassesPlan, workers: u8, streams: Vec<ReplayStream>) -> Bench {
-        let plan = plan(classes);
+        Bench::with(plan(classes), workers, streams)
+    }
+
+    fn with(plan: Plan, workers: u8, streams: Vec<ReplayStream>) -> Bench {
         let mut tables = Tables::new(&plan, 1500);
         let hop = NextHop { uplink: UplinkId(0), destination: EVERYBODY, source: EVERYBODY };
-        tables.set_next_hop(RemoteId(0), Some(hop));
+        tables.set_paths(RemoteId(0), SourceId(0), &[hop.path(plan.uplinks[0].local(), 1500)]);
         let fdb = Fdb::new(256, 1);
         for id in [H1, H2, H3, SINK] {
             assert!(fdb.set_fixed(NetworkId(0), mac(id), Destination::Local(id)));
@@ -122,6 +125,7 @@ impl Bench {
         let ids: Vec<WorkerId> = (0..workers).map(WorkerId).collect();
         let placement = Arc::new(Placement::new(&ids, plan.endpoints.len(), 1));
         let mut meshes = mesh(&placement, Lanes::new(&plan.classes), 4096).into_iter();
+        let remotes = plan.networks[0].remotes.len();
         let mut uplink = Some(Uplink::Replay(Replay::new(streams, true)));
         let shared = Shared {
             tables: Arc::new(tables),
@@ -135,7 +139,7 @@ impl Bench {
             pool.set_owner(id);
             let port = Port { uplink: uplink.take().unwrap_or_else(Uplink::none), pool };
             let mesh = meshes.next().filter(|_| workers > 1);
-            let counters = Arc::new(WorkerCounters::new(1, plan.endpoints.len(), 1));
+            let counters = Arc::new(WorkerCounters::new(1, plan.endpoints.len(), remotes));
             Worker::new(port, shared.clone(), mesh, counters, Arc::new(Mailbox::new()))
         };
         let workers = ids.into_iter().map(worker).collect();
@@ -312,6 +316,33 @@ fn urgent_floods_take_nothing_from_what_others_may_flood() {
     let (_, dropped) = bench.taken(H1);
     assert!(dropped > 0, "it floods more than it may");
     assert_eq!(bench.taken(H3), (800, 0));
+}
+
+/// On a network with so many remotes that its one flood is all that a turn allows.
+#[test]
+fn an_announcement_takes_nothing_from_what_tenants_may_flood() {
+    for classes in [ClassesPlan::default(), classes(16, 0)] {
+        let mut plan = plan(classes);
+        plan.networks[0].remotes = (0..=255).map(|last| [192, 0, 3, last].into()).collect();
+        let mut bench = Bench::with(plan, 1, vec![]);
+        bench.attach(A, H1, 1);
+        bench.attach(A, SINK, 1);
+        for turn in 1..=3 {
+            let frame = inner(mac(H1), EVERYBODY, NORMAL, stamp(1, turn));
+            let announcement = Announcement { endpoint: H1, frame, is_sent: false };
+            bench.workers[A.index()].mailbox.send(Order::Announce(announcement)).unwrap();
+            bench.send(H1, EVERYBODY, NORMAL, 1);
+            bench.turn(A, true);
+            let answer = bench.workers[A.index()].mailbox.take_returned();
+            assert!(matches!(answer, Some(Returned::Announced(Announcement { is_sent: true, .. }))));
+            assert_eq!(bench.gets(SINK).len(), 2, "the announcement, and what the tenant sent");
+            assert_eq!(
+                bench.workers[A.index()].counters.dropped.get(DropReason::FloodLimited),
+                0,
+                "turn {turn}"
+            );
+        }
+    }
 }
 
 #[test]

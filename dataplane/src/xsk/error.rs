@@ -5,8 +5,11 @@ use std::io;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use super::HEADROOM;
 use crate::plan::XdpMode;
 use crate::types::QueueId;
+use crate::wire::eth::EthHeader;
+use crate::wire::outer::OVERHEAD_IPV4;
 
 /// Why the uplink cannot be opened or changed.
 #[derive(Debug)]
@@ -35,6 +38,20 @@ pub enum XskError {
         wanted: IpAddr,
         /// The addresses that it has.
         has: Vec<IpAddr>,
+    },
+    /// The kernel has no device for this VLAN on the interface.
+    NoVlanDevice {
+        /// Its name.
+        interface: String,
+        /// The VLAN's number.
+        vlan: u16,
+    },
+    /// The underlay is a VLAN, and the interface takes the tags off what it receives, by which we know it.
+    VlanOffload {
+        /// Its name.
+        interface: String,
+        /// The VLAN's number.
+        vlan: u16,
     },
     /// The privileges are missing.
     NotPermitted {
@@ -101,6 +118,19 @@ pub enum XskError {
         /// The kernel's reason.
         source: io::Error,
     },
+    /// Packets longer than a chunk are needed, and the kernel or the driver has none.
+    NoMultiBuffer {
+        /// Name of the interface.
+        interface: String,
+        /// Name of its driver.
+        driver: String,
+        /// The mode asked for.
+        mode: XdpMode,
+        /// Bytes of a chunk.
+        chunk_size: u32,
+        /// The kernel's reason.
+        source: io::Error,
+    },
     /// Interfaces that are opened together have chunks or rings of different sizes.
     SizesDiffer {
         /// The first that differs.
@@ -159,6 +189,8 @@ pub enum XskError {
         mode: XdpMode,
         /// The interface's MTU.
         mtu: u32,
+        /// Packets longer than a chunk, which has so many bytes, were asked for.
+        multi_buffer: Option<u32>,
         /// The kernel's reason.
         source: io::Error,
     },
@@ -192,6 +224,15 @@ impl fmt::Display for XskError {
                 write!(f, "interface {interface} has no Ethernet address: choose an Ethernet interface")
             }
             E::NoAddress { interface, wanted, has } => no_address(f, interface, wanted, has),
+            E::NoVlanDevice { interface, vlan } => write!(
+                f,
+                "{interface} has no device for VLAN {vlan}, which our address must be on: make one (ip link add link {interface} name {interface}.{vlan} type vlan id {vlan})"
+            ),
+            E::VlanOffload { interface, vlan } => write!(
+                f,
+                "{interface} takes VLAN tags off what it receives, so nothing would be known as of VLAN {vlan}: switch that off with \
+                 `ethtool -K {interface} rxvlan off`"
+            ),
             E::NotPermitted { what } => write!(
                 f,
                 "{what} is not permitted: run as root, or with the capabilities CAP_NET_ADMIN, CAP_NET_RAW, CAP_BPF and \
@@ -225,6 +266,7 @@ impl fmt::Display for XskError {
                 "{interface} (driver {driver}) has no zero-copy ({source}): use mode 'prefer-zero-copy' or 'copy'{}",
                 if *is_asked { "" } else { " for the uplink that requires it, all have it or none" }
             ),
+            E::NoMultiBuffer { .. } => no_multi_buffer(f, self),
             E::SizesDiffer { interface } => write!(
                 f,
                 "{interface} has another chunk_size or ring_size than the first uplink: use the same on all, \
@@ -297,14 +339,47 @@ fn mtu_too_large(f: &mut fmt::Formatter<'_>, interface: &str, mtu: u32, chunk_si
     let most = super::largest_mtu(chunk_size);
     write!(f, "{interface} has an MTU of {mtu}, but a chunk of {chunk_size} bytes holds {most}: ")?;
     if chunk_size < 4096 && mtu <= super::largest_mtu(4096) {
-        write!(f, "use chunks of 4096 bytes, or `ip link set dev {interface} mtu {most}`")
+        return write!(f, "use chunks of 4096 bytes, or `ip link set dev {interface} mtu {most}`");
+    }
+    // Then it does not fit behind any outer headers.
+    let more = (chunk_size as usize).saturating_sub(HEADROOM + EthHeader::LEN + OVERHEAD_IPV4) + 1;
+    write!(
+        f,
+        "use `ip link set dev {interface} mtu {most}`, or set some networks[n].mtu to {more} or more, with which packets may lie in \
+         several chunks (Linux 6.6.10)"
+    )
+}
+
+fn no_multi_buffer(f: &mut fmt::Formatter<'_>, error: &XskError) -> fmt::Result {
+    let XskError::NoMultiBuffer { interface, driver, mode, chunk_size, source } = error else {
+        return Ok(());
+    };
+    let mtu = inner_mtu(*chunk_size);
+    if *mode == XdpMode::RequireZeroCopy {
+        write!(
+            f,
+            "{interface} (driver {driver}) has no zero-copy, or none for packets of several chunks ({source}), which a network's \
+             MTU needs: use mode 'prefer-zero-copy' or 'copy', or lower networks[n].mtu to {mtu} or less"
+        )
     } else {
-        write!(f, "use `ip link set dev {interface} mtu {most}`")
+        write!(
+            f,
+            "the kernel takes no packets of several chunks on {interface} (driver {driver}, mode '{}': {source}), which a \
+             network's MTU needs: use Linux 6.6.10 or newer, or lower networks[n].mtu to {mtu} or less",
+            mode.name()
+        )
     }
 }
 
+/// The longest inner packet that needs no more than a chunk, whatever the outer headers are.
+fn inner_mtu(chunk_size: u32) -> u32 {
+    super::largest_mtu(chunk_size).saturating_sub(74)
+}
+
 fn program_refused(f: &mut fmt::Formatter<'_>, error: &XskError) -> fmt::Result {
-    let XskError::ProgramRefused { interface, driver, mode, mtu, source } = error else { return Ok(()) };
+    let XskError::ProgramRefused { interface, driver, mode, mtu, multi_buffer, source } = error else {
+        return Ok(());
+    };
     write!(
         f,
         "{interface} (driver {driver}, MTU {mtu}) refused the XDP program in mode '{}': {source}; ",
@@ -314,6 +389,12 @@ fn program_refused(f: &mut fmt::Formatter<'_>, error: &XskError) -> fmt::Result 
         Some(libc::EBUSY | libc::EEXIST) => {
             f.write_str("another program was attached at the same moment: detach it")
         }
+        _ if let Some(chunk_size) = multi_buffer => write!(
+            f,
+            "it may have no packets of several chunks, which a network's MTU needs: lower networks[n].mtu to {} or less{}",
+            inner_mtu(*chunk_size),
+            if *mode == XdpMode::Generic { "" } else { ", or use mode 'generic'" }
+        ),
         _ if *mode == XdpMode::Generic => f.write_str("choose another interface"),
         Some(libc::EOPNOTSUPP) => f.write_str("its driver has no native XDP: use mode 'generic'"),
         _ => write!(
@@ -328,6 +409,7 @@ impl std::error::Error for XskError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             XskError::NoZeroCopy { source, .. }
+            | XskError::NoMultiBuffer { source, .. }
             | XskError::Bind { source, .. }
             | XskError::NoEarly { source, .. }
             | XskError::Umem { source, .. }
@@ -370,28 +452,67 @@ mod tests {
         let error =
             |mtu, chunk_size| XskError::MtuTooLarge { interface: "eth0".into(), mtu, chunk_size }.to_string();
         assert!(error(3000, 2048).contains("use chunks of 4096 bytes"), "{}", error(3000, 2048));
-        assert!(error(9000, 2048).ends_with("use `ip link set dev eth0 mtu 1774`"), "{}", error(9000, 2048));
+        let text = error(9000, 2048);
+        assert!(
+            text.contains("use `ip link set dev eth0 mtu 1774`, or set some networks[n].mtu to 1729 or more"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn packets_longer_than_a_chunk_that_are_refused_say_what_to_do() {
+        let error = |mode, chunk_size| {
+            let source = io::Error::from_raw_os_error(libc::EOPNOTSUPP);
+            XskError::NoMultiBuffer {
+                interface: "eth0".into(),
+                driver: "ena".into(),
+                mode,
+                chunk_size,
+                source,
+            }
+            .to_string()
+        };
+        let text = error(XdpMode::RequireZeroCopy, 2048);
+        assert!(
+            text.contains("use mode 'prefer-zero-copy' or 'copy', or lower networks[n].mtu to 1700"),
+            "{text}"
+        );
+        let text = error(XdpMode::Copy, 4096);
+        assert!(
+            text.contains("use Linux 6.6.10 or newer, or lower networks[n].mtu to 3748 or less"),
+            "{text}"
+        );
     }
 
     #[test]
     fn every_text_is_one_line() {
-        let refused = |mode, errno| XskError::ProgramRefused {
+        let refused_of = |mode, errno, multi_buffer| XskError::ProgramRefused {
             interface: "eth0".into(),
             driver: "ena".into(),
             mode,
+            multi_buffer,
             mtu: 9001,
             source: io::Error::from_raw_os_error(errno),
         };
+        let refused = |mode, errno| refused_of(mode, errno, None);
+        let multi = refused_of(XdpMode::Copy, libc::EINVAL, Some(2048));
+        assert!(
+            multi.to_string().ends_with("lower networks[n].mtu to 1700 or less, or use mode 'generic'"),
+            "{multi}"
+        );
         for error in [
             refused(XdpMode::Copy, libc::EOPNOTSUPP),
             refused(XdpMode::PreferZeroCopy, libc::EINVAL),
             refused(XdpMode::Generic, libc::EINVAL),
+            refused_of(XdpMode::Generic, libc::EINVAL, Some(4096)),
+            multi,
             XskError::QueueTaken {
                 interface: "eth0".into(),
                 queue: QueueId(3),
                 waited: Duration::from_secs(5),
             },
             XskError::Program { what: "load", source: Box::from("a\nb") },
+            XskError::VlanOffload { interface: "eth0".into(), vlan: 5 },
             XskError::NoEarly {
                 interface: "eth0".into(),
                 queue: QueueId(3),

@@ -30,8 +30,12 @@ pub struct Interface {
     pub mtu: u32,
     /// Whether it is up.
     pub up: bool,
-    /// Its IP addresses.
+    /// Its IP addresses, or those of its VLAN device.
     pub addresses: Vec<IpAddr>,
+    /// The kernel's device for the VLAN whose addresses these are.
+    pub vlan_device: Option<String>,
+    /// The MTU of that device.
+    pub vlan_mtu: Option<u32>,
     /// How many receive queues it has.
     pub queue_count: u32,
 }
@@ -54,6 +58,8 @@ pub fn interface(name: &str) -> Result<Interface, XskError> {
         mtu: sys::interface_mtu(name).map_err(system("MTU"))?,
         up: found.up,
         addresses: found.addresses,
+        vlan_device: None,
+        vlan_mtu: None,
         queue_count: queue_count(name),
     })
 }
@@ -84,6 +90,35 @@ fn listed_queues(name: &str) -> io::Result<u32> {
 }
 
 impl Interface {
+    /// The same with the addresses that it has in this VLAN: those of the kernel's VLAN device above it. The program sees a tag only
+    /// where it is in the packet.
+    pub(super) fn with_vlan(self, vlan: Option<u16>) -> Result<Interface, XskError> {
+        let Some(vlan) = vlan else { return Ok(self) };
+        let system = |source| XskError::System {
+            what: format!("looking for the device of VLAN {vlan} on {}", self.name),
+            source,
+        };
+        let takes_tags = sys::interface_takes_tags(&self.name).map_err(|source| XskError::System {
+            what: format!("asking whether {} takes VLAN tags off", self.name),
+            source,
+        });
+        if takes_tags? {
+            return Err(XskError::VlanOffload { interface: self.name.clone(), vlan });
+        }
+        let device = sys::vlan_device(&self.name, vlan).map_err(system)?;
+        let found = device.as_ref().map(|device| sys::interface_addresses(device)).transpose();
+        let (Some(found), Some(device)) = (found.map_err(system)?.flatten(), device) else {
+            return Err(XskError::NoVlanDevice { interface: self.name.clone(), vlan });
+        };
+        let vlan_mtu = Some(sys::interface_mtu(&device).map_err(system)?);
+        Ok(Interface { addresses: found.addresses, vlan_device: Some(device), vlan_mtu, ..self })
+    }
+
+    /// The largest IP packet that goes out: in a VLAN the MTU of its device, which may be smaller.
+    pub fn packet_mtu(&self) -> u32 {
+        self.vlan_mtu.map_or(self.mtu, |mtu| mtu.min(self.mtu))
+    }
+
     /// The queues meant by `queues`: those that it has, or the list if it has them all.
     pub fn queues(&self, queues: &Queues) -> Result<Vec<QueueId>, XskError> {
         let list = match queues {
@@ -127,14 +162,13 @@ impl Interface {
         if !self.up {
             return Err(XskError::InterfaceDown { interface: self.name.clone() });
         }
-        if self.mtu > largest_mtu(chunk_size) {
+        if self.mtu > largest_mtu(chunk_size) && !config.multi_buffer {
             return Err(XskError::MtuTooLarge { interface: self.name.clone(), mtu: self.mtu, chunk_size });
         }
-        if let Some(steering) = &config.steering
-            && !self.addresses.contains(&steering.local)
-        {
-            let (interface, has) = (self.name.clone(), self.addresses.clone());
-            return Err(XskError::NoAddress { interface, wanted: steering.local, has });
+        let locals = config.steering.as_ref().map_or(&[][..], |steering| &steering.locals);
+        if let Some(&wanted) = locals.iter().find(|local| !self.addresses.contains(local)) {
+            let interface = self.vlan_device.as_ref().unwrap_or(&self.name).clone();
+            return Err(XskError::NoAddress { interface, wanted, has: self.addresses.clone() });
         }
         self.check_queues(queues)
     }
@@ -160,12 +194,14 @@ mod tests {
             mtu: 1500,
             up: true,
             addresses: vec![[10, 0, 0, 1].into()],
+            vlan_device: None,
+            vlan_mtu: None,
             queue_count: 4,
         }
     }
 
     fn config() -> XskConfig {
-        let steering = Steering { local: [10, 0, 0, 1].into(), port: 4789, vnis: vec![] };
+        let steering = Steering::new([10, 0, 0, 1].into(), 4789, &[]);
         XskConfig { steering: Some(steering), ..XskConfig::new("eth0", XdpMode::Copy) }
     }
 
@@ -177,7 +213,7 @@ mod tests {
     #[test]
     fn each_bad_number_is_refused() {
         type Change = fn(&mut Interface, &mut XskConfig);
-        let cases: [(Change, &str); 9] = [
+        let cases: [(Change, &str); 10] = [
             (|_, c| c.chunk_size = 3000, "chunk of 3000"),
             (|_, c| c.ring_size = 1000, "ring of 1000"),
             (|_, c| c.ring_size = 32, "ring of 32"),
@@ -186,6 +222,12 @@ mod tests {
             (|i, _| i.up = false, "eth0 is down"),
             (|i, _| i.mtu = 1775, "MTU of 1775"),
             (|i, _| i.addresses.clear(), "not an address of eth0, which has none"),
+            (
+                |_, c| {
+                    c.steering.as_mut().unwrap().locals.push([10, 0, 0, 9].into());
+                },
+                "10.0.0.9 is not an address of eth0",
+            ),
             (|i, _| i.queue_count = 3, "no queue 3: its queues are 0 to 2"),
         ];
         for (change, text) in cases {
@@ -200,6 +242,18 @@ mod tests {
     fn an_mtu_that_just_fits_is_accepted() {
         let interface = Interface { mtu: 1774, ..eth0() };
         assert!(interface.check(&config(), [].into_iter()).is_ok());
+        let interface = Interface { mtu: 9050, ..eth0() };
+        let multi = XskConfig { multi_buffer: true, ..config() };
+        assert!(interface.check(&multi, [].into_iter()).is_ok());
+    }
+
+    #[test]
+    fn a_vlan_device_may_have_the_smaller_mtu_and_never_the_larger_one() {
+        for (vlan_mtu, packet_mtu) in
+            [(None, 9000), (Some(1500), 1500), (Some(9000), 9000), (Some(9500), 9000)]
+        {
+            assert_eq!(Interface { mtu: 9000, vlan_mtu, ..eth0() }.packet_mtu(), packet_mtu, "{vlan_mtu:?}");
+        }
     }
 
     #[test]

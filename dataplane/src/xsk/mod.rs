@@ -12,6 +12,7 @@
 //! - `umem`: one worker's memory; addresses and chunks
 //! - `socket`: the four rings of one queue; what runs per burst
 //! - `urgent`: the two rings of its second socket, for urgent frames
+//! - `multi`: packets that are longer than a chunk
 //! - `program`: the XDP program in the kernel
 //! - `early`: which frames are urgent, as the program is told
 //! - `grace`: until the programs that were told otherwise have ended
@@ -24,6 +25,7 @@ mod early;
 mod error;
 mod grace;
 mod interface;
+mod multi;
 mod program;
 mod socket;
 mod umem;
@@ -50,11 +52,13 @@ pub use early::{
 pub use error::XskError;
 pub(crate) use grace::Grace;
 pub use interface::{Interface, interface, unusable};
+pub use multi::Losses;
 pub use program::{PassedCounters, SteeringCounters};
 pub use socket::{Kicks, XskSocket};
 pub use uplink::{ActualMode, SocketStatistics, Uplink, UplinkInfo};
 
 use interface::largest_mtu;
+use multi::{Multi, Share};
 use program::{AttachError, Program};
 use socket::Parts;
 use umem::{Area, Sizes};
@@ -85,6 +89,9 @@ pub struct XskConfig {
     /// Each queue gets a second socket, with an rx ring and a tx ring for urgent frames. Which frames are urgent says
     /// [`Uplink::set_early`]; none, at first.
     pub early: Early,
+    /// Packets may be longer than a chunk: they come and go as several descriptors, and the pools have large buffers for them. Where the
+    /// kernel or the driver has no such packets, opening fails.
+    pub multi_buffer: bool,
     /// How many frames per socket may be on their way out at once, at most `ring_size` (on a second socket half of that). Every socket can send, so every
     /// one gets this many chunks, even where its owner sends on one of its sockets only.
     pub tx_frames: u32,
@@ -108,6 +115,7 @@ impl XskConfig {
             chunk_size: 2048,
             ring_size: 2048,
             early: Early::Off,
+            multi_buffer: false,
             tx_frames: 2048,
             watchdog_ticks: 10_000_000,
             steering: None,
@@ -119,12 +127,25 @@ impl XskConfig {
 /// What the XDP program gives to us.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Steering {
-    /// Packets to this address, which the interface must have,
-    pub local: IpAddr,
-    /// and this UDP port,
+    /// Packets to one of these addresses, which the interface must have ([`LOCALS_MAX`] of each family),
+    pub locals: Vec<IpAddr>,
+    /// with this VLAN's tag (then its VLAN device must have the addresses), or without any,
+    pub vlan: Option<u16>,
+    /// of these networks, each at its UDP port ([`Uplink::serve`] and [`Uplink::release`] change them);
+    pub networks: Vec<(Vni, u16)>,
+    /// this is the port of most of them.
     pub port: u16,
-    /// of these networks ([`Uplink::serve`] and [`Uplink::release`] change them).
-    pub vnis: Vec<Vni>,
+}
+
+/// Addresses of each family that the XDP program has room for.
+pub const LOCALS_MAX: usize = 8;
+
+impl Steering {
+    /// To one address, all at one port, untagged.
+    pub fn new(local: IpAddr, port: u16, vnis: &[Vni]) -> Steering {
+        let networks = vnis.iter().map(|vni| (*vni, port)).collect();
+        Steering { locals: vec![local], vlan: None, networks, port }
+    }
 }
 
 /// The data half of the uplinks for one worker. The sockets share the pool's UMEM.
@@ -223,16 +244,19 @@ fn open_in(
 fn flags(mode: XdpMode, configs: &[XskConfig]) -> BindFlags {
     let is_early = configs.iter().any(|config| config.early != Early::Off);
     let wakeup = if is_early { BindFlags::empty() } else { BindFlags::XDP_USE_NEED_WAKEUP };
-    match mode {
-        XdpMode::RequireZeroCopy => BindFlags::XDP_ZEROCOPY | wakeup,
-        XdpMode::PreferZeroCopy => wakeup,
-        XdpMode::Copy | XdpMode::Generic => BindFlags::XDP_COPY | BindFlags::XDP_USE_NEED_WAKEUP,
-    }
+    let is_multi = configs.iter().any(|config| config.multi_buffer);
+    let multi = if is_multi { BindFlags::XDP_USE_SG } else { BindFlags::empty() };
+    multi
+        | match mode {
+            XdpMode::RequireZeroCopy => BindFlags::XDP_ZEROCOPY | wakeup,
+            XdpMode::PreferZeroCopy => wakeup,
+            XdpMode::Copy | XdpMode::Generic => BindFlags::XDP_COPY | BindFlags::XDP_USE_NEED_WAKEUP,
+        }
 }
 
 /// What lies in a UMEM, or is made with it, is the same for all its sockets.
 fn refuse_differences(configs: &[XskConfig]) -> Result<(), XskError> {
-    let sizes = |config: &XskConfig| (config.chunk_size, config.ring_size);
+    let sizes = |config: &XskConfig| (config.chunk_size, config.ring_size, config.multi_buffer);
     let first = configs.first();
     match configs.iter().find(|config| first.is_some_and(|first| sizes(first) != sizes(config))) {
         None => Ok(()),
@@ -260,13 +284,15 @@ impl<'c> Opening<'c> {
         flags: BindFlags,
         queues: impl Iterator<Item = QueueId>,
     ) -> Result<Opening<'c>, XskError> {
-        let interface = interface(&config.interface)?;
+        let vlan = config.steering.as_ref().and_then(|steering| steering.vlan);
+        let interface = interface(&config.interface)?.with_vlan(vlan)?;
         interface.check(config, queues)?;
         let program = if config.steering.is_some() || config.everything {
             wait_for_predecessor(&interface)?;
             refuse_foreign_program(&interface)?;
             let steering = config.steering.as_ref().filter(|_| !config.everything);
-            Some(Program::load(steering, interface.queue_count, config.early != Early::Off)?)
+            let (early, multi) = (config.early != Early::Off, config.multi_buffer);
+            Some(Program::load(steering, interface.queue_count, early, multi)?)
         } else {
             None
         };
@@ -321,10 +347,11 @@ fn open_port(
     };
     let sizes: Vec<Sizes> = opening.iter().zip(hand).flat_map(sizes).collect();
     let (area, mut pool, huge_pages) = umem::create(first.chunk_size, &sizes)?;
+    let large = (pool.large_to_send(), hand.iter().filter(|queues| !queues.is_empty()).count());
     let mut sockets = Vec::with_capacity(count);
     for (opening, queues) in opening.iter_mut().zip(hand) {
         for queue in queues {
-            let mut socket = bind(opening, &area, *queue, deadline)?;
+            let mut socket = bind(opening, &area, large, *queue, deadline)?;
             socket.refill(&mut pool);
             socket.kick(0); // some drivers want to be told of the first frames
             opening.sockets.push(control_socket(&socket, false, socket.fd())?);
@@ -345,14 +372,16 @@ fn control_socket(socket: &XskSocket, urgent: bool, fd: BorrowedFd<'_>) -> Resul
     Ok(ControlSocket { queue: socket.queue(), urgent, zero_copy: socket.is_zero_copy(), fd })
 }
 
-/// One queue's socket, tried until the deadline while another one has the queue, and its second one.
+/// One queue's socket, tried until the deadline while another one has the queue, and its second one. `large`: how many large buffers the
+/// worker's sockets may have out, and over how many interfaces it sends.
 fn bind(
     opening: &mut Opening<'_>,
     area: &Area,
+    large: (usize, usize),
     queue: QueueId,
     deadline: Instant,
 ) -> Result<XskSocket, XskError> {
-    let mut parts = bind_first(opening, area, queue, deadline)?;
+    let mut parts = bind_first(opening, area, large, queue, deadline)?;
     if opening.config.early != Early::Off && opening.early_refused.is_none() {
         match bind_second(opening, &parts) {
             Ok(urgent) => parts.urgent = Some(urgent),
@@ -383,12 +412,13 @@ fn bind_second(opening: &Opening<'_>, first: &Parts) -> io::Result<Urgent> {
 fn bind_first(
     opening: &Opening<'_>,
     area: &Area,
+    large: (usize, usize),
     queue: QueueId,
     deadline: Instant,
 ) -> Result<Parts, XskError> {
     let mut pause = Duration::from_millis(5);
     loop {
-        let error = match try_bind(opening, area, queue) {
+        let error = match try_bind(opening, area, large, queue) {
             Ok(parts) => return Ok(parts),
             Err(error) => error,
         };
@@ -410,6 +440,16 @@ fn bind_error(opening: &Opening<'_>, queue: QueueId, source: io::Error) -> XskEr
     match source.raw_os_error() {
         Some(libc::EPERM) => XskError::NotPermitted { what: "opening an AF_XDP socket" },
         Some(libc::ENETDOWN) => XskError::InterfaceDown { interface: name },
+        // Before Linux 6.6 the flag is unknown (what 6.6.0 to 6.6.9 lack does not show here: `multi`); a driver with one segment a packet says that it has no such operation.
+        Some(libc::EINVAL | libc::EOPNOTSUPP) if opening.flags.contains(BindFlags::XDP_USE_SG) => {
+            XskError::NoMultiBuffer {
+                interface: name,
+                driver: driver.clone(),
+                mode: opening.config.mode,
+                chunk_size: opening.config.chunk_size,
+                source,
+            }
+        }
         _ if opening.flags.contains(BindFlags::XDP_ZEROCOPY) => XskError::NoZeroCopy {
             interface: name,
             is_asked: opening.config.mode == XdpMode::RequireZeroCopy,
@@ -420,7 +460,12 @@ fn bind_error(opening: &Opening<'_>, queue: QueueId, source: io::Error) -> XskEr
     }
 }
 
-fn try_bind(opening: &Opening<'_>, area: &Area, queue: QueueId) -> io::Result<Parts> {
+fn try_bind(
+    opening: &Opening<'_>,
+    area: &Area,
+    (large, uplinks): (usize, usize),
+    queue: QueueId,
+) -> io::Result<Parts> {
     let Opening { config, interface, .. } = opening;
     let ring_size = QueueSize::new(config.ring_size).map_err(io::Error::other)?;
     let socket_config = SocketConfig::builder()
@@ -438,6 +483,8 @@ fn try_bind(opening: &Opening<'_>, area: &Area, queue: QueueId) -> io::Result<Pa
     let fd = unsafe { BorrowedFd::borrow_raw(rx.fd().as_raw_fd()) };
     sys::close_on_exec(fd)?; // the library does not: a child process would hold the queue after our end
     let zero_copy = sys::xdp_is_zero_copy(fd)?;
+    let shares = Share::of(large, uplinks, config.early != Early::Off);
+    let multi = config.multi_buffer.then(|| Multi::open(fd, config.ring_size, shares)).transpose()?;
     Ok(Parts {
         uplink: opening.id,
         queue,
@@ -448,6 +495,7 @@ fn try_bind(opening: &Opening<'_>, area: &Area, queue: QueueId) -> io::Result<Pa
         completion,
         zero_copy,
         urgent: None,
+        multi: multi.map(Box::new),
         sizes: Sizes::of(config),
         watchdog_ticks: config.watchdog_ticks,
     })
@@ -482,6 +530,7 @@ fn start_program(
                 driver: interface.driver.clone(),
                 mode: config.mode,
                 mtu: interface.mtu,
+                multi_buffer: config.multi_buffer.then_some(config.chunk_size),
                 source,
             })
         }

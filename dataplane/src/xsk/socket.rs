@@ -23,6 +23,7 @@ use crate::frame::{BURST, Burst, Frame, FramePool};
 use crate::sys;
 use crate::types::{QueueId, UplinkId};
 
+use super::multi::{self, Losses, Multi};
 use super::umem::{Area, Sizes};
 use super::urgent::Urgent;
 
@@ -43,6 +44,8 @@ pub struct XskSocket {
     completion: CompQueue,
     fd: libc::c_int,
     urgent: Option<Urgent>,
+    /// Where packets may be longer than a chunk.
+    multi: Option<Box<Multi>>,
     sizes: Sizes,
     /// Chunks in the fill ring, with the kernel, or in an rx ring.
     rx_lent: u32,
@@ -105,6 +108,7 @@ pub(super) struct Parts {
     pub(super) completion: CompQueue,
     pub(super) zero_copy: bool,
     pub(super) urgent: Option<Urgent>,
+    pub(super) multi: Option<Box<Multi>>,
     pub(super) sizes: Sizes,
     pub(super) watchdog_ticks: u64,
 }
@@ -130,6 +134,7 @@ impl XskSocket {
             completion: parts.completion,
             fd,
             urgent: parts.urgent,
+            multi: parts.multi,
             sizes: parts.sizes,
             rx_lent: 0,
             marked: [0; 2],
@@ -224,10 +229,26 @@ impl XskSocket {
         self.faults
     }
 
+    /// Whether packets may be longer than a chunk.
+    #[inline]
+    pub fn is_multi_buffer(&self) -> bool {
+        self.multi.is_some()
+    }
+
+    /// Packets that came in and were thrown away, since the last call: see [`Losses`].
+    #[inline]
+    pub fn take_losses(&mut self) -> Losses {
+        self.multi.as_mut().map_or(Losses::default(), |multi| std::mem::take(&mut multi.losses))
+    }
+
     /// Notes what lies in the rx rings now, for [`has_marked`](Self::has_marked).
     pub(crate) fn mark_arrived(&mut self) {
         let urgent = self.urgent.as_ref().map_or(0, |urgent| urgent.rx.arrived());
-        self.marked = [self.rx.nb_avail_exact(), urgent];
+        let normal = match &self.multi {
+            Some(multi) => multi.rx.arrived(),
+            None => self.rx.nb_avail_exact(),
+        };
+        self.marked = [normal, urgent];
     }
 
     /// Whether something of that is still there.
@@ -248,6 +269,9 @@ impl XskSocket {
     pub fn receive(&mut self, pool: &mut FramePool, burst: &mut Burst) -> usize {
         if !self.owns(pool) {
             return 0;
+        }
+        if self.multi.is_some() {
+            return self.receive_multi(pool, burst);
         }
         let room = burst.room();
         let mut received = 0;
@@ -276,14 +300,17 @@ impl XskSocket {
         if !self.has_urgent() || !self.owns(pool) {
             return 0;
         }
+        if self.multi.is_some() {
+            return self.receive_urgent_multi(pool, burst);
+        }
         let Some(urgent) = &mut self.urgent else { return 0 };
         let count = (urgent.rx.arrived() as usize).min(burst.room());
         let mut received = 0;
         for _ in 0..count {
-            let (address, length) = urgent.rx.take();
-            let (index, start) = self.area.locate(address);
+            let descriptor = urgent.rx.take();
+            let (index, start) = self.area.locate(descriptor.addr as usize);
             // SAFETY: as in `receive`: both rx rings get their chunks from the one fill ring.
-            let frame = start.and_then(|start| unsafe { pool.regain(index, start, length) });
+            let frame = start.and_then(|start| unsafe { pool.regain(index, start, descriptor.len as usize) });
             match frame.map(|frame| burst.push(frame)) {
                 Some(Ok(())) => received += 1,
                 Some(Err(frame)) => pool.put(frame), // never: `room` was asked for
@@ -337,8 +364,8 @@ impl XskSocket {
     }
 
     /// Hands frames from the front of `burst`, in order, to the tx ring and returns how many it got; what does not fit
-    /// stays. What cannot be sent at all is taken out and counted in [`faults`](Self::faults), not in the result. The
-    /// kernel is told by [`kick`](Self::kick).
+    /// stays. Of long packets so many stay that others find large buffers, too, however long the interface is down. What cannot be
+    /// sent at all is taken out and counted in [`faults`](Self::faults), not in the result. The kernel is told by [`kick`](Self::kick).
     ///
     /// A packet must begin where the data segment does (`headroom() == 0`); one that does not is moved there first,
     /// which costs a copy: give frames just the headroom that their headers fill.
@@ -346,6 +373,9 @@ impl XskSocket {
     pub fn transmit(&mut self, pool: &mut FramePool, burst: &mut Burst) -> usize {
         if !self.owns(pool) {
             return 0;
+        }
+        if self.multi.is_some() {
+            return self.transmit_multi(pool, burst);
         }
         let wanted = burst.len().min(self.tx_budget());
         if wanted == 0 {
@@ -381,6 +411,9 @@ impl XskSocket {
         if self.urgent.is_none() || burst.is_empty() || !self.owns(pool) {
             return 0;
         }
+        if self.multi.is_some() {
+            return self.transmit_urgent_multi(pool, burst);
+        }
         let Some(urgent) = &mut self.urgent else { return 0 };
         let wanted = burst.len().min(urgent.tx_budget() as usize);
         let mut count = 0;
@@ -389,7 +422,7 @@ impl XskSocket {
             let Some(frame) = sendable(frame, pool, &mut self.faults) else { continue };
             let Some(descriptor) = lend(pool, &self.area, frame, &mut self.faults) else { continue };
             let (index, _) = self.area.locate(descriptor.addr());
-            if urgent.send(index, descriptor.addr() as u64, length) {
+            if urgent.send(index, descriptor.addr() as u64, length, 0) {
                 count += 1;
             } else {
                 self.faults += 1; // never: there is room for what the budget allows, and the chunk is one of the UMEM's
@@ -412,16 +445,20 @@ impl XskSocket {
             let mut normal = 0;
             for descriptor in self.scratch.iter().take(count) {
                 let (index, _) = self.area.locate(descriptor.addr());
-                // SAFETY: the kernel gives back chunks from the tx rings, which were lent from this pool for that.
+                let is_urgent = self.urgent.as_mut().is_some_and(|urgent| urgent.completes(index));
+                normal += u32::from(!is_urgent);
+                // SAFETY: the kernel gives back what lay in the tx rings: chunks, which were lent from this pool for that, and parts of
+                // large buffers, which are no chunks.
                 match unsafe { pool.regain(index, 0, 0) } {
                     Some(frame) => {
                         pool.put(frame);
                         total += 1;
                     }
-                    None => self.faults += 1,
+                    None => match part_home(pool, &mut self.multi, index, is_urgent) {
+                        Some(is_last) => total += usize::from(is_last),
+                        None => self.faults += 1,
+                    },
                 }
-                let is_urgent = self.urgent.as_mut().is_some_and(|urgent| urgent.completes(index));
-                normal += u32::from(!is_urgent);
             }
             self.tx_lent = self.tx_lent.saturating_sub(normal);
             self.watchdog.reset |= normal > 0;
@@ -532,7 +569,10 @@ impl XskSocket {
     fn tx_pending(&mut self, ring: TxRing) -> u32 {
         match (ring, &self.urgent) {
             (TxRing::Urgent, Some(urgent)) => urgent.tx.pending(),
-            _ => self.sizes.rings.saturating_sub(self.tx.nb_free_exact()),
+            _ => match &self.multi {
+                Some(multi) => multi.tx.pending(),
+                None => self.sizes.rings.saturating_sub(self.tx.nb_free_exact()),
+            },
         }
     }
 
@@ -549,6 +589,83 @@ impl AsFd for XskSocket {
         // SAFETY: the queues keep the socket open as long as `self` lives.
         unsafe { BorrowedFd::borrow_raw(self.fd) }
     }
+}
+
+/// The ways of the same name, where packets may be longer than a chunk. See `multi`.
+impl XskSocket {
+    #[cold]
+    #[inline(never)]
+    fn receive_multi(&mut self, pool: &mut FramePool, burst: &mut Burst) -> usize {
+        let Some(multi) = self.multi.as_deref_mut() else { return 0 };
+        let before = burst.len();
+        let Multi { rx, assembly, losses, .. } = multi;
+        let taken = assembly.receive((rx, losses, &mut self.faults), &self.area, pool, burst);
+        self.rx_lent = self.rx_lent.saturating_sub(taken);
+        self.marked[0] = self.marked[0].saturating_sub(taken);
+        burst.len() - before
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn receive_urgent_multi(&mut self, pool: &mut FramePool, burst: &mut Burst) -> usize {
+        let (Some(multi), Some(urgent)) = (self.multi.as_deref_mut(), &mut self.urgent) else { return 0 };
+        let before = burst.len();
+        let Multi { urgent_assembly, losses, .. } = multi;
+        let from = (&mut urgent.rx, losses, &mut self.faults);
+        let taken = urgent_assembly.receive(from, &self.area, pool, burst);
+        self.rx_lent = self.rx_lent.saturating_sub(taken);
+        self.marked[1] = self.marked[1].saturating_sub(taken);
+        burst.len() - before
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn transmit_multi(&mut self, pool: &mut FramePool, burst: &mut Burst) -> usize {
+        let budget = self.tx_budget();
+        let Some(Multi { tx, large, .. }) = self.multi.as_deref_mut() else { return 0 };
+        let room = budget.min(tx.room() as usize);
+        if self.tx_lent == 0 {
+            self.watchdog.reset = true;
+        }
+        let mut lent = 0;
+        let count = multi::send((room, large), pool, burst, &mut self.faults, |part| {
+            lent += 1;
+            tx.put(part.address as u64, part.len as u32, multi::options(part))
+        });
+        tx.publish();
+        self.tx_lent += lent;
+        count
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn transmit_urgent_multi(&mut self, pool: &mut FramePool, burst: &mut Burst) -> usize {
+        let (Some(multi), Some(urgent)) = (self.multi.as_deref_mut(), &mut self.urgent) else { return 0 };
+        let room = urgent.tx_budget() as usize;
+        let area = &self.area;
+        let count = multi::send((room, &mut multi.urgent_large), pool, burst, &mut self.faults, |part| {
+            let (index, _) = area.locate(part.address);
+            urgent.send(index, part.address as u64, part.len as u32, multi::options(part))
+        });
+        urgent.tx.publish();
+        count
+    }
+}
+
+/// A part of a large buffer was sent: true if the buffer is home with it. `None` if none is lent so.
+#[cold]
+#[inline(never)]
+fn part_home(
+    pool: &mut FramePool,
+    multi: &mut Option<Box<Multi>>,
+    index: u32,
+    is_urgent: bool,
+) -> Option<bool> {
+    let is_last = pool.regain_part(index)?;
+    if let Some(multi) = multi.as_mut().filter(|_| is_last) {
+        multi.large_home(is_urgent);
+    }
+    Some(is_last)
 }
 
 /// The frame as a descriptor can name it. One without a packet the kernel would refuse and never give back: it goes home, and is counted.

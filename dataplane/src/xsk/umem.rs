@@ -12,7 +12,7 @@ use xsk_rs::FrameDesc;
 use xsk_rs::Umem;
 use xsk_rs::config::{FrameSize, QueueSize, UmemConfig};
 
-use crate::frame::{BURST, FramePool};
+use crate::frame::{BURST, FramePool, large_parts};
 use crate::plan::Early;
 
 use super::{HEADROOM, XskConfig, XskError};
@@ -22,6 +22,10 @@ const HUGE_PAGE: usize = 2 << 20;
 
 /// Frames per socket beyond its rings: bursts on their way through the stages.
 const SLACK: u32 = 256;
+
+/// Large buffers of a queue, where it has some: enough for what a burst brings, what is being sent, and what is held up at
+/// other workers. The last two have bounds (`FramePool::large_to_send` and `can_spare_this`).
+const LARGE: u32 = 512;
 
 /// How large the rings of one queue are, in descriptors, and how many chunks may be where.
 ///
@@ -44,15 +48,24 @@ pub(super) struct Sizes {
     pub(super) tx_frames: u32,
     /// and on the second.
     pub(super) urgent_tx_frames: u32,
+    /// Large buffers. 0 without multi-buffer packets.
+    pub(super) large: u32,
 }
 
 impl Sizes {
     pub(super) fn of(config: &XskConfig) -> Sizes {
         let (rings, tx_frames) = (config.ring_size, config.tx_frames);
+        let large = if config.multi_buffer { LARGE.min(rings) } else { 0 };
         match config.early {
-            Early::Off => {
-                Sizes { rings, urgent: 0, fill: rings, completion: rings, tx_frames, urgent_tx_frames: 0 }
-            }
+            Early::Off => Sizes {
+                rings,
+                urgent: 0,
+                fill: rings,
+                completion: rings,
+                tx_frames,
+                urgent_tx_frames: 0,
+                large,
+            },
             Early::IfPossible | Early::On => Sizes {
                 rings,
                 urgent: rings / 2,
@@ -60,6 +73,7 @@ impl Sizes {
                 completion: 2 * rings,
                 tx_frames,
                 urgent_tx_frames: tx_frames.min(rings / 2),
+                large,
             },
         }
     }
@@ -81,11 +95,14 @@ impl Sizes {
     }
 }
 
-/// How many chunks the queues of one worker need.
-fn chunk_count(chunk_size: usize, queues: &[Sizes]) -> usize {
+/// How many chunks the queues of one worker need, without those of the large buffers, and how many of these.
+fn chunk_count(chunk_size: usize, queues: &[Sizes]) -> (usize, usize) {
     let wanted: usize = queues.iter().map(Sizes::chunks).sum();
+    let large: usize = queues.iter().map(|sizes| sizes.large as usize).sum();
+    let in_large = large * large_parts(chunk_size, HEADROOM);
     // A mapping of huge pages is a whole number of them.
-    (wanted * chunk_size).next_multiple_of(HUGE_PAGE) / chunk_size
+    let all = ((wanted + in_large) * chunk_size).next_multiple_of(HUGE_PAGE) / chunk_size;
+    (all - in_large, large)
 }
 
 /// A UMEM as its sockets see it. Cheap to clone; the memory lives until the last clone is gone.
@@ -104,7 +121,8 @@ pub(super) fn create(chunk_size: u32, queues: &[Sizes]) -> Result<(Area, FramePo
     let chunk_log2 = chunk_size.trailing_zeros();
     let umem_config = umem_config(chunk_size, queues);
     let chunk_size = chunk_size as usize;
-    let count = chunk_count(chunk_size, queues);
+    let (chunks, large) = chunk_count(chunk_size, queues);
+    let count = chunks + large * large_parts(chunk_size, HEADROOM);
     let failed = |source| XskError::Umem { bytes: count * chunk_size, source };
     let frames = u32::try_from(count).ok().and_then(NonZeroU32::new);
     let frames = frames.ok_or_else(|| failed(io::ErrorKind::InvalidInput.into()))?;
@@ -128,7 +146,7 @@ pub(super) fn create(chunk_size: u32, queues: &[Sizes]) -> Result<(Area, FramePo
     // SAFETY: the UMEM is `count` chunks of `chunk_size` from `base` on: its first packet begins behind the headroom
     // of the first chunk. It is mapped until its last clone is dropped, one of which the pool keeps. Only the pool and
     // the sockets, which the pool lends to, touch it. `Interface::check` has checked the chunk size.
-    let pool = unsafe { FramePool::from_raw(base, chunk_size, count, HEADROOM, memory) };
+    let pool = unsafe { FramePool::from_raw(base, chunk_size, (chunks, large), HEADROOM, memory) };
     let area = Area { umem, descriptors: descriptors.into(), chunk_log2, base: pool.base() };
     Ok((area, pool, huge_pages))
 }
@@ -213,11 +231,16 @@ mod tests {
 
     #[test]
     fn the_memory_is_a_whole_number_of_huge_pages_and_enough() {
-        let count = chunk_count(2048, &[sizes(Early::Off, 64); 3]);
+        let (count, none) = chunk_count(2048, &[sizes(Early::Off, 64); 3]);
+        assert_eq!(none, 0);
         assert!(count >= 3 * (64 + 64 + 64 + 256));
         assert_eq!(count * 2048 % HUGE_PAGE, 0);
-        let more = chunk_count(2048, &[sizes(Early::On, 2048)]);
+        let (more, _) = chunk_count(2048, &[sizes(Early::On, 2048)]);
         assert!(more >= 2 * 2048 + 2048 + 1024 + 2048 + 1024 + 256, "{more}");
+        let large = Sizes { large: 64, ..sizes(Early::Off, 64) };
+        let (count, large) = chunk_count(2048, &[large; 3]);
+        assert_eq!((large, (count + large * 5) * 2048 % HUGE_PAGE), (192, 0));
+        assert!(count >= 3 * (64 + 64 + 64 + 256));
     }
 
     #[test]

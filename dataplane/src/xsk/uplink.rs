@@ -41,6 +41,8 @@ pub struct UplinkInfo {
     pub early: bool,
     /// Why not, if they were asked for: the first queue that has none, and the kernel's reason.
     pub early_refused: Option<String>,
+    /// Packets may be longer than a chunk (multi-buffer).
+    pub multi_buffer: bool,
     /// The frames lie on huge pages.
     pub huge_pages: bool,
     /// Bytes per chunk.
@@ -79,6 +81,7 @@ impl UplinkInfo {
             early_requested: config.early,
             early: false,
             early_refused: None,
+            multi_buffer: config.multi_buffer,
             huge_pages: false,
             chunk_size: config.chunk_size,
             ring_size: config.ring_size,
@@ -99,7 +102,7 @@ impl UplinkInfo {
             driver: interface.driver.clone(),
             ifindex: interface.index,
             mac: interface.mac,
-            mtu: interface.mtu,
+            mtu: interface.packet_mtu(),
             queues: sockets.iter().filter(|socket| !socket.urgent).map(|socket| socket.queue).collect(),
             queue_count: interface.queue_count,
             mode_requested: config.mode,
@@ -107,6 +110,7 @@ impl UplinkInfo {
             early_requested: config.early,
             early: config.early != Early::Off && early_refused.is_none(),
             early_refused,
+            multi_buffer: config.multi_buffer,
             huge_pages,
             chunk_size: config.chunk_size,
             ring_size: config.ring_size,
@@ -200,9 +204,9 @@ impl Uplink {
         self.sockets.iter().map(socket_statistics).collect()
     }
 
-    /// From now on frames of this network are steered to us.
-    pub fn serve(&mut self, vni: Vni) -> Result<(), XskError> {
-        self.program.as_mut().map_or(Ok(()), |program| program.serve(vni))
+    /// From now on frames of this network are steered to us, if they come to this port.
+    pub fn serve(&mut self, vni: Vni, port: u16) -> Result<(), XskError> {
+        self.program.as_mut().map_or(Ok(()), |program| program.serve(vni, port))
     }
 
     /// From now on frames of this network pass to the kernel.

@@ -78,9 +78,9 @@ impl Urgent {
 
     /// Puts a lent chunk into the tx ring, if there is room. The kernel sees it after [`Ring::publish`].
     #[inline]
-    pub(super) fn send(&mut self, index: u32, address: u64, length: u32) -> bool {
+    pub(super) fn send(&mut self, index: u32, address: u64, length: u32, options: u32) -> bool {
         let Some(sent) = self.sent.get_mut(index as usize) else { return false };
-        if !self.tx.put(address, length) {
+        if !self.tx.put(address, length, options) {
             return false;
         }
         *sent = true;
@@ -106,7 +106,7 @@ impl Urgent {
     }
 }
 
-/// An rx or tx ring: a power of two of descriptors, and two indices that only grow. For one side, which it says by what it calls.
+/// An rx or tx ring of a socket's: a power of two of descriptors, and two indices that only grow. For one side, which it says by what it calls.
 #[derive(Debug)]
 pub(super) struct Ring {
     producer: NonNull<AtomicU32>,
@@ -123,7 +123,7 @@ pub(super) struct Ring {
 unsafe impl Send for Ring {}
 
 impl Ring {
-    fn map(
+    pub(super) fn map(
         fd: BorrowedFd<'_>,
         place: libc::off_t,
         offsets: &libc::xdp_ring_offset,
@@ -170,13 +170,13 @@ impl Ring {
         Ring::load(self.producer).wrapping_sub(self.at).min(self.mask + 1)
     }
 
-    /// rx: the next one's address and length. Only if one has arrived; [`release`](Self::release) gives the places back.
+    /// rx: the next descriptor. Only if one has arrived; [`release`](Self::release) gives the places back.
     #[inline]
-    pub(super) fn take(&mut self) -> (usize, usize) {
+    pub(super) fn take(&mut self) -> libc::xdp_desc {
         // SAFETY: in the mapping, and written before the producer index was.
         let descriptor = unsafe { self.descriptor(self.at).read() };
         self.at = self.at.wrapping_add(1);
-        (descriptor.addr as usize, descriptor.len as usize)
+        descriptor
     }
 
     /// rx: what was taken has been read.
@@ -199,12 +199,12 @@ impl Ring {
 
     /// tx: puts one in, if there is room.
     #[inline]
-    fn put(&mut self, address: u64, length: u32) -> bool {
+    pub(super) fn put(&mut self, address: u64, length: u32, options: u32) -> bool {
         if self.room() == 0 {
             return false;
         }
         // SAFETY: in the mapping, and not the kernel's before the producer index says so.
-        unsafe { self.descriptor(self.at).write(libc::xdp_desc { addr: address, len: length, options: 0 }) };
+        unsafe { self.descriptor(self.at).write(libc::xdp_desc { addr: address, len: length, options }) };
         self.at = self.at.wrapping_add(1);
         true
     }

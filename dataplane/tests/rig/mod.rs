@@ -14,9 +14,11 @@ use peregrine_dataplane::plan::{
 };
 use peregrine_dataplane::stages::{self, Cx, Origin, Stage, Wire, Work, collect};
 use peregrine_dataplane::stats::Totals;
-use peregrine_dataplane::tables::{NextHop, Tables};
+use peregrine_dataplane::tables::{NextHop, Tables, remote_addresses};
 use peregrine_dataplane::tenants::{TenantRings, Tenants};
-use peregrine_dataplane::types::{Class, CoreId, EndpointId, MacAddr, NetworkId, RemoteId, UplinkId, Vni};
+use peregrine_dataplane::types::{
+    Class, CoreId, EndpointId, MacAddr, NetworkId, RemoteId, SourceId, UplinkId, Vni,
+};
 use peregrine_memif::{ClientConfig, Interface, RxRing, ServerConfig};
 
 /// Nothing is added to the stages.
@@ -45,7 +47,8 @@ pub fn plan() -> Plan {
     };
     let endpoint = |name: &str, network, last: u8| {
         let memif = MemifPlan::server(peregrine_memif::SocketAddr::Abstract("unused".into()), last.into());
-        EndpointPlan::new(name, NetworkId(network), mac(last), memif)
+        // What is sent is a test's own alone: frames are counted.
+        EndpointPlan { announce: false, ..EndpointPlan::new(name, NetworkId(network), mac(last), memif) }
     };
     Plan {
         workers: vec![WorkerPlan { core: CoreId(0), nice: None }],
@@ -102,6 +105,22 @@ pub struct Sent {
     pub full: Option<UplinkId>,
     /// Whether frames are kept, which allocates.
     pub keeps: bool,
+    /// Frames may be such as the uplink must move before it sends them.
+    pub may_move: bool,
+}
+
+impl Sent {
+    /// It takes and keeps everything.
+    pub fn new() -> Sent {
+        Sent {
+            frames: Vec::new(),
+            uplinks: Vec::new(),
+            room: usize::MAX,
+            full: None,
+            keeps: true,
+            may_move: false,
+        }
+    }
 }
 
 impl Wire for Sent {
@@ -117,7 +136,8 @@ impl Wire for Sent {
         }
         let (mut sent, mut bytes) = (0, 0);
         for frame in frames.drain_front(self.room.min(frames.len())) {
-            assert_eq!(frame.headroom(), 0, "ready for the wire: starts where the kernel wants it");
+            let starts_well = frame.headroom() == 0 || self.may_move;
+            assert!(starts_well, "ready for the wire: starts where the kernel wants it");
             sent += 1;
             bytes += frame.len();
             if self.keeps {
@@ -146,15 +166,16 @@ impl Rig {
 
     /// Chains are taken from and given to tenants that have them in their configuration.
     pub fn with_config(plan: Plan, config: ClientConfig) -> Rig {
-        let mut tables = Tables::new(&plan, 1500);
+        let mut tables = Tables::new(&plan, uplink_mtu(&plan));
         let hop = NextHop { uplink: UplinkId(0), destination: mac(0xaa), source: mac(0xbb) };
         for remote in 0..tables.remotes.len() {
-            tables.set_next_hop(RemoteId(remote as u16), Some(hop));
+            let path = hop.path(plan.uplinks[0].local(), uplink_mtu(&plan) as u32);
+            tables.set_paths(RemoteId(remote as u16), SourceId(0), &[path]);
         }
         let fdb = Fdb::new(256, plan.networks.len());
         let mut tenants = Tenants::new(&tables);
         let mut clients = Vec::new();
-        let mut pool = FramePool::anonymous(2048, 256, 256);
+        let mut pool = FramePool::anonymous_with_large(2048, 256, 256, if is_jumbo(&plan) { 64 } else { 0 });
         pool.set_class(plan.classes.default);
         let server = ServerConfig { chains: config.chains, ..ServerConfig::default() };
         for (index, endpoint) in plan.endpoints.iter().enumerate() {
@@ -164,6 +185,12 @@ impl Rig {
             tenants.attach(id, 7, rings(server)).unwrap();
             clients.push(client);
         }
+        for (network, its) in (0..).map(NetworkId).zip(&plan.networks) {
+            for fixed in &its.static_macs {
+                let remote = remote_addresses(&plan)[&fixed.remote];
+                assert!(fdb.set_fixed(network, fixed.mac, Destination::Remote(remote)));
+            }
+        }
         Rig {
             counters: counters(&plan, &tables),
             tables,
@@ -172,7 +199,7 @@ impl Rig {
             tenants,
             clients,
             bursts: Default::default(),
-            wire: Sent { frames: Vec::new(), uplinks: Vec::new(), room: usize::MAX, full: None, keeps: true },
+            wire: Sent::new(),
             flood_budget: usize::MAX,
         }
     }
@@ -216,7 +243,7 @@ impl Rig {
         for burst in frames.chunks(BURST) {
             sent.extend(self.run(|bursts, cx| {
                 for bytes in burst {
-                    let mut frame = cx.pool.take().unwrap();
+                    let mut frame = cx.pool.take_for(bytes.len()).unwrap();
                     frame.reset(0, bytes.len()).unwrap().copy_from_slice(bytes);
                     cx.counters.uplink_rx.of(uplink).unwrap().one(bytes.len());
                     bursts.0.push(frame).unwrap();
@@ -268,7 +295,18 @@ impl Rig {
             assert_eq!(class.in_flight(), 0, "of its class, frames in != frames out + drops: {class:?}");
         }
         assert_eq!(self.pool.available(), self.pool.capacity(), "every chunk is home");
+        assert_eq!(self.pool.large_available(), self.pool.large_capacity(), "every large buffer is home");
     }
+}
+
+/// Some network's packets are longer than a chunk.
+pub fn is_jumbo(plan: &Plan) -> bool {
+    plan.networks.iter().any(|network| network.mtu > 1728)
+}
+
+/// Of an uplink that takes all of its networks' packets.
+pub fn uplink_mtu(plan: &Plan) -> usize {
+    plan.networks.iter().map(|network| usize::from(network.mtu) + 50).max().unwrap_or_default().max(1500)
 }
 
 /// A worker's, all zero.

@@ -109,7 +109,7 @@ pub fn vni(raw: u32) -> Vni {
 
 /// A config for one end: what is for `local` in network 7 is steered.
 pub fn config(interface: &str, local: Ipv4Addr) -> XskConfig {
-    let steering = Steering { local: IpAddr::V4(local), port: 4789, vnis: vec![vni(7)] };
+    let steering = Steering::new(IpAddr::V4(local), 4789, &[vni(7)]);
     XskConfig { steering: Some(steering), ..XskConfig::new(interface, XdpMode::Copy) }
 }
 
@@ -180,7 +180,9 @@ impl End {
     /// Every chunk is free, lent for receiving, or lent for transmission.
     pub fn assert_frames_are_home(&self) {
         let lent: usize = self.port.sockets.iter().map(|s| s.rx_outstanding() + s.tx_outstanding()).sum();
-        assert_eq!(self.port.pool.available() + lent, self.port.pool.capacity(), "{self:?}");
+        let pool = &self.port.pool;
+        assert_eq!(pool.large_available() + pool.large_lent(), pool.large_capacity(), "{self:?}");
+        assert_eq!(pool.available() + lent, pool.capacity(), "{self:?}");
         assert!(self.port.sockets.iter().all(|socket| socket.faults() == 0), "{self:?}");
     }
 }
@@ -197,7 +199,7 @@ impl std::fmt::Debug for End {
 
 /// A frame of the pool with these bytes.
 pub fn filled(pool: &mut FramePool, bytes: &[u8], headroom: usize) -> peregrine_dataplane::frame::Frame {
-    let mut frame = pool.take().expect("a free frame");
+    let mut frame = pool.take_for(headroom + bytes.len()).expect("a free frame");
     frame.reset(headroom, bytes.len()).expect("room for it").copy_from_slice(bytes);
     frame
 }

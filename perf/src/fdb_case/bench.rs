@@ -14,7 +14,7 @@ use peregrine_dataplane::plan::{NetworkPlan, Plan, WorkerPlan};
 use peregrine_dataplane::replay::{Field, Numbers, Pace, ReplayFrame, ReplayStream, Speed};
 use peregrine_dataplane::stats::Stats;
 use peregrine_dataplane::tables::NextHop;
-use peregrine_dataplane::types::{CoreId, EndpointId, RemoteId, UplinkId};
+use peregrine_dataplane::types::{CoreId, EndpointId, SourceId, UplinkId};
 use peregrine_dataplane::wire::outer::OVERHEAD_IPV4;
 use peregrine_memif::{ClientConfig, Interface};
 
@@ -22,7 +22,7 @@ use super::INNER_BYTES;
 use crate::environment::CpuTime;
 use crate::paced::Latencies;
 use crate::pipeline_case::mode::worker_time;
-use crate::rig::{FAR, REMOTE, connect, encapsulated, inner, plan, station, tenant_mac};
+use crate::rig::{FAR, LOCAL, REMOTE, connect, encapsulated, inner, plan, station, tenant_mac};
 
 /// Gets what comes from the underlay.
 const RECEIVER: EndpointId = EndpointId(0);
@@ -127,8 +127,9 @@ impl Bench {
         let mut engine = Engine::replay_streams(&plan, vec![streams]).map_err(|error| error.to_string())?;
         core_affinity::set_for_current(setup.control);
         let hop = NextHop { uplink: UplinkId(0), destination: FAR, source: tenant_mac(0) };
-        let remote = engine.remotes().iter().position(|address| *address == IpAddr::V4(REMOTE));
-        engine.set_next_hops(remote.map(|id| (RemoteId(id as u16), Some(hop))));
+        let remote = engine.remotes().find(|(_, address)| *address == IpAddr::V4(REMOTE));
+        let path = hop.path(IpAddr::V4(LOCAL), 1500);
+        engine.set_paths(remote.map(|(id, _)| (id, SourceId(0), vec![path])));
         let receiver = engine.attach_timed_discard(RECEIVER, flows).map_err(|error| error.to_string())?;
         let mut bench = Bench { engine, receiver, paces, core: setup.worker, is_left_alone: false };
         if setup.known > 0 {

@@ -7,7 +7,7 @@ use peregrine_dataplane::types::{EndpointId, MacAddr};
 use peregrine_memif::{ClientConfig, Interface};
 
 use super::{Case, MILLION, Maker, PACKETS, case, maker};
-use crate::rig::{FAR, Rig, fill, inner, station, tenant_mac, underlay_frame};
+use crate::rig::{FAR, Rig, Underlay, encapsulated_over, fill, inner, station, tenant_mac};
 
 /// Tenants: a burst takes half of its packets from each.
 const TENANTS: u16 = 2;
@@ -39,8 +39,21 @@ pub fn cases() -> Vec<Maker> {
             Ok(tenant_to_tenant(name, Bench::new(bytes)?))
         }));
     }
+    for (name, underlay) in [("ipv6", Underlay::Ipv6ZeroChecksum), ("ipv6-udp-sum", Underlay::Ipv6)] {
+        for bytes in [64, 1400] {
+            let bench = move || Bench::with(underlay, bytes, 0);
+            cases.push(maker(format!("stage/classify-{name}/{bytes}"), move |name| {
+                Ok(stage_in(name, bench()?, Stage::Classify))
+            }));
+            cases.push(maker(format!("stage/encap-{name}/{bytes}"), move |name| {
+                Ok(stage_out(name, bench()?, Stage::Encap))
+            }));
+            cases.push(maker(format!("path/in-{name}/{bytes}"), move |name| Ok(path_in(name, bench()?))));
+            cases.push(maker(format!("path/out-{name}/{bytes}"), move |name| Ok(path_out(name, bench()?))));
+        }
+    }
     cases.push(maker(format!("stage/lookup-in/{MILLION}"), |name| {
-        Ok(lookup_many(name, Bench::with_stations(64, STATIONS)?))
+        Ok(lookup_many(name, Bench::with(Underlay::Ipv4, 64, STATIONS)?))
     }));
     cases
 }
@@ -61,15 +74,15 @@ struct Bench {
 
 impl Bench {
     fn new(inner_bytes: usize) -> Result<Bench, String> {
-        Bench::with_stations(inner_bytes, 0)
+        Bench::with(Underlay::Ipv4, inner_bytes, 0)
     }
 
-    fn with_stations(inner_bytes: usize, stations: u32) -> Result<Bench, String> {
-        let mut rig = Rig::with_stations(TENANTS, 4 * BURST, stations)?;
+    fn with(underlay: Underlay, inner_bytes: usize, stations: u32) -> Result<Bench, String> {
+        let mut rig = Rig::over(underlay, TENANTS, 4 * BURST, stations)?;
         let clients = (0..TENANTS)
             .map(|id| rig.attach(EndpointId(id), ClientConfig::default()))
             .collect::<Result<Vec<_>, _>>()?;
-        let frame = underlay_frame(tenant_mac(0), inner_bytes);
+        let frame = encapsulated_over(underlay, &inner(FAR, tenant_mac(0), inner_bytes));
         fill(&mut rig.pool, &frame)?;
         Ok(Bench {
             rig,

@@ -6,13 +6,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
-use peregrine_dataplane::fdb::{AgeingHand, Fdb, Learned};
+use peregrine_dataplane::fdb::{AgeingHand, Fdb, Learned, Limits};
 use peregrine_dataplane::plan::NetworkPlan;
 use peregrine_dataplane::tables::Tables;
 use peregrine_dataplane::types::{MacAddr, RemoteId, Vni};
 
 use super::{Case, MILLION, Maker, PACKETS, case, maker};
-use crate::rig::{FDB_SECRET, NETWORK, plan};
+use crate::rig::{NETWORK, SECRET, plan};
 
 /// Networks, and remotes, in the tables.
 const MANY: u32 = 1000;
@@ -64,7 +64,7 @@ struct Addresses {
 impl Addresses {
     fn new(entries: u64) -> Result<Addresses, String> {
         // Room for what `learn_new` adds.
-        let fdb = Fdb::with_secret(entries as usize + PACKETS, 1, FDB_SECRET);
+        let fdb = Fdb::with_secret(entries as usize + PACKETS, 1, SECRET);
         for number in 0..entries {
             if fdb.learn(NETWORK, known(number), REMOTE, NOW_S, u32::MAX) != Learned::New {
                 return Err(format!(
@@ -99,7 +99,9 @@ impl Addresses {
 
     #[inline]
     fn learns(&self, learned: Learned) -> usize {
-        let is = |mac: &&MacAddr| self.fdb.learn(NETWORK, **mac, REMOTE, NOW_S, u32::MAX) == learned;
+        const LIMITS: Limits = Limits::of(u32::MAX);
+        let place = |mac: &MacAddr| self.fdb.place(NETWORK, mac.to_u64());
+        let is = |mac: &&MacAddr| self.fdb.learn_at(place(mac), REMOTE, NOW_S, &LIMITS) == learned;
         self.chosen.iter().filter(is).count()
     }
 
@@ -208,14 +210,14 @@ fn age_step(name: &str, addresses: Addresses) -> Result<Case, String> {
 /// As many networks as remotes, each network with one of them.
 fn many_tables() -> Tables {
     let mut plan = plan(0);
-    let Some(first) = plan.networks.pop() else { return Tables::new(&plan, 1500) };
+    let Some(first) = plan.networks.pop() else { return Tables::with_secret(&plan, 1500, SECRET) };
     plan.networks.extend((1..=MANY).map(|number| NetworkPlan {
         name: format!("perf{number}"),
         vni: vni(number),
         remotes: vec![IpAddr::V4(address(number))],
         ..first.clone()
     }));
-    Tables::new(&plan, 1500)
+    Tables::with_secret(&plan, 1500, SECRET)
 }
 
 fn vni(number: u32) -> Vni {
@@ -251,7 +253,7 @@ fn remote_by_address(name: &str) -> Case {
         (many_tables(), 0, [address(1); PACKETS]),
         |(_, next, chosen)| chosen.iter_mut().zip(numbers(next)).for_each(|(place, n)| *place = address(n)),
         |(tables, _, chosen)| {
-            chosen.iter().filter(|address| black_box(tables.remote_by_address(**address)).is_some()).count()
+            chosen.iter().filter(|address| black_box(tables.remote_by_ipv4(**address)).is_some()).count()
         },
     )
 }

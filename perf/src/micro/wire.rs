@@ -6,10 +6,12 @@ use std::net::Ipv4Addr;
 use peregrine_dataplane::wire::checksum::Sum;
 use peregrine_dataplane::wire::flow::flow_hash;
 use peregrine_dataplane::wire::ip::udp_pseudo_header;
-use peregrine_dataplane::wire::outer::{self, OVERHEAD_IPV4, OuterFields, OuterTemplate, Vtep};
+use peregrine_dataplane::wire::outer::{self, Listening, OVERHEAD_IPV4, OuterFields, OuterTemplate};
 
 use super::{Case, Maker, PACKETS, case, maker};
-use crate::rig::{FAR, LOCAL, REMOTE, VNI, inner, tenant_mac, underlay_frame};
+use crate::rig::{
+    FAR, LOCAL, LOCAL_IPV6, REMOTE, Underlay, VNI, encapsulated_over, inner, tenant_mac, underlay_frame,
+};
 
 /// Where the UDP header begins in a frame of [`underlay_frame`].
 const UDP: usize = 34;
@@ -23,6 +25,17 @@ pub fn cases() -> Vec<Maker> {
         cases.push(maker(format!("wire/parse-udp-sum/{bytes}"), move |name| {
             Ok(parse(name, with_udp_sum(underlay_frame(tenant_mac(0), bytes))))
         }));
+    }
+    for (name, underlay) in
+        [("parse-ipv6", Underlay::Ipv6ZeroChecksum), ("parse-ipv6-udp-sum", Underlay::Ipv6)]
+    {
+        for bytes in [64, 1400] {
+            cases.push(maker(format!("wire/{name}/{bytes}"), move |name| {
+                let frame = encapsulated_over(underlay, &inner(FAR, tenant_mac(0), bytes));
+                let listening = Listening::new(&[LOCAL_IPV6.into()], &[4789], true);
+                Ok(each(name, frame, move |frame| black_box(outer::plain_ipv6(frame, &listening)).is_some()))
+            }));
+        }
     }
     cases.push(maker("wire/template-write", |name| Ok(template_write(name))));
     for bytes in [20, 64, 1400] {
@@ -46,8 +59,8 @@ fn each(name: &str, bytes: Vec<u8>, mut call: impl FnMut(&[u8]) -> bool + 'stati
 }
 
 fn parse(name: &str, frame: Vec<u8>) -> Case {
-    let vtep = Vtep { address: LOCAL, port: 4789 };
-    each(name, frame, move |frame| black_box(outer::parse(frame, vtep)).is_ok())
+    let listening = Listening::new(&[LOCAL.into()], &[4789], true);
+    each(name, frame, move |frame| black_box(outer::plain_ipv4(frame, &listening)).is_some())
 }
 
 fn template_write(name: &str) -> Case {

@@ -68,8 +68,7 @@ impl XdpPort {
         match settings.taken {
             Taken::Everything => config.everything = true,
             Taken::Vxlan(vtep, vni) => {
-                config.steering =
-                    Some(Steering { local: vtep.address.into(), port: vtep.port, vnis: vec![vni] });
+                config.steering = Some(Steering::new(vtep.address.into(), vtep.port, &[vni]));
             }
         }
         let (uplink, ports) = xsk::open(&config, std::slice::from_ref(&settings.queues))?;

@@ -1,0 +1,224 @@
+//! What answers for tenants are made by: who has which address, whom "packet too big" is told from, and how much of it a tenant gets.
+//! Part of the [`Tables`](crate::tables::Tables), which keep it when they are replaced; made once from the plan.
+//!
+//! `stages/answer.rs` asks it about frames that are flooded or too long. An address of a tenant's is answered for only while that is
+//! connected, one behind a remote as long as the station's MAC address is fixed there.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+
+use crate::clock::cycles_per_second;
+use crate::limit::Limiter;
+use crate::plan::{EndpointPlan, InnerVlan, NetworkPlan, Plan};
+use crate::types::{EndpointId, MacAddr, NetworkId};
+use crate::wire::icmp::Gateways;
+
+/// "Packet too big" that a tenant is told each second, and at once: senders need one for each path, and ask again after minutes.
+const TOLD_PER_SECOND: u32 = 100;
+const TOLD_AT_ONCE: u32 = 10;
+
+/// Frames that may be flooded at once are those of so many parts of a second, or [`STORM_BURST_MIN`].
+const STORM_BURSTS_PER_SECOND: u32 = 10;
+const STORM_BURST_MIN: u32 = 10;
+
+/// All of it.
+#[derive(Debug)]
+pub struct Answers {
+    /// By [`NetworkId`].
+    networks: Box<[NetworkAnswers]>,
+    /// By [`EndpointId`].
+    endpoints: Box<[Limits]>,
+    stations: HashMap<(NetworkId, IpAddr), MacAddr>,
+}
+
+/// What is answered on a network.
+#[derive(Clone, Copy, Debug)]
+pub struct NetworkAnswers {
+    /// ARP and neighbour solicitations for known addresses.
+    pub suppression: bool,
+    /// Frames with VLAN tags are its own.
+    pub is_tagged: bool,
+    /// Lower the MSS of TCP connections.
+    pub clamps_mss: bool,
+    /// Largest inner IP packet.
+    pub mtu: usize,
+    /// Who tells it.
+    pub gateways: Gateways,
+    /// The stations of the gateways' addresses.
+    routers: [Option<MacAddr>; 2],
+}
+
+impl NetworkAnswers {
+    /// The station is a router, by whichever of its addresses: one that is answered for as if it were none would be forgotten as one (RFC
+    /// 4861 §7.2.5).
+    pub fn is_router(&self, station: MacAddr) -> bool {
+        self.routers.contains(&Some(station))
+    }
+}
+
+/// What is counted out to a tenant, on all workers together.
+#[derive(Debug)]
+struct Limits {
+    told: Limiter,
+    storm: Option<Limiter>,
+}
+
+impl Limits {
+    fn new(endpoint: &EndpointPlan, ticks_per_second: u64) -> Limits {
+        let storm = |rate: u32| {
+            let burst = (rate / STORM_BURSTS_PER_SECOND).max(STORM_BURST_MIN);
+            Limiter::new(rate, burst, ticks_per_second)
+        };
+        Limits {
+            told: Limiter::new(TOLD_PER_SECOND, TOLD_AT_ONCE, ticks_per_second),
+            storm: endpoint.storm_limit.map(storm),
+        }
+    }
+}
+
+impl Answers {
+    /// From a plan.
+    pub fn new(plan: &Plan) -> Answers {
+        let ticks_per_second = cycles_per_second();
+        let stations = stations(plan);
+        let of_network = |(index, network): (usize, &NetworkPlan)| {
+            let station = |address: IpAddr| stations.get(&(NetworkId(index as u16), address)).copied();
+            let gateways = gateways(network, station);
+            let v4_station = gateways.v4.and_then(|v4| station(v4.into()));
+            NetworkAnswers {
+                suppression: network.suppression,
+                is_tagged: network.inner_vlan == InnerVlan::Carry,
+                clamps_mss: network.clamp_mss,
+                mtu: usize::from(network.mtu),
+                gateways,
+                routers: [v4_station, gateways.v6_station],
+            }
+        };
+        let limits = |endpoint: &EndpointPlan| Limits::new(endpoint, ticks_per_second);
+        Answers {
+            networks: plan.networks.iter().enumerate().map(of_network).collect(),
+            endpoints: plan.endpoints.iter().map(limits).collect(),
+            stations,
+        }
+    }
+
+    /// What is answered on a network.
+    pub fn network(&self, id: NetworkId) -> Option<&NetworkAnswers> {
+        self.networks.get(id.index())
+    }
+
+    /// The station that has this address on a network, if that is known.
+    pub fn station(&self, network: NetworkId, address: IpAddr) -> Option<MacAddr> {
+        self.stations.get(&(network, address)).copied()
+    }
+
+    /// Whether it would be worth while to make what this tenant may be told: takes nothing.
+    pub fn could_tell(&self, id: EndpointId, now: u64) -> bool {
+        self.endpoints.get(id.index()).is_some_and(|limits| limits.told.would_admit(now))
+    }
+
+    /// This tenant may be told once more.
+    pub fn may_tell(&self, id: EndpointId, now: u64) -> bool {
+        self.endpoints.get(id.index()).is_some_and(|limits| limits.told.admit(now))
+    }
+
+    /// One more frame of this tenant's may be flooded.
+    pub fn may_flood(&self, id: EndpointId, now: u64) -> bool {
+        let storm = self.endpoints.get(id.index()).and_then(|limits| limits.storm.as_ref());
+        storm.is_none_or(|storm| storm.admit(now))
+    }
+}
+
+/// Addresses that two stations have are nobody's: who asks hears both.
+fn stations(plan: &Plan) -> HashMap<(NetworkId, IpAddr), MacAddr> {
+    let mut stations: HashMap<(NetworkId, IpAddr), Option<MacAddr>> = HashMap::new();
+    let mut add = |network: NetworkId, mac: MacAddr, addresses: &[IpAddr]| {
+        for address in addresses {
+            let known = stations.entry((network, *address)).or_insert(Some(mac));
+            *known = known.filter(|known| *known == mac);
+        }
+    };
+    plan.endpoints.iter().for_each(|endpoint| add(endpoint.network, endpoint.mac, &endpoint.addresses));
+    for (index, network) in plan.networks.iter().enumerate() {
+        network
+            .static_macs
+            .iter()
+            .for_each(|fixed| add(NetworkId(index as u16), fixed.mac, &fixed.addresses));
+    }
+    stations.into_iter().filter_map(|(key, mac)| Some((key, mac?))).collect()
+}
+
+fn gateways(network: &NetworkPlan, station: impl Fn(IpAddr) -> Option<MacAddr>) -> Gateways {
+    let mut gateways = Gateways::default();
+    for &address in &network.gateways {
+        match address {
+            IpAddr::V4(address) => gateways.v4 = Some(address),
+            IpAddr::V6(address) => gateways.v6 = Some(address),
+        }
+    }
+    gateways.v6_station = gateways.v6.and_then(|v6| station(v6.into()));
+    gateways
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::{MemifPlan, StaticMac};
+    use crate::types::Vni;
+
+    fn mac(last: u8) -> MacAddr {
+        MacAddr([2, 0, 0, 0, 0, last])
+    }
+
+    fn plan() -> Plan {
+        let address = |last: u8| IpAddr::from([10, 0, 0, last]);
+        let memif = MemifPlan::server(peregrine_memif::SocketAddr::Abstract("unused".into()), 0);
+        let endpoint = |last: u8, network, addresses: &[u8]| EndpointPlan {
+            addresses: addresses.iter().map(|last| address(*last)).collect(),
+            ..EndpointPlan::new("x", NetworkId(network), mac(last), memif.clone())
+        };
+        let fixed =
+            |last: u8| StaticMac { mac: mac(last), remote: address(200), addresses: vec![address(last)] };
+        let network = |vni| NetworkPlan::new("x", Vni::new(vni).unwrap());
+        let gateway: IpAddr = "fd00::fe".parse().unwrap();
+        let mut router = endpoint(3, 0, &[9]);
+        router.addresses.push(gateway);
+        Plan {
+            workers: Vec::new(),
+            placement: Default::default(),
+            balance_threshold: 85,
+            uplinks: Vec::new(),
+            networks: vec![
+                NetworkPlan { static_macs: vec![fixed(5), fixed(1)], gateways: vec![gateway], ..network(1) },
+                network(2),
+            ],
+            endpoints: vec![endpoint(1, 0, &[1, 2]), endpoint(2, 1, &[1]), router, endpoint(4, 0, &[9])],
+            classes: Default::default(),
+            control_socket: Default::default(),
+        }
+    }
+
+    #[test]
+    fn an_address_is_one_stations_on_one_network() {
+        let answers = Answers::new(&plan());
+        let station = |network, last: u8| answers.station(NetworkId(network), [10, 0, 0, last].into());
+        assert_eq!([1, 2, 5].map(|last| station(0, last)), [1, 1, 5].map(|last| Some(mac(last))));
+        assert_eq!((station(1, 1), station(1, 2)), (Some(mac(2)), None));
+        assert_eq!(station(0, 9), None, "two have it");
+        let network = answers.network(NetworkId(0)).unwrap();
+        assert_eq!(network.gateways.v6_station, Some(mac(3)));
+        assert_eq!([1, 3, 4].map(|last| network.is_router(mac(last))), [false, true, false]);
+    }
+
+    #[test]
+    fn who_has_no_limit_may_flood() {
+        let mut plan = plan();
+        plan.endpoints[0].storm_limit = Some(20);
+        plan.endpoints[1].storm_limit = Some(1000);
+        let answers = Answers::new(&plan);
+        let at_once = |id| (0..500).filter(|_| answers.may_flood(EndpointId(id), 1)).count();
+        assert_eq!([0, 1, 2].map(at_once), [10, 100, 500]);
+        assert_eq!((0..500).filter(|_| answers.may_tell(EndpointId(0), 1)).count(), 10);
+        assert!(!answers.may_tell(EndpointId(9), 1), "there is none");
+    }
+}

@@ -1,0 +1,248 @@
+//! Tenants that have just connected are announced to their network, so that others learn where they are, and that they may have moved,
+//! before they have said anything: their IPv4 addresses by ARP announcements (RFC 5227 §2.3), their IPv6 addresses by unsolicited
+//! neighbour advertisements (RFC 4861 §7.2.6), and who has none of either by reverse ARP, as hypervisors do with a guest that has moved.
+//!
+//! Part of the engine: control builds the frames, and the worker that serves the tenant sends each as if the tenant had.
+
+use std::collections::VecDeque;
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use super::Engine;
+use super::workers::WorkerHandle;
+use crate::answers::Answers;
+use crate::mailbox::{Announcement, Order};
+use crate::plan::{EndpointPlan, Plan};
+use crate::types::{EndpointId, WorkerId};
+use crate::wire::{arp, ndp};
+
+/// So many times, so far apart (RFC 5227 §1.1: `ANNOUNCE_NUM`, `ANNOUNCE_INTERVAL`): the first may be lost, for one because the way to a
+/// remote is not known yet when the first tenant connects.
+const TIMES: u8 = 2;
+const INTERVAL: Duration = Duration::from_secs(2);
+/// A tenant that connects again and again is announced no more often than this, and each time after twice as long, up to the second: each
+/// announcement is copied to everybody.
+const PAUSE: Duration = Duration::from_secs(1);
+const PAUSE_MAX: Duration = Duration::from_secs(60);
+/// A worker is given so many frames at once, and more when it has nothing else to do for control: other orders wait for no more than these.
+const AT_ONCE: usize = 16;
+/// When to look whether it has.
+const LOOK: Duration = Duration::from_millis(10);
+
+/// Who is to be announced, and when.
+#[derive(Debug)]
+pub(super) struct Announcing {
+    pending: Vec<Pending>,
+    /// By endpoint.
+    last: Vec<Option<Last>>,
+    /// Frames that no worker has been given yet, or that it could not send just then.
+    unsent: VecDeque<Announcement>,
+}
+
+/// An endpoint was announced.
+#[derive(Clone, Copy, Debug)]
+struct Last {
+    at: Instant,
+    /// Until it is announced again, if it connects again.
+    pause: Duration,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Pending {
+    endpoint: EndpointId,
+    due: Instant,
+    times: u8,
+}
+
+impl Announcing {
+    pub(super) fn new(endpoints: usize) -> Announcing {
+        Announcing { pending: Vec::new(), last: vec![None; endpoints], unsent: VecDeque::new() }
+    }
+
+    /// A tenant has connected.
+    pub(super) fn begin(&mut self, endpoint: EndpointId, now: Instant) {
+        self.end(endpoint);
+        let last = self.last.get(endpoint.index()).copied().flatten();
+        let due = last.map_or(now, |last| now.max(last.at + last.pause));
+        self.pending.push(Pending { endpoint, due, times: TIMES });
+    }
+
+    /// It is gone.
+    pub(super) fn end(&mut self, endpoint: EndpointId) {
+        self.pending.retain(|pending| pending.endpoint != endpoint);
+        self.unsent.retain(|unsent| unsent.endpoint != endpoint);
+    }
+
+    /// Those that are to be announced now; next time they are not among them until it is time again.
+    fn due(&mut self, now: Instant) -> Vec<EndpointId> {
+        let mut due = Vec::new();
+        for pending in self.pending.iter_mut().filter(|pending| pending.due <= now) {
+            due.push(pending.endpoint);
+            if let Some(last) = self.last.get_mut(pending.endpoint.index()) {
+                *last = Some(Last::next(*last, now, pending.times == TIMES));
+            }
+            pending.due = now + INTERVAL;
+            pending.times -= 1;
+        }
+        self.pending.retain(|pending| pending.times > 0);
+        due
+    }
+
+    /// When to look again.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        (!self.unsent.is_empty()).then(|| Instant::now() + LOOK)
+    }
+}
+
+impl Last {
+    /// It is announced again; because it `has_come`, or once more. Who has not come for twice the pause begins anew.
+    fn next(before: Option<Last>, at: Instant, has_come: bool) -> Last {
+        let pause = match before {
+            Some(last) if !has_come => last.pause,
+            Some(last) if at < last.at + 2 * last.pause => (2 * last.pause).min(PAUSE_MAX),
+            _ => PAUSE,
+        };
+        Last { at, pause }
+    }
+}
+
+impl Engine {
+    /// A tenant has connected.
+    pub(super) fn begin_announcing(&mut self, endpoint: EndpointId) {
+        if self.plan.endpoint(endpoint).is_some_and(|endpoint| endpoint.announce) {
+            self.announcing.begin(endpoint, Instant::now());
+        }
+    }
+
+    /// Has those announced for whom it is time.
+    pub(super) fn announce(&mut self) {
+        for endpoint in self.announcing.due(Instant::now()) {
+            if !self.has_listeners(endpoint) {
+                continue;
+            }
+            let frames = frames(&self.plan, &self.tables.answers, endpoint);
+            let made = frames.into_iter().map(|frame| Announcement { endpoint, frame, is_sent: false });
+            self.announcing.unsent.extend(made);
+        }
+        if !self.announcing.unsent.is_empty() {
+            self.order_announcements();
+        }
+    }
+
+    /// Gives each worker that has done all it was told some of its frames.
+    fn order_announcements(&mut self) {
+        let room = |worker: &WorkerHandle| if worker.has_obeyed() { AT_ONCE } else { 0 };
+        let mut rooms: Vec<usize> = self.workers.iter().map(room).collect();
+        for announcement in std::mem::take(&mut self.announcing.unsent) {
+            let Some(home) = self.home(announcement.endpoint).map(WorkerId::index) else { continue };
+            match (rooms.get_mut(home).filter(|room| **room > 0), self.workers.get_mut(home)) {
+                (Some(room), Some(worker)) => {
+                    *room -= 1;
+                    worker.send(Order::Announce(announcement));
+                }
+                _ => self.announcing.unsent.push_back(announcement),
+            }
+        }
+    }
+
+    /// A worker is done with one, or could not send it.
+    pub(super) fn take_back_announcement(&mut self, announcement: Announcement) {
+        if !announcement.is_sent && self.home(announcement.endpoint).is_some() {
+            self.announcing.unsent.push_front(announcement);
+        }
+    }
+
+    /// Somebody else is on its network.
+    fn has_listeners(&self, endpoint: EndpointId) -> bool {
+        let network = self.tables.endpoint(endpoint).and_then(|it| self.tables.network(it.network));
+        network.is_some_and(|network| {
+            let mut others = network.endpoints.iter().filter(|other| **other != endpoint);
+            !network.remotes.is_empty() || others.any(|other| self.home(*other).is_some())
+        })
+    }
+}
+
+/// What an endpoint is announced with: those of its addresses that no other station has.
+fn frames(plan: &Plan, answers: &Answers, id: EndpointId) -> Vec<Vec<u8>> {
+    let Some(EndpointPlan { mac, addresses, network, .. }) = plan.endpoint(id) else { return Vec::new() };
+    let is_router = answers.network(*network).is_some_and(|answers| answers.is_router(*mac));
+    let frame = |address: &IpAddr| match address {
+        IpAddr::V4(v4) => arp::announcement(*mac, *v4).to_vec(),
+        IpAddr::V6(v6) => ndp::announcement(*mac, *v6, is_router).to_vec(),
+    };
+    let own = addresses.iter().filter(|address| answers.station(*network, **address) == Some(*mac));
+    let frames: Vec<_> = own.map(frame).collect();
+    if frames.is_empty() { vec![arp::reverse_request(*mac).to_vec()] } else { frames }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::{MemifPlan, NetworkPlan};
+    use crate::types::{MacAddr, NetworkId, Vni};
+
+    #[test]
+    fn it_is_announced_twice_and_less_and_less_often_if_it_comes_and_goes() {
+        let (id, start) = (EndpointId(0), Instant::now());
+        let mut announcing = Announcing::new(2);
+        let at =
+            |announcing: &mut Announcing, ms: u64| announcing.due(start + Duration::from_millis(ms)).len();
+        announcing.begin(id, start);
+        announcing.begin(EndpointId(1), start);
+        assert_eq!([0, 0, 1999, 2000, 4000].map(|ms| at(&mut announcing, ms)), [2, 0, 0, 2, 0]);
+        // It comes and goes.
+        let comings = |announcing: &mut Announcing, from_s: u64, to_s: u64| {
+            let mut announced = Vec::new();
+            for ms in (from_s * 1000..to_s * 1000).step_by(100) {
+                announcing.begin(id, start + Duration::from_millis(ms));
+                announced.extend((at(announcing, ms) > 0).then_some(ms / 1000));
+                announcing.end(id);
+            }
+            announced
+        };
+        let often = comings(&mut announcing, 5, 250);
+        assert_eq!(often, [5, 6, 8, 12, 20, 36, 68, 128, 188, 248]);
+        assert_eq!(comings(&mut announcing, 370, 373), [370, 371], "it has stayed for twice the pause");
+        assert_eq!(at(&mut announcing, 400_000), 0, "who is gone is not announced");
+    }
+
+    #[test]
+    fn only_what_no_other_station_has_is_announced_and_a_router_as_one() {
+        let memif = MemifPlan::server(peregrine_memif::SocketAddr::Abstract("unused".into()), 0);
+        let mac = |last: u8| MacAddr([2, 0, 0, 0, 0, last]);
+        let endpoint = |last: u8, addresses: &[&str]| EndpointPlan {
+            addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(),
+            ..EndpointPlan::new("x", NetworkId(0), mac(last), memif.clone())
+        };
+        let network = NetworkPlan {
+            gateways: vec!["10.0.0.1".parse().unwrap()],
+            ..NetworkPlan::new("x", Vni::new(1).unwrap())
+        };
+        let plan = Plan {
+            workers: Vec::new(),
+            placement: Default::default(),
+            balance_threshold: 85,
+            uplinks: Vec::new(),
+            networks: vec![network],
+            endpoints: vec![
+                endpoint(1, &["10.0.0.1", "10.0.0.9", "fe80::1"]),
+                endpoint(2, &["10.0.0.9"]),
+                endpoint(3, &["fe80::3"]),
+            ],
+            classes: Default::default(),
+            control_socket: Default::default(),
+        };
+        let answers = Answers::new(&plan);
+        let v6 = |address: &str| address.parse().unwrap();
+        assert_eq!(
+            frames(&plan, &answers, EndpointId(0)),
+            [
+                arp::announcement(mac(1), [10, 0, 0, 1].into()).to_vec(),
+                ndp::announcement(mac(1), v6("fe80::1"), true).to_vec()
+            ]
+        );
+        assert_eq!(frames(&plan, &answers, EndpointId(1)), [arp::reverse_request(mac(2)).to_vec()]);
+        let host = ndp::announcement(mac(3), v6("fe80::3"), false).to_vec();
+        assert_eq!(frames(&plan, &answers, EndpointId(2)), [host]);
+    }
+}
