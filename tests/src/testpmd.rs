@@ -127,7 +127,7 @@ impl TestpmdSetup {
             }
         };
         assert_eq!((ours.rx.len(), ours.tx.len()), (self.queues.into(), self.queues.into()));
-        TestpmdLink { testpmd, ours }
+        TestpmdLink { testpmd: Some(testpmd), ours }
     }
 
     /// Serves the next client of the listener.
@@ -187,8 +187,8 @@ pub fn answering_testpmd(net: &Net, device: &str, statistics_s: u32) -> Process 
 /// A connection with testpmd.
 #[derive(Debug)]
 pub struct TestpmdLink {
-    /// The program.
-    pub testpmd: Process,
+    /// The program; none once it has ended.
+    pub testpmd: Option<Process>,
     /// Our end.
     pub ours: Interface,
 }
@@ -200,7 +200,8 @@ impl TestpmdLink {
     /// # Panics
     /// If any of that does not happen.
     pub fn end(mut self) -> (u64, u64, u64) {
-        let said = self.testpmd.stop(PATIENCE).unwrap_or_else(|why| panic!("{why}"));
+        let testpmd = self.testpmd.take().expect("it runs");
+        let said = testpmd.stop(PATIENCE).unwrap_or_else(|why| panic!("{why}"));
         until("the end of the connection", || {
             self.ours.control.poll_disconnect().expect("the socket").is_some()
         });
@@ -209,6 +210,20 @@ impl TestpmdLink {
         }
         let count = |name: &str| forwarded(&said, name);
         (count("RX-packets:"), count("TX-packets:"), count("RX-dropped:") + count("TX-dropped:"))
+    }
+}
+
+impl Drop for TestpmdLink {
+    /// What testpmd said belongs to what a failing test says.
+    fn drop(&mut self) {
+        if let Some(testpmd) = self.testpmd.take()
+            && std::thread::panicking()
+        {
+            match testpmd.stop(PATIENCE) {
+                Ok(said) => eprintln!("testpmd said: {said}"),
+                Err(why) => eprintln!("testpmd: {why}"),
+            }
+        }
     }
 }
 
