@@ -1,6 +1,7 @@
 //! DPDK's testpmd at the other end of a memif connection of ours, in either role. It has one port and forwards it to itself
 //! (`io`, which leaves every byte as it is), queue `i` to queue `i`, or does what else it is told. It needs no huge pages and no root.
 
+use std::fs;
 use std::process::Command;
 use std::time::Instant;
 
@@ -94,6 +95,11 @@ impl TestpmdSetup {
         let mut testpmd = Process::start(&mut command).unwrap_or_else(|why| panic!("{why}"));
         // One that is not installed, or does not like its options, says so here.
         testpmd.wait_for_line("EAL: ", PATIENCE).unwrap_or_else(|why| panic!("{why}"));
+        if self.role == Role::Client {
+            // A DPDK server (22.11) listens while its ports are still being set up, and dies of SIGSEGV in some 1 of 40 starts if somebody
+            // connects then. Once it polls, they are.
+            until("testpmd to poll", || polling_ticks(testpmd.id()) >= 3);
+        }
         testpmd
     }
 
@@ -162,6 +168,18 @@ impl TestpmdSetup {
         });
         result.expect("a result")
     }
+}
+
+/// Processor time of its polling threads so far, in ticks of the clock (10 ms).
+fn polling_ticks(pid: u32) -> u64 {
+    let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else { return 0 };
+    let ticks = |thread: fs::DirEntry| {
+        let stat = fs::read_to_string(thread.path().join("stat")).ok()?;
+        let (name, rest) = stat.rsplit_once(')')?;
+        // utime is the 14th field (proc(5)); the third follows the name.
+        name.contains("worker").then(|| rest.split_whitespace().nth(11)?.parse::<u64>().ok())?
+    };
+    threads.flatten().filter_map(ticks).sum()
 }
 
 /// testpmd as a tenant that answers ARP and ICMP echo, over the memif device with these arguments (`role=…,id=…,…`). Its
