@@ -13,7 +13,7 @@ use std::path::PathBuf;
 
 pub use classes::{protocol_name, rules_of};
 
-use peregrine_dataplane::plan::{PlacementMode, Plan, WorkerPlan};
+use peregrine_dataplane::plan::{Capacity, PlacementMode, Plan, WorkerPlan};
 use peregrine_dataplane::types::{CoreId, WorkerId};
 
 use crate::at::{At, Claims, Report};
@@ -61,8 +61,9 @@ pub fn file(file: &File, report: &Report) -> Option<Plan> {
         placement,
         balance_threshold,
         uplinks: uplinks.plans,
-        networks,
-        endpoints,
+        networks: networks.into(),
+        endpoints: endpoints.into(),
+        capacity: Capacity::default(),
         classes: classes?,
         control_socket,
     })

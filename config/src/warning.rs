@@ -126,7 +126,8 @@ impl fmt::Display for Warning {
 pub fn warnings(plan: &Plan) -> Vec<Warning> {
     let hidden = plan.classes.hidden();
     let mut warnings = of_classes(plan, |place| is_hidden(&hidden, place));
-    for (place, network) in plan.networks.iter().enumerate() {
+    for (id, network) in plan.networks.iter() {
+        let place = id.index();
         warnings.extend(mtu_over_ipv6(place, network, plan));
         warnings.extend(shared_address(place, network));
     }
@@ -147,7 +148,8 @@ fn of_rules(plan: &Plan, hidden: &[(usize, usize)]) -> Vec<Warning> {
     let class = |place: usize| plan.classes.rules.get(place).map(|rule| rule.class);
     let early = if plan.has_early() { EarlyPlan::of(plan) } else { EarlyPlan::default() };
     let networks = early.networks_left_out.iter();
-    let mut warnings: Vec<Warning> = networks.map(|&network| Warning::NetworkNotEarly { network }).collect();
+    let mut warnings: Vec<Warning> =
+        networks.map(|network| Warning::NetworkNotEarly { network: network.index() }).collect();
     warnings.extend(hidden.iter().map(|&(rule, by)| Warning::HiddenRule {
         rule,
         by,
@@ -196,7 +198,7 @@ fn of_classes(plan: &Plan, is_hidden: impl Fn(usize) -> bool) -> Vec<Warning> {
     let ClassesPlan { list, default, rules, .. } = &plan.classes;
     let is_asked = list != &ClassesPlan::default().list
         || !rules.is_empty()
-        || plan.networks.iter().any(|network| network.class != *default)
+        || plan.networks.values().any(|network| network.class != *default)
         || plan.has_early();
     let mut warnings = Vec::new();
     if !is_asked {
@@ -205,7 +207,7 @@ fn of_classes(plan: &Plan, is_hidden: impl Fn(usize) -> bool) -> Vec<Warning> {
     for (place, class) in list.iter().enumerate() {
         let is_here = |other: &Class| usize::from(other.0) == place;
         let by_rule = rules.iter().enumerate().any(|(place, rule)| is_here(&rule.class) && !is_hidden(place));
-        let by_network = plan.networks.iter().any(|network| is_here(&network.class));
+        let by_network = plan.networks.values().any(|network| is_here(&network.class));
         if !by_rule && !by_network && !is_here(default) {
             warnings.push(Warning::UnusedClass { class: place, name: class.name.clone() });
         }

@@ -69,7 +69,7 @@ pub fn run(plan: &Plan) -> Result<(), Error> {
 /// A tenant that may keep its memory unsealed can take it away: that must cost its connection and not the process.
 fn guard(plan: &Plan) -> Result<(), Error> {
     let unsealed = |memif: &MemifPlan| matches!(memif.role, MemifRole::Server { allow_unsealed: true, .. });
-    if plan.endpoints.iter().any(|endpoint| unsealed(&endpoint.memif)) {
+    if plan.endpoints.values().any(|endpoint| unsealed(&endpoint.memif)) {
         peregrine_memif::guard_memory().map_err(|source| Error::System { doing: "handle SIGBUS", source })?;
     }
     Ok(())
@@ -232,13 +232,13 @@ impl<'p> Daemon<'p> {
             uplinks.into_iter().flat_map(|uplink| render::uplink(&Value::Object(uplink))).collect();
         let cores = self.plan.workers.iter().map(|w| w.core.0.to_string()).collect::<Vec<_>>().join(", ");
         pairs.push(("workers".into(), format!("{} on core {cores}", self.plan.workers.len())));
-        for network in self.plan.networks.iter().take(LISTED_AT_START) {
+        for network in self.plan.networks.values().take(LISTED_AT_START) {
             let remotes = count(network.remotes.len(), "remote");
             let text = format!("{} (VNI {}), MTU {}, {remotes}", network.name, network.vni, network.mtu);
             pairs.push(("network".into(), text));
         }
         and_more(&mut pairs, self.plan.networks.len());
-        for endpoint in self.plan.endpoints.iter().take(LISTED_AT_START) {
+        for endpoint in self.plan.endpoints.values().take(LISTED_AT_START) {
             let memif = &endpoint.memif;
             let role = status::role(&memif.role);
             let text = format!(

@@ -167,9 +167,9 @@ fn read_filter(engine: &Engine, method: &str, given: Value) -> Result<(AddressFi
 }
 
 fn network_id(plan: &Plan, name: &str) -> Result<NetworkId, RpcError> {
-    let found = (0..).map(NetworkId).zip(&plan.networks).find(|(_, network)| network.name == name);
+    let found = plan.networks.iter().find(|(_, network)| network.name == name);
     found.map(|(id, _)| id).ok_or_else(|| {
-        let names: Vec<&str> = plan.networks.iter().take(8).map(|network| &*network.name).collect();
+        let names: Vec<&str> = plan.networks.values().take(8).map(|network| &*network.name).collect();
         let more = if plan.networks.len() > names.len() { ", …" } else { "" };
         let shown: String = name.chars().take(64).collect();
         let is_plain = !shown.is_empty() && shown.chars().all(|c| c.is_ascii_graphic());

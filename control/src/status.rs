@@ -236,7 +236,7 @@ pub fn networks(plan: &Plan) -> Vec<NetworkStatus<'_>> {
     fn network(n: &NetworkPlan) -> NetworkStatus<'_> {
         NetworkStatus { name: &n.name, vni: n.vni, mtu: n.mtu, learning: n.learning, remotes: &n.remotes }
     }
-    plan.networks.iter().map(network).collect()
+    plan.networks.values().map(network).collect()
 }
 
 /// The classes of a plan.
@@ -303,7 +303,7 @@ pub fn endpoints<'a>(
             last_failure: record.last_failure.as_deref(),
         }
     };
-    plan.endpoints.iter().zip(records).map(endpoint).collect()
+    plan.endpoints.values().zip(records).map(endpoint).collect()
 }
 
 fn peer(peer: &Peer, now: Instant) -> PeerStatus<'_> {

@@ -6,10 +6,11 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use crate::clock::cycles_per_second;
 use crate::limit::Limiter;
-use crate::plan::{EndpointPlan, InnerVlan, NetworkPlan, Plan};
+use crate::plan::{EndpointPlan, InnerVlan, NetworkPlan, Places, Plan};
 use crate::types::{EndpointId, MacAddr, NetworkId};
 use crate::wire::icmp::Gateways;
 
@@ -24,10 +25,9 @@ const STORM_BURST_MIN: u32 = 10;
 /// All of it.
 #[derive(Debug)]
 pub struct Answers {
-    /// By [`NetworkId`].
-    networks: Box<[NetworkAnswers]>,
-    /// By [`EndpointId`].
-    endpoints: Box<[Limits]>,
+    networks: Places<NetworkId, NetworkAnswers>,
+    /// Shared with those that come after these: a tenant's limits hold on.
+    endpoints: Places<EndpointId, Arc<Limits>>,
     stations: HashMap<(NetworkId, IpAddr), MacAddr>,
 }
 
@@ -81,8 +81,8 @@ impl Answers {
     pub fn new(plan: &Plan) -> Answers {
         let ticks_per_second = cycles_per_second();
         let stations = stations(plan);
-        let of_network = |(index, network): (usize, &NetworkPlan)| {
-            let station = |address: IpAddr| stations.get(&(NetworkId(index as u16), address)).copied();
+        let of_network = |id: NetworkId, network: &NetworkPlan| {
+            let station = |address: IpAddr| stations.get(&(id, address)).copied();
             let gateways = gateways(network, station);
             let v4_station = gateways.v4.and_then(|v4| station(v4.into()));
             NetworkAnswers {
@@ -94,17 +94,16 @@ impl Answers {
                 routers: [v4_station, gateways.v6_station],
             }
         };
-        let limits = |endpoint: &EndpointPlan| Limits::new(endpoint, ticks_per_second);
         Answers {
-            networks: plan.networks.iter().enumerate().map(of_network).collect(),
-            endpoints: plan.endpoints.iter().map(limits).collect(),
+            networks: plan.networks.map(of_network),
+            endpoints: plan.endpoints.map(|_, endpoint| Arc::new(Limits::new(endpoint, ticks_per_second))),
             stations,
         }
     }
 
     /// What is answered on a network.
     pub fn network(&self, id: NetworkId) -> Option<&NetworkAnswers> {
-        self.networks.get(id.index())
+        self.networks.get(id)
     }
 
     /// The station that has this address on a network, if that is known.
@@ -114,17 +113,17 @@ impl Answers {
 
     /// Whether it would be worth while to make what this tenant may be told: takes nothing.
     pub fn could_tell(&self, id: EndpointId, now: u64) -> bool {
-        self.endpoints.get(id.index()).is_some_and(|limits| limits.told.would_admit(now))
+        self.endpoints.get(id).is_some_and(|limits| limits.told.would_admit(now))
     }
 
     /// This tenant may be told once more.
     pub fn may_tell(&self, id: EndpointId, now: u64) -> bool {
-        self.endpoints.get(id.index()).is_some_and(|limits| limits.told.admit(now))
+        self.endpoints.get(id).is_some_and(|limits| limits.told.admit(now))
     }
 
     /// One more frame of this tenant's may be flooded.
     pub fn may_flood(&self, id: EndpointId, now: u64) -> bool {
-        let storm = self.endpoints.get(id.index()).and_then(|limits| limits.storm.as_ref());
+        let storm = self.endpoints.get(id).and_then(|limits| limits.storm.as_ref());
         storm.is_none_or(|storm| storm.admit(now))
     }
 }
@@ -138,12 +137,9 @@ fn stations(plan: &Plan) -> HashMap<(NetworkId, IpAddr), MacAddr> {
             *known = known.filter(|known| *known == mac);
         }
     };
-    plan.endpoints.iter().for_each(|endpoint| add(endpoint.network, endpoint.mac, &endpoint.addresses));
-    for (index, network) in plan.networks.iter().enumerate() {
-        network
-            .static_macs
-            .iter()
-            .for_each(|fixed| add(NetworkId(index as u16), fixed.mac, &fixed.addresses));
+    plan.endpoints.values().for_each(|endpoint| add(endpoint.network, endpoint.mac, &endpoint.addresses));
+    for (id, network) in plan.networks.iter() {
+        network.static_macs.iter().for_each(|fixed| add(id, fixed.mac, &fixed.addresses));
     }
     stations.into_iter().filter_map(|(key, mac)| Some((key, mac?))).collect()
 }

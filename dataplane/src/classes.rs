@@ -19,7 +19,7 @@ use std::ops::RangeInclusive;
 
 use self::rows::{Rows, set, words};
 use self::trie::{Range, Trie};
-use crate::plan::{ClassesPlan, Plan, Prefix, RulePlan};
+use crate::plan::{ClassesPlan, Places, Plan, Prefix, RulePlan};
 use crate::types::{Class, EndpointId, MacAddr, NetworkId};
 use crate::wire::flow::{Headers, Ip, mix};
 
@@ -73,7 +73,7 @@ pub struct CompiledRules {
     /// By bit.
     places: Box<[Place]>,
     /// By network.
-    networks: Box<[Network]>,
+    networks: Places<NetworkId, Network>,
     default: Class,
     is_trivial: bool,
     endpoints: Option<Endpoints>,
@@ -109,9 +109,10 @@ impl CompiledRules {
         }
         let mut make = Make { rules, words, rows: Rows::new() };
         let networks = make.networks(plan);
+        let is_trivial = networks.values().all(|network| network.settled == Some(plan.classes.default));
         CompiledRules {
             places: places.into(),
-            is_trivial: networks.iter().all(|network| network.settled == Some(plan.classes.default)),
+            is_trivial,
             networks,
             default: plan.classes.default,
             endpoints: make.endpoints(plan),
@@ -143,7 +144,7 @@ impl CompiledRules {
     /// The class of all packets on this network, if their headers do not matter: there are no rules for it, or the first takes all.
     #[inline]
     pub fn settled(&self, network: NetworkId) -> Option<Class> {
-        match self.networks.get(network.index()) {
+        match self.networks.get(network) {
             Some(network) => network.settled,
             None => Some(self.default),
         }
@@ -202,7 +203,7 @@ impl CompiledRules {
     /// The class of a packet with this key: that of the first rule that matches, or its network's default.
     #[inline]
     pub fn class_of(&self, key: &Key) -> Class {
-        let Some(network) = self.networks.get(key.network.index()) else { return self.default };
+        let Some(network) = self.networks.get(key.network) else { return self.default };
         let mut left = Left::new(&self.rows);
         left.keep(network.row);
         if let Some(endpoints) = &self.endpoints {
@@ -496,19 +497,17 @@ impl Make<'_> {
         those
     }
 
-    fn networks(&mut self, plan: &Plan) -> Box<[Network]> {
-        let mut networks = Vec::new();
-        for (place, network) in plan.networks.iter().enumerate() {
-            let applies = |rule: &RulePlan| rule.network.is_none_or(|id| id.index() == place);
+    fn networks(&mut self, plan: &Plan) -> Places<NetworkId, Network> {
+        plan.networks.map(|id, network| {
+            let applies = |rule: &RulePlan| rule.network.is_none_or(|its| its == id);
             let settled = match plan.classes.rules.iter().find(|rule| applies(rule)) {
                 Some(rule) if rule.is_network_only() => Some(rule.class),
                 Some(_) => None,
                 None => Some(network.class),
             };
             let row = self.those(applies);
-            networks.push(Network { settled, default: network.class, row: self.rows.add(&row) });
-        }
-        networks.into()
+            Network { settled, default: network.class, row: self.rows.add(&row) }
+        })
     }
 
     fn endpoints(&mut self, plan: &Plan) -> Option<Endpoints> {
@@ -516,7 +515,7 @@ impl Make<'_> {
         let named: BTreeSet<EndpointId> = asked.collect();
         let unasked = self.those(|rule| rule.endpoint.is_none());
         let none = self.rows.add(&unasked);
-        let mut by_id = vec![none; plan.endpoints.len()];
+        let mut by_id = vec![none; plan.endpoints.end()];
         let mut macs = Vec::new();
         for id in &named {
             let (Some(endpoint), Some(place)) = (plan.endpoint(*id), by_id.get_mut(id.index())) else {

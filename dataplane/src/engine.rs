@@ -9,6 +9,8 @@ mod announcing;
 mod balancing;
 /// What of the classes' rules is decided in the driver.
 mod early;
+/// Networks and endpoints that come and go.
+mod endpoints;
 /// Remotes that come and go.
 mod remotes;
 /// Rules that are replaced while frames flow.
@@ -59,6 +61,7 @@ pub use crate::tenants::{QUEUES_MAX, TenantRings};
 pub use crate::types::SourceId;
 pub use addresses::{AddressError, AddressFilter, FIXED_LATER, FLUSH_BUCKETS_MAX, Flushed};
 pub use early::EarlyPlan;
+pub use endpoints::{Change, ChangeError};
 pub use remotes::{DISCOVERED_MAX, Member, REMOTES_LATER, REMOTES_MAX, RemoteError, Standing};
 pub use rules::{RulesError, RulesStatus, RulesStep};
 pub use workers::WorkerError;
@@ -339,7 +342,7 @@ impl Engine {
         let remotes = Remotes::new(plan);
         let fixed = fixed_addresses(plan);
         let fdb = Arc::new(make_fdb(plan, &tables, &fixed)?);
-        let placement = Arc::new(Placement::new(&exits(&ports), plan.endpoints.len(), plan.networks.len()));
+        let placement = Arc::new(Placement::new(&exits(&ports), plan.endpoints_max(), plan.networks_max()));
         spread(&placement, plan.placement);
         let is_alone = ports.len() < 2;
         let mut engine = Engine {
@@ -359,7 +362,7 @@ impl Engine {
             fdb,
             seconds: Seconds::start(),
             workers: Vec::new(),
-            connections: vec![Connection::default(); plan.endpoints.len()],
+            connections: vec![Connection::default(); plan.endpoints_max()],
             last_serial: 0,
             returned: Vec::new(),
             pauses: 0,
@@ -368,7 +371,7 @@ impl Engine {
             ending: Arc::default(),
             ageing: AgeingHand::new(Instant::now()),
             rules,
-            announcing: Announcing::new(plan.endpoints.len()),
+            announcing: Announcing::new(plan.endpoints_max()),
             cycles_per_second: cycles_per_second(),
             placement: placement.clone(),
             work,
@@ -584,7 +587,7 @@ impl Engine {
                 Returned::Tenant(detached) => events.extend(self.take_back(detached)),
                 Returned::Announced(announcement) => self.take_back_announcement(announcement),
                 Returned::Drained { worker, number } => self.rules.note_drained(worker, number),
-                Returned::Tables(_) | Returned::Mesh(_) | Returned::Links(_) => {}
+                Returned::Tables(_) | Returned::Room(_) | Returned::Mesh(_) | Returned::Links(_) => {}
             }
         }
         self.settle_rules();
@@ -709,8 +712,7 @@ impl Engine {
     }
 
     fn network_stats(&self) -> Vec<NetworkStats> {
-        let stats = self.plan.networks.iter().enumerate().map(|(index, network)| {
-            let id = NetworkId(index as u16);
+        let stats = self.plan.networks.iter().map(|(id, network)| {
             let counters = || self.workers.iter().filter_map(|worker| worker.counters.network(id));
             NetworkStats {
                 name: network.name.clone(),
@@ -734,8 +736,7 @@ impl Engine {
     }
 
     fn endpoint_stats(&self) -> Vec<EndpointStats> {
-        let stats = self.plan.endpoints.iter().enumerate().map(|(index, endpoint)| {
-            let id = EndpointId(index as u16);
+        let stats = self.plan.endpoints.iter().map(|(id, endpoint)| {
             let counters = || self.workers.iter().filter_map(|worker| worker.counters.endpoint(id));
             EndpointStats {
                 name: endpoint.name.clone(),
@@ -745,7 +746,7 @@ impl Engine {
                     .map(|network| network.name.clone())
                     .unwrap_or_default(),
                 mac: endpoint.mac,
-                connected: self.connections.get(index).is_some_and(|last| last.home.is_some()),
+                connected: self.connections.get(id.index()).is_some_and(|last| last.home.is_some()),
                 from_tenant: sum_traffic(counters().map(|c| c.from_tenant.read())),
                 to_tenant: sum_traffic(counters().map(|c| c.to_tenant.read())),
                 dropped: counters().map(|c| c.dropped.get()).sum(),
@@ -825,7 +826,7 @@ fn check_cores(plan: &Plan) -> Result<(), StartError> {
 /// Every network fits every uplink: where its remotes are reached may change while we run.
 fn check_mtu(plan: &Plan, infos: &[UplinkInfo]) -> Result<(), StartError> {
     let Some(uplink) = smallest_mtu(infos) else { return Ok(()) };
-    for network in &plan.networks {
+    for network in plan.networks.values() {
         // The inner Ethernet header, VXLAN, UDP and IP: as many bytes as with the outer Ethernet header instead of the inner. A tag of the
         // underlay is no part of an IP packet.
         let overhead = overhead(network, &plan.uplinks) as u32;
@@ -897,7 +898,7 @@ fn needs_multi_buffer(plan: &Plan, chunk_size: u32) -> bool {
         let to_any = NetworkPlan { any_remote: true, ..network.clone() };
         usize::from(network.mtu) + EthHeader::LEN + overhead(&to_any, &plan.uplinks) + VLAN_TAG * tags
     };
-    plan.networks.iter().any(|network| length(network) > room)
+    plan.networks.values().any(|network| length(network) > room)
 }
 
 fn xsk_configs(plan: &Plan) -> Vec<XskConfig> {
@@ -905,7 +906,7 @@ fn xsk_configs(plan: &Plan) -> Vec<XskConfig> {
         locals: uplink.locals.clone(),
         vlan: uplink.vlan,
         port: uplink.port,
-        networks: plan.networks.iter().map(|n| (n.vni, n.port.unwrap_or(uplink.port))).collect(),
+        networks: plan.networks.values().map(|n| (n.vni, n.port.unwrap_or(uplink.port))).collect(),
     };
     let config = |uplink: &UplinkPlan| XskConfig {
         chunk_size: uplink.chunk_size,
@@ -930,7 +931,7 @@ fn fixed_addresses(plan: &Plan) -> BTreeMap<(NetworkId, MacAddr), RemoteId> {
         let fixed = |fixed: &StaticMac| Some(((id, fixed.mac), *addresses.get(&fixed.remote)?));
         network.static_macs.iter().filter_map(fixed).collect::<Vec<_>>()
     };
-    (0..).map(NetworkId).zip(&plan.networks).flat_map(on).collect()
+    plan.networks.iter().flat_map(on).collect()
 }
 
 /// With room for every network's limit, and with what is known beforehand in it.
@@ -939,11 +940,11 @@ fn make_fdb(
     tables: &Tables,
     fixed: &BTreeMap<(NetworkId, MacAddr), RemoteId>,
 ) -> Result<Fdb, StartError> {
-    let learned: usize = plan.networks.iter().map(|network| network.fdb_limit as usize).sum();
-    let fdb = Fdb::new(learned + plan.endpoints.len() + fixed.len() + FIXED_LATER, plan.networks.len());
+    let learned: usize = plan.networks.values().map(|network| network.fdb_limit as usize).sum();
+    let fdb = Fdb::new(learned + plan.endpoints_max() + fixed.len() + FIXED_LATER, plan.networks_max());
     let mut room = true;
-    for (index, endpoint) in tables.endpoints.iter().enumerate() {
-        room &= fdb.set_fixed(endpoint.network, endpoint.mac, Destination::Local(EndpointId(index as u16)));
+    for (id, endpoint) in tables.endpoints.iter() {
+        room &= fdb.set_fixed(endpoint.network, endpoint.mac, Destination::Local(id));
     }
     for (&(network, mac), &remote) in fixed {
         room &= fdb.set_fixed(network, mac, Destination::Remote(remote));

@@ -9,7 +9,7 @@ use crossbeam::queue::ArrayQueue;
 use crate::mesh::{Links, Mesh};
 use crate::tables::Tables;
 use crate::tenants::{Detached, TenantRings};
-use crate::types::{EndpointId, WorkerId};
+use crate::types::{EndpointId, NetworkId, WorkerId};
 
 /// Orders under way at most; control keeps more in a list of its own.
 const CAPACITY: usize = 256;
@@ -19,6 +19,13 @@ const CAPACITY: usize = 256;
 pub(crate) enum Order {
     /// Forward by these from now on.
     Tables(Arc<Tables>),
+    /// A network has more endpoints than before: a list with room for all that are attached.
+    Room {
+        /// Which.
+        network: NetworkId,
+        /// Empty.
+        room: Vec<EndpointId>,
+    },
     /// Serve this tenant.
     Attach {
         /// Whose address it has.
@@ -72,6 +79,9 @@ pub(crate) enum Returned {
     /// Tables that it no longer looks at; dropped by control.
     #[allow(dead_code, reason = "it is sent back to be dropped elsewhere, not to be looked at")]
     Tables(Arc<Tables>),
+    /// A list that became too short.
+    #[allow(dead_code, reason = "as above")]
+    Room(Vec<EndpointId>),
     /// A tenant that it no longer serves.
     Tenant(Detached),
     /// Its ends of rings that nobody uses any more.

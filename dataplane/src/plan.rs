@@ -4,6 +4,7 @@
 //! Indexes ([`NetworkId`], [`EndpointId`], [`UplinkId`]) are places in the lists below.
 
 mod classes;
+mod places;
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -12,6 +13,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 pub use self::classes::{ClassPlan, ClassesPlan, DscpSet, Prefix, PrefixError, RulePlan, WorkOrder};
+pub use self::places::{PlaceId, Places};
 use crate::types::{Class, CoreId, EndpointId, MacAddr, NetworkId, QueueId, UplinkId, Vni};
 
 /// Everything that one daemon runs.
@@ -28,9 +30,11 @@ pub struct Plan {
     /// `ring_size` are the same on all, because a worker's sockets share their memory.
     pub uplinks: Vec<UplinkPlan>,
     /// The overlay networks that we serve.
-    pub networks: Vec<NetworkPlan>,
+    pub networks: Places<NetworkId, NetworkPlan>,
     /// The tenants' addresses on them.
-    pub endpoints: Vec<EndpointPlan>,
+    pub endpoints: Places<EndpointId, EndpointPlan>,
+    /// How many of both there may be at the same time.
+    pub capacity: Capacity,
     /// The priority classes, and which packets belong to which.
     pub classes: ClassesPlan,
     /// Where `peregrine status` and `stats` find the daemon.
@@ -50,12 +54,37 @@ impl Plan {
 
     /// The network with this id; ids in a plan are always in range.
     pub fn network(&self, id: NetworkId) -> Option<&NetworkPlan> {
-        self.networks.get(id.index())
+        self.networks.get(id)
+    }
+
+    /// Indexes of networks are below this, whatever comes.
+    pub fn networks_max(&self) -> usize {
+        self.networks.end().max(self.capacity.networks.into())
+    }
+
+    /// Indexes of endpoints are below this, whatever comes.
+    pub fn endpoints_max(&self) -> usize {
+        self.endpoints.end().max(self.capacity.endpoints.into())
     }
 
     /// The endpoint with this id.
     pub fn endpoint(&self, id: EndpointId) -> Option<&EndpointPlan> {
-        self.endpoints.get(id.index())
+        self.endpoints.get(id)
+    }
+}
+
+/// Room for what comes while the workers run: they allocate nothing then. What the plan begins with has room in any case.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Capacity {
+    /// Networks, 1 to 4096.
+    pub networks: u16,
+    /// Endpoints, 1 to 65,534. Each takes some 1.5 KB in each worker, whether it is there or not.
+    pub endpoints: u16,
+}
+
+impl Default for Capacity {
+    fn default() -> Capacity {
+        Capacity { networks: 256, endpoints: 4096 }
     }
 }
 

@@ -5,7 +5,7 @@
 
 mod remotes;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::hash::{BuildHasher, RandomState};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
@@ -15,7 +15,9 @@ use crate::answers::Answers;
 use crate::classes::CompiledRules;
 use crate::fdb::Limits;
 use crate::frame::Target;
-use crate::plan::{InnerVlan, NetworkPlan, OuterDscp, Plan, ReservedBits, UdpChecksum, UplinkPlan};
+use crate::plan::{
+    EndpointPlan, InnerVlan, NetworkPlan, OuterDscp, Places, Plan, ReservedBits, UdpChecksum, UplinkPlan,
+};
 use crate::strangers::Strangers;
 use crate::types::{Class, EndpointId, MacAddr, NetworkId, RemoteId, SourceId, UplinkId, Vni};
 use crate::wire::eth::EthHeader;
@@ -69,9 +71,9 @@ pub struct Uplink {
 }
 
 impl Uplink {
-    fn new(plan: &UplinkPlan, networks: &[NetworkPlan]) -> Uplink {
+    fn new(plan: &UplinkPlan, networks: &Places<NetworkId, NetworkPlan>) -> Uplink {
         let mut ports = vec![plan.port];
-        ports.extend(networks.iter().filter_map(|network| network.port));
+        ports.extend(networks.values().filter_map(|network| network.port));
         ports.sort_unstable_by_key(|port| (*port != plan.port, *port));
         ports.dedup();
         Uplink {
@@ -258,6 +260,12 @@ pub struct Endpoint {
     pub anti_spoofing: bool,
 }
 
+impl Endpoint {
+    fn new(plan: &EndpointPlan) -> Endpoint {
+        Endpoint { network: plan.network, mac: plan.mac, anti_spoofing: plan.anti_spoofing }
+    }
+}
+
 /// One remote VTEP.
 #[derive(Clone, Debug)]
 pub struct Remote {
@@ -272,10 +280,10 @@ pub struct Remote {
 pub struct Tables {
     /// By [`UplinkId`].
     pub uplinks: Box<[Uplink]>,
-    /// By [`NetworkId`].
-    pub networks: Box<[Network]>,
-    /// By [`EndpointId`].
-    pub endpoints: Box<[Endpoint]>,
+    /// Those that there are.
+    pub networks: Places<NetworkId, Network>,
+    /// Those that there are.
+    pub endpoints: Places<EndpointId, Endpoint>,
     /// By [`RemoteId`].
     pub remotes: Box<[Remote]>,
     /// By [`SourceId`]: the addresses that networks ask for; the first is `None`.
@@ -321,46 +329,32 @@ impl Tables {
         let sources = sources(plan);
         let outer_tag = if plan.uplinks.iter().any(|uplink| uplink.vlan.is_some()) { VLAN_TAG } else { 0 };
         let remote_id = |address: &IpAddr| addresses.get(address).copied();
-        let networks: Box<[Network]> = plan
-            .networks
-            .iter()
-            .enumerate()
-            .map(|(index, network)| {
-                let remotes: Box<[RemoteId]> = network.remotes.iter().filter_map(remote_id).collect();
-                let members = Network::bits(addresses.len().div_ceil(64), remotes.iter().copied());
-                let is_here =
-                    |&(_, endpoint): &(usize, &crate::plan::EndpointPlan)| endpoint.network.index() == index;
-                Network {
-                    vni: network.vni,
-                    source: source_of(&sources, network.local),
-                    frame_max: usize::from(network.mtu) + EthHeader::LEN + inner_tag(network.inner_vlan),
-                    untagged_max: usize::from(network.mtu) + EthHeader::LEN,
-                    overhead: overhead(network, &plan.uplinks) + outer_tag,
-                    is_usual: network.port.is_none() && network.dscp == OuterDscp::ByClass,
-                    port: network.port,
-                    dscp: network.dscp,
-                    reserved_bits: network.reserved_bits,
-                    inner_vlan: network.inner_vlan,
-                    learning: network.learning,
-                    any_remote: network.any_remote,
-                    limits: limits(network, members.clone()),
-                    endpoints: plan
-                        .endpoints
-                        .iter()
-                        .enumerate()
-                        .filter(is_here)
-                        .map(|(id, _)| EndpointId(id as u16))
-                        .collect(),
-                    barred: Box::default(),
-                    members,
-                    remotes,
-                }
-            })
-            .collect();
-        let endpoints = plan.endpoints.iter().map(|endpoint| Endpoint {
-            network: endpoint.network,
-            mac: endpoint.mac,
-            anti_spoofing: endpoint.anti_spoofing,
+        let mut tenants: HashMap<NetworkId, Vec<EndpointId>> = HashMap::new();
+        for (id, endpoint) in plan.endpoints.iter() {
+            tenants.entry(endpoint.network).or_default().push(id);
+        }
+        let networks = plan.networks.map(|id, network| {
+            let remotes: Box<[RemoteId]> = network.remotes.iter().filter_map(remote_id).collect();
+            let members = Network::bits(addresses.len().div_ceil(64), remotes.iter().copied());
+            Network {
+                vni: network.vni,
+                source: source_of(&sources, network.local),
+                frame_max: usize::from(network.mtu) + EthHeader::LEN + inner_tag(network.inner_vlan),
+                untagged_max: usize::from(network.mtu) + EthHeader::LEN,
+                overhead: overhead(network, &plan.uplinks) + outer_tag,
+                is_usual: network.port.is_none() && network.dscp == OuterDscp::ByClass,
+                port: network.port,
+                dscp: network.dscp,
+                reserved_bits: network.reserved_bits,
+                inner_vlan: network.inner_vlan,
+                learning: network.learning,
+                any_remote: network.any_remote,
+                limits: limits(network, members.clone()),
+                endpoints: tenants.remove(&id).unwrap_or_default().into(),
+                barred: Box::default(),
+                members,
+                remotes,
+            }
         });
         let mut remotes: Vec<(RemoteId, IpAddr)> =
             addresses.iter().map(|(&address, &id)| (id, address)).collect();
@@ -370,20 +364,17 @@ impl Tables {
         Tables {
             uplinks: plan.uplinks.iter().map(|uplink| Uplink::new(uplink, &plan.networks)).collect(),
             secrets,
-            by_vni: Index::new(
-                secrets,
-                networks.iter().enumerate().map(|(index, network)| (network.vni.get(), index as u16)),
-            ),
+            by_vni: Index::new(secrets, networks.iter().map(|(id, network)| (network.vni.get(), id.0))),
             by_ipv4,
             by_ipv6,
             networks,
             ways: vec![Way::None; remotes.len() * sources.len()].into(),
             sources,
-            endpoints: endpoints.collect(),
+            endpoints: plan.endpoints.map(|_, endpoint| Endpoint::new(endpoint)),
             remotes,
             classes: Arc::new(CompiledRules::compile(plan)),
             answers: Arc::new(Answers::new(plan)),
-            clamps_mss: plan.networks.iter().any(|network| network.clamp_mss),
+            clamps_mss: plan.networks.values().any(|network| network.clamp_mss),
             queue_classes: if plan.classes.are_used(&plan.networks) { plan.classes.list.len() } else { 1 },
             dscps: std::array::from_fn(|class| plan.classes.list.get(class).map_or(0, |class| class.dscp)),
             settling: false,
@@ -443,19 +434,19 @@ impl Tables {
     #[inline]
     pub fn network_by_vni(&self, vni: Vni) -> Option<(NetworkId, &Network)> {
         let id = NetworkId(self.by_vni.get(vni.get())?);
-        Some((id, self.networks.get(id.index())?))
+        Some((id, self.networks.get(id)?))
     }
 
     /// The network with this id.
     #[inline]
     pub fn network(&self, id: NetworkId) -> Option<&Network> {
-        self.networks.get(id.index())
+        self.networks.get(id)
     }
 
     /// The endpoint with this id.
     #[inline]
     pub fn endpoint(&self, id: EndpointId) -> Option<&Endpoint> {
-        self.endpoints.get(id.index())
+        self.endpoints.get(id)
     }
 
     /// The remote with this id.
@@ -480,7 +471,7 @@ impl Tables {
 /// Each remote VTEP of any network once, with its id.
 pub fn remote_addresses(plan: &Plan) -> BTreeMap<IpAddr, RemoteId> {
     let mut addresses = BTreeMap::new();
-    for address in plan.networks.iter().flat_map(|network| &network.remotes) {
+    for address in plan.networks.values().flat_map(|network| &network.remotes) {
         let next = RemoteId(addresses.len() as u16);
         addresses.entry(*address).or_insert(next);
     }
@@ -535,7 +526,7 @@ fn index_addresses(remotes: &[Remote], secrets: [u64; 2]) -> (Index<Ipv4Key>, In
 /// The addresses that networks ask to be sent from, each once, behind "whichever" as the first.
 fn sources(plan: &Plan) -> Box<[Option<IpAddr>]> {
     let mut sources = vec![None];
-    for network in &plan.networks {
+    for network in plan.networks.values() {
         if !sources.contains(&network.local) {
             sources.push(network.local);
         }

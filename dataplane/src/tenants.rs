@@ -15,6 +15,7 @@ use crate::clock::{cycles, thread_time_ns};
 use crate::counters::{DropReason, WorkerCounters};
 use crate::discard::Discard;
 use crate::frame::Frame;
+use crate::plan::PlaceId;
 use crate::tables::Tables;
 use crate::turns::Turns;
 use crate::types::{EndpointId, NetworkId};
@@ -251,8 +252,8 @@ pub struct Detached {
 pub struct Tenants {
     slots: Box<[Option<Tenant>]>,
     /// By endpoint.
-    networks: Box<[NetworkId]>,
-    /// By network: who is attached. Each has room for all endpoints of its network, so none ever grows.
+    networks: Box<[Option<NetworkId>]>,
+    /// By network: who is attached. Each has [room](Self::make_room) for all endpoints of its network, so none ever grows here.
     attached: Box<[Vec<EndpointId>]>,
     turns: Turns,
     /// Of those with several queues, for their first ones.
@@ -270,18 +271,25 @@ pub struct Tenants {
     faulty: Vec<EndpointId>,
 }
 
+/// How long a list for so many endpoints of a network is: some more may come before there must be another one.
+pub(crate) fn room_for(endpoints: usize) -> usize {
+    endpoints.next_power_of_two()
+}
+
 impl Tenants {
     /// Room for all endpoints; none is attached.
     pub fn new(tables: &Tables) -> Tenants {
-        let endpoints = tables.endpoints.len();
+        Tenants::with_room(tables, tables.networks.end(), tables.endpoints.end())
+    }
+
+    /// The same with room for so many networks and endpoints.
+    pub fn with_room(tables: &Tables, networks: usize, endpoints: usize) -> Tenants {
+        let network = |id: EndpointId| tables.endpoint(id).map(|endpoint| endpoint.network);
+        let room = |id: NetworkId| tables.network(id).map_or(0, |network| room_for(network.endpoints.len()));
         Tenants {
             slots: std::iter::repeat_with(|| None).take(endpoints).collect(),
-            networks: tables.endpoints.iter().map(|endpoint| endpoint.network).collect(),
-            attached: tables
-                .networks
-                .iter()
-                .map(|network| Vec::with_capacity(network.endpoints.len()))
-                .collect(),
+            networks: (0..endpoints).map(|id| network(EndpointId::at(id))).collect(),
+            attached: (0..networks).map(|id| Vec::with_capacity(room(NetworkId::at(id)))).collect(),
             turns: Turns::new(endpoints),
             first_turns: Turns::new(endpoints),
             queue_classes: tables.queue_classes,
@@ -293,6 +301,25 @@ impl Tenants {
         }
     }
 
+    /// An endpoint that came, or has the place of another one now, is on this network. Nobody is attached there.
+    pub fn place(&mut self, id: EndpointId, network: NetworkId) {
+        if let Some(place) = self.networks.get_mut(id.index()) {
+            *place = Some(network);
+        }
+    }
+
+    /// A network has more endpoints: this list has room for all of them. Returns the one before, to be freed elsewhere.
+    pub fn make_room(&mut self, network: NetworkId, mut room: Vec<EndpointId>) -> Vec<EndpointId> {
+        match self.attached.get_mut(network.index()) {
+            Some(attached) if attached.len() <= room.capacity() => {
+                room.clear();
+                room.append(attached);
+                std::mem::replace(attached, room)
+            }
+            _ => room,
+        }
+    }
+
     /// The tenants of a network that are attached.
     #[inline]
     pub fn attached(&self, network: NetworkId) -> &[EndpointId] {
@@ -300,7 +327,7 @@ impl Tenants {
     }
 
     fn attached_with(&mut self, id: EndpointId) -> Option<&mut Vec<EndpointId>> {
-        self.attached.get_mut(self.networks.get(id.index())?.index())
+        self.attached.get_mut((*self.networks.get(id.index())?)?.index())
     }
 
     /// Begins to serve a tenant. If there is one already, or no such endpoint, or rings are missing, they come back. One whose

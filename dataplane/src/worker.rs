@@ -97,7 +97,7 @@ impl Worker {
         Worker {
             mesh,
             pool: port.pool,
-            tenants: Tenants::new(&shared.tables),
+            tenants: Tenants::with_room(&shared.tables, counters.networks.len(), counters.endpoints.len()),
             tables: shared.tables,
             fdb: shared.fdb,
             counters,
@@ -369,10 +369,16 @@ impl Worker {
                 Some(detached) => Returned::Tenant(detached),
                 None => return, // it was put out before
             },
-            Order::Attach { endpoint, serial, rings } => match self.tenants.attach(endpoint, serial, rings) {
-                Ok(()) => return,
-                Err(rings) => Returned::Tenant(Detached { endpoint, serial, rings, fault: None }),
-            },
+            Order::Attach { endpoint, serial, rings } => {
+                if let Some(its) = self.tables.endpoint(endpoint) {
+                    self.tenants.place(endpoint, its.network);
+                }
+                match self.tenants.attach(endpoint, serial, rings) {
+                    Ok(()) => return,
+                    Err(rings) => Returned::Tenant(Detached { endpoint, serial, rings, fault: None }),
+                }
+            }
+            Order::Room { network, room } => Returned::Room(self.tenants.make_room(network, room)),
             Order::Mesh(mut mesh) => {
                 std::mem::swap(&mut self.mesh, &mut mesh);
                 Returned::Mesh(mesh)

@@ -8,7 +8,7 @@ use peregrine_dataplane::counters::WorkerCounters;
 use peregrine_dataplane::fdb::{Destination, Fdb};
 use peregrine_dataplane::frame::{Burst, FramePool};
 use peregrine_dataplane::plan::{
-    EndpointPlan, MemifPlan, NetworkPlan, PlacementMode, Plan, UplinkPlan, WorkerPlan, XdpMode,
+    Capacity, EndpointPlan, MemifPlan, NetworkPlan, PlacementMode, Plan, UplinkPlan, WorkerPlan, XdpMode,
 };
 use peregrine_dataplane::stages::{self, Cx, Origin, Stage, Wire, Work, collect};
 use peregrine_dataplane::tables::{NextHop, Tables};
@@ -124,7 +124,7 @@ impl Rig {
             uplink.locals = vec![local];
             uplink.udp_checksum.ipv6 = underlay == Underlay::Ipv6;
         }
-        plan.networks.iter_mut().for_each(|network| network.remotes = vec![remote]);
+        plan.networks.values_mut().for_each(|network| network.remotes = vec![remote]);
         let mut tables = Tables::with_secret(&plan, 1500, SECRET);
         let hop = NextHop { uplink: UplinkId(0), destination: FAR, source: tenant_mac(0) };
         tables.set_paths(RemoteId(0), SourceId(0), &[hop.path(local, 1500)]);
@@ -309,8 +309,10 @@ pub fn plan(tenants: u16) -> Plan {
             remotes: vec![IpAddr::V4(REMOTE)],
             fdb_limit: 1024,
             ..NetworkPlan::new("perf", VNI)
-        }],
+        }]
+        .into(),
         endpoints: (0..tenants).map(endpoint).collect(),
+        capacity: Capacity { networks: 1, endpoints: 1 },
         classes: Default::default(),
         control_socket: PathBuf::new(),
     }

@@ -110,7 +110,7 @@ impl Tenants {
     /// Listens on every socket of the plan that is ours. Those that are the tenants' are tried from the first
     /// [`turn`](Self::turn) on.
     pub fn bind(plan: &Plan, first: Token) -> Result<Tenants, Error> {
-        let endpoints = plan.endpoints.iter().map(Endpoint::new).collect::<Result<_, _>>()?;
+        let endpoints = plan.endpoints.values().map(Endpoint::new).collect::<Result<_, _>>()?;
         Ok(Tenants { first, listeners: Listeners::bind(plan, first)?, endpoints })
     }
 
@@ -333,7 +333,7 @@ pub fn descriptors_max(plan: &Plan) -> u64 {
     // The control socket, an eventfd for each ring, and as client the memory, and that of earlier connections if it cannot be taken
     // back: the sealer has the same limit.
     let kept = sealer::UNRETURNED_MAX as u64;
-    let connected: u64 = plan.endpoints.iter().map(|e| 2 + kept + 2 * u64::from(e.memif.queue_pairs)).sum();
+    let connected: u64 = plan.endpoints.values().map(|e| 2 + kept + 2 * u64::from(e.memif.queue_pairs)).sum();
     connected + server::descriptors_max(plan)
 }
 

@@ -62,7 +62,7 @@ impl Listeners {
     pub fn bind(plan: &Plan, first: Token) -> Result<Listeners, Error> {
         let mut sockets: Vec<Socket<'_>> = Vec::new();
         let mut by_socket: HashMap<&SocketAddr, usize> = HashMap::new();
-        for (index, endpoint) in plan.endpoints.iter().enumerate() {
+        for (id, endpoint) in plan.endpoints.iter() {
             let memif = &endpoint.memif;
             let MemifRole::Server { mode, owner, group, .. } = memif.role else { continue };
             let at = *by_socket.entry(&memif.socket).or_insert(sockets.len());
@@ -70,7 +70,7 @@ impl Listeners {
                 sockets.push(Socket { endpoint, mode, owner, group, ids: HashMap::new(), rings_max: 0 });
             }
             if let Some(socket) = sockets.get_mut(at) {
-                socket.ids.insert(memif.id, EndpointId(index as u16));
+                socket.ids.insert(memif.id, id);
                 socket.rings_max = socket.rings_max.max(memif.queue_pairs);
             }
         }
@@ -265,6 +265,6 @@ impl Socket<'_> {
 
 /// Descriptors that handshakes may need at the same time: of each the connection, the regions and the eventfds.
 pub fn descriptors_max(plan: &Plan) -> u64 {
-    let rings = plan.endpoints.iter().map(|e| 2 * u64::from(e.memif.queue_pairs)).max().unwrap_or(0);
+    let rings = plan.endpoints.values().map(|e| 2 * u64::from(e.memif.queue_pairs)).max().unwrap_or(0);
     HANDSHAKES_MAX as u64 * (1 + u64::from(REGIONS_MAX) + rings)
 }

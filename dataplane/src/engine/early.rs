@@ -7,7 +7,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::plan::{Plan, RulePlan};
+use crate::plan::{NetworkPlan, Plan, RulePlan};
 use crate::types::{Class, NetworkId};
 use crate::xsk::{EARLY_PORTS_MAX, EarlyNetwork, EarlyPort, EarlyProtocol, EarlyRules, EarlySet, EarlySide};
 
@@ -22,7 +22,7 @@ pub struct EarlyPlan {
     /// Rules whose frames, or some of them, come with the others.
     pub left_out: Vec<usize>,
     /// Networks whose packets are urgent but for what some rule says: they come with the others.
-    pub networks_left_out: Vec<usize>,
+    pub networks_left_out: Vec<NetworkId>,
 }
 
 impl EarlyPlan {
@@ -34,11 +34,11 @@ impl EarlyPlan {
         }
         let rules = reached(&plan.classes.rules);
         let scopes: Vec<Scope> =
-            (0..plan.networks.len()).map(|network| Scope::of(plan, &rules, network)).collect();
+            plan.networks.iter().map(|(id, network)| Scope::of((id, network), &rules)).collect();
         let mut room = EARLY_PORTS_MAX;
         let shared = Shared::new(&rules, &scopes, &mut early.rules.all, &mut room);
         let mut left_out = BTreeSet::new();
-        for (index, (network, scope)) in plan.networks.iter().zip(&scopes).enumerate() {
+        for ((id, network), scope) in plan.networks.iter().zip(&scopes) {
             let mut its = EarlyNetwork { own: EarlySet::default(), all: shared.counts_in(scope) };
             if scope.everything {
                 its = EarlyNetwork { own: EarlySet { everything: true, ..EarlySet::default() }, all: false };
@@ -51,7 +51,7 @@ impl EarlyPlan {
                     };
                     left_out.extend((!is_decided).then_some(*place));
                 }
-                early.networks_left_out.extend((network.class == Class::URGENT).then_some(index));
+                early.networks_left_out.extend((network.class == Class::URGENT).then_some(id));
             }
             // A network that it is told nothing of has the rules for all.
             let nothing = EarlySet::default();
@@ -84,12 +84,11 @@ struct Scope {
 }
 
 impl Scope {
-    fn of(plan: &Plan, rules: &[(usize, &RulePlan)], network: usize) -> Scope {
-        let id = NetworkId(network as u16);
+    fn of((id, network): (NetworkId, &NetworkPlan), rules: &[(usize, &RulePlan)]) -> Scope {
         let applies = |rule: &RulePlan| rule.network.is_none_or(|its| its == id);
         let mut its = rules.iter().filter(|(_, rule)| applies(rule));
         let end = its.clone().find(|(_, rule)| rule.class != Class::URGENT).map(|(place, _)| *place);
-        let is_urgent = plan.networks.get(network).is_some_and(|network| network.class == Class::URGENT);
+        let is_urgent = network.class == Class::URGENT;
         let by_rule = its.any(|(place, rule)| end.is_none_or(|end| *place < end) && rule.is_network_only());
         Scope {
             network: id,
@@ -191,7 +190,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::plan::{ClassPlan, ClassesPlan, DscpSet, NetworkPlan, PlacementMode};
+    use crate::plan::{ClassPlan, ClassesPlan, DscpSet, PlacementMode};
     use crate::types::Vni;
 
     const UDP: u8 = EarlyProtocol::Udp as u8;

@@ -288,10 +288,10 @@ impl Remotes {
             step: Step::Tables,
             next: Vec::new(),
             generation: 0,
-            counts: vec![Counts::default(); plan.networks.len()],
+            counts: vec![Counts::default(); plan.networks_max()],
             barred: VecDeque::new(),
         };
-        for (network, plan) in (0..).map(NetworkId).zip(&plan.networks) {
+        for (network, plan) in plan.networks.iter() {
             for address in &plan.remotes {
                 if let Some(&remote) = remotes.by_address.get(address) {
                     remotes.enter(network, remote, Standing::Configured, 0);
@@ -542,11 +542,11 @@ impl Engine {
             let (flooded, others): (Vec<_>, Vec<_>) = self.remotes.of(network).partition(is_flooded);
             let flooded: Vec<RemoteId> = flooded.into_iter().map(|(remote, _)| remote).collect();
             let others: Vec<RemoteId> = others.into_iter().map(|(remote, _)| remote).collect();
-            if let Some(plan) = self.plan.networks.get_mut(network.index()) {
+            if let Some(plan) = self.plan.networks.get_mut(network) {
                 plan.remotes = flooded.iter().filter_map(|id| self.remotes.address(*id)).collect();
             }
             tables.set_members(network, flooded.into(), &others);
-            if let Some(of_tables) = tables.networks.get_mut(network.index()) {
+            if let Some(of_tables) = tables.networks.get_mut(network) {
                 let its = self.remotes.barred.iter().filter(|(of, _)| *of == network);
                 let mut barred: Vec<IpAddr> = its.map(|(_, address)| *address).collect();
                 barred.sort_unstable();
@@ -615,7 +615,7 @@ impl Engine {
     fn sources_to(&self, remote: RemoteId) -> HashSet<SourceId> {
         let Some(Some(place)) = self.remotes.places.get(remote.index()) else { return HashSet::new() };
         // Most are in one, which it leaves: there is no need to look for others.
-        let count = if place.networks > 1 { self.plan.networks.len() } else { 0 };
+        let count = if place.networks > 1 { self.plan.networks.end() } else { 0 };
         let networks = (0..).map(NetworkId).take(count);
         let stays = |network: &NetworkId| {
             self.remotes.members.get(&(*network, remote)).is_some_and(|its| !its.is_leaving)
@@ -843,7 +843,7 @@ mod tests {
             placement: PlacementMode::Static,
             balance_threshold: 85,
             uplinks: vec![UplinkPlan { ring_size: 64, ..UplinkPlan::new("unused", address(1)) }],
-            networks: vec![network("blue", 42, &[2, 3]), network("red", 43, &[3])],
+            networks: vec![network("blue", 42, &[2, 3]), network("red", 43, &[3])].into(),
             endpoints: vec![],
             classes: Default::default(),
             control_socket: PathBuf::new(),

@@ -193,7 +193,7 @@ impl Engine {
 
     fn new_counters(&self) -> Arc<WorkerCounters> {
         let Engine { plan, remotes, .. } = self;
-        let counters = WorkerCounters::new(plan.networks.len(), plan.endpoints.len(), remotes.capacity());
+        let counters = WorkerCounters::new(plan.networks_max(), plan.endpoints_max(), remotes.capacity());
         Arc::new(counters.with_classes(plan.classes.list.len(), plan.classes.default))
     }
 

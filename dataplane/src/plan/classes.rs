@@ -8,7 +8,7 @@ use std::str::FromStr;
 
 use serde::Serialize;
 
-use super::NetworkPlan;
+use super::{NetworkPlan, Places};
 use crate::types::{Class, EndpointId, NetworkId};
 
 /// The classes, and which packets belong to which.
@@ -33,9 +33,9 @@ impl ClassesPlan {
     pub const URGENT_QUOTA: u16 = 16;
 
     /// Some packet can belong to another class than the default.
-    pub fn are_used(&self, networks: &[NetworkPlan]) -> bool {
+    pub fn are_used(&self, networks: &Places<NetworkId, NetworkPlan>) -> bool {
         self.rules.iter().any(|rule| rule.class != self.default)
-            || networks.iter().any(|network| network.class != self.default)
+            || networks.values().any(|network| network.class != self.default)
     }
 
     /// Rules that no packet reaches because an earlier one matches all that they do: (the rule, the first such earlier one).

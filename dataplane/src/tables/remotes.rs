@@ -38,7 +38,7 @@ impl Tables {
         let words = self.remotes.len().div_ceil(64);
         let mut all = flooded.iter().chain(others).filter_map(|remote| self.remotes.get(remote.index()));
         let has_ipv6 = all.any(|remote| remote.address.is_ipv6());
-        let Some(network) = self.networks.get_mut(network.index()) else { return };
+        let Some(network) = self.networks.get_mut(network) else { return };
         if has_ipv6 && network.overhead < OVERHEAD_IPV6 {
             network.overhead += OVERHEAD_IPV6 - OVERHEAD_IPV4; // the first of them
         }

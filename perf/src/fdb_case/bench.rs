@@ -116,7 +116,7 @@ impl Bench {
             workers: vec![WorkerPlan { core: CoreId(setup.worker), nice: None }],
             ..plan(SENDER.0 + 1)
         };
-        for network in &mut plan.networks {
+        for network in plan.networks.values_mut() {
             let NetworkPlan { fdb_limit, ageing, .. } = network;
             (*fdb_limit, *ageing) = (setup.room, setup.ageing);
         }

@@ -210,13 +210,14 @@ fn age_step(name: &str, addresses: Addresses) -> Result<Case, String> {
 /// As many networks as remotes, each network with one of them.
 fn many_tables() -> Tables {
     let mut plan = plan(0);
-    let Some(first) = plan.networks.pop() else { return Tables::with_secret(&plan, 1500, SECRET) };
-    plan.networks.extend((1..=MANY).map(|number| NetworkPlan {
+    let Some(first) = plan.networks.first().cloned() else { return Tables::with_secret(&plan, 1500, SECRET) };
+    let network = |number| NetworkPlan {
         name: format!("perf{number}"),
         vni: vni(number),
         remotes: vec![IpAddr::V4(address(number))],
         ..first.clone()
-    }));
+    };
+    plan.networks = (1..=MANY).map(network).collect();
     Tables::with_secret(&plan, 1500, SECRET)
 }
 

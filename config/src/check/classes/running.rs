@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use peregrine_dataplane::plan::{EndpointPlan, Plan, RulePlan};
+use peregrine_dataplane::types::EndpointId;
 
 use super::{Classes, Endpoint, Known, rules};
 use crate::at::At;
@@ -16,13 +17,13 @@ pub fn rules_of(at: &At<'_>, field: &List<Rule>, plan: &Plan) -> Vec<RulePlan> {
         urgent_quota: Some(plan.classes.urgent_quota),
         default: Some(plan.classes.default),
     };
-    let networks = plan.networks.iter().enumerate().map(|(place, network)| (network.name.as_str(), place));
-    let endpoint = |(place, endpoint): (usize, &'_ EndpointPlan)| {
+    let networks = plan.networks.iter().map(|(id, network)| (network.name.as_str(), id.index()));
+    let endpoint = |(id, endpoint): (EndpointId, &'_ EndpointPlan)| {
         let network = plan.network(endpoint.network).map(|network| network.name.as_str());
-        Endpoint { place, network }
+        Endpoint { place: id.index(), network }
     };
     let endpoints: BTreeMap<&str, Endpoint<'_>> =
-        plan.endpoints.iter().enumerate().map(|it| (it.1.name.as_str(), endpoint(it))).collect();
-    let known = Known { networks: networks.collect(), endpoints, plans: &plan.networks };
+        plan.endpoints.iter().map(|it| (it.1.name.as_str(), endpoint(it))).collect();
+    let known = Known { networks: networks.collect(), endpoints, plans: &[] };
     rules(at, field, &classes, &known, plan.classes.trusted.is_empty())
 }
