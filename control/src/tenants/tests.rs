@@ -59,8 +59,9 @@ fn plan(endpoints: Vec<EndpointPlan>) -> Plan {
         placement: Default::default(),
         balance_threshold: 85,
         uplinks: vec![uplink],
-        networks: vec![network],
-        endpoints,
+        networks: vec![network].into(),
+        endpoints: endpoints.into(),
+        capacity: Default::default(),
         classes: Default::default(),
         control_socket: "/x".into(),
     }
