@@ -194,6 +194,7 @@ mod tests {
             capacity: Default::default(),
             classes: Default::default(),
             control_socket: Default::default(),
+            ..Plan::default()
         }
     }
 

@@ -718,6 +718,7 @@ mod tests {
             capacity: Default::default(),
             classes: Default::default(),
             control_socket: Default::default(),
+            ..Plan::default()
         }
     }
 
