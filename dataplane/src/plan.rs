@@ -103,11 +103,13 @@ pub struct Capacity {
     pub networks: u16,
     /// Endpoints, 1 to 65,534. Each takes some 1.5 KB in each worker, whether it is there or not.
     pub endpoints: u16,
+    /// Learned addresses of networks that come: the sum of their `fdb_limit`s. Each takes some 50 bytes.
+    pub addresses: u32,
 }
 
 impl Default for Capacity {
     fn default() -> Capacity {
-        Capacity { networks: 256, endpoints: 4096 }
+        Capacity { networks: 256, endpoints: 4096, addresses: 65_536 }
     }
 }
 
