@@ -96,6 +96,8 @@ fn state(at: &At<'_>, field: &Field<String>, control_socket: Option<&Path>) -> O
 
 const NETWORKS_MAX: u16 = 4096;
 const ENDPOINTS_MAX: u16 = 65534;
+/// As many networks as there may be, each with the default.
+const ADDRESSES_MAX: u32 = 4096 * 4096;
 
 /// Room for what comes later.
 fn capacity(at: &At<'_>, field: &Field<raw::Capacity>) -> Option<Capacity> {
@@ -106,7 +108,8 @@ fn capacity(at: &At<'_>, field: &Field<raw::Capacity>) -> Option<Capacity> {
     let raw = at.table(field, "a table: [capacity]")?;
     let networks = at.key("networks").number(&raw.networks, 1..=NETWORKS_MAX, Some(default.networks));
     let endpoints = at.key("endpoints").number(&raw.endpoints, 1..=ENDPOINTS_MAX, Some(default.endpoints));
-    Some(Capacity { networks: networks?, endpoints: endpoints? })
+    let addresses = at.key("addresses").number(&raw.addresses, 1..=ADDRESSES_MAX, Some(default.addresses));
+    Some(Capacity { networks: networks?, endpoints: endpoints?, addresses: addresses? })
 }
 
 /// Percent. Below, two workers would push flows to and fro; above, frames are lost before anybody notices.

@@ -50,6 +50,7 @@
 //! | **`[capacity]`** | room for networks and endpoints that come while it runs | | |
 //! | `networks` | how many there may be at the same time | 256 | 1 to 4096 |
 //! | `endpoints` | how many there may be at the same time; some 1.5 KB for each in each worker | 4096 | 1 to 65534 |
+//! | `addresses` | learned addresses of networks that come: the sum of their `fdb_limit`s; some 50 bytes for each | 65536 | 1 to 16777216 |
 //! | **`[[networks]]`** | an overlay network | | 1 to 4096 |
 //! | `name` | | | 1 to 63 of `A-Z a-z 0-9 _ . -`, unique |
 //! | `vni` | VXLAN network identifier | | 1 to 16777215, unique |

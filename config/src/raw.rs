@@ -216,6 +216,7 @@ table!(
     Capacity {
         networks: Field<i64>,
         endpoints: Field<i64>,
+        addresses: Field<i64>,
     }
 );
 
