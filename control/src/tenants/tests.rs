@@ -18,6 +18,7 @@ use super::server::{EVICT_AFTER, HANDSHAKES_MAX};
 use super::*;
 
 mod listening;
+mod many;
 
 #[derive(Default)]
 struct Shelf {
@@ -59,8 +60,9 @@ fn plan(endpoints: Vec<EndpointPlan>) -> Plan {
         placement: Default::default(),
         balance_threshold: 85,
         uplinks: vec![uplink],
-        networks: vec![network],
-        endpoints,
+        networks: vec![network].into(),
+        endpoints: endpoints.into(),
+        capacity: Default::default(),
         classes: Default::default(),
         control_socket: "/x".into(),
     }
