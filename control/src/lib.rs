@@ -24,6 +24,8 @@ pub mod forwarding;
 pub mod lab;
 // The control socket's methods.
 pub mod methods;
+// What is declared at run time: networks, ports and endpoints, and their file.
+pub mod model;
 // What must be true before anything is started.
 pub mod preflight;
 // `status` and `stats` for people.

@@ -187,8 +187,11 @@ mod tests {
             networks: vec![
                 NetworkPlan { static_macs: vec![fixed(5), fixed(1)], gateways: vec![gateway], ..network(1) },
                 network(2),
-            ],
-            endpoints: vec![endpoint(1, 0, &[1, 2]), endpoint(2, 1, &[1]), router, endpoint(4, 0, &[9])],
+            ]
+            .into(),
+            endpoints: vec![endpoint(1, 0, &[1, 2]), endpoint(2, 1, &[1]), router, endpoint(4, 0, &[9])]
+                .into(),
+            capacity: Default::default(),
             classes: Default::default(),
             control_socket: Default::default(),
         }

@@ -713,8 +713,9 @@ mod tests {
             placement: Default::default(),
             balance_threshold: 85,
             uplinks: Vec::new(),
-            networks: Vec::new(),
-            endpoints: Vec::new(),
+            networks: Default::default(),
+            endpoints: Default::default(),
+            capacity: Default::default(),
             classes: Default::default(),
             control_socket: Default::default(),
         }

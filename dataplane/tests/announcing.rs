@@ -21,7 +21,7 @@ fn announced(workers: usize, placement: PlacementMode) -> Plan {
     let worker = |n: usize| WorkerPlan { core: CoreId(cores[n % cores.len()]), nice: None };
     let mut plan = Plan { workers: (0..workers).map(worker).collect(), placement, ..plan() };
     plan.networks[0].remotes.clear();
-    plan.endpoints.iter_mut().for_each(|endpoint| endpoint.announce = true);
+    plan.endpoints.values_mut().for_each(|endpoint| endpoint.announce = true);
     plan.endpoints[0].addresses = vec![[10, 0, 0, 1].into(), "fd00::1".parse().unwrap()];
     plan
 }

@@ -28,7 +28,7 @@ fn v6(last: u16) -> Ipv6Addr {
 fn known() -> Plan {
     let mut plan = plan();
     let addresses = |last: u8| vec![IpAddr::from([10, 0, 0, last]), v6(last.into()).into()];
-    for (endpoint, last) in plan.endpoints.iter_mut().zip([1, 2, 2]) {
+    for (endpoint, last) in plan.endpoints.values_mut().zip([1, 2, 2]) {
         endpoint.addresses = addresses(last);
     }
     plan.networks[0].static_macs =

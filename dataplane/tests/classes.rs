@@ -148,10 +148,9 @@ fn matches(rule: &RulePlan, key: &Key) -> bool {
 }
 
 fn first_match(plan: &Plan, rules: &[RulePlan], key: &Key) -> Class {
-    let default =
-        plan.networks.get(key.network.index()).map_or(plan.classes.default, |network| network.class);
+    let default = plan.networks.get(key.network).map_or(plan.classes.default, |network| network.class);
     match rules.iter().find(|rule| matches(rule, key)) {
-        Some(rule) if plan.networks.get(key.network.index()).is_some() => rule.class,
+        Some(rule) if plan.networks.get(key.network).is_some() => rule.class,
         _ => default,
     }
 }

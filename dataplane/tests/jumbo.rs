@@ -24,7 +24,7 @@ const FAR: u8 = 0x77;
 
 fn jumbo_plan() -> Plan {
     let mut plan = plan();
-    plan.networks.iter_mut().for_each(|network| network.mtu = 9000);
+    plan.networks.values_mut().for_each(|network| network.mtu = 9000);
     plan
 }
 
@@ -155,7 +155,7 @@ fn without_a_free_large_buffer_a_long_packet_waits_in_its_ring_and_others_do_not
 #[test]
 fn packets_of_all_lengths_reach_a_remote_over_ipv6_that_comes_later() {
     let mut plan = jumbo_plan();
-    plan.networks.iter_mut().for_each(|network| network.mtu = 8900);
+    plan.networks.values_mut().for_each(|network| network.mtu = 8900);
     let ours: IpAddr = "2001:db8::1".parse().unwrap();
     plan.uplinks[0].locals = vec![IpAddr::V4(OUR_VTEP), ours];
     let mut rig = Rig::with_config(plan, ClientConfig { chains: true, ..ClientConfig::default() });

@@ -202,7 +202,7 @@ fn inner_vlan_tags_are_dropped_stripped_or_carried_both_ways() {
         (InnerVlan::Carry, Some(tagged(&inner(mac(FAR), mac(1), 60)))),
     ] {
         let mut plan = plan();
-        plan.networks.iter_mut().for_each(|network| network.inner_vlan = inner_vlan);
+        plan.networks.values_mut().for_each(|network| network.inner_vlan = inner_vlan);
         let mut rig = Rig::with(plan);
         rig.wire.may_move = true;
         let untagged = inner(mac(FAR), mac(1), 59);
@@ -230,7 +230,7 @@ fn inner_vlan_tags_are_dropped_stripped_or_carried_both_ways() {
 fn reserved_bits_are_ignored_or_refused() {
     for reserved_bits in [ReservedBits::Ignore, ReservedBits::Refuse] {
         let mut plan = plan();
-        plan.networks.iter_mut().for_each(|network| network.reserved_bits = reserved_bits);
+        plan.networks.values_mut().for_each(|network| network.reserved_bits = reserved_bits);
         let mut rig = Rig::with(plan);
         let mut good = vxlan(REMOTE_A, BLUE, &inner(mac(FAR), mac(1), 10));
         good[40..42].fill(0); // no UDP checksum
@@ -372,7 +372,7 @@ fn longer_headers_than_were_expected_get_room() {
     assert_eq!(local, 70);
     let packet = inner(mac(1), mac(FAR), 1450 - 28 - 20);
     let expected = rig.tenant_sends(WEB, &packet);
-    rig.tables.networks.iter_mut().for_each(|network| network.overhead = 50);
+    rig.tables.networks.values_mut().for_each(|network| network.overhead = 50);
     assert_eq!(rig.tenant_sends(WEB, &packet), expected);
 }
 
@@ -382,7 +382,7 @@ fn over_ipv6(vlan: Option<u16>) -> Rig {
     let address = |host: u16| IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, host));
     plan.uplinks[0].locals = vec![address(1)];
     plan.uplinks[0].vlan = vlan;
-    plan.networks.iter_mut().for_each(|network| network.remotes = vec![address(2)]);
+    plan.networks.values_mut().for_each(|network| network.remotes = vec![address(2)]);
     let rig = Rig::with(plan);
     rig.fdb.learn(NetworkId(0), mac(FAR), RemoteId(0), 0, 64);
     rig
@@ -720,7 +720,7 @@ fn classed(orders: [WorkOrder; 4]) -> Plan {
     let class = |order| ClassPlan { order, ..ClassPlan::new("x") };
     plan.classes.list = orders.map(class).into();
     plan.classes.default = Class(2);
-    plan.networks.iter_mut().for_each(|network| network.class = Class(2));
+    plan.networks.values_mut().for_each(|network| network.class = Class(2));
     let rule = |class, port| RulePlan { source_port: Some(port..=port), ..RulePlan::any(Class(class)) };
     plan.classes.rules = vec![rule(0, 1), rule(1, 2), rule(3, 4)];
     plan

@@ -79,8 +79,7 @@ impl Several {
         let workers = mesh(&placement, Lanes::ONE, chunks).into_iter().map(new_worker).collect();
         let fdb = Fdb::new(256, plan.networks.len());
         let mut several = Several { tables, fdb, placement, workers, clients: Vec::new(), flood_budget: 256 };
-        for (index, (endpoint, home)) in plan.endpoints.iter().zip(homes).enumerate() {
-            let id = EndpointId(index as u16);
+        for ((id, endpoint), home) in plan.endpoints.iter().zip(homes) {
             assert!(several.fdb.set_fixed(endpoint.network, endpoint.mac, Destination::Local(id)));
             let (client, server) =
                 peregrine_memif::pair(ClientConfig::default(), ServerConfig::default()).unwrap();
@@ -90,7 +89,7 @@ impl Several {
         }
         several.placement.set_serving(homes.iter().fold(0, |bits, home| bits | 1 << home.0));
         for network in 0..plan.networks.len() {
-            let its = plan.endpoints.iter().zip(homes).filter(|(it, _)| it.network.index() == network);
+            let its = plan.endpoints.values().zip(homes).filter(|(it, _)| it.network.index() == network);
             let present = its.fold(0, |bits, (_, home)| bits | 1 << home.0);
             several.placement.set_present(NetworkId(network as u16), present);
         }

@@ -66,7 +66,7 @@ fn all_queues_of_a_tenant_share_its_turn() {
 /// As many tenants on one network.
 fn crowd(size: u16) -> Plan {
     let mut plan = plan();
-    let one = plan.endpoints.swap_remove(0);
+    let one = plan.endpoints[0].clone();
     plan.endpoints = (0..size)
         .map(|n| EndpointPlan {
             name: format!("e{n}"),

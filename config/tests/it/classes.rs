@@ -40,7 +40,7 @@ fn without_a_word_there_are_two_classes_and_all_is_normal() {
     let names: Vec<&str> = plan.classes.list.iter().map(|class| class.name.as_str()).collect();
     assert_eq!(names, ["urgent", "normal"]);
     assert_eq!(plan.classes, ClassesPlan::default());
-    assert!(plan.networks.iter().all(|network| network.class == Class::NORMAL));
+    assert!(plan.networks.values().all(|network| network.class == Class::NORMAL));
 }
 
 #[test]
@@ -49,7 +49,7 @@ fn classes_have_names_and_networks_have_classes() {
     let green = |class: &str| text(top, "").replace("vni = 43", &format!("vni = 43\nclass = \"{class}\""));
     let plan = parse(&green("gold"), "t").unwrap();
     assert_eq!(plan.classes.default, Class(2));
-    assert_eq!(plan.networks.iter().map(|network| network.class).collect::<Vec<_>>(), [Class(2), Class(0)]);
+    assert_eq!(plan.networks.values().map(|network| network.class).collect::<Vec<_>>(), [Class(2), Class(0)]);
     let wrong = parse(&green("bronze"), "t").unwrap_err().to_string();
     let known = "\"gold\", \"silver\", \"normal\", \"rest\"";
     assert_eq!(wrong, format!("t: networks[1].class = \"bronze\": must be the name of a class: {known}"));

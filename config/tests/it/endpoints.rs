@@ -229,7 +229,10 @@ fn a_mode_left_out_is_the_default_and_counts_as_given() {
         MemifRole::Server { mode, .. } => mode,
         MemifRole::Client { .. } => panic!("{endpoint:?}"),
     };
-    assert_eq!(plan.endpoints[..3].iter().map(mode).collect::<Vec<_>>(), [Some(0o660), Some(0o660), None]);
+    assert_eq!(
+        plan.endpoints.values().take(3).map(mode).collect::<Vec<_>>(),
+        [Some(0o660), Some(0o660), None]
+    );
     let first = "id = 0, mode = \"0660\"";
     let errors =
         parse(&replaced(first, "id = 0, mode = \"0600\"").replace(second, "id = 1"), "t").unwrap_err();
@@ -302,7 +305,7 @@ fn what_a_server_says() {
         let errors = parse(&replaced("\"@green\"", &format!("\"/run/g\", {key} = {bad}")), "t").unwrap_err();
         assert_eq!(errors.to_string(), format!("t: endpoints[2].memif.{key} = {bad}: {}", rule(key)));
     }
-    let log = parse(GOOD, "t").unwrap().endpoints.pop().unwrap().memif;
+    let log = parse(GOOD, "t").unwrap().endpoints.values().last().unwrap().memif.clone();
     assert_eq!((log.queue_pairs, log.chains), (8, true));
     let role = MemifRole::Server {
         mode: Some(0o600),

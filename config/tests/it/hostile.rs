@@ -36,18 +36,18 @@ fn promises(plan: &Plan) {
     assert!(!plan.networks.is_empty());
     assert!((1..=UplinkId::LIMIT).contains(&plan.uplinks.len()));
     let room = plan.uplinks[0].chunk_size - 256 - 64;
-    for network in &plan.networks {
+    for network in plan.networks.values() {
         assert!(u32::from(network.mtu) <= room && network.vni.get() != 0);
         assert!(network.static_macs.iter().all(|fixed| network.remotes.contains(&fixed.remote)));
         assert!(plan.uplinks.iter().all(|uplink| !network.remotes.contains(&uplink.local())));
     }
     let distinct = |count: usize| assert_eq!(count, plan.endpoints.len());
-    assert!(plan.endpoints.iter().all(|e| plan.network(e.network).is_some()));
-    distinct(plan.endpoints.iter().map(|e| &e.name).collect::<HashSet<_>>().len());
-    distinct(plan.endpoints.iter().map(|e| (e.network, e.mac)).collect::<HashSet<_>>().len());
-    distinct(plan.endpoints.iter().map(|e| (&e.memif.socket, e.memif.id)).collect::<HashSet<_>>().len());
+    assert!(plan.endpoints.values().all(|e| plan.network(e.network).is_some()));
+    distinct(plan.endpoints.values().map(|e| &e.name).collect::<HashSet<_>>().len());
+    distinct(plan.endpoints.values().map(|e| (e.network, e.mac)).collect::<HashSet<_>>().len());
+    distinct(plan.endpoints.values().map(|e| (&e.memif.socket, e.memif.id)).collect::<HashSet<_>>().len());
     let mut sockets = HashMap::new();
-    for endpoint in &plan.endpoints {
+    for endpoint in plan.endpoints.values() {
         let memif = &endpoint.memif;
         assert!((1..=8).contains(&memif.queue_pairs));
         let once = match memif.role {

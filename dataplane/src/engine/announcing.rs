@@ -223,12 +223,14 @@ mod tests {
             placement: Default::default(),
             balance_threshold: 85,
             uplinks: Vec::new(),
-            networks: vec![network],
+            networks: vec![network].into(),
             endpoints: vec![
                 endpoint(1, &["10.0.0.1", "10.0.0.9", "fe80::1"]),
                 endpoint(2, &["10.0.0.9"]),
                 endpoint(3, &["fe80::3"]),
-            ],
+            ]
+            .into(),
+            capacity: Default::default(),
             classes: Default::default(),
             control_socket: Default::default(),
         };

@@ -214,8 +214,9 @@ mod tests {
             placement: PlacementMode::Balanced,
             balance_threshold: 85,
             uplinks: vec![],
-            networks: vec![network(42, Class::NORMAL), network(43, Class::URGENT)],
-            endpoints: vec![],
+            networks: vec![network(42, Class::NORMAL), network(43, Class::URGENT)].into(),
+            endpoints: Default::default(),
+            capacity: Default::default(),
             classes,
             control_socket: PathBuf::new(),
         }
@@ -287,7 +288,7 @@ mod tests {
         let dscp = Some(DscpSet::from_iter([8]));
         let rules = vec![RulePlan { dscp, ..NORMAL }];
         let early = early(rules);
-        assert_eq!((own(&early, 43), early.networks_left_out), (EarlySet::default(), vec![1]));
+        assert_eq!((own(&early, 43), early.networks_left_out), (EarlySet::default(), vec![NetworkId(1)]));
     }
 
     #[test]
@@ -339,7 +340,7 @@ mod tests {
         let mut plan = with(ClassesPlan { rules, ..ClassesPlan::default() });
         let other = |n: u32| NetworkPlan { vni: Vni::new(100 + n).unwrap(), ..plan.networks[0].clone() };
         let others: Vec<NetworkPlan> = (0..100).map(other).collect();
-        plan.networks.extend(others);
+        others.into_iter().for_each(|other| plan.networks.push(other));
         let own_port = RulePlan {
             network: Some(NetworkId(2)),
             protocol: Some(UDP),
@@ -369,7 +370,7 @@ mod tests {
         let early = early(rules);
         let ports = |vni| own(&early, vni).ports.into_iter().map(|port| port.port).collect::<Vec<_>>();
         assert_eq!((ports(42), ports(43), ports(44)), (vec![1, 2], vec![1], vec![1, 2]));
-        assert_eq!((&early.left_out[..], &early.networks_left_out[..]), (&[2, 4][..], &[1][..]));
+        assert_eq!((&early.left_out[..], &early.networks_left_out[..]), (&[2, 4][..], &[NetworkId(1)][..]));
         assert_eq!(early.rules.networks.keys().map(|vni| vni.get()).collect::<Vec<_>>(), [43]);
     }
 
@@ -470,7 +471,7 @@ mod tests {
                 } else if class == Class::URGENT {
                     let is_named = match first {
                         Some(place) => early.left_out.contains(&place),
-                        None => early.networks_left_out.contains(&usize::from(packet.network)),
+                        None => early.networks_left_out.contains(&NetworkId(packet.network.into())),
                     };
                     prop_assert!(is_named, "{:?} {:?}", packet, early);
                 }

@@ -844,7 +844,8 @@ mod tests {
             balance_threshold: 85,
             uplinks: vec![UplinkPlan { ring_size: 64, ..UplinkPlan::new("unused", address(1)) }],
             networks: vec![network("blue", 42, &[2, 3]), network("red", 43, &[3])].into(),
-            endpoints: vec![],
+            endpoints: Default::default(),
+            capacity: Default::default(),
             classes: Default::default(),
             control_socket: PathBuf::new(),
         };
@@ -878,7 +879,7 @@ mod tests {
         let mut engine = engine();
         let two = id(&engine, 2);
         engine.add_remote(RED, address(2)).unwrap();
-        assert!(engine.tables.networks.iter().all(|network| network.has_remote(two)));
+        assert!(engine.tables.networks.values().all(|network| network.has_remote(two)));
         engine.remove_remote(BLUE, address(2)).unwrap();
         assert!(!engine.tables.networks[0].has_remote(two) && engine.tables.networks[1].has_remote(two));
         until_gone(&mut engine);

@@ -331,8 +331,10 @@ mod tests {
                 remotes: vec![[192, 0, 2, 2].into()],
                 fdb_limit: 16,
                 ..NetworkPlan::new("blue", Vni::new(42).unwrap())
-            }],
-            endpoints: vec![],
+            }]
+            .into(),
+            endpoints: Default::default(),
+            capacity: Default::default(),
             classes: Default::default(),
             control_socket: PathBuf::new(),
         }

@@ -508,8 +508,9 @@ mod tests {
                 ring_size: 64,
                 ..UplinkPlan::new("unused", [192, 0, 2, 1].into())
             }],
-            networks: vec![],
-            endpoints: vec![],
+            networks: vec![].into(),
+            endpoints: Default::default(),
+            capacity: Default::default(),
             classes: Default::default(),
             control_socket: std::path::PathBuf::new(),
         }

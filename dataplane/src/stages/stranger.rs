@@ -91,8 +91,9 @@ mod tests {
                 placement: Default::default(),
                 balance_threshold: 85,
                 uplinks: vec![],
-                networks: vec![network],
-                endpoints: vec![],
+                networks: vec![network].into(),
+                endpoints: Default::default(),
+                capacity: Default::default(),
                 classes: Default::default(),
                 control_socket: Default::default(),
             };

@@ -61,8 +61,10 @@ fn plan(classes: ClassesPlan) -> Plan {
             remotes: vec![[192, 0, 2, 2].into()],
             fdb_limit: 64,
             ..NetworkPlan::new("blue", Vni::new(42).unwrap())
-        }],
-        endpoints: [H1, H2, H3, SINK].map(endpoint).into(),
+        }]
+        .into(),
+        endpoints: [H1, H2, H3, SINK].into_iter().map(endpoint).collect(),
+        capacity: Default::default(),
         classes,
         control_socket: Default::default(),
     }

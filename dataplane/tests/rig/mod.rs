@@ -59,8 +59,9 @@ pub fn plan() -> Plan {
             ring_size: 64,
             ..UplinkPlan::new("unused", IpAddr::V4(OUR_VTEP))
         }],
-        networks: vec![network("blue", BLUE, vec![REMOTE_A, REMOTE_B]), network("red", RED, vec![])],
-        endpoints: vec![endpoint("web", 0, 1), endpoint("db", 0, 2), endpoint("loner", 1, 1)],
+        networks: vec![network("blue", BLUE, vec![REMOTE_A, REMOTE_B]), network("red", RED, vec![])].into(),
+        endpoints: vec![endpoint("web", 0, 1), endpoint("db", 0, 2), endpoint("loner", 1, 1)].into(),
+        capacity: Default::default(),
         classes: Default::default(),
         control_socket: PathBuf::new(),
     }
@@ -178,14 +179,13 @@ impl Rig {
         let mut pool = FramePool::anonymous_with_large(2048, 256, 256, if is_jumbo(&plan) { 64 } else { 0 });
         pool.set_class(plan.classes.default);
         let server = ServerConfig { chains: config.chains, ..ServerConfig::default() };
-        for (index, endpoint) in plan.endpoints.iter().enumerate() {
-            let id = EndpointId(index as u16);
+        for (id, endpoint) in plan.endpoints.iter() {
             assert!(fdb.set_fixed(endpoint.network, endpoint.mac, Destination::Local(id)));
             let (client, server) = peregrine_memif::pair(config.clone(), server.clone()).unwrap();
             tenants.attach(id, 7, rings(server)).unwrap();
             clients.push(client);
         }
-        for (network, its) in (0..).map(NetworkId).zip(&plan.networks) {
+        for (network, its) in plan.networks.iter() {
             for fixed in &its.static_macs {
                 let remote = remote_addresses(&plan)[&fixed.remote];
                 assert!(fdb.set_fixed(network, fixed.mac, Destination::Remote(remote)));
@@ -301,12 +301,12 @@ impl Rig {
 
 /// Some network's packets are longer than a chunk.
 pub fn is_jumbo(plan: &Plan) -> bool {
-    plan.networks.iter().any(|network| network.mtu > 1728)
+    plan.networks.values().any(|network| network.mtu > 1728)
 }
 
 /// Of an uplink that takes all of its networks' packets.
 pub fn uplink_mtu(plan: &Plan) -> usize {
-    plan.networks.iter().map(|network| usize::from(network.mtu) + 50).max().unwrap_or_default().max(1500)
+    plan.networks.values().map(|network| usize::from(network.mtu) + 50).max().unwrap_or_default().max(1500)
 }
 
 /// A worker's, all zero.
