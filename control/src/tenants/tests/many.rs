@@ -9,31 +9,39 @@ fn small(id: u32) -> ClientConfig {
     ClientConfig { ring_log2: 5, ..client(id, b"") }
 }
 
-/// Connects as many clients as there are ids, all at once, and drives them until they are connected.
+/// Connects as many clients as there are ids, all at once, and drives them until they are connected. One that has to make room, on a busy
+/// machine, tries again, as tenants do.
 fn connect_all(path: &SocketAddr, ids: std::ops::Range<u32>) -> Vec<Interface> {
     let mut poll = Poll::new().unwrap();
-    let mut clients: Vec<Option<Client>> = Vec::new();
-    let mut connected = Vec::new();
-    for id in ids.clone() {
+    let begin = |poll: &Poll, id: u32| {
         let client = Client::connect(path, small(id)).unwrap();
         let fd = client.raw_socket().unwrap();
-        let token = Token(clients.len());
-        poll.registry().register(&mut SourceFd(&fd), token, Interest::READABLE).unwrap();
-        clients.push(Some(client));
-    }
+        poll.registry().register(&mut SourceFd(&fd), Token(id as usize), Interest::READABLE).unwrap();
+        client
+    };
+    let mut clients: HashMap<u32, Client> = ids.clone().map(|id| (id, begin(&poll, id))).collect();
+    let (mut connected, mut again) = (Vec::new(), 0);
     let mut events = Events::with_capacity(1024);
     let end = Instant::now() + PATIENCE;
-    while connected.len() < ids.len() {
+    while !clients.is_empty() {
         assert!(Instant::now() < end, "{} of {} connected in {PATIENCE:?}", connected.len(), ids.len());
         poll.poll(&mut events, Some(Duration::from_millis(100))).unwrap();
         for event in &events {
-            let Some(place) = clients.get_mut(event.token().0) else { continue };
-            if let Some(Progress::Connected(interface)) = place.as_mut().map(|client| client.step().unwrap()) {
-                *place = None;
-                connected.push(*interface);
+            let id = event.token().0 as u32;
+            match clients.get_mut(&id).map(Client::step) {
+                Some(Ok(Progress::Connected(interface))) => {
+                    clients.remove(&id);
+                    connected.push(*interface);
+                }
+                Some(Err(_)) => {
+                    again += 1;
+                    clients.insert(id, begin(&poll, id));
+                }
+                Some(Ok(Progress::Pending)) | None => {}
             }
         }
     }
+    println!("{again} tried again");
     connected
 }
 
@@ -46,7 +54,7 @@ fn serve(bench: &mut Bench, stop: &AtomicBool) {
         let wait = bench.tenants.deadline().map_or(most, |at| at.saturating_duration_since(now).min(most));
         bench.poll.poll(&mut events, Some(wait)).unwrap();
         let now = Instant::now();
-        events.iter().for_each(|event| bench.tenants.ready(event.token(), now));
+        events.iter().for_each(|event| bench.tenants.ready(event.token()));
         bench.tenants.turn(bench.poll.registry(), now, &mut bench.shelf);
     }
 }
@@ -64,13 +72,15 @@ fn a_thousand_tenants_connect_at_once() {
             serve(&mut bench, &stop);
             bench.shelf.rings.len()
         });
-        let begun = Instant::now();
-        let tenants = connect_all(&path, 0..COUNT);
-        println!("{COUNT} tenants connected in {:.1} ms", begun.elapsed().as_secs_f64() * 1e3);
-        let begun = Instant::now();
-        drop(tenants);
-        println!("and gone in {:.1} ms", begun.elapsed().as_secs_f64() * 1e3);
+        let clients = scope.spawn(|| {
+            let begun = Instant::now();
+            let tenants = connect_all(&path, 0..COUNT);
+            println!("{COUNT} tenants connected in {:.1} ms", begun.elapsed().as_secs_f64() * 1e3);
+            drop(tenants);
+        });
+        let result = clients.join();
         stop.store(true, Ordering::Relaxed);
+        assert!(result.is_ok());
         server.join().unwrap();
     });
     bench.settle();
