@@ -17,6 +17,7 @@ use peregrine_memif::{
 use super::server::{EVICT_AFTER, HANDSHAKES_MAX};
 use super::*;
 
+mod coming;
 mod listening;
 mod many;
 
