@@ -5,6 +5,7 @@
 //! connected, one behind a remote as long as the station's MAC address is fixed there.
 
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -23,12 +24,12 @@ const STORM_BURSTS_PER_SECOND: u32 = 10;
 const STORM_BURST_MIN: u32 = 10;
 
 /// All of it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Answers {
     networks: Places<NetworkId, NetworkAnswers>,
     /// Shared with those that come after these: a tenant's limits hold on.
     endpoints: Places<EndpointId, Arc<Limits>>,
-    stations: HashMap<(NetworkId, IpAddr), MacAddr>,
+    stations: Stations,
 }
 
 /// What is answered on a network.
@@ -48,7 +49,24 @@ pub struct NetworkAnswers {
     routers: [Option<MacAddr>; 2],
 }
 
+/// Who has which address.
+type Stations = HashMap<(NetworkId, IpAddr), MacAddr>;
+
 impl NetworkAnswers {
+    fn new(id: NetworkId, network: &NetworkPlan, stations: &Stations) -> NetworkAnswers {
+        let station = |address: IpAddr| stations.get(&(id, address)).copied();
+        let gateways = gateways(network, station);
+        let v4_station = gateways.v4.and_then(|v4| station(v4.into()));
+        NetworkAnswers {
+            suppression: network.suppression,
+            is_tagged: network.inner_vlan == InnerVlan::Carry,
+            clamps_mss: network.clamp_mss,
+            mtu: usize::from(network.mtu),
+            gateways,
+            routers: [v4_station, gateways.v6_station],
+        }
+    }
+
     /// The station is a router, by whichever of its addresses: one that is answered for as if it were none would be forgotten as one (RFC
     /// 4861 §7.2.5).
     pub fn is_router(&self, station: MacAddr) -> bool {
@@ -81,24 +99,45 @@ impl Answers {
     pub fn new(plan: &Plan) -> Answers {
         let ticks_per_second = cycles_per_second();
         let stations = stations(plan);
-        let of_network = |id: NetworkId, network: &NetworkPlan| {
-            let station = |address: IpAddr| stations.get(&(id, address)).copied();
-            let gateways = gateways(network, station);
-            let v4_station = gateways.v4.and_then(|v4| station(v4.into()));
-            NetworkAnswers {
-                suppression: network.suppression,
-                is_tagged: network.inner_vlan == InnerVlan::Carry,
-                clamps_mss: network.clamp_mss,
-                mtu: usize::from(network.mtu),
-                gateways,
-                routers: [v4_station, gateways.v6_station],
-            }
-        };
         Answers {
-            networks: plan.networks.map(of_network),
+            networks: plan.networks.map(|id, network| NetworkAnswers::new(id, network, &stations)),
             endpoints: plan.endpoints.map(|_, endpoint| Arc::new(Limits::new(endpoint, ticks_per_second))),
             stations,
         }
+    }
+
+    /// From now on there is this endpoint, or another one than before.
+    pub(crate) fn let_in(&mut self, id: EndpointId, endpoint: &EndpointPlan) {
+        for address in &endpoint.addresses {
+            self.stations.insert((endpoint.network, *address), endpoint.mac);
+        }
+        self.endpoints.set(id, Some(Arc::new(Limits::new(endpoint, cycles_per_second()))));
+    }
+
+    /// It is not there any more.
+    pub(crate) fn let_out(&mut self, id: EndpointId, endpoint: &EndpointPlan) {
+        for address in &endpoint.addresses {
+            let place = (endpoint.network, *address);
+            if self.stations.get(&place) == Some(&endpoint.mac) {
+                self.stations.remove(&place);
+            }
+        }
+        self.endpoints.set(id, None);
+    }
+
+    /// There is such a network, with such a place, or none. Again when stations have come or gone that have its gateways' addresses.
+    pub(crate) fn set_network(&mut self, id: NetworkId, network: Option<&NetworkPlan>) {
+        if let Some(network) = network.filter(|_| self.networks.get(id).is_none()) {
+            let mut stations: HashMap<IpAddr, Option<MacAddr>> = HashMap::new();
+            for fixed in &network.static_macs {
+                add_all(&mut stations, fixed.mac, fixed.addresses.iter().copied());
+            }
+            self.stations.extend(stations.into_iter().filter_map(|(ip, mac)| Some(((id, ip), mac?))));
+        }
+        if network.is_none() {
+            self.stations.retain(|(of, _), _| *of != id);
+        }
+        self.networks.set(id, network.map(|network| NetworkAnswers::new(id, network, &self.stations)));
     }
 
     /// What is answered on a network.
@@ -129,19 +168,28 @@ impl Answers {
 }
 
 /// Addresses that two stations have are nobody's: who asks hears both.
-fn stations(plan: &Plan) -> HashMap<(NetworkId, IpAddr), MacAddr> {
+fn stations(plan: &Plan) -> Stations {
     let mut stations: HashMap<(NetworkId, IpAddr), Option<MacAddr>> = HashMap::new();
     let mut add = |network: NetworkId, mac: MacAddr, addresses: &[IpAddr]| {
-        for address in addresses {
-            let known = stations.entry((network, *address)).or_insert(Some(mac));
-            *known = known.filter(|known| *known == mac);
-        }
+        add_all(&mut stations, mac, addresses.iter().map(|address| (network, *address)));
     };
     plan.endpoints.values().for_each(|endpoint| add(endpoint.network, endpoint.mac, &endpoint.addresses));
     for (id, network) in plan.networks.iter() {
         network.static_macs.iter().for_each(|fixed| add(id, fixed.mac, &fixed.addresses));
     }
     stations.into_iter().filter_map(|(key, mac)| Some((key, mac?))).collect()
+}
+
+/// The station has these addresses, but for those that another one has as well.
+fn add_all<K: Eq + Hash>(
+    stations: &mut HashMap<K, Option<MacAddr>>,
+    mac: MacAddr,
+    addresses: impl Iterator<Item = K>,
+) {
+    for address in addresses {
+        let known = stations.entry(address).or_insert(Some(mac));
+        *known = known.filter(|known| *known == mac);
+    }
 }
 
 fn gateways(network: &NetworkPlan, station: impl Fn(IpAddr) -> Option<MacAddr>) -> Gateways {
@@ -194,6 +242,7 @@ mod tests {
             capacity: Default::default(),
             classes: Default::default(),
             control_socket: Default::default(),
+            ..Plan::default()
         }
     }
 

@@ -652,6 +652,13 @@ pub struct TrafficStats {
     pub bytes: u64,
 }
 
+impl std::ops::SubAssign for TrafficStats {
+    fn sub_assign(&mut self, other: TrafficStats) {
+        self.frames = self.frames.saturating_sub(other.frames);
+        self.bytes = self.bytes.saturating_sub(other.bytes);
+    }
+}
+
 impl std::ops::AddAssign for TrafficStats {
     fn add_assign(&mut self, other: TrafficStats) {
         self.frames += other.frames;

@@ -11,6 +11,10 @@ mod balancing;
 mod early;
 /// Networks and endpoints that come and go.
 mod endpoints;
+/// When what was found by older tables is under way no more.
+mod grace;
+/// Who serves how many.
+mod homes;
 /// Remotes that come and go.
 mod remotes;
 /// Rules that are replaced while frames flow.
@@ -51,6 +55,8 @@ use crate::worker::{Port, Uplink};
 use crate::xsk::{self, Hand, Interface, Steering, UplinkInfo, XskConfig, XskError};
 use announcing::Announcing;
 use balancing::Balancing;
+use endpoints::Lives;
+use homes::Homes;
 use remotes::Remotes;
 use rules::Rules;
 use workers::{Presence, WorkerHandle};
@@ -232,6 +238,9 @@ pub struct Engine {
     /// How far the plan's rules have come into force.
     rules: Rules,
     announcing: Announcing,
+    lives: Lives,
+    /// Which worker serves how many tenants, in all and of each network.
+    homes: Homes,
     cycles_per_second: u64,
 }
 
@@ -372,6 +381,8 @@ impl Engine {
             ageing: AgeingHand::new(Instant::now()),
             rules,
             announcing: Announcing::new(plan.endpoints_max()),
+            lives: Lives::new(plan, learned_max(plan)),
+            homes: Homes::new(plan),
             cycles_per_second: cycles_per_second(),
             placement: placement.clone(),
             work,
@@ -513,24 +524,21 @@ impl Engine {
 
     /// Where the next tenant goes.
     fn least_crowded(&self) -> WorkerId {
-        let tenants = |worker: usize| {
-            self.connections.iter().filter_map(|last| last.home).filter(|home| home.index() == worker).count()
-        };
-        let senders = self.workers.iter().enumerate().filter(|(_, worker)| worker.sends);
-        let best = senders.min_by_key(|(index, _)| tenants(*index));
-        WorkerId(best.map_or(0, |(index, _)| index as u8))
+        let senders = (0u8..).map(WorkerId).zip(&self.workers).filter(|(_, worker)| worker.sends);
+        let best = senders.map(|(id, _)| id).min_by_key(|id| self.homes.tenants(*id));
+        best.unwrap_or(WorkerId(0))
     }
 
     /// Tells the workers who serves an endpoint now, and its network.
-    fn publish_home(&self, endpoint: EndpointId) {
+    fn publish_home(&mut self, endpoint: EndpointId) {
         let home = self.connections.get(endpoint.index()).and_then(|last| last.home);
         self.placement.set_home(endpoint, home);
-        let homes = self.connections.iter().filter_map(|last| last.home);
-        self.placement.set_serving(homes.fold(0, |workers, home| workers | 1 << home.0));
-        let Some(network) = self.tables.endpoint(endpoint).map(|endpoint| endpoint.network) else { return };
-        let endpoints = self.tables.network(network).map_or(&[][..], |network| &network.endpoints);
-        let homes = endpoints.iter().filter_map(|id| self.placement.home(*id));
-        self.placement.set_present(network, homes.fold(0, |workers, home| workers | 1 << home.0));
+        let network = self.plan.endpoint(endpoint).map(|endpoint| endpoint.network);
+        let network = self.homes.set(endpoint, home.zip(network)).or(network);
+        self.placement.set_serving(self.homes.serving());
+        if let Some(network) = network {
+            self.placement.set_present(network, self.homes.present(network));
+        }
     }
 
     /// Wants the flows of this bucket that enter at this worker to go another way. They do once their frames that are under way have
@@ -592,6 +600,7 @@ impl Engine {
         }
         self.settle_rules();
         self.settle_remotes();
+        self.settle_lives();
         events
     }
 
@@ -712,7 +721,13 @@ impl Engine {
     }
 
     fn network_stats(&self) -> Vec<NetworkStats> {
-        let stats = self.plan.networks.iter().map(|(id, network)| {
+        self.plan.networks.iter().filter_map(|(id, _)| self.network_stats_of(id)).collect()
+    }
+
+    /// What was counted for the network that is there now.
+    fn network_stats_of(&self, id: NetworkId) -> Option<NetworkStats> {
+        let network = self.plan.network(id)?;
+        let stats = {
             let counters = || self.workers.iter().filter_map(|worker| worker.counters.network(id));
             NetworkStats {
                 name: network.name.clone(),
@@ -731,12 +746,21 @@ impl Engine {
                 nd_answered: counters().map(|c| c.nd_answered.get()).sum(),
                 too_big_told: counters().map(|c| c.too_big_told.get()).sum(),
             }
-        });
-        stats.collect()
+        };
+        Some(match self.lives.network_before(id) {
+            Some(before) => stats.since(before),
+            None => stats,
+        })
     }
 
     fn endpoint_stats(&self) -> Vec<EndpointStats> {
-        let stats = self.plan.endpoints.iter().map(|(id, endpoint)| {
+        self.plan.endpoints.iter().filter_map(|(id, _)| self.endpoint_stats_of(id)).collect()
+    }
+
+    /// What was counted for the endpoint that is there now.
+    fn endpoint_stats_of(&self, id: EndpointId) -> Option<EndpointStats> {
+        let endpoint = self.plan.endpoint(id)?;
+        let stats = {
             let counters = || self.workers.iter().filter_map(|worker| worker.counters.endpoint(id));
             EndpointStats {
                 name: endpoint.name.clone(),
@@ -752,8 +776,11 @@ impl Engine {
                 dropped: counters().map(|c| c.dropped.get()).sum(),
                 bad_descriptors: counters().map(|c| c.bad_descriptors.get()).sum(),
             }
-        });
-        stats.collect()
+        };
+        Some(match self.lives.endpoint_before(id) {
+            Some(before) => stats.since(before),
+            None => stats,
+        })
     }
 
     fn remote_stats(&self) -> Vec<RemoteStats> {
@@ -888,17 +915,19 @@ fn deal(uplinks: &[Vec<QueueId>], workers: usize) -> Vec<Hand> {
     (0..workers).map(hand).collect()
 }
 
-/// Some network's packets with the longest outer headers, also those to remotes that come while we run, do not fit a chunk behind the
-/// kernel's headroom.
-fn needs_multi_buffer(plan: &Plan, chunk_size: u32) -> bool {
-    let room = (chunk_size as usize).saturating_sub(xsk::HEADROOM);
+/// The MTU with which a network's packets with the longest outer headers, also those to remotes that come while we run, fit a chunk behind
+/// the kernel's headroom.
+fn mtu_max(network: &NetworkPlan, plan: &Plan, chunk_size: u32) -> u32 {
     let is_tagged = plan.uplinks.iter().any(|uplink| uplink.vlan.is_some());
-    let length = |network: &NetworkPlan| {
-        let tags = usize::from(is_tagged) + usize::from(network.inner_vlan != InnerVlan::Drop);
-        let to_any = NetworkPlan { any_remote: true, ..network.clone() };
-        usize::from(network.mtu) + EthHeader::LEN + overhead(&to_any, &plan.uplinks) + VLAN_TAG * tags
-    };
-    plan.networks.values().any(|network| length(network) > room)
+    let tags = usize::from(is_tagged) + usize::from(network.inner_vlan != InnerVlan::Drop);
+    let to_any = NetworkPlan { any_remote: true, ..network.clone() };
+    let headers = EthHeader::LEN + overhead(&to_any, &plan.uplinks) + VLAN_TAG * tags;
+    (chunk_size as usize).saturating_sub(xsk::HEADROOM + headers) as u32
+}
+
+/// Some network's packets do not fit a chunk.
+fn needs_multi_buffer(plan: &Plan, chunk_size: u32) -> bool {
+    plan.networks.values().any(|network| u32::from(network.mtu) > mtu_max(network, plan, chunk_size))
 }
 
 fn xsk_configs(plan: &Plan) -> Vec<XskConfig> {
@@ -934,14 +963,20 @@ fn fixed_addresses(plan: &Plan) -> BTreeMap<(NetworkId, MacAddr), RemoteId> {
     plan.networks.iter().flat_map(on).collect()
 }
 
+/// Addresses that all networks may learn together, those that come later as well.
+fn learned_max(plan: &Plan) -> usize {
+    let limits = plan.networks.values().map(|network| network.fdb_limit as usize);
+    limits.sum::<usize>() + plan.capacity.addresses as usize
+}
+
 /// With room for every network's limit, and with what is known beforehand in it.
 fn make_fdb(
     plan: &Plan,
     tables: &Tables,
     fixed: &BTreeMap<(NetworkId, MacAddr), RemoteId>,
 ) -> Result<Fdb, StartError> {
-    let learned: usize = plan.networks.values().map(|network| network.fdb_limit as usize).sum();
-    let fdb = Fdb::new(learned + plan.endpoints_max() + fixed.len() + FIXED_LATER, plan.networks_max());
+    let fdb =
+        Fdb::new(learned_max(plan) + plan.endpoints_max() + fixed.len() + FIXED_LATER, plan.networks_max());
     let mut room = true;
     for (id, endpoint) in tables.endpoints.iter() {
         room &= fdb.set_fixed(endpoint.network, endpoint.mac, Destination::Local(id));

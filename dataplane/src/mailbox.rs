@@ -69,6 +69,8 @@ pub(crate) struct Announcement {
     pub(crate) endpoint: EndpointId,
     /// What to send.
     pub(crate) frame: Vec<u8>,
+    /// Tells it from those for another tenant at the same place.
+    pub(crate) number: u32,
     /// The worker has sent it.
     pub(crate) is_sent: bool,
 }

@@ -274,6 +274,26 @@ pub struct NetworkStats {
     pub too_big_told: u64,
 }
 
+impl NetworkStats {
+    /// What was counted since then, for another one.
+    pub(crate) fn since(mut self, before: &NetworkStats) -> NetworkStats {
+        self.from_underlay -= before.from_underlay;
+        self.to_underlay -= before.to_underlay;
+        let pairs = [
+            (&mut self.dropped, before.dropped),
+            (&mut self.learned, before.learned),
+            (&mut self.moved, before.moved),
+            (&mut self.learn_refused, before.learn_refused),
+            (&mut self.moves_damped, before.moves_damped),
+            (&mut self.arp_answered, before.arp_answered),
+            (&mut self.nd_answered, before.nd_answered),
+            (&mut self.too_big_told, before.too_big_told),
+        ];
+        pairs.into_iter().for_each(|(now, before)| *now = now.saturating_sub(before));
+        self
+    }
+}
+
 /// One endpoint.
 #[derive(Clone, Debug, Serialize)]
 pub struct EndpointStats {
@@ -293,6 +313,23 @@ pub struct EndpointStats {
     pub dropped: u64,
     /// Descriptors that broke the protocol.
     pub bad_descriptors: u64,
+}
+
+impl EndpointStats {
+    /// What was counted since then, for another one.
+    pub(crate) fn since(mut self, before: &EndpointStats) -> EndpointStats {
+        self.from_tenant -= before.from_tenant;
+        self.to_tenant -= before.to_tenant;
+        self.dropped = self.dropped.saturating_sub(before.dropped);
+        self.bad_descriptors = self.bad_descriptors.saturating_sub(before.bad_descriptors);
+        self
+    }
+
+    /// Nothing was counted.
+    pub(crate) fn is_nothing(&self) -> bool {
+        let nothing = TrafficStats::default();
+        (self.from_tenant, self.to_tenant, self.dropped, self.bad_descriptors) == (nothing, nothing, 0, 0)
+    }
 }
 
 /// One remote VTEP.

@@ -3,6 +3,7 @@
 //!
 //! MAC addresses are not here: they change all the time and live in the [`Fdb`](crate::fdb::Fdb).
 
+mod endpoints;
 mod remotes;
 
 use std::collections::{BTreeMap, HashMap};
@@ -237,6 +238,30 @@ pub struct Network {
 }
 
 impl Network {
+    /// With no endpoints and no remotes.
+    fn new(plan: &NetworkPlan, uplinks: &[UplinkPlan], sources: &[Option<IpAddr>]) -> Network {
+        let outer_tag = if uplinks.iter().any(|uplink| uplink.vlan.is_some()) { VLAN_TAG } else { 0 };
+        Network {
+            vni: plan.vni,
+            source: source_of(sources, plan.local),
+            frame_max: usize::from(plan.mtu) + EthHeader::LEN + inner_tag(plan.inner_vlan),
+            untagged_max: usize::from(plan.mtu) + EthHeader::LEN,
+            overhead: overhead(plan, uplinks) + outer_tag,
+            is_usual: plan.port.is_none() && plan.dscp == OuterDscp::ByClass,
+            port: plan.port,
+            dscp: plan.dscp,
+            reserved_bits: plan.reserved_bits,
+            inner_vlan: plan.inner_vlan,
+            learning: plan.learning,
+            any_remote: plan.any_remote,
+            limits: limits(plan, Box::default()),
+            endpoints: Box::default(),
+            barred: Box::default(),
+            members: Box::default(),
+            remotes: Box::default(),
+        }
+    }
+
     /// True if the VTEP may send to this network.
     #[inline]
     pub fn has_remote(&self, remote: RemoteId) -> bool {
@@ -327,7 +352,6 @@ impl Tables {
         let secrets = [secret, mix(secret, GOLDEN) | 1];
         let addresses = remote_addresses(plan);
         let sources = sources(plan);
-        let outer_tag = if plan.uplinks.iter().any(|uplink| uplink.vlan.is_some()) { VLAN_TAG } else { 0 };
         let remote_id = |address: &IpAddr| addresses.get(address).copied();
         let mut tenants: HashMap<NetworkId, Vec<EndpointId>> = HashMap::new();
         for (id, endpoint) in plan.endpoints.iter() {
@@ -337,23 +361,11 @@ impl Tables {
             let remotes: Box<[RemoteId]> = network.remotes.iter().filter_map(remote_id).collect();
             let members = Network::bits(addresses.len().div_ceil(64), remotes.iter().copied());
             Network {
-                vni: network.vni,
-                source: source_of(&sources, network.local),
-                frame_max: usize::from(network.mtu) + EthHeader::LEN + inner_tag(network.inner_vlan),
-                untagged_max: usize::from(network.mtu) + EthHeader::LEN,
-                overhead: overhead(network, &plan.uplinks) + outer_tag,
-                is_usual: network.port.is_none() && network.dscp == OuterDscp::ByClass,
-                port: network.port,
-                dscp: network.dscp,
-                reserved_bits: network.reserved_bits,
-                inner_vlan: network.inner_vlan,
-                learning: network.learning,
-                any_remote: network.any_remote,
                 limits: limits(network, members.clone()),
                 endpoints: tenants.remove(&id).unwrap_or_default().into(),
-                barred: Box::default(),
                 members,
                 remotes,
+                ..Network::new(network, &plan.uplinks, &sources)
             }
         });
         let mut remotes: Vec<(RemoteId, IpAddr)> =
@@ -364,7 +376,7 @@ impl Tables {
         Tables {
             uplinks: plan.uplinks.iter().map(|uplink| Uplink::new(uplink, &plan.networks)).collect(),
             secrets,
-            by_vni: Index::new(secrets, networks.iter().map(|(id, network)| (network.vni.get(), id.0))),
+            by_vni: index_vnis(&networks, secrets),
             by_ipv4,
             by_ipv6,
             networks,
@@ -509,6 +521,10 @@ fn limits(network: &NetworkPlan, known: Box<[u64]>) -> Limits {
     }
 }
 
+fn index_vnis(networks: &Places<NetworkId, Network>, secrets: [u64; 2]) -> Index<u32> {
+    Index::new(secrets, networks.iter().map(|(id, network)| (network.vni.get(), id.0)))
+}
+
 /// Where to find those that are somewhere.
 fn index_addresses(remotes: &[Remote], secrets: [u64; 2]) -> (Index<Ipv4Key>, Index<u128>) {
     let there = || remotes.iter().zip(0u16..).filter(|(remote, _)| !remote.address.is_unspecified());
@@ -523,12 +539,14 @@ fn index_addresses(remotes: &[Remote], secrets: [u64; 2]) -> (Index<Ipv4Key>, In
     (Index::new(secrets, ipv4), Index::new(secrets, ipv6))
 }
 
-/// The addresses that networks ask to be sent from, each once, behind "whichever" as the first.
+/// The addresses that networks may ask to be sent from, each once, behind "whichever" as the first: also those that come later.
 fn sources(plan: &Plan) -> Box<[Option<IpAddr>]> {
     let mut sources = vec![None];
-    for network in plan.networks.values() {
-        if !sources.contains(&network.local) {
-            sources.push(network.local);
+    let locals = plan.uplinks.iter().flat_map(|uplink| &uplink.locals).copied();
+    let asked = plan.networks.values().filter_map(|network| network.local);
+    for local in asked.chain(locals).map(Some) {
+        if !sources.contains(&local) {
+            sources.push(local);
         }
     }
     sources.into()
@@ -718,6 +736,7 @@ mod tests {
             capacity: Default::default(),
             classes: Default::default(),
             control_socket: Default::default(),
+            ..Plan::default()
         }
     }
 

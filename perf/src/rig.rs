@@ -312,8 +312,9 @@ pub fn plan(tenants: u16) -> Plan {
         }]
         .into(),
         endpoints: (0..tenants).map(endpoint).collect(),
-        capacity: Capacity { networks: 1, endpoints: 1 },
+        capacity: Capacity { networks: 1, endpoints: 1, addresses: 0 },
         classes: Default::default(),
         control_socket: PathBuf::new(),
+        ..Plan::default()
     }
 }

@@ -1,7 +1,14 @@
 //! DPDK's testpmd at the other end of a memif connection of ours, in either role. It has one port and forwards it to itself
 //! (`io`, which leaves every byte as it is), queue `i` to queue `i`, or does what else it is told. It needs no huge pages and no root.
+//!
+//! It begins to forward, and so to poll, when it is told to ([`TestpmdSetup::forward`]): once it is connected. For a DPDK server
+//! (22.11, and newer ones) that polls while somebody connects can die of SIGSEGV: `eth_memif_rx` and `eth_memif_tx` compute the
+//! ring's address (the region's, which is NULL until CONNECT is handled, plus the ring's offset) before they ask whether there is a
+//! connection. A polling thread that loses its core in between, while the interrupt thread handles CONNECT, then reads at the offset.
 
-use std::fs;
+use std::fs::{self, OpenOptions};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Instant;
 
@@ -10,6 +17,7 @@ use peregrine_memif::{
     Attempt, Backoff, ClientConfig, Connector, HandshakeError, Interface, Listener, ListenerConfig, Role,
     Secret, ServerConfig, SocketAddr,
 };
+use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat};
 use tempfile::TempDir;
 
 use crate::{Net, PATIENCE, cores, until};
@@ -64,7 +72,7 @@ impl TestpmdSetup {
         }
     }
 
-    /// testpmd at the other end. What it keeps in files goes into `folder`.
+    /// testpmd at the other end, which forwards nothing before [`forward`](Self::forward). What it keeps in files goes into `folder`.
     ///
     /// # Panics
     /// If it does not start.
@@ -84,6 +92,12 @@ impl TestpmdSetup {
         // Its main thread only waits; the other one polls.
         command.args(["-l", &format!("{other},{worker}"), "--main-lcore", &other.to_string()]);
         command.args(self.eal).arg("--");
+        // It reads commands when its port has been started, and forwards once it has read all: there are none, but the end of the
+        // file comes when we say so.
+        let commands = commands(folder);
+        let _earlier = fs::remove_file(&commands);
+        mknodat(CWD, &commands, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).expect("a FIFO");
+        command.arg(format!("--cmdline-file={}", commands.display()));
         command.args(["--auto-start", "--nb-cores=1", "--total-num-mbufs=4096"]);
         command.arg(format!("--forward-mode={}", self.mode));
         command.args([format!("--rxq={}", self.queues), format!("--txq={}", self.queues)]);
@@ -95,12 +109,18 @@ impl TestpmdSetup {
         let mut testpmd = Process::start(&mut command).unwrap_or_else(|why| panic!("{why}"));
         // One that is not installed, or does not like its options, says so here.
         testpmd.wait_for_line("EAL: ", PATIENCE).unwrap_or_else(|why| panic!("{why}"));
-        if self.role == Role::Client {
-            // A DPDK server (22.11) listens while its ports are still being set up, and dies of SIGSEGV in some 1 of 40 starts if somebody
-            // connects then. Once it polls, they are.
-            until("testpmd to poll", || polling_ticks(testpmd.id()) >= 3);
-        }
         testpmd
+    }
+
+    /// Lets the testpmd of this folder begin to forward.
+    ///
+    /// # Panics
+    /// If it does not.
+    pub fn forward(folder: &TempDir) {
+        // Without a reader it cannot be opened so. The reader then finds its end: we close it at once.
+        let nonblocking = OFlags::NONBLOCK.bits().cast_signed();
+        let opened = || OpenOptions::new().write(true).custom_flags(nonblocking).open(commands(folder));
+        until("testpmd to read its commands", || opened().is_ok());
     }
 
     fn client(&self) -> ClientConfig {
@@ -115,7 +135,7 @@ impl TestpmdSetup {
         }
     }
 
-    /// Starts testpmd and connects.
+    /// Starts testpmd, connects, and lets it forward.
     ///
     /// # Panics
     /// If either fails.
@@ -132,8 +152,10 @@ impl TestpmdSetup {
                 (testpmd, self.connect().unwrap_or_else(|why| panic!("{why}")))
             }
         };
-        assert_eq!((ours.rx.len(), ours.tx.len()), (self.queues.into(), self.queues.into()));
-        TestpmdLink { testpmd: Some(testpmd), ours }
+        let link = TestpmdLink { testpmd: Some(testpmd), ours };
+        TestpmdSetup::forward(folder);
+        assert_eq!((link.ours.rx.len(), link.ours.tx.len()), (self.queues.into(), self.queues.into()));
+        link
     }
 
     /// Serves the next client of the listener.
@@ -170,16 +192,9 @@ impl TestpmdSetup {
     }
 }
 
-/// Processor time of its polling threads so far, in ticks of the clock (10 ms).
-fn polling_ticks(pid: u32) -> u64 {
-    let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else { return 0 };
-    let ticks = |thread: fs::DirEntry| {
-        let stat = fs::read_to_string(thread.path().join("stat")).ok()?;
-        let (name, rest) = stat.rsplit_once(')')?;
-        // utime is the 14th field (proc(5)); the third follows the name.
-        name.contains("worker").then(|| rest.split_whitespace().nth(11)?.parse::<u64>().ok())?
-    };
-    threads.flatten().filter_map(ticks).sum()
+/// The file that testpmd reads its commands from.
+fn commands(folder: &TempDir) -> PathBuf {
+    folder.path().join("commands")
 }
 
 /// testpmd as a tenant that answers ARP and ICMP echo, over the memif device with these arguments (`role=…,id=…,…`). Its

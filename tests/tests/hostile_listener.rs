@@ -385,6 +385,7 @@ fn stopped(stage: &Stage) {
     let testpmd = setup.testpmd(&stage.dpdk);
     let endpoint = || stage.daemon.status()["endpoints"][1].clone();
     until("DPDK to be connected", || endpoint()["connected"] == true);
+    TestpmdSetup::forward(&stage.dpdk);
     testpmd.signal(Signal::STOP);
     let (before, attempts) = (stage.daemon.drops("tenant_ring_full"), endpoint()["attempts"].clone());
     until("its ring to be full", || {

@@ -377,6 +377,7 @@ fn kill_under_traffic(link: &mut TestpmdLink, packets: &Packets) -> u64 {
     let mut traffic = Traffic::new(rx, tx, packets, WINDOW_SLOTS);
     while traffic.received() < 5000 {
         traffic.turn(u64::MAX);
+        assert_eq!(control.poll_disconnect().unwrap(), None, "not killed yet");
     }
     link.testpmd.as_ref().unwrap().signal(Signal::KILL);
     loop {
@@ -403,6 +404,7 @@ fn a_dpdk_server_refuses_a_client_with_more_queues_and_takes_one_with_as_many() 
         "{refused}"
     );
     let mut ours = setup.connect().unwrap();
+    TestpmdSetup::forward(&folder);
     let Interface { rx, tx, .. } = &mut ours;
     Traffic::new(rx, tx, &Packets::new(&[64]), WINDOW_SLOTS).run(1000);
 }

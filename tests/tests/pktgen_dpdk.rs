@@ -14,6 +14,7 @@ use peregrine_control::lab::tethered;
 use peregrine_memif::Role;
 use peregrine_tests::{PATIENCE, TestpmdSetup, forwarded, program, until};
 use serde_json::Value;
+use tempfile::TempDir;
 
 /// Held by the test that runs.
 static ALONE: Mutex<()> = Mutex::new(());
@@ -22,14 +23,18 @@ fn alone() -> MutexGuard<'static, ()> {
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Starts the generator and waits until a second of its run has passed; `None` if it was refused, with what it said.
-fn start(command: &Command) -> Result<(Child, impl Iterator<Item = String>), Vec<String>> {
+/// Starts the generator, lets the testpmd of this folder forward once the two are connected, and waits until a second of the run has
+/// passed; if the generator was refused, what it said.
+fn start(command: &Command, folder: &TempDir) -> Result<(Child, impl Iterator<Item = String>), Vec<String>> {
     let mut command = tethered(command);
     let mut child =
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
     let mut said = Vec::new();
     while let Some(line) = lines.next() {
+        if line == "ready" {
+            TestpmdSetup::forward(folder);
+        }
         if line.trim_start().starts_with("1 s ") {
             return Ok((child, lines));
         }
@@ -50,7 +55,7 @@ fn beside_testpmd(mode: &'static str, command: &str, arguments: &str) -> (Value,
     pktgen.args(arguments.split_whitespace());
     let mut running = None;
     // A DPDK server listens late, and then before it knows its interface: it refuses who comes until then.
-    until("testpmd to answer", || match start(&pktgen) {
+    until("testpmd to answer", || match start(&pktgen, &folder) {
         Ok(started) => running.insert(started).0.id() > 0,
         Err(said) => {
             let too_early = ["ID not found", "nothing listens there"];

@@ -66,6 +66,7 @@ fn plan(endpoints: Vec<EndpointPlan>) -> Plan {
         capacity: Default::default(),
         classes: Default::default(),
         control_socket: "/x".into(),
+        ..Plan::default()
     }
 }
 

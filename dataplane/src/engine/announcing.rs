@@ -4,7 +4,7 @@
 //!
 //! Part of the engine: control builds the frames, and the worker that serves the tenant sends each as if the tenant had.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
@@ -32,9 +32,10 @@ const LOOK: Duration = Duration::from_millis(10);
 /// Who is to be announced, and when.
 #[derive(Debug)]
 pub(super) struct Announcing {
-    pending: Vec<Pending>,
+    /// How often still, by when and who.
+    pending: BTreeMap<(Instant, EndpointId), u8>,
     /// By endpoint.
-    last: Vec<Option<Last>>,
+    standings: Vec<Standing>,
     /// Frames that no worker has been given yet, or that it could not send just then.
     unsent: VecDeque<Announcement>,
 }
@@ -47,45 +48,73 @@ struct Last {
     pause: Duration,
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Pending {
-    endpoint: EndpointId,
-    due: Instant,
-    times: u8,
+#[derive(Clone, Copy, Default, Debug)]
+struct Standing {
+    last: Option<Last>,
+    /// When it is announced next.
+    due: Option<Instant>,
+    /// Tells frames of now from those of before it ended.
+    number: u32,
 }
 
 impl Announcing {
     pub(super) fn new(endpoints: usize) -> Announcing {
-        Announcing { pending: Vec::new(), last: vec![None; endpoints], unsent: VecDeque::new() }
+        Announcing {
+            pending: BTreeMap::new(),
+            standings: vec![Standing::default(); endpoints],
+            unsent: VecDeque::new(),
+        }
     }
 
-    /// A tenant has connected.
+    /// A tenant has connected, or has other addresses.
     pub(super) fn begin(&mut self, endpoint: EndpointId, now: Instant) {
         self.end(endpoint);
-        let last = self.last.get(endpoint.index()).copied().flatten();
-        let due = last.map_or(now, |last| now.max(last.at + last.pause));
-        self.pending.push(Pending { endpoint, due, times: TIMES });
+        let Some(standing) = self.standings.get_mut(endpoint.index()) else { return };
+        let due = standing.last.map_or(now, |last| now.max(last.at + last.pause));
+        standing.due = Some(due);
+        self.pending.insert((due, endpoint), TIMES);
     }
 
-    /// It is gone.
+    /// It is gone: what was made for it is not sent any more.
     pub(super) fn end(&mut self, endpoint: EndpointId) {
-        self.pending.retain(|pending| pending.endpoint != endpoint);
-        self.unsent.retain(|unsent| unsent.endpoint != endpoint);
+        let Some(standing) = self.standings.get_mut(endpoint.index()) else { return };
+        standing.number = standing.number.wrapping_add(1);
+        if let Some(due) = standing.due.take() {
+            self.pending.remove(&(due, endpoint));
+        }
+    }
+
+    /// Another one has its place.
+    pub(super) fn forget(&mut self, endpoint: EndpointId) {
+        self.end(endpoint);
+        if let Some(standing) = self.standings.get_mut(endpoint.index()) {
+            standing.last = None;
+        }
     }
 
     /// Those that are to be announced now; next time they are not among them until it is time again.
     fn due(&mut self, now: Instant) -> Vec<EndpointId> {
         let mut due = Vec::new();
-        for pending in self.pending.iter_mut().filter(|pending| pending.due <= now) {
-            due.push(pending.endpoint);
-            if let Some(last) = self.last.get_mut(pending.endpoint.index()) {
-                *last = Some(Last::next(*last, now, pending.times == TIMES));
+        while let Some(first) = self.pending.first_entry().filter(|first| first.key().0 <= now) {
+            let ((_, endpoint), times) = first.remove_entry();
+            due.push(endpoint);
+            let Some(standing) = self.standings.get_mut(endpoint.index()) else { continue };
+            standing.last = Some(Last::next(standing.last, now, times == TIMES));
+            standing.due = (times > 1).then(|| now + INTERVAL);
+            if let Some(next) = standing.due {
+                self.pending.insert((next, endpoint), times - 1);
             }
-            pending.due = now + INTERVAL;
-            pending.times -= 1;
         }
-        self.pending.retain(|pending| pending.times > 0);
         due
+    }
+
+    /// Tells frames that are made now from others.
+    fn number(&self, endpoint: EndpointId) -> u32 {
+        self.standings.get(endpoint.index()).map_or(0, |standing| standing.number)
+    }
+
+    fn is_current(&self, announcement: &Announcement) -> bool {
+        self.number(announcement.endpoint) == announcement.number
     }
 
     /// When to look again.
@@ -121,7 +150,9 @@ impl Engine {
                 continue;
             }
             let frames = frames(&self.plan, &self.tables.answers, endpoint);
-            let made = frames.into_iter().map(|frame| Announcement { endpoint, frame, is_sent: false });
+            let number = self.announcing.number(endpoint);
+            let made =
+                frames.into_iter().map(|frame| Announcement { endpoint, frame, number, is_sent: false });
             self.announcing.unsent.extend(made);
         }
         if !self.announcing.unsent.is_empty() {
@@ -134,7 +165,8 @@ impl Engine {
         let room = |worker: &WorkerHandle| if worker.has_obeyed() { AT_ONCE } else { 0 };
         let mut rooms: Vec<usize> = self.workers.iter().map(room).collect();
         for announcement in std::mem::take(&mut self.announcing.unsent) {
-            let Some(home) = self.home(announcement.endpoint).map(WorkerId::index) else { continue };
+            let home = self.home(announcement.endpoint).filter(|_| self.announcing.is_current(&announcement));
+            let Some(home) = home.map(WorkerId::index) else { continue };
             match (rooms.get_mut(home).filter(|room| **room > 0), self.workers.get_mut(home)) {
                 (Some(room), Some(worker)) => {
                     *room -= 1;
@@ -154,11 +186,9 @@ impl Engine {
 
     /// Somebody else is on its network.
     fn has_listeners(&self, endpoint: EndpointId) -> bool {
-        let network = self.tables.endpoint(endpoint).and_then(|it| self.tables.network(it.network));
-        network.is_some_and(|network| {
-            let mut others = network.endpoints.iter().filter(|other| **other != endpoint);
-            !network.remotes.is_empty() || others.any(|other| self.home(*other).is_some())
-        })
+        let Some(id) = self.tables.endpoint(endpoint).map(|it| it.network) else { return false };
+        let others = self.homes.tenants_of(id) - u32::from(self.home(endpoint).is_some());
+        others > 0 || self.tables.network(id).is_some_and(|network| !network.remotes.is_empty())
     }
 }
 
@@ -233,6 +263,7 @@ mod tests {
             capacity: Default::default(),
             classes: Default::default(),
             control_socket: Default::default(),
+            ..Plan::default()
         };
         let answers = Answers::new(&plan);
         let v6 = |address: &str| address.parse().unwrap();

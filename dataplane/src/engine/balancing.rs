@@ -36,7 +36,12 @@ impl Engine {
     /// When [`poll`](Engine::poll) has something to do at the latest, besides what others ask for.
     pub fn deadline(&self) -> Option<Instant> {
         let balancing = self.balancing.as_ref().map(|balancing| balancing.next);
-        let others = [self.rules.deadline(), self.remotes.deadline(), self.announcing.deadline()];
+        let others = [
+            self.rules.deadline(),
+            self.remotes.deadline(),
+            self.announcing.deadline(),
+            self.lives.deadline(),
+        ];
         [balancing, self.due].into_iter().chain(others).flatten().min()
     }
 
@@ -103,11 +108,11 @@ impl Engine {
         };
         let entries = (0..self.workers.len()).map(|worker| entry(WorkerId(worker as u8))).collect();
         let tenants = self.connections.iter().enumerate().filter_map(|(index, connection)| {
-            let endpoint = EndpointId(index as u16);
+            let (endpoint, home) = (EndpointId(index as u16), connection.home?);
             let counters = || self.workers.iter().filter_map(|worker| worker.counters.endpoint(endpoint));
             let to = counters().map(|counters| counters.to_tenant.frames.get()).sum();
             let from = counters().map(|counters| counters.from_tenant.frames.get()).sum();
-            Some((endpoint, connection.home?, to, from))
+            Some((endpoint, home, to, from))
         });
         Detail { entries, tenants: tenants.collect() }
     }

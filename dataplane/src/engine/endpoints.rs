@@ -1,16 +1,33 @@
 //! Networks and endpoints that come and go while frames flow: a batch of them at once, with one publication. Called by the engine.
+//!
+//! What comes is in force when all workers have taken the tables. What goes is gone after a [`Grace`]: until then its place, by which frames
+//! that are under way name it, is nobody's. An address that only moves from one place to another within a change is found there a moment
+//! before the tables say so, and counts from then on: a packet finds the old state or the new one.
 
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::fmt;
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
 
-use super::Engine;
-use crate::plan::{EndpointPlan, NetworkPlan};
-use crate::types::{EndpointId, NetworkId};
+use super::grace::Grace;
+use super::remotes::{self, RemoteError};
+use super::{Engine, Presence, smallest_mtu};
+use crate::fdb::Destination;
+use crate::mailbox::Order;
+use crate::plan::{EndpointPlan, NetworkPlan, PlaceId, Plan};
+use crate::stats::{EndpointStats, NetworkStats};
+use crate::tables::{Tables, overhead};
+use crate::tenants::room_for;
+use crate::types::{EndpointId, MacAddr, NetworkId, Vni};
+
+/// How often control looks while something goes.
+const LOOK: Duration = Duration::from_millis(1);
 
 /// What is to be there, or not: all of it at once. A place that is free gets what stands there; one that is taken gets something else, or
 /// becomes free with `None`.
 #[derive(Clone, Default, Debug)]
 pub struct Change {
-    /// Networks, by place.
+    /// Networks, by place. One that is there can go, and not become another one.
     pub networks: Vec<(NetworkId, Option<NetworkPlan>)>,
     /// Endpoints, by place. One whose network or `memif` is another one than before is another endpoint: it needs another place.
     pub endpoints: Vec<(EndpointId, Option<EndpointPlan>)>,
@@ -20,39 +37,845 @@ pub struct Change {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum ChangeError {
     /// The place of this network is not free, or there is none.
-    NoSuchPlace,
+    NetworkPlace(NetworkId),
+    /// The place of this endpoint is not free for it, or there is none, or the change has it twice.
+    EndpointPlace(EndpointId),
+    /// The endpoint's network is not there, or goes.
+    NoSuchNetwork(EndpointId),
+    /// Endpoints stay in a network that is to go.
+    NotEmpty(NetworkId),
+    /// A rule names what is to go.
+    Ruled(usize),
+    /// Another network has the number.
+    Vni(Vni),
+    /// Another endpoint of the network has the address.
+    Mac(EndpointId, MacAddr),
+    /// The address is fixed behind a remote.
+    Fixed(EndpointId, MacAddr),
+    /// A remote of a new network cannot be one.
+    Remote(NetworkId, RemoteError),
+    /// A fixed address of a new network is not behind one of its remotes.
+    FixedBehind(NetworkId, MacAddr),
+    /// The network sends from an address that is not ours.
+    Local(NetworkId, IpAddr),
+    /// The network's packets do not fit the uplinks, or, where the uplinks have no multi-buffer, a chunk.
+    Mtu {
+        /// Which.
+        network: NetworkId,
+        /// It would have to be this at most, in bytes.
+        most: u32,
+    },
+    /// All networks together would learn more addresses than there is room for.
+    FdbLimit {
+        /// Which.
+        network: NetworkId,
+        /// So many are left.
+        left: usize,
+    },
+    /// The forwarding database has no room for an address, where it would have to stand.
+    FdbFull(EndpointId),
+    /// A program in a driver was not told of a network.
+    Steering(String),
 }
 
 impl fmt::Display for ChangeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("")
+        match self {
+            ChangeError::NetworkPlace(id) => write!(f, "place {} is not free for a network", id.0),
+            ChangeError::EndpointPlace(id) => write!(f, "place {} is not free for this endpoint", id.0),
+            ChangeError::NoSuchNetwork(_) => f.write_str("its network is not there"),
+            ChangeError::NotEmpty(_) => {
+                f.write_str("it has endpoints: remove them first, or in the same change")
+            }
+            ChangeError::Ruled(rule) => {
+                write!(f, "rules[{rule}] names it: replace the rules first (`peregrine rules`)")
+            }
+            ChangeError::Vni(vni) => write!(f, "another network has VNI {vni}"),
+            ChangeError::Mac(_, mac) => write!(f, "another endpoint of the network has {mac}"),
+            ChangeError::Fixed(_, mac) => {
+                write!(f, "{mac} is fixed behind a remote of the network: `peregrine fdb` shows it")
+            }
+            ChangeError::Remote(_, error) => error.fmt(f),
+            ChangeError::FixedBehind(_, mac) => {
+                write!(f, "{mac} is to be fixed behind an address that is no remote of the network")
+            }
+            ChangeError::Local(_, local) => write!(f, "{local} is no `local` of an uplink"),
+            ChangeError::Mtu { most, .. } => {
+                write!(f, "its MTU does not fit the uplinks: {most} would")
+            }
+            ChangeError::FdbLimit { left, .. } => write!(
+                f,
+                "its fdb_limit is more than is left for networks that come: {left}; raise capacity.addresses and restart"
+            ),
+            ChangeError::FdbFull(_) => f.write_str("the forwarding database has no room for its address"),
+            ChangeError::Steering(why) => f.write_str(why),
+        }
     }
 }
 
 impl std::error::Error for ChangeError {}
 
+/// What the engine knows of comings and goings.
+#[derive(Debug)]
+pub(super) struct Lives {
+    networks: Vacant<NetworkId>,
+    endpoints: Vacant<EndpointId>,
+    /// Those that go now,
+    leaving: Leaving,
+    grace: Grace,
+    /// and those that are next.
+    next: Leaving,
+    /// Networks whose grace is over, but which have remotes that leave.
+    lingering: Vec<NetworkId>,
+    /// Learned addresses that all networks may have together.
+    pub(super) addresses_max: usize,
+    /// How many endpoints of each network the workers' lists have room for.
+    rooms: Vec<usize>,
+    /// What was counted for those who had the places before.
+    networks_before: HashMap<NetworkId, NetworkStats>,
+    endpoints_before: HashMap<EndpointId, EndpointStats>,
+}
+
+#[derive(Default, Debug)]
+struct Leaving {
+    networks: Vec<NetworkId>,
+    endpoints: Vec<EndpointId>,
+}
+
+impl Leaving {
+    fn is_empty(&self) -> bool {
+        self.networks.is_empty() && self.endpoints.is_empty()
+    }
+}
+
+/// Places that nobody has, the one that was freed last at the end: it rests as long as it can.
+#[derive(Debug)]
+struct Vacant<I> {
+    /// Free ones, and some that were taken out of turn.
+    queue: VecDeque<I>,
+    /// By place.
+    states: Vec<State>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct State {
+    is_taken: bool,
+    /// It stands in the queue.
+    is_queued: bool,
+}
+
+impl<I: PlaceId> Vacant<I> {
+    fn new(places: usize, is_taken: impl Fn(I) -> bool) -> Vacant<I> {
+        let mut vacant = Vacant { queue: VecDeque::new(), states: Vec::with_capacity(places) };
+        for id in (0..places).map(I::at) {
+            let is_taken = is_taken(id);
+            vacant.states.push(State { is_taken, is_queued: !is_taken });
+            vacant.queue.extend((!is_taken).then_some(id));
+        }
+        vacant
+    }
+
+    fn is_free(&self, id: I) -> bool {
+        self.states.get(id.place()).is_some_and(|state| !state.is_taken)
+    }
+
+    fn iter(&self) -> impl Iterator<Item = I> + '_ {
+        self.queue.iter().copied().filter(|id| self.is_free(*id))
+    }
+
+    fn take(&mut self, id: I) {
+        if let Some(state) = self.states.get_mut(id.place()) {
+            state.is_taken = true;
+        }
+        while let Some(first) = self.queue.pop_front() {
+            if self.is_free(first) {
+                self.queue.push_front(first);
+                return;
+            }
+            if let Some(state) = self.states.get_mut(first.place()) {
+                state.is_queued = false;
+            }
+        }
+    }
+
+    fn free(&mut self, id: I) {
+        let Some(state) = self.states.get_mut(id.place()) else { return };
+        state.is_taken = false;
+        if !std::mem::replace(&mut state.is_queued, true) {
+            self.queue.push_back(id);
+        }
+    }
+}
+
+impl Lives {
+    pub(super) fn new(plan: &Plan, addresses_max: usize) -> Lives {
+        let mut counts = vec![0; plan.networks_max()];
+        for endpoint in plan.endpoints.values() {
+            if let Some(count) = counts.get_mut(endpoint.network.index()) {
+                *count += 1;
+            }
+        }
+        Lives {
+            networks: Vacant::new(plan.networks_max(), |id| plan.network(id).is_some()),
+            endpoints: Vacant::new(plan.endpoints_max(), |id| plan.endpoint(id).is_some()),
+            leaving: Leaving::default(),
+            grace: Grace::default(),
+            next: Leaving::default(),
+            lingering: Vec::new(),
+            addresses_max,
+            rooms: counts.into_iter().map(room_for).collect(),
+            networks_before: HashMap::new(),
+            endpoints_before: HashMap::new(),
+        }
+    }
+
+    /// When to look again.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        let is_idle = self.leaving.is_empty() && self.next.is_empty() && self.lingering.is_empty();
+        (!is_idle).then(|| Instant::now() + LOOK)
+    }
+
+    /// What was counted for others who had this place before.
+    pub(super) fn network_before(&self, id: NetworkId) -> Option<&NetworkStats> {
+        self.networks_before.get(&id)
+    }
+
+    /// The same of an endpoint.
+    pub(super) fn endpoint_before(&self, id: EndpointId) -> Option<&EndpointStats> {
+        self.endpoints_before.get(&id)
+    }
+}
+
 impl Engine {
     /// Places that are free for networks now, in the order in which they should be used.
     pub fn vacant_networks(&self) -> impl Iterator<Item = NetworkId> + '_ {
-        std::iter::empty()
+        self.lives.networks.iter()
     }
 
     /// Places that are free for endpoints now, in the order in which they should be used.
     pub fn vacant_endpoints(&self) -> impl Iterator<Item = EndpointId> + '_ {
-        std::iter::empty()
+        self.lives.endpoints.iter()
     }
 
     /// Makes a change: the workers forward by all of it from their next turn on, or by nothing of it. What goes is gone when its place is
-    /// [vacant](Self::vacant_endpoints) again, some turns later.
+    /// [vacant](Self::vacant_endpoints) again, some turns later; a tenant that is attached there is detached.
     ///
     /// # Errors
     /// [`ChangeError`]; nothing has changed then.
-    pub fn change(&mut self, _change: Change) -> Result<(), ChangeError> {
-        Err(ChangeError::NoSuchPlace)
+    pub fn change(&mut self, change: Change) -> Result<(), ChangeError> {
+        self.check_change(&change)?;
+        self.enter_addresses(&change)?;
+        if let Err(error) = self.steer(&change) {
+            self.leave_addresses(&change);
+            return Err(error);
+        }
+        let Change { networks, endpoints } = change;
+        let mut tables = Tables::clone(&self.tables);
+        self.change_networks(networks, &mut tables);
+        self.change_endpoints(endpoints, &mut tables);
+        self.publish(tables);
+        Ok(())
     }
 
     /// Every worker forwards by the last change.
     pub fn is_in_force(&self) -> bool {
-        true
+        self.has_everybody_obeyed()
+    }
+
+    /// Everything that would make it no change.
+    fn check_change(&self, change: &Change) -> Result<(), ChangeError> {
+        let networks: BTreeMap<NetworkId, Option<&NetworkPlan>> =
+            change.networks.iter().map(|(id, network)| (*id, network.as_ref())).collect();
+        for (&id, network) in &networks {
+            let is_right = match network {
+                Some(_) => self.lives.networks.is_free(id),
+                None => self.plan.network(id).is_some(),
+            };
+            if !is_right {
+                return Err(ChangeError::NetworkPlace(id));
+            }
+        }
+        let mut seen = HashSet::new();
+        if let Some((id, _)) = change.networks.iter().find(|(id, _)| !seen.insert(*id)) {
+            return Err(ChangeError::NetworkPlace(*id));
+        }
+        self.check_new_networks(&networks)?;
+        self.check_endpoints(change, &networks)?;
+        self.check_rules(change)
+    }
+
+    fn check_new_networks(
+        &self,
+        networks: &BTreeMap<NetworkId, Option<&NetworkPlan>>,
+    ) -> Result<(), ChangeError> {
+        let new = || networks.iter().filter_map(|(id, network)| Some((*id, (*network)?)));
+        if new().next().is_none() {
+            return Ok(());
+        }
+        let stays = self.plan.networks.iter().filter(|(id, _)| !networks.contains_key(id));
+        let mut vnis: HashSet<Vni> = stays.clone().map(|(_, network)| network.vni).collect();
+        let mut left = self
+            .lives
+            .addresses_max
+            .saturating_sub(stays.map(|(_, network)| network.fdb_limit as usize).sum());
+        let mut remotes = BTreeSet::new();
+        for (id, network) in new() {
+            if !vnis.insert(network.vni) {
+                return Err(ChangeError::Vni(network.vni));
+            }
+            left = left
+                .checked_sub(network.fdb_limit as usize)
+                .ok_or(ChangeError::FdbLimit { network: id, left })?;
+            if let Some(local) = network.local
+                && !self.tables.sources.contains(&Some(local))
+            {
+                return Err(ChangeError::Local(id, local));
+            }
+            self.check_mtu_of(id, network)?;
+            for &address in &network.remotes {
+                self.check_remote_of(network, address).map_err(|error| ChangeError::Remote(id, error))?;
+                remotes.insert(address);
+            }
+            if let Some(fixed) =
+                network.static_macs.iter().find(|fixed| !network.remotes.contains(&fixed.remote))
+            {
+                return Err(ChangeError::FixedBehind(id, fixed.mac));
+            }
+        }
+        let first = new().next().map_or(NetworkId(0), |(id, _)| id);
+        self.check_room_for(&remotes).map_err(|error| ChangeError::Remote(first, error))
+    }
+
+    /// It fits the uplinks and, where they have no multi-buffer, a chunk.
+    fn check_mtu_of(&self, id: NetworkId, network: &NetworkPlan) -> Result<(), ChangeError> {
+        if self.uplinks.is_empty() {
+            return Ok(()); // nothing to fit where frames come from memory
+        }
+        let by_mtu = smallest_mtu(&self.infos).map_or(u32::MAX, |uplink| {
+            uplink.mtu.saturating_sub(overhead(network, &self.plan.uplinks) as u32)
+        });
+        let by_chunk = if self.infos.iter().all(|info| info.multi_buffer) {
+            u32::MAX
+        } else {
+            let chunk = self.plan.uplinks.first().map_or(0, |uplink| uplink.chunk_size);
+            super::mtu_max(network, &self.plan, chunk)
+        };
+        let most = by_mtu.min(by_chunk);
+        if u32::from(network.mtu) > most { Err(ChangeError::Mtu { network: id, most }) } else { Ok(()) }
+    }
+
+    fn check_endpoints(
+        &self,
+        change: &Change,
+        networks: &BTreeMap<NetworkId, Option<&NetworkPlan>>,
+    ) -> Result<(), ChangeError> {
+        let mut seen = HashSet::new();
+        let mut goes: HashSet<(NetworkId, MacAddr)> = HashSet::new();
+        for (id, now) in &change.endpoints {
+            let before = self.plan.endpoint(*id);
+            let is_same = |now: &EndpointPlan, before: &EndpointPlan| {
+                now.network == before.network && now.memif == before.memif
+            };
+            let is_right = match (before, now) {
+                (Some(before), Some(now)) => is_same(now, before),
+                (Some(_), None) => true,
+                (None, Some(_)) => self.lives.endpoints.is_free(*id),
+                (None, None) => false,
+            };
+            if !is_right || !seen.insert(*id) {
+                return Err(ChangeError::EndpointPlace(*id));
+            }
+            goes.extend(before.map(|before| (before.network, before.mac)));
+        }
+        let mut macs = HashSet::new();
+        for (id, now) in change.endpoints.iter().filter_map(|(id, now)| Some((*id, now.as_ref()?))) {
+            let is_there = match networks.get(&now.network) {
+                Some(network) => network.is_some(),
+                None => self.plan.network(now.network).is_some(),
+            };
+            if !is_there {
+                return Err(ChangeError::NoSuchNetwork(id));
+            }
+            let place = (now.network, now.mac);
+            let other = !goes.contains(&place)
+                && matches!(self.fdb.lookup(now.network, now.mac), Some(Destination::Local(_)));
+            if other || !macs.insert(place) {
+                return Err(ChangeError::Mac(id, now.mac));
+            }
+            if self.fixed.contains_key(&place) {
+                return Err(ChangeError::Fixed(id, now.mac));
+            }
+        }
+        for (&id, _) in networks.iter().filter(|(_, network)| network.is_none()) {
+            let its = self.tables.network(id).map_or(&[][..], |network| &network.endpoints);
+            if !its.iter().all(|endpoint| seen.contains(endpoint)) {
+                return Err(ChangeError::NotEmpty(id));
+            }
+        }
+        Ok(())
+    }
+
+    /// Rules know networks and endpoints by their places.
+    fn check_rules(&self, change: &Change) -> Result<(), ChangeError> {
+        if self.plan.classes.rules.is_empty() {
+            return Ok(());
+        }
+        let networks: HashSet<NetworkId> =
+            change.networks.iter().filter(|(_, now)| now.is_none()).map(|(id, _)| *id).collect();
+        let endpoints: HashSet<EndpointId> =
+            change.endpoints.iter().filter(|(_, now)| now.is_none()).map(|(id, _)| *id).collect();
+        let names = |rule: &crate::plan::RulePlan| {
+            rule.network.is_some_and(|id| networks.contains(&id))
+                || rule.endpoint.is_some_and(|id| endpoints.contains(&id))
+        };
+        match self.plan.classes.rules.iter().position(names) {
+            Some(rule) => Err(ChangeError::Ruled(rule)),
+            None => Ok(()),
+        }
+    }
+
+    /// The addresses of endpoints that come, in the forwarding database: by tables that do not know these, they count for nothing.
+    fn enter_addresses(&mut self, change: &Change) -> Result<(), ChangeError> {
+        for (id, now) in &change.endpoints {
+            let Some(now) = now else { continue };
+            if !self.fdb.set_fixed(now.network, now.mac, Destination::Local(*id)) {
+                self.leave_addresses(change);
+                return Err(ChangeError::FdbFull(*id));
+            }
+        }
+        Ok(())
+    }
+
+    /// Undoes that.
+    fn leave_addresses(&mut self, change: &Change) {
+        for now in change.endpoints.iter().filter_map(|(_, now)| now.as_ref()) {
+            self.fdb.remove(now.network, now.mac);
+        }
+        for (id, _) in &change.endpoints {
+            if let Some(before) = self.plan.endpoint(*id) {
+                let _had_room = self.fdb.set_fixed(before.network, before.mac, Destination::Local(*id));
+            }
+        }
+    }
+
+    /// Frames of networks that go pass to the kernel from now on, and those of networks that come to us.
+    fn steer(&mut self, change: &Change) -> Result<(), ChangeError> {
+        let mut done = Vec::new();
+        for (id, now) in &change.networks {
+            let before = self.plan.network(*id);
+            let Some((vni, port)) = now.as_ref().or(before).map(|network| (network.vni, network.port)) else {
+                continue;
+            };
+            for (uplink, plan) in self.uplinks.iter_mut().zip(&self.plan.uplinks) {
+                let port = port.unwrap_or(plan.port);
+                let told = if now.is_some() { uplink.serve(vni, port) } else { uplink.release(vni) };
+                if let Err(error) = told {
+                    self.steer_back(&done);
+                    return Err(ChangeError::Steering(error.to_string()));
+                }
+            }
+            done.push((vni, port, now.is_some()));
+        }
+        Ok(())
+    }
+
+    /// Undoes that.
+    fn steer_back(&mut self, done: &[(Vni, Option<u16>, bool)]) {
+        for &(vni, port, was_served) in done {
+            for (uplink, plan) in self.uplinks.iter_mut().zip(&self.plan.uplinks) {
+                let port = port.unwrap_or(plan.port);
+                // Best effort: it worked a moment ago.
+                let _told = if was_served { uplink.release(vni) } else { uplink.serve(vni, port) };
+            }
+        }
+    }
+
+    /// In the plan and in tables to be published.
+    fn change_networks(&mut self, networks: Vec<(NetworkId, Option<NetworkPlan>)>, tables: &mut Tables) {
+        if networks.is_empty() {
+            return;
+        }
+        let ids: Vec<NetworkId> = networks.iter().map(|(id, _)| *id).collect();
+        let mut members = remotes::Change::default();
+        for (id, now) in networks {
+            match now {
+                None => {
+                    self.let_out_remotes(id, &mut members);
+                    self.plan.networks.set(id, None);
+                    self.lives.next.networks.push(id);
+                }
+                Some(network) => {
+                    self.lives.networks.take(id);
+                    let NetworkPlan { remotes, static_macs, .. } = network.clone();
+                    self.plan.networks.set(id, Some(network));
+                    self.note_before_network(id);
+                    self.let_in_remotes(id, &remotes, &mut members);
+                    for fixed in static_macs {
+                        self.fix(id, &fixed);
+                    }
+                }
+            }
+        }
+        tables.set_networks(&ids, &self.plan);
+        self.write_members(&members, tables);
+        self.write_rules(tables);
+    }
+
+    fn fix(&mut self, network: NetworkId, fixed: &crate::plan::StaticMac) {
+        if let Some(remote) = self.remote_id(fixed.remote)
+            && self.fdb.set_fixed(network, fixed.mac, Destination::Remote(remote))
+        {
+            self.fixed.insert((network, fixed.mac), remote);
+        }
+    }
+
+    /// The same of endpoints.
+    fn change_endpoints(&mut self, endpoints: Vec<(EndpointId, Option<EndpointPlan>)>, tables: &mut Tables) {
+        if endpoints.is_empty() {
+            return;
+        }
+        let mut stay: HashSet<(NetworkId, MacAddr)> = HashSet::new();
+        let mut changed: Vec<(EndpointId, Option<EndpointPlan>)> = Vec::with_capacity(endpoints.len());
+        for (id, now) in endpoints {
+            stay.extend(now.as_ref().map(|now| (now.network, now.mac)));
+            let is_gone = now.is_none();
+            if is_gone {
+                self.detach(id);
+                self.lives.next.endpoints.push(id);
+            }
+            let before = self.plan.endpoints.set(id, now);
+            if before.is_none() {
+                self.lives.endpoints.take(id);
+                self.announcing.forget(id);
+                self.note_before_endpoint(id);
+            } else if !is_gone && self.home(id).is_some() {
+                self.begin_announcing(id);
+            }
+            changed.push((id, before));
+        }
+        let changes = changed.iter().map(|(id, before)| (*id, before.as_ref(), self.plan.endpoint(*id)));
+        tables.set_endpoints(changes, &self.plan);
+        for before in changed.iter().filter_map(|(_, before)| before.as_ref()) {
+            if !stay.contains(&(before.network, before.mac)) {
+                self.fdb.remove(before.network, before.mac);
+            }
+        }
+        let touched: BTreeSet<NetworkId> = changed
+            .iter()
+            .filter_map(|(id, before)| Some(self.plan.endpoint(*id).or(before.as_ref())?.network))
+            .collect();
+        for network in touched {
+            self.make_room(network, tables);
+        }
+    }
+
+    /// The workers' lists of who is attached have room for all endpoints of a network, before those come.
+    fn make_room(&mut self, network: NetworkId, tables: &Tables) {
+        let needed = tables.network(network).map_or(0, |network| network.endpoints.len());
+        let Some(room) = self.lives.rooms.get_mut(network.index()).filter(|room| **room < needed) else {
+            return;
+        };
+        *room = room_for(needed);
+        for worker in self.workers.iter_mut().filter(|worker| worker.presence != Presence::Absent) {
+            worker.send(Order::Room { network, room: Vec::with_capacity(*room) });
+        }
+    }
+
+    /// What was counted so far at this place is not its.
+    fn note_before_network(&mut self, id: NetworkId) {
+        self.lives.networks_before.remove(&id);
+        let before = self.network_stats_of(id);
+        self.lives.networks_before.extend(before.map(|stats| (id, stats)));
+    }
+
+    /// The same.
+    fn note_before_endpoint(&mut self, id: EndpointId) {
+        self.lives.endpoints_before.remove(&id);
+        let before = self.endpoint_stats_of(id).filter(|stats| !stats.is_nothing());
+        self.lives.endpoints_before.extend(before.map(|stats| (id, stats)));
+    }
+
+    /// Goes on with what goes, as far as it can without waiting.
+    pub(super) fn settle_lives(&mut self) {
+        self.settle_lingering();
+        if self.lives.leaving.is_empty() {
+            if self.lives.next.is_empty() {
+                return;
+            }
+            self.lives.leaving = std::mem::take(&mut self.lives.next);
+            self.lives.grace = Grace::default();
+        }
+        let mut grace = std::mem::take(&mut self.lives.grace);
+        if !self.go_on(&mut grace) {
+            self.lives.grace = grace;
+            return;
+        }
+        let Leaving { networks, endpoints } = std::mem::take(&mut self.lives.leaving);
+        endpoints.into_iter().for_each(|id| self.lives.endpoints.free(id));
+        self.lives.lingering.extend(networks);
+        self.settle_lingering();
+    }
+
+    /// A network is gone when all its remotes are, and what was learned behind them.
+    fn settle_lingering(&mut self) {
+        if self.lives.lingering.is_empty() {
+            return;
+        }
+        let lingering = std::mem::take(&mut self.lives.lingering);
+        for id in lingering {
+            if self.has_no_members(id) {
+                self.lives.networks.free(id);
+            } else {
+                self.lives.lingering.push(id);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+    use std::sync::Arc;
+
+    use peregrine_memif::{ClientConfig, Interface, ServerConfig, SocketAddr, pair};
+
+    use super::*;
+    use crate::engine::{PlacementMode, TenantRings};
+    use crate::pinned::usable_cores;
+    use crate::plan::{Capacity, MemifPlan, RulePlan, StaticMac, UplinkPlan, WorkerPlan};
+    use crate::types::{Class, CoreId};
+
+    const PATIENCE: Duration = Duration::from_secs(60);
+    const BLUE: NetworkId = NetworkId(0);
+
+    fn mac(last: u8) -> MacAddr {
+        MacAddr([2, 0, 0, 0, 0, last])
+    }
+
+    fn network(name: &str, vni: u32) -> NetworkPlan {
+        NetworkPlan { fdb_limit: 16, ..NetworkPlan::new(name, Vni::new(vni).unwrap()) }
+    }
+
+    fn endpoint(last: u8, network: NetworkId) -> EndpointPlan {
+        let memif = MemifPlan::server(SocketAddr::Abstract("unused".into()), last.into());
+        let plan = EndpointPlan::new(&format!("e{last}"), network, mac(last), memif);
+        EndpointPlan { addresses: vec![[10, 0, 0, last].into()], announce: false, ..plan }
+    }
+
+    /// One network with one endpoint, and room for 3 and 4.
+    fn engine(workers: usize) -> Engine {
+        let blue = NetworkPlan { remotes: vec![[192, 0, 2, 2].into()], ..network("blue", 42) };
+        let plan = Plan {
+            workers: vec![WorkerPlan { core: CoreId(usable_cores()[0]), nice: None }; workers],
+            placement: PlacementMode::Static,
+            balance_threshold: 85,
+            uplinks: vec![UplinkPlan { ring_size: 64, ..UplinkPlan::new("unused", [192, 0, 2, 1].into()) }],
+            networks: vec![blue].into(),
+            endpoints: vec![endpoint(1, BLUE)].into(),
+            capacity: Capacity { networks: 3, endpoints: 4, addresses: 40 },
+            classes: Default::default(),
+            control_socket: PathBuf::new(),
+        };
+        Engine::replay(&plan, vec![]).unwrap()
+    }
+
+    fn until(engine: &mut Engine, what: &str, mut is_so: impl FnMut(&Engine) -> bool) {
+        let deadline = Instant::now() + PATIENCE;
+        while !is_so(engine) {
+            assert!(Instant::now() < deadline, "{what}: {:?}", engine.lives);
+            assert_eq!(engine.poll(), []);
+            std::thread::yield_now();
+        }
+    }
+
+    fn come(id: u16, last: u8) -> (EndpointId, Option<EndpointPlan>) {
+        (EndpointId(id), Some(endpoint(last, BLUE)))
+    }
+
+    fn endpoints(endpoints: Vec<(EndpointId, Option<EndpointPlan>)>) -> Change {
+        Change { endpoints, ..Change::default() }
+    }
+
+    fn attach(engine: &mut Engine, id: EndpointId) -> Interface {
+        let (client, server) = pair(ClientConfig::default(), ServerConfig::default()).unwrap();
+        engine.attach(id, TenantRings::new(server.rx, server.tx)).unwrap();
+        client
+    }
+
+    /// From one tenant to another, the address alone saying where to.
+    fn send(from: &mut Interface, source: u8, destination: u8) {
+        let mut packet = [0; 60];
+        packet[..6].copy_from_slice(&mac(destination).0);
+        packet[6..12].copy_from_slice(&mac(source).0);
+        packet[12..14].copy_from_slice(&[0x88, 0xb5]);
+        from.tx[0].push(&packet).unwrap();
+        from.tx[0].flush().unwrap();
+    }
+
+    fn takes(interface: &mut Interface) -> bool {
+        interface.rx[0].pending().unwrap();
+        let is_one = interface.rx[0].next_packet().is_some();
+        interface.rx[0].release();
+        is_one
+    }
+
+    #[test]
+    fn what_comes_forwards_and_what_goes_leaves_nothing() {
+        for workers in [1, 2] {
+            let mut engine = engine(workers);
+            let mut one = attach(&mut engine, EndpointId(0));
+            assert_eq!(engine.vacant_endpoints().collect::<Vec<_>>(), [1, 2, 3].map(EndpointId));
+            engine.change(endpoints(vec![come(1, 2), come(2, 3)])).unwrap();
+            until(&mut engine, "in force", Engine::is_in_force);
+            assert_eq!(engine.tables.networks[0].endpoints.len(), 3);
+            assert_eq!(engine.tables.answers.station(BLUE, [10, 0, 0, 3].into()), Some(mac(3)));
+            let mut three = attach(&mut engine, EndpointId(2));
+            send(&mut one, 1, 3);
+            until(&mut engine, "a packet for the third", |_| takes(&mut three));
+            until(&mut engine, "its count", |engine| engine.stats().endpoints[2].to_tenant.frames == 1);
+            // It goes, under a packet, and another one gets its place when it is the only one.
+            engine.change(endpoints(vec![come(3, 4)])).unwrap();
+            engine.change(endpoints(vec![(EndpointId(2), None)])).unwrap();
+            assert_eq!(engine.fdb.lookup(BLUE, mac(3)), None);
+            assert_eq!(engine.tables.answers.station(BLUE, [10, 0, 0, 3].into()), None);
+            assert_eq!(engine.home(EndpointId(2)), None);
+            until(&mut engine, "a place", |engine| engine.vacant_endpoints().next().is_some());
+            assert_eq!(engine.vacant_endpoints().collect::<Vec<_>>(), [EndpointId(2)]);
+            engine.change(endpoints(vec![come(2, 5)])).unwrap();
+            assert_eq!(engine.stats().endpoints[2].to_tenant.frames, 0, "that was another one");
+            let mut five = attach(&mut engine, EndpointId(2));
+            send(&mut one, 1, 5);
+            until(&mut engine, "a packet for the fifth", |_| takes(&mut five));
+            until(&mut engine, "its count", |engine| engine.stats().endpoints[2].to_tenant.frames == 1);
+            let totals = engine.stop().totals;
+            assert_eq!(totals.tenant_rx.frames, 2);
+        }
+    }
+
+    #[test]
+    fn an_endpoint_becomes_another_one_and_addresses_change_places_at_once() {
+        let mut engine = engine(1);
+        engine.change(endpoints(vec![come(1, 2)])).unwrap();
+        let [mut first, mut second] = [endpoint(1, BLUE), endpoint(2, BLUE)];
+        (first.mac, second.mac) = (second.mac, first.mac);
+        (first.addresses, second.addresses) = (second.addresses, first.addresses);
+        engine
+            .change(endpoints(vec![(EndpointId(0), Some(first.clone())), (EndpointId(1), Some(second))]))
+            .unwrap();
+        assert_eq!(engine.fdb.lookup(BLUE, mac(2)), Some(Destination::Local(EndpointId(0))));
+        assert_eq!(engine.fdb.lookup(BLUE, mac(1)), Some(Destination::Local(EndpointId(1))));
+        assert_eq!(engine.tables.answers.station(BLUE, [10, 0, 0, 2].into()), Some(mac(2)));
+        first.mac = mac(9);
+        engine.change(endpoints(vec![(EndpointId(0), Some(first.clone()))])).unwrap();
+        assert_eq!(engine.fdb.lookup(BLUE, mac(2)), None);
+        first.memif.id += 1;
+        let other = engine.change(endpoints(vec![(EndpointId(0), Some(first))]));
+        assert_eq!(other, Err(ChangeError::EndpointPlace(EndpointId(0))), "that is another port");
+    }
+
+    #[test]
+    fn a_network_comes_with_remotes_and_fixed_addresses_and_goes_with_them() {
+        let mut engine = engine(2);
+        let (red, far): (NetworkId, IpAddr) = (NetworkId(1), [192, 0, 2, 3].into());
+        let fixed = StaticMac { mac: mac(9), remote: far, addresses: vec![[10, 0, 0, 9].into()] };
+        let plan = NetworkPlan {
+            remotes: vec![far, [192, 0, 2, 2].into()],
+            static_macs: vec![fixed],
+            ..network("red", 43)
+        };
+        let change = || Change {
+            networks: vec![(red, Some(plan.clone()))],
+            endpoints: vec![(EndpointId(1), Some(endpoint(1, red)))],
+        };
+        for _ in 0..3 {
+            engine.change(change()).unwrap();
+            let remote = engine.remote_id(far).unwrap();
+            assert_eq!(engine.fdb.lookup(red, mac(9)), Some(Destination::Remote(remote)));
+            assert_eq!(engine.tables.network_by_vni(Vni::new(43).unwrap()).unwrap().0, red);
+            assert!(engine.tables.networks[1].has_remote(remote));
+            assert_eq!(engine.tables.answers.station(red, [10, 0, 0, 9].into()), Some(mac(9)));
+            assert_eq!(engine.stats().networks[1].name, "red");
+            let gone = Change { networks: vec![(red, None)], ..Change::default() };
+            assert_eq!(engine.change(gone.clone()), Err(ChangeError::NotEmpty(red)));
+            engine.change(Change { endpoints: vec![(EndpointId(1), None)], ..gone }).unwrap();
+            assert_eq!(engine.tables.network_by_vni(Vni::new(43).unwrap()).map(|(id, _)| id), None);
+            assert_eq!((engine.fdb.lookup(red, mac(9)), engine.fixed.len()), (None, 0));
+            until(&mut engine, "red to be gone", |engine| {
+                engine.vacant_networks().any(|id| id == red) && engine.vacant_endpoints().count() == 3
+            });
+            assert_eq!(engine.remote_id(far), None);
+            assert_eq!(engine.members().count(), 1);
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_changes_nothing() {
+        let mut engine = engine(1);
+        engine.set_rules(vec![RulePlan { network: Some(BLUE), ..RulePlan::any(Class::URGENT) }]).unwrap();
+        let red = |change: &dyn Fn(&mut NetworkPlan)| {
+            let mut plan = network("red", 43);
+            change(&mut plan);
+            Change { networks: vec![(NetworkId(1), Some(plan))], ..Change::default() }
+        };
+        let far: IpAddr = [192, 0, 2, 7].into();
+        let fixed = StaticMac { mac: mac(9), remote: far, addresses: vec![] };
+        let cases = [
+            (endpoints(vec![come(0, 2)]), ChangeError::EndpointPlace(EndpointId(0))),
+            (endpoints(vec![come(4, 2)]), ChangeError::EndpointPlace(EndpointId(4))),
+            (endpoints(vec![come(1, 2), come(1, 3)]), ChangeError::EndpointPlace(EndpointId(1))),
+            (endpoints(vec![(EndpointId(2), None)]), ChangeError::EndpointPlace(EndpointId(2))),
+            (endpoints(vec![come(1, 1)]), ChangeError::Mac(EndpointId(1), mac(1))),
+            (endpoints(vec![come(2, 7), come(1, 7)]), ChangeError::Mac(EndpointId(1), mac(7))),
+            (
+                endpoints(vec![come(2, 7), (EndpointId(1), Some(endpoint(8, NetworkId(2))))]),
+                ChangeError::NoSuchNetwork(EndpointId(1)),
+            ),
+            (
+                Change { networks: vec![(BLUE, None)], endpoints: vec![(EndpointId(0), None)] },
+                ChangeError::Ruled(0),
+            ),
+            (
+                Change { networks: vec![(BLUE, Some(network("x", 9)))], ..Change::default() },
+                ChangeError::NetworkPlace(BLUE),
+            ),
+            (red(&|red| red.vni = Vni::new(42).unwrap()), ChangeError::Vni(Vni::new(42).unwrap())),
+            (red(&|red| red.fdb_limit = 41), ChangeError::FdbLimit { network: NetworkId(1), left: 40 }),
+            (red(&|red| red.local = Some(far)), ChangeError::Local(NetworkId(1), far)),
+            (
+                red(&|red| red.remotes = vec![[192, 0, 2, 1].into()]),
+                ChangeError::Remote(NetworkId(1), RemoteError::Own([192, 0, 2, 1].into())),
+            ),
+            (
+                red(&|red| red.static_macs = vec![fixed.clone()]),
+                ChangeError::FixedBehind(NetworkId(1), mac(9)),
+            ),
+        ];
+        let before =
+            (format!("{:?}", engine.plan), engine.fdb.entries().count(), Arc::as_ptr(&engine.tables));
+        for (change, want) in cases {
+            assert_eq!(engine.change(change), Err(want.clone()));
+            assert!(!want.to_string().is_empty() && !want.to_string().contains('\n'), "{want}");
+            let now =
+                (format!("{:?}", engine.plan), engine.fdb.entries().count(), Arc::as_ptr(&engine.tables));
+            assert_eq!(now, before, "{want}");
+        }
+    }
+
+    #[test]
+    fn places_are_used_in_turn_whoever_chooses_them() {
+        let mut vacant = Vacant::<EndpointId>::new(4, |id| id.0 == 1);
+        let free = |vacant: &Vacant<EndpointId>| vacant.iter().map(|id| id.0).collect::<Vec<_>>();
+        assert_eq!(free(&vacant), [0, 2, 3]);
+        vacant.take(EndpointId(2));
+        assert_eq!(free(&vacant), [0, 3]);
+        vacant.free(EndpointId(2));
+        vacant.free(EndpointId(1));
+        assert_eq!(free(&vacant), [0, 2, 3, 1], "it had not left the queue");
+        for id in [0, 2, 3] {
+            vacant.take(EndpointId(id));
+        }
+        vacant.free(EndpointId(0));
+        assert_eq!(free(&vacant), [1, 0]);
+        assert!(!vacant.is_free(EndpointId(9)));
     }
 }

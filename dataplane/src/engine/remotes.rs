@@ -10,10 +10,7 @@
 //! tables without it     others has left        it is forgotten
 //! ```
 //!
-//! In the middle step all workers make so many turns that whatever lay in a ring between two of them has been taken from it, and that again
-//! and again, once for each place where a frame may still stop: that a worker made many turns before another one made any tells nothing
-//! about what the other handed to it. (A frame that waits for its bucket to change workers waits as long as that takes, a few turns, but is
-//! not bounded by a number of them.) So when a remote is gone, no frame goes there and no entry points to it, and no frame that
+//! The first two are a [`Grace`]. So when a remote is gone, no frame goes there and no entry points to it, and no frame that
 //! another remote sent can be taken for one of its successor. What is fixed behind it goes at once. (An address that is moved within the
 //! forwarding database just while it is swept can be missed. It is then behind the id's next holder, until it is seen elsewhere or
 //! ages, and counts for nothing unless that is in the same network.)
@@ -25,12 +22,13 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use super::{Engine, FLUSH_BUCKETS_MAX, Presence, smallest_mtu};
+use super::grace::Grace;
+use super::{Engine, FLUSH_BUCKETS_MAX, smallest_mtu};
 use crate::fdb::{AgeingHand, Destination};
 use crate::plan::{NetworkPlan, Plan};
 use crate::strangers::{self, Stranger};
 use crate::tables::{Remote, Tables, overhead, remote_addresses};
-use crate::types::{NetworkId, RemoteId, SourceId, Stage};
+use crate::types::{NetworkId, RemoteId, SourceId};
 
 /// Remotes that there is room for beyond those that the plan has,
 pub const REMOTES_LATER: usize = 1024;
@@ -40,11 +38,6 @@ pub const DISCOVERED_LATER: usize = 1024;
 pub const REMOTES_MAX: usize = 1024;
 /// Discovered remotes of one network.
 pub const DISCOVERED_MAX: usize = 256;
-/// Turns of a round: a ring holds 16 bursts, and a turn takes one of them; but urgent ones first, and one turn has begun already.
-const ROUND_TURNS: u64 = 64;
-/// Steps that are left to a frame that has been classified, each on another worker, twice because it may have to wait for its way; and a
-/// flooded one visits every worker.
-const STEPS: usize = 2 * Stage::COUNT;
 /// Discovered remotes that are forgotten in one call.
 const FORGOTTEN_MAX: usize = 64;
 /// Remotes that may not send after they were removed from networks that take any. One more, and the first may again.
@@ -218,7 +211,7 @@ impl Counts {
 
 /// What is to change in the tables: collected, so that the workers get one new set of them however many remotes come and go at once.
 #[derive(Default, Debug)]
-struct Change {
+pub(super) struct Change {
     /// Ids that have another address now, or none, and whether its DSCP is believed.
     places: Vec<(RemoteId, Option<IpAddr>, bool)>,
     /// Ways that are not looked for any more.
@@ -250,9 +243,8 @@ struct Membership {
 
 #[derive(Debug)]
 enum Step {
-    Tables,
-    /// By worker: the turn that each is to reach; and so many rounds after this one.
-    Rounds(Vec<u64>, usize),
+    /// Workers may have found their way by older tables.
+    Grace(Grace),
     /// Buckets from this one on are to be looked at.
     Sweep(usize),
 }
@@ -285,7 +277,7 @@ impl Remotes {
             looked_until: 0,
             members: BTreeMap::new(),
             leaving: Vec::new(),
-            step: Step::Tables,
+            step: Step::Grace(Grace::Tables),
             next: Vec::new(),
             generation: 0,
             counts: vec![Counts::default(); plan.networks_max()],
@@ -348,8 +340,16 @@ impl Remotes {
 
     /// The remotes of a network that do not leave.
     fn of(&self, network: NetworkId) -> impl Iterator<Item = (RemoteId, Membership)> + '_ {
+        self.all_of(network).filter(|(_, its)| !its.is_leaving)
+    }
+
+    fn all_of(&self, network: NetworkId) -> impl Iterator<Item = (RemoteId, Membership)> + '_ {
         let its = self.members.range((network, RemoteId(0))..=(network, RemoteId(u16::MAX)));
-        its.filter(|(_, its)| !its.is_leaving).map(|(&(_, remote), its)| (remote, *its))
+        its.map(|(&(_, remote), its)| (remote, *its))
+    }
+
+    fn is_found(&self, id: RemoteId) -> bool {
+        self.places.get(id.index()).and_then(Option::as_ref).is_some_and(|place| place.is_found)
     }
 
     fn counts(&self, network: NetworkId) -> Counts {
@@ -385,9 +385,7 @@ impl Remotes {
 
     /// One that is there was added: it takes the room of such a one.
     fn claim(&mut self, remote: RemoteId) -> Result<(), RemoteError> {
-        let is_found =
-            self.places.get(remote.index()).and_then(Option::as_ref).is_some_and(|its| its.is_found);
-        if is_found {
+        if self.is_found(remote) {
             self.check_room(false)?;
             self.found -= 1;
             if let Some(Some(place)) = self.places.get_mut(remote.index()) {
@@ -490,6 +488,47 @@ impl Engine {
         Ok(())
     }
 
+    /// There is room for those of these that are new, and none of them is just leaving.
+    pub(super) fn check_room_for(&self, addresses: &BTreeSet<IpAddr>) -> Result<(), RemoteError> {
+        let mut new = 0;
+        for &address in addresses {
+            match self.remotes.by_address.get(&address) {
+                Some(&remote) if !self.remotes.is_reachable(remote) => {
+                    return Err(RemoteError::Leaving(address));
+                }
+                // A discovered one takes the room of one that was added.
+                Some(&remote) => new += usize::from(self.remotes.is_found(remote)),
+                None => new += 1,
+            }
+        }
+        let known = self.remotes.places.len() - self.remotes.free.len() - self.remotes.found;
+        let fits = known + new <= self.remotes.known_max;
+        if fits { Ok(()) } else { Err(RemoteError::Full(known)) }
+    }
+
+    /// A network has come: so do these remotes of it, for which there is [room](Self::check_room_for).
+    pub(super) fn let_in_remotes(&mut self, network: NetworkId, addresses: &[IpAddr], change: &mut Change) {
+        for &address in addresses {
+            let let_in = self.let_in_remote(network, address, Standing::Added, change);
+            debug_assert_eq!(let_in, Ok(()), "there was room");
+        }
+    }
+
+    /// A network goes: so do all remotes of it, and what is fixed behind them.
+    pub(super) fn let_out_remotes(&mut self, network: NetworkId, change: &mut Change) {
+        let its: Vec<RemoteId> = self.remotes.of(network).map(|(remote, _)| remote).collect();
+        for remote in its {
+            self.let_out_remote(network, remote, change);
+            self.forget_fixed_behind(network, remote);
+        }
+        self.remotes.barred.retain(|(of, _)| *of != network);
+    }
+
+    /// It has no remotes any more, also none that leaves.
+    pub(super) fn has_no_members(&self, network: NetworkId) -> bool {
+        self.remotes.all_of(network).next().is_none()
+    }
+
     fn let_in_remote(
         &mut self,
         network: NetworkId,
@@ -533,6 +572,12 @@ impl Engine {
             return;
         }
         let mut tables = Tables::clone(&self.tables);
+        self.write_members(change, &mut tables);
+        self.publish(tables);
+    }
+
+    /// Writes the same into tables that are then published.
+    pub(super) fn write_members(&mut self, change: &Change, tables: &mut Tables) {
         tables.set_remotes(&change.places);
         for &(remote, source) in &change.ways {
             tables.set_paths(remote, source, &[]);
@@ -554,7 +599,6 @@ impl Engine {
             }
         }
         self.remotes.generation += 1;
-        self.publish(tables);
     }
 
     /// Removes a remote from a network, and what is fixed behind it there: so many addresses are returned. From the workers' next turn on
@@ -626,6 +670,11 @@ impl Engine {
     /// What would make it no remote of this network.
     fn check_remote(&self, network: NetworkId, address: IpAddr) -> Result<(), RemoteError> {
         let network = self.plan.network(network).ok_or(RemoteError::NoSuchNetwork)?;
+        self.check_remote_of(network, address)
+    }
+
+    /// The same of a network that is not there yet.
+    pub(super) fn check_remote_of(&self, network: &NetworkPlan, address: IpAddr) -> Result<(), RemoteError> {
         if !Remote::may_be(address) {
             return Err(RemoteError::NotUnicast(address));
         }
@@ -666,31 +715,16 @@ impl Engine {
                 return;
             }
             self.remotes.leaving = std::mem::take(&mut self.remotes.next);
-            self.remotes.step = Step::Tables;
+            self.remotes.step = Step::Grace(Grace::Tables);
         }
-        if matches!(self.remotes.step, Step::Tables) && self.has_everybody_obeyed() {
-            let rounds = if self.is_alone { 0 } else { STEPS + self.workers.len() };
-            self.remotes.step = Step::Rounds(self.next_round(), rounds);
-        }
-        if let Step::Rounds(turns, rounds) = &self.remotes.step
-            && self.workers.iter().zip(turns).all(|(worker, turn)| {
-                worker.presence == Presence::Absent || worker.counters.turns.get() >= *turn
-            })
-        {
-            self.remotes.step = match rounds.checked_sub(1) {
-                Some(rounds) => Step::Rounds(self.next_round(), rounds),
-                None => Step::Sweep(0),
-            };
+        if let Step::Grace(grace) = &mut self.remotes.step {
+            let mut grace = std::mem::take(grace);
+            let is_over = self.go_on(&mut grace);
+            self.remotes.step = if is_over { Step::Sweep(0) } else { Step::Grace(grace) };
         }
         if let Step::Sweep(from) = self.remotes.step {
             self.sweep_remotes(from);
         }
-    }
-
-    /// The turn that each worker is to reach for what lies in rings now to have been taken.
-    fn next_round(&self) -> Vec<u64> {
-        let turns = if self.is_alone { 1 } else { ROUND_TURNS };
-        self.workers.iter().map(|worker| worker.counters.turns.get() + turns).collect()
     }
 
     /// One bounded step through the forwarding database; with the last one they are gone.
@@ -848,6 +882,7 @@ mod tests {
             capacity: Default::default(),
             classes: Default::default(),
             control_socket: PathBuf::new(),
+            ..Plan::default()
         };
         Engine::replay(&plan, vec![]).unwrap()
     }
@@ -1063,7 +1098,9 @@ mod tests {
         for _ in 0..100 {
             engine.settle_remotes();
         }
-        assert!(engine.remote_address(two).is_some() && matches!(engine.remotes.step, Step::Tables));
+        assert!(
+            engine.remote_address(two).is_some() && matches!(engine.remotes.step, Step::Grace(Grace::Tables))
+        );
         until_gone(&mut engine);
         assert_eq!(engine.remote_address(two), None);
     }

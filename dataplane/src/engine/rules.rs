@@ -173,6 +173,14 @@ impl Engine {
     pub fn set_rules(&mut self, rules: Vec<RulePlan>) -> Result<(), RulesError> {
         check(&rules, &self.plan)?;
         self.plan.classes.rules = rules;
+        let mut tables = Tables::clone(&self.tables);
+        self.write_rules(&mut tables);
+        self.publish(tables);
+        Ok(())
+    }
+
+    /// Writes the plan's rules, and the classes of its networks, into tables that are then published.
+    pub(super) fn write_rules(&mut self, tables: &mut Tables) {
         if self.has_early() {
             self.rules.wanted = EarlyPlan::of(&self.plan).rules;
         }
@@ -182,12 +190,9 @@ impl Engine {
         if is_one_step {
             self.rules.not_early = None;
         }
-        let mut tables = Tables::clone(&self.tables);
         tables.classes = Arc::new(CompiledRules::compile(&self.plan));
         tables.settling = !is_one_step;
-        self.publish(tables);
         self.rules.step = if is_one_step { RulesStep::Last } else { RulesStep::Tables };
-        Ok(())
     }
 
     /// Some uplink has rings for urgent frames.
@@ -337,6 +342,7 @@ mod tests {
             capacity: Default::default(),
             classes: Default::default(),
             control_socket: PathBuf::new(),
+            ..Plan::default()
         }
     }
 
