@@ -167,7 +167,7 @@ impl<'p> Daemon<'p> {
                     SIGNALS => {}
                     NETLINK => self.underlay.readable(),
                     token if token < TENANTS => self.api.ready(token, now),
-                    token => self.tenants.ready(token, now),
+                    token => self.tenants.ready(token),
                 }
             }
             if signals.pending().next().is_some() {
