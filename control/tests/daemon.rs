@@ -10,9 +10,11 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use common::{Net, text, until};
+use peregrine_control::client::Client;
 use peregrine_control::preflight::allowed_cores;
 use peregrine_memif::{
-    Client, ClientConfig, Interface, Listener, ListenerConfig, Progress, ServerConfig, SocketAddr,
+    Client as MemifClient, ClientConfig, Interface, Listener, ListenerConfig, Progress, ServerConfig,
+    SocketAddr,
 };
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, prlimit};
 use serde_json::Value;
@@ -101,7 +103,7 @@ impl Host {
     fn connect(&self) -> Interface {
         let config = ClientConfig { id: 3, name: "tester".into(), ..ClientConfig::default() };
         let address = SocketAddr::Path(self.memif());
-        Client::connect_blocking(&address, config, Duration::from_secs(5)).unwrap()
+        MemifClient::connect_blocking(&address, config, Duration::from_secs(5)).unwrap()
     }
 
     fn program_attached(&self) -> bool {
@@ -466,4 +468,62 @@ fn a_reader_that_stops_reading_is_no_panic() {
     drop(child.stdout.take());
     let output = child.wait_with_output().unwrap();
     assert!(output.status.success() && output.stderr.is_empty(), "{}", text(&output));
+}
+
+/// The endpoint of this number, on the socket `many.sock` beside the control socket.
+fn declared(host: &Host, number: usize) -> Value {
+    let socket = host.control().with_file_name("many.sock");
+    serde_json::json!({"add_endpoint": {
+        "name": format!("e{number}"),
+        "network": "blue",
+        "mac": format!("02:00:00:01:00:{number:02x}"),
+        "addresses": [format!("10.1.1.{number}")],
+        "memif": {"socket": socket, "id": number},
+    }})
+}
+
+#[test]
+#[ignore = "needs root: make test runs it"]
+fn what_is_declared_while_it_runs_is_there_after_a_restart() {
+    let host = Host::new();
+    let state = host.dir.path().join("state.json");
+    let with_state = format!("state = \"{}\"\ncontrol_socket", state.display());
+    let change = ("control_socket", with_state.as_str());
+    let call = |method: &str, params: Value| {
+        Client::connect(&host.control()).unwrap().call_with(method, &params).unwrap()
+    };
+    let connect = |id: u32| {
+        let config = ClientConfig { id, name: "tester".into(), ..ClientConfig::default() };
+        let address = SocketAddr::Path(host.control().with_file_name("many.sock"));
+        MemifClient::connect_blocking(&address, config, Duration::from_secs(5)).unwrap()
+    };
+    let mut daemon = host.start_with(change);
+    let steps: Vec<Value> = (1..=100).map(|number| declared(&host, number)).collect();
+    let answer = call("change", serde_json::json!({ "changes": steps }));
+    assert_eq!((&answer["added"], &answer["generation"]), (&100.into(), &1.into()));
+    let _tenant = connect(77);
+    until(5, "a tenant of a declared endpoint", || {
+        call("endpoint.list", serde_json::json!({"name": "e77"}))["endpoints"][0]["connected"] == true
+    });
+    let export = call("export", serde_json::json!({}));
+    daemon.signal(Signal::TERM);
+    assert!(daemon.end(5).success());
+
+    let mut daemon = host.start_with(change);
+    assert_eq!(call("export", serde_json::json!({})), export);
+    assert_eq!(host.json("status")["endpoints"].as_array().unwrap().len(), 101);
+    let _tenant = connect(100);
+    // What it keeps is worth nothing once it is damaged.
+    assert_eq!(call("apply", serde_json::json!({}))["totals"]["removed"], 100);
+    until(5, "the socket's end", || !host.control().with_file_name("many.sock").exists());
+    daemon.signal(Signal::TERM);
+    assert!(daemon.end(5).success());
+    let whole = std::fs::read(&state).unwrap();
+    std::fs::write(&state, &whole[..whole.len() - 1]).unwrap();
+    let said = host.refused(change);
+    assert!(said.contains("check: it is not what was written: to go back by one change: mv "), "{said}");
+    std::fs::rename(state.with_file_name("state.json.last"), &state).unwrap();
+    let daemon = host.start_with(change);
+    assert_eq!(call("endpoint.list", serde_json::json!({}))["total"], 101);
+    drop(daemon);
 }

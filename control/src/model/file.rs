@@ -272,3 +272,168 @@ impl Runtime for Beginning {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::super::tests::{Lists, config};
+    use super::*;
+    use crate::declared::change;
+    use crate::model::types::ChangeAnswer;
+
+    struct Kept {
+        folder: tempfile::TempDir,
+        plan: Plan,
+    }
+
+    impl Kept {
+        fn new() -> Kept {
+            let folder = tempfile::tempdir().unwrap();
+            let plan = Plan { state: Some(folder.path().join("lib").join("state.json")), ..config() };
+            Kept { folder, plan }
+        }
+
+        fn path(&self) -> PathBuf {
+            self.folder.path().join("lib").join("state.json")
+        }
+
+        fn last(&self) -> PathBuf {
+            self.folder.path().join("lib").join("state.json.last")
+        }
+
+        fn read(&self) -> String {
+            fs::read_to_string(self.path()).unwrap()
+        }
+
+        /// A daemon's model, with what is kept.
+        fn start(&self) -> Result<(Model, Lists), String> {
+            let (model, plan) = load(&self.plan).map_err(|error| error.to_string())?;
+            let mut lists = Lists::of(&plan);
+            model.hold_ports(&mut lists).unwrap();
+            Ok((model, lists))
+        }
+
+        fn add(&self, model: &mut Model, lists: &mut Lists, n: u8) -> ChangeAnswer {
+            let given = json!({"changes": [
+                {"add_port": {"name": format!("p{n}"), "memif": {"socket": "@p", "id": n, "secret": "geheim"}}},
+                {"add_endpoint": {"name": format!("e{n}"), "network": "blue", "mac": format!("02:00:00:00:01:{n:02x}"), "port": format!("p{n}")}},
+            ]});
+            change(model, &self.plan, lists, given).unwrap()
+        }
+    }
+
+    #[test]
+    fn what_is_kept_comes_back() {
+        let kept = Kept::new();
+        let (mut model, mut lists) = kept.start().unwrap();
+        assert!(kept.path().exists() && !kept.last().exists());
+        for n in 1..4 {
+            assert_eq!(kept.add(&mut model, &mut lists, n).generation, u64::from(n));
+        }
+        let (again, begins) = kept.start().unwrap();
+        assert_eq!((again.generation(), again.export()), (3, model.export()));
+        assert_eq!(begins.picture(), lists.picture());
+        assert!(
+            again.since(0).is_none() && again.since(3).is_some(),
+            "changes before the start are not known"
+        );
+        let mode = std::os::unix::fs::PermissionsExt::mode(&fs::metadata(kept.path()).unwrap().permissions());
+        assert_eq!(mode & 0o777, 0o600);
+    }
+
+    #[test]
+    fn the_state_before_is_the_last() {
+        let kept = Kept::new();
+        let (mut model, mut lists) = kept.start().unwrap();
+        kept.add(&mut model, &mut lists, 1);
+        let before = kept.read();
+        kept.add(&mut model, &mut lists, 2);
+        assert_eq!(fs::read_to_string(kept.last()).unwrap(), before);
+        fs::rename(kept.last(), kept.path()).unwrap();
+        assert_eq!(kept.start().unwrap().0.generation(), 1);
+        // Only the one before: somebody has taken the other away.
+        let (mut model, mut lists) = kept.start().unwrap();
+        kept.add(&mut model, &mut lists, 2);
+        fs::remove_file(kept.path()).unwrap();
+        let error = kept.start().unwrap_err();
+        assert!(
+            error.contains("it is gone, and ") && error.contains("to go back by one change: mv "),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_part_of_it_is_never_read() {
+        let kept = Kept::new();
+        let (mut model, mut lists) = kept.start().unwrap();
+        kept.add(&mut model, &mut lists, 1);
+        let whole = kept.read();
+        for length in 0..whole.len() {
+            let error = read(&whole.as_bytes()[..length]).err();
+            assert!(error.is_some(), "{length} of {} bytes", whole.len());
+        }
+        for index in 0..whole.len() {
+            let mut other = whole.clone().into_bytes();
+            other[index] ^= 1;
+            assert!(read(&other).is_err(), "{index}");
+        }
+        fs::write(kept.path(), &whole[..whole.len() - 30]).unwrap();
+        let error = kept.start().unwrap_err();
+        assert!(
+            error.starts_with(&format!("the state file {}: EOF while parsing", kept.path().display())),
+            "{error}"
+        );
+        assert!(error.contains(" at line ") && error.contains("mv "), "{error}");
+        assert_eq!(error.lines().count(), 1);
+        // As it was in the file.
+        fs::write(kept.path(), whole).unwrap();
+        kept.start().unwrap();
+    }
+
+    #[test]
+    fn what_another_version_wrote_and_what_the_config_contradicts_is_refused_with_its_place() {
+        let kept = Kept::new();
+        let (mut model, mut lists) = kept.start().unwrap();
+        kept.add(&mut model, &mut lists, 1);
+        let whole = kept.read();
+        fs::write(kept.path(), whole.replace("\"format\":1", "\"format\":2")).unwrap();
+        let error = kept.start().unwrap_err();
+        assert!(error.contains("format = 2: this version of peregrine reads 1"), "{error}");
+        fs::write(kept.path(), whole.replace("e1", "e9")).unwrap();
+        assert!(kept.start().unwrap_err().contains("check: it is not what was written"));
+        // Another hand has made it whole.
+        let state = |objects: &[Vec<&str>; 3]| fs::write(kept.path(), text(3, objects)).unwrap();
+        let mine = "{\"name\":\"web\",\"network\":\"blue\",\"mac\":\"02:00:00:00:00:01\",\"memif\":{\"socket\":\"@x\"}}";
+        state(&[vec![], vec![], vec![mine]]);
+        let error = kept.start().unwrap_err();
+        assert!(
+            error
+                .contains("endpoints[0].name = \"web\": the config has an endpoint of this name: to go back"),
+            "{error}"
+        );
+        state(&[vec!["{\"name\":\"n\",\"vni\":0}"], vec!["{}"], vec![]]);
+        let error = kept.start().unwrap_err();
+        assert!(
+            error.contains("networks[0].vni = 0: must be a number from 1 to 16777215 (and 2 more)"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_change_that_cannot_be_kept_is_not_made() {
+        let kept = Kept::new();
+        let (mut model, mut lists) = kept.start().unwrap();
+        kept.add(&mut model, &mut lists, 1);
+        let before = (model.export(), lists.picture());
+        // What is written first cannot be: a folder has its name.
+        let new = kept.path().with_file_name("state.json.new");
+        fs::create_dir(&new).unwrap();
+        let given = json!({"changes": [{"remove_endpoint": "e1"}]});
+        let error = change(&mut model, &kept.plan, &mut lists, given).unwrap_err();
+        assert!(error.message.contains("it cannot be written: "), "{}", error.message);
+        assert_eq!((model.export(), lists.picture()), before);
+        fs::remove_dir(&new).unwrap();
+        kept.add(&mut model, &mut lists, 2);
+    }
+}

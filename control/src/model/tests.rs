@@ -12,7 +12,7 @@ use crate::declared::{apply, change};
 use crate::rpc::{RpcError, code};
 
 /// What runs, and which sockets are open.
-#[derive(Default)]
+#[derive(Default, Debug)]
 pub struct Lists {
     networks: Places<NetworkId, NetworkPlan>,
     endpoints: Places<EndpointId, EndpointPlan>,
@@ -24,7 +24,7 @@ pub struct Lists {
 }
 
 impl Lists {
-    fn of(plan: &Plan) -> Lists {
+    pub fn of(plan: &Plan) -> Lists {
         let mut lists =
             Lists { networks: plan.networks.clone(), endpoints: plan.endpoints.clone(), ..Lists::default() };
         for (id, endpoint) in plan.endpoints.iter() {
@@ -34,7 +34,7 @@ impl Lists {
     }
 
     /// All that there is.
-    fn picture(&self) -> String {
+    pub fn picture(&self) -> String {
         let networks: Vec<_> = self.networks.iter().collect();
         let endpoints: Vec<_> = self.endpoints.iter().collect();
         let held: BTreeMap<String, usize> = self.held.iter().map(|(s, n)| (s.to_string(), *n)).collect();
