@@ -25,6 +25,7 @@ use crate::error::Error;
 use crate::methods::Methods;
 use crate::preflight;
 use crate::render;
+use crate::rpc::Reply;
 use crate::sealer::Sealer;
 use crate::status::{self, VERSION};
 use crate::table::{count, thousands};
@@ -124,7 +125,7 @@ impl<'p> Daemon<'p> {
         let poll = Poll::new().map_err(system("make an epoll descriptor"))?;
         let registry = poll.registry();
         registry.register(signals, SIGNALS, Interest::READABLE).map_err(system("watch for signals"))?;
-        let mut api = Api::bind(&plan.control_socket, API)?;
+        let mut api = Api::bind(&plan.control_socket, plan.control_group, API)?;
         let mut engine = Engine::start(plan).map_err(Error::Engine)?;
         let mut underlay = Underlay::open(underlay_of(plan, &engine), wanted(&engine))
             .map_err(system("open a netlink socket"))?;
@@ -203,7 +204,9 @@ impl<'p> Daemon<'p> {
         }
         let Daemon { plan, poll, api, tenants, underlay, engine, usable, started, .. } = self;
         let mut methods = Methods { plan, engine, tenants, underlay, usable, started: *started };
-        Ok(api.turn(poll.registry(), now, |method, params| methods.answer(method, params, now)))
+        Ok(api.turn(poll.registry(), now, |_peer, method, params| {
+            methods.answer(method, params, now).map(Reply::from)
+        }))
     }
 
     fn timeout(&self, now: Instant) -> Duration {
