@@ -243,7 +243,8 @@ impl Peer {
         };
         let (uid, gid) = (process.uid.as_raw(), process.gid.as_raw());
         let is_member = |group| {
-            gid == group || peregrine_dataplane::peer_groups(stream.as_fd()).is_ok_and(|all| all.contains(&group))
+            gid == group
+                || peregrine_dataplane::peer_groups(stream.as_fd()).is_ok_and(|all| all.contains(&group))
         };
         let own = rustix::process::geteuid().as_raw();
         let pid = process.pid.as_raw_nonzero().get();
@@ -318,7 +319,10 @@ impl Client {
                 }
                 Next::More if self.readable && !self.closing => {
                     if self.lines.held() > LINE_BYTES_MAX && room.input == 0 {
-                        self.refuse("too many long requests are coming in at the same time: try again later", now);
+                        self.refuse(
+                            "too many long requests are coming in at the same time: try again later",
+                            now,
+                        );
                         continue;
                     }
                     let held = self.lines.held();
@@ -346,7 +350,8 @@ impl Client {
         let answer = rpc::answer(line, |name, params| {
             let reply = method(&peer, name, params)?;
             if reply.watch.is_some() && !watches && room.watchers == 0 {
-                let text = format!("{WATCHERS_MAX} connections watch already, which is the most: end one of them");
+                let text =
+                    format!("{WATCHERS_MAX} connections watch already, which is the most: end one of them");
                 return Err(RpcError::new(code::REFUSED, text));
             }
             let Reply { mut result, watch: wanted } = reply;

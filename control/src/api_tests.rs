@@ -256,7 +256,10 @@ fn who_watches_is_told_what_it_does_not_know_yet() {
     }
     let got = lines(&watcher);
     let told: Vec<_> = got[1..].iter().map(|told| told["params"]["generation"].clone()).collect();
-    assert_eq!((&got[0]["result"], told), (&json!({"generation": 5}), vec![json!(4), json!(5), json!(6), json!(7)]));
+    assert_eq!(
+        (&got[0]["result"], told),
+        (&json!({"generation": 5}), vec![json!(4), json!(5), json!(6), json!(7)])
+    );
     assert!(got[1]["method"] == "changed" && got[1].get("id").is_none());
     assert!(lines(&other).is_empty());
     // It is still served, and may say nothing for as long as it likes.
@@ -281,7 +284,10 @@ fn who_has_missed_very_much_is_to_ask_anew() {
     bench.settle();
     watcher.write_all(&request_with("watch", &json!({ "missed": missed }))[100_000..]).unwrap();
     bench.settle();
-    assert_eq!(lines(&watcher).iter().map(|l| l["result"].clone()).collect::<Vec<_>>(), [json!({"generation": 5, "resync": true})]);
+    assert_eq!(
+        lines(&watcher).iter().map(|l| l["result"].clone()).collect::<Vec<_>>(),
+        [json!({"generation": 5, "resync": true})]
+    );
 }
 
 #[test]

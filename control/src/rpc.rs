@@ -118,7 +118,9 @@ pub fn notification(method: &str, params: &Value) -> Vec<u8> {
 
 /// The one answer to a request that cannot be taken in, which ends the conversation.
 pub fn not_taken(message: &str) -> Vec<u8> {
-    line_of(&json!({"jsonrpc": "2.0", "id": null, "error": {"code": code::INVALID_REQUEST, "message": message}}))
+    line_of(
+        &json!({"jsonrpc": "2.0", "id": null, "error": {"code": code::INVALID_REQUEST, "message": message}}),
+    )
 }
 
 fn line_of(body: &Value) -> Vec<u8> {

@@ -62,7 +62,9 @@ pub fn peer_groups(socket: BorrowedFd<'_>) -> io::Result<Vec<u32>> {
                 return Ok(groups);
             }
             // It says how many there are.
-            Err(e) if e.raw_os_error() == Some(libc::ERANGE) && count > groups.len() => groups.resize(count, 0),
+            Err(e) if e.raw_os_error() == Some(libc::ERANGE) && count > groups.len() => {
+                groups.resize(count, 0)
+            }
             Err(e) => return Err(e),
         }
     }

@@ -173,7 +173,14 @@ impl Endpoint {
 
     /// Ends the connection, if there is one: the worker lets go of the rings, then the tenant is told (if there is
     /// something to tell).
-    pub fn end(&mut self, id: EndpointId, why: &str, tell: Option<&str>, now: Instant, rings: &mut impl Rings) {
+    pub fn end(
+        &mut self,
+        id: EndpointId,
+        why: &str,
+        tell: Option<&str>,
+        now: Instant,
+        rings: &mut impl Rings,
+    ) {
         let Some(control) = self.control.take() else { return };
         rings.detach(id);
         if let Some(text) = tell {
@@ -188,4 +195,3 @@ impl Endpoint {
         self.record.last_failure = None;
     }
 }
-

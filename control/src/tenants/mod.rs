@@ -187,7 +187,9 @@ impl Tenants {
             let is_free = removed.contains(&id) || self.endpoints.get(id).is_none();
             let made = match is_free {
                 true => self.prepare_one(registry, &removed, &mut seats, plan),
-                false => Err(memif_error(&plan.memif.socket, &format!("endpoint {} is there already", plan.name))),
+                false => {
+                    Err(memif_error(&plan.memif.socket, &format!("endpoint {} is there already", plan.name)))
+                }
             };
             match made {
                 Ok(endpoint) => prepared.push(Prepared { id, endpoint }),

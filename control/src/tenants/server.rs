@@ -16,7 +16,8 @@ use mio::{Interest, Registry, Token};
 use peregrine_dataplane::plan::{MemifPlan, MemifRole, Places, Plan};
 use peregrine_dataplane::types::EndpointId;
 use peregrine_memif::{
-    Handshake, Interface, Limits, Listener, ListenerConfig, Progress, Refusal, ServerConfig, SocketAddr, sealer,
+    Handshake, Interface, Limits, Listener, ListenerConfig, Progress, Refusal, ServerConfig, SocketAddr,
+    sealer,
 };
 
 use super::endpoint::{Endpoint, Role};
@@ -180,7 +181,9 @@ impl Listeners {
         if listening.is_unused() {
             self.unused.push(seat.listener);
         }
-        self.refuse(why, |pending| pending.listener == seat.listener && pending.handshake.id() == Some(seat.id));
+        self.refuse(why, |pending| {
+            pending.listener == seat.listener && pending.handshake.id() == Some(seat.id)
+        });
     }
 
     /// See [`Tenants::hold`](super::Tenants::hold).

@@ -98,7 +98,8 @@ fn a_handshake_ends_with_its_endpoint_or_its_socket() {
     assert_eq!(bench.tenants.handshakes(), 3);
     bench.remove(&[0, 2]);
     assert_eq!(bench.tenants.handshakes(), 1);
-    for (client, want) in [(&mut asked, "the endpoint was removed"), (&mut silent, "the socket was removed")] {
+    for (client, want) in [(&mut asked, "the endpoint was removed"), (&mut silent, "the socket was removed")]
+    {
         let why = std::iter::repeat_with(|| client.step()).find_map(Result::err).unwrap().to_string();
         assert!(why.contains(want), "{why}");
     }
