@@ -163,6 +163,13 @@ impl Api {
         self.clients.iter().flatten().filter(|client| client.watches.is_some()).count()
     }
 
+    /// Ends the connections of those who watch.
+    pub fn end_watches(&mut self) {
+        for slot in &mut self.clients {
+            slot.take_if(|client| client.watches.is_some());
+        }
+    }
+
     /// Tells those who watch about the change that led to this generation of the state. Who does not know it already from an answer, that
     /// is. One that has not read much of what it was told before is dropped.
     pub fn notify(&mut self, generation: u64, changed: &Value, now: Instant) {

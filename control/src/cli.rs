@@ -95,7 +95,11 @@ pub enum Command {
     /// Print what changes in networks, ports and endpoints, until interrupted.
     Watch(WatchArgs),
     /// Print the JSON schema of what the control socket takes and returns.
-    Schema(Ask),
+    Schema {
+        /// In one line.
+        #[arg(long)]
+        json: bool,
+    },
     /// Print a completion script for a shell.
     Completion {
         /// The shell.
@@ -235,7 +239,7 @@ pub fn execute(command: &Command) -> Result<(), Error> {
         Command::Apply(args) => declared::apply(args),
         Command::Export(args) => declared::export(args),
         Command::Watch(args) => declared::watch(args),
-        Command::Schema(ask) => declared::schema(ask),
+        Command::Schema { json } => declared::schema(*json),
         Command::Completion { shell } => print(&completion(*shell)),
         Command::SealHelper => peregrine_memif::sealer::serve(),
         Command::Stats { ask, watch: true } => watch(&ask.socket),

@@ -23,9 +23,10 @@ use signal_hook_mio::v1_0::Signals;
 use crate::api::Api;
 use crate::error::Error;
 use crate::methods::Methods;
+use crate::model::live::Live;
+use crate::model::{self, Model};
 use crate::preflight;
 use crate::render;
-use crate::rpc::Reply;
 use crate::sealer::Sealer;
 use crate::status::{self, VERSION};
 use crate::table::{count, thousands};
@@ -48,7 +49,6 @@ const LISTED_AT_START: usize = 8;
 pub fn run(plan: &Plan) -> Result<(), Error> {
     let began = Instant::now();
     preflight::check(plan)?;
-    guard(plan)?;
     let sealer =
         Sealer::start().map_err(|source| Error::System { doing: "start `peregrine seal-helper`", source })?;
     // Later ones have it from us.
@@ -97,7 +97,9 @@ fn catch_signals() -> io::Result<Signals> {
 }
 
 struct Daemon<'p> {
+    /// The config. What runs is the engine's plan: more, and less, as it was declared since.
     plan: &'p Plan,
+    model: Model,
     poll: Poll,
     api: Api,
     tenants: Tenants,
@@ -126,18 +128,23 @@ impl<'p> Daemon<'p> {
         let registry = poll.registry();
         registry.register(signals, SIGNALS, Interest::READABLE).map_err(system("watch for signals"))?;
         let mut api = Api::bind(&plan.control_socket, plan.control_group, API)?;
-        let mut engine = Engine::start(plan).map_err(Error::Engine)?;
+        let (model, begins) = model::file::load(plan)?;
+        guard(&begins)?;
+        let mut engine = Engine::start(&begins).map_err(Error::Engine)?;
         let mut underlay = Underlay::open(underlay_of(plan, &engine), wanted(&engine))
             .map_err(system("open a netlink socket"))?;
         let now = Instant::now();
         publish(&mut underlay, &mut engine, now);
-        let mut tenants = Tenants::bind(plan, TENANTS)?;
+        let mut tenants = Tenants::bind(&begins, TENANTS)?;
         let watch = system("watch a socket");
         registry.register(&mut SourceFd(&underlay.raw_fd()), NETLINK, Interest::READABLE).map_err(watch)?;
         api.register(registry).map_err(watch)?;
         tenants.register(registry).map_err(watch)?;
+        let mut live = Live { engine: &mut engine, tenants: &mut tenants, registry, now };
+        model.hold_ports(&mut live).map_err(|reason| Error::Port { reason })?;
         Ok(Daemon {
             plan,
+            model,
             poll,
             api,
             tenants,
@@ -202,11 +209,31 @@ impl<'p> Daemon<'p> {
                 say(&format!("warning: {line}"));
             }
         }
-        let Daemon { plan, poll, api, tenants, underlay, engine, usable, started, .. } = self;
-        let mut methods = Methods { plan, engine, tenants, underlay, usable, started: *started };
-        Ok(api.turn(poll.registry(), now, |_peer, method, params| {
-            methods.answer(method, params, now).map(Reply::from)
-        }))
+        let Daemon { plan, model, poll, api, tenants, underlay, engine, usable, started, .. } = self;
+        let registry = poll.registry();
+        let (started, known) = (*started, model.generation());
+        let mut methods = Methods { plan, model, engine, tenants, registry, underlay, usable, started };
+        let more = api.turn(registry, now, |peer, method, given| methods.answer(peer, method, given, now));
+        self.tell_watchers(known, now);
+        Ok(more)
+    }
+
+    /// What was changed after this generation.
+    fn tell_watchers(&mut self, known: u64, now: Instant) {
+        let Daemon { model, api, .. } = self;
+        if model.generation() == known || api.watchers() == 0 {
+            return;
+        }
+        match model.since(known) {
+            Some(changes) => {
+                for changed in changes {
+                    let params = serde_json::to_value(changed).unwrap_or_default();
+                    api.notify(changed.generation, &params, now);
+                }
+            }
+            // They find out when they come back.
+            None => api.end_watches(),
+        }
     }
 
     fn timeout(&self, now: Instant) -> Duration {
@@ -235,13 +262,14 @@ impl<'p> Daemon<'p> {
             uplinks.into_iter().flat_map(|uplink| render::uplink(&Value::Object(uplink))).collect();
         let cores = self.plan.workers.iter().map(|w| w.core.0.to_string()).collect::<Vec<_>>().join(", ");
         pairs.push(("workers".into(), format!("{} on core {cores}", self.plan.workers.len())));
-        for network in self.plan.networks.values().take(LISTED_AT_START) {
+        let plan = self.engine.plan();
+        for network in plan.networks.values().take(LISTED_AT_START) {
             let remotes = count(network.remotes.len(), "remote");
             let text = format!("{} (VNI {}), MTU {}, {remotes}", network.name, network.vni, network.mtu);
             pairs.push(("network".into(), text));
         }
-        and_more(&mut pairs, self.plan.networks.len());
-        for endpoint in self.plan.endpoints.values().take(LISTED_AT_START) {
+        and_more(&mut pairs, plan.networks.len());
+        for endpoint in plan.endpoints.values().take(LISTED_AT_START) {
             let memif = &endpoint.memif;
             let role = status::role(&memif.role);
             let text = format!(
@@ -250,7 +278,7 @@ impl<'p> Daemon<'p> {
             );
             pairs.push(("endpoint".into(), text));
         }
-        and_more(&mut pairs, self.plan.endpoints.len());
+        and_more(&mut pairs, plan.endpoints.len());
         pairs.push(("control".into(), self.api.path().display().to_string()));
         say(&render::lines(&pairs));
     }

@@ -16,6 +16,8 @@ pub mod client;
 pub mod daemon;
 // `peregrine demo`.
 pub mod demo;
+// The control socket's methods about networks, ports and endpoints.
+pub mod declared;
 // What can go wrong, in one line each.
 pub mod error;
 // The control socket's methods about addresses and remotes.

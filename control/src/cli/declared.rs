@@ -154,13 +154,13 @@ pub fn watch(args: &WatchArgs) -> Result<(), Error> {
     }
 }
 
-/// Does what `peregrine schema` says.
+/// Does what `peregrine schema` says: for that no daemon is needed.
 ///
 /// # Errors
-/// What the daemon says.
-pub fn schema(ask: &Ask) -> Result<(), Error> {
-    let answer = Client::connect(&ask.socket)?.call("schema")?;
-    print(&if ask.json { format!("{answer}\n") } else { format!("{answer:#}\n") })
+/// Nobody reads it.
+pub fn schema(is_line: bool) -> Result<(), Error> {
+    let schema = crate::declared::schema();
+    print(&if is_line { format!("{schema}\n") } else { format!("{schema:#}\n") })
 }
 
 #[cfg(test)]

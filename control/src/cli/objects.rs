@@ -283,7 +283,8 @@ pub fn port(command: &PortCommand) -> Result<(), Error> {
     match command {
         PortCommand::List(which) => which.show("port.list", render::ports),
         PortCommand::Add(port) => {
-            let table = PortTable { name: port.name.clone(), memif: Some(port.memif.table(&port.memif_socket)?) };
+            let table =
+                PortTable { name: port.name.clone(), memif: Some(port.memif.table(&port.memif_socket)?) };
             change(vec![Step::AddPort(table)], &port.how, &format!("port {} is there", port.name))
         }
         PortCommand::Remove(which) => which.remove("port", Step::RemovePort),

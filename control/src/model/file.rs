@@ -10,7 +10,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use peregrine_dataplane::engine::Change;
-use peregrine_dataplane::plan::{EndpointPlan, Plan};
+use peregrine_dataplane::plan::{EndpointPlan, MemifPlan, Plan};
 use peregrine_dataplane::types::{EndpointId, NetworkId};
 use serde::Deserialize;
 use serde_json::Value;
@@ -252,11 +252,15 @@ impl Runtime for Beginning {
         (self.0.endpoints.end()..ENDPOINTS_MAX).take(count).map(|place| EndpointId(place as u16)).collect()
     }
 
-    fn open(&mut self, _: &[(EndpointId, EndpointPlan)]) -> Result<(), (usize, String)> {
+    fn swap(&mut self, _: &[EndpointId], _: &[(EndpointId, EndpointPlan)]) -> Result<(), (usize, String)> {
         Ok(())
     }
 
-    fn close(&mut self, _: &[EndpointId]) {}
+    fn hold(&mut self, _: &MemifPlan) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn release(&mut self, _: &MemifPlan) {}
 
     fn change(&mut self, change: Change) -> Result<(), (Option<About>, String)> {
         for (id, network) in change.networks {

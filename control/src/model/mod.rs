@@ -6,6 +6,8 @@
 //! and what it costs does not depend on how much is there: what may be had once is found by what it is ([`Key`]).
 
 pub mod file;
+pub mod live;
+mod sockets;
 pub mod stage;
 pub mod types;
 pub mod written;
@@ -117,13 +119,19 @@ pub trait Runtime {
     fn vacant_networks(&self, count: usize) -> Vec<NetworkId>;
     /// The same for endpoints.
     fn vacant_endpoints(&self, count: usize) -> Vec<EndpointId>;
-    /// Opens the sockets of endpoints that come: all of them or none.
+    /// Closes what endpoints that go have of sockets, and opens those of endpoints that come: all of it, or nothing.
     ///
     /// # Errors
-    /// The index of the one that failed, and why.
-    fn open(&mut self, endpoints: &[(EndpointId, EndpointPlan)]) -> Result<(), (usize, String)>;
-    /// Closes those of endpoints that go.
-    fn close(&mut self, endpoints: &[EndpointId]);
+    /// The index of the one that cannot come, and why.
+    fn swap(&mut self, go: &[EndpointId], come: &[(EndpointId, EndpointPlan)])
+    -> Result<(), (usize, String)>;
+    /// A port's socket is there, whether it carries an endpoint or not.
+    ///
+    /// # Errors
+    /// Why it cannot be.
+    fn hold(&mut self, memif: &MemifPlan) -> Result<(), String>;
+    /// Undoes one [`hold`](Self::hold).
+    fn release(&mut self, memif: &MemifPlan);
     /// Makes the change.
     ///
     /// # Errors
@@ -212,6 +220,17 @@ impl Model {
         self.generation
     }
 
+    /// Holds the sockets of all ports: once, at the start. Those of endpoints' own ports come and go with these.
+    ///
+    /// # Errors
+    /// Why one of them cannot be.
+    pub fn hold_ports(&self, runtime: &mut impl Runtime) -> Result<(), String> {
+        let mut ports = self.ports.iter().filter(|(_, port)| !port.is_own);
+        ports.try_for_each(|(name, port)| {
+            runtime.hold(&port.memif).map_err(|why| format!("port {name}: {why}"))
+        })
+    }
+
     /// All networks, by name.
     pub fn networks(&self) -> &BTreeMap<String, Network> {
         &self.networks
@@ -288,20 +307,12 @@ impl Model {
             Some(file) => Some(file.write_beside(&file::text(generation, &self.texts(Some(&prepared))))?),
             None => None,
         };
-        let first: Vec<EndpointId> = prepared.close_first.iter().map(|(id, _)| *id).collect();
-        runtime.close(&first);
-        if let Err((index, why)) = runtime.open(&prepared.open) {
-            let name = prepared.open.get(index).map_or("", |(_, plan)| plan.name.as_str());
-            let path = prepared.path_of_endpoint(name);
-            return Err(format!("{path}: {why}{}", reopen(runtime, &prepared)));
-        }
+        prepared.open(runtime)?;
         if let Err((about, why)) = runtime.change(prepared.change.clone()) {
-            let opened: Vec<EndpointId> = prepared.open.iter().map(|(id, _)| *id).collect();
-            runtime.close(&opened);
-            let path = prepared.path_of(about);
-            return Err(format!("{path}: {why}{}", reopen(runtime, &prepared)));
+            let back = prepared.close_again(runtime);
+            return Err(format!("{}: {why}{back}", prepared.path_of(about)));
         }
-        runtime.close(&prepared.close);
+        prepared.close(runtime);
         let kept = written.map_or(Ok(()), file::Written::replace);
         self.take(prepared, generation);
         kept.map_err(|why| format!("the change was made, but a restart will not know it: {why}"))
@@ -362,14 +373,6 @@ fn put<T>(all: &mut BTreeMap<String, T>, next: BTreeMap<String, Option<T>>) {
     }
 }
 
-/// Those that had to be closed first, because others come in their place, as they were. What to say if that failed.
-fn reopen(runtime: &mut impl Runtime, prepared: &Prepared) -> String {
-    match runtime.open(&prepared.close_first) {
-        Ok(()) => String::new(),
-        Err((_, why)) => format!(" (and what was there before could not be opened again: {why})"),
-    }
-}
-
 impl Network {
     fn keys(&self) -> Vec<Key> {
         let mut keys = vec![Key::Vni(self.plan.vni)];
@@ -395,3 +398,6 @@ impl Endpoint {
         keys
     }
 }
+
+#[cfg(test)]
+mod tests;

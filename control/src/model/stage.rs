@@ -50,11 +50,17 @@ pub struct Prepared {
     pub(super) sockets: HashMap<SocketAddr, Option<SocketUse>>,
     pub(super) change: Change,
     /// Endpoints that come, in the places that they get.
-    pub(super) open: Vec<(EndpointId, EndpointPlan)>,
+    pub(super) come: Vec<(EndpointId, EndpointPlan)>,
     /// Endpoints that go before those come, because they are where those will be.
     pub(super) close_first: Vec<(EndpointId, EndpointPlan)>,
     /// The others that go.
     pub(super) close: Vec<EndpointId>,
+    /// Ports that come, with where they were said,
+    pub(super) hold: Vec<(String, MemifPlan)>,
+    /// and those that go. One that becomes another one is both.
+    pub(super) release: Vec<MemifPlan>,
+    /// A socket that is there becomes another one: what is on it goes before anything comes.
+    pub(super) has_new_terms: bool,
     /// Where the networks and endpoints were said.
     network_paths: HashMap<String, String>,
     endpoint_paths: HashMap<String, String>,
@@ -448,6 +454,7 @@ impl<'m, 'p> Stage<'m, 'p> {
         }
         prepared.sum_up(model, &networks, &ports, &endpoints);
         prepared.order(model, &networks, &endpoints);
+        prepared.order_ports(model, &ports);
         prepared.network_paths = networks.iter().map(|(name, s)| (name.clone(), s.path.clone())).collect();
         prepared.endpoint_paths = endpoints.iter().map(|(name, s)| (name.clone(), s.path.clone())).collect();
         prepared.networks = networks.into_iter().map(|(name, staged)| (name, staged.after)).collect();
@@ -769,15 +776,16 @@ impl Prepared {
             let Some(after) = &staged.after else { continue };
             self.change.endpoints.push((after.id, Some(after.plan.clone())));
             if !stays {
-                self.open.push((after.id, after.plan.clone()));
+                self.come.push((after.id, after.plan.clone()));
             }
         }
         let come: HashSet<(&SocketAddr, u32)> =
-            self.open.iter().map(|(_, plan)| place_of(&plan.memif)).collect();
+            self.come.iter().map(|(_, plan)| place_of(&plan.memif)).collect();
         let other_terms = |socket: &SocketAddr| match self.sockets.get(socket) {
             Some(Some(now)) => model.sockets.get(socket).is_some_and(|before| before.terms != now.terms),
             _ => false,
         };
+        self.has_new_terms = self.sockets.keys().any(other_terms);
         for endpoint in gone {
             let memif = &endpoint.plan.memif;
             if come.contains(&place_of(memif)) || other_terms(&memif.socket) {
@@ -785,6 +793,16 @@ impl Prepared {
             } else {
                 self.close.push(endpoint.id);
             }
+        }
+    }
+
+    /// The sockets of ports are there without endpoints, too.
+    fn order_ports(&mut self, model: &Model, ports: &BTreeMap<String, Staged<Port>>) {
+        for (name, staged) in ports {
+            let before = model.ports.get(name).filter(|port| !port.is_own);
+            self.release.extend(before.map(|port| port.memif.clone()));
+            let after = staged.after.as_ref().filter(|port| !port.is_own);
+            self.hold.extend(after.map(|port| (staged.path.clone(), port.memif.clone())));
         }
     }
 }
