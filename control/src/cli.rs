@@ -1,8 +1,12 @@
 //! The arguments of `peregrine`, and what each subcommand does. Exit status: 0 done, 1 it ran and failed, 2 bad
 //! arguments or config. Errors are lines that start with `peregrine: error: ` on standard error.
 
+/// `peregrine apply`, `export`, `watch` and `schema`.
+mod declared;
 /// `peregrine fdb` and `peregrine remote`.
 mod forwarding;
+/// `peregrine network`, `port` and `endpoint`.
+mod objects;
 /// `peregrine rules`.
 mod rules;
 
@@ -12,7 +16,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::error::ErrorKind;
-use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use peregrine_dataplane::plan::Plan;
 use serde_json::{Value, json};
 
@@ -22,7 +26,9 @@ use crate::error::Error;
 use crate::table::{count, percent, thousands};
 use crate::{daemon, render};
 
+pub use declared::{Apply, ExportArgs, WatchArgs};
 pub use forwarding::{FdbArgs, FdbCommand, RemoteCommand};
+pub use objects::{EndpointCommand, NetworkCommand, PortCommand};
 pub use rules::RulesCommand;
 
 /// A userspace VXLAN dataplane: AF_XDP towards the network, memif towards the tenants.
@@ -73,6 +79,33 @@ pub enum Command {
     /// Show or replace the rules that put packets into priority classes, while packets flow.
     #[command(subcommand)]
     Rules(RulesCommand),
+    /// Show the networks; add and remove some, while packets flow.
+    #[command(subcommand)]
+    Network(NetworkCommand),
+    /// Show the ports, which carry endpoints; add and remove some, while packets flow.
+    #[command(subcommand)]
+    Port(PortCommand),
+    /// Show the endpoints; add, change, move and remove some, while packets flow.
+    #[command(subcommand)]
+    Endpoint(EndpointCommand),
+    /// Let what a file declares be there, and nothing else beside the config: what is missing is added, what is too much removed, all at once.
+    Apply(Apply),
+    /// Print all that was declared at the control socket, as a file for `apply`. With secrets: for root and the daemon's user only.
+    Export(ExportArgs),
+    /// Print what changes in networks, ports and endpoints, until interrupted.
+    Watch(WatchArgs),
+    /// Print the JSON schema of what the control socket takes and returns.
+    Schema {
+        /// In one line.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print a completion script for a shell.
+    Completion {
+        /// The shell.
+        #[arg(value_name = "SHELL")]
+        shell: Shell,
+    },
     /// Part of `run`, which starts it: seals tenants' memory.
     #[command(hide = true)]
     SealHelper,
@@ -103,6 +136,20 @@ pub enum WorkerCommand {
         ask: Ask,
     },
 }
+
+/// For which there are completion scripts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Shell {
+    /// Bash.
+    Bash,
+    /// Zsh.
+    Zsh,
+    /// Fish.
+    Fish,
+}
+
+/// So long a change may take: it is milliseconds, unless there are very many objects in it.
+const CHANGE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Whom to ask, and how to print the answer.
 #[derive(Debug, Args)]
@@ -186,10 +233,31 @@ pub fn execute(command: &Command) -> Result<(), Error> {
             show_with(ask, "worker.remove", &json!({ "core": core }), render::cores)
         }
         Command::Rules(command) => rules::execute(command),
+        Command::Network(command) => objects::network(command),
+        Command::Port(command) => objects::port(command),
+        Command::Endpoint(command) => objects::endpoint(command),
+        Command::Apply(args) => declared::apply(args),
+        Command::Export(args) => declared::export(args),
+        Command::Watch(args) => declared::watch(args),
+        Command::Schema { json } => declared::schema(*json),
+        Command::Completion { shell } => print(&completion(*shell)),
         Command::SealHelper => peregrine_memif::sealer::serve(),
         Command::Stats { ask, watch: true } => watch(&ask.socket),
         Command::Stats { ask, watch: false } => show(ask, "stats", render::stats),
     }
+}
+
+/// The script for a shell.
+fn completion(shell: Shell) -> String {
+    let shell = match shell {
+        Shell::Bash => clap_complete::Shell::Bash,
+        Shell::Zsh => clap_complete::Shell::Zsh,
+        Shell::Fish => clap_complete::Shell::Fish,
+    };
+    let (mut program, mut script) = (Cli::command(), Vec::new());
+    let name = program.get_name().to_owned();
+    clap_complete::generate(shell, &mut program, name, &mut script);
+    String::from_utf8_lossy(&script).into_owned()
 }
 
 fn load(path: &Path) -> Result<Plan, Error> {
@@ -341,10 +409,57 @@ mod tests {
             "peregrine remote",
             "peregrine remote add blue",
             "peregrine remote add blue ten",
+            "peregrine network add blue",
+            "peregrine network add blue --vni x",
+            "peregrine network remove",
+            "peregrine port add p",
+            "peregrine endpoint add web --network blue --mac 02:00:00:00:00:01",
+            "peregrine endpoint add web --network blue --mac 02 --port p",
+            "peregrine endpoint add web --network blue --mac 02:00:00:00:00:01 --port p --memif @x",
+            "peregrine endpoint add web --network blue --mac 02:00:00:00:00:01 --port p --id 3",
+            "peregrine endpoint move web",
+            "peregrine apply",
+            "peregrine export --json --toml",
+            "peregrine watch --from x",
+            "peregrine completion tcsh",
         ] {
             assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line}");
         }
         assert_eq!(parse("peregrine --help").unwrap_err().exit_code(), 0);
+    }
+
+    #[test]
+    fn objects_are_declared_with_the_keys_of_the_config() {
+        for line in [
+            "peregrine network list --json",
+            "peregrine network add blue --vni 42 --remote 10.0.0.1 --remote 10.0.0.2 --dry-run",
+            "peregrine network remove blue red --json",
+            "peregrine port list p --network blue",
+            "peregrine port add p --memif /run/x.sock --id 3 --role client --ring-size 1024",
+            "peregrine endpoint add web --network blue --mac 02:00:00:00:00:01 --port p --address 10.0.0.1",
+            "peregrine endpoint set web --network blue --mac 02:00:00:00:00:01 --memif @x --secret-file - --no-announce",
+            "peregrine endpoint move web q",
+            "peregrine endpoint remove a b c",
+            "peregrine apply x.toml --dry-run --if-unchanged",
+            "peregrine apply -",
+            "peregrine export --toml",
+            "peregrine watch --from 7 --json",
+            "peregrine schema",
+            "peregrine completion zsh",
+        ] {
+            assert!(parse(line).is_ok(), "{line}: {}", parse(line).unwrap_err());
+        }
+    }
+
+    #[test]
+    fn every_shell_completes_every_command() {
+        for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
+            let script = completion(shell);
+            assert!(
+                ["endpoint", "dry-run", "completion"].iter().all(|word| script.contains(word)),
+                "{shell:?}"
+            );
+        }
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::error::Error;
+use crate::rpc::code;
 
 /// How long an answer may take.
 pub const TIMEOUT: Duration = Duration::from_secs(2);
@@ -20,6 +21,8 @@ pub struct Client {
     stream: UnixStream,
     path: PathBuf,
     next_id: u64,
+    /// What came after the last line that was taken.
+    rest: Vec<u8>,
 }
 
 impl Client {
@@ -27,7 +30,7 @@ impl Client {
     pub fn connect(path: &Path) -> Result<Client, Error> {
         let path = path.to_owned();
         match UnixStream::connect(&path) {
-            Ok(stream) => Ok(Client { stream, path, next_id: 1 }),
+            Ok(stream) => Ok(Client { stream, path, next_id: 1, rest: Vec::new() }),
             Err(e) if e.kind() == io::ErrorKind::PermissionDenied => Err(Error::NotAllowed { path }),
             Err(_) => Err(Error::NoDaemon { path }),
         }
@@ -40,11 +43,16 @@ impl Client {
 
     /// Calls a method and returns its result.
     pub fn call_with(&mut self, method: &str, params: &Value) -> Result<Value, Error> {
+        self.call_within(method, params, TIMEOUT)
+    }
+
+    /// The same, for what may take longer.
+    pub fn call_within(&mut self, method: &str, params: &Value, timeout: Duration) -> Result<Value, Error> {
         let id = self.next_id;
         self.next_id += 1;
         let request = json!({"jsonrpc": "2.0", "id": id, "method": method, "params": params});
-        let line = self.exchange(&format!("{request}\n"));
-        let line = line.map_err(|e| self.failed(reason(&e)))?;
+        let line = self.exchange(&format!("{request}\n"), timeout);
+        let line = line.map_err(|e| self.failed(reason(&e, timeout)))?;
         let mut answer: Value =
             serde_json::from_slice(&line).map_err(|e| self.failed(format!("its answer is not JSON: {e}")))?;
         if let Some(error) = answer.get("error") {
@@ -53,6 +61,10 @@ impl Client {
                 return Err(Error::Mistakes { lines });
             }
             let text = error.get("message").and_then(Value::as_str).unwrap_or("an error without a text");
+            if let Some(lines) = error["data"]["errors"].as_array().filter(|lines| !lines.is_empty()) {
+                let lines = lines.iter().filter_map(Value::as_str).map(str::to_owned).collect();
+                return Err(Error::Refused { lines, is_invalid: error["code"] == code::INVALID_PARAMS });
+            }
             return Err(self.failed(format!("it refused {method}: {text}")));
         }
         if answer.get("id").and_then(Value::as_u64) != Some(id) {
@@ -68,40 +80,57 @@ impl Client {
         Error::Answer { path: self.path.clone(), reason }
     }
 
-    fn exchange(&mut self, request: &str) -> io::Result<Vec<u8>> {
-        let deadline = Instant::now() + TIMEOUT;
-        self.stream.set_write_timeout(Some(TIMEOUT))?;
-        self.stream.write_all(request.as_bytes())?;
-        let (mut line, mut piece) = (Vec::new(), vec![0; 64 * 1024]);
+    /// Waits for the next line that nobody asked for, for as long as it takes.
+    pub fn notification(&mut self) -> Result<Value, Error> {
+        let line = self.line(None).map_err(|e| self.failed(reason(&e, Duration::ZERO)))?;
+        serde_json::from_slice(&line).map_err(|e| self.failed(format!("what it tells is not JSON: {e}")))
+    }
+
+    fn exchange(&mut self, request: &str, timeout: Duration) -> io::Result<Vec<u8>> {
+        let deadline = Instant::now() + timeout;
+        self.stream.set_write_timeout(Some(timeout))?;
+        // A daemon that takes no more of it has said why.
+        if let Err(e) = self.stream.write_all(request.as_bytes())
+            && e.kind() != io::ErrorKind::BrokenPipe
+        {
+            return Err(e);
+        }
+        self.line(Some(deadline))
+    }
+
+    /// The next line, without its end.
+    fn line(&mut self, deadline: Option<Instant>) -> io::Result<Vec<u8>> {
+        let (mut line, mut piece) = (std::mem::take(&mut self.rest), vec![0; 64 * 1024]);
+        let mut searched = 0;
         loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Err(io::ErrorKind::TimedOut.into());
-            }
-            self.stream.set_read_timeout(Some(left))?;
-            let count = match self.stream.read(&mut piece) {
-                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Ok(count) => count,
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
-                Err(e) => return Err(e),
-            };
-            let read = piece.get(..count).unwrap_or_default();
-            if let Some(end) = read.iter().position(|&b| b == b'\n') {
-                line.extend_from_slice(read.get(..end).unwrap_or_default());
+            if let Some(end) = line.iter().skip(searched).position(|&b| b == b'\n').map(|at| at + searched) {
+                self.rest = line.split_off(end + 1);
+                line.pop();
                 return Ok(line);
             }
-            line.extend_from_slice(read);
+            searched = line.len();
             if line.len() > ANSWER_BYTES_MAX {
                 return Err(io::Error::new(io::ErrorKind::InvalidData, "its answer is too long"));
+            }
+            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            if left.is_some_and(|left| left.is_zero()) {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            self.stream.set_read_timeout(left)?;
+            match self.stream.read(&mut piece) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(count) => line.extend_from_slice(piece.get(..count).unwrap_or_default()),
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
             }
         }
     }
 }
 
-fn reason(error: &io::Error) -> String {
+fn reason(error: &io::Error, timeout: Duration) -> String {
     match error.kind() {
         io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
-            format!("no answer within {} s", TIMEOUT.as_secs())
+            format!("no answer within {} s", timeout.as_secs())
         }
         io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => {
             "it closed the connection (it is stopping, or has too many clients)".into()

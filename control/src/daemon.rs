@@ -127,7 +127,7 @@ impl<'p> Daemon<'p> {
         let poll = Poll::new().map_err(system("make an epoll descriptor"))?;
         let registry = poll.registry();
         registry.register(signals, SIGNALS, Interest::READABLE).map_err(system("watch for signals"))?;
-        let mut api = Api::bind(&plan.control_socket, API)?;
+        let mut api = Api::bind(&plan.control_socket, plan.control_group, API)?;
         let (model, begins) = model::file::load(plan)?;
         guard(&begins)?;
         let mut engine = Engine::start(&begins).map_err(Error::Engine)?;
@@ -211,9 +211,29 @@ impl<'p> Daemon<'p> {
         }
         let Daemon { plan, model, poll, api, tenants, underlay, engine, usable, started, .. } = self;
         let registry = poll.registry();
-        let started = *started;
+        let (started, known) = (*started, model.generation());
         let mut methods = Methods { plan, model, engine, tenants, registry, underlay, usable, started };
-        Ok(api.turn(registry, now, |method, params| methods.answer(method, params, now)))
+        let more = api.turn(registry, now, |peer, method, given| methods.answer(peer, method, given, now));
+        self.tell_watchers(known, now);
+        Ok(more)
+    }
+
+    /// What was changed after this generation.
+    fn tell_watchers(&mut self, known: u64, now: Instant) {
+        let Daemon { model, api, .. } = self;
+        if model.generation() == known || api.watchers() == 0 {
+            return;
+        }
+        match model.since(known) {
+            Some(changes) => {
+                for changed in changes {
+                    let params = serde_json::to_value(changed).unwrap_or_default();
+                    api.notify(changed.generation, &params, now);
+                }
+            }
+            // They find out when they come back.
+            None => api.end_watches(),
+        }
     }
 
     fn timeout(&self, now: Instant) -> Duration {

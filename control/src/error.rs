@@ -116,6 +116,20 @@ pub enum Error {
         /// One line each.
         lines: Vec<String>,
     },
+    /// The daemon refused a change, or found mistakes in it.
+    Refused {
+        /// One line each.
+        lines: Vec<String>,
+        /// They are mistakes in what was asked for, whatever is there.
+        is_invalid: bool,
+    },
+    /// A file that was named is not what it should be.
+    File {
+        /// Which.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
     /// The demo ended without its figures.
     Demo(DemoError),
     /// Standard output could not be written.
@@ -126,7 +140,10 @@ impl Error {
     /// The exit status that goes with it.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Error::Config(_) | Error::Mistakes { .. } => 2,
+            Error::Config(_)
+            | Error::Mistakes { .. }
+            | Error::Refused { is_invalid: true, .. }
+            | Error::File { .. } => 2,
             _ => 1,
         }
     }
@@ -212,7 +229,8 @@ impl fmt::Display for Error {
                 write!(f, "no permission to use {}: run this as root, such as with sudo", path.display())
             }
             Error::Answer { path, reason } => write!(f, "the daemon at {}: {reason}", path.display()),
-            Error::Mistakes { lines } => f.write_str(&lines.join("\n")),
+            Error::Mistakes { lines } | Error::Refused { lines, .. } => f.write_str(&lines.join("\n")),
+            Error::File { path, reason } => write!(f, "{}: {reason}", path.display()),
             Error::Demo(source) => source.fmt(f),
             Error::Output(source) => write!(f, "cannot write to standard output: {source}"),
         }

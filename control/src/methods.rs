@@ -20,7 +20,11 @@
 //! | `apply` | `networks`, `ports`, `endpoints`: all that is to be there by this socket; `dry_run`, `generation`, if wanted | the difference: `added`, `changed` with the `keys`, `removed`, the first 1000 each; `totals` |
 //! | `export` | none | what `apply` takes: all that is there by this socket, with secrets |
 //! | `network.list`, `port.list`, `endpoint.list` | `name`, `network`, if wanted | `networks`, `ports` or `endpoints`: the first 10,000; `total` |
+//! | `watch` | `from`: a generation, if wanted | `generation`, `version`, `resync`; from then on this connection is told each `changed` |
 //! | `schema` | none | the JSON schema of these, which says what all their keys are |
+//!
+//! What changes something is for root, the daemon's user and the members of `control_group`, and `export` for the first two; all others may
+//! look.
 //!
 //! What a step or an object may hold is told in [`types`](crate::model::types); how it is done, in [`model`](crate::model).
 
@@ -34,11 +38,13 @@ use peregrine_dataplane::types::CoreId;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use crate::api::Peer;
 use crate::declared::Declared;
 use crate::forwarding;
 use crate::model::Model;
+use crate::model::types::{WatchAnswer, WatchRequest};
 use crate::preflight;
-use crate::rpc::{RpcError, code, no_params, params};
+use crate::rpc::{Reply, RpcError, Watch, code, no_params, params};
 use crate::rules;
 use crate::status::{self, Status, VERSION, WorkerStatus};
 use crate::tenants::Tenants;
@@ -79,11 +85,25 @@ struct RemoveWorker {
 }
 
 impl Methods<'_> {
-    /// Does what a request asks for.
+    /// Does what a request of this peer asks for.
     ///
     /// # Errors
-    /// For the client: no such method, wrong parameters, or it cannot be done as things are.
-    pub fn answer(&mut self, method: &str, mut given: Value, now: Instant) -> Result<Value, RpcError> {
+    /// For the client: no such method, wrong parameters, it may not, or it cannot be done as things are.
+    pub fn answer(
+        &mut self,
+        peer: &Peer,
+        method: &str,
+        given: Value,
+        now: Instant,
+    ) -> Result<Reply, RpcError> {
+        may(peer, method)?;
+        match method {
+            "watch" => self.watch(given),
+            _ => self.value(method, given, now).map(Reply::from),
+        }
+    }
+
+    fn value(&mut self, method: &str, mut given: Value, now: Instant) -> Result<Value, RpcError> {
         let Methods { plan, model, engine, tenants, registry, .. } = self;
         let mut declared = Declared { plan, model, engine, tenants, registry };
         if let Some(answer) = declared.answer(method, &mut given, now) {
@@ -100,7 +120,7 @@ impl Methods<'_> {
                     return answer;
                 }
                 let text = format!(
-                    "no method {other:.32}: there are status, stats, fdb, version, fdb.flush, fdb.add, fdb.remove, remote.list, remote.add, remote.remove, worker.add, worker.remove, rules.get, rules.set, rules.check, change, apply, export, network.list, port.list, endpoint.list and schema"
+                    "no method {other:.32}: there are status, stats, fdb, version, fdb.flush, fdb.add, fdb.remove, remote.list, remote.add, remote.remove, worker.add, worker.remove, rules.get, rules.set, rules.check, change, apply, export, network.list, port.list, endpoint.list, watch and schema"
                 );
                 return Err(RpcError::new(code::NO_METHOD, text));
             }
@@ -133,6 +153,20 @@ impl Methods<'_> {
         }
     }
 
+    fn watch(&self, given: Value) -> Result<Reply, RpcError> {
+        let WatchRequest { from } = params("watch", if given.is_null() { json!({}) } else { given })?;
+        let generation = self.model.generation();
+        let missed = match from {
+            Some(from) => {
+                self.model.since(from).map(|changes| changes.map(to_value).collect()).transpose()?
+            }
+            None => Some(Vec::new()),
+        };
+        let answer = WatchAnswer { generation, version: VERSION.to_owned(), resync: missed.is_none() };
+        let watch = Watch { generation, missed: missed.unwrap_or_default() };
+        Ok(Reply { result: to_value(&answer)?, watch: Some(watch) })
+    }
+
     fn add_worker(&mut self, AddWorker { core, nice }: AddWorker) -> Result<Value, RpcError> {
         let core = CoreId(core);
         if !self.usable.contains(&core) {
@@ -163,10 +197,60 @@ impl Methods<'_> {
     }
 }
 
+/// What anybody may do who can open the socket.
+const READING: [&str; 12] = [
+    "status",
+    "stats",
+    "version",
+    "fdb",
+    "remote.list",
+    "rules.get",
+    "rules.check",
+    "network.list",
+    "port.list",
+    "endpoint.list",
+    "watch",
+    "schema",
+];
+
+/// Whether this peer may do that.
+fn may(peer: &Peer, method: &str) -> Result<(), RpcError> {
+    let (is_allowed, who) = match method {
+        "export" => (peer.is_owner, "root and the daemon's user may see secrets"),
+        _ if READING.contains(&method) => (true, ""),
+        _ => (
+            peer.may_change,
+            "root, the daemon's user and members of the config's control_group may change what runs",
+        ),
+    };
+    let text = || format!("{method:.32}: only {who}, and this is uid {}", peer.uid);
+    is_allowed.then_some(()).ok_or_else(|| refused(text()))
+}
+
 fn refused(text: String) -> RpcError {
     RpcError::new(code::REFUSED, text)
 }
 
 fn to_value(value: &impl serde::Serialize) -> Result<Value, RpcError> {
     serde_json::to_value(value).map_err(|e| RpcError::new(code::INTERNAL, e.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_may_only_look_cannot_change_anything() {
+        let peer = |is_owner, may_change| Peer { pid: 1, uid: 1000, is_owner, may_change };
+        let (reader, member, owner) = (peer(false, false), peer(false, true), peer(true, true));
+        let may = |peer: &Peer, method| may(peer, method).is_ok();
+        for method in READING {
+            assert!(may(&reader, method), "{method}");
+        }
+        for method in ["change", "apply", "worker.add", "rules.set", "fdb.flush", "remote.remove", "nonsense"]
+        {
+            assert!(!may(&reader, method) && may(&member, method), "{method}");
+        }
+        assert!(!may(&member, "export") && may(&owner, "export"));
+    }
 }

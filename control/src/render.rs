@@ -1,6 +1,8 @@
 //! `status` and `stats` for people, and the daemon's lines at start: from the same JSON that `--json` prints, so that
 //! both always tell the same. A field that is missing shows as `-`.
 
+pub mod objects;
+
 use serde_json::Value;
 
 use crate::table::{Table, count, duration, percent, thousands};

@@ -1,14 +1,16 @@
 //! JSON-RPC 2.0, one object per line: cutting what a client sends into lines, reading requests, writing answers.
 //! No I/O: bytes in, bytes out. Called by [`api`](crate::api) for each client.
 //!
-//! What must hold: whatever the bytes are, at most [`LINE_BYTES_MAX`] of them are kept and every line gets at most
+//! What must hold: whatever the bytes are, at most one line of them is kept, as long as a line may be, and every line gets at most
 //! one answer. A line that is too long cannot be answered in order, so it ends the conversation.
 
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-/// The longest request: 1024 rules, each with all that a rule may ask for, fit into it.
-pub const LINE_BYTES_MAX: usize = 1024 * 1024;
+/// The longest request of anybody: 1024 rules, each with all that a rule may ask for, fit into it.
+pub const LINE_BYTES_MAX: usize = 1 << 20;
+/// The longest request of those who may change what runs: tens of thousands of endpoints at once.
+pub const LONG_LINE_BYTES_MAX: usize = 64 << 20;
 
 /// JSON-RPC's error codes.
 pub mod code {
@@ -41,6 +43,30 @@ impl RpcError {
     /// With this code and text.
     pub fn new(code: i64, message: impl Into<String>) -> RpcError {
         RpcError { code, message: message.into(), data: None }
+    }
+}
+
+/// What a method returns.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Reply {
+    /// The result.
+    pub result: Value,
+    /// This connection is told what changes from now on.
+    pub watch: Option<Watch>,
+}
+
+/// What a connection that watches is to be told.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Watch {
+    /// It knows everything up to this generation of the state, once it has been told what it missed.
+    pub generation: u64,
+    /// The parameters of a `changed` each.
+    pub missed: Vec<Value>,
+}
+
+impl From<Value> for Reply {
+    fn from(result: Value) -> Reply {
+        Reply { result, watch: None }
     }
 }
 
@@ -82,9 +108,25 @@ pub fn answer(line: &[u8], method: impl FnOnce(&str, Value) -> Result<Value, Rpc
             json!({"jsonrpc": "2.0", "id": id, "error": error})
         }
     };
+    Some(line_of(&body))
+}
+
+/// One line that nobody asked for.
+pub fn notification(method: &str, params: &Value) -> Vec<u8> {
+    line_of(&json!({"jsonrpc": "2.0", "method": method, "params": params}))
+}
+
+/// The one answer to a request that cannot be taken in, which ends the conversation.
+pub fn not_taken(message: &str) -> Vec<u8> {
+    line_of(
+        &json!({"jsonrpc": "2.0", "id": null, "error": {"code": code::INVALID_REQUEST, "message": message}}),
+    )
+}
+
+fn line_of(body: &Value) -> Vec<u8> {
     let mut bytes = body.to_string().into_bytes();
     bytes.push(b'\n');
-    Some(bytes)
+    bytes
 }
 
 /// The parameters of a method, by name.
@@ -135,20 +177,11 @@ fn read(line: &[u8]) -> Result<Request, (Value, RpcError)> {
     }
 }
 
-/// The one answer to a line that is too long.
-pub fn too_long() -> Vec<u8> {
-    let message = format!("a request has at most {LINE_BYTES_MAX} bytes");
-    let mut bytes =
-        json!({"jsonrpc": "2.0", "id": null, "error": {"code": code::INVALID_REQUEST, "message": message}})
-            .to_string()
-            .into_bytes();
-    bytes.push(b'\n');
-    bytes
-}
-
 /// A client's bytes, until they make lines.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Lines {
+    /// The longest that a line may be.
+    max: usize,
     bytes: Vec<u8>,
     /// Up to here there is no line feed.
     searched: usize,
@@ -166,9 +199,24 @@ pub enum Next {
 }
 
 impl Lines {
+    /// Of at most so many bytes each.
+    pub fn new(max: usize) -> Lines {
+        Lines { max, bytes: Vec::new(), searched: 0 }
+    }
+
+    /// The longest that a line may be.
+    pub fn max(&self) -> usize {
+        self.max
+    }
+
+    /// Bytes that are kept.
+    pub fn held(&self) -> usize {
+        self.bytes.len()
+    }
+
     /// How many more bytes may be [pushed](Self::push) now.
     pub fn room(&self) -> usize {
-        (LINE_BYTES_MAX + 1).saturating_sub(self.bytes.len())
+        (self.max + 1).saturating_sub(self.bytes.len())
     }
 
     /// Adds what was read; never more than [`room`](Self::room) is kept.
@@ -270,7 +318,7 @@ mod tests {
 
     #[test]
     fn lines_are_put_together_from_any_pieces() {
-        let mut lines = Lines::default();
+        let mut lines = Lines::new(LINE_BYTES_MAX);
         let mut got = Vec::new();
         for byte in b"ab\n\ncd\ne" {
             lines.push(&[*byte]);
@@ -284,12 +332,12 @@ mod tests {
 
     #[test]
     fn a_giant_line_is_bounded() {
-        let mut lines = Lines::default();
+        let mut lines = Lines::new(LINE_BYTES_MAX);
         lines.push(&vec![b'x'; LINE_BYTES_MAX]);
         assert_eq!(lines.take(), Next::More);
         lines.push(&vec![b'x'; LINE_BYTES_MAX]);
         assert_eq!((lines.take(), lines.room()), (Next::TooLong, 0));
-        let mut lines = Lines::default();
+        let mut lines = Lines::new(LINE_BYTES_MAX);
         lines.push(&[vec![b'x'; LINE_BYTES_MAX], vec![b'\n']].concat());
         assert!(matches!(lines.take(), Next::Line(l) if l.len() == LINE_BYTES_MAX));
     }

@@ -101,8 +101,8 @@ pub fn prepare(path: &Path) -> Result<(), Error> {
     }
 }
 
-/// Makes a listener with exactly `mode`. The mode is set before it listens: nobody can connect with another one.
-pub fn bind(path: &Path, mode: u32) -> Result<(UnixListener, SocketFile), Error> {
+/// Makes a listener with exactly `mode`, of this group or of ours. Both are set before it listens: nobody can connect with others.
+pub fn bind(path: &Path, mode: u32, group: Option<u32>) -> Result<(UnixListener, SocketFile), Error> {
     let _lock = lock_directory(path);
     prepare(path)?;
     let failed = |source| Error::Socket { path: path.to_owned(), source };
@@ -112,6 +112,9 @@ pub fn bind(path: &Path, mode: u32) -> Result<(UnixListener, SocketFile), Error>
     let socket = socket.map_err(|e| failed(e.into()))?;
     net::bind(&socket, &address).map_err(|e| failed(e.into()))?;
     let file = SocketFile::adopt(path);
+    if group.is_some() {
+        std::os::unix::fs::chown(path, None, group).map_err(failed)?;
+    }
     std::fs::set_permissions(path, Permissions::from_mode(mode)).map_err(failed)?;
     net::listen(&socket, BACKLOG).map_err(|e| failed(e.into()))?;
     Ok((UnixListener::from(socket), file))
@@ -134,11 +137,11 @@ mod tests {
     fn a_socket_has_its_mode_and_goes_with_its_owner() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("run").join("x.sock");
-        let (listener, file) = bind(&path, 0o660).unwrap();
+        let (listener, file) = bind(&path, 0o660, None).unwrap();
         assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o777, 0o660);
         assert_eq!(std::fs::metadata(path.parent().unwrap()).unwrap().mode() & 0o777, 0o755);
         assert_eq!(occupant(&path).unwrap(), Occupant::Alive);
-        assert!(matches!(bind(&path, 0o660), Err(Error::SocketTaken { .. })));
+        assert!(matches!(bind(&path, 0o660, None), Err(Error::SocketTaken { .. })));
         drop((listener, file));
         assert_eq!(occupant(&path).unwrap(), Occupant::Nobody);
     }
@@ -149,7 +152,7 @@ mod tests {
         let path = dir.path().join("x.sock");
         drop(UnixListener::bind(&path).unwrap());
         assert_eq!(occupant(&path).unwrap(), Occupant::Stale);
-        let _bound = bind(&path, 0o600).unwrap();
+        let _bound = bind(&path, 0o600, None).unwrap();
         assert_eq!(occupant(&path).unwrap(), Occupant::Alive);
     }
 
@@ -158,7 +161,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("precious");
         std::fs::write(&path, "data").unwrap();
-        assert!(matches!(bind(&path, 0o600), Err(Error::NotASocket { .. })));
+        assert!(matches!(bind(&path, 0o600, None), Err(Error::NotASocket { .. })));
         assert_eq!(std::fs::read(&path).unwrap(), b"data");
     }
 
@@ -166,7 +169,7 @@ mod tests {
     fn a_file_that_somebody_else_put_there_is_not_removed() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.sock");
-        let (_listener, file) = bind(&path, 0o600).unwrap();
+        let (_listener, file) = bind(&path, 0o600, None).unwrap();
         std::fs::rename(&path, dir.path().join("aside")).unwrap();
         std::fs::write(&path, "theirs").unwrap();
         drop(file);
@@ -176,7 +179,7 @@ mod tests {
     #[test]
     fn a_directory_whose_parent_is_missing_is_an_error_that_names_it() {
         let dir = tempfile::tempdir().unwrap();
-        let error = bind(&dir.path().join("a/b/x.sock"), 0o600).unwrap_err();
+        let error = bind(&dir.path().join("a/b/x.sock"), 0o600, None).unwrap_err();
         assert!(matches!(&error, Error::Directory { path, .. } if path.ends_with("a/b")), "{error}");
     }
 }

@@ -119,3 +119,5 @@ pub mod wire;
 mod worker;
 #[allow(unsafe_code, reason = "the kernel's rings: xsk-rs leaves the ownership of frames to its caller")]
 pub mod xsk;
+
+pub use sys::peer_groups;

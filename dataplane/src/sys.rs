@@ -45,6 +45,31 @@ pub(crate) fn interface_addresses(name: &str) -> io::Result<Option<InterfaceAddr
     Ok(found)
 }
 
+/// The groups of the process at the other end of a unix socket, beside its first one, when it connected (SO_PEERGROUPS).
+pub fn peer_groups(socket: BorrowedFd<'_>) -> io::Result<Vec<u32>> {
+    let mut groups = vec![0u32; 64];
+    loop {
+        let mut bytes = std::mem::size_of_val(groups.as_slice()) as libc::socklen_t;
+        let to = groups.as_mut_ptr().cast();
+        // SAFETY: the kernel writes at most `bytes` bytes, the size of `groups`.
+        let result = unsafe {
+            libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_PEERGROUPS, to, &mut bytes)
+        };
+        let count = bytes as usize / std::mem::size_of::<u32>();
+        match check(result) {
+            Ok(_) => {
+                groups.truncate(count);
+                return Ok(groups);
+            }
+            // It says how many there are.
+            Err(e) if e.raw_os_error() == Some(libc::ERANGE) && count > groups.len() => {
+                groups.resize(count, 0)
+            }
+            Err(e) => return Err(e),
+        }
+    }
+}
+
 /// # Safety
 /// `address` is null or points to a socket address of the family that it names.
 unsafe fn take_address(address: *const libc::sockaddr, entry: &mut InterfaceAddresses) {
