@@ -6,7 +6,7 @@
 use std::ffi::CStr;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr::NonNull;
 
 use crate::types::MacAddr;
@@ -167,6 +167,29 @@ pub(crate) fn interface_takes_tags(name: &str) -> io::Result<bool> {
     Ok(flags.data & ETH_FLAG_RXVLAN != 0)
 }
 
+/// Makes the kernel write checksums and VLAN tags into packets itself, instead of leaving them to the interface, and send none that are to be
+/// cut into several.
+pub(crate) fn interface_without_offloads(name: &str) -> io::Result<()> {
+    const ETHTOOL_STXCSUM: u32 = 0x17; // SCTP's, too
+    const ETHTOOL_STSO: u32 = 0x1f;
+    const ETHTOOL_SGSO: u32 = 0x24;
+    const ETHTOOL_GFLAGS: u32 = 0x25;
+    const ETHTOOL_SFLAGS: u32 = 0x26;
+    const ETH_FLAG_TXVLAN: u32 = 1 << 7;
+    let mut flags = EthtoolValue { command: ETHTOOL_GFLAGS, data: 0 };
+    // SAFETY: all of these take a `struct ethtool_value`, which this is.
+    unsafe { ethtool(name, (&raw mut flags).cast()) }?;
+    let flags = flags.data & !ETH_FLAG_TXVLAN;
+    for (command, data) in
+        [(ETHTOOL_STSO, 0), (ETHTOOL_STXCSUM, 0), (ETHTOOL_SGSO, 0), (ETHTOOL_SFLAGS, flags)]
+    {
+        let mut value = EthtoolValue { command, data };
+        // SAFETY: as above.
+        unsafe { ethtool(name, (&raw mut value).cast()) }?;
+    }
+    Ok(())
+}
+
 /// `struct vlan_ioctl_args` of linux/if_vlan.h.
 #[repr(C)]
 struct VlanRequest {
@@ -324,11 +347,56 @@ pub(crate) fn xdp_socket(ring_size: u32) -> io::Result<OwnedFd> {
     // SAFETY: just made, owned by nobody else.
     let socket = unsafe { OwnedFd::from_raw_fd(fd) };
     for option in [libc::XDP_RX_RING, libc::XDP_TX_RING] {
-        let (value, length) = (std::ptr::from_ref(&ring_size), size_of::<u32>() as libc::socklen_t);
-        // SAFETY: reads `length` bytes from `value`.
-        check(unsafe { libc::setsockopt(fd, libc::SOL_XDP, option, value.cast(), length) })?;
+        // SAFETY: an integer.
+        unsafe { set_xdp_option(socket.as_fd(), option, &ring_size) }?;
     }
     Ok(socket)
+}
+
+/// A new AF_XDP socket with memory and rings of its own: all four have so many descriptors.
+pub(crate) fn xdp_socket_with_memory(memory: &Pages, chunk_size: u32, ring_size: u32) -> io::Result<OwnedFd> {
+    let socket = xdp_socket(ring_size)?;
+    let memory = libc::xdp_umem_reg_v1 {
+        addr: memory.base.as_ptr().expose_provenance() as u64,
+        len: memory.bytes as u64,
+        chunk_size,
+        headroom: 0,
+    };
+    // SAFETY: numbers only, as the kernel reads them; the memory is the caller's, who sees to it that it stays mapped.
+    unsafe { set_xdp_option(socket.as_fd(), libc::XDP_UMEM_REG, &memory) }?;
+    for option in [libc::XDP_UMEM_FILL_RING, libc::XDP_UMEM_COMPLETION_RING] {
+        // SAFETY: an integer.
+        unsafe { set_xdp_option(socket.as_fd(), option, &ring_size) }?;
+    }
+    Ok(socket)
+}
+
+/// Binds an AF_XDP socket to a queue, in copy mode.
+pub(crate) fn xdp_bind(socket: BorrowedFd<'_>, interface_index: u32, queue: u32) -> io::Result<()> {
+    xdp_bind_to(
+        socket,
+        &libc::sockaddr_xdp {
+            sxdp_family: libc::AF_XDP as u16,
+            sxdp_flags: libc::XDP_COPY,
+            sxdp_ifindex: interface_index,
+            sxdp_queue_id: queue,
+            sxdp_shared_umem_fd: 0,
+        },
+    )
+}
+
+fn xdp_bind_to(socket: BorrowedFd<'_>, address: &libc::sockaddr_xdp) -> io::Result<()> {
+    let length = size_of_val(address) as libc::socklen_t;
+    // SAFETY: an address of that length.
+    check(unsafe { libc::bind(socket.as_raw_fd(), std::ptr::from_ref(address).cast(), length) }).map(drop)
+}
+
+/// # Safety
+/// `value` is what the kernel expects of this option.
+unsafe fn set_xdp_option<T>(socket: BorrowedFd<'_>, option: libc::c_int, value: &T) -> io::Result<()> {
+    let (value, length) = (std::ptr::from_ref(value).cast(), size_of::<T>() as libc::socklen_t);
+    // SAFETY: reads `length` bytes from `value`.
+    check(unsafe { libc::setsockopt(socket.as_raw_fd(), libc::SOL_XDP, option, value, length) }).map(drop)
 }
 
 /// Binds an AF_XDP socket to the queue that `first` is bound to, whose UMEM, fill and completion ring it shares.
@@ -338,16 +406,16 @@ pub(crate) fn xdp_bind_beside(
     interface_index: u32,
     queue: u32,
 ) -> io::Result<()> {
-    let address = libc::sockaddr_xdp {
-        sxdp_family: libc::AF_XDP as u16,
-        sxdp_flags: libc::XDP_SHARED_UMEM,
-        sxdp_ifindex: interface_index,
-        sxdp_queue_id: queue,
-        sxdp_shared_umem_fd: first.as_raw_fd().cast_unsigned(),
-    };
-    let length = size_of_val(&address) as libc::socklen_t;
-    // SAFETY: an address of that length.
-    check(unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), length) }).map(drop)
+    xdp_bind_to(
+        socket,
+        &libc::sockaddr_xdp {
+            sxdp_family: libc::AF_XDP as u16,
+            sxdp_flags: libc::XDP_SHARED_UMEM,
+            sxdp_ifindex: interface_index,
+            sxdp_queue_id: queue,
+            sxdp_shared_umem_fd: first.as_raw_fd().cast_unsigned(),
+        },
+    )
 }
 
 /// Where things are in the mappings of an AF_XDP socket's rings.
@@ -397,6 +465,43 @@ impl RingMapping {
 }
 
 impl Drop for RingMapping {
+    fn drop(&mut self) {
+        // SAFETY: from mmap, and whoever has a pointer into it has this, too.
+        unsafe { libc::munmap(self.base.as_ptr().cast(), self.bytes) };
+    }
+}
+
+/// Memory that begins on a page, all zero.
+#[derive(Debug)]
+pub(crate) struct Pages {
+    base: NonNull<u8>,
+    bytes: usize,
+}
+
+// SAFETY: memory of this process, which any thread may use.
+unsafe impl Send for Pages {}
+
+impl Pages {
+    pub(crate) fn new(bytes: usize) -> io::Result<Pages> {
+        let (access, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+        // SAFETY: a new mapping, where the kernel likes.
+        let base = unsafe { libc::mmap(std::ptr::null_mut(), bytes, access, flags, -1, 0) };
+        match NonNull::new(base.cast::<u8>()) {
+            Some(base) if base.as_ptr().cast() != libc::MAP_FAILED => Ok(Pages { base, bytes }),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
+    /// Where so many bytes lie, if they do.
+    #[inline]
+    pub(crate) fn at(&self, offset: usize, length: usize) -> Option<NonNull<u8>> {
+        let end = offset.checked_add(length)?;
+        // SAFETY: inside the mapping.
+        (end <= self.bytes).then(|| unsafe { self.base.add(offset) })
+    }
+}
+
+impl Drop for Pages {
     fn drop(&mut self) {
         // SAFETY: from mmap, and whoever has a pointer into it has this, too.
         unsafe { libc::munmap(self.base.as_ptr().cast(), self.bytes) };

@@ -1,0 +1,390 @@
+//! A port: our end of a container's veth, driven by AF_XDP. What a tenant without memif is served through.
+//!
+//! ```text
+//!  container ── veth ── our end: XDP program ─► rx ring ─► next_packet ─► copied into a frame of the worker's (collect)
+//!                          ▲                   fill ring ◄─ release
+//!                          └─── kernel ◄─ flush ◄─ tx ring ◄─ push ◄─ copied from a frame of any worker's (deliver)
+//!                                                  completion ring ─► push
+//! ```
+//!
+//! [`Ports`] is control's: it loads the program and opens ports. An [`XskPort`] is handed to a worker in the rings of a tenant, moves with it
+//! to other workers, and comes back to control to be dropped, which takes the program off.
+//!
+//! A port has memory (a UMEM) of its own, and each packet is copied once at the edge, as with memif; it does not share the worker's UMEM.
+//! - The kernel has copied the packet into its chunk to where no outer headers fit before it: a frame's room begins there. It would have to
+//!   be moved in any case.
+//! - It can move to another worker, and be made ready before anybody knows who will serve it; a socket cannot change its UMEM.
+//! - Uplinks may be zero-copy: the kernel would bind all that share their UMEM so, and a veth cannot.
+//! - It takes nothing from the worker's pool, so that has no bound to keep, and nothing in the rings has to come home when the port
+//!   ends.
+//!
+//! What must hold: a chunk is in the hands of the kernel, or free here, or being read between [`next_packet`](XskPort::next_packet) and
+//! [`release`](XskPort::release). The tenant never sees this memory, nor the rings; the kernel is trusted to name each chunk once, and its ranges
+//! are checked all the same. No checksum leaves unfinished (`wire::partial`), whatever the container's end of the veth
+//! promises its kernel.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+use aya::maps::XskMap;
+use aya::programs::Xdp;
+use aya::{Ebpf, EbpfLoader};
+use peregrine_memif::PushError;
+
+use crate::clock::cycles;
+use crate::sys::{self, Pages};
+use crate::types::QueueId;
+use crate::wire::partial;
+
+use super::interface::interface;
+use super::program::{failed, link, missing};
+use super::rings::Ring;
+use super::socket::KERNEL_TX_BATCH;
+use super::{HEADROOM, XskError};
+
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/port.o"));
+
+/// The function in bpf/port.c.
+const NAME: &str = "peregrine_port";
+
+/// As in bpf/port.c.
+const PLACES: u32 = 1 << 16;
+
+/// Ethernet header and a VLAN tag, beyond the MTU.
+const LINK_HEADER: u32 = 18;
+
+/// The shortest packet: an Ethernet header.
+const PACKET_MIN: usize = 14;
+
+/// What the kernel did not take is offered again after so many cycles (some 0.1 ms).
+const RETRY_CYCLES: u64 = 300_000;
+
+/// How large a port is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PortConfig {
+    /// Packets that may wait each way: a power of two from 64 to 4096. Each has a chunk of 2048 bytes, or of 4096 where the MTU needs it.
+    pub ring_size: u32,
+}
+
+impl Default for PortConfig {
+    fn default() -> PortConfig {
+        PortConfig { ring_size: 256 }
+    }
+}
+
+/// The XDP program of all ports.
+#[derive(Debug)]
+pub struct Ports {
+    ebpf: Ebpf,
+}
+
+impl Ports {
+    /// Loads it.
+    ///
+    /// # Errors
+    /// [`XskError::Program`].
+    pub fn load() -> Result<Ports, XskError> {
+        sys::raise_memlock(); // where that is not permitted, a port's memory may not fit the limit: then its own error says so
+        let mut ebpf = EbpfLoader::new().load(OBJECT).map_err(failed("loading the map of ports"))?;
+        let program: &mut Xdp = ebpf
+            .program_mut(NAME)
+            .ok_or_else(|| missing("its function"))?
+            .try_into()
+            .map_err(failed("loading the XDP program of ports"))?;
+        program.load().map_err(failed("loading the XDP program of ports"))?;
+        Ok(Ports { ebpf })
+    }
+
+    /// Opens an interface of this thread's network namespace as a port: from here on all that arrives there is the port's, and the kernel's
+    /// stack has nothing of it.
+    ///
+    /// # Errors
+    /// [`XskError`]. Then nothing has changed.
+    pub fn open(&mut self, name: &str, config: &PortConfig) -> Result<XskPort, XskError> {
+        let PortConfig { ring_size } = *config;
+        if !ring_size.is_power_of_two() || !(64..=4096).contains(&ring_size) {
+            return Err(XskError::PortRing { interface: name.into(), got: ring_size });
+        }
+        let interface = interface(name)?;
+        let chunk_size = if interface.mtu <= super::largest_mtu(2048) { 2048 } else { 4096 };
+        if interface.mtu > super::largest_mtu(chunk_size) {
+            return Err(XskError::PortMtu { interface: name.into(), mtu: interface.mtu });
+        }
+        let mut port = XskPort::open(interface.index, chunk_size, ring_size, interface.mtu)
+            .map_err(|source| bind_error(name, source))?;
+        self.enter(name, interface.index, &port)?;
+        let program = self.ebpf.program(NAME).ok_or_else(|| missing("its function"))?;
+        let program: &Xdp = program.try_into().map_err(failed("attaching the XDP program of ports"))?;
+        let program = program.fd().map_err(failed("attaching the XDP program of ports"))?;
+        let attached = link(program.as_fd(), interface.index, false);
+        port.link = Some(attached.map_err(|source| XskError::PortRefused {
+            interface: name.into(),
+            mtu: interface.mtu,
+            source,
+        })?);
+        Ok(port)
+    }
+
+    /// Nobody else's place is taken. The kernel forgets the socket when it is closed.
+    fn enter(&mut self, name: &str, interface_index: u32, port: &XskPort) -> Result<(), XskError> {
+        const BPF_NOEXIST: u64 = 1;
+        let map = self.ebpf.map_mut("ports").ok_or_else(|| missing("the map of ports"))?;
+        let mut ports = XskMap::try_from(map).map_err(failed("opening the map of ports"))?;
+        ports.set(interface_index % PLACES, port.fd.as_fd(), BPF_NOEXIST).map_err(|source| {
+            XskError::System {
+                what: format!(
+                    "entering {name} into the map of ports (at most {PLACES}; a new interface would have another place)"
+                ),
+                source: io::Error::other(source),
+            }
+        })
+    }
+}
+
+fn bind_error(name: &str, source: io::Error) -> XskError {
+    match source.raw_os_error() {
+        Some(libc::EPERM) => XskError::NotPermitted { what: "opening an AF_XDP socket" },
+        Some(libc::ENETDOWN) => XskError::InterfaceDown { interface: name.into() },
+        _ => XskError::Bind { interface: name.into(), queue: QueueId(0), source },
+    }
+}
+
+/// An open port. Dropping it detaches the program from its interface; that takes the kernel a while, so control does it.
+#[derive(Debug)]
+pub struct XskPort {
+    // In this order: no more frames, no more users of the memory, and then the memory.
+    link: Option<OwnedFd>,
+    fd: OwnedFd,
+    rx: Ring,
+    fill: Ring<u64>,
+    tx: Ring,
+    completion: Ring<u64>,
+    memory: Pages,
+    chunk_size: u32,
+    /// How many chunks are for each way: those for receiving come first.
+    chunks: u32,
+    /// Chunks to send from.
+    free: Vec<u64>,
+    /// The longest packet that the interface sends.
+    packet_max: usize,
+    /// When the kernel last left something in the tx ring.
+    stuck_at: u64,
+    faults: u64,
+}
+
+/// What [`XskPort::flush`] did.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct PortFlush {
+    /// System calls.
+    pub calls: u64,
+    /// Frames that the device dropped, as the far end is down, or its queue full.
+    pub lost: u64,
+    /// Calls that found our end down: frames wait until it is up.
+    pub down: u64,
+    /// Calls that failed for another reason.
+    pub failed: u64,
+    /// The interface is no more: its namespace was deleted, or somebody has deleted it.
+    pub is_gone: bool,
+}
+
+impl XskPort {
+    fn open(interface_index: u32, chunk_size: u32, ring_size: u32, mtu: u32) -> io::Result<XskPort> {
+        let memory = Pages::new(2 * ring_size as usize * chunk_size as usize)?;
+        let fd = sys::xdp_socket_with_memory(&memory, chunk_size, ring_size)?;
+        let offsets = sys::xdp_offsets(fd.as_fd())?;
+        let (fill, completion) = (libc::XDP_UMEM_PGOFF_FILL_RING, libc::XDP_UMEM_PGOFF_COMPLETION_RING);
+        let mut port = XskPort {
+            link: None,
+            rx: Ring::map(fd.as_fd(), libc::XDP_PGOFF_RX_RING, &offsets.rx, ring_size)?,
+            fill: Ring::map(fd.as_fd(), fill as libc::off_t, &offsets.fr, ring_size)?,
+            tx: Ring::map(fd.as_fd(), libc::XDP_PGOFF_TX_RING, &offsets.tx, ring_size)?,
+            completion: Ring::map(fd.as_fd(), completion as libc::off_t, &offsets.cr, ring_size)?,
+            fd,
+            memory,
+            chunk_size,
+            chunks: ring_size,
+            free: (ring_size..2 * ring_size).map(|chunk| u64::from(chunk) * u64::from(chunk_size)).collect(),
+            packet_max: (mtu + LINK_HEADER) as usize,
+            stuck_at: 0,
+            faults: 0,
+        };
+        for chunk in 0..ring_size {
+            let _room = port.fill.put_entry(u64::from(chunk) * u64::from(chunk_size)); // as many as it has places
+        }
+        port.fill.publish();
+        sys::xdp_bind(port.fd.as_fd(), interface_index, 0)?;
+        Ok(port)
+    }
+
+    /// How many packets have arrived. One load.
+    #[inline]
+    pub fn arrived(&self) -> u32 {
+        self.rx.arrived()
+    }
+
+    /// There is something to do: packets have arrived, or some lie in the tx ring for long enough to be offered again.
+    #[inline]
+    pub fn has_work(&self) -> bool {
+        self.rx.arrived() > 0 || self.is_due()
+    }
+
+    /// What the kernel has left in the tx ring is to be offered again: by [`flush`](Self::flush).
+    #[inline]
+    pub fn is_due(&self) -> bool {
+        self.stuck_at != 0 && cycles().wrapping_sub(self.stuck_at) >= RETRY_CYCLES
+    }
+
+    /// The next packet that has arrived; its memory goes back with [`release`](Self::release).
+    #[inline]
+    pub fn next_packet(&mut self) -> Option<PortPacket<'_>> {
+        while self.rx.arrived() > 0 {
+            let descriptor = self.rx.take();
+            let (address, length) = (descriptor.addr as usize, descriptor.len as usize);
+            let chunk = address / self.chunk_size as usize;
+            let start = chunk * self.chunk_size as usize;
+            let is_ours = chunk < self.chunks as usize
+                && length >= PACKET_MIN
+                && address - start >= HEADROOM
+                && address - start + length <= self.chunk_size as usize;
+            // Never, unless the kernel has a bug: what it names wrongly is lost.
+            if !is_ours || !self.fill.put_entry(start as u64) {
+                self.faults += 1;
+                continue;
+            }
+            let Some(place) = self.memory.at(address, length) else { continue };
+            // SAFETY: inside the memory, and written by the kernel before it published the descriptor; it is not the kernel's again before
+            // `release`, which cannot be called while this is borrowed.
+            let bytes = unsafe { std::slice::from_raw_parts(place.as_ptr(), length) };
+            return Some(PortPacket { bytes });
+        }
+        None
+    }
+
+    /// What was taken has been read: its memory is the kernel's.
+    #[inline]
+    pub fn release(&mut self) {
+        self.rx.release();
+        self.fill.publish();
+    }
+
+    /// Copies a packet into the tx ring. It is sent by [`flush`](Self::flush).
+    ///
+    /// # Errors
+    /// As of a memif ring.
+    #[inline]
+    pub fn push(&mut self, packet: &[u8]) -> Result<(), PushError> {
+        if packet.len() > self.packet_max {
+            return Err(PushError::TooLong { capacity: self.packet_max as u32 });
+        }
+        if packet.len() < PACKET_MIN {
+            return Err(PushError::TooShort);
+        }
+        if self.free.is_empty() {
+            self.complete();
+        }
+        let Some(address) = self.free.pop() else { return Err(PushError::Full) };
+        let place = self.memory.at(address as usize, packet.len());
+        let Some(place) = place.filter(|_| self.tx.put(address, packet.len() as u32, 0)) else {
+            self.free.push(address); // never: the ring has a place for each, which is inside the memory; it came from this list
+            return Err(PushError::Full);
+        };
+        // SAFETY: inside the memory, in a chunk that was free, so that nobody else looks at it before `flush` publishes it; no packet
+        // is longer than a chunk.
+        unsafe { place.as_ptr().copy_from_nonoverlapping(packet.as_ptr(), packet.len()) };
+        Ok(())
+    }
+
+    /// Takes back what was sent.
+    fn complete(&mut self) {
+        let first = u64::from(self.chunks) * u64::from(self.chunk_size);
+        for _ in 0..self.completion.arrived() {
+            let address = self.completion.take();
+            let is_ours = address >= first
+                && address < 2 * first
+                && address % u64::from(self.chunk_size) == 0
+                && self.free.len() < self.chunks as usize;
+            if is_ours {
+                self.free.push(address); // never grows
+            } else {
+                self.faults += 1;
+            }
+        }
+        self.completion.release();
+    }
+
+    /// Lets the kernel send what was pushed: one call for each batch that it takes at once. What it leaves is offered again, see
+    /// [`is_due`](Self::is_due).
+    #[inline(never)]
+    pub fn flush(&mut self) -> PortFlush {
+        self.tx.publish();
+        let mut done = PortFlush::default();
+        let mut pending = self.tx.pending();
+        // One more than if all goes well, and one for each that the device drops, within bounds.
+        let most = u64::from(pending.div_ceil(KERNEL_TX_BATCH)) + 1;
+        while pending > 0 && done.calls < most + done.lost.min(u64::from(KERNEL_TX_BATCH)) {
+            done.calls += 1;
+            match sys::wake_transmit(self.fd.as_raw_fd()) {
+                Ok(()) | Err(libc::EAGAIN) => {}
+                // The frame is out of the ring, and the device has dropped it.
+                Err(libc::EBUSY) => done.lost += 1,
+                Err(libc::ENETDOWN) => done.down += 1,
+                Err(libc::ENXIO | libc::ENODEV | libc::EBADF) => done.is_gone = true,
+                Err(_) => done.failed += 1,
+            }
+            let left = self.tx.pending();
+            if left >= pending {
+                break;
+            }
+            pending = left;
+        }
+        self.stuck_at = if self.tx.pending() > 0 { cycles().max(1) } else { 0 };
+        done
+    }
+
+    /// Descriptors of the kernel's that made no sense. Always 0 unless there is a bug.
+    pub fn faults(&self) -> u64 {
+        self.faults
+    }
+}
+
+/// A packet that has arrived.
+#[derive(Clone, Copy, Debug)]
+pub struct PortPacket<'a> {
+    bytes: &'a [u8],
+}
+
+impl PortPacket<'_> {
+    /// Bytes of the packet, at least those of an Ethernet header.
+    #[allow(clippy::len_without_is_empty, reason = "a packet is never empty")]
+    #[inline]
+    pub fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Copies the packet to the front of `to` and returns its length; `None`, and nothing copied, if `to` is shorter. A checksum that the
+    /// container left to its interface is finished in the copy.
+    #[inline]
+    #[must_use]
+    pub fn copy_to(&self, to: &mut [u8]) -> Option<usize> {
+        let to = to.get_mut(..self.bytes.len())?;
+        to.copy_from_slice(self.bytes);
+        partial::complete(to);
+        Some(to.len())
+    }
+
+    /// Copies the first bytes of the packet, as many as `to` has; `None`, and nothing copied, if the packet is shorter.
+    #[must_use]
+    pub fn copy_front_to(&self, to: &mut [u8]) -> Option<usize> {
+        to.copy_from_slice(self.bytes.get(..to.len())?);
+        Some(to.len())
+    }
+}
+
+/// Makes the kernel, in this thread's network namespace, send packets through this interface as they are to be on a wire: checksums written,
+/// VLAN tags in their place, none that is to be cut into several. For the container's end of a port, where nobody does it later.
+///
+/// # Errors
+/// Those of ethtool's ioctl.
+pub fn switch_offloads_off(interface: &str) -> io::Result<()> {
+    sys::interface_without_offloads(interface)
+}
