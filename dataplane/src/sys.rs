@@ -170,21 +170,22 @@ pub(crate) fn interface_takes_tags(name: &str) -> io::Result<bool> {
 /// Makes the kernel write checksums and VLAN tags into packets itself, instead of leaving them to the interface, and send none that are to be
 /// cut into several.
 pub(crate) fn interface_without_offloads(name: &str) -> io::Result<()> {
-    const ETHTOOL_STXCSUM: u32 = 0x17; // SCTP's, too
-    const ETHTOOL_STSO: u32 = 0x1f;
-    const ETHTOOL_SGSO: u32 = 0x24;
+    const ETHTOOL_GTXCSUM: u32 = 0x16; // SCTP's, too
+    const ETHTOOL_GTSO: u32 = 0x1e;
+    const ETHTOOL_GGSO: u32 = 0x23;
     const ETHTOOL_GFLAGS: u32 = 0x25;
-    const ETHTOOL_SFLAGS: u32 = 0x26;
     const ETH_FLAG_TXVLAN: u32 = 1 << 7;
-    let mut flags = EthtoolValue { command: ETHTOOL_GFLAGS, data: 0 };
-    // SAFETY: all of these take a `struct ethtool_value`, which this is.
-    unsafe { ethtool(name, (&raw mut flags).cast()) }?;
-    let flags = flags.data & !ETH_FLAG_TXVLAN;
-    for (command, data) in
-        [(ETHTOOL_STSO, 0), (ETHTOOL_STXCSUM, 0), (ETHTOOL_SGSO, 0), (ETHTOOL_SFLAGS, flags)]
+    for (get, off) in
+        [(ETHTOOL_GTSO, !0), (ETHTOOL_GTXCSUM, !0), (ETHTOOL_GGSO, !0), (ETHTOOL_GFLAGS, ETH_FLAG_TXVLAN)]
     {
-        let mut value = EthtoolValue { command, data };
-        // SAFETY: as above.
+        let mut value = EthtoolValue { command: get, data: 0 };
+        // SAFETY: the four take a `struct ethtool_value`, which this is.
+        unsafe { ethtool(name, (&raw mut value).cast()) }?;
+        if value.data & off == 0 {
+            continue; // what is off and cannot be switched on would be refused
+        }
+        value = EthtoolValue { command: get + 1, data: value.data & !off };
+        // SAFETY: the number behind that which asks is that which sets; it takes the same.
         unsafe { ethtool(name, (&raw mut value).cast()) }?;
     }
     Ok(())

@@ -18,7 +18,7 @@ use peregrine_dataplane::plan::WorkerPlan;
 use peregrine_dataplane::types::{CoreId, EndpointId, MacAddr, RemoteId, SourceId, UplinkId};
 use peregrine_dataplane::xsk::{PortConfig, Ports, XskError, switch_offloads_off};
 use peregrine_memif::{ClientConfig, ServerConfig};
-use rig::{BLUE, DB, WEB, inner, mac, packets_of, plan, rings};
+use rig::{BLUE, DB, WEB, mac, packets_of, plan, rings};
 use veth::{
     OUR_ADDRESS, PATIENCE, THEIR_ADDRESS, Wire, enter, namespace_path, new_namespace, run, until,
 };
@@ -426,5 +426,4 @@ fn what_cannot_be_a_port_is_refused_with_its_name_and_a_way_out() {
             break true;
         }
     });
-    let _ = inner(mac(1), mac(2), 1);
 }

@@ -25,6 +25,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use aya::maps::XskMap;
 use aya::programs::Xdp;
@@ -36,7 +37,7 @@ use crate::sys::{self, Pages};
 use crate::types::QueueId;
 use crate::wire::partial;
 
-use super::interface::interface;
+use super::interface::{Interface, interface};
 use super::program::{failed, link, missing};
 use super::rings::Ring;
 use super::socket::KERNEL_TX_BATCH;
@@ -58,6 +59,9 @@ const PACKET_MIN: usize = 14;
 
 /// What the kernel did not take is offered again after so many cycles (some 0.1 ms).
 const RETRY_CYCLES: u64 = 300_000;
+
+/// How long a queue that has another socket is tried.
+const QUEUE_PATIENCE: Duration = Duration::from_secs(1);
 
 /// How large a port is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -110,8 +114,7 @@ impl Ports {
         if interface.mtu > super::largest_mtu(chunk_size) {
             return Err(XskError::PortMtu { interface: name.into(), mtu: interface.mtu });
         }
-        let mut port = XskPort::open(interface.index, chunk_size, ring_size, interface.mtu)
-            .map_err(|source| bind_error(name, source))?;
+        let mut port = open_patiently(&interface, chunk_size, ring_size)?;
         self.enter(name, interface.index, &port)?;
         let program = self.ebpf.program(NAME).ok_or_else(|| missing("its function"))?;
         let program: &Xdp = program.try_into().map_err(failed("attaching the XDP program of ports"))?;
@@ -141,8 +144,27 @@ impl Ports {
     }
 }
 
+/// Tried for a while if another socket has the queue: the kernel frees those that were closed late.
+fn open_patiently(interface: &Interface, chunk_size: u32, ring_size: u32) -> Result<XskPort, XskError> {
+    let deadline = Instant::now() + QUEUE_PATIENCE;
+    loop {
+        let error = match XskPort::open(interface.index, chunk_size, ring_size, interface.mtu) {
+            Ok(port) => return Ok(port),
+            Err(error) => error,
+        };
+        if error.raw_os_error() != Some(libc::EBUSY) || Instant::now() >= deadline {
+            return Err(bind_error(&interface.name, error));
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
 fn bind_error(name: &str, source: io::Error) -> XskError {
     match source.raw_os_error() {
+        Some(libc::EBUSY) => {
+            let queue = QueueId(0);
+            XskError::QueueTaken { interface: name.into(), queue, waited: QUEUE_PATIENCE }
+        }
         Some(libc::EPERM) => XskError::NotPermitted { what: "opening an AF_XDP socket" },
         Some(libc::ENETDOWN) => XskError::InterfaceDown { interface: name.into() },
         _ => XskError::Bind { interface: name.into(), queue: QueueId(0), source },
