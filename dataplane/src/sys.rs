@@ -167,28 +167,54 @@ pub(crate) fn interface_takes_tags(name: &str) -> io::Result<bool> {
     Ok(flags.data & ETH_FLAG_RXVLAN != 0)
 }
 
-/// Makes the kernel write checksums and VLAN tags into packets itself, instead of leaving them to the interface, and send none that are to be
-/// cut into several.
+/// Makes the kernel write checksums and VLAN tags into packets itself, instead of leaving them to the interface, and give it none that are to
+/// be cut into several.
 pub(crate) fn interface_without_offloads(name: &str) -> io::Result<()> {
-    const ETHTOOL_GTXCSUM: u32 = 0x16; // SCTP's, too
-    const ETHTOOL_GTSO: u32 = 0x1e;
-    const ETHTOOL_GGSO: u32 = 0x23;
-    const ETHTOOL_GFLAGS: u32 = 0x25;
-    const ETH_FLAG_TXVLAN: u32 = 1 << 7;
-    for (get, off) in
-        [(ETHTOOL_GTSO, !0), (ETHTOOL_GTXCSUM, !0), (ETHTOOL_GGSO, !0), (ETHTOOL_GFLAGS, ETH_FLAG_TXVLAN)]
-    {
-        let mut value = EthtoolValue { command: get, data: 0 };
-        // SAFETY: the four take a `struct ethtool_value`, which this is.
-        unsafe { ethtool(name, (&raw mut value).cast()) }?;
-        if value.data & off == 0 {
-            continue; // what is off and cannot be switched on would be refused
+    const ETHTOOL_SFEATURES: u32 = 0x3b;
+    let left_to_it = |feature: &[u8]| {
+        let ends = |end: &[u8]| feature.ends_with(end);
+        feature.starts_with(b"tx-") && (ends(b"-segmentation") || ends(b"-hw-insert"))
+            || feature.starts_with(b"tx-checksum-")
+            || feature == b"tx-gso-list"
+    };
+    let names = interface_features(name)?;
+    // `struct ethtool_sfeatures`: for each 32 features which are to change, and to what: nothing.
+    let blocks = names.len().div_ceil(32);
+    let mut request = vec![0u32; 2 + 2 * blocks];
+    for (at, _) in names.iter().enumerate().filter(|(_, feature)| left_to_it(feature)) {
+        if let Some(valid) = request.get_mut(2 + 2 * (at / 32)) {
+            *valid |= 1 << (at % 32);
         }
-        value = EthtoolValue { command: get + 1, data: value.data & !off };
-        // SAFETY: the number behind that which asks is that which sets; it takes the same.
-        unsafe { ethtool(name, (&raw mut value).cast()) }?;
     }
-    Ok(())
+    if let [command, size, ..] = request.as_mut_slice() {
+        (*command, *size) = (ETHTOOL_SFEATURES, blocks as u32);
+    }
+    // SAFETY: as many blocks as it says. What cannot be changed is passed over.
+    unsafe { ethtool(name, request.as_mut_ptr().cast()) }
+}
+
+/// The names of the features of interfaces, each at its number.
+fn interface_features(interface: &str) -> io::Result<Vec<Vec<u8>>> {
+    const ETHTOOL_GSTRINGS: u32 = 0x1b;
+    const ETHTOOL_GSSET_INFO: u32 = 0x37;
+    const ETH_SS_FEATURES: u32 = 4;
+    const NAME: usize = 32;
+    // `struct ethtool_sset_info`: which sets, of 64 bits, and the length of each.
+    let [low, high] = bytemuck::cast::<u64, [u32; 2]>(1 << ETH_SS_FEATURES);
+    let mut sets = [ETHTOOL_GSSET_INFO, 0, low, high, 0];
+    // SAFETY: one set is asked for, and there is room for one length.
+    unsafe { ethtool(interface, sets.as_mut_ptr().cast()) }?;
+    let count = sets.last().copied().unwrap_or_default().min(1024);
+    // `struct ethtool_gstrings`: a header of three words and the names.
+    let mut strings = vec![0u32; 3 + count as usize * NAME / size_of::<u32>()];
+    if let [command, set, length, ..] = strings.as_mut_slice() {
+        (*command, *set, *length) = (ETHTOOL_GSTRINGS, ETH_SS_FEATURES, count);
+    }
+    // SAFETY: there is room for as many as the kernel has said that there are, which does not change while it runs.
+    unsafe { ethtool(interface, strings.as_mut_ptr().cast()) }?;
+    let bytes: Vec<u8> = strings.iter().skip(3).flat_map(|word| word.to_ne_bytes()).collect();
+    let name = |bytes: &[u8]| bytes.split(|byte| *byte == 0).next().unwrap_or_default().to_vec();
+    Ok(bytes.chunks_exact(NAME).map(name).collect())
 }
 
 /// `struct vlan_ioctl_args` of linux/if_vlan.h.

@@ -19,9 +19,7 @@ use peregrine_dataplane::types::{CoreId, EndpointId, MacAddr, RemoteId, SourceId
 use peregrine_dataplane::xsk::{PortConfig, Ports, XskError, switch_offloads_off};
 use peregrine_memif::{ClientConfig, ServerConfig};
 use rig::{BLUE, DB, WEB, mac, packets_of, plan, rings};
-use veth::{
-    OUR_ADDRESS, PATIENCE, THEIR_ADDRESS, Wire, enter, namespace_path, new_namespace, run, until,
-};
+use veth::{OUR_ADDRESS, PATIENCE, THEIR_ADDRESS, Wire, enter, namespace_path, new_namespace, run, until};
 
 /// Bytes of a TCP transfer.
 const MUCH: usize = 4 << 20;
@@ -92,8 +90,10 @@ fn checksum_errors() -> u64 {
         let mut lines = text.lines().filter_map(|line| line.strip_prefix(protocol));
         let (names, values) = (lines.next().unwrap(), lines.next().unwrap());
         let mut pairs = names.split(' ').zip(values.split(' '));
-        errors +=
-            pairs.find(|(name, _)| *name == "InCsumErrors").map(|(_, count)| count.parse::<u64>().unwrap()).unwrap();
+        errors += pairs
+            .find(|(name, _)| *name == "InCsumErrors")
+            .map(|(_, count)| count.parse::<u64>().unwrap())
+            .unwrap();
     }
     let text = std::fs::read_to_string("/proc/thread-self/net/snmp6").unwrap();
     let count = |line: &str| line.split_whitespace().last().unwrap().parse::<u64>().unwrap();
@@ -386,7 +386,9 @@ fn what_cannot_be_a_port_is_refused_with_its_name_and_a_way_out() {
     let _wire = Wire::new(1);
     let mut ports = Ports::load().unwrap();
     let text = |error: XskError| error.to_string();
-    assert!(text(ports.open("nosuch0", &PortConfig::default()).unwrap_err()).contains("no interface 'nosuch0'"));
+    assert!(
+        text(ports.open("nosuch0", &PortConfig::default()).unwrap_err()).contains("no interface 'nosuch0'")
+    );
     let web = Container::new(1, 9000);
     let error = text(ports.open("p1", &PortConfig::default()).unwrap_err());
     assert!(error.contains("port p1 has an MTU of 9000"), "{error}");
@@ -418,12 +420,14 @@ fn what_cannot_be_a_port_is_refused_with_its_name_and_a_way_out() {
         UdpSocket::bind("10.42.0.1:2000").unwrap()
     });
     socket.send_to(&[7; 3000], "10.42.0.2:3000").unwrap();
-    until("it has come", || loop {
-        let Some(packet) = port.next_packet() else { break false };
-        let length = packet.len();
-        port.release();
-        if length == 14 + 20 + 8 + 3000 {
-            break true;
+    until("it has come", || {
+        loop {
+            let Some(packet) = port.next_packet() else { break false };
+            let length = packet.len();
+            port.release();
+            if length == 14 + 20 + 8 + 3000 {
+                break true;
+            }
         }
     });
 }
