@@ -139,11 +139,12 @@ fn transfer(from: &Container, to: &Container, family: usize) {
     server.join().unwrap();
 }
 
-/// An engine on `a0` whose network has the far host as a remote.
-fn engine() -> Engine {
+/// An engine on `a0`, with so many workers, whose network has the far host as a remote.
+fn engine(workers: usize) -> Engine {
     let mut plan = plan();
     let cores = core_affinity::get_core_ids().unwrap();
-    plan.workers = vec![WorkerPlan { core: CoreId(cores[0].id), nice: None }];
+    let worker = |n: usize| WorkerPlan { core: CoreId(cores[n % cores.len()].id), nice: None };
+    plan.workers = (0..workers).map(worker).collect();
     (plan.uplinks[0].interface, plan.uplinks[0].locals) = ("a0".into(), vec![IpAddr::V4(OUR_ADDRESS)]);
     plan.networks[0].remotes = vec![IpAddr::V4(THEIR_ADDRESS)];
     let mut engine = Engine::start(&plan).unwrap();
@@ -154,6 +155,22 @@ fn engine() -> Engine {
     };
     engine.set_paths([(RemoteId(0), SourceId(0), vec![hop.path(IpAddr::V4(OUR_ADDRESS), 1500)])]);
     engine
+}
+
+/// The far host, whose kernel has a vxlan device.
+fn far(wire: &Wire) -> Container {
+    wire.in_theirs(|| {
+        run(&format!(
+            "ip link add vx mtu 1450 type vxlan id {BLUE} local {THEIR_ADDRESS} remote {OUR_ADDRESS} dstport 4789"
+        ));
+        addressed("vx", 9);
+    });
+    Container {
+        namespace: wire.theirs(),
+        ours: File::open("/proc/thread-self/ns/net").unwrap(),
+        port: String::new(),
+        addresses: [[10, 42, 0, 9].into(), "fd42::9".parse().unwrap()],
+    }
 }
 
 fn attach(engine: &mut Engine, ports: &mut Ports, endpoint: EndpointId, container: &Container) {
@@ -176,20 +193,9 @@ fn assert_conserved(engine: &mut Engine) {
 #[ignore = "needs root: make test runs it"]
 fn tcp_flows_between_two_containers_and_to_the_kernels_vtep_whatever_their_offloads() {
     let wire = Wire::new(1);
-    wire.in_theirs(|| {
-        run(&format!(
-            "ip link add vx mtu 1450 type vxlan id {BLUE} local {THEIR_ADDRESS} remote {OUR_ADDRESS} dstport 4789"
-        ));
-        addressed("vx", 9);
-    });
-    let far = Container {
-        namespace: wire.theirs(),
-        ours: File::open("/proc/thread-self/ns/net").unwrap(),
-        port: String::new(),
-        addresses: [[10, 42, 0, 9].into(), "fd42::9".parse().unwrap()],
-    };
+    let far = far(&wire);
     let (web, db) = (Container::new(1, 1450), Container::new(2, 1450));
-    let (mut engine, mut ports) = (engine(), Ports::load().unwrap());
+    let (mut engine, mut ports) = (engine(1), Ports::load().unwrap());
     attach(&mut engine, &mut ports, WEB, &web);
     attach(&mut engine, &mut ports, DB, &db);
     for address in ["10.42.0.2", "fd42::2", "10.42.0.9", "fd42::9"] {
@@ -230,6 +236,25 @@ fn tcp_flows_between_two_containers_and_to_the_kernels_vtep_whatever_their_offlo
     assert!(engine.stop().totals.conserved);
 }
 
+#[test]
+#[ignore = "needs root: make test runs it"]
+fn ports_of_different_workers_reach_each_other_and_the_far_host() {
+    let wire = Wire::new(2);
+    let far = far(&wire);
+    let (web, db) = (Container::new(1, 1450), Container::new(2, 1450));
+    let (mut engine, mut ports) = (engine(2), Ports::load().unwrap());
+    attach(&mut engine, &mut ports, WEB, &web);
+    attach(&mut engine, &mut ports, DB, &db);
+    assert_ne!(engine.home(WEB), engine.home(DB));
+    for family in [0, 1] {
+        transfer(&web, &db, family);
+        transfer(&db, &far, family);
+        transfer(&far, &web, family);
+    }
+    assert_conserved(&mut engine);
+    assert!(engine.stop().totals.conserved);
+}
+
 /// Datagrams of many sizes, each of which arrives whole: also those of several fragments.
 fn datagrams(from: &Container, to: &Container, family: usize) {
     let (address, source) = (to.addresses[family], from.addresses[family]);
@@ -253,7 +278,7 @@ fn datagrams(from: &Container, to: &Container, family: usize) {
 fn a_container_and_a_memif_tenant_reach_each_other() {
     let _wire = Wire::new(1);
     let web = Container::new(1, 1450);
-    let (mut engine, mut ports) = (engine(), Ports::load().unwrap());
+    let (mut engine, mut ports) = (engine(1), Ports::load().unwrap());
     attach(&mut engine, &mut ports, WEB, &web);
     let (mut client, server) =
         peregrine_memif::pair(ClientConfig::default(), ServerConfig::default()).unwrap();
@@ -321,7 +346,7 @@ fn given(engine: &Engine, endpoint: EndpointId) -> u64 {
 fn a_port_is_removed_under_traffic_and_another_one_comes() {
     let _wire = Wire::new(1);
     let (web, db) = (Container::new(1, 1450), Container::new(2, 1450));
-    let (mut engine, mut ports) = (engine(), Ports::load().unwrap());
+    let (mut engine, mut ports) = (engine(1), Ports::load().unwrap());
     attach(&mut engine, &mut ports, DB, &db);
     let (ends, threads) = storm([&web, &db]);
     for _ in 0..20 {
@@ -349,7 +374,7 @@ fn a_port_is_removed_under_traffic_and_another_one_comes() {
 fn a_namespace_that_is_deleted_under_traffic_is_noticed_and_harms_nobody() {
     let _wire = Wire::new(1);
     let (web, db) = (Container::new(1, 1450), Container::new(2, 1450));
-    let (mut engine, mut ports) = (engine(), Ports::load().unwrap());
+    let (mut engine, mut ports) = (engine(1), Ports::load().unwrap());
     attach(&mut engine, &mut ports, WEB, &web);
     attach(&mut engine, &mut ports, DB, &db);
     // It sends until the end; the other one goes away meanwhile.
