@@ -24,6 +24,7 @@
 //! promises its kernel.
 
 use std::io;
+use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -37,7 +38,6 @@ use crate::sys::{self, Pages};
 use crate::types::QueueId;
 use crate::wire::partial;
 
-use super::interface::{Interface, interface};
 use super::program::{failed, link, missing};
 use super::rings::Ring;
 use super::socket::KERNEL_TX_BATCH;
@@ -109,22 +109,19 @@ impl Ports {
         if !ring_size.is_power_of_two() || !(64..=4096).contains(&ring_size) {
             return Err(XskError::PortRing { interface: name.into(), got: ring_size });
         }
-        let interface = interface(name)?;
-        let chunk_size = if interface.mtu <= super::largest_mtu(2048) { 2048 } else { 4096 };
-        if interface.mtu > super::largest_mtu(chunk_size) {
-            return Err(XskError::PortMtu { interface: name.into(), mtu: interface.mtu });
+        let (index, mtu) = facts(name)?;
+        let chunk_size = if mtu <= super::largest_mtu(2048) { 2048 } else { 4096 };
+        if mtu > super::largest_mtu(chunk_size) {
+            return Err(XskError::PortMtu { interface: name.into(), mtu });
         }
-        let mut port = open_patiently(&interface, chunk_size, ring_size)?;
-        self.enter(name, interface.index, &port)?;
+        let mut port = open_patiently(name, (index, mtu), chunk_size, ring_size)?;
+        self.enter(name, index, &port)?;
         let program = self.ebpf.program(NAME).ok_or_else(|| missing("its function"))?;
         let program: &Xdp = program.try_into().map_err(failed("attaching the XDP program of ports"))?;
         let program = program.fd().map_err(failed("attaching the XDP program of ports"))?;
-        let attached = link(program.as_fd(), interface.index, false);
-        port.link = Some(attached.map_err(|source| XskError::PortRefused {
-            interface: name.into(),
-            mtu: interface.mtu,
-            source,
-        })?);
+        let attached = link(program.as_fd(), index, false);
+        port.link =
+            Some(attached.map_err(|source| XskError::PortRefused { interface: name.into(), mtu, source })?);
         Ok(port)
     }
 
@@ -133,7 +130,7 @@ impl Ports {
         const BPF_NOEXIST: u64 = 1;
         let map = self.ebpf.map_mut("ports").ok_or_else(|| missing("the map of ports"))?;
         let mut ports = XskMap::try_from(map).map_err(failed("opening the map of ports"))?;
-        ports.set(interface_index % PLACES, port.fd.as_fd(), BPF_NOEXIST).map_err(|source| {
+        ports.set(interface_index % PLACES, port.socket.fd.as_fd(), BPF_NOEXIST).map_err(|source| {
             XskError::System {
                 what: format!(
                     "entering {name} into the map of ports (at most {PLACES}; a new interface would have another place)"
@@ -144,16 +141,34 @@ impl Ports {
     }
 }
 
+/// Number and MTU of an interface that is up. Only what costs the same however many interfaces there are.
+fn facts(name: &str) -> Result<(u32, u32), XskError> {
+    let unknown = |source: io::Error| match source.raw_os_error() {
+        Some(libc::ENODEV) => XskError::NoInterface { interface: name.into() },
+        _ if source.kind() == io::ErrorKind::InvalidInput => XskError::NoInterface { interface: name.into() },
+        _ => XskError::System { what: format!("asking for the state of {name}"), source },
+    };
+    match sys::interface_state(name).map_err(unknown)? {
+        (index, true) => Ok((index, sys::interface_mtu(name).map_err(unknown)?)),
+        (_, false) => Err(XskError::InterfaceDown { interface: name.into() }),
+    }
+}
+
 /// Tried for a while if another socket has the queue: the kernel frees those that were closed late.
-fn open_patiently(interface: &Interface, chunk_size: u32, ring_size: u32) -> Result<XskPort, XskError> {
+fn open_patiently(
+    name: &str,
+    (index, mtu): (u32, u32),
+    chunk_size: u32,
+    ring_size: u32,
+) -> Result<XskPort, XskError> {
     let deadline = Instant::now() + QUEUE_PATIENCE;
     loop {
-        let error = match XskPort::open(interface.index, chunk_size, ring_size, interface.mtu) {
+        let error = match XskPort::open(index, chunk_size, ring_size, mtu) {
             Ok(port) => return Ok(port),
             Err(error) => error,
         };
         if error.raw_os_error() != Some(libc::EBUSY) || Instant::now() >= deadline {
-            return Err(bind_error(&interface.name, error));
+            return Err(bind_error(name, error));
         }
         std::thread::sleep(Duration::from_millis(1));
     }
@@ -171,17 +186,13 @@ fn bind_error(name: &str, source: io::Error) -> XskError {
     }
 }
 
-/// An open port. Dropping it detaches the program from its interface; that takes the kernel a while, so control does it.
+/// An open port. Dropping it detaches the program from its interface at once, and closes the socket in a thread of its own: the kernel waits
+/// for an RCU grace period, 8 to 16 ms, and for one together where many are closed. Control does it.
 #[derive(Debug)]
 pub struct XskPort {
-    // In this order: no more frames, no more users of the memory, and then the memory.
     link: Option<OwnedFd>,
-    fd: OwnedFd,
-    rx: Ring,
-    fill: Ring<u64>,
-    tx: Ring,
-    completion: Ring<u64>,
-    memory: Pages,
+    /// Until it is dropped.
+    socket: ManuallyDrop<Socket>,
     chunk_size: u32,
     /// How many chunks are for each way: those for receiving come first.
     chunks: u32,
@@ -192,6 +203,28 @@ pub struct XskPort {
     /// When the kernel last left something in the tx ring.
     stuck_at: u64,
     faults: u64,
+}
+
+/// The socket of a port: open as long as a ring of its is mapped.
+#[derive(Debug)]
+struct Socket {
+    // In this order: no more users of the memory, and then the memory.
+    fd: OwnedFd,
+    rx: Ring,
+    fill: Ring<u64>,
+    tx: Ring,
+    completion: Ring<u64>,
+    memory: Pages,
+}
+
+impl Drop for XskPort {
+    fn drop(&mut self) {
+        self.link = None;
+        // SAFETY: once, and it is not used after.
+        let socket = unsafe { ManuallyDrop::take(&mut self.socket) };
+        let closing = std::thread::Builder::new().name("port-close".into()).stack_size(64 << 10);
+        let _or_here = closing.spawn(move || drop(socket)); // without a thread it has been dropped when this returns
+    }
 }
 
 /// What [`XskPort::flush`] did.
@@ -215,14 +248,17 @@ impl XskPort {
         let fd = sys::xdp_socket_with_memory(&memory, chunk_size, ring_size)?;
         let offsets = sys::xdp_offsets(fd.as_fd())?;
         let (fill, completion) = (libc::XDP_UMEM_PGOFF_FILL_RING, libc::XDP_UMEM_PGOFF_COMPLETION_RING);
-        let mut port = XskPort {
-            link: None,
+        let socket = Socket {
             rx: Ring::map(fd.as_fd(), libc::XDP_PGOFF_RX_RING, &offsets.rx, ring_size)?,
             fill: Ring::map(fd.as_fd(), fill as libc::off_t, &offsets.fr, ring_size)?,
             tx: Ring::map(fd.as_fd(), libc::XDP_PGOFF_TX_RING, &offsets.tx, ring_size)?,
             completion: Ring::map(fd.as_fd(), completion as libc::off_t, &offsets.cr, ring_size)?,
             fd,
             memory,
+        };
+        let mut port = XskPort {
+            link: None,
+            socket: ManuallyDrop::new(socket),
             chunk_size,
             chunks: ring_size,
             free: (ring_size..2 * ring_size).map(|chunk| u64::from(chunk) * u64::from(chunk_size)).collect(),
@@ -231,23 +267,23 @@ impl XskPort {
             faults: 0,
         };
         for chunk in 0..ring_size {
-            let _room = port.fill.put_entry(u64::from(chunk) * u64::from(chunk_size)); // as many as it has places
+            let _room = port.socket.fill.put_entry(u64::from(chunk) * u64::from(chunk_size)); // as many as it has places
         }
-        port.fill.publish();
-        sys::xdp_bind(port.fd.as_fd(), interface_index, 0)?;
+        port.socket.fill.publish();
+        sys::xdp_bind(port.socket.fd.as_fd(), interface_index, 0)?;
         Ok(port)
     }
 
     /// How many packets have arrived. One load.
     #[inline]
     pub fn arrived(&self) -> u32 {
-        self.rx.arrived()
+        self.socket.rx.arrived()
     }
 
     /// There is something to do: packets have arrived, or some lie in the tx ring for long enough to be offered again.
     #[inline]
     pub fn has_work(&self) -> bool {
-        self.rx.arrived() > 0 || self.is_due()
+        self.socket.rx.arrived() > 0 || self.is_due()
     }
 
     /// What the kernel has left in the tx ring is to be offered again: by [`flush`](Self::flush).
@@ -259,8 +295,8 @@ impl XskPort {
     /// The next packet that has arrived; its memory goes back with [`release`](Self::release).
     #[inline]
     pub fn next_packet(&mut self) -> Option<PortPacket<'_>> {
-        while self.rx.arrived() > 0 {
-            let descriptor = self.rx.take();
+        while self.socket.rx.arrived() > 0 {
+            let descriptor = self.socket.rx.take();
             let (address, length) = (descriptor.addr as usize, descriptor.len as usize);
             let chunk = address / self.chunk_size as usize;
             let start = chunk * self.chunk_size as usize;
@@ -269,11 +305,11 @@ impl XskPort {
                 && address - start >= HEADROOM
                 && address - start + length <= self.chunk_size as usize;
             // Never, unless the kernel has a bug: what it names wrongly is lost.
-            if !is_ours || !self.fill.put_entry(start as u64) {
+            if !is_ours || !self.socket.fill.put_entry(start as u64) {
                 self.faults += 1;
                 continue;
             }
-            let Some(place) = self.memory.at(address, length) else { continue };
+            let Some(place) = self.socket.memory.at(address, length) else { continue };
             // SAFETY: inside the memory, and written by the kernel before it published the descriptor; it is not the kernel's again before
             // `release`, which cannot be called while this is borrowed.
             let bytes = unsafe { std::slice::from_raw_parts(place.as_ptr(), length) };
@@ -285,8 +321,8 @@ impl XskPort {
     /// What was taken has been read: its memory is the kernel's.
     #[inline]
     pub fn release(&mut self) {
-        self.rx.release();
-        self.fill.publish();
+        self.socket.rx.release();
+        self.socket.fill.publish();
     }
 
     /// Copies a packet into the tx ring. It is sent by [`flush`](Self::flush).
@@ -305,8 +341,8 @@ impl XskPort {
             self.complete();
         }
         let Some(address) = self.free.pop() else { return Err(PushError::Full) };
-        let place = self.memory.at(address as usize, packet.len());
-        let Some(place) = place.filter(|_| self.tx.put(address, packet.len() as u32, 0)) else {
+        let place = self.socket.memory.at(address as usize, packet.len());
+        let Some(place) = place.filter(|_| self.socket.tx.put(address, packet.len() as u32, 0)) else {
             self.free.push(address); // never: the ring has a place for each, which is inside the memory; it came from this list
             return Err(PushError::Full);
         };
@@ -319,8 +355,8 @@ impl XskPort {
     /// Takes back what was sent.
     fn complete(&mut self) {
         let first = u64::from(self.chunks) * u64::from(self.chunk_size);
-        for _ in 0..self.completion.arrived() {
-            let address = self.completion.take();
+        for _ in 0..self.socket.completion.arrived() {
+            let address = self.socket.completion.take();
             let is_ours = address >= first
                 && address < 2 * first
                 && address % u64::from(self.chunk_size) == 0
@@ -331,21 +367,21 @@ impl XskPort {
                 self.faults += 1;
             }
         }
-        self.completion.release();
+        self.socket.completion.release();
     }
 
     /// Lets the kernel send what was pushed: one call for each batch that it takes at once. What it leaves is offered again, see
     /// [`is_due`](Self::is_due).
     #[inline(never)]
     pub fn flush(&mut self) -> PortFlush {
-        self.tx.publish();
+        self.socket.tx.publish();
         let mut done = PortFlush::default();
-        let mut pending = self.tx.pending();
+        let mut pending = self.socket.tx.pending();
         // One more than if all goes well, and one for each that the device drops, within bounds.
         let most = u64::from(pending.div_ceil(KERNEL_TX_BATCH)) + 1;
         while pending > 0 && done.calls < most + done.lost.min(u64::from(KERNEL_TX_BATCH)) {
             done.calls += 1;
-            match sys::wake_transmit(self.fd.as_raw_fd()) {
+            match sys::wake_transmit(self.socket.fd.as_raw_fd()) {
                 Ok(()) | Err(libc::EAGAIN) => {}
                 // The frame is out of the ring, and the device has dropped it.
                 Err(libc::EBUSY) => done.lost += 1,
@@ -353,13 +389,13 @@ impl XskPort {
                 Err(libc::ENXIO | libc::ENODEV | libc::EBADF) => done.is_gone = true,
                 Err(_) => done.failed += 1,
             }
-            let left = self.tx.pending();
+            let left = self.socket.tx.pending();
             if left >= pending {
                 break;
             }
             pending = left;
         }
-        self.stuck_at = if self.tx.pending() > 0 { cycles().max(1) } else { 0 };
+        self.stuck_at = if self.socket.tx.pending() > 0 { cycles().max(1) } else { 0 };
         done
     }
 
