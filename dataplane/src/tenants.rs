@@ -1,7 +1,7 @@
 //! The tenants that a worker serves: their rings and what they did wrong; whose turn it is, is up to `turns`.
 //!
 //! A tenant is served through the rings of a memif connection, or, if it is a container that knows nothing of us, through a port
-//! (`xsk/port.rs`), our end of its veth.
+//! (`port.rs`), our end of its veth.
 //!
 //! Each ring has one user, the worker that it was attached to: it is moved here and has no second owner. A tenant may have
 //! several each way (queue pairs): what it sends is taken from all of them in turn, what is for it is spread over them by
@@ -19,11 +19,11 @@ use crate::counters::{DropReason, WorkerCounters};
 use crate::discard::Discard;
 use crate::frame::Frame;
 use crate::plan::PlaceId;
+use crate::port::Port;
 use crate::tables::Tables;
 use crate::turns::Turns;
 use crate::types::{EndpointId, NetworkId};
 use crate::wire::flow::flow_hash;
-use crate::xsk::XskPort;
 
 /// Bad descriptors after which a tenant is put out. A correct tenant sends none.
 pub const BAD_DESCRIPTORS_MAX: u32 = 256;
@@ -62,7 +62,7 @@ enum Instead {
     /// There is no tenant, and what is for it is only counted.
     Discard(Box<Discard>),
     /// A container that knows nothing of us.
-    Port(Box<XskPort>),
+    Port(Box<dyn Port>),
 }
 
 /// What the tenant of a connection did wrong so far. It goes along when another worker serves it: nobody is forgiven for being moved.
@@ -85,7 +85,7 @@ impl TenantRings {
     }
 
     /// A container's.
-    pub fn port(port: XskPort) -> TenantRings {
+    pub fn port(port: impl Port + 'static) -> TenantRings {
         TenantRings::without_rings(Instead::Port(Box::new(port)))
     }
 
@@ -225,9 +225,9 @@ impl Tenant {
 
     /// What a container's packets come by, if it is one.
     #[inline]
-    pub fn port(&mut self) -> Option<&mut XskPort> {
+    pub fn port(&mut self) -> Option<&mut (dyn Port + 'static)> {
         match &mut self.rings.instead {
-            Some(Instead::Port(port)) => Some(port),
+            Some(Instead::Port(port)) => Some(port.as_mut()),
             _ => None,
         }
     }
@@ -724,7 +724,7 @@ fn note_given(to: EndpointId, (packets, bytes): (usize, usize), counters: &Worke
 
 /// Lets the kernel send what was pushed to a container. The fault, if it has gone.
 #[inline(never)]
-pub(crate) fn flush_port(port: &mut XskPort, counters: &WorkerCounters) -> Option<Fault> {
+pub(crate) fn flush_port(port: &mut dyn Port, counters: &WorkerCounters) -> Option<Fault> {
     let done = port.flush();
     counters.kicks.add(done.calls);
     counters.kicks_link_down.add(done.down);

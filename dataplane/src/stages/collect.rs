@@ -12,12 +12,12 @@ use crate::classes::Known;
 use crate::counters::{DropReason, EndpointCounters, WorkerCounters};
 use crate::frame::{Burst, Frame, FramePool, Source};
 use crate::plan::InnerVlan;
+use crate::port::{Port, PortPacket};
 use crate::tables::{Endpoint, Network, Tables};
 use crate::tenants::{Fault, Taken, Tenant, flush_port};
 use crate::types::EndpointId;
 use crate::wire::eth::EthHeader;
 use crate::wire::flow::{Headers, flow_hash};
-use crate::xsk::{PortPacket, XskPort};
 
 /// Packets that one tenant may put into a burst, or that of it are looked at and refused.
 pub const PER_TENANT: usize = 32;
@@ -149,7 +149,7 @@ impl Taker<'_> {
     fn take_port(
         &mut self,
         from: (EndpointId, &Endpoint, &EndpointCounters),
-        port: &mut XskPort,
+        port: &mut dyn Port,
         quota: usize,
     ) -> Result<Taken, Fault> {
         if port.is_due()
@@ -157,17 +157,8 @@ impl Taker<'_> {
         {
             return Err(fault);
         }
-        let mut taken = Taken::default();
-        while taken.packets < quota
-            && let Some(packet) = port.next_packet()
-        {
-            taken.packets += 1;
-            self.copy_in(from, packet);
-        }
-        if taken.packets > 0 {
-            port.release();
-        }
-        Ok(taken)
+        let packets = port.take(quota, &mut |packet| self.copy_in(from, packet));
+        Ok(Taken { packets, ..Taken::default() })
     }
 
     /// Up to `quota` packets from a tenant's first queue, and none after one with which it `is_over`.

@@ -57,7 +57,7 @@ pub use error::XskError;
 pub(crate) use grace::Grace;
 pub use interface::{Interface, interface, unusable};
 pub use multi::Losses;
-pub use port::{PortConfig, PortFlush, PortPacket, Ports, XskPort, switch_offloads_off};
+pub use port::{PortConfig, Ports, XskPort, switch_offloads_off};
 pub use program::{PassedCounters, SteeringCounters};
 pub use socket::{Kicks, XskSocket};
 pub use uplink::{ActualMode, SocketStatistics, Uplink, UplinkInfo};

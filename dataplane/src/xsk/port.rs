@@ -1,8 +1,8 @@
 //! A port: our end of a container's veth, driven by AF_XDP. What a tenant without memif is served through.
 //!
 //! ```text
-//!  container ── veth ── our end: XDP program ─► rx ring ─► next_packet ─► copied into a frame of the worker's (collect)
-//!                          ▲                   fill ring ◄─ release
+//!  container ── veth ── our end: XDP program ─► rx ring ─► take ─► copied into a frame of the worker's (collect)
+//!                          ▲                   fill ring ◄──┘
 //!                          └─── kernel ◄─ flush ◄─ tx ring ◄─ push ◄─ copied from a frame of any worker's (deliver)
 //!                                                  completion ring ─► push
 //! ```
@@ -18,8 +18,7 @@
 //! - It takes nothing from the worker's pool, so that has no bound to keep, and nothing in the rings has to come home when the port
 //!   ends.
 //!
-//! What must hold: a chunk is in the hands of the kernel, or free here, or being read between [`next_packet`](XskPort::next_packet) and
-//! [`release`](XskPort::release). The tenant never sees this memory, nor the rings; the kernel is trusted to name each chunk once, and its ranges
+//! What must hold: a chunk is in the hands of the kernel, or free here, or being read (`take`). The tenant never sees this memory, nor the rings; the kernel is trusted to name each chunk once, and its ranges
 //! are checked all the same. No checksum leaves unfinished (`wire::partial`), whatever the container's end of the veth
 //! promises its kernel.
 
@@ -34,9 +33,9 @@ use aya::{Ebpf, EbpfLoader};
 use peregrine_memif::PushError;
 
 use crate::clock::cycles;
+use crate::port::{PACKET_MIN, Port, PortFlush, PortPacket};
 use crate::sys::{self, Pages};
 use crate::types::QueueId;
-use crate::wire::partial;
 
 use super::program::{failed, link, missing};
 use super::rings::Ring;
@@ -53,9 +52,6 @@ const PLACES: u32 = 1 << 16;
 
 /// Ethernet header and a VLAN tag, beyond the MTU.
 const LINK_HEADER: u32 = 18;
-
-/// The shortest packet: an Ethernet header.
-const PACKET_MIN: usize = 14;
 
 /// What the kernel did not take is offered again after so many cycles (some 0.1 ms).
 const RETRY_CYCLES: u64 = 300_000;
@@ -227,21 +223,6 @@ impl Drop for XskPort {
     }
 }
 
-/// What [`XskPort::flush`] did.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct PortFlush {
-    /// System calls.
-    pub calls: u64,
-    /// Frames that the device dropped, as the far end is down, or its queue full.
-    pub lost: u64,
-    /// Calls that found our end down: frames wait until it is up.
-    pub down: u64,
-    /// Calls that failed for another reason.
-    pub failed: u64,
-    /// The interface is no more: its namespace was deleted, or somebody has deleted it.
-    pub is_gone: bool,
-}
-
 impl XskPort {
     fn open(interface_index: u32, chunk_size: u32, ring_size: u32, mtu: u32) -> io::Result<XskPort> {
         let memory = Pages::new(2 * ring_size as usize * chunk_size as usize)?;
@@ -274,27 +255,9 @@ impl XskPort {
         Ok(port)
     }
 
-    /// How many packets have arrived. One load.
+    /// The next packet that has arrived; its memory goes back with `release`.
     #[inline]
-    pub fn arrived(&self) -> u32 {
-        self.socket.rx.arrived()
-    }
-
-    /// There is something to do: packets have arrived, or some lie in the tx ring for long enough to be offered again.
-    #[inline]
-    pub fn has_work(&self) -> bool {
-        self.socket.rx.arrived() > 0 || self.is_due()
-    }
-
-    /// What the kernel has left in the tx ring is to be offered again: by [`flush`](Self::flush).
-    #[inline]
-    pub fn is_due(&self) -> bool {
-        self.stuck_at != 0 && cycles().wrapping_sub(self.stuck_at) >= RETRY_CYCLES
-    }
-
-    /// The next packet that has arrived; its memory goes back with [`release`](Self::release).
-    #[inline]
-    pub fn next_packet(&mut self) -> Option<PortPacket<'_>> {
+    fn next_packet(&mut self) -> Option<PortPacket<'_>> {
         while self.socket.rx.arrived() > 0 {
             let descriptor = self.socket.rx.take();
             let (address, length) = (descriptor.addr as usize, descriptor.len as usize);
@@ -313,24 +276,69 @@ impl XskPort {
             // SAFETY: inside the memory, and written by the kernel before it published the descriptor; it is not the kernel's again before
             // `release`, which cannot be called while this is borrowed.
             let bytes = unsafe { std::slice::from_raw_parts(place.as_ptr(), length) };
-            return Some(PortPacket { bytes });
+            return Some(PortPacket::new(bytes));
         }
         None
     }
 
     /// What was taken has been read: its memory is the kernel's.
     #[inline]
-    pub fn release(&mut self) {
+    fn release(&mut self) {
         self.socket.rx.release();
         self.socket.fill.publish();
     }
 
-    /// Copies a packet into the tx ring. It is sent by [`flush`](Self::flush).
-    ///
-    /// # Errors
-    /// As of a memif ring.
+    /// Takes back what was sent.
+    fn complete(&mut self) {
+        let first = u64::from(self.chunks) * u64::from(self.chunk_size);
+        for _ in 0..self.socket.completion.arrived() {
+            let address = self.socket.completion.take();
+            let is_ours = address >= first
+                && address < 2 * first
+                && address.is_multiple_of(u64::from(self.chunk_size))
+                && self.free.len() < self.chunks as usize;
+            if is_ours {
+                self.free.push(address); // never grows
+            } else {
+                self.faults += 1;
+            }
+        }
+        self.socket.completion.release();
+    }
+
+    /// Descriptors of the kernel's that made no sense. Always 0 unless there is a bug.
+    pub fn faults(&self) -> u64 {
+        self.faults
+    }
+}
+
+impl Port for XskPort {
     #[inline]
-    pub fn push(&mut self, packet: &[u8]) -> Result<(), PushError> {
+    fn has_work(&self) -> bool {
+        self.socket.rx.arrived() > 0 || self.is_due()
+    }
+
+    #[inline]
+    fn is_due(&self) -> bool {
+        self.stuck_at != 0 && cycles().wrapping_sub(self.stuck_at) >= RETRY_CYCLES
+    }
+
+    fn take(&mut self, most: usize, each: &mut dyn FnMut(PortPacket<'_>)) -> usize {
+        let mut taken = 0;
+        while taken < most
+            && let Some(packet) = self.next_packet()
+        {
+            taken += 1;
+            each(packet);
+        }
+        if taken > 0 {
+            self.release();
+        }
+        taken
+    }
+
+    #[inline]
+    fn push(&mut self, packet: &[u8]) -> Result<(), PushError> {
         if packet.len() > self.packet_max {
             return Err(PushError::TooLong { capacity: self.packet_max as u32 });
         }
@@ -352,28 +360,8 @@ impl XskPort {
         Ok(())
     }
 
-    /// Takes back what was sent.
-    fn complete(&mut self) {
-        let first = u64::from(self.chunks) * u64::from(self.chunk_size);
-        for _ in 0..self.socket.completion.arrived() {
-            let address = self.socket.completion.take();
-            let is_ours = address >= first
-                && address < 2 * first
-                && address % u64::from(self.chunk_size) == 0
-                && self.free.len() < self.chunks as usize;
-            if is_ours {
-                self.free.push(address); // never grows
-            } else {
-                self.faults += 1;
-            }
-        }
-        self.socket.completion.release();
-    }
-
-    /// Lets the kernel send what was pushed: one call for each batch that it takes at once. What it leaves is offered again, see
-    /// [`is_due`](Self::is_due).
-    #[inline(never)]
-    pub fn flush(&mut self) -> PortFlush {
+    /// One call for each batch that the kernel takes at once.
+    fn flush(&mut self) -> PortFlush {
         self.socket.tx.publish();
         let mut done = PortFlush::default();
         let mut pending = self.socket.tx.pending();
@@ -397,44 +385,6 @@ impl XskPort {
         }
         self.stuck_at = if self.socket.tx.pending() > 0 { cycles().max(1) } else { 0 };
         done
-    }
-
-    /// Descriptors of the kernel's that made no sense. Always 0 unless there is a bug.
-    pub fn faults(&self) -> u64 {
-        self.faults
-    }
-}
-
-/// A packet that has arrived.
-#[derive(Clone, Copy, Debug)]
-pub struct PortPacket<'a> {
-    bytes: &'a [u8],
-}
-
-impl PortPacket<'_> {
-    /// Bytes of the packet, at least those of an Ethernet header.
-    #[allow(clippy::len_without_is_empty, reason = "a packet is never empty")]
-    #[inline]
-    pub fn len(&self) -> usize {
-        self.bytes.len()
-    }
-
-    /// Copies the packet to the front of `to` and returns its length; `None`, and nothing copied, if `to` is shorter. A checksum that the
-    /// container left to its interface is finished in the copy.
-    #[inline]
-    #[must_use]
-    pub fn copy_to(&self, to: &mut [u8]) -> Option<usize> {
-        let to = to.get_mut(..self.bytes.len())?;
-        to.copy_from_slice(self.bytes);
-        partial::complete(to);
-        Some(to.len())
-    }
-
-    /// Copies the first bytes of the packet, as many as `to` has; `None`, and nothing copied, if the packet is shorter.
-    #[must_use]
-    pub fn copy_front_to(&self, to: &mut [u8]) -> Option<usize> {
-        to.copy_from_slice(self.bytes.get(..to.len())?);
-        Some(to.len())
     }
 }
 
