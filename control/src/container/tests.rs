@@ -201,3 +201,63 @@ fn our_end_goes_with_the_namespace() {
     }
     pair.remove(&mut requests).unwrap();
 }
+
+const PLAN: &str = r#"
+control_socket = "/run/unused.sock"
+[uplink]
+interface = "unused"
+local = "192.0.2.1"
+[[workers]]
+core = CORE
+[[networks]]
+name = "blue"
+vni = 42
+[[endpoints]]
+name = "one"
+network = "blue"
+mac = "02:00:00:00:42:01"
+memif = { socket = "/run/unused-too.sock", id = 0 }
+[[endpoints]]
+name = "two"
+network = "blue"
+mac = "02:00:00:00:42:02"
+memif = { socket = "/run/unused-too.sock", id = 1 }
+"#;
+
+#[test]
+#[ignore = "needs root: make test runs it"]
+fn containers_reach_each_other_through_an_engine() {
+    use peregrine_dataplane::engine::{Engine, TenantRings};
+    use peregrine_dataplane::types::EndpointId;
+    use peregrine_dataplane::xsk::{PortConfig, Ports};
+
+    let mut requests = ours();
+    let core = rustix::thread::sched_getcpu();
+    let plan_of_engine = peregrine_config::parse(&PLAN.replace("CORE", &core.to_string()), "t").unwrap();
+    let mut engine = Engine::replay(&plan_of_engine, vec![]).unwrap();
+    let mut ports = Ports::load().unwrap();
+    let containers = [1, 2].map(|number| {
+        let container = Container::new();
+        let plan = VethPlan {
+            mac: format!("02:00:00:00:42:0{number}").parse().unwrap(),
+            addresses: vec![
+                ([10, 42, 0, number].into(), 24),
+                (format!("fd42::{number}").parse().unwrap(), 64),
+            ],
+            gateways: vec![],
+            ..plan(&format!("pg{number}"))
+        };
+        let pair = make(&mut requests, &plan, &container.open()).unwrap();
+        let port = ports.open(&pair.port, &PortConfig::default()).unwrap();
+        engine.attach(EndpointId((number - 1).into()), TenantRings::port(port)).unwrap();
+        (container, pair)
+    });
+    for address in ["10.42.0.2", "fd42::2"] {
+        containers[0].0.run(&format!("ping -q -c 3 -i 0.05 -W 10 {address}"));
+    }
+    for (_, pair) in &containers {
+        pair.remove(&mut requests).unwrap();
+    }
+    assert_eq!(engine.poll(), []);
+    assert!(engine.stop().totals.conserved);
+}
