@@ -1,24 +1,28 @@
-//! Builds the XDP program (`bpf/steer.c`) with clang into `OUT_DIR/steer.o`; `src/xsk/program.rs` includes it.
+//! Builds the XDP programs (`bpf/steer.c`, `bpf/port.c`) with clang into `OUT_DIR/steer.o` and `port.o`; `src/xsk/program.rs` and
+//! `src/xsk/port.rs` include them.
 
 use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::process::Command;
 
-const SOURCE: &str = "bpf/steer.c";
+const PROGRAMS: [&str; 2] = ["steer", "port"];
 
 fn main() {
-    println!("cargo::rerun-if-changed={SOURCE}");
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-env-changed=CLANG");
-    if let Err(error) = build() {
-        println!("cargo::error={error}");
+    for program in PROGRAMS {
+        println!("cargo::rerun-if-changed=bpf/{program}.c");
+        if let Err(error) = build(program) {
+            println!("cargo::error={error}");
+        }
     }
 }
 
-fn build() -> Result<(), String> {
+fn build(program: &str) -> Result<(), String> {
+    let source = format!("bpf/{program}.c");
     let var =
         |name: &str| std::env::var(name).map_err(|_| format!("{name} is not set: run this through cargo"));
-    let object = PathBuf::from(var("OUT_DIR")?).join("steer.o");
+    let object = PathBuf::from(var("OUT_DIR")?).join(format!("{program}.o"));
     // Debian keeps asm/types.h in the architecture's own folder, which `-target bpf` does not look into.
     let headers = format!("-I/usr/include/{}-linux-gnu", var("CARGO_CFG_TARGET_ARCH")?);
     let target = if var("CARGO_CFG_TARGET_ENDIAN")? == "big" { "bpfeb" } else { "bpfel" };
@@ -27,7 +31,7 @@ fn build() -> Result<(), String> {
     let output = Command::new(&clang)
         .args([
             "-target", target, "-mcpu=v3", "-O2", "-g", "-Wall", "-Wextra", "-Werror", &headers, "-c",
-            SOURCE, "-o",
+            &source, "-o",
         ])
         .arg(&object)
         .output();
@@ -36,7 +40,7 @@ fn build() -> Result<(), String> {
         Ok(output) => {
             eprintln!("{}", String::from_utf8_lossy(&output.stderr));
             Err(format!(
-                "clang could not build {SOURCE} (its messages are below); are libbpf's headers there? run `make setup`"
+                "clang could not build {source} (its messages are below); are libbpf's headers there? run `make setup`"
             ))
         }
         Err(error) if error.kind() == ErrorKind::NotFound => {

@@ -12,6 +12,8 @@ pub mod api;
 pub mod cli;
 // The control socket's client.
 pub mod client;
+// What containers are given: veth pairs into their namespaces.
+pub mod container;
 // The control thread: start, loop, stop.
 pub mod daemon;
 // `peregrine demo`.

@@ -456,7 +456,7 @@ impl Engine {
         if !rings.is_complete() {
             return Err(AttachError::Rings);
         }
-        let (home, is_tenant) = (self.least_crowded(), rings.discard.is_none());
+        let (home, is_tenant) = (self.least_crowded(), rings.is_tenant());
         match self.connections.get_mut(endpoint.index()) {
             None => return Err(AttachError::NoSuchEndpoint),
             Some(connection) if connection.home.is_some() => return Err(AttachError::AlreadyAttached),

@@ -6,7 +6,7 @@
 use std::ffi::CStr;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr::NonNull;
 
 use crate::types::MacAddr;
@@ -192,6 +192,56 @@ pub(crate) fn interface_takes_tags(name: &str) -> io::Result<bool> {
     Ok(flags.data & ETH_FLAG_RXVLAN != 0)
 }
 
+/// Makes the kernel write checksums and VLAN tags into packets itself, instead of leaving them to the interface, and give it none that are to
+/// be cut into several.
+pub(crate) fn interface_without_offloads(name: &str) -> io::Result<()> {
+    const ETHTOOL_SFEATURES: u32 = 0x3b;
+    let left_to_it = |feature: &[u8]| {
+        let ends = |end: &[u8]| feature.ends_with(end);
+        feature.starts_with(b"tx-") && (ends(b"-segmentation") || ends(b"-hw-insert"))
+            || feature.starts_with(b"tx-checksum-")
+            || feature == b"tx-gso-list"
+    };
+    let names = interface_features(name)?;
+    // `struct ethtool_sfeatures`: for each 32 features which are to change, and to what: nothing.
+    let blocks = names.len().div_ceil(32);
+    let mut request = vec![0u32; 2 + 2 * blocks];
+    for (at, _) in names.iter().enumerate().filter(|(_, feature)| left_to_it(feature)) {
+        if let Some(valid) = request.get_mut(2 + 2 * (at / 32)) {
+            *valid |= 1 << (at % 32);
+        }
+    }
+    if let [command, size, ..] = request.as_mut_slice() {
+        (*command, *size) = (ETHTOOL_SFEATURES, blocks as u32);
+    }
+    // SAFETY: as many blocks as it says. What cannot be changed is passed over.
+    unsafe { ethtool(name, request.as_mut_ptr().cast()) }
+}
+
+/// The names of the features of interfaces, each at its number.
+fn interface_features(interface: &str) -> io::Result<Vec<Vec<u8>>> {
+    const ETHTOOL_GSTRINGS: u32 = 0x1b;
+    const ETHTOOL_GSSET_INFO: u32 = 0x37;
+    const ETH_SS_FEATURES: u32 = 4;
+    const NAME: usize = 32;
+    // `struct ethtool_sset_info`: which sets, of 64 bits, and the length of each.
+    let [low, high] = bytemuck::cast::<u64, [u32; 2]>(1 << ETH_SS_FEATURES);
+    let mut sets = [ETHTOOL_GSSET_INFO, 0, low, high, 0];
+    // SAFETY: one set is asked for, and there is room for one length.
+    unsafe { ethtool(interface, sets.as_mut_ptr().cast()) }?;
+    let count = sets.last().copied().unwrap_or_default().min(1024);
+    // `struct ethtool_gstrings`: a header of three words and the names.
+    let mut strings = vec![0u32; 3 + count as usize * NAME / size_of::<u32>()];
+    if let [command, set, length, ..] = strings.as_mut_slice() {
+        (*command, *set, *length) = (ETHTOOL_GSTRINGS, ETH_SS_FEATURES, count);
+    }
+    // SAFETY: there is room for as many as the kernel has said that there are, which does not change while it runs.
+    unsafe { ethtool(interface, strings.as_mut_ptr().cast()) }?;
+    let bytes: Vec<u8> = strings.iter().skip(3).flat_map(|word| word.to_ne_bytes()).collect();
+    let name = |bytes: &[u8]| bytes.split(|byte| *byte == 0).next().unwrap_or_default().to_vec();
+    Ok(bytes.chunks_exact(NAME).map(name).collect())
+}
+
 /// `struct vlan_ioctl_args` of linux/if_vlan.h.
 #[repr(C)]
 struct VlanRequest {
@@ -349,11 +399,56 @@ pub(crate) fn xdp_socket(ring_size: u32) -> io::Result<OwnedFd> {
     // SAFETY: just made, owned by nobody else.
     let socket = unsafe { OwnedFd::from_raw_fd(fd) };
     for option in [libc::XDP_RX_RING, libc::XDP_TX_RING] {
-        let (value, length) = (std::ptr::from_ref(&ring_size), size_of::<u32>() as libc::socklen_t);
-        // SAFETY: reads `length` bytes from `value`.
-        check(unsafe { libc::setsockopt(fd, libc::SOL_XDP, option, value.cast(), length) })?;
+        // SAFETY: an integer.
+        unsafe { set_xdp_option(socket.as_fd(), option, &ring_size) }?;
     }
     Ok(socket)
+}
+
+/// A new AF_XDP socket with memory and rings of its own: all four have so many descriptors.
+pub(crate) fn xdp_socket_with_memory(memory: &Pages, chunk_size: u32, ring_size: u32) -> io::Result<OwnedFd> {
+    let socket = xdp_socket(ring_size)?;
+    let memory = libc::xdp_umem_reg_v1 {
+        addr: memory.base.as_ptr().expose_provenance() as u64,
+        len: memory.bytes as u64,
+        chunk_size,
+        headroom: 0,
+    };
+    // SAFETY: numbers only, as the kernel reads them; the memory is the caller's, who sees to it that it stays mapped.
+    unsafe { set_xdp_option(socket.as_fd(), libc::XDP_UMEM_REG, &memory) }?;
+    for option in [libc::XDP_UMEM_FILL_RING, libc::XDP_UMEM_COMPLETION_RING] {
+        // SAFETY: an integer.
+        unsafe { set_xdp_option(socket.as_fd(), option, &ring_size) }?;
+    }
+    Ok(socket)
+}
+
+/// Binds an AF_XDP socket to a queue, in copy mode.
+pub(crate) fn xdp_bind(socket: BorrowedFd<'_>, interface_index: u32, queue: u32) -> io::Result<()> {
+    xdp_bind_to(
+        socket,
+        &libc::sockaddr_xdp {
+            sxdp_family: libc::AF_XDP as u16,
+            sxdp_flags: libc::XDP_COPY,
+            sxdp_ifindex: interface_index,
+            sxdp_queue_id: queue,
+            sxdp_shared_umem_fd: 0,
+        },
+    )
+}
+
+fn xdp_bind_to(socket: BorrowedFd<'_>, address: &libc::sockaddr_xdp) -> io::Result<()> {
+    let length = size_of_val(address) as libc::socklen_t;
+    // SAFETY: an address of that length.
+    check(unsafe { libc::bind(socket.as_raw_fd(), std::ptr::from_ref(address).cast(), length) }).map(drop)
+}
+
+/// # Safety
+/// `value` is what the kernel expects of this option.
+unsafe fn set_xdp_option<T>(socket: BorrowedFd<'_>, option: libc::c_int, value: &T) -> io::Result<()> {
+    let (value, length) = (std::ptr::from_ref(value).cast(), size_of::<T>() as libc::socklen_t);
+    // SAFETY: reads `length` bytes from `value`.
+    check(unsafe { libc::setsockopt(socket.as_raw_fd(), libc::SOL_XDP, option, value, length) }).map(drop)
 }
 
 /// Binds an AF_XDP socket to the queue that `first` is bound to, whose UMEM, fill and completion ring it shares.
@@ -363,16 +458,16 @@ pub(crate) fn xdp_bind_beside(
     interface_index: u32,
     queue: u32,
 ) -> io::Result<()> {
-    let address = libc::sockaddr_xdp {
-        sxdp_family: libc::AF_XDP as u16,
-        sxdp_flags: libc::XDP_SHARED_UMEM,
-        sxdp_ifindex: interface_index,
-        sxdp_queue_id: queue,
-        sxdp_shared_umem_fd: first.as_raw_fd().cast_unsigned(),
-    };
-    let length = size_of_val(&address) as libc::socklen_t;
-    // SAFETY: an address of that length.
-    check(unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), length) }).map(drop)
+    xdp_bind_to(
+        socket,
+        &libc::sockaddr_xdp {
+            sxdp_family: libc::AF_XDP as u16,
+            sxdp_flags: libc::XDP_SHARED_UMEM,
+            sxdp_ifindex: interface_index,
+            sxdp_queue_id: queue,
+            sxdp_shared_umem_fd: first.as_raw_fd().cast_unsigned(),
+        },
+    )
 }
 
 /// Where things are in the mappings of an AF_XDP socket's rings.
@@ -422,6 +517,43 @@ impl RingMapping {
 }
 
 impl Drop for RingMapping {
+    fn drop(&mut self) {
+        // SAFETY: from mmap, and whoever has a pointer into it has this, too.
+        unsafe { libc::munmap(self.base.as_ptr().cast(), self.bytes) };
+    }
+}
+
+/// Memory that begins on a page, all zero.
+#[derive(Debug)]
+pub(crate) struct Pages {
+    base: NonNull<u8>,
+    bytes: usize,
+}
+
+// SAFETY: memory of this process, which any thread may use.
+unsafe impl Send for Pages {}
+
+impl Pages {
+    pub(crate) fn new(bytes: usize) -> io::Result<Pages> {
+        let (access, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+        // SAFETY: a new mapping, where the kernel likes.
+        let base = unsafe { libc::mmap(std::ptr::null_mut(), bytes, access, flags, -1, 0) };
+        match NonNull::new(base.cast::<u8>()) {
+            Some(base) if base.as_ptr().cast() != libc::MAP_FAILED => Ok(Pages { base, bytes }),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
+    /// Where so many bytes lie, if they do.
+    #[inline]
+    pub(crate) fn at(&self, offset: usize, length: usize) -> Option<NonNull<u8>> {
+        let end = offset.checked_add(length)?;
+        // SAFETY: inside the mapping.
+        (end <= self.bytes).then(|| unsafe { self.base.add(offset) })
+    }
+}
+
+impl Drop for Pages {
     fn drop(&mut self) {
         // SAFETY: from mmap, and whoever has a pointer into it has this, too.
         unsafe { libc::munmap(self.base.as_ptr().cast(), self.bytes) };

@@ -1,5 +1,8 @@
 //! The tenants that a worker serves: their rings and what they did wrong; whose turn it is, is up to `turns`.
 //!
+//! A tenant is served through the rings of a memif connection, or, if it is a container that knows nothing of us, through a port
+//! (`port.rs`), our end of its veth.
+//!
 //! Each ring has one user, the worker that it was attached to: it is moved here and has no second owner. A tenant may have
 //! several each way (queue pairs): what it sends is taken from all of them in turn, what is for it is spread over them by
 //! flow, so that each flow keeps its order; where there are priority classes, these have queues of their own, and the first one of what it
@@ -16,6 +19,7 @@ use crate::counters::{DropReason, WorkerCounters};
 use crate::discard::Discard;
 use crate::frame::Frame;
 use crate::plan::PlaceId;
+use crate::port::Port;
 use crate::tables::Tables;
 use crate::turns::Turns;
 use crate::types::{EndpointId, NetworkId};
@@ -47,9 +51,18 @@ pub struct TenantRings {
     pub rx: Vec<RxRing>,
     /// Packets to the tenant.
     pub tx: Vec<TxRing>,
-    /// In place of both: there is no tenant, and what is for it is only counted.
-    pub discard: Option<Box<Discard>>,
+    /// In place of both.
+    instead: Option<Instead>,
     account: Account,
+}
+
+/// What an endpoint is served through, if not by the rings of a memif connection.
+#[derive(Debug)]
+enum Instead {
+    /// There is no tenant, and what is for it is only counted.
+    Discard(Box<Discard>),
+    /// A container that knows nothing of us.
+    Port(Box<dyn Port>),
 }
 
 /// What the tenant of a connection did wrong so far. It goes along when another worker serves it: nobody is forgiven for being moved.
@@ -63,18 +76,31 @@ struct Account {
 impl TenantRings {
     /// Those of a connection.
     pub fn new(rx: Vec<RxRing>, tx: Vec<TxRing>) -> TenantRings {
-        TenantRings { rx, tx, discard: None, account: Account::default() }
+        TenantRings { rx, tx, instead: None, account: Account::default() }
     }
 
     /// No tenant, only a count.
     pub fn discard(discard: Discard) -> TenantRings {
-        let discard = Some(Box::new(discard));
-        TenantRings { rx: Vec::new(), tx: Vec::new(), discard, account: Account::default() }
+        TenantRings::without_rings(Instead::Discard(Box::new(discard)))
+    }
+
+    /// A container's.
+    pub fn port(port: impl Port + 'static) -> TenantRings {
+        TenantRings::without_rings(Instead::Port(Box::new(port)))
+    }
+
+    fn without_rings(instead: Instead) -> TenantRings {
+        TenantRings { rx: Vec::new(), tx: Vec::new(), instead: Some(instead), account: Account::default() }
+    }
+
+    /// Somebody is there to whom it matters what comes and goes.
+    pub fn is_tenant(&self) -> bool {
+        !matches!(self.instead, Some(Instead::Discard(_)))
     }
 
     /// The numbers of rings are within the bounds.
     pub fn is_complete(&self) -> bool {
-        if self.discard.is_some() {
+        if self.instead.is_some() {
             return self.rx.is_empty() && self.tx.is_empty();
         }
         let good = 1..=QUEUES_MAX;
@@ -91,6 +117,8 @@ pub enum Fault {
     BadDescriptors,
     /// Waking it takes so long, again and again, that others suffer: its eventfd has very many waiters.
     SlowWakeups,
+    /// Its interface was deleted, most often with the namespace of its container.
+    Gone,
 }
 
 impl From<Violation> for Fault {
@@ -104,6 +132,7 @@ impl std::fmt::Display for Fault {
         match self {
             Fault::Protocol(violation) => violation.fmt(f),
             Fault::SlowWakeups => f.write_str("waking it through its eventfd takes too long"),
+            Fault::Gone => f.write_str("its interface is gone, most likely with its namespace"),
             Fault::BadDescriptors => write!(f, "more than {BAD_DESCRIPTORS_MAX} bad descriptors"),
         }
     }
@@ -194,9 +223,21 @@ impl Tenant {
         }
     }
 
+    /// What a container's packets come by, if it is one.
+    #[inline]
+    pub fn port(&mut self) -> Option<&mut (dyn Port + 'static)> {
+        match &mut self.rings.instead {
+            Some(Instead::Port(port)) => Some(port.as_mut()),
+            _ => None,
+        }
+    }
+
     /// Whether there is something to take, be it a violation.
     #[inline]
     fn has_packets(&mut self) -> bool {
+        if let Some(port) = self.port() {
+            return port.has_work();
+        }
         self.rings.rx.iter_mut().any(|queue| queue.pending() != Ok(0))
     }
 
@@ -514,12 +555,16 @@ impl Tenants {
     ) -> Result<(), DropReason> {
         let packet = frame.bytes();
         let Some(Some(tenant)) = self.slots.get_mut(to.index()) else { return Err(DropReason::TenantAbsent) };
-        if let Some(discard) = &mut tenant.rings.discard {
-            if !discard.take(packet) {
-                return Err(DropReason::TenantBufferSmall);
+        match &mut tenant.rings.instead {
+            None => {}
+            Some(Instead::Discard(discard)) => {
+                if !discard.take(packet) {
+                    return Err(DropReason::TenantBufferSmall);
+                }
+                note_given(to, (1, packet.len()), counters);
+                return Ok(());
             }
-            note_given(to, (1, packet.len()), counters);
-            return Ok(());
+            Some(Instead::Port(_)) => return self.give_port(to, packet, is_meant, counters),
         }
         let queue = tenant.queue_for(frame, self.queue_classes);
         let Some(ring) = tenant.rings.tx.get_mut(queue) else { return Err(DropReason::TenantAbsent) };
@@ -530,6 +575,29 @@ impl Tenants {
             self.unflushed.push(to); // never grows: each is in it once
         }
         tenant.unflushed |= 1 << queue;
+        tenant.was_meant |= is_meant;
+        note_given(to, (1, packet.len()), counters);
+        Ok(())
+    }
+
+    /// The same for a container.
+    #[inline(never)]
+    fn give_port(
+        &mut self,
+        to: EndpointId,
+        packet: &[u8],
+        is_meant: bool,
+        counters: &WorkerCounters,
+    ) -> Result<(), DropReason> {
+        let Some(Some(tenant)) = self.slots.get_mut(to.index()) else { return Err(DropReason::TenantAbsent) };
+        let Some(port) = tenant.port() else { return Err(DropReason::TenantAbsent) };
+        if let Err(error) = port.push(packet) {
+            return Err(self.refused(to, error, counters));
+        }
+        if tenant.unflushed == 0 {
+            self.unflushed.push(to); // never grows: each is in it once
+        }
+        tenant.unflushed = 1;
         tenant.was_meant |= is_meant;
         note_given(to, (1, packet.len()), counters);
         Ok(())
@@ -607,14 +675,19 @@ impl Tenants {
             if tenant.fault.is_some() {
                 continue;
             }
-            let mut is_faulty = false;
+            let mut fault = None;
             while queues != 0 {
                 let queue = queues.trailing_zeros() as usize;
                 queues &= queues - 1;
-                let Some(ring) = tenant.rings.tx.get_mut(queue) else { continue };
+                let Some(ring) = tenant.rings.tx.get_mut(queue) else {
+                    fault = tenant.port().and_then(|port| flush_port(port, counters));
+                    continue;
+                };
                 let before = cycles();
                 if before < debt.watched_until {
-                    is_faulty |= wake_watched(ring, debt, before, counters);
+                    if wake_watched(ring, debt, before, counters) {
+                        fault = Some(Fault::SlowWakeups);
+                    }
                     continue;
                 }
                 // A failed wake-up is the tenant's own doing (it may own the eventfd); the packets are published.
@@ -626,8 +699,8 @@ impl Tenants {
             if std::mem::take(&mut tenant.was_meant) {
                 self.turns.stir(id);
             }
-            if is_faulty {
-                self.set_fault(id, Fault::SlowWakeups);
+            if let Some(fault) = fault {
+                self.set_fault(id, fault);
             }
         }
     }
@@ -647,6 +720,17 @@ fn note_given(to: EndpointId, (packets, bytes): (usize, usize), counters: &Worke
     if let Some(endpoint) = counters.endpoint(to) {
         endpoint.to_tenant.many(packets, bytes);
     }
+}
+
+/// Lets the kernel send what was pushed to a container. The fault, if it has gone.
+#[inline(never)]
+pub(crate) fn flush_port(port: &mut dyn Port, counters: &WorkerCounters) -> Option<Fault> {
+    let done = port.flush();
+    counters.kicks.add(done.calls);
+    counters.kicks_link_down.add(done.down);
+    counters.kicks_failed.add(done.failed);
+    counters.device_drops.add(done.lost);
+    done.is_gone.then_some(Fault::Gone)
 }
 
 /// Shows a tenant what was pushed, and measures what waking it costs; it begins at `before`. True if that is too much. Two system

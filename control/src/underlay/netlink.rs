@@ -87,6 +87,22 @@ impl Requests {
         }
     }
 
+    /// The interface of this name; `None` when there is none.
+    pub fn link_named(&mut self, name: &str) -> io::Result<Option<LinkFact>> {
+        let mut message = LinkMessage::default();
+        message.attributes = vec![LinkAttribute::IfName(name.to_owned())];
+        match self.ask(RouteNetlinkMessage::GetLink(message), 0) {
+            Ok(payload) => facts::link(&payload).map(Some).ok_or_else(|| garbled("interface")),
+            Err(e) if e.raw_os_error() == Some(rustix::io::Errno::NODEV.raw_os_error()) => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Makes the kernel change something.
+    pub fn change(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
+        self.ask(message, flags | NLM_F_ACK).map(drop)
+    }
+
     /// The device of this VLAN on an interface, or of the other kind with the same number; `None` when there is neither.
     pub fn vlan_device(&mut self, vlan: VlanFact) -> io::Result<Option<LinkFact>> {
         let mut message = LinkMessage::default();
@@ -238,7 +254,7 @@ impl Requests {
     /// stale. Not for permanent entries, which this would make temporary.
     pub fn use_neighbour(&mut self, ifindex: u32, address: IpAddr) -> io::Result<()> {
         let message = neighbour_message(ifindex, address, NeighbourFlags::Use);
-        self.ask(RouteNetlinkMessage::NewNeighbour(message), NLM_F_CREATE | NLM_F_ACK).map(|_| ())
+        self.change(RouteNetlinkMessage::NewNeighbour(message), NLM_F_CREATE)
     }
 
     /// Sends a request and returns the payload of its answer; the whole message stays in `self.buffer`.

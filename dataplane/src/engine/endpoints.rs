@@ -634,7 +634,6 @@ impl Engine {
 
 #[cfg(test)]
 mod tests {
-    use std::path::PathBuf;
     use std::sync::Arc;
 
     use peregrine_memif::{ClientConfig, Interface, ServerConfig, SocketAddr, pair};
@@ -673,8 +672,7 @@ mod tests {
             networks: vec![blue].into(),
             endpoints: vec![endpoint(1, BLUE)].into(),
             capacity: Capacity { networks: 3, endpoints: 4, addresses: 40 },
-            classes: Default::default(),
-            control_socket: PathBuf::new(),
+            ..Plan::default()
         };
         Engine::replay(&plan, vec![]).unwrap()
     }

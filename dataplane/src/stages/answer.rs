@@ -9,10 +9,8 @@
 
 use std::net::IpAddr;
 
-use peregrine_memif::Packet;
-
 use super::Cx;
-use super::collect::find_flow;
+use super::collect::{Inner, find_flow};
 use crate::clock::cycles;
 use crate::counters::{DropReason, WorkerCounters};
 use crate::fdb::Destination;
@@ -88,7 +86,7 @@ fn become_answer(frame: &mut Frame, bytes: &[u8], to: EndpointId) -> Option<()> 
 #[inline(never)]
 pub(super) fn too_long(
     frame: &mut Frame,
-    packet: Packet<'_>,
+    packet: impl Inner,
     from: EndpointId,
     tables: &Tables,
     counters: &WorkerCounters,

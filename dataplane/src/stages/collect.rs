@@ -12,8 +12,9 @@ use crate::classes::Known;
 use crate::counters::{DropReason, EndpointCounters, WorkerCounters};
 use crate::frame::{Burst, Frame, FramePool, Source};
 use crate::plan::InnerVlan;
+use crate::port::{Port, PortPacket};
 use crate::tables::{Endpoint, Network, Tables};
-use crate::tenants::{Fault, Taken, Tenant};
+use crate::tenants::{Fault, Taken, Tenant, flush_port};
 use crate::types::EndpointId;
 use crate::wire::eth::EthHeader;
 use crate::wire::flow::{Headers, flow_hash};
@@ -72,6 +73,49 @@ pub fn run_first(
     }
 }
 
+/// A packet that a tenant has sent, where it lies in memory that is not ours to keep.
+pub(super) trait Inner: Copy {
+    /// Its bytes.
+    fn len(&self) -> usize;
+    /// Copies it to the front of `to`. `None`, and nothing copied, if that is shorter.
+    fn copy_to(&self, to: &mut [u8]) -> Option<usize>;
+    /// Copies its beginning, as much as `to` holds. `None`, and nothing copied, if it is shorter, or does not lie in one piece so far.
+    fn copy_front_to(&self, to: &mut [u8]) -> Option<usize>;
+}
+
+impl Inner for Packet<'_> {
+    #[inline(always)]
+    fn len(&self) -> usize {
+        Packet::len(self)
+    }
+
+    #[inline(always)]
+    fn copy_to(&self, to: &mut [u8]) -> Option<usize> {
+        Packet::copy_to(self, to)
+    }
+
+    #[inline(always)]
+    fn copy_front_to(&self, to: &mut [u8]) -> Option<usize> {
+        Packet::copy_front_to(self, to)
+    }
+}
+
+impl Inner for PortPacket<'_> {
+    #[inline]
+    fn len(&self) -> usize {
+        PortPacket::len(self)
+    }
+
+    #[inline]
+    fn copy_to(&self, to: &mut [u8]) -> Option<usize> {
+        PortPacket::copy_to(self, to)
+    }
+
+    fn copy_front_to(&self, to: &mut [u8]) -> Option<usize> {
+        PortPacket::copy_front_to(self, to)
+    }
+}
+
 /// What packets are taken with.
 struct Taker<'a> {
     tables: &'a Tables,
@@ -87,6 +131,9 @@ impl Taker<'_> {
         let (Some(endpoint), Some(counters)) = (self.tables.endpoint(id), self.counters.endpoint(id)) else {
             return Ok(Taken::default());
         };
+        if let Some(port) = tenant.port() {
+            return self.take_port((id, endpoint, counters), port, quota);
+        }
         let mut taken = Taken::default();
         for queue in tenant.queues() {
             self.take_queue((id, endpoint, counters), queue, quota, &mut taken, |_| false)?;
@@ -95,6 +142,23 @@ impl Taker<'_> {
             }
         }
         Ok(taken)
+    }
+
+    /// Up to `quota` packets of a container. What the kernel has left of what was for it is offered again: nobody else looks.
+    #[inline(never)]
+    fn take_port(
+        &mut self,
+        from: (EndpointId, &Endpoint, &EndpointCounters),
+        port: &mut dyn Port,
+        quota: usize,
+    ) -> Result<Taken, Fault> {
+        if port.is_due()
+            && let Some(fault) = flush_port(port, self.counters)
+        {
+            return Err(fault);
+        }
+        let packets = port.take(quota, &mut |packet| self.copy_in(from, packet));
+        Ok(Taken { packets, ..Taken::default() })
     }
 
     /// Up to `quota` packets from a tenant's first queue, and none after one with which it `is_over`.
@@ -151,22 +215,33 @@ impl Taker<'_> {
     #[inline(always)] // into both ways to take a queue: otherwise it costs the usual one a tenth
     fn admit(
         &mut self,
-        (id, endpoint, counters): (EndpointId, &Endpoint, &EndpointCounters),
+        from: (EndpointId, &Endpoint, &EndpointCounters),
         packet: Result<Packet<'_>, BadDescriptor>,
     ) -> bool {
         let packet = match packet {
             Ok(packet) => packet,
             // Legal, only not taken here: a packet like any other, and dropped.
-            Err(BadDescriptor::Chained) => return self.refuse(counters, DropReason::TenantChained),
-            Err(BadDescriptor::TooLong) => return self.refuse(counters, DropReason::InnerTooLong),
+            Err(BadDescriptor::Chained) => return self.refuse(from.2, DropReason::TenantChained),
+            Err(BadDescriptor::TooLong) => return self.refuse(from.2, DropReason::InnerTooLong),
             Err(_) => {
-                counters.bad_descriptors.add(1);
+                from.2.bad_descriptors.add(1);
                 return false;
             }
         };
+        self.copy_in(from, packet);
+        true
+    }
+
+    /// Copies one packet and hands it on or drops it.
+    #[inline(always)] // as `admit`
+    fn copy_in(
+        &mut self,
+        (id, endpoint, counters): (EndpointId, &Endpoint, &EndpointCounters),
+        packet: impl Inner,
+    ) {
         counters.from_tenant.one(packet.len());
         self.counters.tenant_rx.one(packet.len());
-        let Some(mut frame) = self.pool.take() else { return true }; // the quota has looked: there is one
+        let Some(mut frame) = self.pool.take() else { return }; // the quota has looked: there is one
         frame.meta.network = endpoint.network;
         frame.meta.source = Source::Endpoint(id);
         let result = copy(&mut frame, packet, (id, endpoint), self.tables);
@@ -180,7 +255,6 @@ impl Taker<'_> {
         if let Err((frame, reason)) = refused {
             self.give_up(frame, reason, (id, endpoint), packet);
         }
-        true
     }
 }
 
@@ -206,7 +280,7 @@ impl Taker<'_> {
         frame: Frame,
         reason: DropReason,
         (id, endpoint): (EndpointId, &Endpoint),
-        packet: Packet<'_>,
+        packet: impl Inner,
     ) {
         let is_long = |network: &Network| {
             packet.len() <= network.frame_max && network.overhead + packet.len() > self.pool.room()
@@ -233,7 +307,7 @@ impl Taker<'_> {
     fn admit_long(
         &mut self,
         chunk: Frame,
-        packet: Packet<'_>,
+        packet: impl Inner,
         from: (EndpointId, &Endpoint),
     ) -> Result<(), (Frame, DropReason)> {
         let Some(mut frame) = self.pool.take_large() else { return Err((chunk, DropReason::NoFreeFrame)) };
@@ -260,7 +334,7 @@ impl Taker<'_> {
 #[inline(always)] // as `admit`
 fn copy(
     frame: &mut Frame,
-    packet: Packet<'_>,
+    packet: impl Inner,
     (id, endpoint): (EndpointId, &Endpoint),
     tables: &Tables,
 ) -> Result<(), DropReason> {
@@ -281,7 +355,7 @@ fn copy(
 #[inline(never)]
 fn copy_longer(
     frame: &mut Frame,
-    packet: Packet<'_>,
+    packet: impl Inner,
     (id, endpoint): (EndpointId, &Endpoint),
     network: &Network,
     tables: &Tables,
@@ -300,7 +374,7 @@ fn copy_longer(
 #[inline(always)] // as `admit`
 fn copy_checked(
     frame: &mut Frame,
-    packet: Packet<'_>,
+    packet: impl Inner,
     endpoint: &Endpoint,
     network: &Network,
 ) -> Result<u16, DropReason> {

@@ -62,7 +62,11 @@ fn find(frame: &[u8]) -> Option<Segment> {
         ETHERTYPE_IPV6 => {
             let header = packet.first_chunk::<40>()?;
             let len = 40 + usize::from(u16::from_be_bytes([header[4], header[5]]));
-            (40, len, header[6], Sum::ZERO.bytes(&header[8..]))
+            let (protocol, start) = match header[6] {
+                PROTOCOL_TCP | PROTOCOL_UDP => (header[6], 40),
+                other => behind_options(other, packet)?,
+            };
+            (start, len, protocol, Sum::ZERO.bytes(&header[8..]))
         }
         _ => return None,
     };
@@ -74,6 +78,24 @@ fn find(frame: &[u8]) -> Option<Segment> {
     let segment_len = u16::try_from(total_len.checked_sub(header_len)?).ok()?;
     let pseudo = addresses.word(u16::from(protocol)).word(segment_len);
     Some(Segment { start: ip + header_len, end: ip + total_len, field, protocol, pseudo })
+}
+
+/// What follows an IPv6 header and options, and where. Not behind a fragment's header, whose packet is not whole; nor behind one for routing, where the
+/// checksum is for another destination.
+#[cold]
+fn behind_options(first: u8, packet: &[u8]) -> Option<(u8, usize)> {
+    const HOP_BY_HOP: u8 = 0;
+    const DESTINATION: u8 = 60;
+    let (mut protocol, mut start) = (first, 40);
+    for _ in 0..4 {
+        if !matches!(protocol, HOP_BY_HOP | DESTINATION) {
+            return Some((protocol, start));
+        }
+        let [next, words] = *packet.get(start..)?.first_chunk()?;
+        start += 8 + usize::from(words) * 8;
+        protocol = next;
+    }
+    None
 }
 
 #[cfg(test)]
@@ -120,6 +142,30 @@ mod tests {
             assert!(complete(&mut frame), "{what}");
             assert_eq!(frame[..whole.len()], whole, "{what}");
             assert!(!complete(&mut frame), "{what}: it is finished now");
+        }
+    }
+
+    #[test]
+    fn options_between_the_headers_are_passed_over_and_fragments_left_alone() {
+        let plain = write(eth().ipv6([1; 16], [2; 16], 64).udp(1, 2), b"behind options");
+        let with = |kinds: &[u8]| {
+            let mut frame = plain.clone();
+            for &kind in kinds.iter().rev() {
+                let next = std::mem::replace(&mut frame[14 + 6], kind);
+                frame.splice(54..54, [next, 0, 1, 4, 0, 0, 0, 0]); // eight bytes: padding
+                let len = u16::from_be_bytes([frame[18], frame[19]]) + 8;
+                frame[18..20].copy_from_slice(&len.to_be_bytes());
+            }
+            frame
+        };
+        for kinds in [&[0][..], &[60], &[0, 60]] {
+            let whole = with(kinds);
+            let mut frame = unfinished(&whole);
+            assert!(complete(&mut frame), "{kinds:?}");
+            assert_eq!(frame, whole, "{kinds:?}: the sum does not cover them");
+        }
+        for kinds in [&[44][..], &[43], &[0, 44], &[60; 5]] {
+            assert!(find(&with(kinds)).is_none(), "{kinds:?}");
         }
     }
 

@@ -194,6 +194,29 @@ pub enum XskError {
         /// The kernel's reason.
         source: io::Error,
     },
+    /// Not a power of two, or out of bounds, for a port.
+    PortRing {
+        /// Name of its interface.
+        interface: String,
+        /// What was asked for.
+        got: u32,
+    },
+    /// A packet of a port's interface fits no chunk.
+    PortMtu {
+        /// Its name.
+        interface: String,
+        /// Its MTU.
+        mtu: u32,
+    },
+    /// The kernel refused a port's XDP program.
+    PortRefused {
+        /// Name of the interface.
+        interface: String,
+        /// Its MTU.
+        mtu: u32,
+        /// The kernel's reason.
+        source: io::Error,
+    },
     /// The XDP program could not be loaded, or one of its maps not be used.
     Program {
         /// What was tried.
@@ -296,6 +319,16 @@ impl fmt::Display for XskError {
                  `ip link set dev {interface} xdp off`, or choose another interface"
             ),
             E::ProgramRefused { .. } => program_refused(f, self),
+            E::PortRing { interface, got } => write!(
+                f,
+                "port {interface}: rings of {got} descriptors are not possible: use a power of two from 64 to 4096"
+            ),
+            E::PortMtu { interface, mtu } => write!(
+                f,
+                "port {interface} has an MTU of {mtu}: a port takes {} at most, and a veth some 300 less: use a smaller one at both ends",
+                super::largest_mtu(4096)
+            ),
+            E::PortRefused { interface, mtu, source } => port_refused(f, interface, *mtu, source),
             E::Program { what, source } => write!(f, "{what}: {}", causes(source.as_ref())),
             E::System { what, source } => write!(f, "{what}: {source}"),
         }
@@ -376,6 +409,17 @@ fn inner_mtu(chunk_size: u32) -> u32 {
     super::largest_mtu(chunk_size).saturating_sub(74)
 }
 
+fn port_refused(f: &mut fmt::Formatter<'_>, interface: &str, mtu: u32, source: &io::Error) -> fmt::Result {
+    write!(f, "port {interface} (MTU {mtu}) refused the XDP program: {source}; ")?;
+    match source.raw_os_error() {
+        Some(libc::EBUSY | libc::EEXIST) => {
+            write!(f, "it has another one: detach that with `ip link set dev {interface} xdp off`")
+        }
+        Some(libc::ERANGE) => f.write_str("use a smaller MTU at both ends of the veth, 3400 or less"),
+        _ => f.write_str("use an end of a veth, both ends of which have the same MTU"),
+    }
+}
+
 fn program_refused(f: &mut fmt::Formatter<'_>, error: &XskError) -> fmt::Result {
     let XskError::ProgramRefused { interface, driver, mode, mtu, multi_buffer, source } = error else {
         return Ok(());
@@ -414,6 +458,7 @@ impl std::error::Error for XskError {
             | XskError::NoEarly { source, .. }
             | XskError::Umem { source, .. }
             | XskError::ProgramRefused { source, .. }
+            | XskError::PortRefused { source, .. }
             | XskError::System { source, .. } => Some(source),
             XskError::Program { source, .. } => Some(source.as_ref()),
             _ => None,

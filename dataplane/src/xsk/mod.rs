@@ -12,6 +12,8 @@
 //! - `umem`: one worker's memory; addresses and chunks
 //! - `socket`: the four rings of one queue; what runs per burst
 //! - `urgent`: the two rings of its second socket, for urgent frames
+//! - `rings`: rings that we map ourselves
+//! - `port`: a container's veth, which is no uplink
 //! - `multi`: packets that are longer than a chunk
 //! - `program`: the XDP program in the kernel
 //! - `early`: which frames are urgent, as the program is told
@@ -26,7 +28,9 @@ mod error;
 mod grace;
 mod interface;
 mod multi;
+mod port;
 mod program;
+mod rings;
 mod socket;
 mod umem;
 mod uplink;
@@ -53,6 +57,7 @@ pub use error::XskError;
 pub(crate) use grace::Grace;
 pub use interface::{Interface, interface, unusable};
 pub use multi::Losses;
+pub use port::{PortConfig, Ports, XskPort, switch_offloads_off};
 pub use program::{PassedCounters, SteeringCounters};
 pub use socket::{Kicks, XskSocket};
 pub use uplink::{ActualMode, SocketStatistics, Uplink, UplinkInfo};

@@ -28,8 +28,8 @@ use std::os::fd::BorrowedFd;
 use crate::frame::{BURST, Burst, Frame, FramePool, Part};
 use crate::sys;
 
+use super::rings::Ring;
 use super::umem::Area;
-use super::urgent::Ring;
 
 /// All but the last descriptor of a packet have it (linux/if_xdp.h).
 const XDP_PKT_CONTD: u32 = 1;

@@ -264,7 +264,7 @@ fn program_id(interface_index: u32) -> io::Result<Option<u32>> {
 
 /// aya's own attach turns to netlink when the kernel answers EINVAL, which is neither a link nor safe for a foreign
 /// program; so the call is made here.
-fn link(program: BorrowedFd<'_>, interface_index: u32, generic: bool) -> io::Result<OwnedFd> {
+pub(super) fn link(program: BorrowedFd<'_>, interface_index: u32, generic: bool) -> io::Result<OwnedFd> {
     // SAFETY: all zero is a valid value: numbers and null pointers.
     let mut options: libxdp_sys::bpf_link_create_opts = unsafe { std::mem::zeroed() };
     options.sz = size_of::<libxdp_sys::bpf_link_create_opts>();

@@ -29,7 +29,7 @@ use super::urgent::Urgent;
 
 /// What one transmit wake-up may leave undone: the kernel's copy mode sends so many per call (TX_BATCH_SIZE in
 /// net/xdp/xsk.c; 16 in old kernels, which then need more turns).
-const KERNEL_TX_BATCH: u32 = 32;
+pub(super) const KERNEL_TX_BATCH: u32 = 32;
 
 /// One queue's socket, or its two.
 #[derive(Debug)]

@@ -1,17 +1,15 @@
 //! The second socket of a queue, for urgent frames: its rx ring and its tx ring. Fill and completion ring are the first one's.
 //!
 //! Owned by [`XskSocket`](super::XskSocket), which moves the frames. Our own code, because the library can share a queue with the
-//! first socket of a UMEM only, and a worker has several queues on one. What must hold: as in `socket`. The kernel is the other
-//! side of each ring; an index of ours is published after what it stands for was read or written.
+//! first socket of a UMEM only, and a worker has several queues on one. What must hold: as in `socket`.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU32, Ordering};
 
-use crate::sys::{self, RingMapping};
+use crate::sys;
 use crate::types::QueueId;
 
+use super::rings::Ring;
 use super::socket::Watchdog;
 
 /// The second socket.
@@ -103,121 +101,5 @@ impl Urgent {
             }
             _ => false,
         }
-    }
-}
-
-/// An rx or tx ring of a socket's: a power of two of descriptors, and two indices that only grow. For one side, which it says by what it calls.
-#[derive(Debug)]
-pub(super) struct Ring {
-    producer: NonNull<AtomicU32>,
-    consumer: NonNull<AtomicU32>,
-    flags: NonNull<AtomicU32>,
-    descriptors: NonNull<libc::xdp_desc>,
-    mask: u32,
-    /// Our own index.
-    at: u32,
-    _memory: RingMapping,
-}
-
-// SAFETY: the pointers are into the mapping that it owns.
-unsafe impl Send for Ring {}
-
-impl Ring {
-    pub(super) fn map(
-        fd: BorrowedFd<'_>,
-        place: libc::off_t,
-        offsets: &libc::xdp_ring_offset,
-        size: u32,
-    ) -> io::Result<Ring> {
-        let bytes = offsets.desc as usize + size as usize * size_of::<libc::xdp_desc>();
-        let memory = RingMapping::new(fd, place, bytes)?;
-        Ring::on(memory, offsets, size)
-    }
-
-    fn on(memory: RingMapping, offsets: &libc::xdp_ring_offset, size: u32) -> io::Result<Ring> {
-        Ok(Ring {
-            producer: memory.at(offsets.producer, 1)?,
-            consumer: memory.at(offsets.consumer, 1)?,
-            flags: memory.at(offsets.flags, 1)?,
-            descriptors: memory.at(offsets.desc, size)?,
-            mask: size.wrapping_sub(1),
-            at: 0,
-            _memory: memory,
-        })
-    }
-
-    #[inline]
-    fn load(index: NonNull<AtomicU32>) -> u32 {
-        // SAFETY: in the mapping, which lives as long as the ring, and touched by atomic operations only.
-        unsafe { index.as_ref() }.load(Ordering::Acquire)
-    }
-
-    #[inline]
-    fn store(index: NonNull<AtomicU32>, value: u32) {
-        // SAFETY: as above.
-        unsafe { index.as_ref() }.store(value, Ordering::Release);
-    }
-
-    #[inline]
-    fn descriptor(&self, index: u32) -> NonNull<libc::xdp_desc> {
-        // SAFETY: the mask keeps it inside the mapping.
-        unsafe { self.descriptors.add((index & self.mask) as usize) }
-    }
-
-    /// rx: how many frames have arrived.
-    #[inline]
-    pub(super) fn arrived(&self) -> u32 {
-        Ring::load(self.producer).wrapping_sub(self.at).min(self.mask + 1)
-    }
-
-    /// rx: the next descriptor. Only if one has arrived; [`release`](Self::release) gives the places back.
-    #[inline]
-    pub(super) fn take(&mut self) -> libc::xdp_desc {
-        // SAFETY: in the mapping, and written before the producer index was.
-        let descriptor = unsafe { self.descriptor(self.at).read() };
-        self.at = self.at.wrapping_add(1);
-        descriptor
-    }
-
-    /// rx: what was taken has been read.
-    #[inline]
-    pub(super) fn release(&mut self) {
-        Ring::store(self.consumer, self.at);
-    }
-
-    /// tx: how many frames the kernel has not taken, of those put in.
-    #[inline]
-    pub(super) fn pending(&self) -> u32 {
-        self.at.wrapping_sub(Ring::load(self.consumer))
-    }
-
-    /// tx: how many more fit.
-    #[inline]
-    pub(super) fn room(&self) -> u32 {
-        (self.mask + 1).saturating_sub(self.pending())
-    }
-
-    /// tx: puts one in, if there is room.
-    #[inline]
-    pub(super) fn put(&mut self, address: u64, length: u32, options: u32) -> bool {
-        if self.room() == 0 {
-            return false;
-        }
-        // SAFETY: in the mapping, and not the kernel's before the producer index says so.
-        unsafe { self.descriptor(self.at).write(libc::xdp_desc { addr: address, len: length, options }) };
-        self.at = self.at.wrapping_add(1);
-        true
-    }
-
-    /// tx: what was put in is the kernel's.
-    #[inline]
-    pub(super) fn publish(&mut self) {
-        Ring::store(self.producer, self.at);
-    }
-
-    /// tx: a zero-copy driver waits for a call.
-    #[inline]
-    pub(super) fn needs_wakeup(&self) -> bool {
-        Ring::load(self.flags) & libc::XDP_RING_NEED_WAKEUP != 0
     }
 }

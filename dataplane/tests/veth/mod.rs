@@ -58,6 +58,11 @@ impl Wire {
         until("the carrier is up", || run("ip -br link show c0").contains("LOWER_UP"));
     }
 
+    /// The namespace at the other end.
+    pub fn theirs(&self) -> File {
+        self.theirs.try_clone().unwrap()
+    }
+
     /// Runs `work` in the namespace at the other end.
     pub fn in_theirs<T>(&self, work: impl FnOnce() -> T) -> T {
         enter(&self.theirs);
@@ -67,11 +72,12 @@ impl Wire {
     }
 }
 
-fn namespace_path(namespace: &File) -> String {
+pub fn namespace_path(namespace: &File) -> String {
     format!("/proc/{}/fd/{}", std::process::id(), namespace.as_raw_fd())
 }
 
-fn new_namespace() -> File {
+/// A new namespace; this thread is in it from then on.
+pub fn new_namespace() -> File {
     // SAFETY: moves this thread to a namespace of its own.
     assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNET) }, 0, "{}", std::io::Error::last_os_error());
     // No neighbour or router discovery: tests count frames to the last one.
@@ -79,7 +85,7 @@ fn new_namespace() -> File {
     File::open("/proc/thread-self/ns/net").unwrap()
 }
 
-fn enter(namespace: &File) {
+pub fn enter(namespace: &File) {
     // SAFETY: moves this thread to the namespace behind the descriptor.
     let result = unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET) };
     assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
