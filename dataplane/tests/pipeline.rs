@@ -267,7 +267,11 @@ fn a_network_can_have_its_own_port_dscp_and_source_address() {
     let hop = NextHop { uplink: UplinkId(0), destination: mac(0xcc), source: mac(0xdd) };
     rig.fdb.learn(NetworkId(0), mac(FAR), RemoteId(0), 0, 64);
     let ours = Some(IpAddr::V4(OUR_VTEP));
-    assert_eq!(rig.tables.sources[..], [None, Some(IpAddr::V4(other)), ours], "each that some network may ask for");
+    assert_eq!(
+        rig.tables.sources[..],
+        [None, Some(IpAddr::V4(other)), ours],
+        "each that some network may ask for"
+    );
     assert!(rig.tenant_sends(WEB, &inner(mac(1), mac(FAR), 10)).is_empty(), "there is no way from there yet");
     assert_eq!(rig.dropped(DropReason::NextHopUnresolved), 1);
     rig.tables.set_paths(RemoteId(0), SourceId(1), &[hop.path(IpAddr::V4(other), 1500)]);
