@@ -132,7 +132,8 @@ impl Host {
             let host = Host { namespace: this_namespace()? };
             for line in [
                 "link set lo up",
-                "link add under0 type dummy",
+                "link add under0 type veth peer name under1",
+                "link set under1 up",
                 "addr add 192.0.2.1/24 dev under0",
                 "link set under0 up",
                 "link add br0 index 100 address 02:00:00:00:4d:01 type bridge",
