@@ -27,6 +27,11 @@ impl Report {
         self.len() == 0
     }
 
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.len() + self.unlisted.get()
+    }
+
     /// How many are listed.
     pub fn len(&self) -> usize {
         self.errors.borrow().len()
@@ -59,6 +64,11 @@ impl<'r> At<'r> {
     /// The top of the file.
     pub fn top(report: &'r Report) -> At<'r> {
         At { path: String::new(), report }
+    }
+
+    /// A place in something else, such as a request.
+    pub fn under(path: &str, report: &'r Report) -> At<'r> {
+        At { path: path.to_owned(), report }
     }
 
     /// A key of the table that is here.

@@ -3,21 +3,26 @@
 //! Nothing here asks the machine: whether the core, the interface or the address exist is seen when the daemon
 //! starts, and a configuration can be checked anywhere.
 
+/// One network, port or endpoint by itself.
+mod alone;
 mod classes;
 mod endpoint;
 mod memif;
 mod network;
 mod uplink;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+pub use alone::{Carrier, Checker, DeclaredEndpoint, DeclaredPort, Networks};
 pub use classes::{protocol_name, rules_of};
+pub use memif::too_small;
 
 use peregrine_dataplane::plan::{Capacity, PlacementMode, Plan, WorkerPlan};
 use peregrine_dataplane::types::{CoreId, WorkerId};
 
 use crate::at::{At, Claims, Report};
-use crate::raw::{File, List, Worker};
+use crate::error::ConfigError;
+use crate::raw::{self, Field, File, List, Worker};
 use crate::values;
 
 /// The plan, or `None` when something was reported.
@@ -31,6 +36,8 @@ pub fn file(file: &File, report: &Report) -> Option<Plan> {
         values::SOCKET_PATH,
         values::socket_path,
     );
+    let control_group = top.key("control_group").optional(&file.control_group, None, values::OWNER, group);
+    let state = state(&top.key("state"), &file.state, control_socket.as_deref());
     let workers = workers(&top.key("workers"), &file.workers);
     let placement = top.key("placement").text(
         &file.placement,
@@ -44,6 +51,7 @@ pub fn file(file: &File, report: &Report) -> Option<Plan> {
         Some(BALANCE_THRESHOLD),
     );
     let uplinks = uplink::uplinks(&top.key("uplink"), &file.uplink);
+    let capacity = capacity(&top.key("capacity"), &file.capacity);
     let classes = classes::classes(&top, file);
     let (mut networks, taken) = network::networks(&top.key("networks"), &file.networks, &uplinks);
     let at = top.key("endpoints");
@@ -63,10 +71,45 @@ pub fn file(file: &File, report: &Report) -> Option<Plan> {
         uplinks: uplinks.plans,
         networks: networks.into(),
         endpoints: endpoints.into(),
-        capacity: Capacity::default(),
+        capacity: capacity?,
         classes: classes?,
         control_socket,
+        control_group: control_group?,
+        state: state?,
     })
+}
+
+fn group(id: &i64) -> Option<Option<u32>> {
+    values::owner(*id).map(Some)
+}
+
+/// Outer: a mistake was told. Inner: the key was left out.
+#[expect(clippy::option_option, reason = "a mistake and nothing are not the same")]
+fn state(at: &At<'_>, field: &Field<String>, control_socket: Option<&Path>) -> Option<Option<PathBuf>> {
+    let path = at.optional(field, None, values::STATE_PATH, |text| values::state_path(text).map(Some))?;
+    if path.is_some() && path.as_deref() == control_socket {
+        let (key, got) = (at.path().to_owned(), field.shown().to_owned());
+        at.report().add(ConfigError::Taken { key, got, by: "control_socket".to_owned() });
+    }
+    Some(path)
+}
+
+const NETWORKS_MAX: u16 = 4096;
+const ENDPOINTS_MAX: u16 = 65534;
+/// As many networks as there may be, each with the default.
+const ADDRESSES_MAX: u32 = 4096 * 4096;
+
+/// Room for what comes later.
+fn capacity(at: &At<'_>, field: &Field<raw::Capacity>) -> Option<Capacity> {
+    let default = Capacity::default();
+    if matches!(field, Field::Absent) {
+        return Some(default);
+    }
+    let raw = at.table(field, "a table: [capacity]")?;
+    let networks = at.key("networks").number(&raw.networks, 1..=NETWORKS_MAX, Some(default.networks));
+    let endpoints = at.key("endpoints").number(&raw.endpoints, 1..=ENDPOINTS_MAX, Some(default.endpoints));
+    let addresses = at.key("addresses").number(&raw.addresses, 1..=ADDRESSES_MAX, Some(default.addresses));
+    Some(Capacity { networks: networks?, endpoints: endpoints?, addresses: addresses? })
 }
 
 /// Percent. Below, two workers would push flows to and fro; above, frames are lost before anybody notices.

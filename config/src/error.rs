@@ -133,6 +133,15 @@ pub enum ConfigError {
         /// The path of the key that has it.
         by: String,
     },
+    /// What cannot be done as things are.
+    Refused {
+        /// Path of what asks for it.
+        key: String,
+        /// The value; empty if it is none to be shown.
+        got: String,
+        /// Why not, and what would help.
+        why: String,
+    },
     /// A name that no network, or no endpoint, has.
     NoSuchName {
         /// What has no such name, with its article.
@@ -172,6 +181,7 @@ impl ConfigError {
             | Self::Invalid { key, .. }
             | Self::Count { key, .. }
             | Self::Taken { key, .. }
+            | Self::Refused { key, .. }
             | Self::NoSuchName { key, .. }
             | Self::Disagree { key, .. } => Some(key),
         }
@@ -213,6 +223,8 @@ impl fmt::Display for ConfigError {
             Self::Count { key, count: 1, rule } => write!(f, "{key}: 1 entry: must be {rule}"),
             Self::Count { key, count, rule } => write!(f, "{key}: {count} entries: must be {rule}"),
             Self::Taken { key, got, by } => write!(f, "{key} = {got}: must be unique: {by} is the same"),
+            Self::Refused { key, got, why } if got.is_empty() => write!(f, "{key}: {why}"),
+            Self::Refused { key, got, why } => write!(f, "{key} = {got}: {why}"),
             Self::NoSuchName { what, key, got, nearest, known } => {
                 write!(f, "{key} = {got}: must be the name of {what}")?;
                 match nearest {

@@ -18,6 +18,8 @@
 //! | key | what, unit | default | limits |
 //! |---|---|---|---|
 //! | `control_socket` | path | `"/run/peregrine/control.sock"` | absolute, 107 bytes, no `..` |
+//! | `control_group` | group (gid) that owns that socket and may change what runs, besides root and the daemon's user | none | 0 to 4294967294 |
+//! | `state` | file in which networks, ports and endpoints that were declared at the control socket are kept; beside it `FILE.last`, as it was before | none: they are gone with the process | absolute, 4000 bytes, no `..` |
 //! | `placement` | how flows and their steps are spread over several workers | `"balanced"` | `"balanced"`, `"run-to-completion"`, `"static"`, `"static-hashed"` |
 //! | `balance_threshold` | percent of a worker's cycles above which `"balanced"` relieves it | 85 | 50 to 99 |
 //! | `urgent_quota` | bursts of more urgent classes that a worker takes in a row while one of the others waits | 16 | 1 to 1024 |
@@ -45,6 +47,10 @@
 //! | `chunk_size` | UMEM chunk, bytes | 2048 | 2048 or 4096, the same for all uplinks |
 //! | `ring_size` | descriptors in each ring | 2048 | a power of two from 64 to 32768, the same for all uplinks |
 //! | `early` | rings of their own for urgent frames, from the driver on | `false` | `true`, `false`, `"if-possible"` |
+//! | **`[capacity]`** | room for networks and endpoints that come while it runs | | |
+//! | `networks` | how many there may be at the same time | 256 | 1 to 4096 |
+//! | `endpoints` | how many there may be at the same time; some 1.5 KB for each in each worker | 4096 | 1 to 65534 |
+//! | `addresses` | learned addresses of networks that come: the sum of their `fdb_limit`s; some 50 bytes for each | 65536 | 1 to 16777216 |
 //! | **`[[networks]]`** | an overlay network | | 1 to 4096 |
 //! | `name` | | | 1 to 63 of `A-Z a-z 0-9 _ . -`, unique |
 //! | `vni` | VXLAN network identifier | | 1 to 16777215, unique |
@@ -111,6 +117,11 @@
 //! The rules of a daemon that runs can be replaced: [`rules_file`] reads a file with nothing but `[[rules]]`, [`rules()`] checks them against
 //! the plan that runs, [`written`] and [`rules_toml`] show them as they are written in a file.
 //!
+//! # One object alone
+//!
+//! Networks, ports and endpoints can be declared while a daemon runs: [`Checker`] checks each by itself, with the path at which it stands in
+//! a request or in the state file. What may be had once over all of them is for its caller, who knows them all.
+//!
 //! # The way of a file
 //!
 //! text → `syntax` (TOML or not) → `raw` (serde: keys and types, nothing refused) → `check` (every key read at its `at::At`, every mistake
@@ -132,6 +143,9 @@ use std::path::Path;
 
 use peregrine_dataplane::plan::Plan;
 
+pub use crate::check::{
+    Carrier, Checker, DeclaredEndpoint, DeclaredPort, Networks, too_small as buffer_too_small,
+};
 pub use crate::error::{ConfigError, ConfigErrors};
 pub use crate::rules::{RuleTable, RulesFile, Written, rules, rules_file, rules_toml, written};
 pub use crate::values::vtep_rule_of as vtep_rule;

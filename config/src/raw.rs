@@ -100,10 +100,13 @@ table!(
     /// The whole file.
     File {
         control_socket: Field<String>,
+        control_group: Field<i64>,
+        state: Field<String>,
         placement: Field<String>,
         balance_threshold: Field<i64>,
         workers: List<Worker>,
         uplink: Field<Uplinks>,
+        capacity: Field<Capacity>,
         networks: List<Network>,
         endpoints: List<Endpoint>,
         classes: List<ClassEntry>,
@@ -209,6 +212,15 @@ table!(
 );
 
 table!(
+    /// `[capacity]`
+    Capacity {
+        networks: Field<i64>,
+        endpoints: Field<i64>,
+        addresses: Field<i64>,
+    }
+);
+
+table!(
     /// `[[networks]]`
     Network {
         name: Field<String>,
@@ -253,6 +265,47 @@ table!(
         anti_spoofing: Field<bool>,
         storm_limit: Field<i64>,
         announce: Field<bool>,
+        memif: Field<Memif>,
+    }
+);
+
+table!(
+    /// An endpoint that is declared while the daemon runs: the same, or on a port.
+    Declared {
+        name: Field<String>,
+        network: Field<String>,
+        mac: Field<String>,
+        addresses: List<String>,
+        anti_spoofing: Field<bool>,
+        storm_limit: Field<i64>,
+        announce: Field<bool>,
+        port: Field<String>,
+        memif: Field<Memif>,
+    }
+);
+
+impl Declared {
+    /// What it has in common with those of a file, and the port.
+    pub fn split(self) -> (Endpoint, Field<String>) {
+        let endpoint = Endpoint {
+            name: self.name,
+            network: self.network,
+            mac: self.mac,
+            addresses: self.addresses,
+            anti_spoofing: self.anti_spoofing,
+            storm_limit: self.storm_limit,
+            announce: self.announce,
+            memif: self.memif,
+            unknown: BTreeMap::new(),
+        };
+        (endpoint, self.port)
+    }
+}
+
+table!(
+    /// A port that is declared while the daemon runs.
+    Port {
+        name: Field<String>,
         memif: Field<Memif>,
     }
 );

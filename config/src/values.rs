@@ -119,6 +119,20 @@ pub fn socket_path(text: &str) -> Option<PathBuf> {
     good.then(|| path.to_owned())
 }
 
+pub const STATE_PATH: &str = "an absolute path of at most 4000 bytes, without \"..\"";
+
+/// The path of a file beside which others are put, with names that are a little longer.
+pub fn state_path(text: &str) -> Option<PathBuf> {
+    let path = Path::new(text);
+    let good = path.is_absolute()
+        && text.len() <= 4000
+        && path.file_name().is_some_and(|name| name.len() <= 240)
+        && !text.ends_with(['/', '.'])
+        && !path.components().any(|part| part == Component::ParentDir)
+        && !text.contains(char::is_control);
+    good.then(|| path.to_owned())
+}
+
 pub const SOCKET: &str =
     "an absolute path of at most 107 bytes, without \"..\", or \"@name\" for an abstract socket";
 

@@ -23,6 +23,8 @@ use signal_hook_mio::v1_0::Signals;
 use crate::api::Api;
 use crate::error::Error;
 use crate::methods::Methods;
+use crate::model::live::Live;
+use crate::model::{self, Model};
 use crate::preflight;
 use crate::render;
 use crate::sealer::Sealer;
@@ -47,7 +49,6 @@ const LISTED_AT_START: usize = 8;
 pub fn run(plan: &Plan) -> Result<(), Error> {
     let began = Instant::now();
     preflight::check(plan)?;
-    guard(plan)?;
     let sealer =
         Sealer::start().map_err(|source| Error::System { doing: "start `peregrine seal-helper`", source })?;
     // Later ones have it from us.
@@ -96,7 +97,9 @@ fn catch_signals() -> io::Result<Signals> {
 }
 
 struct Daemon<'p> {
+    /// The config. What runs is the engine's plan: more, and less, as it was declared since.
     plan: &'p Plan,
+    model: Model,
     poll: Poll,
     api: Api,
     tenants: Tenants,
@@ -125,18 +128,23 @@ impl<'p> Daemon<'p> {
         let registry = poll.registry();
         registry.register(signals, SIGNALS, Interest::READABLE).map_err(system("watch for signals"))?;
         let mut api = Api::bind(&plan.control_socket, API)?;
-        let mut engine = Engine::start(plan).map_err(Error::Engine)?;
+        let (model, begins) = model::file::load(plan)?;
+        guard(&begins)?;
+        let mut engine = Engine::start(&begins).map_err(Error::Engine)?;
         let mut underlay = Underlay::open(underlay_of(plan, &engine), wanted(&engine))
             .map_err(system("open a netlink socket"))?;
         let now = Instant::now();
         publish(&mut underlay, &mut engine, now);
-        let mut tenants = Tenants::bind(plan, TENANTS)?;
+        let mut tenants = Tenants::bind(&begins, TENANTS)?;
         let watch = system("watch a socket");
         registry.register(&mut SourceFd(&underlay.raw_fd()), NETLINK, Interest::READABLE).map_err(watch)?;
         api.register(registry).map_err(watch)?;
         tenants.register(registry).map_err(watch)?;
+        let mut live = Live { engine: &mut engine, tenants: &mut tenants, registry, now };
+        model.hold_ports(&mut live).map_err(|reason| Error::Port { reason })?;
         Ok(Daemon {
             plan,
+            model,
             poll,
             api,
             tenants,
@@ -167,7 +175,7 @@ impl<'p> Daemon<'p> {
                     SIGNALS => {}
                     NETLINK => self.underlay.readable(),
                     token if token < TENANTS => self.api.ready(token, now),
-                    token => self.tenants.ready(token, now),
+                    token => self.tenants.ready(token),
                 }
             }
             if signals.pending().next().is_some() {
@@ -201,9 +209,11 @@ impl<'p> Daemon<'p> {
                 say(&format!("warning: {line}"));
             }
         }
-        let Daemon { plan, poll, api, tenants, underlay, engine, usable, started, .. } = self;
-        let mut methods = Methods { plan, engine, tenants, underlay, usable, started: *started };
-        Ok(api.turn(poll.registry(), now, |method, params| methods.answer(method, params, now)))
+        let Daemon { plan, model, poll, api, tenants, underlay, engine, usable, started, .. } = self;
+        let registry = poll.registry();
+        let started = *started;
+        let mut methods = Methods { plan, model, engine, tenants, registry, underlay, usable, started };
+        Ok(api.turn(registry, now, |method, params| methods.answer(method, params, now)))
     }
 
     fn timeout(&self, now: Instant) -> Duration {
@@ -232,13 +242,14 @@ impl<'p> Daemon<'p> {
             uplinks.into_iter().flat_map(|uplink| render::uplink(&Value::Object(uplink))).collect();
         let cores = self.plan.workers.iter().map(|w| w.core.0.to_string()).collect::<Vec<_>>().join(", ");
         pairs.push(("workers".into(), format!("{} on core {cores}", self.plan.workers.len())));
-        for network in self.plan.networks.values().take(LISTED_AT_START) {
+        let plan = self.engine.plan();
+        for network in plan.networks.values().take(LISTED_AT_START) {
             let remotes = count(network.remotes.len(), "remote");
             let text = format!("{} (VNI {}), MTU {}, {remotes}", network.name, network.vni, network.mtu);
             pairs.push(("network".into(), text));
         }
-        and_more(&mut pairs, self.plan.networks.len());
-        for endpoint in self.plan.endpoints.values().take(LISTED_AT_START) {
+        and_more(&mut pairs, plan.networks.len());
+        for endpoint in plan.endpoints.values().take(LISTED_AT_START) {
             let memif = &endpoint.memif;
             let role = status::role(&memif.role);
             let text = format!(
@@ -247,7 +258,7 @@ impl<'p> Daemon<'p> {
             );
             pairs.push(("endpoint".into(), text));
         }
-        and_more(&mut pairs, self.plan.endpoints.len());
+        and_more(&mut pairs, plan.endpoints.len());
         pairs.push(("control".into(), self.api.path().display().to_string()));
         say(&render::lines(&pairs));
     }

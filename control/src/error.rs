@@ -59,6 +59,20 @@ pub enum Error {
         /// Why.
         source: io::Error,
     },
+    /// The state file cannot be used.
+    State {
+        /// Which.
+        path: PathBuf,
+        /// Where in it, and why.
+        why: String,
+        /// What to do.
+        way_out: String,
+    },
+    /// A port's socket could not be made.
+    Port {
+        /// Which, and why.
+        reason: String,
+    },
     /// A memif socket could not be opened, or cannot be as the plan has it.
     Memif {
         /// Which.
@@ -177,6 +191,10 @@ impl fmt::Display for Error {
             Error::Directory { path, source } => {
                 write!(f, "cannot make the directory {} for a socket: {source}", path.display())
             }
+            Error::State { path, why, way_out } => {
+                write!(f, "the state file {}: {why}: {way_out}", path.display())
+            }
+            Error::Port { reason } => f.write_str(reason),
             Error::Memif { socket, reason } => write!(f, "the memif socket {socket}: {reason}"),
             Error::Engine(source) => source.fmt(f),
             Error::WorkerDied { core } => write!(

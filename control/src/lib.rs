@@ -16,6 +16,8 @@ pub mod client;
 pub mod daemon;
 // `peregrine demo`.
 pub mod demo;
+// The control socket's methods about networks, ports and endpoints.
+pub mod declared;
 // What can go wrong, in one line each.
 pub mod error;
 // The control socket's methods about addresses and remotes.
@@ -24,6 +26,8 @@ pub mod forwarding;
 pub mod lab;
 // The control socket's methods.
 pub mod methods;
+// What is declared at run time: networks, ports and endpoints, and their file.
+pub mod model;
 // What must be true before anything is started.
 pub mod preflight;
 // `status` and `stats` for people.

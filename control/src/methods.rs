@@ -16,17 +16,27 @@
 //! | `rules.get` | none | `rules`: those in force, each with the keys of the config's `[[rules]]`; `status`: as in `status` |
 //! | `rules.set` | `rules`: a list of such, instead of all before | `count`, and `warnings` as of `peregrine check` |
 //! | `rules.check` | the same | the same, and nothing is changed |
+//! | `change` | `changes`: a list of steps, `{"add_network": {…}}` and so on; `dry_run`, `generation`, if wanted | all of it done or nothing: `generation`, `added`, `changed`, `removed`, `took_us` |
+//! | `apply` | `networks`, `ports`, `endpoints`: all that is to be there by this socket; `dry_run`, `generation`, if wanted | the difference: `added`, `changed` with the `keys`, `removed`, the first 1000 each; `totals` |
+//! | `export` | none | what `apply` takes: all that is there by this socket, with secrets |
+//! | `network.list`, `port.list`, `endpoint.list` | `name`, `network`, if wanted | `networks`, `ports` or `endpoints`: the first 10,000; `total` |
+//! | `schema` | none | the JSON schema of these, which says what all their keys are |
+//!
+//! What a step or an object may hold is told in [`types`](crate::model::types); how it is done, in [`model`](crate::model).
 
 use std::path::Path;
 use std::time::Instant;
 
+use mio::Registry;
 use peregrine_dataplane::engine::{Engine, WorkerError};
 use peregrine_dataplane::plan::{Plan, WorkerPlan};
 use peregrine_dataplane::types::CoreId;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use crate::declared::Declared;
 use crate::forwarding;
+use crate::model::Model;
 use crate::preflight;
 use crate::rpc::{RpcError, code, no_params, params};
 use crate::rules;
@@ -42,7 +52,11 @@ pub struct Methods<'d> {
     /// The workers.
     pub engine: &'d mut Engine,
     /// The tenants' connections.
-    pub tenants: &'d Tenants,
+    pub tenants: &'d mut Tenants,
+    /// What is declared.
+    pub model: &'d mut Model,
+    /// Where the tenants' sockets are watched.
+    pub registry: &'d Registry,
     /// The next hops.
     pub underlay: &'d Underlay,
     /// The cores that this process could use at its start.
@@ -69,7 +83,12 @@ impl Methods<'_> {
     ///
     /// # Errors
     /// For the client: no such method, wrong parameters, or it cannot be done as things are.
-    pub fn answer(&mut self, method: &str, given: Value, now: Instant) -> Result<Value, RpcError> {
+    pub fn answer(&mut self, method: &str, mut given: Value, now: Instant) -> Result<Value, RpcError> {
+        let Methods { plan, model, engine, tenants, registry, .. } = self;
+        let mut declared = Declared { plan, model, engine, tenants, registry };
+        if let Some(answer) = declared.answer(method, &mut given, now) {
+            return answer;
+        }
         match method {
             "worker.add" => return self.add_worker(params(method, given)?),
             "worker.remove" => return self.remove_worker(params(method, given)?),
@@ -81,7 +100,7 @@ impl Methods<'_> {
                     return answer;
                 }
                 let text = format!(
-                    "no method {other:.32}: there are status, stats, fdb, version, fdb.flush, fdb.add, fdb.remove, remote.list, remote.add, remote.remove, worker.add, worker.remove, rules.get, rules.set and rules.check"
+                    "no method {other:.32}: there are status, stats, fdb, version, fdb.flush, fdb.add, fdb.remove, remote.list, remote.add, remote.remove, worker.add, worker.remove, rules.get, rules.set, rules.check, change, apply, export, network.list, port.list, endpoint.list and schema"
                 );
                 return Err(RpcError::new(code::NO_METHOD, text));
             }
@@ -106,7 +125,7 @@ impl Methods<'_> {
             workers: engine.busy().into_iter().map(|(core, busy)| WorkerStatus { core, busy }).collect(),
             rules: engine.rules_status(),
             networks: status::networks(engine.plan()),
-            endpoints: status::endpoints(plan, engine.has_queues_by_class(), tenants.records(), now),
+            endpoints: status::endpoints(engine.plan(), engine.has_queues_by_class(), tenants.records(), now),
             next_hops: status::next_hops(underlay),
             classes: status::classes(&plan.classes),
             urgent_quota: plan.classes.urgent_quota,

@@ -269,6 +269,14 @@ pub fn role(role: &MemifRole) -> &'static str {
     }
 }
 
+/// What an endpoint does that nobody is connected to.
+pub const fn waiting(role: &MemifRole) -> &'static str {
+    match role {
+        MemifRole::Server { .. } => "listening",
+        MemifRole::Client { .. } => "connecting",
+    }
+}
+
 /// The endpoints of a plan, with their tenants, whose queues are by class if they can be.
 pub fn endpoints<'a>(
     plan: &'a Plan,
@@ -278,10 +286,7 @@ pub fn endpoints<'a>(
 ) -> Vec<EndpointStatus<'a>> {
     let endpoint = |(endpoint, record): (&'a EndpointPlan, &'a TenantRecord)| {
         let memif = &endpoint.memif;
-        let waiting = match memif.role {
-            MemifRole::Server { .. } => "listening",
-            MemifRole::Client { .. } => "connecting",
-        };
+        let waiting = waiting(&memif.role);
         EndpointStatus {
             name: &endpoint.name,
             network: plan.network(endpoint.network).map_or("", |n| &n.name),

@@ -39,6 +39,29 @@ pub struct Plan {
     pub classes: ClassesPlan,
     /// Where `peregrine status` and `stats` find the daemon.
     pub control_socket: PathBuf,
+    /// The group (gid) that owns that socket and may change what runs, besides root and the daemon's user; `None`: no group may.
+    pub control_group: Option<u32>,
+    /// Where what was declared at the control socket is kept; `None`: nowhere, and it is gone with the process.
+    pub state: Option<PathBuf>,
+}
+
+/// The config's defaults, and nothing to run: a plan needs a worker and an uplink.
+impl Default for Plan {
+    fn default() -> Plan {
+        Plan {
+            workers: Vec::new(),
+            placement: PlacementMode::default(),
+            balance_threshold: 85,
+            uplinks: Vec::new(),
+            networks: Places::default(),
+            endpoints: Places::default(),
+            capacity: Capacity::default(),
+            classes: ClassesPlan::default(),
+            control_socket: PathBuf::new(),
+            control_group: None,
+            state: None,
+        }
+    }
 }
 
 impl Plan {

@@ -736,6 +736,7 @@ mod tests {
             capacity: Default::default(),
             classes: Default::default(),
             control_socket: Default::default(),
+            ..Plan::default()
         }
     }
 

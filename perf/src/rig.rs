@@ -315,5 +315,6 @@ pub fn plan(tenants: u16) -> Plan {
         capacity: Capacity { networks: 1, endpoints: 1, addresses: 0 },
         classes: Default::default(),
         control_socket: PathBuf::new(),
+        ..Plan::default()
     }
 }

@@ -150,11 +150,16 @@ impl Classes {
 
 /// The class of each network, in their order; `None` where it has a mistake.
 pub fn of_networks(at: &At<'_>, field: &List<Network>, classes: &Classes) -> Vec<Option<Class>> {
-    let class = |(place, network): (usize, &Network)| match &network.class {
-        Field::Absent => classes.default,
-        given => classes.class(&at.nth(place).key("class"), given),
-    };
+    let class = |(place, network): (usize, &Network)| of_network(&at.nth(place), network, classes);
     tables(field).map(class).collect()
+}
+
+/// The class of one network.
+pub fn of_network(at: &At<'_>, network: &Network, classes: &Classes) -> Option<Class> {
+    match &network.class {
+        Field::Absent => classes.default,
+        given => classes.class(&at.key("class"), given),
+    }
 }
 
 /// What rules may name.

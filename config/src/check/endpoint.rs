@@ -4,10 +4,10 @@ use std::net::IpAddr;
 use std::path::Path;
 
 use peregrine_dataplane::plan::EndpointPlan;
-use peregrine_dataplane::types::NetworkId;
+use peregrine_dataplane::types::{MacAddr, NetworkId};
 
 use super::memif::{Sockets, memif};
-use super::network::Taken;
+use super::network::{OnNetwork, Taken};
 use crate::at::{At, Claims};
 use crate::error::ConfigError;
 use crate::nearest::nearest;
@@ -15,7 +15,7 @@ use crate::raw::{Endpoint, Field, List, show_text};
 use crate::values;
 
 /// So many mistakes and no more are worth the search for a name that looks like the one given.
-const SUGGESTIONS_MAX: usize = 50;
+pub const SUGGESTIONS_MAX: usize = 50;
 
 /// Stands for a key that was left out; not in the range.
 const NO_STORM_LIMIT: u32 = 0;
@@ -50,14 +50,7 @@ fn endpoint(at: &At<'_>, raw: &Endpoint, shared: &mut Shared<'_>) -> Option<Endp
         shared.names.claim(name.clone(), &at.key("name"), raw.name.shown());
     }
     let place = network(&at.key("network"), &raw.network, &shared.networks);
-    let mac = at.key("mac").text(&raw.mac, None, values::MAC, values::station_mac);
-    if let (Some(mac), Some(on)) = (mac, place.and_then(|place| shared.networks.on.get_mut(place))) {
-        on.macs.claim(mac, &at.key("mac"), raw.mac.shown());
-    }
-    let addresses = addresses(&at.key("addresses"), &raw.addresses, place, shared);
-    let anti_spoofing = at.key("anti_spoofing").switch(&raw.anti_spoofing, true);
-    let storm_limit = at.key("storm_limit").number(&raw.storm_limit, 1..=1_000_000, Some(NO_STORM_LIMIT));
-    let announce = at.key("announce").switch(&raw.announce, true);
+    let keys = keys(at, raw, place.and_then(|place| shared.networks.on.get_mut(place)));
     let mtu =
         place.and_then(|place| Some((shared.networks.on.get(place)?.mtu?, format!("networks[{place}].mtu"))));
     let at = at.key("memif");
@@ -65,12 +58,41 @@ fn endpoint(at: &At<'_>, raw: &Endpoint, shared: &mut Shared<'_>) -> Option<Endp
         .table(&raw.memif, "a table, such as { socket = \"/run/peregrine/memif.sock\", id = 0 }")
         .and_then(|raw| memif(&at, raw, mtu, &mut shared.sockets));
     let network = NetworkId(u16::try_from(place?).ok()?);
+    let keys = keys?;
     Some(EndpointPlan {
+        addresses: keys.addresses,
+        anti_spoofing: keys.anti_spoofing,
+        storm_limit: keys.storm_limit,
+        announce: keys.announce,
+        ..EndpointPlan::new(&name?, network, keys.mac, memif?)
+    })
+}
+
+/// What an endpoint is, beside its name, where it is, and how it is attached.
+pub struct Keys {
+    pub mac: MacAddr,
+    pub addresses: Vec<IpAddr>,
+    pub anti_spoofing: bool,
+    pub storm_limit: Option<u32>,
+    pub announce: bool,
+}
+
+/// Checks them; `on` is its network, if it is known.
+pub fn keys(at: &At<'_>, raw: &Endpoint, mut on: Option<&mut OnNetwork>) -> Option<Keys> {
+    let mac = at.key("mac").text(&raw.mac, None, values::MAC, values::station_mac);
+    if let (Some(mac), Some(on)) = (mac, &mut on) {
+        on.macs.claim(mac, &at.key("mac"), raw.mac.shown());
+    }
+    let addresses = addresses(&at.key("addresses"), &raw.addresses, on);
+    let anti_spoofing = at.key("anti_spoofing").switch(&raw.anti_spoofing, true);
+    let storm_limit = at.key("storm_limit").number(&raw.storm_limit, 1..=1_000_000, Some(NO_STORM_LIMIT));
+    let announce = at.key("announce").switch(&raw.announce, true);
+    Some(Keys {
+        mac: mac?,
         addresses,
         anti_spoofing: anti_spoofing?,
         storm_limit: storm_limit.filter(|limit| *limit != NO_STORM_LIMIT),
         announce: announce?,
-        ..EndpointPlan::new(&name?, network, mac?, memif?)
     })
 }
 
@@ -105,19 +127,14 @@ pub fn no_such_name<'a>(
     });
 }
 
-fn addresses(
-    at: &At<'_>,
-    field: &List<String>,
-    place: Option<usize>,
-    shared: &mut Shared<'_>,
-) -> Vec<IpAddr> {
+fn addresses(at: &At<'_>, field: &List<String>, mut on: Option<&mut OnNetwork>) -> Vec<IpAddr> {
     const RULE: &str = "a list of at most 64 IP addresses, such as [\"10.42.0.1\"]";
     let mut addresses = Vec::new();
     for (at, entry) in at.list(field, 0..=64, RULE) {
         let Some(ip) = at.text(entry, None, values::station_rule(entry), values::station_ip) else {
             continue;
         };
-        if let Some(on) = place.and_then(|place| shared.networks.on.get_mut(place)) {
+        if let Some(on) = &mut on {
             on.addresses.claim(ip, &at, entry.shown());
         }
         addresses.push(ip);

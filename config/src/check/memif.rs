@@ -235,9 +235,9 @@ fn client(
         at.key("ring_size").invalid(&shown_or(raw.ring_size.given(), "1024"), rule);
     }
     if let (Some(bytes), Some(false), Some((mtu, path))) = (buffer_bytes, chains, network)
-        && bytes < u32::from(mtu) + ETHERNET_BYTES
+        && bytes < buffer_least(mtu)
     {
-        let least = u32::from(mtu) + ETHERNET_BYTES;
+        let least = buffer_least(mtu);
         let rule =
             format!("at least {least}, or chains = true: {path} + {ETHERNET_BYTES} bytes must fit a buffer");
         at.key("buffer_size").invalid(&shown_or(raw.buffer_size.given(), "2048"), rule);
@@ -246,6 +246,20 @@ fn client(
     let tenant_uid = uid.optional(&raw.tenant_uid, None, values::OWNER, |id| values::owner(*id).map(Some))?;
     let ring_log2 = ring_size?.trailing_zeros() as u8;
     Some(MemifRole::Client { ring_log2, buffer_bytes: buffer_bytes?, tenant_uid })
+}
+
+/// A packet of this MTU with its Ethernet header.
+fn buffer_least(mtu: u16) -> u32 {
+    u32::from(mtu) + ETHERNET_BYTES
+}
+
+/// Why a network with this MTU cannot be reached by it, if its buffers are too small.
+pub fn too_small(memif: &MemifPlan, mtu: u16) -> Option<String> {
+    let MemifRole::Client { buffer_bytes, .. } = memif.role else { return None };
+    let least = buffer_least(mtu);
+    (!memif.chains && buffer_bytes < least).then(|| {
+        format!("its buffer_size of {buffer_bytes} must be at least {least} for the network's mtu of {mtu}, or chains = true")
+    })
 }
 
 /// In all rings, both ways.

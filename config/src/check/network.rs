@@ -35,6 +35,7 @@ pub struct Taken<'a> {
 }
 
 /// What the endpoints must know of one network, even when something else in it is wrong.
+#[derive(Default)]
 pub struct OnNetwork {
     pub macs: Claims<MacAddr>,
     pub addresses: Claims<IpAddr>,
@@ -42,7 +43,8 @@ pub struct OnNetwork {
 }
 
 /// What may be had once over all networks.
-struct Unique {
+#[derive(Default)]
+pub struct Unique {
     names: Claims<String>,
     vnis: Claims<Vni>,
     remotes: Claims<IpAddr>,
@@ -54,13 +56,13 @@ pub fn networks<'a>(
     field: &'a List<Network>,
     uplinks: &uplink::Checked,
 ) -> (Vec<NetworkPlan>, Taken<'a>) {
-    let mut unique = Unique { names: Claims::new(), vnis: Claims::new(), remotes: Claims::new() };
+    let mut unique = Unique::default();
     let mut taken = Taken { names: BTreeMap::new(), on: Vec::new() };
     let mut plans = Vec::new();
     for (place, (at, entry)) in
         at.list(field, 1..=4096, "a list of 1 to 4096 tables: [[networks]]").enumerate()
     {
-        let mut on = OnNetwork { macs: Claims::new(), addresses: Claims::new(), mtu: None };
+        let mut on = OnNetwork::default();
         if let Some(raw) = at.table(entry, "a table: [[networks]]") {
             if let Some(name) = raw.name.value() {
                 taken.names.entry(name).or_insert(place);
@@ -80,7 +82,8 @@ pub fn networks<'a>(
     (plans, taken)
 }
 
-fn network(
+/// Checks one network, but for its class.
+pub fn network(
     at: &At<'_>,
     raw: &Network,
     uplinks: &uplink::Checked,

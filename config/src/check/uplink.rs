@@ -24,6 +24,20 @@ pub struct Checked {
     pub source_ports: Vec<(RangeInclusive<u16>, String)>,
 }
 
+impl Checked {
+    /// Those of a plan.
+    pub fn of(plans: &[UplinkPlan]) -> Checked {
+        let mut checked = Checked::default();
+        for (place, plan) in plans.iter().enumerate() {
+            let path = if plans.len() == 1 { "uplink".to_owned() } else { format!("uplink[{place}]") };
+            let locals = plan.locals.iter().enumerate();
+            checked.locals.extend(locals.map(|(nth, ip)| (*ip, format!("{path}.local[{nth}]"))));
+            checked.source_ports.push((plan.source_ports.clone(), format!("{path}.source_ports")));
+        }
+        checked
+    }
+}
+
 const TABLES: &str = "a table: [uplink], or 1 to 4 of them: [[uplink]]";
 /// More receive queues than any NIC has; bounds the list.
 const QUEUE_MAX: i64 = 4095;

@@ -149,6 +149,8 @@ fn full_says_the_defaults_and_holds_every_key() {
     assert_eq!((network.port.take(), network.local.take()), (Some(4789), Some([192, 0, 2, 1].into())));
     assert_eq!(network.gateways.pop(), Some([10, 42, 0, 254].into()));
     assert_eq!(plan.endpoints[0].storm_limit.take(), Some(1000));
+    assert_eq!(plan.control_group.take(), Some(0));
+    assert_eq!(plan.state.take(), Some("/var/lib/peregrine/state.json".into()));
     assert_eq!(format!("{plan:?}"), format!("{:?}", example("one_tenant.toml")));
 }
 

@@ -1,5 +1,6 @@
 //! What the crate promises to who runs it, from outside.
 
+mod alone;
 mod classes;
 mod endpoints;
 mod files;

@@ -11,7 +11,8 @@ use peregrine_dataplane::plan::EndpointPlan;
 use peregrine_dataplane::types::EndpointId;
 use peregrine_memif::{Attempt, Backoff, ClientConfig, Connector};
 
-use super::{Endpoint, Rings, Role, Watch, memif_error};
+use super::endpoint::{Endpoint, Role};
+use super::{Rings, Watch, memif_error};
 use crate::error::Error;
 
 /// Tries to connect until it is connected.
@@ -25,7 +26,7 @@ pub struct Dialler {
 impl Dialler {
     pub fn new(plan: &EndpointPlan, config: ClientConfig) -> Result<Dialler, Error> {
         let connector = Connector::new(plan.memif.socket.clone(), config, Backoff::default());
-        Ok(Dialler { connector: connector.map_err(|e| memif_error(plan, &e))?, watched: 0 })
+        Ok(Dialler { connector: connector.map_err(|e| memif_error(&plan.memif.socket, &e))?, watched: 0 })
     }
 
     /// When the next step is due; `None` while connected.

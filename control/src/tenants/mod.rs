@@ -1,29 +1,29 @@
-//! The memif tenants: those that connect to us (`server.rs`), those that we connect to (`client.rs`), and the control
-//! sockets of all that are connected. Driven by the [daemon](crate::daemon)'s poll loop; nothing here waits.
+//! The memif tenants: those that connect to us (`server.rs`), those that we connect to (`client.rs`), and what both have in common
+//! (`endpoint.rs`). Endpoints, and the sockets that they are on, come and go. Driven by the [daemon](crate::daemon)'s poll loop; nothing
+//! here waits for a tenant.
 //!
 //! What must hold: a tenant can only lose its own connection. Whoever breaks off, is refused or breaks the protocol
 //! leaves nothing behind; handshakes are bounded in number and time, and attempts to connect in how often they are
-//! made.
+//! made. And a turn costs what there is to do, however many endpoints there are.
 
 mod client;
+mod endpoint;
 mod server;
 
+use std::collections::{BTreeSet, HashSet};
 use std::io;
-use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
 use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
 use peregrine_dataplane::engine::{Engine, TenantRings};
-use peregrine_dataplane::plan::{EndpointPlan, MemifRole, Plan};
+use peregrine_dataplane::plan::{EndpointPlan, MemifPlan, Places, Plan};
 use peregrine_dataplane::types::EndpointId;
-use peregrine_memif::{
-    ClientConfig, ControlSocket, Credentials, Interface, Reject, Secret, ServerConfig, sealer,
-};
+use peregrine_memif::{Credentials, SocketAddr, sealer};
 
 use crate::error::Error;
-use client::Dialler;
-use server::Listeners;
+use endpoint::Endpoint;
+use server::{Listeners, Seat};
 
 /// Where the rings of a connected tenant go. The engine; in tests something smaller.
 pub trait Rings {
@@ -80,38 +80,40 @@ pub struct Peer {
 /// All tenants' sockets.
 #[derive(Debug)]
 pub struct Tenants {
+    /// From here on tokens are ours: one for each place that an endpoint may have, then those of the listeners and handshakes.
     first: Token,
     listeners: Listeners,
-    endpoints: Vec<Endpoint>,
+    endpoints: Places<EndpointId, Endpoint>,
+    /// Those whose socket has something to read.
+    readable: Vec<EndpointId>,
+    /// When those that we connect to want their next step.
+    wanted: BTreeSet<(Instant, EndpointId)>,
 }
 
 /// A tenant that was put out may come back after this long: so what it can do to others before it is put out again is a small
 /// part of the time.
 pub const FAULT_PAUSE: Duration = Duration::from_millis(100);
+/// Places that endpoints may have.
+const ENDPOINT_TOKENS: usize = 1 << 16;
+/// Attempts to connect in one turn, if more of them are due.
+const DIALS_PER_TURN: usize = 64;
 
-#[derive(Debug)]
-struct Endpoint {
-    role: Role,
-    control: Option<ControlSocket>,
-    /// The socket has something to read: that of the connection, or of our attempt at one.
-    readable: bool,
-    /// It was put out, and may not come back before.
-    barred_until: Option<Instant>,
-    record: TenantRecord,
-}
-
-#[derive(Debug)]
-enum Role {
-    Server(ServerConfig),
-    Client(Box<Dialler>),
+/// An endpoint that can be put in its place without anything that may fail.
+struct Prepared {
+    id: EndpointId,
+    endpoint: Endpoint,
 }
 
 impl Tenants {
     /// Listens on every socket of the plan that is ours. Those that are the tenants' are tried from the first
     /// [`turn`](Self::turn) on.
     pub fn bind(plan: &Plan, first: Token) -> Result<Tenants, Error> {
-        let endpoints = plan.endpoints.values().map(Endpoint::new).collect::<Result<_, _>>()?;
-        Ok(Tenants { first, listeners: Listeners::bind(plan, first)?, endpoints })
+        let listeners = Listeners::new(Token(first.0 + ENDPOINT_TOKENS));
+        let (endpoints, wanted) = (Places::default(), BTreeSet::new());
+        let mut tenants = Tenants { first, listeners, endpoints, readable: Vec::new(), wanted };
+        let prepared = tenants.prepare(None, &[], plan.endpoints.iter()).map_err(|(_, error)| error)?;
+        tenants.put(prepared);
+        Ok(tenants)
     }
 
     /// Joins the poll set.
@@ -119,71 +121,227 @@ impl Tenants {
         self.listeners.register(registry)
     }
 
-    /// The poll has something for one of our tokens: listeners and handshakes, then endpoints.
-    pub fn ready(&mut self, token: Token, now: Instant) {
-        let slot = token.0.wrapping_sub(self.first.0);
-        match slot.checked_sub(self.listeners.tokens()) {
-            None => self.listeners.ready(slot, now),
-            Some(index) => {
-                if let Some(endpoint) = self.endpoints.get_mut(index) {
-                    endpoint.readable = true;
+    /// Endpoints that come: sockets that are not there yet are made. All of them, or none.
+    ///
+    /// # Errors
+    /// Which one cannot be, and why; nothing has changed then.
+    pub fn add(
+        &mut self,
+        registry: &Registry,
+        endpoints: &[(EndpointId, EndpointPlan)],
+    ) -> Result<(), (usize, Error)> {
+        let prepared = self.prepare(Some(registry), &[], endpoints.iter().map(|(id, plan)| (*id, plan)))?;
+        self.put(prepared);
+        Ok(())
+    }
+
+    /// Endpoints that go: who is connected or about to be is told, and sockets that nobody is on any more are removed.
+    pub fn remove(&mut self, ids: &[EndpointId], now: Instant, rings: &mut impl Rings) {
+        ids.iter().for_each(|id| self.take(*id, now, rings));
+        self.listeners.close_unused();
+    }
+
+    /// Both at once: what is removed makes room for what is added, and a socket that both are on stays.
+    ///
+    /// # Errors
+    /// Which of those that come cannot be, and why; nothing has changed then.
+    pub fn change(
+        &mut self,
+        registry: &Registry,
+        removed: &[EndpointId],
+        added: &[(EndpointId, EndpointPlan)],
+        now: Instant,
+        rings: &mut impl Rings,
+    ) -> Result<(), (usize, Error)> {
+        let prepared = self.prepare(Some(registry), removed, added.iter().map(|(id, plan)| (*id, plan)))?;
+        removed.iter().for_each(|id| self.take(*id, now, rings));
+        self.put(prepared);
+        self.listeners.close_unused();
+        Ok(())
+    }
+
+    /// Listens on a socket of ours whether an endpoint is on it or not, until it is [released](Self::release) as often as this was
+    /// called. For sockets of tenants it does nothing.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub fn hold(&mut self, registry: &Registry, memif: &MemifPlan) -> Result<(), Error> {
+        self.listeners.hold(registry, memif)
+    }
+
+    /// Undoes one [`hold`](Self::hold).
+    pub fn release(&mut self, memif: &MemifPlan) {
+        self.listeners.release(memif);
+    }
+
+    /// Makes all that may fail: listeners that nobody is on yet, and whatever there is to check. In case of an error they are gone again.
+    fn prepare<'p>(
+        &mut self,
+        registry: Option<&Registry>,
+        removed: &[EndpointId],
+        added: impl Iterator<Item = (EndpointId, &'p EndpointPlan)>,
+    ) -> Result<Vec<Prepared>, (usize, Error)> {
+        let removed: HashSet<EndpointId> = removed.iter().copied().collect();
+        let (mut prepared, mut seats) = (Vec::new(), HashSet::new());
+        for (index, (id, plan)) in added.enumerate() {
+            let is_free = removed.contains(&id) || self.endpoints.get(id).is_none();
+            let made = match is_free {
+                true => self.prepare_one(registry, &removed, &mut seats, plan),
+                false => {
+                    Err(memif_error(&plan.memif.socket, &format!("endpoint {} is there already", plan.name)))
+                }
+            };
+            match made {
+                Ok(endpoint) => prepared.push(Prepared { id, endpoint }),
+                Err(error) => {
+                    self.listeners.close_unused();
+                    return Err((index, error));
                 }
             }
+        }
+        Ok(prepared)
+    }
+
+    fn prepare_one(
+        &mut self,
+        registry: Option<&Registry>,
+        removed: &HashSet<EndpointId>,
+        seats: &mut HashSet<(usize, u32)>,
+        plan: &EndpointPlan,
+    ) -> Result<Endpoint, Error> {
+        let memif = &plan.memif;
+        let Some(listener) = self.listeners.open(registry, memif)? else { return Endpoint::new(plan, None) };
+        let seat = Seat { listener, id: memif.id, queue_pairs: memif.queue_pairs };
+        let sitting = self.listeners.endpoint(listener, memif.id).filter(|id| !removed.contains(id));
+        if sitting.is_some() || !seats.insert((listener, memif.id)) {
+            return Err(memif_error(&memif.socket, &format!("its id {} is another endpoint's", memif.id)));
+        }
+        Endpoint::new(plan, Some(seat))
+    }
+
+    fn put(&mut self, prepared: Vec<Prepared>) {
+        for Prepared { id, endpoint } in prepared {
+            if let Some(seat) = endpoint.seat() {
+                self.listeners.sit(seat, id);
+            }
+            self.endpoints.set(id, Some(endpoint));
+            self.plan_next(id);
+        }
+    }
+
+    fn take(&mut self, id: EndpointId, now: Instant, rings: &mut impl Rings) {
+        const WHY: &str = "the endpoint was removed";
+        let Some(mut endpoint) = self.endpoints.set(id, None) else { return };
+        endpoint.end(id, WHY, Some(WHY), now, rings);
+        if let Some(at) = endpoint.planned {
+            self.wanted.remove(&(at, id));
+        }
+        if let Some(seat) = endpoint.seat() {
+            self.listeners.rise(seat, WHY);
+        }
+    }
+
+    /// The poll has something for one of our tokens.
+    pub fn ready(&mut self, token: Token) {
+        let slot = token.0.wrapping_sub(self.first.0);
+        match slot.checked_sub(ENDPOINT_TOKENS) {
+            None => {
+                let id = EndpointId(slot as u16);
+                if let Some(endpoint) = self.endpoints.get_mut(id) {
+                    endpoint.readable = true;
+                }
+                self.plan_next(id);
+            }
+            Some(slot) => self.listeners.ready(slot),
         }
     }
 
     /// Notices who left, moves our own attempts and the tenants' handshakes on, lets new clients in; in this order, so
-    /// that who comes back at once finds the id free.
+    /// that who comes back at once finds the id free, and who waits a place.
     pub fn turn(&mut self, registry: &Registry, now: Instant, rings: &mut impl Rings) {
-        let first = self.first.0 + self.listeners.tokens();
-        for (index, endpoint) in self.endpoints.iter_mut().enumerate() {
-            let (id, token) = (EndpointId(index as u16), Token(first + index));
-            endpoint.notice_end(id, now, rings);
-            endpoint.dial(id, Watch { registry, token }, now, rings);
+        for id in self.due(now) {
+            let watch = self.watch(registry, id);
+            if let Some(endpoint) = self.endpoints.get_mut(id) {
+                endpoint.is_listed = false;
+                endpoint.notice_end(id, now, rings);
+                endpoint.dial(id, watch, now, rings);
+            }
+            self.plan_next(id);
+        }
+        for (id, interface) in self.listeners.step(now, &mut self.endpoints) {
+            let watch = self.watch(registry, id);
+            if let Some(endpoint) = self.endpoints.get_mut(id)
+                && let Err(why) = endpoint.connect(id, interface, watch, now, rings)
+            {
+                endpoint.refused(why);
+            }
+            self.plan_next(id);
         }
         self.listeners.accept(registry, now);
-        for slot in 0..server::HANDSHAKES_MAX {
-            if let Some((id, interface)) = self.listeners.step(slot, now, &mut self.endpoints)
-                && let Some(endpoint) = self.endpoints.get_mut(id.index())
-            {
-                let watch = Watch { registry, token: Token(first + id.index()) };
-                if let Err(why) = endpoint.connect(id, interface, watch, now, rings) {
-                    endpoint.refused(why);
-                }
+    }
+
+    fn watch<'r>(&self, registry: &'r Registry, id: EndpointId) -> Watch<'r> {
+        Watch { registry, token: Token(self.first.0 + id.index()) }
+    }
+
+    /// Those that have something to do now.
+    fn due(&mut self, now: Instant) -> Vec<EndpointId> {
+        let mut due = std::mem::take(&mut self.readable);
+        let dials = self.wanted.iter().take_while(|(at, _)| *at <= now).take(DIALS_PER_TURN);
+        due.extend(dials.map(|(_, id)| *id));
+        due
+    }
+
+    /// Notes when this one has something to do next.
+    fn plan_next(&mut self, id: EndpointId) {
+        let Some(endpoint) = self.endpoints.get_mut(id) else { return };
+        let wanted = endpoint.deadline();
+        if endpoint.planned != wanted {
+            if let Some(at) = endpoint.planned {
+                self.wanted.remove(&(at, id));
             }
+            self.wanted.extend(wanted.map(|at| (at, id)));
+            endpoint.planned = wanted;
+        }
+        if endpoint.readable && !endpoint.is_listed {
+            endpoint.is_listed = true;
+            self.readable.push(id);
         }
     }
 
     /// When [`turn`](Self::turn) is wanted next, if nothing happens before.
     pub fn deadline(&self) -> Option<Instant> {
-        let attempts = self.endpoints.iter().filter_map(|endpoint| match &endpoint.role {
-            Role::Client(dialler) => {
-                dialler.deadline().map(|at| endpoint.barred_until.map_or(at, |until| at.max(until)))
-            }
-            Role::Server(_) => None,
-        });
-        attempts.chain(self.listeners.deadline()).min()
+        self.wanted.first().map(|(at, _)| *at).into_iter().chain(self.listeners.deadline()).min()
     }
 
     /// Puts out a tenant that broke the protocol on its rings. One that hung up before this was known is barred as well.
     pub fn fault(&mut self, id: EndpointId, reason: &str, now: Instant, rings: &mut impl Rings) {
-        let Some(endpoint) = self.endpoints.get_mut(id.index()) else { return };
+        let Some(endpoint) = self.endpoints.get_mut(id) else { return };
         endpoint.record.faults += 1;
         endpoint.barred_until = Some(now + FAULT_PAUSE);
         endpoint.end(id, reason, Some(reason), now, rings);
         endpoint.record.last_end = Some(reason.to_owned());
+        self.plan_next(id);
     }
 
     /// Says goodbye to everybody, stops listening and connecting.
     pub fn stop(mut self, now: Instant, rings: &mut impl Rings) {
-        for (index, endpoint) in self.endpoints.iter_mut().enumerate() {
-            endpoint.end(EndpointId(index as u16), "stopped", Some("the daemon is stopping"), now, rings);
+        let ids: Vec<EndpointId> = self.endpoints.iter().map(|(id, _)| id).collect();
+        for id in ids {
+            if let Some(endpoint) = self.endpoints.get_mut(id) {
+                endpoint.end(id, "stopped", Some("the daemon is stopping"), now, rings);
+            }
         }
     }
 
-    /// Each endpoint's record, in the order of the plan.
+    /// An endpoint's record.
+    pub fn record(&self, id: EndpointId) -> Option<&TenantRecord> {
+        self.endpoints.get(id).map(|endpoint| &endpoint.record)
+    }
+
+    /// Each endpoint's record, in the order of their places.
     pub fn records(&self) -> impl Iterator<Item = &TenantRecord> {
-        self.endpoints.iter().map(|e| &e.record)
+        self.endpoints.values().map(|e| &e.record)
     }
 
     /// Clients' handshakes in progress.
@@ -207,138 +365,19 @@ impl Watch<'_> {
     }
 }
 
-impl Endpoint {
-    fn new(plan: &EndpointPlan) -> Result<Endpoint, Error> {
-        let memif = &plan.memif;
-        let secret = match memif.secret.as_slice() {
-            [] => None,
-            bytes => Some(Secret::new(bytes).map_err(|e| memif_error(plan, &e))?),
-        };
-        let role = match memif.role {
-            MemifRole::Server { allow_unsealed, memory_bytes_max, .. } => Role::Server(ServerConfig {
-                name: plan.name.clone(),
-                secret,
-                rings_max: memif.queue_pairs,
-                chains: memif.chains,
-                memory_bytes_max,
-                allow_unsealed,
-                ..ServerConfig::default()
-            }),
-            MemifRole::Client { ring_log2, buffer_bytes, tenant_uid } => {
-                let config = ClientConfig {
-                    id: memif.id,
-                    name: plan.name.clone(),
-                    secret: secret.unwrap_or_default(),
-                    ring_log2,
-                    buffer_bytes,
-                    queue_pairs: memif.queue_pairs,
-                    chains: memif.chains,
-                    server_uid: tenant_uid,
-                    // A tenant must not be able to keep our memory.
-                    forbid_seals: true,
-                };
-                Role::Client(Box::new(Dialler::new(plan, config)?))
-            }
-        };
-        Ok(Endpoint {
-            role,
-            control: None,
-            readable: false,
-            barred_until: None,
-            record: TenantRecord::default(),
-        })
-    }
-
-    /// It was put out just now.
-    fn is_barred(&self, now: Instant) -> bool {
-        self.barred_until.is_some_and(|until| now < until)
-    }
-
-    fn notice_end(&mut self, id: EndpointId, now: Instant, rings: &mut impl Rings) {
-        let Some(control) = self.control.as_ref().filter(|_| self.readable) else { return };
-        self.readable = false;
-        let why = match control.poll_disconnect() {
-            Ok(None) => return,
-            Ok(Some(why)) => why.to_string(),
-            Err(e) => e.to_string(),
-        };
-        self.end(id, &why, None, now, rings);
-    }
-
-    /// A client that was sent away. While another one is connected, that is not what people ask about.
-    fn refused(&mut self, why: String) {
-        self.record.refused += 1;
-        if self.control.is_none() {
-            self.record.last_failure = Some(why);
-        }
-    }
-
-    /// A handshake has come to its end: the worker gets the rings.
-    ///
-    /// # Errors
-    /// Why the tenant was sent away instead.
-    fn connect(
-        &mut self,
-        id: EndpointId,
-        interface: Interface,
-        watch: Watch<'_>,
-        now: Instant,
-        rings: &mut impl Rings,
-    ) -> Result<(), String> {
-        let Interface { peer_name, peer_if_name, credentials, rx, tx, control, .. } = interface;
-        let queue_pairs = rx.len().min(tx.len());
-        // Several handshakes can be let in before one has come to its end.
-        let admitted = if self.control.is_some() {
-            Err(Reject::AlreadyConnected.to_string())
-        } else if self.is_barred(now) {
-            Err(Reject::TooSoon.to_string())
-        } else {
-            watch.over(control.as_raw_fd()).map_err(|e| format!("its socket cannot be watched: {e}"))
-        };
-        let attached = admitted.and_then(|()| rings.attach(id, TenantRings::new(rx, tx)));
-        if let Err(reason) = attached {
-            control.disconnect(&reason);
-            return Err(reason);
-        }
-        self.control = Some(control);
-        // What came under the token of the handshake is not told again under this one.
-        self.readable = true;
-        self.record.attached += 1;
-        self.record.last_failure = None;
-        self.record.peer =
-            Some(Peer { name: peer_name, interface: peer_if_name, credentials, since: now, queue_pairs });
-        Ok(())
-    }
-
-    /// Ends the connection, if there is one: the worker lets go of the rings, then the tenant is told (if there is
-    /// something to tell).
-    fn end(&mut self, id: EndpointId, why: &str, tell: Option<&str>, now: Instant, rings: &mut impl Rings) {
-        let Some(control) = self.control.take() else { return };
-        rings.detach(id);
-        if let Some(text) = tell {
-            control.disconnect(text);
-        }
-        if let Role::Client(dialler) = &mut self.role {
-            dialler.lost(now);
-        }
-        self.readable = false;
-        self.record.peer = None;
-        self.record.last_end = Some(why.to_owned());
-        self.record.last_failure = None;
-    }
-}
-
-/// Descriptors that a plan's tenants may need at the same time.
+/// Descriptors that a plan's tenants may need at the same time, and those that may come: these are counted with one queue pair each, and
+/// a socket of their own.
 pub fn descriptors_max(plan: &Plan) -> u64 {
     // The control socket, an eventfd for each ring, and as client the memory, and that of earlier connections if it cannot be taken
     // back: the sealer has the same limit.
     let kept = sealer::UNRETURNED_MAX as u64;
     let connected: u64 = plan.endpoints.values().map(|e| 2 + kept + 2 * u64::from(e.memif.queue_pairs)).sum();
-    connected + server::descriptors_max(plan)
+    let to_come = plan.endpoints_max().saturating_sub(plan.endpoints.len()) as u64;
+    connected + to_come * (4 + kept) + server::descriptors_max(plan)
 }
 
-fn memif_error(endpoint: &EndpointPlan, reason: &dyn std::error::Error) -> Error {
-    Error::Memif { socket: endpoint.memif.socket.to_string(), reason: reason.to_string() }
+fn memif_error(socket: &SocketAddr, reason: &impl ToString) -> Error {
+    Error::Memif { socket: socket.to_string(), reason: reason.to_string() }
 }
 
 #[cfg(test)]

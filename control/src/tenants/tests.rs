@@ -7,17 +7,19 @@ use std::os::unix::net::UnixStream as StreamSocket;
 use std::time::Duration;
 
 use mio::{Events, Poll};
-use peregrine_dataplane::plan::{MemifPlan, NetworkPlan, UplinkPlan, XdpMode};
+use peregrine_dataplane::plan::{MemifPlan, MemifRole, NetworkPlan, UplinkPlan, XdpMode};
 use peregrine_dataplane::types::{MacAddr, NetworkId, Vni};
 use peregrine_memif::{
-    Client, ClientConfig, Handshake, HandshakeError, Limits, Listener, ListenerConfig, Progress, Refusal,
-    RxRing, SocketAddr, TxRing,
+    Client, ClientConfig, Handshake, HandshakeError, Interface, Limits, Listener, ListenerConfig, Progress,
+    Refusal, RxRing, Secret, ServerConfig, SocketAddr, TxRing,
 };
 
 use super::server::{EVICT_AFTER, HANDSHAKES_MAX};
 use super::*;
 
+mod coming;
 mod listening;
+mod many;
 
 #[derive(Default)]
 struct Shelf {
@@ -64,6 +66,7 @@ fn plan(endpoints: Vec<EndpointPlan>) -> Plan {
         capacity: Default::default(),
         classes: Default::default(),
         control_socket: "/x".into(),
+        ..Plan::default()
     }
 }
 
@@ -94,7 +97,7 @@ impl Bench {
         let mut events = Events::with_capacity(64);
         loop {
             self.poll.poll(&mut events, Some(Duration::ZERO)).unwrap();
-            events.iter().for_each(|event| self.tenants.ready(event.token(), now));
+            events.iter().for_each(|event| self.tenants.ready(event.token()));
             self.tenants.turn(self.poll.registry(), now, &mut self.shelf);
             if events.is_empty() {
                 return;

@@ -23,6 +23,9 @@ pub struct Limits {
     /// Time that sealing a client's memory may take, of that. It takes microseconds, unless the client keeps its file locked; the rest
     /// is for a busy machine.
     pub seal_timeout: Duration,
+    /// How long the step that finds CONNECT waits for that, of that: a seal takes microseconds. With zero it does not wait, and the
+    /// caller, who has many clients at once, waits for all of them together ([`sealer::wait`](crate::sealer::wait)).
+    pub seal_patience: Duration,
     /// Most regions of one client. VPP with zero-copy brings several, all others bring one or two.
     pub regions_max: u16,
     /// Most rings of one client in each direction; advertised in HELLO.
@@ -30,11 +33,12 @@ pub struct Limits {
 }
 
 impl Default for Limits {
-    /// 5 s, of them 200 ms for sealing, 16 regions, 8 rings each way.
+    /// 5 s, of them 200 ms for sealing (1 ms in one step), 16 regions, 8 rings each way.
     fn default() -> Self {
         Self {
             handshake_timeout: Duration::from_secs(5),
             seal_timeout: Duration::from_millis(200),
+            seal_patience: Duration::from_millis(1),
             regions_max: 16,
             rings_max: 8,
         }
@@ -117,6 +121,11 @@ impl Listener {
         }
         sys::listen(socket.as_fd(), BACKLOG)?;
         Ok(Self { socket, config, _file: file })
+    }
+
+    /// Another [`Limits::rings_max`], for the clients that are accepted from now on.
+    pub fn set_rings_max(&mut self, rings_max: u16) {
+        self.config.limits.rings_max = rings_max;
     }
 
     /// The next client, if one waits; HELLO goes out at once. Never blocks. With an edge-triggered event loop call it until `None`.

@@ -118,6 +118,23 @@ pub fn unreturned() -> usize {
     desk.emptyings.len()
 }
 
+/// Waits until the sealer has answered something, or for so long; `false` if it has not, or there is none. For who serves many clients whose
+/// memory is being sealed at the same time: then it is worth a look at each of them.
+pub fn wait(patience: Duration) -> bool {
+    let socket = {
+        let mut desk = desk();
+        desk.hear();
+        if desk.seals.iter().any(|seal| seal.is_awaited && seal.answer.is_some()) {
+            return true;
+        }
+        match &desk.sealer {
+            Sealer::At { socket, .. } => Arc::clone(socket),
+            Sealer::None | Sealer::Lost => return false,
+        }
+    };
+    sys::wait_readable(socket.as_fd(), patience).is_ok_and(|is_readable| is_readable)
+}
+
 fn desk() -> MutexGuard<'static, Desk> {
     DESK.lock().unwrap_or_else(PoisonError::into_inner)
 }

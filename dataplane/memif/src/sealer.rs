@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-pub use crate::seal::{UNRETURNED_MAX, is_lost, unreturned};
+pub use crate::seal::{UNRETURNED_MAX, is_lost, unreturned, wait};
 use crate::{seal, sys};
 
 /// Number and task; or number and errno, of which 0 is success.

@@ -24,9 +24,7 @@ use crate::offer::{Mapped, Offer};
 use crate::ring::Role;
 use crate::sys::{self, Credentials};
 
-/// Longest wait for a client's memory to be sealed. Seals take microseconds, unless the client holds the file's lock.
-const SEAL_PATIENCE: Duration = Duration::from_millis(1);
-/// After that, how often it is looked at.
+/// Where a client's memory is not sealed at once (seals take microseconds, unless the client holds the file's lock), how often it is looked at.
 const SEAL_LOOK_EVERY: Duration = Duration::from_millis(3);
 
 /// What a client asks for, to be looked up.
@@ -206,9 +204,22 @@ impl Handshake {
         self.id
     }
 
+    /// The client has said CONNECT, and its memory is not sealed yet: worth a step when the sealer has answered something
+    /// ([`sealer::wait`](crate::sealer::wait)).
+    pub fn is_sealing(&self) -> bool {
+        matches!(self.state, State::Sealing(_))
+    }
+
+    /// Ends it; the client is told why.
+    pub fn refuse(mut self, why: &str) {
+        if let Some(channel) = self.channel.take() {
+            channel.send_disconnect(why);
+        }
+    }
+
     /// Handles everything that has arrived. Never waits for more. The step that finds CONNECT makes all the client's memory
     /// present (up to [`memory_bytes_max`](ServerConfig::memory_bytes_max)): not for a thread that moves packets. If the client
-    /// holds a lock on its file then, so that it cannot be sealed, that step waits for 1 ms; later ones only look (when:
+    /// holds a lock on its file then, so that it cannot be sealed, that step waits for [`Limits::seal_patience`]; later ones only look (when:
     /// [`deadline`](Self::deadline)), and after [`Limits::seal_timeout`] the client is refused. The [`sealer`](crate::sealer) goes on
     /// waiting until the client lets go, and until then the interface's name is refused. `lookup` is called once, at INIT; two
     /// handshakes for one id can both get past it, so check again when one connects.
@@ -320,7 +331,7 @@ impl Handshake {
         let mapped = offer.map(&config, self.limits.seal_timeout)?;
         let look_at = Instant::now();
         self.state = State::Sealing(Box::new(Sealed { peer_name, peer_if_name, config, mapped, look_at }));
-        self.seal(SEAL_PATIENCE)
+        self.seal(self.limits.seal_patience)
     }
 
     /// Goes on once the memory is sealed, for which it waits `patience` at most.

@@ -263,6 +263,7 @@ mod tests {
             capacity: Default::default(),
             classes: Default::default(),
             control_socket: Default::default(),
+            ..Plan::default()
         };
         let answers = Answers::new(&plan);
         let v6 = |address: &str| address.parse().unwrap();

@@ -219,6 +219,7 @@ mod tests {
             capacity: Default::default(),
             classes,
             control_socket: PathBuf::new(),
+            ..Plan::default()
         }
     }
 

@@ -882,6 +882,7 @@ mod tests {
             capacity: Default::default(),
             classes: Default::default(),
             control_socket: PathBuf::new(),
+            ..Plan::default()
         };
         Engine::replay(&plan, vec![]).unwrap()
     }

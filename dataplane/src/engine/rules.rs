@@ -342,6 +342,7 @@ mod tests {
             capacity: Default::default(),
             classes: Default::default(),
             control_socket: PathBuf::new(),
+            ..Plan::default()
         }
     }
 

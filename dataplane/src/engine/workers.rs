@@ -513,6 +513,7 @@ mod tests {
             capacity: Default::default(),
             classes: Default::default(),
             control_socket: std::path::PathBuf::new(),
+            ..Plan::default()
         }
     }
 

@@ -96,6 +96,7 @@ mod tests {
                 capacity: Default::default(),
                 classes: Default::default(),
                 control_socket: Default::default(),
+                ..Plan::default()
             };
             let tables = Tables::new(&plan, 1500);
             let frame = |ethertype: [u8; 2], len: usize| {

@@ -67,6 +67,7 @@ fn plan(classes: ClassesPlan) -> Plan {
         capacity: Default::default(),
         classes,
         control_socket: Default::default(),
+        ..Plan::default()
     }
 }
 

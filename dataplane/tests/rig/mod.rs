@@ -64,6 +64,7 @@ pub fn plan() -> Plan {
         capacity: Default::default(),
         classes: Default::default(),
         control_socket: PathBuf::new(),
+        ..Plan::default()
     }
 }
 

@@ -1,0 +1,220 @@
+//! One network, port or endpoint by itself, beside what runs: each as a file's table is checked. What may be had once over all of them is
+//! for who knows them all: nothing here looks at more than the one.
+
+use std::net::IpAddr;
+
+use peregrine_dataplane::plan::{EndpointPlan, MemifPlan, NetworkPlan, Plan};
+use peregrine_dataplane::types::{MacAddr, NetworkId};
+use serde::{Deserialize, Deserializer};
+
+use super::classes::{Classes, of_network};
+use super::endpoint::{SUGGESTIONS_MAX, keys, no_such_name};
+use super::memif::{Sockets, memif};
+use super::network::{OnNetwork, Unique, network};
+use super::uplink;
+use crate::at::{At, Report};
+use crate::error::{ConfigError, ConfigErrors, one_line};
+use crate::raw::{Declared, Field, Memif, Network, Port, Table};
+use crate::values;
+
+const MEMIF: &str = "a table, such as { socket = \"/run/peregrine/memif.sock\", id = 0 }";
+
+/// Checks one object after the other, and collects what is wrong with them.
+pub struct Checker<'p> {
+    plan: &'p Plan,
+    uplinks: uplink::Checked,
+    classes: Classes,
+    report: Report,
+}
+
+impl std::fmt::Debug for Checker<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Checker").field("mistakes", &self.report.len()).finish_non_exhaustive()
+    }
+}
+
+/// The networks that endpoints may be on.
+pub trait Networks {
+    /// The place and the MTU of the network of this name.
+    fn find(&self, name: &str) -> Option<(NetworkId, u16)>;
+    /// All names, to find one that is like another: asked only for the first mistakes.
+    fn names(&self) -> Vec<String>;
+}
+
+/// A port.
+#[derive(Clone, Debug)]
+pub struct DeclaredPort {
+    /// Its name.
+    pub name: String,
+    /// How it is attached.
+    pub memif: MemifPlan,
+}
+
+/// An endpoint, and what carries it.
+#[derive(Clone, Debug)]
+#[allow(missing_docs, reason = "as in `EndpointPlan`")]
+pub struct DeclaredEndpoint {
+    pub name: String,
+    pub network: NetworkId,
+    pub mac: MacAddr,
+    pub addresses: Vec<IpAddr>,
+    pub anti_spoofing: bool,
+    pub storm_limit: Option<u32>,
+    pub announce: bool,
+    /// What carries it.
+    pub carrier: Carrier,
+}
+
+/// What carries an endpoint.
+#[derive(Clone, Debug)]
+pub enum Carrier {
+    /// The port of this name.
+    Port(String),
+    /// One of its own.
+    Own(MemifPlan),
+}
+
+impl DeclaredEndpoint {
+    /// Attached like this.
+    pub fn plan(&self, memif: MemifPlan) -> EndpointPlan {
+        EndpointPlan {
+            addresses: self.addresses.clone(),
+            anti_spoofing: self.anti_spoofing,
+            storm_limit: self.storm_limit,
+            announce: self.announce,
+            ..EndpointPlan::new(&self.name, self.network, self.mac, memif)
+        }
+    }
+}
+
+impl<'p> Checker<'p> {
+    /// For objects beside those of this plan.
+    pub fn new(plan: &'p Plan) -> Checker<'p> {
+        let (uplinks, classes) = (uplink::Checked::of(&plan.uplinks), Classes::of(plan));
+        Checker { plan, uplinks, classes, report: Report::default() }
+    }
+
+    /// A network. `path` is where it stands, as errors show it; `None` if something was wrong.
+    pub fn network<'de>(&self, path: &str, given: impl Deserializer<'de>) -> Option<NetworkPlan> {
+        let before = self.report.count();
+        let (at, raw) =
+            self.table::<Network>(path, given, "a network: a table with the keys name and vni")?;
+        let plan = network(&at, &raw, &self.uplinks, &mut Unique::default(), &mut OnNetwork::default());
+        let class = of_network(&at, &raw, &self.classes);
+        Some(NetworkPlan { class: class?, ..plan? }).filter(|_| self.report.count() == before)
+    }
+
+    /// A port.
+    pub fn port<'de>(&self, path: &str, given: impl Deserializer<'de>) -> Option<DeclaredPort> {
+        let before = self.report.count();
+        let (at, raw) = self.table::<Port>(path, given, "a port: a table with the keys name and memif")?;
+        let name = at.key("name").text(&raw.name, None, values::NAME, values::name);
+        let memif = self.memif(&at.key("memif"), &raw.memif, None);
+        Some(DeclaredPort { name: name?, memif: memif? }).filter(|_| self.report.count() == before)
+    }
+
+    /// An endpoint.
+    pub fn endpoint<'de>(
+        &self,
+        path: &str,
+        given: impl Deserializer<'de>,
+        networks: &impl Networks,
+    ) -> Option<DeclaredEndpoint> {
+        let before = self.report.count();
+        let rule = "an endpoint: a table with the keys name, network, mac, and port or memif";
+        let (at, raw) = self.table::<Declared>(path, given, rule)?;
+        let (raw, port) = raw.split();
+        let name = at.key("name").text(&raw.name, None, values::NAME, values::name);
+        let found = self.network_of(&at.key("network"), &raw.network, networks);
+        let keys = keys(&at, &raw, Some(&mut OnNetwork::default()));
+        let carrier = match (&port, &raw.memif) {
+            (Field::Absent, memif) => {
+                let mtu = found.map(|(_, mtu)| (mtu, "the network's mtu".to_owned()));
+                self.memif(&at.key("memif"), memif, mtu).map(Carrier::Own)
+            }
+            (port, memif) => {
+                if let Some(shown) = memif.given() {
+                    at.key("memif").invalid(shown, "left out: the endpoint is on a port");
+                }
+                at.key("port").text(port, None, "the name of a port", values::name).map(Carrier::Port)
+            }
+        };
+        let keys = keys?;
+        let declared = DeclaredEndpoint {
+            name: name?,
+            network: found?.0,
+            mac: keys.mac,
+            addresses: keys.addresses,
+            anti_spoofing: keys.anti_spoofing,
+            storm_limit: keys.storm_limit,
+            announce: keys.announce,
+            carrier: carrier?,
+        };
+        Some(declared).filter(|_| self.report.count() == before)
+    }
+
+    fn network_of(
+        &self,
+        at: &At<'_>,
+        field: &Field<String>,
+        networks: &impl Networks,
+    ) -> Option<(NetworkId, u16)> {
+        let name = at.required(field, "the name of a network", |name| Some(name.clone()))?;
+        let found = networks.find(&name);
+        if found.is_none() {
+            let names = if self.report.len() < SUGGESTIONS_MAX { networks.names() } else { Vec::new() };
+            no_such_name(at, field, "a network", names.iter().map(String::as_str));
+        }
+        found
+    }
+
+    fn memif(&self, at: &At<'_>, field: &Field<Memif>, mtu: Option<(u16, String)>) -> Option<MemifPlan> {
+        let raw = at.table(field, MEMIF)?;
+        memif(at, raw, mtu, &mut Sockets::new(Some(&self.plan.control_socket)))
+    }
+
+    /// The table at `path`; what it may not have has been reported.
+    fn table<'de, T: Table + serde::de::DeserializeOwned>(
+        &self,
+        path: &str,
+        given: impl Deserializer<'de>,
+        rule: &'static str,
+    ) -> Option<(At<'_>, T)> {
+        let at = At::under(path, &self.report);
+        let field = Field::<T>::deserialize(given);
+        let field = field.map_err(|error| {
+            // What TOML has no word for, such as null in a list.
+            let text = one_line(&error.to_string()).into_owned();
+            at.invalid(&text, "what can stand in a file");
+        });
+        let field = field.ok()?;
+        at.table(&field, rule)?;
+        match field {
+            Field::Given { value, .. } => Some((at, value?)),
+            Field::Absent => None,
+        }
+    }
+
+    /// Something else that is wrong.
+    pub fn report(&self, error: ConfigError) {
+        self.report.add(error);
+    }
+
+    /// Nothing was wrong so far.
+    pub fn is_clean(&self) -> bool {
+        self.report.is_clean()
+    }
+
+    /// How many mistakes there are so far.
+    pub fn mistakes(&self) -> usize {
+        self.report.count()
+    }
+
+    /// All that was wrong; `origin` is what the errors call it.
+    ///
+    /// # Errors
+    /// If anything was.
+    pub fn finish(self, origin: &str) -> Result<(), ConfigErrors> {
+        if self.report.is_clean() { Ok(()) } else { Err(self.report.into_errors(origin)) }
+    }
+}

@@ -1,0 +1,309 @@
+//! The methods about networks, ports and endpoints: `change`, `apply`, `export`, `network.list`, `port.list`, `endpoint.list`, `schema`.
+//! Called by [`methods`](crate::methods). What they take and return is in [`types`](crate::model::types).
+
+use std::collections::BTreeSet;
+use std::time::Instant;
+
+use mio::Registry;
+use peregrine_dataplane::engine::Engine;
+use peregrine_dataplane::plan::Plan;
+use peregrine_dataplane::types::EndpointId;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::model::live::Live;
+use crate::model::stage::{Mistaken, Prepared, Stage};
+use crate::model::types::{
+    ApplyAnswer, ChangeAnswer, EndpointEntry, EndpointList, Everything, ListRequest, Named, NetworkEntry,
+    NetworkList, PortEntry, PortList, Totals,
+};
+use crate::model::written::{self, Secrets};
+use crate::model::{Model, Runtime, file};
+use crate::rpc::{RpcError, code, no_params, params};
+use crate::status;
+use crate::tenants::Tenants;
+
+/// Objects that one answer lists at most: the rest is counted.
+pub const LISTED_MAX: usize = 10_000;
+/// Objects of each list of `apply`'s answer.
+const APPLIED_MAX: usize = 1000;
+/// Mistakes that are told.
+const MISTAKES_MAX: usize = 100;
+
+/// What the methods look at and change.
+#[derive(Debug)]
+pub struct Declared<'d> {
+    /// The config.
+    pub plan: &'d Plan,
+    /// What is declared.
+    pub model: &'d mut Model,
+    /// The workers.
+    pub engine: &'d mut Engine,
+    /// The tenants' sockets.
+    pub tenants: &'d mut Tenants,
+    /// Where these are watched.
+    pub registry: &'d Registry,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ChangeParams {
+    changes: Vec<Value>,
+    #[serde(default)]
+    dry_run: bool,
+    generation: Option<u64>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct ApplyParams {
+    format: Option<u32>,
+    generation: Option<u64>,
+    networks: Vec<Value>,
+    ports: Vec<Value>,
+    endpoints: Vec<Value>,
+    dry_run: bool,
+}
+
+impl Declared<'_> {
+    /// Does what one of these methods asks for, and takes its parameters then. `None`: it is no method of ours.
+    ///
+    /// # Errors
+    /// Wrong parameters, or it cannot be done as things are; nothing has changed then.
+    pub fn answer(
+        &mut self,
+        method: &str,
+        given: &mut Value,
+        now: Instant,
+    ) -> Option<Result<Value, RpcError>> {
+        Some(match method {
+            "change" | "apply" => self.alter(method, given.take(), now),
+            "export" => no_params(method, given).and_then(|()| self.export()),
+            "network.list" => self.networks(given.take()),
+            "port.list" => self.ports(given.take()),
+            "endpoint.list" => self.endpoints(given.take()),
+            "schema" => no_params(method, given).map(|()| schema()),
+            _ => return None,
+        })
+    }
+
+    fn alter(&mut self, method: &str, given: Value, now: Instant) -> Result<Value, RpcError> {
+        let began = Instant::now();
+        let Declared { plan, model, engine, tenants, registry } = self;
+        let mut runtime = Live { engine, tenants, registry, now };
+        if method == "change" {
+            let answer = change(model, plan, &mut runtime, given)?;
+            return to_value(&ChangeAnswer { took_us: micros(began), ..answer });
+        }
+        let answer = apply(model, plan, &mut runtime, given)?;
+        to_value(&ApplyAnswer { took_us: micros(began), ..answer })
+    }
+
+    fn export(&self) -> Result<Value, RpcError> {
+        serde_json::from_str(&self.model.export()).map_err(|e| RpcError::new(code::INTERNAL, e.to_string()))
+    }
+
+    fn networks(&self, given: Value) -> Result<Value, RpcError> {
+        let ListRequest { name, network } = filter("network.list", given)?;
+        let all = self.model.networks();
+        let names: Vec<&String> = match (&name, &network) {
+            (None, None) => all.keys().collect(),
+            (Some(name), Some(network)) if name != network => Vec::new(),
+            (Some(name), _) | (None, Some(name)) => {
+                all.get_key_value(name).map(|(name, _)| name).into_iter().collect()
+            }
+        };
+        let entry = |name: &&String| {
+            let network = all.get(*name)?;
+            Some(NetworkEntry {
+                network: written::network(&network.plan, &self.plan.classes),
+                origin: network.origin,
+                endpoints: network.endpoints.len(),
+            })
+        };
+        let networks = names.iter().take(LISTED_MAX).filter_map(entry).collect();
+        to_value(&NetworkList { networks, total: names.len() })
+    }
+
+    fn ports(&self, given: Value) -> Result<Value, RpcError> {
+        let ListRequest { name, network } = filter("port.list", given)?;
+        let all = self.model.ports();
+        let names: Vec<&str> = match (&name, &network) {
+            (Some(name), network) => {
+                let is_meant = network.as_ref().is_none_or(|network| self.is_port_on(name, network));
+                all.get_key_value(name)
+                    .filter(|_| is_meant)
+                    .map(|(name, _)| name.as_str())
+                    .into_iter()
+                    .collect()
+            }
+            (None, Some(network)) => {
+                let on_it = self.on(network).filter_map(|name| self.model.endpoints().get(name));
+                // By name, and each once.
+                on_it.map(|endpoint| endpoint.port.as_str()).collect::<BTreeSet<_>>().into_iter().collect()
+            }
+            (None, None) => all.keys().map(String::as_str).collect(),
+        };
+        let ports = names.iter().take(LISTED_MAX).filter_map(|name| self.port(name)).collect();
+        to_value(&PortList { ports, total: names.len() })
+    }
+
+    fn is_port_on(&self, port: &str, network: &str) -> bool {
+        let endpoint = self.model.carried(port).and_then(|name| self.model.endpoints().get(name));
+        endpoint.is_some_and(|endpoint| endpoint.network == network)
+    }
+
+    fn on(&self, network: &str) -> impl Iterator<Item = &String> {
+        self.model.networks().get(network).into_iter().flat_map(|network| &network.endpoints)
+    }
+
+    fn port(&self, name: &str) -> Option<PortEntry> {
+        let port = self.model.ports().get(name)?;
+        let endpoint = self.model.carried(name);
+        let id = endpoint.and_then(|name| self.model.endpoints().get(name)).map(|endpoint| endpoint.id);
+        let state = match id {
+            None => "unbound",
+            Some(id) if self.is_connected(id) => "connected",
+            Some(_) => status::waiting(&port.memif.role),
+        };
+        Some(PortEntry {
+            port: written::port(name, &port.memif, Secrets::Hidden),
+            origin: port.origin,
+            own: port.is_own,
+            endpoint: endpoint.map(str::to_owned),
+            state: state.to_owned(),
+        })
+    }
+
+    fn is_connected(&self, id: EndpointId) -> bool {
+        self.tenants.record(id).is_some_and(|record| record.peer.is_some())
+    }
+
+    fn endpoints(&self, given: Value) -> Result<Value, RpcError> {
+        let ListRequest { name, network } = filter("endpoint.list", given)?;
+        let all = self.model.endpoints();
+        let names: Vec<&String> = match (&name, &network) {
+            (Some(name), network) => {
+                let there = all.get_key_value(name);
+                let there =
+                    there.filter(|(_, it)| network.as_ref().is_none_or(|network| it.network == *network));
+                there.map(|(name, _)| name).into_iter().collect()
+            }
+            (None, Some(network)) => self.on(network).collect(),
+            (None, None) => all.keys().collect(),
+        };
+        let entry = |name: &&String| {
+            let endpoint = all.get(*name)?;
+            let is_own = self.model.ports().get(&endpoint.port).is_some_and(|port| port.is_own);
+            let port = (!is_own).then_some(endpoint.port.as_str());
+            Some(EndpointEntry {
+                endpoint: written::endpoint(&endpoint.plan, &endpoint.network, port, Secrets::Hidden),
+                origin: endpoint.origin,
+                connected: self.is_connected(endpoint.id),
+            })
+        };
+        let endpoints = names.iter().take(LISTED_MAX).filter_map(entry).collect();
+        to_value(&EndpointList { endpoints, total: names.len() })
+    }
+}
+
+/// `change`.
+///
+/// # Errors
+/// As it is told; nothing has changed then.
+pub fn change(
+    model: &mut Model,
+    plan: &Plan,
+    runtime: &mut impl Runtime,
+    given: Value,
+) -> Result<ChangeAnswer, RpcError> {
+    let ChangeParams { changes, dry_run, generation } = params("change", given)?;
+    expect_generation(model, generation)?;
+    let mut stage = Stage::new(model, plan);
+    for (nth, step) in changes.into_iter().enumerate() {
+        stage.step(&format!("changes[{nth}]"), step);
+    }
+    let prepared = stage.finish(runtime).map_err(mistakes)?;
+    let Totals { added, changed, removed } = totals(&prepared);
+    if !dry_run {
+        model.make(prepared, runtime).map_err(|why| RpcError::new(code::REFUSED, why))?;
+    }
+    Ok(ChangeAnswer { generation: model.generation(), added, changed, removed, took_us: 0 })
+}
+
+/// `apply`.
+///
+/// # Errors
+/// As it is told; nothing has changed then.
+pub fn apply(
+    model: &mut Model,
+    plan: &Plan,
+    runtime: &mut impl Runtime,
+    given: Value,
+) -> Result<ApplyAnswer, RpcError> {
+    let ApplyParams { format, generation, networks, ports, endpoints, dry_run } = params("apply", given)?;
+    if let Some(format) = format.filter(|format| *format != file::FORMAT) {
+        let text = format!("apply: format = {format}: must be {}", file::FORMAT);
+        return Err(RpcError::new(code::INVALID_PARAMS, text));
+    }
+    expect_generation(model, generation)?;
+    let mut stage = Stage::new(model, plan);
+    stage.clear();
+    stage.declare_all(networks, ports, endpoints);
+    let prepared = stage.finish(runtime).map_err(mistakes)?;
+    let first = |names: &[Named]| names.iter().take(APPLIED_MAX).cloned().collect();
+    let answer = ApplyAnswer {
+        added: first(&prepared.added),
+        changed: prepared.altered(model, APPLIED_MAX),
+        removed: first(&prepared.removed),
+        totals: totals(&prepared),
+        dry_run,
+        ..ApplyAnswer::default()
+    };
+    if !dry_run {
+        model.make(prepared, runtime).map_err(|why| RpcError::new(code::REFUSED, why))?;
+    }
+    Ok(ApplyAnswer { generation: model.generation(), ..answer })
+}
+
+fn totals(prepared: &Prepared) -> Totals {
+    let Prepared { added, changed, removed, .. } = prepared;
+    Totals { added: added.len(), changed: changed.len(), removed: removed.len() }
+}
+
+fn expect_generation(model: &Model, wanted: Option<u64>) -> Result<(), RpcError> {
+    let now = model.generation();
+    let Some(wanted) = wanted.filter(|wanted| *wanted != now) else { return Ok(()) };
+    let text = format!("generation = {wanted}: it is {now} by now: look at what changed, and ask again");
+    Err(RpcError { data: Some(json!({ "generation": now })), ..RpcError::new(code::REFUSED, text) })
+}
+
+fn mistakes(mut mistaken: Mistaken) -> RpcError {
+    let message = mistaken.in_one_line();
+    mistaken.lines.truncate(MISTAKES_MAX);
+    RpcError {
+        data: Some(json!({ "errors": mistaken.lines })),
+        ..RpcError::new(code::INVALID_PARAMS, message)
+    }
+}
+
+fn filter(method: &str, given: Value) -> Result<ListRequest, RpcError> {
+    params(method, if given.is_null() { json!({}) } else { given })
+}
+
+/// The JSON schema of all these methods.
+pub fn schema() -> Value {
+    schemars::schema_for!(Everything).to_value()
+}
+
+fn micros(began: Instant) -> u64 {
+    u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX)
+}
+
+fn to_value(value: &impl serde::Serialize) -> Result<Value, RpcError> {
+    serde_json::to_value(value).map_err(|e| RpcError::new(code::INTERNAL, e.to_string()))
+}
+
+#[cfg(test)]
+#[path = "declared_tests.rs"]
+mod tests;

@@ -1,0 +1,274 @@
+//! The state file: what was declared at the control socket, kept over a restart. Written as a whole before a change is answered, to a file
+//! beside it that then takes its place; what it was before is kept as `FILE.last`.
+//!
+//! What must hold: whatever happens while it is written, there is a whole file. One that is not whole, or that another version wrote, is
+//! never read in part: the daemon does not start, and says what to do.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use peregrine_dataplane::engine::Change;
+use peregrine_dataplane::plan::{EndpointPlan, MemifPlan, Plan};
+use peregrine_dataplane::types::{EndpointId, NetworkId};
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::stage::Stage;
+use super::types::Kind;
+use super::{About, Model, Runtime};
+use crate::error::Error;
+use crate::socket;
+
+/// Of the file, and of `export`.
+pub const FORMAT: u32 = 1;
+/// What nobody has ever written: 65,534 endpoints take some 30 MiB.
+const BYTES_MAX: u64 = 1 << 30;
+/// It has secrets.
+const MODE: u32 = 0o600;
+/// What stands between the state and its check.
+const CHECK: &str = ",\"check\":\"";
+
+/// Where the state is kept.
+#[derive(Clone, Debug)]
+pub struct StateFile {
+    path: PathBuf,
+}
+
+/// A state that has been written, and is not yet the one that counts.
+#[derive(Debug)]
+pub struct Written<'f> {
+    file: &'f StateFile,
+}
+
+/// The state without its end.
+pub fn body(generation: u64, [networks, ports, endpoints]: &[Vec<&str>; 3]) -> String {
+    let bytes: usize =
+        [networks, ports, endpoints].iter().flat_map(|list| list.iter()).map(|t| t.len() + 2).sum();
+    let mut text = String::with_capacity(bytes + 128);
+    text.push_str(&format!("{{\"format\":{FORMAT},\"generation\":{generation}"));
+    for (key, list) in [("networks", networks), ("ports", ports), ("endpoints", endpoints)] {
+        text.push_str(&format!(",\"{key}\":["));
+        for (nth, object) in list.iter().enumerate() {
+            // An object a line, for people and for `diff`.
+            text.push_str(if nth == 0 { "\n" } else { ",\n" });
+            text.push_str(object);
+        }
+        text.push(']');
+    }
+    text
+}
+
+/// The whole text of the file.
+pub fn text(generation: u64, objects: &[Vec<&str>; 3]) -> String {
+    let body = body(generation, objects);
+    let check = crc32fast::hash(body.as_bytes());
+    format!("{body}{CHECK}{check:08x}\"}}\n")
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Contents {
+    #[serde(rename = "format")]
+    _format: u32,
+    generation: u64,
+    networks: Vec<Value>,
+    ports: Vec<Value>,
+    endpoints: Vec<Value>,
+    #[serde(rename = "check")]
+    _check: String,
+}
+
+/// Enough to tell another format.
+#[derive(Deserialize)]
+struct Format {
+    format: u32,
+}
+
+/// What a text says, or why it is no state.
+fn read(text: &[u8]) -> Result<Contents, String> {
+    let Format { format } = serde_json::from_slice(text).map_err(|error| one_line(&error))?;
+    if format != FORMAT {
+        return Err(format!(
+            "format = {format}: this version of peregrine reads {FORMAT}: start the one that wrote it"
+        ));
+    }
+    let damaged = || "check: it is not what was written".to_owned();
+    let end = text.len().checked_sub(CHECK.len() + 11).ok_or_else(damaged)?;
+    let (body, check) = text.split_at_checked(end).ok_or_else(damaged)?;
+    let want = format!("{CHECK}{:08x}\"}}\n", crc32fast::hash(body));
+    if check != want.as_bytes() {
+        return Err(damaged());
+    }
+    serde_json::from_slice(text).map_err(|error| one_line(&error))
+}
+
+fn one_line(error: &serde_json::Error) -> String {
+    error.to_string().replace(char::is_control, " ")
+}
+
+impl StateFile {
+    fn beside(&self, ending: &str) -> PathBuf {
+        let mut name = self.path.clone().into_os_string();
+        name.push(ending);
+        name.into()
+    }
+
+    fn failed(&self, doing: &str, error: &io::Error) -> String {
+        format!("the state file {}: {doing}: {error}", self.path.display())
+    }
+
+    /// Writes a state beside the one that counts.
+    ///
+    /// # Errors
+    /// One line.
+    pub fn write_beside(&self, text: &str) -> Result<Written<'_>, String> {
+        let write = || {
+            let mut options = OpenOptions::new();
+            options.write(true).create(true).truncate(true).mode(MODE);
+            let mut file = options.open(self.beside(".new"))?;
+            file.write_all(text.as_bytes())?;
+            file.sync_all()
+        };
+        write().map_err(|error| self.failed("it cannot be written", &error))?;
+        Ok(Written { file: self })
+    }
+
+    /// The state that is kept, if there is one.
+    fn read(&self) -> Result<Option<Contents>, String> {
+        let last = self.beside(".last");
+        let mut text = Vec::new();
+        match File::open(&self.path).and_then(|file| file.take(BYTES_MAX).read_to_end(&mut text)) {
+            Ok(_) => read(&text).map(Some),
+            Err(error) if error.kind() == io::ErrorKind::NotFound && last.exists() => {
+                Err(format!("it is gone, and {} is there", last.display()))
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(format!("it cannot be read: {error}")),
+        }
+    }
+
+    /// Why the daemon does not start, and the way out.
+    fn refused(&self, why: String) -> Error {
+        let last = self.beside(".last");
+        let way_out = if last.exists() {
+            format!("to go back by one change: mv {} {}", last.display(), self.path.display())
+        } else {
+            "to begin without it, move it away".to_owned()
+        };
+        Error::State { path: self.path.clone(), why, way_out }
+    }
+}
+
+impl Written<'_> {
+    /// It takes the place of the one before, which becomes `FILE.last`. At no moment is there no file.
+    ///
+    /// # Errors
+    /// One line.
+    pub fn replace(self) -> Result<(), String> {
+        let StateFile { path } = self.file;
+        let (new, last, link) =
+            (self.file.beside(".new"), self.file.beside(".last"), self.file.beside(".link"));
+        let replace = || {
+            if path.exists() {
+                let _left_behind = fs::remove_file(&link);
+                // A second name for it; a copy, where the file system has no such thing.
+                fs::hard_link(path, &link).or_else(|_| fs::copy(path, &link).map(drop))?;
+                fs::rename(&link, &last)?;
+            }
+            fs::rename(&new, path)?;
+            File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
+        };
+        replace().map_err(|error| self.file.failed("it cannot be replaced", &error))
+    }
+}
+
+/// What a config declares and what is kept in its state file: the model, and the plan that the engine begins with.
+///
+/// # Errors
+/// The file is damaged, of another version, says what cannot be beside this config, or cannot be written.
+pub fn load(plan: &Plan) -> Result<(Model, Plan), Error> {
+    let mut model = Model::of(plan);
+    let Some(path) = &plan.state else { return Ok((model, plan.clone())) };
+    socket::make_directory(path)?;
+    let file = StateFile { path: path.clone() };
+    let mut beginning = Beginning(plan.clone());
+    match file.read().map_err(|why| file.refused(why))? {
+        Some(contents) => {
+            model = restore(model, contents, plan, &mut beginning).map_err(|why| file.refused(why))?;
+        }
+        None => {
+            let empty = text(0, &model.texts(None));
+            let first = file.write_beside(&empty).and_then(Written::replace);
+            first.map_err(|why| file.refused(why))?;
+        }
+    }
+    model.file = Some(file);
+    Ok((model, beginning.0))
+}
+
+fn restore(
+    mut model: Model,
+    contents: Contents,
+    plan: &Plan,
+    beginning: &mut Beginning,
+) -> Result<Model, String> {
+    let Contents { generation, networks, ports, endpoints, .. } = contents;
+    let mut stage = Stage::new(&model, plan);
+    stage.declare_all(networks, ports, endpoints);
+    let prepared = stage.finish(beginning).map_err(|mistaken| mistaken.in_one_line())?;
+    model.make(prepared, beginning)?;
+    model.generation = generation;
+    model.log.clear();
+    model.log_names = 0;
+    Ok(model)
+}
+
+impl Stage<'_, '_> {
+    /// Lists of objects, each at its place.
+    pub fn declare_all(&mut self, networks: Vec<Value>, ports: Vec<Value>, endpoints: Vec<Value>) {
+        for (kind, list) in [(Kind::Network, networks), (Kind::Port, ports), (Kind::Endpoint, endpoints)] {
+            for (nth, object) in list.into_iter().enumerate() {
+                self.declare(kind, &format!("{}s[{nth}]", kind.name()), object);
+            }
+        }
+    }
+}
+
+/// A plan that no engine has yet.
+struct Beginning(Plan);
+
+/// As many as ids can name.
+const NETWORKS_MAX: usize = 4096;
+const ENDPOINTS_MAX: usize = 65534;
+
+impl Runtime for Beginning {
+    fn vacant_networks(&self, count: usize) -> Vec<NetworkId> {
+        (self.0.networks.end()..NETWORKS_MAX).take(count).map(|place| NetworkId(place as u16)).collect()
+    }
+
+    fn vacant_endpoints(&self, count: usize) -> Vec<EndpointId> {
+        (self.0.endpoints.end()..ENDPOINTS_MAX).take(count).map(|place| EndpointId(place as u16)).collect()
+    }
+
+    fn swap(&mut self, _: &[EndpointId], _: &[(EndpointId, EndpointPlan)]) -> Result<(), (usize, String)> {
+        Ok(())
+    }
+
+    fn hold(&mut self, _: &MemifPlan) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn release(&mut self, _: &MemifPlan) {}
+
+    fn change(&mut self, change: Change) -> Result<(), (Option<About>, String)> {
+        for (id, network) in change.networks {
+            self.0.networks.set(id, network);
+        }
+        for (id, endpoint) in change.endpoints {
+            self.0.endpoints.set(id, endpoint);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,83 @@
+//! What a change is made in while the daemon runs: the engine, and the tenants' sockets.
+
+use std::time::Instant;
+
+use mio::Registry;
+use peregrine_dataplane::engine::{Change, ChangeError, Engine};
+use peregrine_dataplane::plan::{EndpointPlan, MemifPlan, MemifRole};
+use peregrine_dataplane::types::{EndpointId, NetworkId};
+
+use super::{About, Runtime};
+use crate::tenants::Tenants;
+
+/// See the [module documentation](self).
+#[derive(Debug)]
+pub struct Live<'d> {
+    /// The workers.
+    pub engine: &'d mut Engine,
+    /// The tenants' sockets.
+    pub tenants: &'d mut Tenants,
+    /// Where these are watched.
+    pub registry: &'d Registry,
+    /// The time.
+    pub now: Instant,
+}
+
+impl Runtime for Live<'_> {
+    fn vacant_networks(&self, count: usize) -> Vec<NetworkId> {
+        self.engine.vacant_networks().take(count).collect()
+    }
+
+    fn vacant_endpoints(&self, count: usize) -> Vec<EndpointId> {
+        self.engine.vacant_endpoints().take(count).collect()
+    }
+
+    fn swap(
+        &mut self,
+        go: &[EndpointId],
+        come: &[(EndpointId, EndpointPlan)],
+    ) -> Result<(), (usize, String)> {
+        if let Some(index) = come.iter().position(|(_, plan)| may_be_unsealed(&plan.memif)) {
+            // As at the start: its tenant could take memory away under a worker.
+            peregrine_memif::guard_memory()
+                .map_err(|error| (index, format!("cannot handle SIGBUS: {error}")))?;
+        }
+        let Live { engine, tenants, registry, now } = self;
+        let swapped = tenants.change(registry, go, come, *now, *engine);
+        swapped.map_err(|(index, error)| (index, error.to_string()))
+    }
+
+    fn hold(&mut self, memif: &MemifPlan) -> Result<(), String> {
+        self.tenants.hold(self.registry, memif).map_err(|error| error.to_string())
+    }
+
+    fn release(&mut self, memif: &MemifPlan) {
+        self.tenants.release(memif);
+    }
+
+    fn change(&mut self, change: Change) -> Result<(), (Option<About>, String)> {
+        self.engine.change(change).map_err(|error| (about(&error), error.to_string()))
+    }
+}
+
+fn may_be_unsealed(memif: &MemifPlan) -> bool {
+    matches!(memif.role, MemifRole::Server { allow_unsealed: true, .. })
+}
+
+fn about(error: &ChangeError) -> Option<About> {
+    Some(match error {
+        ChangeError::EndpointPlace(id)
+        | ChangeError::NoSuchNetwork(id)
+        | ChangeError::Mac(id, _)
+        | ChangeError::Fixed(id, _)
+        | ChangeError::FdbFull(id) => About::Endpoint(*id),
+        ChangeError::NetworkPlace(id)
+        | ChangeError::NotEmpty(id)
+        | ChangeError::Remote(id, _)
+        | ChangeError::FixedBehind(id, _)
+        | ChangeError::Local(id, _)
+        | ChangeError::Mtu { network: id, .. }
+        | ChangeError::FdbLimit { network: id, .. } => About::Network(*id),
+        ChangeError::Ruled(_) | ChangeError::Vni(_) | ChangeError::Steering(_) => return None,
+    })
+}

@@ -1,0 +1,400 @@
+//! Networks, ports and endpoints that are declared: by the config, and at the control socket while the daemon runs. Called by the methods
+//! (`declared.rs`); owned by the [daemon](crate::daemon).
+//!
+//! Everything that is to be changed is staged first ([`stage`]), checked as a config is and held against all that there is; then the sockets
+//! and the engine get it, then the file ([`file`]), and only then the model is another one. So a change is there as a whole or not at all,
+//! and what it costs does not depend on how much is there: what may be had once is found by what it is ([`Key`]).
+
+pub mod file;
+pub mod live;
+mod sockets;
+pub mod stage;
+pub mod types;
+pub mod written;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::net::IpAddr;
+
+use peregrine_dataplane::engine::Change;
+use peregrine_dataplane::plan::{EndpointPlan, MemifPlan, MemifRole, NetworkPlan, Plan};
+use peregrine_dataplane::types::{EndpointId, MacAddr, NetworkId, Vni};
+use peregrine_memif::SocketAddr;
+
+use self::stage::Prepared;
+use self::types::{Changed, Kind, Named, Origin};
+
+/// So many changes are kept for who watches,
+const LOG_MAX: usize = 1024;
+/// as long as they name no more objects than this together.
+const LOG_NAMES_MAX: usize = 1 << 18;
+
+/// A network.
+#[derive(Clone, Debug)]
+pub struct Network {
+    /// Who declared it.
+    pub origin: Origin,
+    /// Its place.
+    pub id: NetworkId,
+    /// As it was declared. Remotes that came and went since are the engine's.
+    pub plan: NetworkPlan,
+    /// The names of the endpoints on it.
+    pub endpoints: BTreeSet<String>,
+    /// As JSON, for the file and to compare.
+    text: String,
+}
+
+/// What carries frames.
+#[derive(Clone, Debug)]
+pub struct Port {
+    /// Who declared it.
+    pub origin: Origin,
+    /// It came with its endpoint and goes with it.
+    pub is_own: bool,
+    /// How it is attached.
+    pub memif: MemifPlan,
+    text: String,
+}
+
+/// A tenant's address on a network.
+#[derive(Clone, Debug)]
+pub struct Endpoint {
+    /// Who declared it.
+    pub origin: Origin,
+    /// Its place.
+    pub id: EndpointId,
+    /// As it was declared, attached as its port is.
+    pub plan: EndpointPlan,
+    /// Its network's name.
+    pub network: String,
+    /// Its port's name.
+    pub port: String,
+    text: String,
+}
+
+/// What one object at most may have.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub enum Key {
+    /// A network's number.
+    Vni(Vni),
+    /// An Ethernet address on a network.
+    Mac(NetworkId, MacAddr),
+    /// An IP address on a network.
+    Address(NetworkId, IpAddr),
+    /// A memif interface.
+    Memif(SocketAddr, u32),
+    /// A port, by which an endpoint is carried.
+    Port(String),
+}
+
+/// What all on one socket must say alike.
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct Terms {
+    is_server: bool,
+    mode: Option<u32>,
+    owner: Option<u32>,
+    group: Option<u32>,
+}
+
+impl Terms {
+    fn of(memif: &MemifPlan) -> Terms {
+        match memif.role {
+            MemifRole::Server { mode, owner, group, .. } => Terms { is_server: true, mode, owner, group },
+            MemifRole::Client { .. } => Terms { is_server: false, mode: None, owner: None, group: None },
+        }
+    }
+}
+
+/// A socket that ports are on.
+#[derive(Clone, Debug)]
+struct SocketUse {
+    terms: Terms,
+    /// One of those who say so.
+    by: String,
+    ports: usize,
+}
+
+/// What a change is made in: the engine and the tenants' sockets; or a plan that has not begun.
+pub trait Runtime {
+    /// The first places that are free for networks, at most so many.
+    fn vacant_networks(&self, count: usize) -> Vec<NetworkId>;
+    /// The same for endpoints.
+    fn vacant_endpoints(&self, count: usize) -> Vec<EndpointId>;
+    /// Closes what endpoints that go have of sockets, and opens those of endpoints that come: all of it, or nothing.
+    ///
+    /// # Errors
+    /// The index of the one that cannot come, and why.
+    fn swap(&mut self, go: &[EndpointId], come: &[(EndpointId, EndpointPlan)])
+    -> Result<(), (usize, String)>;
+    /// A port's socket is there, whether it carries an endpoint or not.
+    ///
+    /// # Errors
+    /// Why it cannot be.
+    fn hold(&mut self, memif: &MemifPlan) -> Result<(), String>;
+    /// Undoes one [`hold`](Self::hold).
+    fn release(&mut self, memif: &MemifPlan);
+    /// Makes the change.
+    ///
+    /// # Errors
+    /// Why not, and what it is about, if it is about one; nothing has changed then.
+    fn change(&mut self, change: Change) -> Result<(), (Option<About>, String)>;
+}
+
+/// What an engine's refusal is about.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum About {
+    /// This network.
+    Network(NetworkId),
+    /// This endpoint.
+    Endpoint(EndpointId),
+}
+
+/// Everything that is declared.
+#[derive(Debug, Default)]
+pub struct Model {
+    generation: u64,
+    networks: BTreeMap<String, Network>,
+    ports: BTreeMap<String, Port>,
+    endpoints: BTreeMap<String, Endpoint>,
+    held: HashMap<Key, Named>,
+    sockets: HashMap<SocketAddr, SocketUse>,
+    log: VecDeque<Changed>,
+    log_names: usize,
+    file: Option<file::StateFile>,
+}
+
+impl Model {
+    /// What a config declares.
+    pub fn of(plan: &Plan) -> Model {
+        let mut model = Model::default();
+        for (id, network) in plan.networks.iter() {
+            let network = Network {
+                origin: Origin::Config,
+                id,
+                plan: network.clone(),
+                endpoints: BTreeSet::new(),
+                text: String::new(),
+            };
+            network.keys().into_iter().for_each(|key| model.hold(key, Kind::Network, &network.plan.name));
+            model.networks.insert(network.plan.name.clone(), network);
+        }
+        for (id, endpoint) in plan.endpoints.iter() {
+            model.take_configs_endpoint(id, endpoint, plan);
+        }
+        model
+    }
+
+    fn take_configs_endpoint(&mut self, id: EndpointId, plan: &EndpointPlan, all: &Plan) {
+        let name = plan.name.clone();
+        let network = all.network(plan.network).map(|network| network.name.clone()).unwrap_or_default();
+        let port =
+            Port { origin: Origin::Config, is_own: true, memif: plan.memif.clone(), text: String::new() };
+        self.hold(port.key(), Kind::Port, &name);
+        self.join_socket(&port.memif, &name);
+        self.ports.insert(name.clone(), port);
+        let endpoint = Endpoint {
+            origin: Origin::Config,
+            id,
+            plan: plan.clone(),
+            network,
+            port: name.clone(),
+            text: String::new(),
+        };
+        endpoint.keys().into_iter().for_each(|key| self.hold(key, Kind::Endpoint, &name));
+        if let Some(network) = self.networks.get_mut(&endpoint.network) {
+            network.endpoints.insert(name.clone());
+        }
+        self.endpoints.insert(name, endpoint);
+    }
+
+    fn hold(&mut self, key: Key, kind: Kind, name: &str) {
+        self.held.insert(key, Named { kind, name: name.to_owned() });
+    }
+
+    fn join_socket(&mut self, memif: &MemifPlan, port: &str) {
+        let new = || SocketUse { terms: Terms::of(memif), by: port.to_owned(), ports: 0 };
+        self.sockets.entry(memif.socket.clone()).or_insert_with(new).ports += 1;
+    }
+
+    /// How often it has become another one.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// Holds the sockets of all ports: once, at the start. Those of endpoints' own ports come and go with these.
+    ///
+    /// # Errors
+    /// Why one of them cannot be.
+    pub fn hold_ports(&self, runtime: &mut impl Runtime) -> Result<(), String> {
+        let mut ports = self.ports.iter().filter(|(_, port)| !port.is_own);
+        ports.try_for_each(|(name, port)| {
+            runtime.hold(&port.memif).map_err(|why| format!("port {name}: {why}"))
+        })
+    }
+
+    /// All networks, by name.
+    pub fn networks(&self) -> &BTreeMap<String, Network> {
+        &self.networks
+    }
+
+    /// All ports, by name.
+    pub fn ports(&self) -> &BTreeMap<String, Port> {
+        &self.ports
+    }
+
+    /// All endpoints, by name.
+    pub fn endpoints(&self) -> &BTreeMap<String, Endpoint> {
+        &self.endpoints
+    }
+
+    /// The endpoint that a port carries.
+    pub fn carried(&self, port: &str) -> Option<&str> {
+        Some(self.held.get(&Key::Port(port.to_owned()))?.name.as_str())
+    }
+
+    /// What came after a generation, the oldest first. `None` if it is not known any more, or never was: who asks must look at everything.
+    pub fn since(&self, generation: u64) -> Option<impl Iterator<Item = &Changed>> {
+        let back = usize::try_from(self.generation.checked_sub(generation)?).ok()?;
+        let first = self.log.len().checked_sub(back)?;
+        Some(self.log.iter().skip(first))
+    }
+
+    /// The texts of what the control socket declared, as they are in `export` and in the file. `next` is about to be.
+    fn texts<'m>(&'m self, next: Option<&'m Prepared>) -> [Vec<&'m str>; 3] {
+        let api = |origin: Origin| origin == Origin::Api;
+        let networks =
+            self.networks.iter().filter(|(_, n)| api(n.origin)).map(|(name, n)| (name, n.text.as_str()));
+        let ports = self.ports.iter().filter(|(_, p)| api(p.origin) && !p.is_own);
+        let ports = ports.map(|(name, p)| (name, p.text.as_str()));
+        let endpoints =
+            self.endpoints.iter().filter(|(_, e)| api(e.origin)).map(|(name, e)| (name, e.text.as_str()));
+        let Some(next) = next else {
+            return [
+                networks.map(|(_, text)| text).collect(),
+                ports.map(|(_, text)| text).collect(),
+                endpoints.map(|(_, text)| text).collect(),
+            ];
+        };
+        fn merged<'m, T>(
+            stay: impl Iterator<Item = (&'m String, &'m str)>,
+            next: &'m BTreeMap<String, Option<T>>,
+            text: impl Fn(&'m T) -> Option<&'m str>,
+        ) -> Vec<&'m str> {
+            let stay = stay.filter(|(name, _)| !next.contains_key(*name)).map(|(_, text)| text);
+            stay.chain(next.values().flatten().filter_map(text)).collect()
+        }
+        [
+            merged(networks, &next.networks, |network| Some(network.text.as_str())),
+            merged(ports, &next.ports, |port| (!port.is_own).then_some(port.text.as_str())),
+            merged(endpoints, &next.endpoints, |endpoint| Some(endpoint.text.as_str())),
+        ]
+    }
+
+    /// `export`: what the control socket declared, as JSON.
+    pub fn export(&self) -> String {
+        file::body(self.generation, &self.texts(None)) + "}"
+    }
+
+    /// Makes a change that was prepared: in the sockets, the engine, the file, and here; or nowhere.
+    ///
+    /// # Errors
+    /// One line.
+    pub fn make(&mut self, prepared: Prepared, runtime: &mut impl Runtime) -> Result<(), String> {
+        if prepared.is_nothing() {
+            return Ok(());
+        }
+        let generation = self.generation + 1;
+        let written = match &self.file {
+            Some(file) => Some(file.write_beside(&file::text(generation, &self.texts(Some(&prepared))))?),
+            None => None,
+        };
+        prepared.open(runtime)?;
+        if let Err((about, why)) = runtime.change(prepared.change.clone()) {
+            let back = prepared.close_again(runtime);
+            return Err(format!("{}: {why}{back}", prepared.path_of(about)));
+        }
+        prepared.close(runtime);
+        let kept = written.map_or(Ok(()), file::Written::replace);
+        self.take(prepared, generation);
+        kept.map_err(|why| format!("the change was made, but a restart will not know it: {why}"))
+    }
+
+    /// It has happened.
+    fn take(&mut self, prepared: Prepared, generation: u64) {
+        self.generation = generation;
+        self.note(prepared.changed(generation));
+        let Prepared { networks, ports, endpoints, released, claimed, sockets, .. } = prepared;
+        released.iter().for_each(|key| drop(self.held.remove(key)));
+        self.held.extend(claimed);
+        for (socket, used) in sockets {
+            match used {
+                Some(used) => drop(self.sockets.insert(socket, used)),
+                None => drop(self.sockets.remove(&socket)),
+            }
+        }
+        for (name, endpoint) in &endpoints {
+            if let Some(before) = self.endpoints.get(name)
+                && endpoint.as_ref().is_none_or(|after| after.network != before.network)
+                && let Some(network) = self.networks.get_mut(&before.network)
+            {
+                network.endpoints.remove(name);
+            }
+        }
+        for (name, network) in networks {
+            let endpoints = self.networks.remove(&name).map(|before| before.endpoints).unwrap_or_default();
+            if let Some(network) = network {
+                self.networks.insert(name, Network { endpoints, ..network });
+            }
+        }
+        put(&mut self.ports, ports);
+        for (name, endpoint) in &endpoints {
+            if let Some(network) = endpoint.as_ref().and_then(|e| self.networks.get_mut(&e.network)) {
+                network.endpoints.insert(name.clone());
+            }
+        }
+        put(&mut self.endpoints, endpoints);
+    }
+
+    fn note(&mut self, changed: Changed) {
+        let names = |changed: &Changed| changed.added.len() + changed.changed.len() + changed.removed.len();
+        self.log_names += names(&changed);
+        self.log.push_back(changed);
+        while self.log.len() > LOG_MAX || (self.log_names > LOG_NAMES_MAX && self.log.len() > 1) {
+            self.log_names -= self.log.pop_front().map_or(0, |oldest| names(&oldest));
+        }
+    }
+}
+
+fn put<T>(all: &mut BTreeMap<String, T>, next: BTreeMap<String, Option<T>>) {
+    for (name, object) in next {
+        match object {
+            Some(object) => drop(all.insert(name, object)),
+            None => drop(all.remove(&name)),
+        }
+    }
+}
+
+impl Network {
+    fn keys(&self) -> Vec<Key> {
+        let mut keys = vec![Key::Vni(self.plan.vni)];
+        for fixed in &self.plan.static_macs {
+            keys.push(Key::Mac(self.id, fixed.mac));
+            keys.extend(fixed.addresses.iter().map(|ip| Key::Address(self.id, *ip)));
+        }
+        keys
+    }
+}
+
+impl Port {
+    fn key(&self) -> Key {
+        Key::Memif(self.memif.socket.clone(), self.memif.id)
+    }
+}
+
+impl Endpoint {
+    fn keys(&self) -> Vec<Key> {
+        let EndpointPlan { network, mac, addresses, .. } = &self.plan;
+        let mut keys = vec![Key::Mac(*network, *mac), Key::Port(self.port.clone())];
+        keys.extend(addresses.iter().map(|ip| Key::Address(*network, *ip)));
+        keys
+    }
+}

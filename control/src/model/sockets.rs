@@ -1,0 +1,66 @@
+//! The sockets' part of a change: opened before the engine is asked, so that nothing is left to fail after it; closed afterwards.
+
+use peregrine_dataplane::plan::MemifPlan;
+use peregrine_dataplane::types::EndpointId;
+
+use super::Runtime;
+use super::stage::Prepared;
+
+impl Prepared {
+    fn go_first(&self) -> Vec<EndpointId> {
+        self.close_first.iter().map(|(id, _)| *id).collect()
+    }
+
+    /// Everything that comes is open, or all is as it was.
+    pub(super) fn open(&self, runtime: &mut impl Runtime) -> Result<(), String> {
+        let go = self.go_first();
+        if self.has_new_terms {
+            // A socket that is to be another one has to go first.
+            self.release.iter().for_each(|memif| runtime.release(memif));
+            let _cannot_fail = runtime.swap(&go, &[]);
+        }
+        for (held, (path, memif)) in self.hold.iter().enumerate() {
+            if let Err(why) = runtime.hold(memif) {
+                return Err(format!("{path}: {why}{}", self.go_back(runtime, held, &[])));
+            }
+        }
+        let go = if self.has_new_terms { &[] } else { &go[..] };
+        match runtime.swap(go, &self.come) {
+            Ok(()) => Ok(()),
+            Err((index, why)) => {
+                let name = self.come.get(index).map_or("", |(_, plan)| plan.name.as_str());
+                let back = self.go_back(runtime, self.hold.len(), &[]);
+                Err(format!("{}: {why}{back}", self.path_of_endpoint(name)))
+            }
+        }
+    }
+
+    /// The engine wants none of it: all is as it was. What to say if that failed.
+    pub(super) fn close_again(&self, runtime: &mut impl Runtime) -> String {
+        let come: Vec<EndpointId> = self.come.iter().map(|(id, _)| *id).collect();
+        self.go_back(runtime, self.hold.len(), &come)
+    }
+
+    fn go_back(&self, runtime: &mut impl Runtime, held: usize, come: &[EndpointId]) -> String {
+        self.hold.iter().take(held).for_each(|(_, memif)| runtime.release(memif));
+        let were_closed = self.has_new_terms || !come.is_empty();
+        let before = if were_closed { &self.close_first[..] } else { &[] };
+        let mut failed = runtime.swap(come, before).err().map(|(_, why)| why);
+        if self.has_new_terms {
+            for memif in &self.release {
+                failed = runtime.hold(memif).err().or(failed);
+            }
+        }
+        failed
+            .map(|why| format!(" (and what was there before could not be opened again: {why})"))
+            .unwrap_or_default()
+    }
+
+    /// The rest of what goes.
+    pub(super) fn close(&self, runtime: &mut impl Runtime) {
+        let _cannot_fail = runtime.swap(&self.close, &[]);
+        if !self.has_new_terms {
+            self.release.iter().for_each(|memif: &MemifPlan| runtime.release(memif));
+        }
+    }
+}

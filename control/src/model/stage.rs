@@ -1,0 +1,812 @@
+//! A change before it is made: its steps read and checked one after the other, each seeing those before it; then everything that counts
+//! only at the end: who has which address, which port carries what, which places are taken. The model stays as it is meanwhile.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+
+use peregrine_config::{Carrier, Checker, ConfigError, DeclaredEndpoint, Networks, buffer_too_small};
+use peregrine_dataplane::engine::Change;
+use peregrine_dataplane::plan::{ClassesPlan, EndpointPlan, MemifPlan, NetworkPlan, Plan};
+use peregrine_dataplane::types::{EndpointId, NetworkId};
+use peregrine_memif::SocketAddr;
+use serde_json::Value;
+
+use super::types::{Altered, Changed, Kind, Named, Origin};
+use super::written::{self, Secrets};
+use super::{About, Endpoint, Key, Model, Network, Port, Runtime, SocketUse, Terms};
+
+/// Steps of a `change`.
+const STEPS: &str = "add_network, set_network, remove_network, add_port, set_port, remove_port, add_endpoint, set_endpoint, remove_endpoint or move_endpoint";
+
+/// The steps so far.
+#[derive(Debug)]
+pub struct Stage<'m, 'p> {
+    model: &'m Model,
+    classes: &'p ClassesPlan,
+    checker: Checker<'p>,
+    networks: BTreeMap<String, Staged<Network>>,
+    ports: BTreeMap<String, Staged<Port>>,
+    endpoints: BTreeMap<String, Staged<Endpoint>>,
+    steps: usize,
+}
+
+/// What an object is to be; `None`: gone.
+#[derive(Debug)]
+struct Staged<T> {
+    after: Option<T>,
+    /// Where that was said.
+    path: String,
+    /// In which step.
+    step: usize,
+}
+
+/// A change that can be made, as far as the model knows.
+#[derive(Debug, Default)]
+pub struct Prepared {
+    pub(super) networks: BTreeMap<String, Option<Network>>,
+    pub(super) ports: BTreeMap<String, Option<Port>>,
+    pub(super) endpoints: BTreeMap<String, Option<Endpoint>>,
+    pub(super) released: Vec<Key>,
+    pub(super) claimed: HashMap<Key, Named>,
+    pub(super) sockets: HashMap<SocketAddr, Option<SocketUse>>,
+    pub(super) change: Change,
+    /// Endpoints that come, in the places that they get.
+    pub(super) come: Vec<(EndpointId, EndpointPlan)>,
+    /// Endpoints that go before those come, because they are where those will be.
+    pub(super) close_first: Vec<(EndpointId, EndpointPlan)>,
+    /// The others that go.
+    pub(super) close: Vec<EndpointId>,
+    /// Ports that come, with where they were said,
+    pub(super) hold: Vec<(String, MemifPlan)>,
+    /// and those that go. One that becomes another one is both.
+    pub(super) release: Vec<MemifPlan>,
+    /// A socket that is there becomes another one: what is on it goes before anything comes.
+    pub(super) has_new_terms: bool,
+    /// Where the networks and endpoints were said.
+    network_paths: HashMap<String, String>,
+    endpoint_paths: HashMap<String, String>,
+    /// What it comes to.
+    pub added: Vec<Named>,
+    /// What it comes to.
+    pub changed: Vec<Named>,
+    /// What it comes to.
+    pub removed: Vec<Named>,
+}
+
+impl Prepared {
+    /// Everything is as it was.
+    pub fn is_nothing(&self) -> bool {
+        self.networks.is_empty() && self.ports.is_empty() && self.endpoints.is_empty()
+    }
+
+    pub(super) fn path_of_endpoint(&self, name: &str) -> &str {
+        self.endpoint_paths.get(name).map_or("the request", String::as_str)
+    }
+
+    /// Where it was said.
+    pub(super) fn path_of(&self, about: Option<About>) -> &str {
+        let path = match about {
+            Some(About::Endpoint(id)) => {
+                let is_it = |(other, endpoint): &&(EndpointId, Option<EndpointPlan>)| {
+                    *other == id && endpoint.is_some()
+                };
+                let found = self.change.endpoints.iter().find(is_it).and_then(|(_, plan)| plan.as_ref());
+                found.and_then(|plan| self.endpoint_paths.get(&plan.name))
+            }
+            Some(About::Network(id)) => {
+                let is_it =
+                    |(other, network): &&(NetworkId, Option<NetworkPlan>)| *other == id && network.is_some();
+                let found = self.change.networks.iter().find(is_it).and_then(|(_, plan)| plan.as_ref());
+                found.and_then(|plan| self.network_paths.get(&plan.name))
+            }
+            None => None,
+        };
+        path.map_or("the request", String::as_str)
+    }
+
+    pub(super) fn changed(&self, generation: u64) -> Changed {
+        Changed {
+            generation,
+            added: self.added.clone(),
+            changed: self.changed.clone(),
+            removed: self.removed.clone(),
+        }
+    }
+
+    /// The first so many of those that are other than before, with their keys that are. The model is still as it was.
+    pub fn altered(&self, model: &Model, most: usize) -> Vec<Altered> {
+        let altered = self.changed.iter().take(most).map(|Named { kind, name }| {
+            let (before, after) = match kind {
+                Kind::Network => {
+                    (model.networks.get(name).map(|n| &n.text), text(&self.networks, name, |n| &n.text))
+                }
+                Kind::Port => (model.ports.get(name).map(|p| &p.text), text(&self.ports, name, |p| &p.text)),
+                Kind::Endpoint => {
+                    (model.endpoints.get(name).map(|e| &e.text), text(&self.endpoints, name, |e| &e.text))
+                }
+            };
+            Altered { kind: *kind, name: name.clone(), keys: keys(before, after) }
+        });
+        altered.collect()
+    }
+}
+
+fn text<'a, T>(
+    all: &'a BTreeMap<String, Option<T>>,
+    name: &str,
+    of: impl Fn(&'a T) -> &'a String,
+) -> Option<&'a String> {
+    all.get(name)?.as_ref().map(of)
+}
+
+/// Of two tables, the keys whose values are not the same.
+fn keys(before: Option<&String>, after: Option<&String>) -> Vec<String> {
+    let read = |text: Option<&String>| -> BTreeMap<String, Value> {
+        text.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default()
+    };
+    let (before, after) = (read(before), read(after));
+    let all: BTreeSet<&String> = before.keys().chain(after.keys()).collect();
+    all.into_iter().filter(|key| before.get(*key) != after.get(*key)).cloned().collect()
+}
+
+impl Networks for Stage<'_, '_> {
+    fn find(&self, name: &str) -> Option<(NetworkId, u16)> {
+        self.network(name).map(|network| (network.id, network.plan.mtu))
+    }
+
+    fn names(&self) -> Vec<String> {
+        let staged = self.networks.iter().filter(|(_, staged)| staged.after.is_some()).map(|(name, _)| name);
+        let there = self.model.networks.keys().filter(|name| !self.networks.contains_key(*name));
+        there.chain(staged).cloned().collect()
+    }
+}
+
+/// A key without a value is as good as one left out.
+fn without_nulls(value: &mut Value) {
+    if let Value::Object(map) = value {
+        map.retain(|_, value| !value.is_null());
+        map.values_mut().for_each(without_nulls);
+    }
+}
+
+impl<'m, 'p> Stage<'m, 'p> {
+    /// Nothing yet. `plan` is the config's: what it says of uplinks, classes and the control socket counts for all.
+    pub fn new(model: &'m Model, plan: &'p Plan) -> Stage<'m, 'p> {
+        Stage {
+            model,
+            classes: &plan.classes,
+            checker: Checker::new(plan),
+            networks: BTreeMap::new(),
+            ports: BTreeMap::new(),
+            endpoints: BTreeMap::new(),
+            steps: 0,
+        }
+    }
+
+    fn network(&self, name: &str) -> Option<&Network> {
+        match self.networks.get(name) {
+            Some(staged) => staged.after.as_ref(),
+            None => self.model.networks.get(name),
+        }
+    }
+
+    fn port(&self, name: &str) -> Option<&Port> {
+        match self.ports.get(name) {
+            Some(staged) => staged.after.as_ref(),
+            None => self.model.ports.get(name),
+        }
+    }
+
+    fn endpoint(&self, name: &str) -> Option<&Endpoint> {
+        match self.endpoints.get(name) {
+            Some(staged) => staged.after.as_ref(),
+            None => self.model.endpoints.get(name),
+        }
+    }
+
+    fn staged<T>(&mut self, path: &str, after: Option<T>) -> Staged<T> {
+        self.steps += 1;
+        Staged { after, path: path.to_owned(), step: self.steps }
+    }
+
+    fn refuse(&self, path: impl Into<String>, got: &str, why: String) {
+        let got = if got.is_empty() { String::new() } else { show(got) };
+        self.checker.report(ConfigError::Refused { key: path.into(), got, why });
+    }
+
+    /// One step of a `change`.
+    pub fn step(&mut self, path: &str, given: Value) {
+        let one = match given {
+            Value::Object(map) if map.len() == 1 => map.into_iter().next(),
+            _ => None,
+        };
+        let Some((what, mut given)) = one else {
+            return self.refuse(path, "", format!("must be a table with one of the keys {STEPS}"));
+        };
+        without_nulls(&mut given);
+        let at = format!("{path}.{what}");
+        match what.as_str() {
+            "add_network" => self.declare_network(&at, given, true),
+            "set_network" => self.declare_network(&at, given, false),
+            "remove_network" => self.remove(&at, &given, Kind::Network),
+            "add_port" => self.declare_port(&at, given, true),
+            "set_port" => self.declare_port(&at, given, false),
+            "remove_port" => self.remove(&at, &given, Kind::Port),
+            "add_endpoint" => self.declare_endpoint(&at, given, true),
+            "set_endpoint" => self.declare_endpoint(&at, given, false),
+            "remove_endpoint" => self.remove(&at, &given, Kind::Endpoint),
+            "move_endpoint" => self.move_endpoint(&at, &given),
+            _ => self.refuse(path, "", format!("must be a table with one of the keys {STEPS}")),
+        }
+    }
+
+    /// Everything that the control socket declared is to go.
+    pub fn clear(&mut self) {
+        let api = |origin: Origin| origin == Origin::Api;
+        let model = self.model;
+        for (name, _) in model.endpoints.iter().filter(|(_, e)| api(e.origin)) {
+            self.stage_endpoint(name, "endpoints", None);
+        }
+        for (name, _) in model.ports.iter().filter(|(_, p)| api(p.origin) && !p.is_own) {
+            let staged = self.staged("ports", None);
+            self.ports.insert(name.clone(), staged);
+        }
+        for (name, _) in model.networks.iter().filter(|(_, n)| api(n.origin)) {
+            let staged = self.staged("networks", None);
+            self.networks.insert(name.clone(), staged);
+        }
+    }
+
+    /// An object that is to be there. `path` is where it stands.
+    pub fn declare(&mut self, kind: Kind, path: &str, mut given: Value) {
+        without_nulls(&mut given);
+        match kind {
+            Kind::Network => self.declare_network(path, given, true),
+            Kind::Port => self.declare_port(path, given, true),
+            Kind::Endpoint => self.declare_endpoint(path, given, true),
+        }
+    }
+
+    /// Whether an object can become another one: one that is new must not be there yet, any other must, and must be the control socket's.
+    fn may(&self, path: &str, kind: Kind, name: &str, is_new: bool, there: Option<Origin>) -> bool {
+        let what = kind.name();
+        let why = match (is_new, there) {
+            (true, None) | (false, Some(Origin::Api)) => return true,
+            (true, Some(Origin::Config)) => format!("the config has a {what} of this name"),
+            (true, Some(Origin::Api)) => format!("there is a {what} of this name already"),
+            (false, None) => format!("there is no {what} of this name"),
+            (false, Some(Origin::Config)) => {
+                format!("{what} {name} is the config's: change it there and restart")
+            }
+        };
+        self.refuse(path, name, why.replace("a endpoint", "an endpoint"));
+        false
+    }
+
+    fn declare_network(&mut self, path: &str, given: Value, is_new: bool) {
+        let Some(plan) = self.checker.network(path, given) else { return };
+        let there = self.network(&plan.name).map(|network| network.origin);
+        if !self.may(&format!("{path}.name"), Kind::Network, &plan.name, is_new, there) {
+            return;
+        }
+        let text = written::text(&written::network(&plan, self.classes));
+        let name = plan.name.clone();
+        let network =
+            Network { origin: Origin::Api, id: NEW_NETWORK, plan, endpoints: BTreeSet::new(), text };
+        let staged = self.staged(path, Some(network));
+        self.networks.insert(name, staged);
+    }
+
+    fn declare_port(&mut self, path: &str, given: Value, is_new: bool) {
+        let Some(port) = self.checker.port(path, given) else { return };
+        let there = self.port(&port.name).map(|port| (port.origin, port.is_own));
+        let at = format!("{path}.name");
+        if let Some((Origin::Api, true)) = there {
+            let why = "it is an endpoint's own: change the endpoint".to_owned();
+            return self.refuse(at, &port.name, why);
+        }
+        if !self.may(&at, Kind::Port, &port.name, is_new, there.map(|(origin, _)| origin)) {
+            return;
+        }
+        let text = written::text(&written::port(&port.name, &port.memif, Secrets::Shown));
+        let staged = Some(Port { origin: Origin::Api, is_own: false, memif: port.memif, text });
+        let staged = self.staged(path, staged);
+        self.ports.insert(port.name, staged);
+    }
+
+    fn declare_endpoint(&mut self, path: &str, given: Value, is_new: bool) {
+        // The name of its network is for us: the checker gives its place.
+        let network = given.get("network").and_then(Value::as_str).unwrap_or_default().to_owned();
+        let Some(declared) = self.checker.endpoint(path, given, self) else { return };
+        let there = self.endpoint(&declared.name).map(|endpoint| endpoint.origin);
+        if !self.may(&format!("{path}.name"), Kind::Endpoint, &declared.name, is_new, there) {
+            return;
+        }
+        self.put_endpoint(path, &declared, network);
+    }
+
+    fn put_endpoint(&mut self, path: &str, declared: &DeclaredEndpoint, network: String) {
+        let name = &declared.name;
+        let (port, memif) = match &declared.carrier {
+            Carrier::Port(port) => match self.port(port) {
+                Some(there) => (Some(port.clone()), there.memif.clone()),
+                None => {
+                    return self.refuse(
+                        format!("{path}.port"),
+                        port,
+                        "there is no port of this name".to_owned(),
+                    );
+                }
+            },
+            Carrier::Own(memif) => (None, memif.clone()),
+        };
+        if port.is_none() && self.port(name).is_some_and(|port| !port.is_own) {
+            let why = format!(
+                "its port would have the endpoint's name, and there is a port {name} already: name another, or say port = {name:?}"
+            );
+            return self.refuse(format!("{path}.memif"), "", why);
+        }
+        let plan = declared.plan(memif);
+        let text = written::text(&written::endpoint(&plan, &network, port.as_deref(), Secrets::Shown));
+        let is_own = port.is_none();
+        let memif = plan.memif.clone();
+        let endpoint = Endpoint {
+            origin: Origin::Api,
+            id: NEW_ENDPOINT,
+            network,
+            port: port.unwrap_or_else(|| name.clone()),
+            plan,
+            text,
+        };
+        self.stage_endpoint(name, path, Some(endpoint));
+        if is_own {
+            let own = Port { origin: Origin::Api, is_own: true, memif, text: String::new() };
+            let staged = self.staged(path, Some(own));
+            self.ports.insert(name.clone(), staged);
+        }
+    }
+
+    /// An endpoint as it is to be; a port of its own goes, until it has one again.
+    fn stage_endpoint(&mut self, name: &str, path: &str, after: Option<Endpoint>) {
+        if self.port(name).is_some_and(|port| port.is_own) {
+            let staged = self.staged(path, None);
+            self.ports.insert(name.to_owned(), staged);
+        }
+        let staged = self.staged(path, after);
+        self.endpoints.insert(name.to_owned(), staged);
+    }
+
+    fn move_endpoint(&mut self, path: &str, given: &Value) {
+        let text = |key: &str| given.get(key).and_then(Value::as_str);
+        let is_short = given.as_object().is_some_and(|map| map.len() == 2);
+        let (Some(name), Some(port), true) = (text("name"), text("port"), is_short) else {
+            return self.refuse(path, "", "must be a table with the keys name and port".to_owned());
+        };
+        let there = self.endpoint(name).map(|endpoint| endpoint.origin);
+        if !self.may(&format!("{path}.name"), Kind::Endpoint, name, false, there) {
+            return;
+        }
+        let Some(endpoint) = self.endpoint(name) else { return };
+        let declared = DeclaredEndpoint {
+            name: name.to_owned(),
+            network: endpoint.plan.network,
+            mac: endpoint.plan.mac,
+            addresses: endpoint.plan.addresses.clone(),
+            anti_spoofing: endpoint.plan.anti_spoofing,
+            storm_limit: endpoint.plan.storm_limit,
+            announce: endpoint.plan.announce,
+            carrier: Carrier::Port(port.to_owned()),
+        };
+        let network = endpoint.network.clone();
+        self.put_endpoint(path, &declared, network);
+    }
+
+    fn remove(&mut self, path: &str, given: &Value, kind: Kind) {
+        let Some(name) = given.as_str() else {
+            return self.refuse(
+                path,
+                "",
+                format!("must be the name of a {}", kind.name()).replace("a e", "an e"),
+            );
+        };
+        let there = match kind {
+            Kind::Network => self.network(name).map(|network| network.origin),
+            Kind::Port => self.port(name).map(|port| port.origin),
+            Kind::Endpoint => self.endpoint(name).map(|endpoint| endpoint.origin),
+        };
+        if !self.may(path, kind, name, false, there) {
+            return;
+        }
+        match kind {
+            Kind::Endpoint => self.stage_endpoint(name, path, None),
+            Kind::Network => {
+                let staged = self.staged(path, None);
+                self.networks.insert(name.to_owned(), staged);
+            }
+            Kind::Port if self.port(name).is_some_and(|port| port.is_own) => {
+                self.refuse(path, name, "it is an endpoint's own, and goes with it".to_owned());
+            }
+            Kind::Port => {
+                let staged = self.staged(path, None);
+                self.ports.insert(name.to_owned(), staged);
+            }
+        }
+    }
+
+    /// What all the steps come to.
+    ///
+    /// # Errors
+    /// All mistakes, one line each.
+    pub fn finish(mut self, runtime: &impl Runtime) -> Result<Prepared, Mistaken> {
+        if self.checker.is_clean() {
+            self.settle_networks(runtime);
+            self.settle_ports();
+            self.settle_endpoints(runtime);
+        }
+        let mut prepared = Prepared::default();
+        if self.checker.is_clean() {
+            self.hold(&mut prepared);
+            self.share(&mut prepared);
+        }
+        let Stage { model, checker, networks, ports, endpoints, .. } = self;
+        if let Err(errors) = checker.finish("") {
+            let lines = errors.list().iter().map(ToString::to_string).collect();
+            return Err(Mistaken { lines, unlisted: errors.unlisted() });
+        }
+        prepared.sum_up(model, &networks, &ports, &endpoints);
+        prepared.order(model, &networks, &endpoints);
+        prepared.order_ports(model, &ports);
+        prepared.network_paths = networks.iter().map(|(name, s)| (name.clone(), s.path.clone())).collect();
+        prepared.endpoint_paths = endpoints.iter().map(|(name, s)| (name.clone(), s.path.clone())).collect();
+        prepared.networks = networks.into_iter().map(|(name, staged)| (name, staged.after)).collect();
+        prepared.ports = ports.into_iter().map(|(name, staged)| (name, staged.after)).collect();
+        prepared.endpoints = endpoints.into_iter().map(|(name, staged)| (name, staged.after)).collect();
+        Ok(prepared)
+    }
+
+    /// A network that becomes another one gets another place, and so do the endpoints on it.
+    fn settle_networks(&mut self, runtime: &impl Runtime) {
+        let model = self.model;
+        self.networks.retain(|name, staged| {
+            let (before, after) = (model.networks.get(name), staged.after.as_ref());
+            before.map(|network| &network.text) != after.map(|network| &network.text)
+        });
+        let needed = self.networks.values().filter(|staged| staged.after.is_some()).count();
+        let mut places = runtime.vacant_networks(needed).into_iter();
+        let mut along = Vec::new();
+        for (name, staged) in &mut self.networks {
+            let before = model.networks.get(name);
+            match &mut staged.after {
+                Some(network) => match places.next() {
+                    Some(place) => network.id = place,
+                    None => self.checker.report(no_place(&staged.path, "network", "networks")),
+                },
+                None => {
+                    let stay = |name: &&String| !self.endpoints.contains_key(*name);
+                    if let Some(such) = before.and_then(|before| before.endpoints.iter().find(stay)) {
+                        let why = format!(
+                            "endpoints are on it, such as {such}: remove them first, or in the same change"
+                        );
+                        let (key, got) = (staged.path.clone(), show(name));
+                        self.checker.report(ConfigError::Refused { key, got, why });
+                    }
+                    continue;
+                }
+            }
+            let on_it = before.into_iter().flat_map(|before| &before.endpoints);
+            along.extend(on_it.map(|name| (name, staged.path.clone())));
+        }
+        self.take_along(along);
+    }
+
+    /// Endpoints that are as they were, but not where.
+    fn take_along(&mut self, names: Vec<(&'m String, String)>) {
+        for (name, path) in names {
+            if !self.endpoints.contains_key(name)
+                && let Some(endpoint) = self.model.endpoints.get(name)
+            {
+                let staged = self.staged(&path, Some(endpoint.clone()));
+                self.endpoints.insert(name.clone(), staged);
+            }
+        }
+    }
+
+    fn settle_ports(&mut self) {
+        let model = self.model;
+        self.ports.retain(|name, staged| match (model.ports.get(name), &staged.after) {
+            (Some(before), Some(after)) => {
+                before.memif != after.memif || before.is_own != after.is_own || before.text != after.text
+            }
+            (None, None) => false,
+            _ => true,
+        });
+        let mut along = Vec::new();
+        for (name, staged) in &self.ports {
+            let carried = model.held.get(&Key::Port(name.clone())).map(|carried| &carried.name);
+            let Some(carried) = carried.filter(|endpoint| !self.endpoints.contains_key(*endpoint)) else {
+                continue;
+            };
+            if staged.after.is_none() {
+                let why = format!("it carries endpoint {carried}: remove that first, or move it");
+                self.refuse(staged.path.clone(), name, why);
+            } else {
+                along.push((carried, staged.path.clone()));
+            }
+        }
+        self.take_along(along);
+    }
+
+    /// Each on its network and its port as they are at the end; in a place of its own, if it is not where it was.
+    fn settle_endpoints(&mut self, runtime: &impl Runtime) {
+        let mut staged = std::mem::take(&mut self.endpoints);
+        for (name, Staged { after, path, .. }) in &mut staged {
+            let Some(endpoint) = after else { continue };
+            let (Some((network, mtu)), Some(port)) =
+                (self.find(&endpoint.network), self.port(&endpoint.port))
+            else {
+                let why = if self.port(&endpoint.port).is_some() { "its network" } else { "its port" };
+                self.refuse(path.clone(), name, format!("{why} goes in the same change"));
+                continue;
+            };
+            if let Some(why) = buffer_too_small(&port.memif, mtu) {
+                self.refuse(
+                    format!("{path}.network"),
+                    &endpoint.network,
+                    format!("port {}: {why}", endpoint.port),
+                );
+            }
+            endpoint.plan.network = network;
+            endpoint.plan.memif = port.memif.clone();
+            endpoint.id = match self.model.endpoints.get(name) {
+                Some(before) if is_same_place(&before.plan, &endpoint.plan) => before.id,
+                _ => NEW_ENDPOINT,
+            };
+        }
+        staged.retain(|name, staged| match (self.model.endpoints.get(name), &staged.after) {
+            (Some(before), Some(after)) => before.id != after.id || before.text != after.text,
+            (None, None) => false,
+            _ => true,
+        });
+        let new = |staged: &Staged<Endpoint>| staged.after.as_ref().is_some_and(|e| e.id == NEW_ENDPOINT);
+        let needed = staged.values().filter(|staged| new(staged)).count();
+        let mut places = runtime.vacant_endpoints(needed).into_iter();
+        for staged in staged.values_mut() {
+            let Some(endpoint) = staged.after.as_mut().filter(|e| e.id == NEW_ENDPOINT) else { continue };
+            match places.next() {
+                Some(place) => endpoint.id = place,
+                None => self.checker.report(no_place(&staged.path, "endpoint", "endpoints")),
+            }
+        }
+        self.endpoints = staged;
+    }
+
+    /// What may be had once: everything that goes or changes lets go of it, and then those that come or change take theirs.
+    fn hold(&self, prepared: &mut Prepared) {
+        let model = self.model;
+        let mut released: HashSet<Key> = HashSet::new();
+        released.extend(self.networks.keys().filter_map(|n| model.networks.get(n)).flat_map(Network::keys));
+        released.extend(self.ports.keys().filter_map(|name| model.ports.get(name)).map(Port::key));
+        released
+            .extend(self.endpoints.keys().filter_map(|n| model.endpoints.get(n)).flat_map(Endpoint::keys));
+        type Taker<'a> = (usize, Kind, &'a str, &'a str, Vec<Key>);
+        let mut takers: Vec<Taker<'_>> = Vec::new();
+        for (name, staged) in &self.networks {
+            let keys = staged.after.iter().flat_map(Network::keys).collect();
+            takers.push((staged.step, Kind::Network, name, &staged.path, keys));
+        }
+        for (name, staged) in &self.ports {
+            let keys = staged.after.iter().map(Port::key).collect();
+            takers.push((staged.step, Kind::Port, name, &staged.path, keys));
+        }
+        for (name, staged) in &self.endpoints {
+            let keys = staged.after.iter().flat_map(Endpoint::keys).collect();
+            takers.push((staged.step, Kind::Endpoint, name, &staged.path, keys));
+        }
+        takers.sort_by_key(|taker| taker.0);
+        for (_, kind, name, path, keys) in takers {
+            for key in keys {
+                let holder = prepared.claimed.get(&key);
+                let holder = holder.or_else(|| model.held.get(&key).filter(|_| !released.contains(&key)));
+                match holder {
+                    // Its own, as where two stations of a network have the same address.
+                    Some(holder) if holder.kind == kind && holder.name == name => {}
+                    Some(holder) => self.checker.report(held_already(path, kind, &key, holder)),
+                    None => {
+                        prepared.claimed.insert(key, Named { kind, name: name.to_owned() });
+                    }
+                }
+            }
+        }
+        prepared.released = released.into_iter().collect();
+    }
+
+    /// Those that share a socket agree on it.
+    fn share(&self, prepared: &mut Prepared) {
+        let model = self.model;
+        let mut sockets: HashMap<SocketAddr, SocketUse> = HashMap::new();
+        for before in self.ports.keys().filter_map(|name| model.ports.get(name)) {
+            let socket = &before.memif.socket;
+            if !sockets.contains_key(socket)
+                && let Some(used) = model.sockets.get(socket)
+            {
+                sockets.insert(socket.clone(), used.clone());
+            }
+            if let Some(used) = sockets.get_mut(socket) {
+                used.ports = used.ports.saturating_sub(1);
+            }
+        }
+        let mut comes: Vec<(&String, &Staged<Port>)> = self.ports.iter().collect();
+        comes.sort_by_key(|(_, staged)| staged.step);
+        for (name, staged) in comes {
+            let Some(port) = &staged.after else { continue };
+            let terms = Terms::of(&port.memif);
+            let new = || SocketUse { terms: terms.clone(), by: name.clone(), ports: 0 };
+            let used = sockets
+                .entry(port.memif.socket.clone())
+                .or_insert_with(|| model.sockets.get(&port.memif.socket).cloned().unwrap_or_else(new));
+            if used.ports == 0 {
+                *used = new();
+            }
+            used.ports += 1;
+            if used.terms != terms {
+                self.checker.report(ConfigError::Refused {
+                    key: format!("{}.memif.socket", staged.path),
+                    got: show(&port.memif.socket.to_string()),
+                    why: format!("role, mode, owner and group must be the same for one socket, and port {} says others", used.by),
+                });
+            }
+        }
+        let gone = |used: SocketUse| (used.ports > 0).then_some(used);
+        prepared.sockets = sockets.into_iter().map(|(socket, used)| (socket, gone(used))).collect();
+    }
+}
+
+/// Mistakes of a request.
+#[derive(Debug)]
+pub struct Mistaken {
+    /// One line each.
+    pub lines: Vec<String>,
+    /// How many more there are.
+    pub unlisted: usize,
+}
+
+impl Mistaken {
+    /// The first, and how many more there are.
+    pub fn in_one_line(&self) -> String {
+        let first = self.lines.first().map_or("", String::as_str);
+        match self.lines.len().saturating_sub(1) + self.unlisted {
+            0 => first.to_owned(),
+            more => format!("{first} (and {more} more)"),
+        }
+    }
+}
+
+/// Stand for a place until there is one.
+const NEW_NETWORK: NetworkId = NetworkId(u16::MAX);
+const NEW_ENDPOINT: EndpointId = EndpointId(u16::MAX);
+
+/// The workers know it as the same endpoint.
+fn is_same_place(before: &EndpointPlan, after: &EndpointPlan) -> bool {
+    before.network == after.network && before.memif == after.memif
+}
+
+/// In quotes, and not too long.
+fn show(text: &str) -> String {
+    format!("{:?}", text.chars().take(70).collect::<String>())
+}
+
+fn no_place(path: &str, what: &str, key: &str) -> ConfigError {
+    let why = format!(
+        "no place is free for another {what}: remove some (their places are free after a moment), or raise capacity.{key} in the config and restart"
+    );
+    ConfigError::Refused { key: path.to_owned(), got: String::new(), why }
+}
+
+fn held_already(path: &str, kind: Kind, key: &Key, holder: &Named) -> ConfigError {
+    let by = format!("that of {} {}", holder.kind.name(), holder.name);
+    let (key, got) = match key {
+        Key::Port(port) => {
+            let why = format!("port {port} carries endpoint {} already", holder.name);
+            return ConfigError::Refused { key: format!("{path}.port"), got: show(port), why };
+        }
+        Key::Vni(vni) => ("vni", vni.to_string()),
+        Key::Mac(_, mac) if kind == Kind::Network => ("static_macs", show(&mac.to_string())),
+        Key::Address(_, ip) if kind == Kind::Network => ("static_macs", show(&ip.to_string())),
+        Key::Mac(_, mac) => ("mac", show(&mac.to_string())),
+        Key::Address(_, ip) => ("addresses", show(&ip.to_string())),
+        Key::Memif(socket, id) => ("memif.id", format!("{id} on {}", show(&socket.to_string()))),
+    };
+    ConfigError::Taken { key: format!("{path}.{key}"), got, by }
+}
+
+impl Prepared {
+    /// What is there that was not, is other than it was, is gone. Ports that belong to an endpoint are part of it.
+    fn sum_up(
+        &mut self,
+        model: &Model,
+        networks: &BTreeMap<String, Staged<Network>>,
+        ports: &BTreeMap<String, Staged<Port>>,
+        endpoints: &BTreeMap<String, Staged<Endpoint>>,
+    ) {
+        for (name, staged) in networks {
+            let before = model.networks.get(name).map(|network| network.text.as_str());
+            self.count(Kind::Network, name, before, staged.after.as_ref().map(|n| n.text.as_str()));
+        }
+        for (name, staged) in ports {
+            let before = model.ports.get(name).filter(|port| !port.is_own).map(|port| port.text.as_str());
+            let after = staged.after.as_ref().filter(|port| !port.is_own);
+            self.count(Kind::Port, name, before, after.map(|port| port.text.as_str()));
+        }
+        for (name, staged) in endpoints {
+            let before = model.endpoints.get(name).map(|endpoint| endpoint.text.as_str());
+            self.count(Kind::Endpoint, name, before, staged.after.as_ref().map(|e| e.text.as_str()));
+        }
+    }
+
+    fn count(&mut self, kind: Kind, name: &str, before: Option<&str>, after: Option<&str>) {
+        let list = match (before, after) {
+            (None, Some(_)) => &mut self.added,
+            (Some(_), None) => &mut self.removed,
+            (Some(before), Some(after)) if before != after => &mut self.changed,
+            _ => return,
+        };
+        list.push(Named { kind, name: name.to_owned() });
+    }
+
+    /// What the engine and the sockets are to do.
+    fn order(
+        &mut self,
+        model: &Model,
+        networks: &BTreeMap<String, Staged<Network>>,
+        endpoints: &BTreeMap<String, Staged<Endpoint>>,
+    ) {
+        // Those that go first: who comes may have the same number.
+        let gone = networks.keys().filter_map(|name| model.networks.get(name));
+        self.change.networks.extend(gone.map(|network| (network.id, None)));
+        let come = networks.values().filter_map(|staged| staged.after.as_ref());
+        self.change.networks.extend(come.map(|network| (network.id, Some(network.plan.clone()))));
+        let mut gone: Vec<&Endpoint> = Vec::new();
+        for (name, staged) in endpoints {
+            let before = model.endpoints.get(name);
+            let stays =
+                before.zip(staged.after.as_ref()).is_some_and(|(before, after)| before.id == after.id);
+            if let Some(before) = before.filter(|_| !stays) {
+                self.change.endpoints.push((before.id, None));
+                gone.push(before);
+            }
+            let Some(after) = &staged.after else { continue };
+            self.change.endpoints.push((after.id, Some(after.plan.clone())));
+            if !stays {
+                self.come.push((after.id, after.plan.clone()));
+            }
+        }
+        let come: HashSet<(&SocketAddr, u32)> =
+            self.come.iter().map(|(_, plan)| place_of(&plan.memif)).collect();
+        let other_terms = |socket: &SocketAddr| match self.sockets.get(socket) {
+            Some(Some(now)) => model.sockets.get(socket).is_some_and(|before| before.terms != now.terms),
+            _ => false,
+        };
+        self.has_new_terms = self.sockets.keys().any(other_terms);
+        for endpoint in gone {
+            let memif = &endpoint.plan.memif;
+            if come.contains(&place_of(memif)) || other_terms(&memif.socket) {
+                self.close_first.push((endpoint.id, endpoint.plan.clone()));
+            } else {
+                self.close.push(endpoint.id);
+            }
+        }
+    }
+
+    /// The sockets of ports are there without endpoints, too.
+    fn order_ports(&mut self, model: &Model, ports: &BTreeMap<String, Staged<Port>>) {
+        for (name, staged) in ports {
+            let before = model.ports.get(name).filter(|port| !port.is_own);
+            self.release.extend(before.map(|port| port.memif.clone()));
+            let after = staged.after.as_ref().filter(|port| !port.is_own);
+            self.hold.extend(after.map(|port| (staged.path.clone(), port.memif.clone())));
+        }
+    }
+}
+
+fn place_of(memif: &MemifPlan) -> (&SocketAddr, u32) {
+    (&memif.socket, memif.id)
+}

@@ -1,0 +1,197 @@
+//! One endpoint: whose it is, who is connected, and what was told of it. Which sockets it is on is for `server.rs` and `client.rs`.
+
+use std::os::fd::AsRawFd;
+use std::time::Instant;
+
+use peregrine_dataplane::engine::TenantRings;
+use peregrine_dataplane::plan::{EndpointPlan, MemifRole};
+use peregrine_dataplane::types::EndpointId;
+use peregrine_memif::{ClientConfig, ControlSocket, Interface, Reject, Secret, ServerConfig};
+
+use super::client::Dialler;
+use super::server::Seat;
+use super::{Peer, Rings, TenantRecord, Watch, memif_error};
+use crate::error::Error;
+
+/// An endpoint and its tenant.
+#[derive(Debug)]
+pub struct Endpoint {
+    pub role: Role,
+    pub control: Option<ControlSocket>,
+    /// The socket has something to read: that of the connection, or of our attempt at one.
+    pub readable: bool,
+    /// It stands in the list of those that have.
+    pub is_listed: bool,
+    /// When it is known to want its next step.
+    pub planned: Option<Instant>,
+    /// It was put out, and may not come back before.
+    pub barred_until: Option<Instant>,
+    pub record: TenantRecord,
+}
+
+/// Which side we are.
+#[derive(Debug)]
+pub enum Role {
+    Server(Box<ServerConfig>, Seat),
+    Client(Box<Dialler>),
+}
+
+impl Endpoint {
+    /// Where we are the server, it has a seat at one of our sockets.
+    pub fn new(plan: &EndpointPlan, seat: Option<Seat>) -> Result<Endpoint, Error> {
+        let memif = &plan.memif;
+        let secret = match memif.secret.as_slice() {
+            [] => None,
+            bytes => Some(Secret::new(bytes).map_err(|e| memif_error(&memif.socket, &e))?),
+        };
+        let role = match (&memif.role, seat) {
+            (&MemifRole::Server { allow_unsealed, memory_bytes_max, .. }, Some(seat)) => {
+                let config = ServerConfig {
+                    name: plan.name.clone(),
+                    secret,
+                    rings_max: memif.queue_pairs,
+                    chains: memif.chains,
+                    memory_bytes_max,
+                    allow_unsealed,
+                    ..ServerConfig::default()
+                };
+                Role::Server(Box::new(config), seat)
+            }
+            (MemifRole::Server { .. }, None) => {
+                return Err(memif_error(&memif.socket, &"nobody listens there"));
+            }
+            (&MemifRole::Client { ring_log2, buffer_bytes, tenant_uid }, _) => {
+                let config = ClientConfig {
+                    id: memif.id,
+                    name: plan.name.clone(),
+                    secret: secret.unwrap_or_default(),
+                    ring_log2,
+                    buffer_bytes,
+                    queue_pairs: memif.queue_pairs,
+                    chains: memif.chains,
+                    server_uid: tenant_uid,
+                    // A tenant must not be able to keep our memory.
+                    forbid_seals: true,
+                };
+                Role::Client(Box::new(Dialler::new(plan, config)?))
+            }
+        };
+        Ok(Endpoint {
+            role,
+            control: None,
+            readable: false,
+            is_listed: false,
+            planned: None,
+            barred_until: None,
+            record: TenantRecord::default(),
+        })
+    }
+
+    /// Its seat at one of our sockets.
+    pub fn seat(&self) -> Option<Seat> {
+        match self.role {
+            Role::Server(_, seat) => Some(seat),
+            Role::Client(_) => None,
+        }
+    }
+
+    /// When it wants its next step, if nothing comes before: as client, until it is connected.
+    pub fn deadline(&self) -> Option<Instant> {
+        match &self.role {
+            Role::Server(..) => None,
+            Role::Client(dialler) => {
+                dialler.deadline().map(|at| self.barred_until.map_or(at, |until| at.max(until)))
+            }
+        }
+    }
+
+    /// It was put out just now.
+    pub fn is_barred(&self, now: Instant) -> bool {
+        self.barred_until.is_some_and(|until| now < until)
+    }
+
+    /// Looks whether the tenant has left, if its socket has something to read.
+    pub fn notice_end(&mut self, id: EndpointId, now: Instant, rings: &mut impl Rings) {
+        let Some(control) = self.control.as_ref().filter(|_| self.readable) else {
+            // As client it may be that of an attempt.
+            self.readable &= matches!(self.role, Role::Client(_));
+            return;
+        };
+        self.readable = false;
+        let why = match control.poll_disconnect() {
+            Ok(None) => return,
+            Ok(Some(why)) => why.to_string(),
+            Err(e) => e.to_string(),
+        };
+        self.end(id, &why, None, now, rings);
+    }
+
+    /// A client that was sent away. While another one is connected, that is not what people ask about.
+    pub fn refused(&mut self, why: String) {
+        self.record.refused += 1;
+        if self.control.is_none() {
+            self.record.last_failure = Some(why);
+        }
+    }
+
+    /// A handshake has come to its end: the worker gets the rings.
+    ///
+    /// # Errors
+    /// Why the tenant was sent away instead.
+    pub fn connect(
+        &mut self,
+        id: EndpointId,
+        interface: Interface,
+        watch: Watch<'_>,
+        now: Instant,
+        rings: &mut impl Rings,
+    ) -> Result<(), String> {
+        let Interface { peer_name, peer_if_name, credentials, rx, tx, control, .. } = interface;
+        let queue_pairs = rx.len().min(tx.len());
+        // Several handshakes can be let in before one has come to its end.
+        let admitted = if self.control.is_some() {
+            Err(Reject::AlreadyConnected.to_string())
+        } else if self.is_barred(now) {
+            Err(Reject::TooSoon.to_string())
+        } else {
+            watch.over(control.as_raw_fd()).map_err(|e| format!("its socket cannot be watched: {e}"))
+        };
+        let attached = admitted.and_then(|()| rings.attach(id, TenantRings::new(rx, tx)));
+        if let Err(reason) = attached {
+            control.disconnect(&reason);
+            return Err(reason);
+        }
+        self.control = Some(control);
+        // What came under the token of the handshake is not told again under this one.
+        self.readable = true;
+        self.record.attached += 1;
+        self.record.last_failure = None;
+        self.record.peer =
+            Some(Peer { name: peer_name, interface: peer_if_name, credentials, since: now, queue_pairs });
+        Ok(())
+    }
+
+    /// Ends the connection, if there is one: the worker lets go of the rings, then the tenant is told (if there is
+    /// something to tell).
+    pub fn end(
+        &mut self,
+        id: EndpointId,
+        why: &str,
+        tell: Option<&str>,
+        now: Instant,
+        rings: &mut impl Rings,
+    ) {
+        let Some(control) = self.control.take() else { return };
+        rings.detach(id);
+        if let Some(text) = tell {
+            control.disconnect(text);
+        }
+        if let Role::Client(dialler) = &mut self.role {
+            dialler.lost(now);
+        }
+        self.readable = false;
+        self.record.peer = None;
+        self.record.last_end = Some(why.to_owned());
+        self.record.last_failure = None;
+    }
+}
