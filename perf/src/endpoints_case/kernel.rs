@@ -33,7 +33,7 @@ pub enum Form {
     Moved,
     /// The same, but the pair is made in the container with the other end on the host, as newer CNI bridge plugins do.
     InPlace,
-    /// All namespaces first; then all pairs by one batch, both ends in place, up and in the bridge, which is told who is behind which
+    /// All namespaces first; then all pairs by one batch, both ends in place and the host's in the bridge, which is told who is behind which
     /// port; then one batch in each container.
     Batch,
 }
@@ -243,7 +243,7 @@ impl Host {
             let (one, other) = ends(number, (name, "eth0"));
             let one = End { bridge: Some(BRIDGE), index: FIRST_PORT + number, is_up: true, ..one };
             let inside = Some(container.namespace.as_raw_fd());
-            netlink::veth(&one, &End { namespace: inside, index: 2, is_up: true, ..other })
+            netlink::veth(&one, &End { namespace: inside, index: 2, ..other })
         });
         let known = (0..count).map(|number| netlink::known_behind(FIRST_PORT + number, mac(number)));
         let requests: Vec<netlink::Request> = pairs.chain(known).collect();
