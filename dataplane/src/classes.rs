@@ -19,7 +19,7 @@ use std::ops::RangeInclusive;
 
 use self::rows::{Rows, set, words};
 use self::trie::{Range, Trie};
-use crate::plan::{ClassesPlan, Places, Plan, Prefix, RulePlan};
+use crate::plan::{ClassesPlan, PlaceId, Plan, Prefix, RulePlan};
 use crate::types::{Class, EndpointId, MacAddr, NetworkId};
 use crate::wire::flow::{Headers, Ip, mix};
 
@@ -73,7 +73,7 @@ pub struct CompiledRules {
     /// By bit.
     places: Box<[Place]>,
     /// By network.
-    networks: Places<NetworkId, Network>,
+    networks: Box<[Network]>,
     default: Class,
     is_trivial: bool,
     endpoints: Option<Endpoints>,
@@ -109,7 +109,7 @@ impl CompiledRules {
         }
         let mut make = Make { rules, words, rows: Rows::new() };
         let networks = make.networks(plan);
-        let is_trivial = networks.values().all(|network| network.settled == Some(plan.classes.default));
+        let is_trivial = networks.iter().all(|network| network.settled == Some(plan.classes.default));
         CompiledRules {
             places: places.into(),
             is_trivial,
@@ -144,7 +144,7 @@ impl CompiledRules {
     /// The class of all packets on this network, if their headers do not matter: there are no rules for it, or the first takes all.
     #[inline]
     pub fn settled(&self, network: NetworkId) -> Option<Class> {
-        match self.networks.get(network) {
+        match self.networks.get(network.index()) {
             Some(network) => network.settled,
             None => Some(self.default),
         }
@@ -203,7 +203,7 @@ impl CompiledRules {
     /// The class of a packet with this key: that of the first rule that matches, or its network's default.
     #[inline]
     pub fn class_of(&self, key: &Key) -> Class {
-        let Some(network) = self.networks.get(key.network) else { return self.default };
+        let Some(network) = self.networks.get(key.network.index()) else { return self.default };
         let mut left = Left::new(&self.rows);
         left.keep(network.row);
         if let Some(endpoints) = &self.endpoints {
@@ -497,17 +497,21 @@ impl Make<'_> {
         those
     }
 
-    fn networks(&mut self, plan: &Plan) -> Places<NetworkId, Network> {
-        plan.networks.map(|id, network| {
+    /// By place. Where there is none, no packet is on it.
+    fn networks(&mut self, plan: &Plan) -> Box<[Network]> {
+        let mut networks = Vec::with_capacity(plan.networks.end());
+        for id in (0..plan.networks.end()).map(NetworkId::at) {
+            let class = plan.network(id).map_or(plan.classes.default, |network| network.class);
             let applies = |rule: &RulePlan| rule.network.is_none_or(|its| its == id);
             let settled = match plan.classes.rules.iter().find(|rule| applies(rule)) {
                 Some(rule) if rule.is_network_only() => Some(rule.class),
                 Some(_) => None,
-                None => Some(network.class),
+                None => Some(class),
             };
             let row = self.those(applies);
-            Network { settled, default: network.class, row: self.rows.add(&row) }
-        })
+            networks.push(Network { settled, default: class, row: self.rows.add(&row) });
+        }
+        networks.into()
     }
 
     fn endpoints(&mut self, plan: &Plan) -> Option<Endpoints> {

@@ -5,6 +5,7 @@
 
 mod endpoints;
 mod remotes;
+mod rows;
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::{BuildHasher, RandomState};
@@ -12,6 +13,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
+use self::rows::Nothing;
+pub use self::rows::Rows;
 use crate::answers::Answers;
 use crate::classes::CompiledRules;
 use crate::fdb::Limits;
@@ -285,6 +288,20 @@ pub struct Endpoint {
     pub anti_spoofing: bool,
 }
 
+impl Nothing for Network {
+    /// Not in [`Tables::network_by_vni`], without remotes and endpoints, and everything is too long for it.
+    fn nothing() -> Network {
+        Network::new(&NetworkPlan { mtu: 0, ..NetworkPlan::new("", Vni::from_bytes([0; 3])) }, &[], &[])
+    }
+}
+
+impl Nothing for Endpoint {
+    /// On no network.
+    fn nothing() -> Endpoint {
+        Endpoint { network: NetworkId(u16::MAX), mac: MacAddr([0; 6]), anti_spoofing: true }
+    }
+}
+
 impl Endpoint {
     fn new(plan: &EndpointPlan) -> Endpoint {
         Endpoint { network: plan.network, mac: plan.mac, anti_spoofing: plan.anti_spoofing }
@@ -306,9 +323,9 @@ pub struct Tables {
     /// By [`UplinkId`].
     pub uplinks: Box<[Uplink]>,
     /// Those that there are.
-    pub networks: Places<NetworkId, Network>,
+    pub networks: Rows<NetworkId, Network>,
     /// Those that there are.
-    pub endpoints: Places<EndpointId, Endpoint>,
+    pub endpoints: Rows<EndpointId, Endpoint>,
     /// By [`RemoteId`].
     pub remotes: Box<[Remote]>,
     /// By [`SourceId`]: the addresses that networks ask for; the first is `None`.
@@ -357,7 +374,7 @@ impl Tables {
         for (id, endpoint) in plan.endpoints.iter() {
             tenants.entry(endpoint.network).or_default().push(id);
         }
-        let networks = plan.networks.map(|id, network| {
+        let networks = Rows::of(&plan.networks, |id, network| {
             let remotes: Box<[RemoteId]> = network.remotes.iter().filter_map(remote_id).collect();
             let members = Network::bits(addresses.len().div_ceil(64), remotes.iter().copied());
             Network {
@@ -382,7 +399,7 @@ impl Tables {
             networks,
             ways: vec![Way::None; remotes.len() * sources.len()].into(),
             sources,
-            endpoints: plan.endpoints.map(|_, endpoint| Endpoint::new(endpoint)),
+            endpoints: Rows::of(&plan.endpoints, |_, endpoint| Endpoint::new(endpoint)),
             remotes,
             classes: Arc::new(CompiledRules::compile(plan)),
             answers: Arc::new(Answers::new(plan)),
@@ -521,7 +538,7 @@ fn limits(network: &NetworkPlan, known: Box<[u64]>) -> Limits {
     }
 }
 
-fn index_vnis(networks: &Places<NetworkId, Network>, secrets: [u64; 2]) -> Index<u32> {
+fn index_vnis(networks: &Rows<NetworkId, Network>, secrets: [u64; 2]) -> Index<u32> {
     Index::new(secrets, networks.iter().map(|(id, network)| (network.vni.get(), id.0)))
 }
 

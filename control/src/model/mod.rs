@@ -398,3 +398,6 @@ impl Endpoint {
         keys
     }
 }
+
+#[cfg(test)]
+mod tests;

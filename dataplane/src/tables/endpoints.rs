@@ -52,7 +52,7 @@ impl Tables {
         }
         for (id, come) in come {
             let Some(network) = self.networks.get_mut(id) else { continue };
-            let stays = |endpoint: &EndpointId| self.endpoints.get(*endpoint).is_some();
+            let stays = |endpoint: &EndpointId| self.endpoints.is_there(*endpoint);
             let stay = network.endpoints.iter().copied().filter(stays);
             network.endpoints = stay.chain(come).collect();
             // A station with the address of a gateway may have come or gone.
