@@ -2,7 +2,8 @@
 //! notice of them; what one costs in memory. `main.rs` calls `run`.
 //!
 //! Peregrine's bursts come in two forms. *Engine*: within this process, with frames from memory and memif connections over socket pairs:
-//! what the dataplane needs, without the control socket and without a wire. The kernel's (`kernel.rs`) are made by netlink from this
+//! what the dataplane needs, without the control socket and without a wire. *Daemon*: one `change` on the control socket of a daemon, all
+//! tenants connected by this process, packets over a veth from another host. The kernel's (`kernel.rs`) are made by netlink from this
 //! process, as container runtimes do it and in the fastest way that we know of, each until an ARP request from the bridge's side was
 //! answered.
 //!
@@ -10,6 +11,7 @@
 //! strongest form with the namespaces there already.
 
 mod bursts;
+mod daemon;
 mod kernel;
 mod load;
 mod memory;
@@ -75,11 +77,14 @@ pub struct PerEndpoint {
 pub struct BurstFigures {
     pub n: u16,
     pub kind: String,
-    /// What is measured: `engine`.
+    /// What is measured: `engine` or `daemon`.
     pub level: String,
     pub existing: u16,
-    /// Until the call came back, and until the worker forwards by it.
+    /// Until the call came back, and until the worker forwards by it; of a daemon until all tenants were connected.
     pub change_ms: Figure,
+    /// Of the call, what the daemon says that it took, with its state written to the file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub daemon_took_ms: Option<Figure>,
     pub total_ms: Figure,
     /// Until a packet got through the last of them; nothing of `change`.
     pub first_packet_ms: Option<Figure>,
@@ -119,6 +124,9 @@ pub struct Report {
     /// Why there is nothing of the kernel.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kernel_failure: Option<String>,
+    /// Why there is nothing of a daemon.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub daemon_failure: Option<String>,
     pub under_load: load::UnderLoad,
     /// Of a memif endpoint with the smallest rings: shared memory and the daemon's own.
     pub per_endpoint_bytes: u64,
@@ -144,6 +152,7 @@ pub fn run(quick: bool) -> Result<Report, String> {
             bursts.extend(aside(|| engine_bursts(cores, existing, n, runs))?);
         }
     }
+    let daemon_failure = daemon_bursts(cores[1].id, runs).map(|all| bursts.extend(all)).err();
     bursts.iter_mut().for_each(|burst| compare(burst, &kernel));
     let under_load = aside(|| load::run(cores, quick))?;
     let shared = memory.rings.first().map_or(0, |rings| rings.shared_bytes + rings.heap_bytes);
@@ -151,6 +160,7 @@ pub fn run(quick: bool) -> Result<Report, String> {
         bursts,
         kernel,
         kernel_failure,
+        daemon_failure,
         under_load,
         per_endpoint_bytes: shared + memory.engine_bytes + memory.place_bytes,
         memory,
@@ -185,6 +195,7 @@ fn engine_bursts(
             kind: kind.name().into(),
             level: "engine".into(),
             existing,
+            daemon_took_ms: None,
             change_ms: ms(|run| run.change_us),
             total_ms: ms(|run| run.in_force_us),
             first_packet_ms: has_packets
@@ -197,6 +208,37 @@ fn engine_bursts(
             strongest_total_ms: None,
             strongest_ratio: None,
         });
+    }
+    Ok(all)
+}
+
+/// One call, and a tenant for each, with rings of its own.
+fn daemon_bursts(worker: usize, runs: usize) -> Result<Vec<BurstFigures>, String> {
+    let rings = ClientConfig { ring_log2: 5, buffer_bytes: 2048, ..ClientConfig::default() };
+    let mut all = Vec::new();
+    for existing in EXISTING {
+        for n in BURSTS {
+            let bench = daemon::Bench::start(worker, existing, n)?;
+            bench.run(n, &rings)?; // until all is warm
+            let runs = (0..runs).map(|_| bench.run(n, &rings)).collect::<Result<Vec<_>, _>>()?;
+            let ms = |of: fn(&daemon::Burst) -> f64| Figure::of(runs.iter().map(|run| of(run) / 1e3));
+            all.push(BurstFigures {
+                n,
+                kind: Kind::Memif.name().into(),
+                level: "daemon".into(),
+                existing,
+                daemon_took_ms: Some(ms(|run| run.took_us)),
+                change_ms: ms(|run| run.call_us),
+                total_ms: ms(|run| run.connected_us),
+                first_packet_ms: Some(ms(|run| run.first_packet_us.last().copied().unwrap_or(f64::NAN))),
+                per_endpoint_us: Some(percentiles(runs.iter().map(|run| run.first_packet_us.clone()))),
+                removal_ms: ms(|run| run.removal_us),
+                kernel_total_ms: None,
+                ratio: None,
+                strongest_total_ms: None,
+                strongest_ratio: None,
+            });
+        }
     }
     Ok(all)
 }
@@ -271,13 +313,22 @@ impl Report {
     pub fn text(&self) -> String {
         let mut out = String::from("Peregrine: medians (lowest–highest) in ms\n");
         out += &format!(
-            "{:<16}{:>6}{:>9}{:>24}{:>24}{:>26}{:>9}{:>10}\n",
-            "kind", "n", "existing", "call", "in force", "first packet, last one", "/kernel", "/strongest"
+            "{:<9}{:<16}{:>6}{:>9}{:>24}{:>24}{:>26}{:>9}{:>10}\n",
+            "level",
+            "kind",
+            "n",
+            "existing",
+            "call",
+            "in force",
+            "first packet, last one",
+            "/kernel",
+            "/strongest"
         );
         for burst in &self.bursts {
             let times = |ratio: Option<f64>| ratio.map_or("–".into(), |ratio| format!("{ratio:.0}×"));
             out += &format!(
-                "{:<16}{:>6}{:>9}{:>24}{:>24}{:>26}{:>9}{:>10}\n",
+                "{:<9}{:<16}{:>6}{:>9}{:>24}{:>24}{:>26}{:>9}{:>10}\n",
+                burst.level,
                 burst.kind,
                 burst.n,
                 burst.existing,
@@ -287,6 +338,9 @@ impl Report {
                 times(burst.ratio),
                 times(burst.strongest_ratio),
             );
+        }
+        if let Some(failure) = &self.daemon_failure {
+            out += &format!("A daemon was not measured: {failure}\n");
         }
         out += &self.kernel_text();
         out + &self.notes()

@@ -102,6 +102,14 @@ fn enter(namespace: &File) -> Result<(), String> {
         .map_err(|error| format!("cannot enter a network namespace: {error}"))
 }
 
+/// Does something in a named namespace, on a thread of its own.
+pub fn inside<T: Send>(name: &str, work: impl FnOnce() -> T + Send) -> Result<T, String> {
+    let path = std::path::Path::new("/run/netns").join(name);
+    let namespace = File::open(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+    let there = || enter(&namespace).map(|()| work());
+    std::thread::scope(|scope| scope.spawn(there).join()).unwrap_or_else(|_| Err("it panicked".into()))
+}
+
 impl Container {
     fn new() -> Result<Container, String> {
         new_namespace()?;
