@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod core_case;
+mod endpoints_case;
 mod environment;
 mod fdb_case;
 mod figures;
@@ -66,6 +67,9 @@ enum Command {
     /// The forwarding database with up to a million addresses: look-ups by its size, 100,000 new addresses a second beside full rate, and
     /// whether ageing shows in how late packets are.
     Fdb(Runs),
+    /// Endpoints that come in bursts, to the first packet through each, beside the kernel's overlay; what others notice meanwhile; what one
+    /// costs in memory (the kernel's part needs root).
+    Endpoints(Runs),
     /// Draws results as one page, report.html, beside report.json: of the given files, or of all cases, run now.
     Report(report::ReportArgs),
     /// Pieces of the packet path, each by itself on one core: time, and that they allocate nothing.
@@ -138,6 +142,7 @@ fn main() -> ExitCode {
             runs.report(run, priority_case::Report::text)
         }
         Command::Fdb(runs) => runs.report(fdb_case::run, fdb_case::Report::text),
+        Command::Endpoints(runs) => runs.report(endpoints_case::run, endpoints_case::Report::text),
         Command::Report(args) => match report::run(&args) {
             Err(report::Error::Input(error)) => {
                 eprintln!("peregrine-perf: error: {error}");

@@ -1,0 +1,420 @@
+//! Endpoints that come in bursts: until the first packet got through each, beside the kernel's overlay on the same machine; what others
+//! notice of them; what one costs in memory. `main.rs` calls `run`.
+//!
+//! Peregrine's bursts come in two forms. *Engine*: within this process, with frames from memory and memif connections over socket pairs:
+//! what the dataplane needs, without the control socket and without a wire. *Daemon*: one `change` on the control socket of a daemon, all
+//! tenants connected by this process, packets over a veth from another host. The kernel's (`kernel.rs`) are made by netlink from this
+//! process, as container runtimes do it and in the fastest way that we know of, each until an ARP request from the bridge's side was
+//! answered.
+//!
+//! `ratio` is the kernel's time to the last first packet, one by one in its usual form, over ours; `strongest_ratio` the same of its
+//! strongest form with the namespaces there already.
+
+mod bursts;
+mod daemon;
+mod kernel;
+mod load;
+mod memory;
+mod netlink;
+mod probe;
+
+use peregrine_memif::ClientConfig;
+use serde::{Deserialize, Serialize};
+
+use crate::environment::{Environment, Watch, two_cores};
+use crate::figures::{median, spread};
+use bursts::{Bench, Kind};
+use kernel::{Form, Host};
+
+/// Endpoints that are there when a burst comes.
+const EXISTING: [u16; 3] = [0, 1000, 10_000];
+/// Endpoints of a burst.
+const BURSTS: [u16; 3] = [1, 100, 1000];
+/// Containers of the kernel's bursts.
+const CONTAINERS: [u32; 2] = [100, 1000];
+const QUICK_CONTAINERS: u32 = 20;
+/// How the kernel's are made: form and threads.
+const FORMS: [(Form, u32); 7] = [
+    (Form::Moved, 1),
+    (Form::Moved, 2),
+    (Form::Moved, 8),
+    (Form::InPlace, 1),
+    (Form::InPlace, 2),
+    (Form::InPlace, 8),
+    (Form::Batch, 1),
+];
+/// A thousand containers of a form are made only if so long is enough, as far as a hundred tell.
+const LONGEST_S: f64 = 60.0;
+
+/// Lowest, median and highest of the runs.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
+pub struct Figure {
+    pub lowest: f64,
+    pub median: f64,
+    pub highest: f64,
+}
+
+impl Figure {
+    fn of(values: impl Iterator<Item = f64>) -> Figure {
+        let [lowest, median, highest] = spread(values.collect()).unwrap_or_default();
+        Figure { lowest, median, highest }
+    }
+
+    fn text(&self) -> String {
+        format!("{:.2} ({:.2}–{:.2})", self.median, self.lowest, self.highest)
+    }
+}
+
+/// When endpoints had their first packet, from the beginning of the burst.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
+pub struct PerEndpoint {
+    pub p50: f64,
+    pub p99: f64,
+}
+
+/// A burst on Peregrine.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct BurstFigures {
+    pub n: u16,
+    pub kind: String,
+    /// What is measured: `engine` or `daemon`.
+    pub level: String,
+    pub existing: u16,
+    /// Until the call came back, and until the worker forwards by it; of a daemon until all tenants were connected.
+    pub change_ms: Figure,
+    /// Of the call, what the daemon says that it took, with its state written to the file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub daemon_took_ms: Option<Figure>,
+    pub total_ms: Figure,
+    /// Until a packet got through the last of them; nothing of `change`.
+    pub first_packet_ms: Option<Figure>,
+    /// Medians of the runs.
+    pub per_endpoint_us: Option<PerEndpoint>,
+    /// The call that takes them away.
+    pub removal_ms: Figure,
+    /// The kernel's usual form one by one, and its strongest, for as many.
+    pub kernel_total_ms: Option<f64>,
+    pub ratio: Option<f64>,
+    pub strongest_total_ms: Option<f64>,
+    pub strongest_ratio: Option<f64>,
+}
+
+/// A burst on the kernel's overlay.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct KernelFigures {
+    pub n: u32,
+    pub form: String,
+    pub threads: u32,
+    pub runs: usize,
+    /// Of the total for the namespaces, where these are made at once.
+    pub namespaces_ms: Option<Figure>,
+    pub total_ms: Figure,
+    /// With the namespaces.
+    pub first_packet_ms: Figure,
+    /// What one took from its own beginning, where one is made after the other.
+    pub per_endpoint_us: Option<PerEndpoint>,
+    pub removal_ms: Figure,
+}
+
+/// Everything.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Report {
+    pub bursts: Vec<BurstFigures>,
+    pub kernel: Vec<KernelFigures>,
+    /// Why there is nothing of the kernel.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kernel_failure: Option<String>,
+    /// Why there is nothing of a daemon.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub daemon_failure: Option<String>,
+    pub under_load: load::UnderLoad,
+    /// Of a memif endpoint with the smallest rings: shared memory and the daemon's own.
+    pub per_endpoint_bytes: u64,
+    pub memory: memory::Memory,
+    pub runs: usize,
+    pub cores: usize,
+    pub environment: Option<Environment>,
+}
+
+/// Measures everything.
+pub fn run(quick: bool) -> Result<Report, String> {
+    let cores = two_cores("one for the worker and one for control")?;
+    let watch = Watch::start();
+    let runs = if quick { 3 } else { 9 };
+    let memory = aside(|| memory::run(cores))?;
+    let (kernel, kernel_failure) = match kernel_bursts(quick) {
+        Ok(kernel) => (kernel, None),
+        Err(error) => (Vec::new(), Some(error)),
+    };
+    let mut bursts = Vec::new();
+    for existing in EXISTING {
+        for n in BURSTS {
+            bursts.extend(aside(|| engine_bursts(cores, existing, n, runs))?);
+        }
+    }
+    let daemon_failure = daemon_bursts(cores[1].id, runs).map(|all| bursts.extend(all)).err();
+    bursts.iter_mut().for_each(|burst| compare(burst, &kernel));
+    let under_load = aside(|| load::run(cores, quick))?;
+    let shared = memory.rings.first().map_or(0, |rings| rings.shared_bytes + rings.heap_bytes);
+    Ok(Report {
+        bursts,
+        kernel,
+        kernel_failure,
+        daemon_failure,
+        under_load,
+        per_endpoint_bytes: shared + memory.engine_bytes + memory.place_bytes,
+        memory,
+        runs,
+        cores: 2,
+        environment: Some(watch.end()),
+    })
+}
+
+/// On a thread of its own: control is pinned, and what is measured next must not inherit that.
+fn aside<T: Send>(run: impl FnOnce() -> Result<T, String> + Send) -> Result<T, String> {
+    let done = std::thread::scope(|scope| scope.spawn(run).join());
+    done.unwrap_or_else(|_| Err("it panicked".into()))
+}
+
+fn engine_bursts(
+    cores: [core_affinity::CoreId; 2],
+    existing: u16,
+    n: u16,
+    runs: usize,
+) -> Result<Vec<BurstFigures>, String> {
+    let rings = ClientConfig { ring_log2: 5, buffer_bytes: 2048, ..ClientConfig::default() };
+    let mut bench = Bench::start(cores, existing, n, Vec::new())?;
+    let mut all = Vec::new();
+    for kind in Kind::ALL {
+        bench.run(kind, &rings)?; // until all is warm
+        let runs = (0..runs).map(|_| bench.run(kind, &rings)).collect::<Result<Vec<_>, _>>()?;
+        let ms = |of: fn(&bursts::Burst) -> f64| Figure::of(runs.iter().map(|run| of(run) / 1e3));
+        let has_packets = kind != Kind::Change;
+        all.push(BurstFigures {
+            n,
+            kind: kind.name().into(),
+            level: "engine".into(),
+            existing,
+            daemon_took_ms: None,
+            change_ms: ms(|run| run.change_us),
+            total_ms: ms(|run| run.in_force_us),
+            first_packet_ms: has_packets
+                .then(|| ms(|run| run.first_packet_us.last().copied().unwrap_or(f64::NAN))),
+            per_endpoint_us: has_packets
+                .then(|| percentiles(runs.iter().map(|run| run.first_packet_us.clone()))),
+            removal_ms: ms(|run| run.removal_us),
+            kernel_total_ms: None,
+            ratio: None,
+            strongest_total_ms: None,
+            strongest_ratio: None,
+        });
+    }
+    Ok(all)
+}
+
+/// One call, and a tenant for each, with rings of its own.
+fn daemon_bursts(worker: usize, runs: usize) -> Result<Vec<BurstFigures>, String> {
+    let rings = ClientConfig { ring_log2: 5, buffer_bytes: 2048, ..ClientConfig::default() };
+    let mut all = Vec::new();
+    for existing in EXISTING {
+        for n in BURSTS {
+            let bench = daemon::Bench::start(worker, existing, n)?;
+            bench.run(n, &rings)?; // until all is warm
+            let runs = (0..runs).map(|_| bench.run(n, &rings)).collect::<Result<Vec<_>, _>>()?;
+            let ms = |of: fn(&daemon::Burst) -> f64| Figure::of(runs.iter().map(|run| of(run) / 1e3));
+            all.push(BurstFigures {
+                n,
+                kind: Kind::Memif.name().into(),
+                level: "daemon".into(),
+                existing,
+                daemon_took_ms: Some(ms(|run| run.took_us)),
+                change_ms: ms(|run| run.call_us),
+                total_ms: ms(|run| run.connected_us),
+                first_packet_ms: Some(ms(|run| run.first_packet_us.last().copied().unwrap_or(f64::NAN))),
+                per_endpoint_us: Some(percentiles(runs.iter().map(|run| run.first_packet_us.clone()))),
+                removal_ms: ms(|run| run.removal_us),
+                kernel_total_ms: None,
+                ratio: None,
+                strongest_total_ms: None,
+                strongest_ratio: None,
+            });
+        }
+    }
+    Ok(all)
+}
+
+/// Medians over the runs.
+fn percentiles(runs: impl Iterator<Item = Vec<f64>> + Clone) -> PerEndpoint {
+    let of = |share: f64| median(runs.clone().filter_map(|times| nearest(times, share)).collect());
+    PerEndpoint { p50: of(0.5), p99: of(0.99) }
+}
+
+/// So much of a whole of 1 is not above it.
+fn nearest(mut values: Vec<f64>, share: f64) -> Option<f64> {
+    values.sort_by(f64::total_cmp);
+    let rank = (share * values.len() as f64).ceil() as usize;
+    values.get(rank.saturating_sub(1)).copied()
+}
+
+fn kernel_bursts(quick: bool) -> Result<Vec<KernelFigures>, String> {
+    Host::with(|host| {
+        let mut all = Vec::new();
+        for (form, threads) in FORMS {
+            if quick {
+                all.push(kernel_burst(host, form, threads, QUICK_CONTAINERS, 3)?);
+                continue;
+            }
+            let [few, many] = CONTAINERS;
+            let first = kernel_burst(host, form, threads, few, 5)?;
+            let second_s = first.first_packet_ms.median / 1e3 * f64::from(many) / f64::from(few);
+            all.push(first);
+            if second_s < LONGEST_S {
+                all.push(kernel_burst(host, form, threads, many, 1)?);
+            }
+        }
+        Ok(all)
+    })
+}
+
+fn kernel_burst(host: &Host, form: Form, threads: u32, n: u32, runs: usize) -> Result<KernelFigures, String> {
+    let runs = (0..runs).map(|_| host.run(form, n, threads)).collect::<Result<Vec<_>, _>>()?;
+    let ms = |of: fn(&kernel::Run) -> f64| Figure::of(runs.iter().map(|run| of(run) / 1e3));
+    Ok(KernelFigures {
+        n,
+        form: form.name().into(),
+        threads,
+        runs: runs.len(),
+        namespaces_ms: (form == Form::Batch).then(|| ms(|run| run.namespaces_us.unwrap_or(f64::NAN))),
+        total_ms: ms(|run| run.made_us),
+        first_packet_ms: ms(|run| run.first_packet_us.last().copied().unwrap_or(f64::NAN)),
+        per_endpoint_us: (form != Form::Batch)
+            .then(|| percentiles(runs.iter().map(|run| run.own_us.clone()))),
+        removal_ms: ms(|run| run.removal_us),
+    })
+}
+
+/// Beside the kernel's bursts of as many, if there are.
+fn compare(burst: &mut BurstFigures, kernel: &[KernelFigures]) {
+    let Some(ours) = burst.first_packet_ms.map(|figure| figure.median) else { return };
+    let of = |form: Form| {
+        kernel
+            .iter()
+            .find(|other| other.n == u32::from(burst.n) && other.form == form.name() && other.threads == 1)
+    };
+    let usual = of(Form::Moved).map(|other| other.first_packet_ms.median);
+    let strongest = of(Form::Batch)
+        .map(|other| other.first_packet_ms.median - other.namespaces_ms.map_or(0.0, |figure| figure.median));
+    (burst.kernel_total_ms, burst.ratio) = (usual, usual.map(|usual| usual / ours));
+    (burst.strongest_total_ms, burst.strongest_ratio) = (strongest, strongest.map(|other| other / ours));
+}
+
+impl Report {
+    /// Tables.
+    pub fn text(&self) -> String {
+        let mut out = String::from("Peregrine: medians (lowest–highest) in ms\n");
+        out += &format!(
+            "{:<9}{:<16}{:>6}{:>9}{:>24}{:>24}{:>26}{:>9}{:>10}\n",
+            "level",
+            "kind",
+            "n",
+            "existing",
+            "call",
+            "in force",
+            "first packet, last one",
+            "/kernel",
+            "/strongest"
+        );
+        for burst in &self.bursts {
+            let times = |ratio: Option<f64>| ratio.map_or("–".into(), |ratio| format!("{ratio:.0}×"));
+            out += &format!(
+                "{:<9}{:<16}{:>6}{:>9}{:>24}{:>24}{:>26}{:>9}{:>10}\n",
+                burst.level,
+                burst.kind,
+                burst.n,
+                burst.existing,
+                burst.change_ms.text(),
+                burst.total_ms.text(),
+                burst.first_packet_ms.map_or("–".into(), |figure| figure.text()),
+                times(burst.ratio),
+                times(burst.strongest_ratio),
+            );
+        }
+        if let Some(failure) = &self.daemon_failure {
+            out += &format!("A daemon was not measured: {failure}\n");
+        }
+        out += &self.kernel_text();
+        out + &self.notes()
+    }
+
+    fn kernel_text(&self) -> String {
+        if let Some(failure) = &self.kernel_failure {
+            return format!("The kernel's overlay was not measured: {failure}\n");
+        }
+        let mut out = format!(
+            "The kernel's overlay: ms\n{:<10}{:>8}{:>6}{:>6}{:>26}{:>30}{:>24}{:>24}\n",
+            "form",
+            "threads",
+            "n",
+            "runs",
+            "namespaces of it",
+            "first packet, last one",
+            "one, µs p50 / p99",
+            "removal"
+        );
+        for burst in &self.kernel {
+            let one = burst.per_endpoint_us.map(|one| format!("{:.0} / {:.0}", one.p50, one.p99));
+            out += &format!(
+                "{:<10}{:>8}{:>6}{:>6}{:>26}{:>30}{:>24}{:>24}\n",
+                burst.form,
+                burst.threads,
+                burst.n,
+                burst.runs,
+                burst.namespaces_ms.map_or("–".into(), |figure| figure.text()),
+                burst.first_packet_ms.text(),
+                one.unwrap_or_else(|| "–".into()),
+                burst.removal_ms.text(),
+            );
+        }
+        out
+    }
+
+    fn notes(&self) -> String {
+        let load = &self.under_load;
+        let mut out = format!(
+            "Others' p99 at {:.1} Mpps ({:.0} % of what the worker can), µs: {:.1} ({:.1}–{:.1}) before, {:.1} ({:.1}–{:.1}) while {:.0} endpoints a second come \
+             and go: {:.3} times; not taken in time: {} and {} packets\n",
+            load.load_pps / 1e6,
+            100.0 * load.load_pps / load.capacity_pps,
+            load.p99_us_before,
+            load.p99_us_before_lowest,
+            load.p99_us_before_highest,
+            load.p99_us_during,
+            load.p99_us_during_lowest,
+            load.p99_us_during_highest,
+            load.endpoints_per_second,
+            load.p99_ratio,
+            load.missed_before,
+            load.missed_during,
+        );
+        for rings in &self.memory.rings {
+            out += &format!(
+                "memif with {} slots of {} bytes: {} KB shared, {} KB of it there at once, {} bytes of the daemon's\n",
+                rings.ring_slots,
+                rings.buffer_bytes,
+                rings.shared_bytes / 1024,
+                rings.resident_bytes / 1024,
+                rings.heap_bytes
+            );
+        }
+        out + &format!(
+            "Of the engine's: {} bytes for each endpoint, {} for each place. With the smallest rings {} bytes in all.\n\
+             Medians of {} runs; {} cores: one for the worker, one for control and the tenants. Machine's load before: {:?}.\n",
+            self.memory.engine_bytes,
+            self.memory.place_bytes,
+            self.per_endpoint_bytes,
+            self.runs,
+            self.cores,
+            self.environment.as_ref().and_then(|environment| environment.load_before),
+        )
+    }
+}

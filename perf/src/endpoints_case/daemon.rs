@@ -1,0 +1,245 @@
+//! Bursts on a real daemon, from outside: one `change` on its control socket, all tenants connected by one process, to the first packet
+//! from a VTEP on another host through each. `endpoints_case` runs it.
+//!
+//! The daemon drives a veth by AF_XDP in copy mode and keeps its state in a file, as in use.
+
+use std::collections::VecDeque;
+use std::net::UdpSocket;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use peregrine_control::client;
+use peregrine_control::demo::hosts::{FAR, Hosts, NEAR, VNI};
+use peregrine_control::lab::{LabError, Process};
+use peregrine_memif::{Client, ClientConfig, Interface, Progress, SocketAddr};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use serde_json::{Value, json};
+
+use super::bursts::us;
+use super::kernel::inside;
+use crate::kernel_case::program;
+use crate::rig::{FAR as STATION, inner, tenant_mac};
+
+const INNER_BYTES: usize = 64;
+/// Endpoints of one `change` while what is to exist is made.
+const FILL: u16 = 1000;
+/// Handshakes at the same time.
+const AT_ONCE: usize = 32;
+/// Packets are sent again to who has none yet.
+const AGAIN: Duration = Duration::from_millis(2);
+/// What on a quiet machine takes much less.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What one burst took, from its beginning, in microseconds.
+#[derive(Clone, Debug)]
+pub struct Burst {
+    /// Until the answer to `change` was here, and of it what the daemon says that it took.
+    pub call_us: f64,
+    pub took_us: f64,
+    /// Until all tenants were connected.
+    pub connected_us: f64,
+    /// Until each had its first packet, in rising order.
+    pub first_packet_us: Vec<f64>,
+    /// The call that takes them away.
+    pub removal_us: f64,
+}
+
+/// A daemon with so many endpoints.
+pub struct Bench {
+    // Before the hosts, so that it ends first.
+    _daemon: Process,
+    hosts: Hosts,
+    far: UdpSocket,
+    existing: u16,
+}
+
+fn lab(error: LabError) -> String {
+    error.to_string()
+}
+
+impl Bench {
+    /// Starts it, and lets it make what is to exist.
+    pub fn start(worker: usize, existing: u16, burst: u16) -> Result<Bench, String> {
+        let most = getrlimit(Resource::Nofile).maximum;
+        setrlimit(Resource::Nofile, Rlimit { current: most, maximum: most })
+            .map_err(|error| format!("cannot raise the number of open files: {error}"))?;
+        let hosts = Hosts::create().map_err(|error| format!("{error:?}"))?;
+        let config = hosts.file("perf.toml");
+        let text = format!(
+            "control_socket = \"{}\"\nstate = \"{}\"\n\n[capacity]\nendpoints = {}\n\n[[workers]]\ncore = {worker}\n\n\
+             [uplink]\ninterface = \"{}\"\nlocal = \"{}\"\nmode = \"copy\"\n\n\
+             [[networks]]\nname = \"blue\"\nvni = {VNI}\nmtu = 1450\nremotes = [\"{}\"]\n",
+            hosts.file("control.sock").display(),
+            hosts.file("state.json").display(),
+            existing + burst,
+            NEAR.1,
+            NEAR.0,
+            FAR.0
+        );
+        std::fs::write(&config, text)
+            .map_err(|error| format!("cannot write {}: {error}", config.display()))?;
+        let mut command = hosts.near.command(program("peregrine")?);
+        let mut daemon = Process::start(command.args(["run", "-c"]).arg(&config)).map_err(lab)?;
+        daemon.wait_for_line("ready", PATIENCE).map_err(lab)?;
+        let far = inside(hosts.far.name(), || {
+            UdpSocket::bind((FAR.0, 0)).and_then(|socket| socket.connect((NEAR.0, 4789)).map(|()| socket))
+        })?;
+        let far = far.map_err(|error| format!("no socket on the far host: {error}"))?;
+        let bench = Bench { _daemon: daemon, hosts, far, existing };
+        let mut first = 0;
+        while first < existing {
+            let next = existing.min(first + FILL);
+            bench.change((first..next).map(|number| bench.addition(number)).collect())?;
+            first = next;
+        }
+        Ok(bench)
+    }
+
+    fn memif_socket(&self) -> PathBuf {
+        self.hosts.file("memif.sock")
+    }
+
+    fn addition(&self, number: u16) -> Value {
+        let [high, low] = number.to_be_bytes();
+        json!({"add_endpoint": {
+            "name": format!("e{number}"),
+            "network": "blue",
+            "mac": tenant_mac(number).to_string(),
+            "addresses": [format!("10.42.{high}.{low}")],
+            "announce": false,
+            "memif": {"socket": self.memif_socket().display().to_string(), "id": number},
+        }})
+    }
+
+    /// The answer, and when it was here.
+    fn change(&self, changes: Vec<Value>) -> Result<(Value, f64), String> {
+        let mut client =
+            client::Client::connect(&self.hosts.file("control.sock")).map_err(|error| error.to_string())?;
+        let parameters = json!({ "changes": changes });
+        let begun = Instant::now();
+        let answer = client.call_with("change", &parameters).map_err(|error| error.to_string())?;
+        Ok((answer, us(begun)))
+    }
+
+    /// One burst, from nothing and back to nothing.
+    pub fn run(&self, burst: u16, rings: &ClientConfig) -> Result<Burst, String> {
+        let ids = self.existing..self.existing + burst;
+        let additions = ids.clone().map(|number| self.addition(number)).collect();
+        let begun = Instant::now();
+        let (answer, call_us) = self.change(additions)?;
+        let clients = self.connect(ids.clone(), rings)?;
+        let connected_us = us(begun);
+        let (first_packet_us, clients) = self.first_packets(clients, begun)?;
+        let (_, removal_us) =
+            self.change(ids.map(|number| json!({"remove_endpoint": format!("e{number}")})).collect())?;
+        drop(clients);
+        let took_us = answer["took_us"].as_f64().unwrap_or(f64::NAN);
+        Ok(Burst { call_us, took_us, connected_us, first_packet_us, removal_us })
+    }
+
+    /// Some at the same time; who is turned away, because too many come at once, comes again.
+    fn connect(
+        &self,
+        ids: std::ops::Range<u16>,
+        rings: &ClientConfig,
+    ) -> Result<Vec<(u16, Interface)>, String> {
+        let (begun, address) = (Instant::now(), SocketAddr::Path(self.memif_socket()));
+        let (mut queue, mut flying): (VecDeque<u16>, Vec<(u16, Client)>) = (ids.collect(), Vec::new());
+        let mut connected = Vec::with_capacity(queue.len());
+        let mut last = String::from("nobody was tried");
+        while !(queue.is_empty() && flying.is_empty()) {
+            if begun.elapsed() > PATIENCE {
+                return Err(format!(
+                    "{} tenants do not connect, the last: {last}",
+                    queue.len() + flying.len()
+                ));
+            }
+            while flying.len() < AT_ONCE
+                && let Some(id) = queue.pop_front()
+            {
+                match Client::connect(&address, ClientConfig { id: id.into(), ..rings.clone() }) {
+                    Ok(client) => flying.push((id, client)),
+                    Err(error) => {
+                        last = error.to_string();
+                        queue.push_back(id);
+                        break;
+                    }
+                }
+            }
+            let readable = readable(&flying)?;
+            let mut still = Vec::with_capacity(flying.len());
+            for ((id, mut client), is_readable) in flying.into_iter().zip(readable) {
+                match if is_readable { client.step() } else { Ok(Progress::Pending) } {
+                    Ok(Progress::Connected(interface)) => connected.push((id, *interface)),
+                    Ok(Progress::Pending) => still.push((id, client)),
+                    Err(error) => {
+                        last = error.to_string();
+                        queue.push_back(id);
+                    }
+                }
+            }
+            flying = still;
+        }
+        Ok(connected)
+    }
+
+    /// When each had its first packet. The tenants stay until the end.
+    #[allow(clippy::type_complexity, reason = "the times and who they are of")]
+    fn first_packets(
+        &self,
+        clients: Vec<(u16, Interface)>,
+        begun: Instant,
+    ) -> Result<(Vec<f64>, Vec<(u16, Interface)>), String> {
+        let (mut waiting, mut served) = (clients, Vec::new());
+        let mut times = Vec::with_capacity(waiting.len());
+        while !waiting.is_empty() {
+            for (id, _) in &waiting {
+                self.send(*id)?;
+                // What comes meanwhile is seen below; a veth's queue is not as long as a burst.
+                if id % 64 == 63 {
+                    std::thread::yield_now();
+                }
+            }
+            let sent = Instant::now();
+            while sent.elapsed() < AGAIN && !waiting.is_empty() {
+                let mut still = Vec::with_capacity(waiting.len());
+                for (id, mut client) in waiting {
+                    let pending = client.rx.first_mut().map_or(Ok(0), |ring| ring.pending());
+                    if pending.map_err(|error| error.to_string())? == 0 {
+                        still.push((id, client));
+                    } else {
+                        times.push(us(begun));
+                        served.push((id, client));
+                    }
+                }
+                waiting = still;
+            }
+            if begun.elapsed() > PATIENCE {
+                return Err(format!("{} tenants get no packet", waiting.len()));
+            }
+        }
+        Ok((times, served))
+    }
+
+    /// As a VTEP does it.
+    fn send(&self, id: u16) -> Result<(), String> {
+        let mut packet = vec![8, 0, 0, 0, 0, 0, VNI as u8, 0];
+        packet.extend(inner(STATION, tenant_mac(id), INNER_BYTES));
+        match self.far.send(&packet) {
+            Ok(_) => Ok(()),
+            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::NOBUFS.raw_os_error()) => Ok(()),
+            Err(error) => Err(format!("the far host cannot send: {error}")),
+        }
+    }
+}
+
+/// Which of them have something to read; waits a moment for that.
+fn readable(clients: &[(u16, Client)]) -> Result<Vec<bool>, String> {
+    let sockets = clients.iter().filter_map(|(_, client)| client.socket());
+    let mut all: Vec<PollFd<'_>> =
+        sockets.map(|socket| PollFd::from_borrowed_fd(socket, PollFlags::IN)).collect();
+    let moment = Timespec { tv_sec: 0, tv_nsec: 1_000_000 };
+    poll(&mut all, Some(&moment)).map_err(|error| format!("poll: {error}"))?;
+    Ok(all.iter().map(|one| !one.revents().is_empty()).collect())
+}
