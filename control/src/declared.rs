@@ -12,7 +12,8 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::model::live::Live;
-use crate::model::stage::{Mistaken, Prepared, Stage};
+use crate::model::prepared::Prepared;
+use crate::model::stage::{Mistaken, Stage};
 use crate::model::types::{
     ApplyAnswer, ChangeAnswer, EndpointEntry, EndpointList, Everything, ListRequest, Named, NetworkEntry,
     NetworkList, PortEntry, PortList, Totals,

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use mio::Registry;
 use peregrine_dataplane::engine::{Change, ChangeError, Engine};
-use peregrine_dataplane::plan::{EndpointPlan, MemifPlan, MemifRole};
+use peregrine_dataplane::plan::{EndpointPlan, MemifPlan, MemifRole, Plan};
 use peregrine_dataplane::types::{EndpointId, NetworkId};
 
 use super::{About, Runtime};
@@ -56,7 +56,7 @@ impl Runtime for Live<'_> {
     }
 
     fn change(&mut self, change: Change) -> Result<(), (Option<About>, String)> {
-        self.engine.change(change).map_err(|error| (about(&error), error.to_string()))
+        self.engine.change(change).map_err(|error| (about(&error, self.engine.plan()), error.to_string()))
     }
 }
 
@@ -64,7 +64,7 @@ fn may_be_unsealed(memif: &MemifPlan) -> bool {
     matches!(memif.role, MemifRole::Server { allow_unsealed: true, .. })
 }
 
-fn about(error: &ChangeError) -> Option<About> {
+fn about(error: &ChangeError, plan: &Plan) -> Option<About> {
     Some(match error {
         ChangeError::EndpointPlace(id)
         | ChangeError::NoSuchNetwork(id)
@@ -78,6 +78,10 @@ fn about(error: &ChangeError) -> Option<About> {
         | ChangeError::Local(id, _)
         | ChangeError::Mtu { network: id, .. }
         | ChangeError::FdbLimit { network: id, .. } => About::Network(*id),
-        ChangeError::Ruled(_) | ChangeError::Vni(_) | ChangeError::Steering(_) => return None,
+        ChangeError::Ruled(rule) => {
+            let rule = plan.classes.rules.get(*rule)?;
+            rule.endpoint.map(About::Endpoint).or(rule.network.map(About::Network))?
+        }
+        ChangeError::Vni(_) | ChangeError::Steering(_) => return None,
     })
 }

@@ -7,6 +7,7 @@
 
 pub mod file;
 pub mod live;
+pub mod prepared;
 mod sockets;
 pub mod stage;
 pub mod types;
@@ -20,7 +21,7 @@ use peregrine_dataplane::plan::{EndpointPlan, MemifPlan, MemifRole, NetworkPlan,
 use peregrine_dataplane::types::{EndpointId, MacAddr, NetworkId, Vni};
 use peregrine_memif::SocketAddr;
 
-use self::stage::Prepared;
+use self::prepared::Prepared;
 use self::types::{Changed, Kind, Named, Origin};
 
 /// So many changes are kept for who watches,

@@ -3,8 +3,8 @@
 use peregrine_dataplane::plan::MemifPlan;
 use peregrine_dataplane::types::EndpointId;
 
-use super::Runtime;
-use super::stage::Prepared;
+use super::prepared::Prepared;
+use super::{About, Runtime};
 
 impl Prepared {
     fn go_first(&self) -> Vec<EndpointId> {
@@ -28,9 +28,9 @@ impl Prepared {
         match runtime.swap(go, &self.come) {
             Ok(()) => Ok(()),
             Err((index, why)) => {
-                let name = self.come.get(index).map_or("", |(_, plan)| plan.name.as_str());
+                let about = self.come.get(index).map(|(id, _)| About::Endpoint(*id));
                 let back = self.go_back(runtime, self.hold.len(), &[]);
-                Err(format!("{}: {why}{back}", self.path_of_endpoint(name)))
+                Err(format!("{}: {why}{back}", self.path_of(about)))
             }
         }
     }
