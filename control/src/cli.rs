@@ -416,7 +416,6 @@ mod tests {
             "peregrine endpoint add web --network blue --mac 02:00:00:00:00:01",
             "peregrine endpoint add web --network blue --mac 02 --port p",
             "peregrine endpoint add web --network blue --mac 02:00:00:00:00:01 --port p --memif @x",
-            "peregrine endpoint add web --network blue --mac 02:00:00:00:00:01 --port p --id 3",
             "peregrine endpoint move web",
             "peregrine apply",
             "peregrine export --json --toml",

@@ -91,7 +91,9 @@ fn what_may_be_meant_is_told_with_the_subcommands_help() {
 
 #[test]
 fn bad_arguments_have_status_two() {
-    for arguments in [&["run"][..], &["nonsense"], &["status", "--nonsense"], &[]] {
+    let mac = "02:00:00:00:00:01";
+    let both = ["endpoint", "add", "web", "--network", "blue", "--mac", mac, "--port", "p", "--id", "3"];
+    for arguments in [&["run"][..], &["nonsense"], &["status", "--nonsense"], &[], &both] {
         assert_eq!(peregrine(arguments).status.code(), Some(2), "{arguments:?}");
     }
 }

@@ -527,3 +527,71 @@ fn what_is_declared_while_it_runs_is_there_after_a_restart() {
     assert_eq!(call("endpoint.list", serde_json::json!({}))["total"], 101);
     drop(daemon);
 }
+
+#[test]
+#[ignore = "needs root: make test runs it"]
+fn networks_and_endpoints_come_and_go_by_the_command_line() {
+    let host = Host::new();
+    let _daemon = host.start();
+    let ask = |arguments: &[&str]| {
+        let output = host.ask(arguments);
+        assert!(output.status.success(), "{arguments:?}: {}", text(&output));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let mut watch = Command::new(PROGRAM)
+        .args(["watch", "--socket"])
+        .arg(host.control())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut told = BufReader::new(watch.stdout.take().unwrap()).lines().map(Result::unwrap);
+    assert!(told.next().unwrap().starts_with("generation "));
+
+    let socket = host.memif().with_file_name("more.sock");
+    ask(&["network", "add", "green", "--vni", "8", "--remote", "10.9.0.2"]);
+    assert!(told.next().unwrap().ends_with(": added network green"));
+    ask(&["port", "add", "p", "--memif", socket.to_str().unwrap()]);
+    assert!(told.next().unwrap().ends_with(": added port p"));
+    ask(&["endpoint", "add", "db", "--network", "green", "--mac", "02:00:00:00:08:01", "--port", "p"]);
+    assert!(told.next().unwrap().ends_with(": added endpoint db"));
+    let address = SocketAddr::Path(socket.clone());
+    let config = ClientConfig { name: "tester".into(), ..ClientConfig::default() };
+    let tenant = MemifClient::connect_blocking(&address, config, Duration::from_secs(5)).unwrap();
+    until(5, "the tenant is connected", || ask(&["endpoint", "list", "db"]).contains("yes"));
+    assert!(ask(&["network", "list"]).contains("green") && ask(&["port", "list"]).contains("connected"));
+
+    let export = ask(&["export", "--toml"]);
+    let file = host.dir.path().join("all.toml");
+    std::fs::write(&file, &export).unwrap();
+    let file = file.to_str().unwrap();
+    assert_eq!(ask(&["apply", file]), "nothing to change\n");
+    let refused = host.ask(&["network", "remove", "green"]);
+    assert!(!refused.status.success() && text(&refused).contains("green"), "{}", text(&refused));
+    ask(&["endpoint", "remove", "db"]);
+    assert!(told.next().unwrap().ends_with(": removed endpoint db"));
+    let gone = tenant.control.poll_disconnect().unwrap().unwrap().to_string();
+    assert!(gone.contains("the endpoint was removed"), "{gone}");
+    let shown = ask(&["apply", file, "--dry-run"]);
+    assert_eq!(shown, "+ endpoint db\n1 added, 0 changed, 0 removed (dry run: nothing was changed)\n");
+    ask(&["port", "remove", "p"]);
+    assert!(!socket.exists());
+
+    // Who only can open the socket may look, and no more.
+    std::fs::set_permissions(host.control(), std::os::unix::fs::PermissionsExt::from_mode(0o666)).unwrap();
+    let as_nobody = |method: &str| {
+        let script = format!(
+            "import socket,sys\ns=socket.socket(socket.AF_UNIX)\ns.connect(sys.argv[1])\n\
+             s.sendall(b'{{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"{method}\"}}\\n')\nprint(s.makefile().readline())\n"
+        );
+        let mut command = Command::new("/usr/bin/python3");
+        std::os::unix::process::CommandExt::uid(&mut command, 65534);
+        text(&command.args(["-c", &script]).arg(host.control()).output().unwrap())
+    };
+    assert!(as_nobody("network.list").contains("green"), "{}", as_nobody("network.list"));
+    for method in ["change", "export"] {
+        assert!(as_nobody(method).contains("this is uid 65534"), "{}", as_nobody(method));
+    }
+    watch.kill().unwrap();
+    watch.wait().unwrap();
+}

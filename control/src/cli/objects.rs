@@ -214,7 +214,7 @@ pub struct Endpoint {
 }
 
 /// What a memif has beside its socket.
-#[derive(Debug, Args)]
+#[derive(Debug, Default, PartialEq, Args)]
 pub struct Memif {
     /// The interface id on the socket (0).
     #[arg(long, value_name = "NUMBER", requires = "memif_socket")]
@@ -388,6 +388,11 @@ impl Network {
 
 impl Endpoint {
     fn table(&self) -> Result<EndpointTable, Error> {
+        if self.memif_socket.is_none() && self.memif != Memif::default() {
+            // Where two arguments exclude each other, clap takes what requires one of them for satisfied.
+            let text = "--id and the like go with --memif: a port has its own".to_owned();
+            return Err(Error::Refused { lines: vec![text], is_invalid: true });
+        }
         Ok(EndpointTable {
             name: self.name.clone(),
             network: self.network.clone(),
