@@ -1,6 +1,7 @@
 //! `peregrine-perf report`: reads results, or runs the cases, and writes `report.json` and `report.html`. `main.rs` calls
 //! `run`. A case that cannot run here costs its section, not the others: the page says why it is missing.
 
+mod endpoints_part;
 mod fdb_part;
 mod input;
 mod kernel_part;
@@ -21,7 +22,7 @@ use clap::Args;
 use input::{Failure, Results};
 
 use crate::{
-    core_case, fdb_case, generator_case, kernel_case, memif_case, pipeline_case, placement_latency_case,
+    core_case, endpoints_case, fdb_case, generator_case, kernel_case, memif_case, pipeline_case, placement_latency_case,
     priority_case, rig, skew_case, tenants_case,
 };
 
@@ -34,7 +35,7 @@ pub struct ReportArgs {
     /// Folder to write report.json and report.html to; made if it is not there.
     #[arg(long, value_name = "DIR", default_value = ".")]
     out: PathBuf,
-    /// Results that `core`, `memif`, `pipeline`, `skew`, `placement-latency`, `priority`, `tenants`, `generator`, `kernel` or `fdb` wrote with --json, or a
+    /// Results that `core`, `memif`, `pipeline`, `skew`, `placement-latency`, `priority`, `tenants`, `generator`, `kernel`, `fdb` or `endpoints` wrote with --json, or a
     /// report.json; none: run the cases now.
     #[arg(value_name = "FILE")]
     files: Vec<PathBuf>,
@@ -84,6 +85,7 @@ fn measure(quick: bool) -> Result<Results, Error> {
     results.fdb = case("fdb", || fdb_case::run(quick), failures);
     results.priority = case("priority", || priority_case::run(quick), failures);
     results.generator = case("generator", || generator_case::run(quick), failures);
+    results.endpoints = case("endpoints", || endpoints_case::run(quick), failures);
     results.kernel = case("kernel", || kernel_case::run(quick), failures);
     if let Some(error) = results.priority.as_ref().and_then(|report| report.failure.clone()) {
         results.failures.push(Failure { case: "priority over a wire".into(), error });

@@ -40,6 +40,8 @@ impl Tables {
                 answers.let_out(id, before);
             }
         }
+        let comes = changes.clone().filter(|(_, _, now)| now.is_some());
+        self.endpoints.reach(comes.map(|(id, _, _)| id.index() + 1).max().unwrap_or(0));
         let mut come: BTreeMap<NetworkId, Vec<EndpointId>> = BTreeMap::new();
         for (id, before, now) in changes {
             if let Some(now) = now {

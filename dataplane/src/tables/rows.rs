@@ -56,18 +56,22 @@ impl<I: PlaceId, T: Nothing> Rows<I, T> {
 
     /// Something has this place from now on, or nothing.
     pub(super) fn set(&mut self, id: I, row: Option<T>) {
-        if id.place() >= self.rows.len() {
-            let places = id.place() + 1;
+        self.reach(id.place() + 1);
+        if let (Some(place), Some(is_taken)) = (self.rows.get_mut(id.place()), self.taken.get_mut(id.place()))
+        {
+            *is_taken = row.is_some();
+            *place = row.unwrap_or_else(T::nothing);
+        }
+    }
+
+    /// There are so many places at least. Before many are [set](Self::set): each that is beyond the end copies all.
+    pub(super) fn reach(&mut self, places: usize) {
+        if places > self.rows.len() {
             let mut rows = std::mem::take(&mut self.rows).into_vec();
             rows.resize_with(places, T::nothing);
             let mut taken = std::mem::take(&mut self.taken).into_vec();
             taken.resize(places, false);
             (self.rows, self.taken) = (rows.into(), taken.into());
-        }
-        if let (Some(place), Some(is_taken)) = (self.rows.get_mut(id.place()), self.taken.get_mut(id.place()))
-        {
-            *is_taken = row.is_some();
-            *place = row.unwrap_or_else(T::nothing);
         }
     }
 

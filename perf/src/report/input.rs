@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 
 use crate::environment::Environment;
 use crate::{
-    core_case, fdb_case, generator_case, kernel_case, memif_case, pipeline_case, placement_latency_case,
+    core_case, endpoints_case, fdb_case, generator_case, kernel_case, memif_case, pipeline_case, placement_latency_case,
     priority_case, skew_case, tenants_case,
 };
 
@@ -43,6 +43,8 @@ pub struct Results {
     pub generator: Option<generator_case::Report>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fdb: Option<fdb_case::Report>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub endpoints: Option<endpoints_case::Report>,
     /// What was to be measured and was not, and why.
     pub failures: Vec<Failure>,
 }
@@ -77,6 +79,7 @@ impl Results {
             ("tenants", self.tenants.as_ref().map(|report| own(&report.environment))),
             ("generator", self.generator.as_ref().map(|report| own(&report.environment))),
             ("fdb", self.fdb.as_ref().map(|report| own(&Some(report.environment.clone())))),
+            ("endpoints", self.endpoints.as_ref().map(|report| own(&report.environment))),
         ];
         all.into_iter().filter_map(|(name, environment)| Some((name, environment?))).collect()
     }
@@ -124,6 +127,8 @@ fn add(results: &mut Results, text: &str) -> Result<(), String> {
         put(&mut results.priority, whole(value, "priority")?, "priority")
     } else if first("lookups").is_some() {
         put(&mut results.fdb, whole(value, "fdb")?, "fdb")
+    } else if value.get("bursts").is_some() {
+        put(&mut results.endpoints, whole(value, "endpoints")?, "endpoints")
     } else if has("neighbour") {
         put(&mut results.tenants, whole(value, "tenants")?, "tenants")
     } else if has("inner_bytes") {
@@ -132,7 +137,7 @@ fn add(results: &mut Results, text: &str) -> Result<(), String> {
         put(&mut results.kernel, whole(value, "kernel")?, "kernel")
     } else {
         Err(format!(
-            "not a result of `peregrine-perf core|memif|pipeline|skew|placement-latency|priority|tenants|generator|kernel|fdb --json`, nor a report.json{}",
+            "not a result of `peregrine-perf core|memif|pipeline|skew|placement-latency|priority|tenants|generator|kernel|fdb|endpoints --json`, nor a report.json{}",
             of(&value)
         ))
     }
@@ -169,6 +174,7 @@ fn merge(results: &mut Results, other: Results) -> Result<(), String> {
         tenants,
         generator,
         fdb,
+        endpoints,
         failures,
         ..
     } = other;
@@ -183,6 +189,7 @@ fn merge(results: &mut Results, other: Results) -> Result<(), String> {
     tenants.map_or(Ok(()), |result| put(&mut results.tenants, result, "tenants"))?;
     generator.map_or(Ok(()), |result| put(&mut results.generator, result, "generator"))?;
     fdb.map_or(Ok(()), |result| put(&mut results.fdb, result, "fdb"))?;
+    endpoints.map_or(Ok(()), |result| put(&mut results.endpoints, result, "endpoints"))?;
     results.failures.extend(failures);
     Ok(())
 }

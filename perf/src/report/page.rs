@@ -4,6 +4,7 @@
 
 use serde_json::{Map, Value};
 
+use super::endpoints_part::endpoints;
 use super::fdb_part::fdb;
 use super::input::Results;
 use super::kernel_part;
@@ -32,6 +33,7 @@ pub fn html(results: &Results) -> String {
         results.tenants.as_ref().map(tenants).unwrap_or_default(),
         results.generator.as_ref().map(generator).unwrap_or_default(),
         results.fdb.as_ref().map(fdb).unwrap_or_default(),
+        results.endpoints.as_ref().map(endpoints).unwrap_or_default(),
         environment(results),
     ];
     format!(
@@ -224,6 +226,7 @@ fn cores_used(results: &Results) -> String {
         ("tenants", results.tenants.as_ref().map(|report| report.cores as u64)),
         ("generator", results.generator.as_ref().map(|report| report.cores as u64)),
         ("fdb", results.fdb.as_ref().map(|report| report.cores as u64)),
+        ("endpoints", results.endpoints.as_ref().map(|report| report.cores as u64)),
     ];
     let told: Vec<String> =
         counts.into_iter().filter_map(|(name, cores)| Some(format!("{name} {}", cores?))).collect();

@@ -1,0 +1,45 @@
+//! The section of endpoints that come in bursts. `page.rs` calls it.
+
+use super::layout::{Group, bars, section, table_of};
+use super::svg::{Row, Series, Spread, figure};
+use crate::endpoints_case::{Figure, Report};
+
+fn row(label: String, series: Series, figure: &Figure) -> Row {
+    let value = Spread { median: figure.median, lowest: figure.lowest, highest: figure.highest };
+    Row { label, series, value }
+}
+
+/// How long bursts took here and in the kernel, and what others noticed.
+pub fn endpoints(report: &Report) -> String {
+    let mut sizes: Vec<u32> = report.bursts.iter().map(|burst| burst.n.into()).collect();
+    sizes.extend(report.kernel.iter().map(|burst| burst.n));
+    sizes.sort_unstable();
+    sizes.dedup();
+    let group = |n: u32| {
+        let ours = report.bursts.iter().filter(|burst| u32::from(burst.n) == n).filter_map(|burst| {
+            let label = format!("{}, {} beside {}", burst.level, burst.kind, burst.existing);
+            Some(row(label, Series::Peregrine, &burst.first_packet_ms?))
+        });
+        let kernel = report.kernel.iter().filter(|burst| burst.n == n).map(|burst| {
+            let threads = if burst.threads == 1 { "" } else { "s" };
+            let label = format!("{}, {} thread{threads}", burst.form, burst.threads);
+            row(label, Series::Kernel, &burst.first_packet_ms)
+        });
+        Group { title: n.to_string(), small: "at once".into(), rows: ours.chain(kernel).collect() }
+    };
+    let groups: Vec<Group> = sizes.into_iter().map(group).collect();
+    let load = &report.under_load;
+    section(
+        "Endpoints in bursts",
+        &format!(
+            "Until a packet got through the last of them. {} cores: the worker, and everything else. Medians of {} runs. While {} endpoints a second came and \
+             went, the 99th percentile of others' lateness at 70 % load was {} times that before. A memif endpoint with the smallest rings takes {} bytes.",
+            report.cores,
+            report.runs,
+            figure(load.endpoints_per_second),
+            figure(load.p99_ratio),
+            report.per_endpoint_bytes
+        ),
+    ) + &bars(&groups, "ms")
+        + &table_of(&[("ms", &groups)])
+}
