@@ -91,7 +91,7 @@ fn this_namespace() -> Result<File, String> {
 }
 
 /// This thread goes to a new namespace.
-#[allow(deprecated, reason = "only with FILES would it be unsafe")]
+#[allow(deprecated, reason = "what is wrong with it is wrong with FILES only")]
 fn new_namespace() -> Result<(), String> {
     rustix::thread::unshare(UnshareFlags::NEWNET)
         .map_err(|error| format!("cannot make a network namespace: {error} (it needs root)"))
