@@ -472,7 +472,7 @@ mod tests {
                 } else if class == Class::URGENT {
                     let is_named = match first {
                         Some(place) => early.left_out.contains(&place),
-                        None => early.networks_left_out.contains(&NetworkId(packet.network.into())),
+                        None => early.networks_left_out.contains(&NetworkId(packet.network)),
                     };
                     prop_assert!(is_named, "{:?} {:?}", packet, early);
                 }

@@ -1,6 +1,6 @@
 //! Networks and endpoints that come and go while frames flow: a batch of them at once, with one publication. Called by the engine.
 //!
-//! What comes is in force when all workers have taken the tables. What goes is gone after a [`Grace`]: until then its place, by which frames
+//! What comes is in force when all workers have taken the tables. What goes is gone after a grace (`grace.rs`): until then its place, by which frames
 //! that are under way name it, is nobody's. An address that only moves from one place to another within a change is found there a moment
 //! before the tables say so, and counts from then on: a packet finds the old state or the new one.
 

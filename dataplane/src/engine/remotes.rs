@@ -10,7 +10,7 @@
 //! tables without it     others has left        it is forgotten
 //! ```
 //!
-//! The first two are a [`Grace`]. So when a remote is gone, no frame goes there and no entry points to it, and no frame that
+//! The first two are a grace (`grace.rs`). So when a remote is gone, no frame goes there and no entry points to it, and no frame that
 //! another remote sent can be taken for one of its successor. What is fixed behind it goes at once. (An address that is moved within the
 //! forwarding database just while it is swept can be missed. It is then behind the id's next holder, until it is seen elsewhere or
 //! ages, and counts for nothing unless that is in the same network.)

@@ -33,7 +33,7 @@ impl PlaceId for EndpointId {
     }
 }
 
-/// See the [module documentation](self). There is no iterator over values alone that could be counted along: an index is only ever what
+/// A list with gaps. There is no iterator over values alone that could be counted along: an index is only ever what
 /// [`iter`](Self::iter) says.
 #[derive(Clone, Debug)]
 pub struct Places<I, T> {

@@ -11,7 +11,7 @@ pub(super) trait Nothing {
     fn nothing() -> Self;
 }
 
-/// See the [module documentation](self).
+/// A row for each place; one that matches nothing where nothing is.
 #[derive(Clone, Debug)]
 pub struct Rows<I, T> {
     rows: Box<[T]>,
