@@ -2,7 +2,7 @@
 //! (`declared.rs`); owned by the [daemon](crate::daemon).
 //!
 //! Everything that is to be changed is staged first ([`stage`]), checked as a config is and held against all that there is; then the sockets
-//! and the engine get it, then the file ([`file`]), and only then the model is another one. So a change is there as a whole or not at all,
+//! and the engine get it, then the file ([`mod@file`]), and only then the model is another one. So a change is there as a whole or not at all,
 //! and what it costs does not depend on how much is there: what may be had once is found by what it is ([`Key`]).
 
 pub mod file;
