@@ -22,8 +22,8 @@ use clap::Args;
 use input::{Failure, Results};
 
 use crate::{
-    core_case, endpoints_case, fdb_case, generator_case, kernel_case, memif_case, pipeline_case, placement_latency_case,
-    priority_case, rig, skew_case, tenants_case,
+    core_case, endpoints_case, fdb_case, generator_case, kernel_case, memif_case, pipeline_case,
+    placement_latency_case, priority_case, rig, skew_case, tenants_case,
 };
 
 /// Flags of `report`.

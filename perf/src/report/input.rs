@@ -10,8 +10,8 @@ use serde_json::{Map, Value};
 
 use crate::environment::Environment;
 use crate::{
-    core_case, endpoints_case, fdb_case, generator_case, kernel_case, memif_case, pipeline_case, placement_latency_case,
-    priority_case, skew_case, tenants_case,
+    core_case, endpoints_case, fdb_case, generator_case, kernel_case, memif_case, pipeline_case,
+    placement_latency_case, priority_case, skew_case, tenants_case,
 };
 
 /// No result is nearly as large.
