@@ -72,7 +72,8 @@ impl Bench {
              [[networks]]\nname = \"blue\"\nvni = {VNI}\nmtu = 1450\nremotes = [\"{}\"]\n",
             hosts.file("control.sock").display(),
             hosts.file("state.json").display(),
-            existing + burst,
+            // Places are free again a moment after the endpoints went.
+            existing + 3 * burst,
             NEAR.1,
             NEAR.0,
             FAR.0

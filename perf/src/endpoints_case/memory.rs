@@ -6,6 +6,7 @@ use std::time::Instant;
 use peregrine_memif::ClientConfig;
 use serde::{Deserialize, Serialize};
 
+use super::aside;
 use super::bursts::{Bench, until};
 use crate::rig::connect;
 
@@ -116,20 +117,10 @@ fn engine(cores: [core_affinity::CoreId; 2]) -> Result<(u64, u64), String> {
     let mut sizes = Vec::new();
     let mut per_endpoint = 0;
     for burst in [MANY, MANY + PLACES] {
-        let mut started = Err("nothing was started".into());
-        let before = allocation_counter::measure(|| started = Bench::start(cores, 1, burst, vec![]));
-        let mut bench = started?;
-        sizes.push(before.bytes_current);
+        let (start, change) = aside(|| grown_by(cores, burst))?;
+        sizes.push(start);
         if burst == MANY {
-            let mut came = Ok(());
-            let info = allocation_counter::measure(|| {
-                came = bench.come(Instant::now()).map(|_| ());
-                // What the worker gave back is freed.
-                came = came.clone().and(until(bench.engine(), "no end", |engine| engine.is_in_force()));
-                (0..10).for_each(|_| drop(bench.engine().poll()));
-            });
-            came?;
-            per_endpoint = u64::try_from(info.bytes_current).unwrap_or(0) / u64::from(MANY);
+            per_endpoint = u64::try_from(change).unwrap_or(0) / u64::from(MANY);
         }
     }
     let grown = match sizes[..] {
@@ -137,4 +128,20 @@ fn engine(cores: [core_affinity::CoreId; 2]) -> Result<(u64, u64), String> {
         _ => 0,
     };
     Ok((per_endpoint, grown / u64::from(PLACES)))
+}
+
+/// By how many bytes the start of an engine with room for a burst, and the burst, make what is allocated more.
+fn grown_by(cores: [core_affinity::CoreId; 2], burst: u16) -> Result<(i64, i64), String> {
+    let mut started = Err("nothing was started".into());
+    let start = allocation_counter::measure(|| started = Bench::start(cores, 1, burst, vec![]));
+    let mut bench = started?;
+    let mut came = Ok(());
+    let change = allocation_counter::measure(|| {
+        came = bench.come(Instant::now()).map(|_| ());
+        // What the worker gave back is freed.
+        came = came.clone().and(until(bench.engine(), "no end", |engine| engine.is_in_force()));
+        (0..10).for_each(|_| drop(bench.engine().poll()));
+    });
+    came?;
+    Ok((start.bytes_current, change.bytes_current))
 }
