@@ -64,6 +64,9 @@ struct ApplyParams {
     ports: Vec<Value>,
     endpoints: Vec<Value>,
     dry_run: bool,
+    /// A state file has it, which was moved away and edited: it says nothing any more.
+    #[serde(rename = "check")]
+    _check: Option<Value>,
 }
 
 impl Declared<'_> {
@@ -242,7 +245,8 @@ pub fn apply(
     runtime: &mut impl Runtime,
     given: Value,
 ) -> Result<ApplyAnswer, RpcError> {
-    let ApplyParams { format, generation, networks, ports, endpoints, dry_run } = params("apply", given)?;
+    let ApplyParams { format, generation, networks, ports, endpoints, dry_run, _check: _ } =
+        params("apply", given)?;
     if let Some(format) = format.filter(|format| *format != file::FORMAT) {
         let text = format!("apply: format = {format}: must be {}", file::FORMAT);
         return Err(RpcError::new(code::INVALID_PARAMS, text));

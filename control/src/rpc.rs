@@ -11,6 +11,10 @@ use serde_json::{Value, json};
 pub const LINE_BYTES_MAX: usize = 1 << 20;
 /// The longest request of those who may change what runs: tens of thousands of endpoints at once.
 pub const LONG_LINE_BYTES_MAX: usize = 64 << 20;
+/// Objects in a request, at most: each takes some 600 bytes once it is read, however short it was. As many endpoints as there can be fit.
+pub const OBJECTS_MAX: usize = 1 << 18;
+/// Values in a request, at most.
+pub const VALUES_MAX: usize = 1 << 22;
 
 /// JSON-RPC's error codes.
 pub mod code {
@@ -152,6 +156,11 @@ type Request = (String, Value, Option<Value>);
 /// The method's name, its parameters, and the id if an answer is wanted; or the error and the id to send it with.
 fn read(line: &[u8]) -> Result<Request, (Value, RpcError)> {
     let invalid = |text: &str| RpcError::new(code::INVALID_REQUEST, text);
+    let count = |wanted: u8| line.iter().filter(|byte| **byte == wanted).count();
+    if count(b'{') > OBJECTS_MAX || count(b',') > VALUES_MAX {
+        let text = format!("more than {OBJECTS_MAX} objects or {VALUES_MAX} values: send it in parts");
+        return Err((Value::Null, invalid(&text)));
+    }
     let value: Value = serde_json::from_slice(line)
         .map_err(|e| (Value::Null, RpcError::new(code::PARSE, format!("not JSON: {e}"))))?;
     if value.is_array() {
@@ -314,6 +323,22 @@ mod tests {
             assert_eq!(reply(line).unwrap()["error"]["code"], want, "{line}");
         }
         assert!(answer(b"\xff\xfe", |_, _| Ok(Value::Null)).is_some(), "not UTF-8");
+    }
+
+    #[test]
+    fn what_would_be_large_once_it_is_read_is_not_read() {
+        let many = |what: &str, count: usize| {
+            format!(
+                "{{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"version\",\"params\":[{}0]}}",
+                what.repeat(count)
+            )
+        };
+        for line in [many("{},", OBJECTS_MAX), many("0,", VALUES_MAX)] {
+            let error = reply(&line).unwrap()["error"].clone();
+            assert_eq!(error["code"], code::INVALID_REQUEST, "{error}");
+            assert!(error["message"].as_str().unwrap().starts_with("more than "), "{error}");
+        }
+        assert_eq!(reply(&many("{},", OBJECTS_MAX / 2)).unwrap()["error"]["code"], code::INVALID_PARAMS);
     }
 
     #[test]

@@ -171,11 +171,17 @@ fn what_the_daemon_says_against_it_is_told_line_by_line() {
 fn a_file_is_applied_and_the_difference_shown() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("all.toml");
-    std::fs::write(&file, "format = 1\ngeneration = 7\n[[networks]]\nname = \"blue\"\nvni = 42\n").unwrap();
+    std::fs::write(
+        &file,
+        "format = 1\ngeneration = 7\nports = []\nendpoints = []\n[[networks]]\nname = \"blue\"\nvni = 42\n",
+    )
+    .unwrap();
     let file = file.to_str().unwrap();
     let answer = "\"result\":{\"added\":[{\"kind\":\"network\",\"name\":\"blue\"}],\"totals\":{\"added\":1},\"dry_run\":true}";
     let (request, output) = asked(&["apply", file, "--dry-run"], answer, "");
-    let want = serde_json::json!({"format": 1, "networks": [{"name": "blue", "vni": 42}], "dry_run": true});
+    let networks = serde_json::json!([{"name": "blue", "vni": 42}]);
+    let want =
+        serde_json::json!({"format": 1, "networks": networks, "ports": [], "endpoints": [], "dry_run": true});
     assert_eq!(request["params"], want);
     assert_eq!(
         stdout(&output),
@@ -183,7 +189,13 @@ fn a_file_is_applied_and_the_difference_shown() {
     );
     let (request, _) = asked(&["apply", file, "--if-unchanged"], answer, "");
     assert_eq!((&request["params"]["generation"], &request["params"]["dry_run"]), (&7.into(), &false.into()));
-    for (text, want) in [("[[networks]\n", "line 1"), ("{\"a\": ", "EOF")] {
+    let half = "networks = []\nports = []\n";
+    for (text, want) in [
+        ("[[networks]\n", "line 1"),
+        ("{\"a\": ", "EOF"),
+        ("", "it has no list `networks`: write networks = []"),
+        (half, "it has no list `endpoints`"),
+    ] {
         let bad = dir.path().join("bad");
         std::fs::write(&bad, text).unwrap();
         let output = peregrine(&["apply", bad.to_str().unwrap()]);

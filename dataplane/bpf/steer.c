@@ -50,7 +50,6 @@ const volatile __u32 ipv6_locals[LOCALS_MAX * 4];
 const volatile __u32 ipv6_count;
 const volatile __u16 vlan; // its number; 0: frames without a tag
 const volatile __u16 vxlan_port; // of most networks
-const volatile __u8 has_own_ports; // some network has another one
 const volatile __u32 queue_count = 1;
 const volatile __u8 take_everything;
 const volatile __u8 has_early; // the queues have second sockets; without them nothing of it costs anything
@@ -302,8 +301,6 @@ static __always_inline enum verdict udp_is_ours(void *udp_start, void *end, __u3
 		return MALFORMED;
 	// To another port it may be anything: it is ours only if what stands in the place of a VNI has that port.
 	is_usual = udp->dest == bpf_htons(vxlan_port);
-	if (!is_usual && !has_own_ports)
-		return OTHER_PORT;
 	if ((void *)(vxlan + 1) > end)
 		return is_usual ? MALFORMED : OTHER_PORT;
 	if (!(vxlan->flags & bpf_htonl(VXLAN_FLAG_VNI_VALID)))

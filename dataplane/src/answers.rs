@@ -1,10 +1,10 @@
 //! What answers for tenants are made by: who has which address, whom "packet too big" is told from, and how much of it a tenant gets.
-//! Part of the [`Tables`](crate::tables::Tables), which keep it when they are replaced; made once from the plan.
+//! Part of the [`Tables`](crate::tables::Tables), which keep it when they are replaced unless networks or endpoints come or go.
 //!
 //! `stages/answer.rs` asks it about frames that are flooded or too long. An address of a tenant's is answered for only while that is
 //! connected, one behind a remote as long as the station's MAC address is fixed there.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -125,6 +125,15 @@ impl Answers {
         self.endpoints.set(id, None);
     }
 
+    /// Nothing is known of the stations of these any more: they go, or are new.
+    pub(crate) fn forget_networks(&mut self, ids: &[NetworkId]) {
+        let goes: HashSet<NetworkId> =
+            ids.iter().copied().filter(|id| self.networks.get(*id).is_some()).collect();
+        if !goes.is_empty() {
+            self.stations.retain(|(of, _), _| !goes.contains(of));
+        }
+    }
+
     /// There is such a network, with such a place, or none. Again when stations have come or gone that have its gateways' addresses.
     pub(crate) fn set_network(&mut self, id: NetworkId, network: Option<&NetworkPlan>) {
         if let Some(network) = network.filter(|_| self.networks.get(id).is_none()) {
@@ -133,9 +142,6 @@ impl Answers {
                 add_all(&mut stations, fixed.mac, fixed.addresses.iter().copied());
             }
             self.stations.extend(stations.into_iter().filter_map(|(ip, mac)| Some(((id, ip), mac?))));
-        }
-        if network.is_none() {
-            self.stations.retain(|(of, _), _| *of != id);
         }
         self.networks.set(id, network.map(|network| NetworkAnswers::new(id, network, &self.stations)));
     }

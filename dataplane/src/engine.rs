@@ -456,6 +456,9 @@ impl Engine {
         if !rings.is_complete() {
             return Err(AttachError::Rings);
         }
+        if self.plan.endpoint(endpoint).is_none() {
+            return Err(AttachError::NoSuchEndpoint);
+        }
         let (home, is_tenant) = (self.least_crowded(), rings.is_tenant());
         match self.connections.get_mut(endpoint.index()) {
             None => return Err(AttachError::NoSuchEndpoint),
@@ -595,7 +598,11 @@ impl Engine {
                 Returned::Tenant(detached) => events.extend(self.take_back(detached)),
                 Returned::Announced(announcement) => self.take_back_announcement(announcement),
                 Returned::Drained { worker, number } => self.rules.note_drained(worker, number),
-                Returned::Tables(_) | Returned::Room(_) | Returned::Mesh(_) | Returned::Links(_) => {}
+                Returned::Tables(_)
+                | Returned::Room(_)
+                | Returned::Vacated(_)
+                | Returned::Mesh(_)
+                | Returned::Links(_) => {}
             }
         }
         self.settle_rules();

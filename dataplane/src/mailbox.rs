@@ -26,6 +26,8 @@ pub(crate) enum Order {
         /// Empty.
         room: Vec<EndpointId>,
     },
+    /// Nobody has these places any more: what was noted of who had them is forgotten.
+    Vacated(Vec<EndpointId>),
     /// Serve this tenant.
     Attach {
         /// Whose address it has.
@@ -81,6 +83,9 @@ pub(crate) enum Returned {
     /// Tables that it no longer looks at; dropped by control.
     #[allow(dead_code, reason = "it is sent back to be dropped elsewhere, not to be looked at")]
     Tables(Arc<Tables>),
+    /// The list of them.
+    #[allow(dead_code, reason = "as above")]
+    Vacated(Vec<EndpointId>),
     /// A list that became too short.
     #[allow(dead_code, reason = "as above")]
     Room(Vec<EndpointId>),

@@ -288,6 +288,7 @@ impl NetworkStats {
             (&mut self.arp_answered, before.arp_answered),
             (&mut self.nd_answered, before.nd_answered),
             (&mut self.too_big_told, before.too_big_told),
+            (&mut self.discoveries_refused, before.discoveries_refused),
         ];
         pairs.into_iter().for_each(|(now, before)| *now = now.saturating_sub(before));
         self

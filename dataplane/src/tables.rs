@@ -289,9 +289,10 @@ pub struct Endpoint {
 }
 
 impl Nothing for Network {
-    /// Not in [`Tables::network_by_vni`], without remotes and endpoints, and everything is too long for it.
+    /// Not in [`Tables::network_by_vni`], without remotes and endpoints, and no way leads anywhere from its source.
     fn nothing() -> Network {
-        Network::new(&NetworkPlan { mtu: 0, ..NetworkPlan::new("", Vni::from_bytes([0; 3])) }, &[], &[])
+        let plan = NetworkPlan { mtu: 0, ..NetworkPlan::new("", Vni::from_bytes([0; 3])) };
+        Network { source: SourceId(u8::MAX), ..Network::new(&plan, &[], &[]) }
     }
 }
 
@@ -457,6 +458,11 @@ impl Tables {
     #[inline]
     pub fn uplink(&self, id: UplinkId) -> Option<&Uplink> {
         self.uplinks.get(id.index())
+    }
+
+    /// The source of a network that asks for this address.
+    pub(crate) fn source_of(&self, local: Option<IpAddr>) -> SourceId {
+        source_of(&self.sources, local)
     }
 
     /// The network with this VNI.

@@ -326,7 +326,7 @@ impl Tenants {
     /// The same with room for so many networks and endpoints.
     pub fn with_room(tables: &Tables, networks: usize, endpoints: usize) -> Tenants {
         let network = |id: EndpointId| tables.endpoint(id).map(|endpoint| endpoint.network);
-        let room = |id: NetworkId| tables.network(id).map_or(0, |network| room_for(network.endpoints.len()));
+        let room = |id: NetworkId| room_for(tables.network(id).map_or(0, |network| network.endpoints.len()));
         Tenants {
             slots: std::iter::repeat_with(|| None).take(endpoints).collect(),
             networks: (0..endpoints).map(|id| network(EndpointId::at(id))).collect(),
@@ -346,6 +346,13 @@ impl Tenants {
     pub fn place(&mut self, id: EndpointId, network: NetworkId) {
         if let Some(place) = self.networks.get_mut(id.index()) {
             *place = Some(network);
+        }
+    }
+
+    /// The next one at this place owes nothing.
+    pub fn forget(&mut self, id: EndpointId) {
+        if let Some(debt) = self.wakeup_debts.get_mut(id.index()) {
+            *debt = WakeupDebt::default();
         }
     }
 

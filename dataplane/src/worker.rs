@@ -378,6 +378,10 @@ impl Worker {
                     Err(rings) => Returned::Tenant(Detached { endpoint, serial, rings, fault: None }),
                 }
             }
+            Order::Vacated(endpoints) => {
+                endpoints.iter().for_each(|endpoint| self.tenants.forget(*endpoint));
+                Returned::Vacated(endpoints)
+            }
             Order::Room { network, room } => Returned::Room(self.tenants.make_room(network, room)),
             Order::Mesh(mut mesh) => {
                 std::mem::swap(&mut self.mesh, &mut mesh);

@@ -63,6 +63,12 @@ pub fn apply(args: &Apply) -> Result<(), Error> {
     let Some(keys) = params.as_object_mut() else {
         return Err(wrong(&args.file, "it is to have the lists networks, ports and endpoints".into()));
     };
+    // An empty file, or half of one, is more likely a mistake than the wish to remove the rest.
+    if let Some(list) = ["networks", "ports", "endpoints"].into_iter().find(|list| !keys.contains_key(*list))
+    {
+        let text = format!("it has no list `{list}`: write {list} = [] if there are to be none");
+        return Err(wrong(&args.file, text));
+    }
     if !args.if_unchanged {
         keys.remove("generation");
     } else if !keys.contains_key("generation") {

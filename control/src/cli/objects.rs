@@ -45,7 +45,7 @@ pub enum EndpointCommand {
     List(List),
     /// Add an endpoint, on a port or with a memif of its own.
     Add(Box<Endpoint>),
-    /// Give an endpoint other keys: what is not given has its default afterwards. Its tenant stays connected unless its memif is another one.
+    /// Give an endpoint other keys: what is not given has its default afterwards. Its tenant stays connected unless its network or memif is another one.
     Set(Box<Endpoint>),
     /// Put an endpoint on another port, with everything else as it is.
     Move {
@@ -243,8 +243,8 @@ pub struct Memif {
     /// As server: accept memory that the tenant could take away.
     #[arg(long, requires = "memif_socket")]
     pub allow_unsealed: bool,
-    /// As server: most memory of the tenant, in bytes.
-    #[arg(long, value_name = "BYTES", requires = "memif_socket")]
+    /// As server: most memory of the tenant, in MiB, 1 to 4096.
+    #[arg(long, value_name = "MIB", requires = "memif_socket")]
     pub memory_max: Option<u64>,
     /// As client: slots of each ring, a power of two.
     #[arg(long, value_name = "SLOTS", requires = "memif_socket")]

@@ -125,9 +125,13 @@ impl StateFile {
     /// One line.
     pub fn write_beside(&self, text: &str) -> Result<Written<'_>, String> {
         let write = || {
-            let mut options = OpenOptions::new();
-            options.write(true).create(true).truncate(true).mode(MODE);
-            let mut file = options.open(self.beside(".new"))?;
+            let path = self.beside(".new");
+            // One that was left behind may be readable by others, or be a link.
+            match std::fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+            let mut file = OpenOptions::new().write(true).create_new(true).mode(MODE).open(path)?;
             file.write_all(text.as_bytes())?;
             file.sync_all()
         };

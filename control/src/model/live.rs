@@ -75,6 +75,7 @@ fn about(error: &ChangeError, plan: &Plan) -> Option<About> {
         | ChangeError::NotEmpty(id)
         | ChangeError::Remote(id, _)
         | ChangeError::FixedBehind(id, _)
+        | ChangeError::FixedFull(id)
         | ChangeError::Local(id, _)
         | ChangeError::Mtu { network: id, .. }
         | ChangeError::FdbLimit { network: id, .. } => About::Network(*id),

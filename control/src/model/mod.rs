@@ -3,7 +3,8 @@
 //!
 //! Everything that is to be changed is staged first ([`stage`]), checked as a config is and held against all that there is; then the sockets
 //! and the engine get it, then the file ([`mod@file`]), and only then the model is another one. So a change is there as a whole or not at all,
-//! and what it costs does not depend on how much is there: what may be had once is found by what it is ([`Key`]).
+//! and what it costs does not depend on how much is there: what may be had once is found by what it is ([`Key`]). Only the file, where there
+//! is one, is written as a whole each time.
 
 pub mod file;
 pub mod live;

@@ -1,9 +1,9 @@
 //! The server's listening socket. One socket serves many interface ids; each connection it accepts is one [`Handshake`].
 
-use std::fs;
+use std::fs::{self, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process;
 use std::time::Duration;
@@ -112,12 +112,7 @@ impl Listener {
         }
         let file = addr.path().map(claim).transpose()?;
         if let Some(path) = addr.path() {
-            if let Some(mode) = config.mode {
-                fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
-            }
-            if let Some((uid, gid)) = config.owner {
-                chown(path, Some(uid), Some(gid))?;
-            }
+            hand_over(path, &config)?;
         }
         sys::listen(socket.as_fd(), BACKLOG)?;
         Ok(Self { socket, config, _file: file })
@@ -136,6 +131,23 @@ impl Listener {
         let Some(socket) = sys::accept(self.socket.as_fd())? else { return Ok(None) };
         Ok(Some(Handshake::new(socket, self.config.name.clone(), self.config.limits)))
     }
+}
+
+/// Gives the socket file its mode and owner. Who may write to its folder can put something else in its place at any moment: so it is the
+/// file that is there when it is opened, and only if that is a socket. A link is not followed.
+fn hand_over(path: &Path, config: &ListenerConfig) -> io::Result<()> {
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_PATH | libc::O_NOFOLLOW).open(path)?;
+    if !file.metadata()?.file_type().is_socket() {
+        return Err(io::Error::new(io::ErrorKind::AddrInUse, format!("{}: it was replaced", path.display())));
+    }
+    let opened = format!("/proc/self/fd/{}", file.as_raw_fd());
+    if let Some(mode) = config.mode {
+        fs::set_permissions(&opened, fs::Permissions::from_mode(mode))?;
+    }
+    if let Some((uid, gid)) = config.owner {
+        chown(&opened, Some(uid), Some(gid))?;
+    }
+    Ok(())
 }
 
 fn claim(path: &Path) -> io::Result<SocketFile> {

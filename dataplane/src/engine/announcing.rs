@@ -187,7 +187,7 @@ impl Engine {
     /// Somebody else is on its network.
     fn has_listeners(&self, endpoint: EndpointId) -> bool {
         let Some(id) = self.tables.endpoint(endpoint).map(|it| it.network) else { return false };
-        let others = self.homes.tenants_of(id) - u32::from(self.home(endpoint).is_some());
+        let others = self.homes.tenants_of(id).saturating_sub(u32::from(self.home(endpoint).is_some()));
         others > 0 || self.tables.network(id).is_some_and(|network| !network.remotes.is_empty())
     }
 }

@@ -1,8 +1,8 @@
 //! Networks and endpoints that come and go while frames flow: a batch of them at once, with one publication. Called by the engine.
 //!
 //! What comes is in force when all workers have taken the tables. What goes is gone after a grace (`grace.rs`): until then its place, by which frames
-//! that are under way name it, is nobody's. An address that only moves from one place to another within a change is found there a moment
-//! before the tables say so, and counts from then on: a packet finds the old state or the new one.
+//! that are under way name it, is nobody's. An address that moves from one place to another within a change is found at the new one a moment
+//! before the tables say so: if that has just come as well, packets for it are flooded until then, as for an address that is not known.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::fmt;
@@ -19,6 +19,7 @@ use crate::stats::{EndpointStats, NetworkStats};
 use crate::tables::{Tables, overhead};
 use crate::tenants::room_for;
 use crate::types::{EndpointId, MacAddr, NetworkId, Vni};
+use crate::xsk::XskError;
 
 /// How often control looks while something goes.
 const LOOK: Duration = Duration::from_millis(1);
@@ -56,6 +57,8 @@ pub enum ChangeError {
     Remote(NetworkId, RemoteError),
     /// A fixed address of a new network is not behind one of its remotes.
     FixedBehind(NetworkId, MacAddr),
+    /// More addresses would be fixed behind remotes than there is room for.
+    FixedFull(NetworkId),
     /// The network sends from an address that is not ours.
     Local(NetworkId, IpAddr),
     /// The network's packets do not fit the uplinks, or, where the uplinks have no multi-buffer, a chunk.
@@ -99,6 +102,9 @@ impl fmt::Display for ChangeError {
             ChangeError::FixedBehind(_, mac) => {
                 write!(f, "{mac} is to be fixed behind an address that is no remote of the network")
             }
+            ChangeError::FixedFull(_) => f.write_str(
+                "there is no room for so many static_macs of networks that come: restart with these in the config",
+            ),
             ChangeError::Local(_, local) => write!(f, "{local} is no `local` of an uplink"),
             ChangeError::Mtu { most, .. } => {
                 write!(f, "its MTU does not fit the uplinks: {most} would")
@@ -343,6 +349,10 @@ impl Engine {
             }
         }
         let first = new().next().map_or(NetworkId(0), |(id, _)| id);
+        let fixed: usize = new().map(|(_, network)| network.static_macs.len()).sum();
+        if self.fixed.len() + fixed > self.fixed_max {
+            return Err(ChangeError::FixedFull(first));
+        }
         self.check_room_for(&remotes).map_err(|error| ChangeError::Remote(first, error))
     }
 
@@ -402,7 +412,12 @@ impl Engine {
             if other || !macs.insert(place) {
                 return Err(ChangeError::Mac(id, now.mac));
             }
-            if self.fixed.contains_key(&place) {
+            let is_new_fixed = networks
+                .get(&now.network)
+                .copied()
+                .flatten()
+                .is_some_and(|network| network.static_macs.iter().any(|fixed| fixed.mac == now.mac));
+            if is_new_fixed || self.fixed.contains_key(&place) {
                 return Err(ChangeError::Fixed(id, now.mac));
             }
         }
@@ -448,46 +463,55 @@ impl Engine {
 
     /// Undoes that.
     fn leave_addresses(&mut self, change: &Change) {
-        for now in change.endpoints.iter().filter_map(|(_, now)| now.as_ref()) {
-            self.fdb.remove(now.network, now.mac);
-        }
+        let mut stay = HashSet::new();
         for (id, _) in &change.endpoints {
             if let Some(before) = self.plan.endpoint(*id) {
+                // In place of what was entered, or in its own place still: it needs no room.
                 let _had_room = self.fdb.set_fixed(before.network, before.mac, Destination::Local(*id));
+                stay.insert((before.network, before.mac));
+            }
+        }
+        for (id, now) in change.endpoints.iter().filter_map(|(id, now)| Some((*id, now.as_ref()?))) {
+            let is_entered = self.fdb.lookup(now.network, now.mac) == Some(Destination::Local(id));
+            if is_entered && !stay.contains(&(now.network, now.mac)) {
+                self.fdb.remove(now.network, now.mac);
             }
         }
     }
 
     /// Frames of networks that go pass to the kernel from now on, and those of networks that come to us.
     fn steer(&mut self, change: &Change) -> Result<(), ChangeError> {
-        let mut done = Vec::new();
-        for (id, now) in &change.networks {
-            let before = self.plan.network(*id);
-            let Some((vni, port)) = now.as_ref().or(before).map(|network| (network.vni, network.port)) else {
-                continue;
-            };
-            for (uplink, plan) in self.uplinks.iter_mut().zip(&self.plan.uplinks) {
-                let port = port.unwrap_or(plan.port);
-                let told = if now.is_some() { uplink.serve(vni, port) } else { uplink.release(vni) };
-                if let Err(error) = told {
-                    self.steer_back(&done);
-                    return Err(ChangeError::Steering(error.to_string()));
-                }
+        let come = change.networks.iter().filter_map(|(_, now)| now.as_ref());
+        let come: HashMap<Vni, Option<u16>> = come.map(|network| (network.vni, network.port)).collect();
+        let gone = change.networks.iter().filter(|(_, now)| now.is_none());
+        let gone = gone.filter_map(|(id, _)| self.plan.network(*id).map(|network| network.vni));
+        let before: HashMap<Vni, Option<u16>> =
+            self.plan.networks.values().map(|network| (network.vni, network.port)).collect();
+        // One that comes again is served all the time.
+        let gone: Vec<Vni> = gone.filter(|vni| !come.contains_key(vni)).collect();
+        let told = gone
+            .iter()
+            .try_for_each(|vni| self.serve(*vni, None))
+            .and_then(|()| come.iter().try_for_each(|(vni, port)| self.serve(*vni, Some(*port))));
+        if told.is_err() {
+            for vni in gone.into_iter().chain(come.into_keys()) {
+                // Best effort: it was so a moment ago.
+                let _told = self.serve(vni, before.get(&vni).copied());
             }
-            done.push((vni, port, now.is_some()));
         }
-        Ok(())
+        told.map_err(|error| ChangeError::Steering(error.to_string()))
     }
 
-    /// Undoes that.
-    fn steer_back(&mut self, done: &[(Vni, Option<u16>, bool)]) {
-        for &(vni, port, was_served) in done {
-            for (uplink, plan) in self.uplinks.iter_mut().zip(&self.plan.uplinks) {
-                let port = port.unwrap_or(plan.port);
-                // Best effort: it worked a moment ago.
-                let _told = if was_served { uplink.release(vni) } else { uplink.serve(vni, port) };
+    /// Frames of this network are steered, if they come to its own port or the uplink's; or not any more.
+    fn serve(&mut self, vni: Vni, network: Option<Option<u16>>) -> Result<(), XskError> {
+        let uplinks = self.uplinks.iter_mut().zip(&self.plan.uplinks);
+        for (uplink, plan) in uplinks {
+            match network {
+                Some(own) => uplink.serve(vni, own.unwrap_or(plan.port))?,
+                None => uplink.release(vni)?,
             }
         }
+        Ok(())
     }
 
     /// In the plan and in tables to be published.
@@ -497,7 +521,9 @@ impl Engine {
         }
         let ids: Vec<NetworkId> = networks.iter().map(|(id, _)| *id).collect();
         let mut members = remotes::Change::default();
-        for (id, now) in networks {
+        // Those that come are first: a remote that one of them takes over from one that goes stays.
+        let (come, gone): (Vec<_>, Vec<_>) = networks.into_iter().partition(|(_, now)| now.is_some());
+        for (id, now) in come.into_iter().chain(gone) {
             match now {
                 None => {
                     self.let_out_remotes(id, &mut members);
@@ -549,12 +575,21 @@ impl Engine {
                 self.announcing.forget(id);
                 self.note_before_endpoint(id);
             } else if !is_gone && self.home(id).is_some() {
+                self.announcing.end(id);
                 self.begin_announcing(id);
             }
             changed.push((id, before));
         }
         let changes = changed.iter().map(|(id, before)| (*id, before.as_ref(), self.plan.endpoint(*id)));
         tables.set_endpoints(changes, &self.plan);
+        // Rules that name an endpoint know its address.
+        let is_moved = |(id, before): &(EndpointId, Option<EndpointPlan>)| {
+            before.as_ref().zip(self.plan.endpoint(*id)).is_some_and(|(before, now)| before.mac != now.mac)
+                && self.plan.classes.rules.iter().any(|rule| rule.endpoint == Some(*id))
+        };
+        if changed.iter().any(is_moved) {
+            self.write_rules(tables);
+        }
         for before in changed.iter().filter_map(|(_, before)| before.as_ref()) {
             if !stay.contains(&(before.network, before.mac)) {
                 self.fdb.remove(before.network, before.mac);
@@ -611,7 +646,11 @@ impl Engine {
             return;
         }
         let Leaving { networks, endpoints } = std::mem::take(&mut self.lives.leaving);
-        endpoints.into_iter().for_each(|id| self.lives.endpoints.free(id));
+        endpoints.iter().for_each(|id| self.lives.endpoints.free(*id));
+        if !endpoints.is_empty() {
+            let there = self.workers.iter_mut().filter(|worker| worker.presence != Presence::Absent);
+            there.for_each(|worker| worker.send(Order::Vacated(endpoints.clone())));
+        }
         self.lives.lingering.extend(networks);
         self.settle_lingering();
     }
@@ -728,6 +767,7 @@ mod tests {
             assert_eq!(engine.tables.networks[0].endpoints.len(), 3);
             assert_eq!(engine.tables.answers.station(BLUE, [10, 0, 0, 3].into()), Some(mac(3)));
             let mut three = attach(&mut engine, EndpointId(2));
+            until(&mut engine, "in force", Engine::is_in_force);
             send(&mut one, 1, 3);
             until(&mut engine, "a packet for the third", |_| takes(&mut three));
             until(&mut engine, "its count", |engine| engine.stats().endpoints[2].to_tenant.frames == 1);
@@ -742,6 +782,7 @@ mod tests {
             engine.change(endpoints(vec![come(2, 5)])).unwrap();
             assert_eq!(engine.stats().endpoints[2].to_tenant.frames, 0, "that was another one");
             let mut five = attach(&mut engine, EndpointId(2));
+            until(&mut engine, "in force", Engine::is_in_force);
             send(&mut one, 1, 5);
             until(&mut engine, "a packet for the fifth", |_| takes(&mut five));
             until(&mut engine, "its count", |engine| engine.stats().endpoints[2].to_tenant.frames == 1);
@@ -804,6 +845,51 @@ mod tests {
             assert_eq!(engine.remote_id(far), None);
             assert_eq!(engine.members().count(), 1);
         }
+    }
+
+    #[test]
+    fn a_network_that_is_replaced_keeps_its_remotes() {
+        for workers in [1, 2] {
+            let mut engine = engine(workers);
+            let far: IpAddr = [192, 0, 2, 3].into();
+            let fixed = StaticMac { mac: mac(9), remote: far, addresses: vec![] };
+            let red = NetworkPlan { remotes: vec![far], static_macs: vec![fixed], ..network("red", 43) };
+            let mut place = NetworkId(1);
+            engine
+                .change(Change { networks: vec![(place, Some(red.clone()))], ..Change::default() })
+                .unwrap();
+            let remote = engine.remote_id(far).unwrap();
+            for other in [2, 1, 2, 1].map(NetworkId) {
+                // Whichever is named first, and whether the place is beyond all others or was used before.
+                let mut networks = vec![(other, Some(red.clone())), (place, None)];
+                networks.rotate_left(usize::from(other.0 == 1));
+                engine.change(Change { networks, ..Change::default() }).unwrap();
+                assert_eq!(engine.remote_id(far), Some(remote));
+                assert!(engine.remotes.is_reachable(remote));
+                assert!(engine.tables.networks[other.index()].has_remote(remote));
+                assert_eq!(engine.tables.networks[other.index()].remotes[..], [remote]);
+                assert_eq!(engine.tables.remote_by_ipv4([192, 0, 2, 3].into()), Some(remote));
+                assert_eq!(engine.fdb.lookup(other, mac(9)), Some(Destination::Remote(remote)));
+                until(&mut engine, "the other to be gone", |engine| engine.vacant_networks().count() == 1);
+                assert_eq!((engine.fdb.lookup(place, mac(9)), engine.fixed.len()), (None, 1));
+                assert!(engine.tables.networks[other.index()].has_remote(remote));
+                place = other;
+            }
+        }
+    }
+
+    #[test]
+    fn a_rule_follows_its_endpoint_to_another_address() {
+        let mut engine = engine(1);
+        let rule =
+            RulePlan { network: Some(BLUE), endpoint: Some(EndpointId(0)), ..RulePlan::any(Class::URGENT) };
+        engine.set_rules(vec![rule]).unwrap();
+        let before = Arc::as_ptr(&engine.tables.classes);
+        engine.change(endpoints(vec![come(1, 2)])).unwrap();
+        assert_eq!(Arc::as_ptr(&engine.tables.classes), before, "no rule is about that one");
+        let moved = EndpointPlan { mac: mac(7), ..endpoint(1, BLUE) };
+        engine.change(endpoints(vec![(EndpointId(0), Some(moved))])).unwrap();
+        assert_ne!(Arc::as_ptr(&engine.tables.classes), before);
     }
 
     #[test]

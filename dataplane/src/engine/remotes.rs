@@ -664,7 +664,11 @@ impl Engine {
         let stays = |network: &NetworkId| {
             self.remotes.members.get(&(*network, remote)).is_some_and(|its| !its.is_leaving)
         };
-        networks.filter(stays).filter_map(|id| Some(self.tables.network(id)?.source)).collect()
+        // By the plan: a network that just comes is not in the tables yet.
+        networks
+            .filter(stays)
+            .filter_map(|id| Some(self.tables.source_of(self.plan.network(id)?.local)))
+            .collect()
     }
 
     /// What would make it no remote of this network.

@@ -119,12 +119,14 @@ pub(super) struct WorkerHandle {
 }
 
 impl WorkerHandle {
-    /// Tables that wait are replaced by newer ones, so the list stays as short as there are tenants.
+    /// Tables that wait are replaced by newer ones, in their place: so the list stays as short as there are tenants, and who is to be
+    /// served is known by the tables that the worker has then.
     pub(super) fn send(&mut self, order: Order) {
-        if matches!(order, Order::Tables(_)) {
-            self.outbox.retain(|waiting| !matches!(waiting, Order::Tables(_)));
+        let is_tables = |order: &Order| matches!(order, Order::Tables(_));
+        match self.outbox.iter_mut().find(|waiting| is_tables(waiting) && is_tables(&order)) {
+            Some(waiting) => *waiting = order,
+            None => self.outbox.push_back(order),
         }
-        self.outbox.push_back(order);
         self.flush();
     }
 

@@ -14,6 +14,8 @@ impl Tables {
             return;
         }
         let answers = Arc::make_mut(&mut self.answers);
+        self.networks.reach(plan.networks.end());
+        answers.forget_networks(ids);
         for &id in ids {
             let network = plan.network(id);
             answers.set_network(id, network);

@@ -258,7 +258,8 @@ impl XskPort {
     /// The next packet that has arrived; its memory goes back with `release`.
     #[inline]
     fn next_packet(&mut self) -> Option<PortPacket<'_>> {
-        while self.socket.rx.arrived() > 0 {
+        // The kernel may say a moment later that it has taken a chunk than that a packet has arrived in it: then it is taken next time.
+        while self.socket.rx.arrived() > 0 && self.socket.fill.room() > 0 {
             let descriptor = self.socket.rx.take();
             let (address, length) = (descriptor.addr as usize, descriptor.len as usize);
             let chunk = address / self.chunk_size as usize;

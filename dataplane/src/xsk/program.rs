@@ -110,7 +110,6 @@ impl Program {
         let vlan = steering.and_then(|steering| steering.vlan).unwrap_or(0);
         let port = steering.map_or(0, |steering| steering.port);
         let networks = steering.map_or(&[][..], |steering| &steering.networks);
-        let has_own_ports = u8::from(networks.iter().any(|(_, own)| *own != port));
         // Both generations.
         let room = |most: usize| if early { 2 * most as u32 } else { 1 };
         let mut ebpf = EbpfLoader::new()
@@ -120,7 +119,6 @@ impl Program {
             .override_global("ipv6_count", &locals.ipv6_count, true)
             .override_global("vlan", &vlan, true)
             .override_global("vxlan_port", &port, true)
-            .override_global("has_own_ports", &has_own_ports, true)
             .override_global("take_everything", &take_everything, true)
             .override_global("queue_count", &queue_count, true)
             .override_global("has_early", &u8::from(early), true)
