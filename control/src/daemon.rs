@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use mio::unix::SourceFd;
-use mio::{Events, Interest, Poll, Token};
+use mio::{Events, Interest, Poll, Registry, Token};
 use peregrine_dataplane::engine::{Engine, Event, Member};
 use peregrine_dataplane::plan::{MemifPlan, MemifRole, Plan, UplinkPlan};
 use peregrine_dataplane::stats::Stats;
@@ -23,7 +23,7 @@ use signal_hook_mio::v1_0::Signals;
 use crate::api::Api;
 use crate::error::Error;
 use crate::methods::Methods;
-use crate::model::live::Live;
+use crate::model::types::Origin;
 use crate::model::{self, Model};
 use crate::preflight;
 use crate::render;
@@ -135,13 +135,12 @@ impl<'p> Daemon<'p> {
             .map_err(system("open a netlink socket"))?;
         let now = Instant::now();
         publish(&mut underlay, &mut engine, now);
-        let mut tenants = Tenants::bind(&begins, TENANTS)?;
+        let mut tenants = Tenants::bind(plan, TENANTS)?;
         let watch = system("watch a socket");
         registry.register(&mut SourceFd(&underlay.raw_fd()), NETLINK, Interest::READABLE).map_err(watch)?;
         api.register(registry).map_err(watch)?;
         tenants.register(registry).map_err(watch)?;
-        let mut live = Live { engine: &mut engine, tenants: &mut tenants, registry, now };
-        model.hold_ports(&mut live).map_err(|reason| Error::Port { reason })?;
+        open_declared(&mut tenants, registry, &model).iter().for_each(|line| say(line));
         Ok(Daemon {
             plan,
             model,
@@ -205,6 +204,7 @@ impl<'p> Daemon<'p> {
         if now.saturating_duration_since(self.last_second) >= SECOND {
             self.last_second = now;
             self.engine.age();
+            self.tenants.retry(self.poll.registry());
             if let Some(line) = self.sealer.keep() {
                 say(&format!("warning: {line}"));
             }
@@ -282,6 +282,30 @@ impl<'p> Daemon<'p> {
         pairs.push(("control".into(), self.api.path().display().to_string()));
         say(&render::lines(&pairs));
     }
+}
+
+/// Opens the sockets of what the control socket declared. Those that cannot be opened now are tried again, and a line is said of each of the
+/// first: who declared them is another one than who starts us, and the others are to work.
+fn open_declared(tenants: &mut Tenants, registry: &Registry, model: &Model) -> Vec<String> {
+    let mut lines = Vec::new();
+    for (name, endpoint) in model.endpoints().iter().filter(|(_, it)| it.origin == Origin::Api) {
+        if let Err(why) = tenants.add_or_wait(registry, endpoint.id, &endpoint.plan) {
+            lines.push(format!("warning: endpoint {name}: {why}: tried again every second"));
+        }
+    }
+    for (name, memif) in model.held_ports() {
+        if let Err(why) = tenants.hold_or_wait(registry, memif) {
+            lines.push(format!("warning: port {name}: {why}: tried again every second"));
+        }
+    }
+    if let Some(more @ 1..) = lines.len().checked_sub(LISTED_AT_START) {
+        lines.truncate(LISTED_AT_START);
+        let more = thousands(more as u64);
+        lines.push(format!(
+            "warning: and {more} more sockets of endpoints and ports: tried again every second"
+        ));
+    }
+    lines
 }
 
 fn and_more(pairs: &mut Vec<(String, String)>, total: usize) {

@@ -229,9 +229,7 @@ pub fn change(
     }
     let prepared = stage.finish(runtime).map_err(mistakes)?;
     let Totals { added, changed, removed } = totals(&prepared);
-    if !dry_run {
-        model.make(prepared, runtime).map_err(|why| RpcError::new(code::REFUSED, why))?;
-    }
+    make(model, prepared, runtime, dry_run)?;
     Ok(ChangeAnswer { generation: model.generation(), added, changed, removed, took_us: 0 })
 }
 
@@ -265,10 +263,19 @@ pub fn apply(
         dry_run,
         ..ApplyAnswer::default()
     };
-    if !dry_run {
-        model.make(prepared, runtime).map_err(|why| RpcError::new(code::REFUSED, why))?;
-    }
+    make(model, prepared, runtime, dry_run)?;
     Ok(ApplyAnswer { generation: model.generation(), ..answer })
+}
+
+/// A dry run is refused as the change would be, as far as that is known without touching anything.
+fn make(
+    model: &mut Model,
+    prepared: Prepared,
+    runtime: &mut impl Runtime,
+    dry_run: bool,
+) -> Result<(), RpcError> {
+    let made = if dry_run { model.check(&prepared, runtime) } else { model.make(prepared, runtime) };
+    made.map_err(|why| RpcError::new(code::REFUSED, why))
 }
 
 fn totals(prepared: &Prepared) -> Totals {

@@ -35,13 +35,13 @@ impl Rig {
 
     fn start(plan: Plan, folder: tempfile::TempDir) -> Rig {
         let (model, begins) = file::load(&plan).unwrap();
-        let mut engine = Engine::replay(&begins, vec![]).unwrap();
+        let engine = Engine::replay(&begins, vec![]).unwrap();
         let poll = Poll::new().unwrap();
         let mut tenants = Tenants::bind(&begins, Token(0)).unwrap();
         tenants.register(poll.registry()).unwrap();
-        let registry = poll.registry();
-        let mut live = Live { engine: &mut engine, tenants: &mut tenants, registry, now: Instant::now() };
-        model.hold_ports(&mut live).unwrap();
+        for (_, memif) in model.held_ports() {
+            tenants.hold(poll.registry(), memif).unwrap();
+        }
         Rig { plan, model, engine, tenants, poll, folder }
     }
 
@@ -130,6 +130,31 @@ fn what_a_socket_or_the_engine_refuses_is_told_with_its_path() {
     rig.ask("apply", json!({})).unwrap();
     assert_eq!(rig.ask("export", json!({})).unwrap()["generation"], 2);
     assert_eq!(rig.engine.plan().endpoints.len(), 1);
+}
+
+#[test]
+fn a_dry_run_knows_what_the_engine_would_refuse() {
+    let mut rig = Rig::new();
+    let network = json!({"name": "n", "vni": 9, "fdb_limit": 1_000_000});
+    let given = json!({"changes": [{"add_network": network}], "dry_run": true});
+    let error = rig.ask("change", given).unwrap_err();
+    assert!(error.message.starts_with("changes[0].add_network: its fdb_limit is more"), "{}", error.message);
+    let given = json!({"networks": [network], "dry_run": true});
+    let error = rig.ask("apply", given).unwrap_err();
+    assert!(error.message.starts_with("networks[0]: its fdb_limit is more"), "{}", error.message);
+    // A tenant stays where what would take its place is refused.
+    let own = rig.path("own.sock");
+    rig.change(json!([add(1, &own)]));
+    let inode = |path: &str| std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(path).unwrap());
+    let (before, rules) = (inode(&own), json!({"rules": [{"class": "urgent", "endpoint": "e1"}]}));
+    crate::rules::set(&mut rig.engine, rules).unwrap();
+    let steps = json!([{"remove_endpoint": "e1"}, add(1, &rig.path("other.sock"))]);
+    for dry_run in [true, false] {
+        let error = rig.ask("change", json!({"changes": steps, "dry_run": dry_run})).unwrap_err();
+        assert!(error.message.contains("rules[0] names it"), "{}", error.message);
+        assert_eq!(inode(&own), before);
+        assert!(!Path::new(&rig.path("other.sock")).exists());
+    }
 }
 
 #[test]

@@ -68,11 +68,6 @@ pub enum Error {
         /// What to do.
         way_out: String,
     },
-    /// A port's socket could not be made.
-    Port {
-        /// Which, and why.
-        reason: String,
-    },
     /// A memif socket could not be opened, or cannot be as the plan has it.
     Memif {
         /// Which.
@@ -211,7 +206,6 @@ impl fmt::Display for Error {
             Error::State { path, why, way_out } => {
                 write!(f, "the state file {}: {why}: {way_out}", path.display())
             }
-            Error::Port { reason } => f.write_str(reason),
             Error::Memif { socket, reason } => write!(f, "the memif socket {socket}: {reason}"),
             Error::Engine(source) => source.fmt(f),
             Error::WorkerDied { core } => write!(

@@ -145,7 +145,7 @@ impl Methods<'_> {
             workers: engine.busy().into_iter().map(|(core, busy)| WorkerStatus { core, busy }).collect(),
             rules: engine.rules_status(),
             networks: status::networks(engine.plan()),
-            endpoints: status::endpoints(engine.plan(), engine.has_queues_by_class(), tenants.records(), now),
+            endpoints: status::endpoints(engine.plan(), engine.has_queues_by_class(), tenants, now),
             next_hops: status::next_hops(underlay),
             classes: status::classes(&plan.classes),
             urgent_quota: plan.classes.urgent_quota,

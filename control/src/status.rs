@@ -11,12 +11,12 @@ use peregrine_dataplane::plan::{
     ClassPlan, ClassesPlan, EndpointPlan, MemifRole, NetworkPlan, PlacementMode, Plan, Queues, UplinkPlan,
     WorkOrder,
 };
-use peregrine_dataplane::types::{CoreId, MacAddr, Vni};
+use peregrine_dataplane::types::{CoreId, EndpointId, MacAddr, Vni};
 use peregrine_dataplane::xsk::UplinkInfo;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use crate::tenants::{Peer, TenantRecord};
+use crate::tenants::{Peer, TenantRecord, Tenants};
 use crate::underlay::decide::{Hop, Verdict};
 use crate::underlay::{Underlay, Uplink, Wanted};
 
@@ -277,14 +277,26 @@ pub const fn waiting(role: &MemifRole) -> &'static str {
     }
 }
 
+/// Of an endpoint that the tenants' sockets do not know.
+static NOBODY: TenantRecord = TenantRecord {
+    peer: None,
+    attached: 0,
+    faults: 0,
+    refused: 0,
+    attempts: 0,
+    last_end: None,
+    last_failure: None,
+};
+
 /// The endpoints of a plan, with their tenants, whose queues are by class if they can be.
 pub fn endpoints<'a>(
     plan: &'a Plan,
     by_class: bool,
-    records: impl Iterator<Item = &'a TenantRecord>,
+    tenants: &'a Tenants,
     now: Instant,
 ) -> Vec<EndpointStatus<'a>> {
-    let endpoint = |(endpoint, record): (&'a EndpointPlan, &'a TenantRecord)| {
+    let endpoint = |(id, endpoint): (EndpointId, &'a EndpointPlan)| {
+        let record = tenants.record(id).unwrap_or(&NOBODY);
         let memif = &endpoint.memif;
         let waiting = waiting(&memif.role);
         EndpointStatus {
@@ -308,7 +320,7 @@ pub fn endpoints<'a>(
             last_failure: record.last_failure.as_deref(),
         }
     };
-    plan.endpoints.values().zip(records).map(endpoint).collect()
+    plan.endpoints.iter().map(endpoint).collect()
 }
 
 fn peer(peer: &Peer, now: Instant) -> PeerStatus<'_> {

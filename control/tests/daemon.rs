@@ -530,6 +530,50 @@ fn what_is_declared_while_it_runs_is_there_after_a_restart() {
 
 #[test]
 #[ignore = "needs root: make test runs it"]
+fn a_declared_socket_that_cannot_be_opened_keeps_nobody_from_work() {
+    let host = Host::new();
+    let state = host.dir.path().join("state.json");
+    let with_state = format!("state = \"{}\"\ncontrol_socket", state.display());
+    let change = ("control_socket", with_state.as_str());
+    let call =
+        |params: Value| Client::connect(&host.control()).unwrap().call_with("change", &params).unwrap();
+    let folder = host.dir.path().join("theirs").join("run");
+    let [late, held] = ["late.sock", "held.sock"].map(|name| folder.join(name));
+    std::fs::create_dir_all(&folder).unwrap();
+    let mut daemon = host.start_with(change);
+    call(serde_json::json!({"changes": [
+        {"add_endpoint": {"name": "late", "network": "blue", "mac": "02:00:00:00:07:02", "memif": {"socket": late}}},
+        {"add_endpoint": {"name": "gone", "network": "blue", "mac": "02:00:00:00:07:03", "memif": {"socket": late, "id": 1}}},
+        {"add_port": {"name": "held", "memif": {"socket": held}}},
+    ]}));
+    daemon.signal(Signal::TERM);
+    assert!(daemon.end(5).success());
+    std::fs::remove_dir_all(host.dir.path().join("theirs")).unwrap();
+
+    let daemon = host.start_with(change);
+    let warnings: Vec<&String> = daemon.said.iter().filter(|line| line.starts_with("warning: ")).collect();
+    for what in ["endpoint late", "endpoint gone", "port held"] {
+        let begin = format!("warning: {what}: ");
+        let is_it =
+            |line: &&&String| line.starts_with(&begin) && line.ends_with(": tried again every second\n");
+        assert_eq!(warnings.iter().filter(is_it).count(), 1, "{warnings:?}");
+    }
+    let _tenant = host.connect();
+    call(serde_json::json!({"changes": [{"remove_endpoint": "gone"}]}));
+    std::fs::create_dir_all(&folder).unwrap();
+    until(10, "the sockets", || late.exists() && held.exists());
+    let config = ClientConfig { name: "tester".into(), ..ClientConfig::default() };
+    let address = SocketAddr::Path(late.clone());
+    let _late = MemifClient::connect_blocking(&address, config, Duration::from_secs(5)).unwrap();
+    let endpoint = |status: &Value, name: &str| {
+        status["endpoints"].as_array().unwrap().iter().find(|it| it["name"] == name).cloned()
+    };
+    until(5, "its tenant", || endpoint(&host.json("status"), "late").unwrap()["connected"] == true);
+    assert_eq!(endpoint(&host.json("status"), "gone"), None);
+}
+
+#[test]
+#[ignore = "needs root: make test runs it"]
 fn networks_and_endpoints_come_and_go_by_the_command_line() {
     let host = Host::new();
     let _daemon = host.start();

@@ -266,6 +266,19 @@ impl Runtime for Beginning {
 
     fn release(&mut self, _: &MemifPlan) {}
 
+    fn restore(
+        &mut self,
+        _: &[EndpointId],
+        _: &[(EndpointId, EndpointPlan)],
+        _: &[MemifPlan],
+    ) -> Option<String> {
+        None
+    }
+
+    fn check(&self, _: &Change) -> Result<(), (Option<About>, String)> {
+        Ok(())
+    }
+
     fn change(&mut self, change: Change) -> Result<(), (Option<About>, String)> {
         for (id, network) in change.networks {
             self.0.networks.set(id, network);
@@ -314,7 +327,7 @@ mod tests {
         fn start(&self) -> Result<(Model, Lists), String> {
             let (model, plan) = load(&self.plan).map_err(|error| error.to_string())?;
             let mut lists = Lists::of(&plan);
-            model.hold_ports(&mut lists).unwrap();
+            model.held_ports().for_each(|(_, memif)| lists.hold(memif).unwrap());
             Ok((model, lists))
         }
 

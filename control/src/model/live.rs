@@ -55,6 +55,34 @@ impl Runtime for Live<'_> {
         self.tenants.release(memif);
     }
 
+    fn restore(
+        &mut self,
+        go: &[EndpointId],
+        come: &[(EndpointId, EndpointPlan)],
+        hold: &[MemifPlan],
+    ) -> Option<String> {
+        // One by one if not together.
+        let together = self.swap(go, come).is_ok();
+        let Live { engine, tenants, registry, now } = self;
+        let mut failed = None;
+        if !together {
+            tenants.remove(go, *now, *engine);
+            for (id, plan) in come {
+                failed = tenants.add_or_wait(registry, *id, plan).err().or(failed);
+            }
+        }
+        for memif in hold {
+            failed = tenants.hold_or_wait(registry, memif).err().or(failed);
+        }
+        failed.map(|error| format!("{error}: tried again every second"))
+    }
+
+    fn check(&self, change: &Change) -> Result<(), (Option<About>, String)> {
+        self.engine
+            .check_change(change)
+            .map_err(|error| (about(&error, self.engine.plan()), error.to_string()))
+    }
+
     fn change(&mut self, change: Change) -> Result<(), (Option<About>, String)> {
         self.engine.change(change).map_err(|error| (about(&error, self.engine.plan()), error.to_string()))
     }

@@ -134,6 +134,19 @@ pub trait Runtime {
     fn hold(&mut self, memif: &MemifPlan) -> Result<(), String>;
     /// Undoes one [`hold`](Self::hold).
     fn release(&mut self, memif: &MemifPlan);
+    /// What was there before a change that came to nothing: `go` goes again, and `come` and what was held come back. What to say if some
+    /// of it did not.
+    fn restore(
+        &mut self,
+        go: &[EndpointId],
+        come: &[(EndpointId, EndpointPlan)],
+        hold: &[MemifPlan],
+    ) -> Option<String>;
+    /// Would it make the change?
+    ///
+    /// # Errors
+    /// As those of [`change`](Self::change).
+    fn check(&self, change: &Change) -> Result<(), (Option<About>, String)>;
     /// Makes the change.
     ///
     /// # Errors
@@ -222,15 +235,9 @@ impl Model {
         self.generation
     }
 
-    /// Holds the sockets of all ports: once, at the start. Those of endpoints' own ports come and go with these.
-    ///
-    /// # Errors
-    /// Why one of them cannot be.
-    pub fn hold_ports(&self, runtime: &mut impl Runtime) -> Result<(), String> {
-        let mut ports = self.ports.iter().filter(|(_, port)| !port.is_own);
-        ports.try_for_each(|(name, port)| {
-            runtime.hold(&port.memif).map_err(|why| format!("port {name}: {why}"))
-        })
+    /// The ports whose sockets are to be held, once, at the start: those of endpoints' own ports come and go with these.
+    pub fn held_ports(&self) -> impl Iterator<Item = (&String, &MemifPlan)> {
+        self.ports.iter().filter(|(_, port)| !port.is_own).map(|(name, port)| (name, &port.memif))
     }
 
     /// All networks, by name.
@@ -296,6 +303,14 @@ impl Model {
         file::body(self.generation, &self.texts(None)) + "}"
     }
 
+    /// Whether a change that was prepared would be made, as far as nothing is touched.
+    ///
+    /// # Errors
+    /// One line.
+    pub fn check(&self, prepared: &Prepared, runtime: &impl Runtime) -> Result<(), String> {
+        runtime.check(&prepared.change).map_err(|(about, why)| format!("{}: {why}", prepared.path_of(about)))
+    }
+
     /// Makes a change that was prepared: in the sockets, the engine, the file, and here; or nowhere.
     ///
     /// # Errors
@@ -304,6 +319,8 @@ impl Model {
         if prepared.is_nothing() {
             return Ok(());
         }
+        // No tenant loses its connection for what is refused anyway.
+        self.check(&prepared, runtime)?;
         let generation = self.generation + 1;
         let written = match &self.file {
             Some(file) => Some(file.write_beside(&file::text(generation, &self.texts(Some(&prepared))))?),

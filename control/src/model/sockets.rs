@@ -1,4 +1,5 @@
-//! The sockets' part of a change: opened before the engine is asked, so that nothing is left to fail after it; closed afterwards.
+//! The sockets' part of a change: opened before the engine does its part, so that hardly anything is left to fail after it
+//! (what it would refuse is known before); closed afterwards.
 
 use peregrine_dataplane::plan::MemifPlan;
 use peregrine_dataplane::types::EndpointId;
@@ -45,12 +46,8 @@ impl Prepared {
         self.hold.iter().take(held).for_each(|(_, memif)| runtime.release(memif));
         let were_closed = self.has_new_terms || !come.is_empty();
         let before = if were_closed { &self.close_first[..] } else { &[] };
-        let mut failed = runtime.swap(come, before).err().map(|(_, why)| why);
-        if self.has_new_terms {
-            for memif in &self.release {
-                failed = runtime.hold(memif).err().or(failed);
-            }
-        }
+        let hold = if self.has_new_terms { &self.release[..] } else { &[] };
+        let failed = runtime.restore(come, before, hold);
         failed
             .map(|why| format!(" (and what was there before could not be opened again: {why})"))
             .unwrap_or_default()

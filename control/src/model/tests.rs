@@ -18,9 +18,12 @@ pub struct Lists {
     endpoints: Places<EndpointId, EndpointPlan>,
     open: BTreeMap<u16, (SocketAddr, u32)>,
     held: HashMap<SocketAddr, usize>,
-    /// The engine refuses everything, or a name cannot be opened.
+    /// The engine refuses everything, which it knows before; or only when it is to do it; or a name cannot be opened.
+    would_refuse: bool,
     refuses: bool,
     shut: Option<&'static str>,
+    /// How often something was done to the sockets.
+    touched: usize,
 }
 
 impl Lists {
@@ -31,6 +34,11 @@ impl Lists {
             lists.open.insert(id.0, (endpoint.memif.socket.clone(), endpoint.memif.id));
         }
         lists
+    }
+
+    fn refusal(&self, change: &Change) -> Result<(), (Option<About>, String)> {
+        let about = change.endpoints.iter().find(|(_, plan)| plan.is_some());
+        Err((about.map(|(id, _)| About::Endpoint(*id)), "it does not like it".to_owned()))
     }
 
     /// All that there is.
@@ -56,6 +64,7 @@ impl Runtime for Lists {
         go: &[EndpointId],
         come: &[(EndpointId, EndpointPlan)],
     ) -> Result<(), (usize, String)> {
+        self.touched += 1;
         let mut open = self.open.clone();
         go.iter().for_each(|id| assert!(open.remove(&id.0).is_some(), "{id:?} was not open"));
         for (index, (id, plan)) in come.iter().enumerate() {
@@ -71,11 +80,13 @@ impl Runtime for Lists {
     }
 
     fn hold(&mut self, memif: &MemifPlan) -> Result<(), String> {
+        self.touched += 1;
         *self.held.entry(memif.socket.clone()).or_default() += 1;
         Ok(())
     }
 
     fn release(&mut self, memif: &MemifPlan) {
+        self.touched += 1;
         let count = self.held.get_mut(&memif.socket).unwrap();
         *count -= 1;
         if *count == 0 {
@@ -83,10 +94,27 @@ impl Runtime for Lists {
         }
     }
 
+    fn restore(
+        &mut self,
+        go: &[EndpointId],
+        come: &[(EndpointId, EndpointPlan)],
+        hold: &[MemifPlan],
+    ) -> Option<String> {
+        self.swap(go, come).unwrap();
+        hold.iter().for_each(|memif| self.hold(memif).unwrap());
+        None
+    }
+
+    fn check(&self, change: &Change) -> Result<(), (Option<About>, String)> {
+        match self.would_refuse {
+            true => self.refusal(change),
+            false => Ok(()),
+        }
+    }
+
     fn change(&mut self, change: Change) -> Result<(), (Option<About>, String)> {
         if self.refuses {
-            let about = change.endpoints.iter().find(|(_, plan)| plan.is_some());
-            return Err((about.map(|(id, _)| About::Endpoint(*id)), "it does not like it".to_owned()));
+            return self.refusal(&change);
         }
         // What the engine would refuse.
         for (id, after) in &change.endpoints {
@@ -413,6 +441,21 @@ fn what_the_engine_or_a_socket_refuses_changes_nothing() {
         assert_eq!((error.code, error.message.as_str()), (code::REFUSED, want));
         assert_eq!(rig.picture(), before);
         assert_eq!(rig.model.generation(), 1);
+    }
+}
+
+#[test]
+fn what_the_engine_would_refuse_touches_no_socket_and_fails_a_dry_run() {
+    let mut rig = Rig::furnished();
+    rig.lists.would_refuse = true;
+    let (before, touched) = (rig.picture(), rig.lists.touched);
+    for dry_run in [true, false] {
+        let set = endpoint("e2", "blue", 2, json!({"memif": {"socket": "@own", "secret": "other"}}));
+        let given = json!({"changes": [{"set_endpoint": set}], "dry_run": dry_run});
+        let error = change(&mut rig.model, &rig.plan, &mut rig.lists, given).unwrap_err();
+        let want = "changes[0].set_endpoint: it does not like it";
+        assert_eq!((error.code, error.message.as_str()), (code::REFUSED, want));
+        assert_eq!((rig.picture(), rig.lists.touched), (before.clone(), touched));
     }
 }
 

@@ -1,5 +1,5 @@
-//! The memif tenants: those that connect to us (`server.rs`), those that we connect to (`client.rs`), and what both have in common
-//! (`endpoint.rs`). Endpoints, and the sockets that they are on, come and go. Driven by the [daemon](crate::daemon)'s poll loop; nothing
+//! The memif tenants: those that connect to us (`server.rs`), those that we connect to (`client.rs`), what both have in common
+//! (`endpoint.rs`), and those whose socket is tried again (`later.rs`). Endpoints, and the sockets that they are on, come and go. Driven by the [daemon](crate::daemon)'s poll loop; nothing
 //! here waits for a tenant.
 //!
 //! What must hold: a tenant can only lose its own connection. Whoever breaks off, is refused or breaks the protocol
@@ -8,6 +8,7 @@
 
 mod client;
 mod endpoint;
+mod later;
 mod server;
 
 use std::collections::{BTreeSet, HashSet};
@@ -23,6 +24,7 @@ use peregrine_memif::{Credentials, SocketAddr, sealer};
 
 use crate::error::Error;
 use endpoint::Endpoint;
+use later::Later;
 use server::{Listeners, Seat};
 
 /// Where the rings of a connected tenant go. The engine; in tests something smaller.
@@ -88,6 +90,7 @@ pub struct Tenants {
     readable: Vec<EndpointId>,
     /// When those that we connect to want their next step.
     wanted: BTreeSet<(Instant, EndpointId)>,
+    later: Later,
 }
 
 /// A tenant that was put out may come back after this long: so what it can do to others before it is put out again is a small
@@ -110,7 +113,8 @@ impl Tenants {
     pub fn bind(plan: &Plan, first: Token) -> Result<Tenants, Error> {
         let listeners = Listeners::new(Token(first.0 + ENDPOINT_TOKENS));
         let (endpoints, wanted) = (Places::default(), BTreeSet::new());
-        let mut tenants = Tenants { first, listeners, endpoints, readable: Vec::new(), wanted };
+        let mut tenants =
+            Tenants { first, listeners, endpoints, readable: Vec::new(), wanted, later: Later::default() };
         let prepared = tenants.prepare(None, &[], plan.endpoints.iter()).map_err(|(_, error)| error)?;
         tenants.put(prepared);
         Ok(tenants)
@@ -171,7 +175,9 @@ impl Tenants {
 
     /// Undoes one [`hold`](Self::hold).
     pub fn release(&mut self, memif: &MemifPlan) {
-        self.listeners.release(memif);
+        if !self.later.forget_held(memif) {
+            self.listeners.release(memif);
+        }
     }
 
     /// Makes all that may fail: listeners that nobody is on yet, and whatever there is to check. In case of an error they are gone again.
@@ -231,6 +237,9 @@ impl Tenants {
 
     fn take(&mut self, id: EndpointId, now: Instant, rings: &mut impl Rings) {
         const WHY: &str = "the endpoint was removed";
+        if self.later.forget(id) {
+            return;
+        }
         let Some(mut endpoint) = self.endpoints.set(id, None) else { return };
         endpoint.end(id, WHY, Some(WHY), now, rings);
         if let Some(at) = endpoint.planned {
@@ -336,12 +345,8 @@ impl Tenants {
 
     /// An endpoint's record.
     pub fn record(&self, id: EndpointId) -> Option<&TenantRecord> {
-        self.endpoints.get(id).map(|endpoint| &endpoint.record)
-    }
-
-    /// Each endpoint's record, in the order of their places.
-    pub fn records(&self) -> impl Iterator<Item = &TenantRecord> {
-        self.endpoints.values().map(|e| &e.record)
+        let record = self.endpoints.get(id).map(|endpoint| &endpoint.record);
+        record.or_else(|| self.later.record(id))
     }
 
     /// Clients' handshakes in progress.

@@ -18,6 +18,7 @@ use super::server::{EVICT_AFTER, HANDSHAKES_MAX};
 use super::*;
 
 mod coming;
+mod later;
 mod listening;
 mod many;
 
@@ -127,7 +128,7 @@ impl Bench {
     }
 
     fn record(&self, index: usize) -> TenantRecord {
-        self.tenants.records().nth(index).unwrap().clone()
+        self.tenants.record(EndpointId(index as u16)).unwrap().clone()
     }
 }
 

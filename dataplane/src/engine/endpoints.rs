@@ -288,8 +288,12 @@ impl Engine {
         self.has_everybody_obeyed()
     }
 
-    /// Everything that would make it no change.
-    fn check_change(&self, change: &Change) -> Result<(), ChangeError> {
+    /// Whether [`change`](Self::change) would make it, but for what is only found out by doing it: a forwarding database that has no room
+    /// where an address would stand, and a driver that was not told.
+    ///
+    /// # Errors
+    /// [`ChangeError`].
+    pub fn check_change(&self, change: &Change) -> Result<(), ChangeError> {
         let networks: BTreeMap<NetworkId, Option<&NetworkPlan>> =
             change.networks.iter().map(|(id, network)| (*id, network.as_ref())).collect();
         for (&id, network) in &networks {
