@@ -485,6 +485,9 @@ impl Engine {
 
     /// Frames of networks that go pass to the kernel from now on, and those of networks that come to us.
     fn steer(&mut self, change: &Change) -> Result<(), ChangeError> {
+        if change.networks.is_empty() {
+            return Ok(()); // and what there is of networks is not gone through
+        }
         let come = change.networks.iter().filter_map(|(_, now)| now.as_ref());
         let come: HashMap<Vni, Option<u16>> = come.map(|network| (network.vni, network.port)).collect();
         let gone = change.networks.iter().filter(|(_, now)| now.is_none());
