@@ -3,6 +3,8 @@
 //!
 //! - `namespace`: a namespace given by name, path or process; work done inside it
 //! - `pair`: the pair, made and removed
+//! - `remover`: the thread that removes them
+//! - `maker`: a pair and our end of it, open; found again where an earlier daemon left it
 //!
 //! The far end is made where it is to be. To move a device from one namespace to another costs the kernel an RCU grace period or
 //! two, some 16 ms; to make it there, nothing.
@@ -10,16 +12,21 @@
 //! What must hold: what fails leaves nothing behind; a mistake is named with what, where and the way out, in one line; nothing of another
 //! owner's is changed: a name that is taken is refused, a default route that is there stays.
 
+mod maker;
 mod namespace;
 mod pair;
+mod remover;
 #[cfg(test)]
 mod tests;
 
 use std::fmt;
 use std::io;
 
-pub use namespace::{Namespace, NamespaceRef};
+pub use maker::{Link, Maker, is_fleeting};
+pub use namespace::Namespace;
+use namespace::how_to_list;
 pub use pair::{Pair, VethPlan, make};
+use peregrine_dataplane::plan::NamespaceRef;
 
 /// Why a container did not get its interface.
 #[derive(Debug)]
@@ -79,10 +86,10 @@ impl fmt::Display for ContainerError {
         use ContainerError as E;
         match self {
             E::NoNamespace { namespace, source } => {
-                write!(f, "there is no {namespace} ({source}): {}", namespace.how_to_list())
+                write!(f, "there is no {namespace} ({source}): {}", how_to_list(namespace))
             }
             E::NotANamespace { namespace } => {
-                write!(f, "{namespace} is no network namespace: {}", namespace.how_to_list())
+                write!(f, "{namespace} is no network namespace: {}", how_to_list(namespace))
             }
             E::BadName { name } => write!(
                 f,
