@@ -142,6 +142,7 @@ impl<'p> Daemon<'p> {
         tenants.register(registry).map_err(watch)?;
         open_declared(&mut tenants, registry, &model).iter().for_each(|line| say(line));
         remove_leftovers(&mut tenants);
+        tenants.begin(registry, &mut engine);
         Ok(Daemon {
             plan,
             model,
@@ -195,6 +196,9 @@ impl<'p> Daemon<'p> {
             }
         }
         self.tenants.turn(self.poll.registry(), now, &mut self.engine);
+        for ifindex in self.underlay.containers_gone() {
+            self.tenants.interface_gone(ifindex, now, &mut self.engine);
+        }
         let remotes = self.engine.remotes_generation();
         if std::mem::replace(&mut self.remotes_known, remotes) != remotes {
             self.underlay.want(wanted(&self.engine));

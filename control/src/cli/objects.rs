@@ -25,6 +25,7 @@ pub enum NetworkCommand {
     /// Add a network.
     Add(Box<Network>),
     /// Remove networks: all of them, or none if there is an endpoint on one of them. Those of the config stay.
+    #[command(visible_alias = "del")]
     Remove(Names),
 }
 
@@ -36,6 +37,7 @@ pub enum PortCommand {
     /// Add a port: its socket is there before an endpoint is put on it.
     Add(Box<Port>),
     /// Remove ports: all of them, or none if one of them carries an endpoint.
+    #[command(visible_alias = "del")]
     Remove(Names),
 }
 
@@ -61,6 +63,7 @@ pub enum EndpointCommand {
         how: How,
     },
     /// Remove endpoints: all of them, or none. Their tenants are disconnected.
+    #[command(visible_alias = "del")]
     Remove(Names),
 }
 

@@ -81,7 +81,7 @@ impl Maker {
         })
     }
 
-    /// The name of our end: the same for the same place.
+    /// The name of our end: the same for the same place. [`is_device`] knows them.
     pub fn device(&self, wanted: &Wanted) -> String {
         let place = format!("{}\0{:?}\0{}", self.owner, wanted.namespace, wanted.interface);
         let (first, second) =
@@ -207,6 +207,12 @@ impl Maker {
         }
         Ok(count)
     }
+}
+
+/// Whether this is the name of our end of a container's veth: two letters and thirteen hexadecimal digits.
+pub fn is_device(name: &str) -> bool {
+    let digits = name.strip_prefix("pg").filter(|digits| digits.len() == 13);
+    digits.is_some_and(|digits| digits.bytes().all(|byte| byte.is_ascii_hexdigit()))
 }
 
 /// Whether a namespace is given by what may be another's by now.

@@ -22,7 +22,7 @@ mod tests;
 use std::fmt;
 use std::io;
 
-pub use maker::{Link, Maker, is_fleeting};
+pub use maker::{Link, Maker, is_device, is_fleeting};
 pub use namespace::Namespace;
 use namespace::how_to_list;
 pub use pair::{Pair, VethPlan, make};

@@ -486,6 +486,14 @@ impl Tenants {
         }
     }
 
+    /// The first turns, at a start: each container's interface, and each tenant that listens, is tried once.
+    pub fn begin(&mut self, registry: &Registry, rings: &mut impl Rings) {
+        let now = Instant::now();
+        for _ in 0..self.ports.len().div_ceil(DIALS_PER_TURN) {
+            self.turn(registry, now, rings);
+        }
+    }
+
     /// When [`turn`](Self::turn) is wanted next, if nothing happens before.
     pub fn deadline(&self) -> Option<Instant> {
         self.wanted.first().map(|(at, _)| *at).into_iter().chain(self.listeners.deadline()).min()

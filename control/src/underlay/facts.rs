@@ -7,6 +7,7 @@
 use std::fmt;
 use std::net::IpAddr;
 
+use crate::container::is_device;
 use netlink_packet_core::{NLA_HEADER_SIZE, NetlinkBuffer, NlasIterator};
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::RouteNetlinkMessage;
@@ -203,6 +204,8 @@ pub enum Affects {
     Everything,
     /// The same, and the interface of ours with this number was removed.
     Removal(u32),
+    /// Our end of a container's veth was removed: no way leads over it.
+    ContainerGone(u32),
 }
 
 /// Reads `RTM_NEWLINK`'s payload. `None` if it is not about an interface as such (bridge ports have messages of
@@ -480,6 +483,13 @@ pub fn affects(message: &[u8], ifindexes: &[u32]) -> Affects {
             Some(LinkFact { ifindex, .. }) if kind == RTM_DELLINK && ifindexes.contains(&ifindex) => {
                 Affects::Removal(ifindex)
             }
+            Some(LinkFact { ifindex, name, .. }) if !ifindexes.contains(&ifindex) && is_device(&name) => {
+                if kind == RTM_DELLINK {
+                    Affects::ContainerGone(ifindex)
+                } else {
+                    Affects::Nothing
+                }
+            }
             Some(_) => Affects::Everything,
             None => Affects::Nothing, // of a bridge's port
         },
@@ -536,6 +546,22 @@ mod tests {
         );
         let fact = link(&newlink(0, 0x1003)).unwrap();
         assert!(fact.up && !fact.carrier);
+    }
+
+    #[test]
+    fn containers_that_come_and_go_change_no_way() {
+        let (name, device) = (b"ov0\0", b"pg0123456789abc\0");
+        let bytes = newlink(0, 1);
+        let at = bytes.windows(4).position(|window| window == name).unwrap();
+        let attribute = [&(device.len() as u16 + 4).to_ne_bytes()[..], &bytes[at - 2..at], device].concat();
+        let bytes = [&bytes[..at - 4], &attribute[..], &bytes[at + 4..]].concat();
+        assert_eq!(affects(&framed(RTM_NEWLINK, &bytes), &[9]), Affects::Nothing);
+        assert_eq!(affects(&framed(RTM_DELLINK, &bytes), &[9]), Affects::ContainerGone(7));
+        assert_eq!(
+            affects(&framed(RTM_DELLINK, &bytes), &[7]),
+            Affects::Removal(7),
+            "an uplink of such a name"
+        );
     }
 
     #[test]

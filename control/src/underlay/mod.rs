@@ -65,6 +65,8 @@ pub struct Underlay {
     /// When everything was last read.
     reread: Option<Instant>,
     looked: Option<Instant>,
+    /// Our ends of containers' veths that the kernel removed.
+    containers_gone: Vec<u32>,
 }
 
 /// A way that is wanted: to a remote, from a source address.
@@ -145,6 +147,7 @@ impl Underlay {
             next_step: None,
             reread: None,
             looked: None,
+            containers_gone: Vec::new(),
         })
     }
 
@@ -230,8 +233,13 @@ impl Underlay {
         self.attention.iter().find(|attention| attention.local == local)?.socket.as_ref().err()
     }
 
+    /// Our ends of containers' veths that the kernel has removed since the last time.
+    pub fn containers_gone(&mut self) -> Vec<u32> {
+        std::mem::take(&mut self.containers_gone)
+    }
+
     fn hear(&mut self) {
-        let (dirty, removed) = (&mut self.dirty, &mut self.removed);
+        let (dirty, removed, containers) = (&mut self.dirty, &mut self.removed, &mut self.containers_gone);
         let own: Vec<u32> = self.uplinks.iter().map(|uplink| uplink.ifindex).collect();
         let ifindexes: Vec<u32> = self.uplinks.iter().flat_map(Uplink::ifindexes).collect();
         let heard = self.notices.read(&ifindexes, |change| match change {
@@ -243,6 +251,7 @@ impl Underlay {
                 }
                 dirty.all = true;
             }
+            Affects::ContainerGone(ifindex) => containers.push(ifindex),
             Affects::Neighbour(ifindex, address) => {
                 dirty.neighbours.insert((ifindex, address));
             }
