@@ -108,18 +108,21 @@ impl Answers {
 
     /// From now on there is this endpoint, or another one than before.
     pub(crate) fn let_in(&mut self, id: EndpointId, endpoint: &EndpointPlan) {
-        for address in &endpoint.addresses {
-            self.stations.insert((endpoint.network, *address), endpoint.mac);
+        for station in endpoint.stations() {
+            for address in station.addresses {
+                self.stations.insert((endpoint.network, *address), station.mac);
+            }
         }
         self.endpoints.set(id, Some(Arc::new(Limits::new(endpoint, cycles_per_second()))));
     }
 
     /// It is not there any more.
     pub(crate) fn let_out(&mut self, id: EndpointId, endpoint: &EndpointPlan) {
-        for address in &endpoint.addresses {
-            let place = (endpoint.network, *address);
-            if self.stations.get(&place) == Some(&endpoint.mac) {
-                self.stations.remove(&place);
+        for station in endpoint.stations() {
+            for place in station.addresses.iter().map(|address| (endpoint.network, *address)) {
+                if self.stations.get(&place) == Some(&station.mac) {
+                    self.stations.remove(&place);
+                }
             }
         }
         self.endpoints.set(id, None);
@@ -179,7 +182,9 @@ fn stations(plan: &Plan) -> Stations {
     let mut add = |network: NetworkId, mac: MacAddr, addresses: &[IpAddr]| {
         add_all(&mut stations, mac, addresses.iter().map(|address| (network, *address)));
     };
-    plan.endpoints.values().for_each(|endpoint| add(endpoint.network, endpoint.mac, &endpoint.addresses));
+    for endpoint in plan.endpoints.values() {
+        endpoint.stations().for_each(|station| add(endpoint.network, station.mac, station.addresses));
+    }
     for (id, network) in plan.networks.iter() {
         network.static_macs.iter().for_each(|fixed| add(id, fixed.mac, &fixed.addresses));
     }
@@ -213,7 +218,7 @@ fn gateways(network: &NetworkPlan, station: impl Fn(IpAddr) -> Option<MacAddr>) 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::{MemifPlan, StaticMac};
+    use crate::plan::{MemifPlan, StaticMac, Station};
     use crate::types::Vni;
 
     fn mac(last: u8) -> MacAddr {
@@ -232,7 +237,9 @@ mod tests {
         let network = |vni| NetworkPlan::new("x", Vni::new(vni).unwrap());
         let gateway: IpAddr = "fd00::fe".parse().unwrap();
         let mut router = endpoint(3, 0, &[9]);
-        router.addresses.push(gateway);
+        let station =
+            |last: u8, addresses: Vec<IpAddr>| Station { name: "x".into(), mac: mac(last), addresses };
+        router.more = vec![station(6, vec![gateway]), station(7, vec![address(7), address(2)])];
         Plan {
             workers: Vec::new(),
             placement: Default::default(),
@@ -256,12 +263,12 @@ mod tests {
     fn an_address_is_one_stations_on_one_network() {
         let answers = Answers::new(&plan());
         let station = |network, last: u8| answers.station(NetworkId(network), [10, 0, 0, last].into());
-        assert_eq!([1, 2, 5].map(|last| station(0, last)), [1, 1, 5].map(|last| Some(mac(last))));
+        assert_eq!([1, 5, 7].map(|last| station(0, last)), [1, 5, 7].map(|last| Some(mac(last))));
         assert_eq!((station(1, 1), station(1, 2)), (Some(mac(2)), None));
-        assert_eq!(station(0, 9), None, "two have it");
+        assert_eq!([2, 9].map(|last| station(0, last)), [None; 2], "two have it");
         let network = answers.network(NetworkId(0)).unwrap();
-        assert_eq!(network.gateways.v6_station, Some(mac(3)));
-        assert_eq!([1, 3, 4].map(|last| network.is_router(mac(last))), [false, true, false]);
+        assert_eq!(network.gateways.v6_station, Some(mac(6)));
+        assert_eq!([1, 3, 6, 7].map(|last| network.is_router(mac(last))), [false, false, true, false]);
     }
 
     #[test]

@@ -277,15 +277,17 @@ impl Network {
     }
 }
 
-/// One tenant address, as the stages need it.
+/// One tenant, as the stages need it.
 #[derive(Clone, Debug)]
 pub struct Endpoint {
     /// Its network.
     pub network: NetworkId,
-    /// Its Ethernet address.
+    /// Its Ethernet address, or that of the first of its stations.
     pub mac: MacAddr,
     /// Refuse other source addresses.
     pub anti_spoofing: bool,
+    /// Those of its other stations, in order; most have none.
+    more: Option<Arc<Vec<MacAddr>>>,
 }
 
 impl Nothing for Network {
@@ -299,13 +301,33 @@ impl Nothing for Network {
 impl Nothing for Endpoint {
     /// On no network.
     fn nothing() -> Endpoint {
-        Endpoint { network: NetworkId(u16::MAX), mac: MacAddr([0; 6]), anti_spoofing: true }
+        Endpoint { network: NetworkId(u16::MAX), mac: MacAddr([0; 6]), anti_spoofing: true, more: None }
     }
 }
 
 impl Endpoint {
     fn new(plan: &EndpointPlan) -> Endpoint {
-        Endpoint { network: plan.network, mac: plan.mac, anti_spoofing: plan.anti_spoofing }
+        let mut more: Vec<MacAddr> = plan.more.iter().map(|station| station.mac).collect();
+        more.sort_unstable();
+        Endpoint {
+            network: plan.network,
+            mac: plan.mac,
+            anti_spoofing: plan.anti_spoofing,
+            more: (!more.is_empty()).then(|| Arc::new(more)),
+        }
+    }
+
+    /// One of its stations has this address.
+    #[inline]
+    pub fn has(&self, mac: MacAddr) -> bool {
+        mac == self.mac || self.has_behind_first(mac)
+    }
+
+    /// Out of the way of those that have one.
+    #[cold]
+    #[inline(never)]
+    fn has_behind_first(&self, mac: MacAddr) -> bool {
+        self.more.as_ref().is_some_and(|more| more.binary_search(&mac).is_ok())
     }
 }
 

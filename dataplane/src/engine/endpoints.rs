@@ -30,7 +30,8 @@ const LOOK: Duration = Duration::from_millis(1);
 pub struct Change {
     /// Networks, by place. One that is there can go, and not become another one.
     pub networks: Vec<(NetworkId, Option<NetworkPlan>)>,
-    /// Endpoints, by place. One whose network or `memif` is another one than before is another endpoint: it needs another place.
+    /// Endpoints, by place, each with all its stations. One whose network or `memif` is another one than before is another endpoint: it
+    /// needs another place.
     pub endpoints: Vec<(EndpointId, Option<EndpointPlan>)>,
 }
 
@@ -49,7 +50,7 @@ pub enum ChangeError {
     Ruled(usize),
     /// Another network has the number.
     Vni(Vni),
-    /// Another endpoint of the network has the address.
+    /// Another endpoint of the network has the address, or another station of this one.
     Mac(EndpointId, MacAddr),
     /// The address is fixed behind a remote.
     Fixed(EndpointId, MacAddr),
@@ -75,8 +76,17 @@ pub enum ChangeError {
         /// So many are left.
         left: usize,
     },
+    /// There would be more stations of endpoints than there is room for, from this one on.
+    StationsFull {
+        /// The endpoint whose it is.
+        endpoint: EndpointId,
+        /// Its address.
+        mac: MacAddr,
+        /// So many can be there.
+        most: usize,
+    },
     /// The forwarding database has no room for an address, where it would have to stand.
-    FdbFull(EndpointId),
+    FdbFull(EndpointId, MacAddr),
     /// A program in a driver was not told of a network.
     Steering(String),
 }
@@ -113,7 +123,14 @@ impl fmt::Display for ChangeError {
                 f,
                 "its fdb_limit is more than is left for networks that come: {left}; raise capacity.addresses and restart"
             ),
-            ChangeError::FdbFull(_) => f.write_str("the forwarding database has no room for its address"),
+            ChangeError::StationsFull { mac, most, .. } => write!(
+                f,
+                "there is no room for {mac}: {most} addresses of endpoints can be there; raise capacity.endpoints and restart"
+            ),
+            ChangeError::FdbFull(_, mac) => write!(
+                f,
+                "the forwarding database has no room for {mac}: flush learned addresses and try again, or give it another one"
+            ),
             ChangeError::Steering(why) => f.write_str(why),
         }
     }
@@ -135,6 +152,9 @@ pub(super) struct Lives {
     lingering: Vec<NetworkId>,
     /// Learned addresses that all networks may have together.
     pub(super) addresses_max: usize,
+    /// How many stations of endpoints there are, and may be.
+    stations: usize,
+    stations_max: usize,
     /// How many endpoints of each network the workers' lists have room for.
     rooms: Vec<usize>,
     /// What was counted for those who had the places before.
@@ -229,6 +249,8 @@ impl Lives {
             next: Leaving::default(),
             lingering: Vec::new(),
             addresses_max,
+            stations: plan.endpoints.values().map(|endpoint| endpoint.stations().count()).sum(),
+            stations_max: plan.stations_max(),
             rooms: counts.into_iter().map(room_for).collect(),
             networks_before: HashMap::new(),
             endpoints_before: HashMap::new(),
@@ -250,6 +272,11 @@ impl Lives {
     pub(super) fn endpoint_before(&self, id: EndpointId) -> Option<&EndpointStats> {
         self.endpoints_before.get(&id)
     }
+}
+
+/// Where the forwarding database has an endpoint's stations.
+fn places_of(endpoint: &EndpointPlan) -> impl Iterator<Item = (NetworkId, MacAddr)> + Clone {
+    endpoint.stations().map(|station| (endpoint.network, station.mac))
 }
 
 impl Engine {
@@ -385,6 +412,7 @@ impl Engine {
     ) -> Result<(), ChangeError> {
         let mut seen = HashSet::new();
         let mut goes: HashSet<(NetworkId, MacAddr)> = HashSet::new();
+        let mut stations = self.lives.stations;
         for (id, now) in &change.endpoints {
             let before = self.plan.endpoint(*id);
             let is_same = |now: &EndpointPlan, before: &EndpointPlan| {
@@ -399,7 +427,9 @@ impl Engine {
             if !is_right || !seen.insert(*id) {
                 return Err(ChangeError::EndpointPlace(*id));
             }
-            goes.extend(before.map(|before| (before.network, before.mac)));
+            let before = before.into_iter().flat_map(places_of);
+            stations -= before.clone().count().min(stations);
+            goes.extend(before);
         }
         let mut macs = HashSet::new();
         for (id, now) in change.endpoints.iter().filter_map(|(id, now)| Some((*id, now.as_ref()?))) {
@@ -410,19 +440,22 @@ impl Engine {
             if !is_there {
                 return Err(ChangeError::NoSuchNetwork(id));
             }
-            let place = (now.network, now.mac);
-            let other = !goes.contains(&place)
-                && matches!(self.fdb.lookup(now.network, now.mac), Some(Destination::Local(_)));
-            if other || !macs.insert(place) {
-                return Err(ChangeError::Mac(id, now.mac));
-            }
-            let is_new_fixed = networks
-                .get(&now.network)
-                .copied()
-                .flatten()
-                .is_some_and(|network| network.static_macs.iter().any(|fixed| fixed.mac == now.mac));
-            if is_new_fixed || self.fixed.contains_key(&place) {
-                return Err(ChangeError::Fixed(id, now.mac));
+            let new = networks.get(&now.network).copied().flatten();
+            for (network, mac) in places_of(now) {
+                let is_free = goes.contains(&(network, mac))
+                    || !matches!(self.fdb.lookup(network, mac), Some(Destination::Local(_)));
+                if !is_free || !macs.insert((network, mac)) {
+                    return Err(ChangeError::Mac(id, mac));
+                }
+                let is_new_fixed =
+                    new.is_some_and(|new| new.static_macs.iter().any(|fixed| fixed.mac == mac));
+                if is_new_fixed || self.fixed.contains_key(&(network, mac)) {
+                    return Err(ChangeError::Fixed(id, mac));
+                }
+                let most = self.lives.stations_max;
+                if stations + macs.len() > most {
+                    return Err(ChangeError::StationsFull { endpoint: id, mac, most });
+                }
             }
         }
         for (&id, _) in networks.iter().filter(|(_, network)| network.is_none()) {
@@ -456,10 +489,11 @@ impl Engine {
     /// The addresses of endpoints that come, in the forwarding database: by tables that do not know these, they count for nothing.
     fn enter_addresses(&mut self, change: &Change) -> Result<(), ChangeError> {
         for (id, now) in &change.endpoints {
-            let Some(now) = now else { continue };
-            if !self.fdb.set_fixed(now.network, now.mac, Destination::Local(*id)) {
-                self.leave_addresses(change);
-                return Err(ChangeError::FdbFull(*id));
+            for (network, mac) in now.iter().flat_map(places_of) {
+                if !self.fdb.set_fixed(network, mac, Destination::Local(*id)) {
+                    self.leave_addresses(change);
+                    return Err(ChangeError::FdbFull(*id, mac));
+                }
             }
         }
         Ok(())
@@ -469,16 +503,18 @@ impl Engine {
     fn leave_addresses(&mut self, change: &Change) {
         let mut stay = HashSet::new();
         for (id, _) in &change.endpoints {
-            if let Some(before) = self.plan.endpoint(*id) {
+            for (network, mac) in self.plan.endpoint(*id).into_iter().flat_map(places_of) {
                 // In place of what was entered, or in its own place still: it needs no room.
-                let _had_room = self.fdb.set_fixed(before.network, before.mac, Destination::Local(*id));
-                stay.insert((before.network, before.mac));
+                let _had_room = self.fdb.set_fixed(network, mac, Destination::Local(*id));
+                stay.insert((network, mac));
             }
         }
-        for (id, now) in change.endpoints.iter().filter_map(|(id, now)| Some((*id, now.as_ref()?))) {
-            let is_entered = self.fdb.lookup(now.network, now.mac) == Some(Destination::Local(id));
-            if is_entered && !stay.contains(&(now.network, now.mac)) {
-                self.fdb.remove(now.network, now.mac);
+        for (id, now) in &change.endpoints {
+            for (network, mac) in now.iter().flat_map(places_of) {
+                let is_entered = self.fdb.lookup(network, mac) == Some(Destination::Local(*id));
+                if is_entered && !stay.contains(&(network, mac)) {
+                    self.fdb.remove(network, mac);
+                }
             }
         }
     }
@@ -570,36 +606,43 @@ impl Engine {
         let mut stay: HashSet<(NetworkId, MacAddr)> = HashSet::new();
         let mut changed: Vec<(EndpointId, Option<EndpointPlan>)> = Vec::with_capacity(endpoints.len());
         for (id, now) in endpoints {
-            stay.extend(now.as_ref().map(|now| (now.network, now.mac)));
+            stay.extend(now.iter().flat_map(places_of));
             let is_gone = now.is_none();
             if is_gone {
                 self.detach(id);
                 self.lives.next.endpoints.push(id);
             }
             let before = self.plan.endpoints.set(id, now);
-            if before.is_none() {
-                self.lives.endpoints.take(id);
-                self.announcing.forget(id);
-                self.note_before_endpoint(id);
-            } else if !is_gone && self.home(id).is_some() {
-                self.announcing.end(id);
-                self.begin_announcing(id);
+            match &before {
+                None => {
+                    self.lives.endpoints.take(id);
+                    self.announcing.forget(id);
+                    self.note_before_endpoint(id);
+                }
+                Some(before) if !is_gone => self.announce_changed(id, before),
+                Some(_) => {}
             }
+            let stations = |plan: Option<&EndpointPlan>| plan.map_or(0, |plan| plan.stations().count());
+            self.lives.stations += stations(self.plan.endpoint(id));
+            self.lives.stations -= stations(before.as_ref());
             changed.push((id, before));
         }
         let changes = changed.iter().map(|(id, before)| (*id, before.as_ref(), self.plan.endpoint(*id)));
         tables.set_endpoints(changes, &self.plan);
-        // Rules that name an endpoint know its address.
+        // Rules that name an endpoint know its addresses.
         let is_moved = |(id, before): &(EndpointId, Option<EndpointPlan>)| {
-            before.as_ref().zip(self.plan.endpoint(*id)).is_some_and(|(before, now)| before.mac != now.mac)
+            before
+                .as_ref()
+                .zip(self.plan.endpoint(*id))
+                .is_some_and(|(old, now)| !places_of(old).eq(places_of(now)))
                 && self.plan.classes.rules.iter().any(|rule| rule.endpoint == Some(*id))
         };
         if changed.iter().any(is_moved) {
             self.write_rules(tables);
         }
         for before in changed.iter().filter_map(|(_, before)| before.as_ref()) {
-            if !stay.contains(&(before.network, before.mac)) {
-                self.fdb.remove(before.network, before.mac);
+            for (network, mac) in places_of(before).filter(|place| !stay.contains(place)) {
+                self.fdb.remove(network, mac);
             }
         }
         let touched: BTreeSet<NetworkId> = changed
@@ -685,9 +728,10 @@ mod tests {
     use peregrine_memif::{ClientConfig, Interface, ServerConfig, SocketAddr, pair};
 
     use super::*;
+    use crate::counters::DropReason;
     use crate::engine::{PlacementMode, TenantRings};
     use crate::pinned::usable_cores;
-    use crate::plan::{Capacity, MemifPlan, RulePlan, StaticMac, UplinkPlan, WorkerPlan};
+    use crate::plan::{Capacity, MemifPlan, RulePlan, StaticMac, Station, UplinkPlan, WorkerPlan};
     use crate::types::{Class, CoreId};
 
     const PATIENCE: Duration = Duration::from_secs(60);
@@ -819,6 +863,138 @@ mod tests {
         assert_eq!(other, Err(ChangeError::EndpointPlace(EndpointId(0))), "that is another port");
     }
 
+    fn station(last: u8) -> Station {
+        Station { name: format!("s{last}"), mac: mac(last), addresses: vec![[10, 0, 0, last].into()] }
+    }
+
+    /// The first endpoint with these stations, in this order.
+    fn stations(lasts: &[u8]) -> Change {
+        let [first, more @ ..] = lasts else { panic!("none") };
+        let plan = EndpointPlan { memif: endpoint(1, BLUE).memif, ..endpoint(*first, BLUE) };
+        let more = more.iter().map(|last| station(*last)).collect();
+        endpoints(vec![(EndpointId(0), Some(EndpointPlan { more, ..plan }))])
+    }
+
+    /// All that the engine knows of who is where.
+    fn known(
+        engine: &Engine,
+        lasts: impl Iterator<Item = u8>,
+    ) -> Vec<(u8, Option<Destination>, Option<MacAddr>)> {
+        let of = |last: u8| {
+            let answered = engine.tables.answers.station(BLUE, [10, 0, 0, last].into());
+            (last, engine.fdb.lookup(BLUE, mac(last)), answered)
+        };
+        lasts.map(of).collect()
+    }
+
+    #[test]
+    fn stations_come_and_go_behind_a_tenant_that_stays() {
+        for workers in [1, 2] {
+            let mut engine = engine(workers);
+            let [mut tenant, mut other] = [attach(&mut engine, EndpointId(0)), {
+                engine.change(endpoints(vec![come(1, 2)])).unwrap();
+                attach(&mut engine, EndpointId(1))
+            }];
+            let (mut sent, mut spoofed, spoof) = (0, 0, DropReason::SourceSpoofed);
+            // Two come; one goes; one becomes the first, and one comes; the one that was the first goes; all go but one that is new then.
+            let steps: [&[u8]; 5] = [&[1, 7, 8], &[1, 8], &[8, 1, 9], &[8, 9], &[7]];
+            for lasts in steps {
+                engine.change(stations(lasts)).unwrap();
+                until(&mut engine, "in force", Engine::is_in_force);
+                for (last, found, answered) in known(&engine, [1, 7, 8, 9].into_iter()) {
+                    let is_there = lasts.contains(&last);
+                    assert_eq!(found, is_there.then_some(Destination::Local(EndpointId(0))), "{last}");
+                    assert_eq!(answered, is_there.then_some(mac(last)));
+                    send(&mut tenant, last, 2);
+                    if is_there {
+                        until(&mut engine, "what it sends", |_| takes(&mut other));
+                        send(&mut other, 2, last);
+                        until(&mut engine, "what is for it", |_| takes(&mut tenant));
+                        sent += 2;
+                    } else {
+                        spoofed += 1;
+                        until(&mut engine, "its refusal", |engine| {
+                            engine.workers.iter().map(|it| it.counters.dropped.get(spoof)).sum::<u64>()
+                                == spoofed
+                        });
+                    }
+                }
+                assert!(!takes(&mut tenant) && !takes(&mut other));
+                let stats = engine.endpoint_stats_of(EndpointId(0)).unwrap();
+                let more: Vec<MacAddr> = stats.more.iter().map(|station| station.mac).collect();
+                assert_eq!(
+                    [vec![stats.mac], more].concat(),
+                    lasts.iter().map(|l| mac(*l)).collect::<Vec<_>>()
+                );
+            }
+            let stats = engine.stop();
+            assert!(stats.totals.conserved, "{stats:?}");
+            assert_eq!((stats.totals.tenant_tx.frames, stats.totals.dropped), (sent, spoofed));
+        }
+    }
+
+    #[test]
+    fn a_station_goes_from_one_place_to_another_at_once_and_a_place_with_all_of_them() {
+        let mut engine = engine(1);
+        engine.change(stations(&[1, 7, 8])).unwrap();
+        let mut second = endpoint(2, BLUE);
+        second.more = vec![station(8)];
+        let mut both = stations(&[7, 1]);
+        both.endpoints.push((EndpointId(1), Some(second)));
+        engine.change(both).unwrap();
+        let at = |place| Some(Destination::Local(EndpointId(place)));
+        let places: Vec<_> = known(&engine, [1, 7, 2, 8].into_iter()).iter().map(|known| known.1).collect();
+        assert_eq!(places, [at(0), at(0), at(1), at(1)]);
+        assert_eq!(engine.lives.stations, 4);
+        engine.change(endpoints(vec![(EndpointId(0), None), (EndpointId(1), None)])).unwrap();
+        assert_eq!((engine.lives.stations, engine.fdb.entries().count()), (0, 0));
+        assert!(known(&engine, [1, 7, 2, 8].into_iter()).iter().all(|known| known.2.is_none()));
+        until(&mut engine, "the places", |engine| engine.vacant_endpoints().count() == 4);
+    }
+
+    #[test]
+    fn what_was_entered_for_a_change_that_is_not_made_is_taken_back() {
+        let mut engine = engine(1);
+        engine.change(stations(&[1, 7])).unwrap();
+        engine.change(endpoints(vec![come(1, 2)])).unwrap();
+        let before = known(&engine, 1..=9);
+        // The seventh moves, the eighth and ninth come.
+        let mut second = endpoint(9, BLUE);
+        second.memif = endpoint(2, BLUE).memif;
+        second.more = vec![station(7)];
+        let mut change = stations(&[8, 1]);
+        change.endpoints.push((EndpointId(1), Some(second)));
+        engine.check_change(&change).unwrap();
+        engine.enter_addresses(&change).unwrap();
+        assert_ne!(known(&engine, 1..=9), before);
+        engine.leave_addresses(&change);
+        assert_eq!(known(&engine, 1..=9), before);
+    }
+
+    #[test]
+    fn a_plan_begins_with_stations() {
+        let blue = network("blue", 42);
+        let mut first = endpoint(1, BLUE);
+        first.more = (7..20).map(station).collect();
+        let plan = Plan {
+            workers: vec![WorkerPlan { core: CoreId(usable_cores()[0]), nice: None }],
+            uplinks: vec![UplinkPlan { ring_size: 64, ..UplinkPlan::new("unused", [192, 0, 2, 1].into()) }],
+            networks: vec![blue].into(),
+            endpoints: vec![first].into(),
+            capacity: Capacity { networks: 1, endpoints: 2, addresses: 0 },
+            ..Plan::default()
+        };
+        let mut engine = Engine::replay(&plan, vec![]).unwrap();
+        let local = Some(Destination::Local(EndpointId(0)));
+        assert!(known(&engine, 7..20).iter().all(|known| (known.1, known.2) == (local, Some(mac(known.0)))));
+        // There is room for as many as the plan has, and no more.
+        let full = ChangeError::StationsFull { endpoint: EndpointId(1), mac: mac(2), most: 14 };
+        assert_eq!(engine.change(endpoints(vec![come(1, 2)])), Err(full));
+        engine.change(stations(&[1])).unwrap();
+        engine.change(endpoints(vec![come(1, 2)])).unwrap();
+        assert!(known(&engine, 7..20).iter().all(|known| (known.1, known.2) == (None, None)));
+    }
+
     #[test]
     fn a_network_comes_with_remotes_and_fixed_addresses_and_goes_with_them() {
         let mut engine = engine(2);
@@ -897,6 +1073,9 @@ mod tests {
         let moved = EndpointPlan { mac: mac(7), ..endpoint(1, BLUE) };
         engine.change(endpoints(vec![(EndpointId(0), Some(moved))])).unwrap();
         assert_ne!(Arc::as_ptr(&engine.tables.classes), before);
+        let before = Arc::as_ptr(&engine.tables.classes);
+        engine.change(stations(&[7, 8])).unwrap();
+        assert_ne!(Arc::as_ptr(&engine.tables.classes), before, "all its stations are meant");
     }
 
     #[test]
@@ -917,6 +1096,18 @@ mod tests {
             (endpoints(vec![(EndpointId(2), None)]), ChangeError::EndpointPlace(EndpointId(2))),
             (endpoints(vec![come(1, 1)]), ChangeError::Mac(EndpointId(1), mac(1))),
             (endpoints(vec![come(2, 7), come(1, 7)]), ChangeError::Mac(EndpointId(1), mac(7))),
+            (stations(&[1, 7, 1]), ChangeError::Mac(EndpointId(0), mac(1))),
+            (
+                Change {
+                    endpoints: [stations(&[1, 7]).endpoints, vec![come(1, 7)]].concat(),
+                    ..Change::default()
+                },
+                ChangeError::Mac(EndpointId(1), mac(7)),
+            ),
+            (
+                stations(&[1, 5, 6, 7, 8]),
+                ChangeError::StationsFull { endpoint: EndpointId(0), mac: mac(8), most: 4 },
+            ),
             (
                 endpoints(vec![come(2, 7), (EndpointId(1), Some(endpoint(8, NetworkId(2))))]),
                 ChangeError::NoSuchNetwork(EndpointId(1)),
