@@ -4,16 +4,20 @@
 //! `stages/answer.rs` asks it about frames that are flooded or too long. An address of a tenant's is answered for only while that is
 //! connected, one behind a remote as long as the station's MAC address is fixed there.
 
-use std::collections::{HashMap, HashSet};
+mod stations;
+
+use std::collections::HashMap;
 use std::hash::Hash;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::clock::cycles_per_second;
-use crate::limit::Limiter;
+use crate::limit::{Account, Limiter};
 use crate::plan::{EndpointPlan, InnerVlan, NetworkPlan, Places, Plan};
+use crate::tables::{Chunks, Nothing};
 use crate::types::{EndpointId, MacAddr, NetworkId};
 use crate::wire::icmp::Gateways;
+use stations::Stations;
 
 /// "Packet too big" that a tenant is told each second, and at once: senders need one for each path, and ask again after minutes.
 const TOLD_PER_SECOND: u32 = 100;
@@ -23,17 +27,21 @@ const TOLD_AT_ONCE: u32 = 10;
 const STORM_BURSTS_PER_SECOND: u32 = 10;
 const STORM_BURST_MIN: u32 = 10;
 
-/// All of it.
+/// All of it. A copy shares what there may be much of, until it is changed.
 #[derive(Clone, Debug)]
 pub struct Answers {
-    networks: Places<NetworkId, NetworkAnswers>,
-    /// Shared with those that come after these: a tenant's limits hold on.
-    endpoints: Places<EndpointId, Arc<Limits>>,
+    networks: Arc<Places<NetworkId, NetworkAnswers>>,
+    /// What a tenant may be told.
+    told: Limiter,
+    /// What each may flood.
+    storms: Chunks<EndpointId, Storm>,
+    /// By endpoint, with room for all that may come, and shared with all that come after these: a tenant's limits hold on.
+    accounts: Arc<[Accounts]>,
     stations: Stations,
 }
 
 /// What is answered on a network.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct NetworkAnswers {
     /// ARP and neighbour solicitations for known addresses.
     pub suppression: bool,
@@ -49,12 +57,9 @@ pub struct NetworkAnswers {
     routers: [Option<MacAddr>; 2],
 }
 
-/// Who has which address.
-type Stations = HashMap<(NetworkId, IpAddr), MacAddr>;
-
 impl NetworkAnswers {
     fn new(id: NetworkId, network: &NetworkPlan, stations: &Stations) -> NetworkAnswers {
-        let station = |address: IpAddr| stations.get(&(id, address)).copied();
+        let station = |address: IpAddr| stations.get((id, address));
         let gateways = gateways(network, station);
         let v4_station = gateways.v4.and_then(|v4| station(v4.into()));
         NetworkAnswers {
@@ -74,23 +79,33 @@ impl NetworkAnswers {
     }
 }
 
-/// What is counted out to a tenant, on all workers together.
-#[derive(Debug)]
-struct Limits {
-    told: Limiter,
-    storm: Option<Limiter>,
+/// What was counted out to a tenant, on all workers together.
+#[derive(Default, Debug)]
+struct Accounts {
+    told: Account,
+    storm: Account,
 }
 
-impl Limits {
-    fn new(endpoint: &EndpointPlan, ticks_per_second: u64) -> Limits {
-        let storm = |rate: u32| {
+/// What a tenant may flood; none of a place that nobody has.
+#[derive(Clone, Copy, Debug)]
+struct Storm {
+    is_there: bool,
+    limit: Option<Limiter>,
+}
+
+impl Nothing for Storm {
+    fn nothing() -> Storm {
+        Storm { is_there: false, limit: None }
+    }
+}
+
+impl Storm {
+    fn new(endpoint: &EndpointPlan, ticks_per_second: u64) -> Storm {
+        let limit = |rate: u32| {
             let burst = (rate / STORM_BURSTS_PER_SECOND).max(STORM_BURST_MIN);
             Limiter::new(rate, burst, ticks_per_second)
         };
-        Limits {
-            told: Limiter::new(TOLD_PER_SECOND, TOLD_AT_ONCE, ticks_per_second),
-            storm: endpoint.storm_limit.map(storm),
-        }
+        Storm { is_there: true, limit: endpoint.storm_limit.map(limit) }
     }
 }
 
@@ -100,40 +115,48 @@ impl Answers {
         let ticks_per_second = cycles_per_second();
         let stations = stations(plan);
         Answers {
-            networks: plan.networks.map(|id, network| NetworkAnswers::new(id, network, &stations)),
-            endpoints: plan.endpoints.map(|_, endpoint| Arc::new(Limits::new(endpoint, ticks_per_second))),
+            networks: Arc::new(plan.networks.map(|id, network| NetworkAnswers::new(id, network, &stations))),
+            told: Limiter::new(TOLD_PER_SECOND, TOLD_AT_ONCE, ticks_per_second),
+            storms: Chunks::of(&plan.endpoints, |_, endpoint| Storm::new(endpoint, ticks_per_second)),
+            accounts: std::iter::repeat_with(Accounts::default).take(plan.endpoints_max()).collect(),
             stations,
         }
     }
 
-    /// From now on there is this endpoint, or another one than before.
-    pub(crate) fn let_in(&mut self, id: EndpointId, endpoint: &EndpointPlan) {
+    /// From now on there is this endpoint, or another one than `before`.
+    pub(crate) fn let_in(&mut self, id: EndpointId, before: Option<&EndpointPlan>, endpoint: &EndpointPlan) {
         for station in endpoint.stations() {
             for address in station.addresses {
                 self.stations.insert((endpoint.network, *address), station.mac);
             }
         }
-        self.endpoints.set(id, Some(Arc::new(Limits::new(endpoint, cycles_per_second()))));
+        if before.is_none_or(|before| before.storm_limit != endpoint.storm_limit) {
+            self.storms.set(id, Some(Storm::new(endpoint, cycles_per_second())));
+        }
+        if let Some(accounts) = self.accounts.get(id.index()).filter(|_| before.is_none()) {
+            accounts.told.clear();
+            accounts.storm.clear();
+        }
     }
 
-    /// It is not there any more.
-    pub(crate) fn let_out(&mut self, id: EndpointId, endpoint: &EndpointPlan) {
+    /// It is not there any more, or is another one.
+    pub(crate) fn let_out(&mut self, id: EndpointId, endpoint: &EndpointPlan, is_another: bool) {
         for station in endpoint.stations() {
-            for place in station.addresses.iter().map(|address| (endpoint.network, *address)) {
-                if self.stations.get(&place) == Some(&station.mac) {
-                    self.stations.remove(&place);
-                }
+            for address in station.addresses {
+                self.stations.remove((endpoint.network, *address), station.mac);
             }
         }
-        self.endpoints.set(id, None);
+        if !is_another {
+            self.storms.set(id, None);
+        }
     }
 
-    /// Nothing is known of the stations of these any more: they go, or are new.
-    pub(crate) fn forget_networks(&mut self, ids: &[NetworkId]) {
-        let goes: HashSet<NetworkId> =
-            ids.iter().copied().filter(|id| self.networks.get(*id).is_some()).collect();
-        if !goes.is_empty() {
-            self.stations.retain(|(of, _), _| !goes.contains(of));
+    /// Nothing is known of the fixed stations of this network any more: it goes. Its endpoints go as well.
+    pub(crate) fn forget_network(&mut self, id: NetworkId, network: &NetworkPlan) {
+        for fixed in &network.static_macs {
+            for address in &fixed.addresses {
+                self.stations.remove((id, *address), fixed.mac);
+            }
         }
     }
 
@@ -144,9 +167,13 @@ impl Answers {
             for fixed in &network.static_macs {
                 add_all(&mut stations, fixed.mac, fixed.addresses.iter().copied());
             }
-            self.stations.extend(stations.into_iter().filter_map(|(ip, mac)| Some(((id, ip), mac?))));
+            let stations = stations.into_iter().filter_map(|(ip, mac)| Some(((id, ip), mac?)));
+            stations.for_each(|(place, mac)| self.stations.insert(place, mac));
         }
-        self.networks.set(id, network.map(|network| NetworkAnswers::new(id, network, &self.stations)));
+        let now = network.map(|network| NetworkAnswers::new(id, network, &self.stations));
+        if self.networks.get(id) != now.as_ref() {
+            Arc::make_mut(&mut self.networks).set(id, now);
+        }
     }
 
     /// What is answered on a network.
@@ -156,23 +183,27 @@ impl Answers {
 
     /// The station that has this address on a network, if that is known.
     pub fn station(&self, network: NetworkId, address: IpAddr) -> Option<MacAddr> {
-        self.stations.get(&(network, address)).copied()
+        self.stations.get((network, address))
     }
 
     /// Whether it would be worth while to make what this tenant may be told: takes nothing.
     pub fn could_tell(&self, id: EndpointId, now: u64) -> bool {
-        self.endpoints.get(id).is_some_and(|limits| limits.told.would_admit(now))
+        self.accounts_of(id).is_some_and(|accounts| self.told.would_admit(&accounts.told, now))
     }
 
     /// This tenant may be told once more.
     pub fn may_tell(&self, id: EndpointId, now: u64) -> bool {
-        self.endpoints.get(id).is_some_and(|limits| limits.told.admit(now))
+        self.accounts_of(id).is_some_and(|accounts| self.told.admit(&accounts.told, now))
     }
 
     /// One more frame of this tenant's may be flooded.
     pub fn may_flood(&self, id: EndpointId, now: u64) -> bool {
-        let storm = self.endpoints.get(id).and_then(|limits| limits.storm.as_ref());
-        storm.is_none_or(|storm| storm.admit(now))
+        let Some(limit) = self.storms.get(id).and_then(|storm| storm.limit.as_ref()) else { return true };
+        self.accounts.get(id.index()).is_none_or(|accounts| limit.admit(&accounts.storm, now))
+    }
+
+    fn accounts_of(&self, id: EndpointId) -> Option<&Accounts> {
+        self.accounts.get(id.index()).filter(|_| self.storms.get(id).is_some_and(|storm| storm.is_there))
     }
 }
 
@@ -188,7 +219,12 @@ fn stations(plan: &Plan) -> Stations {
     for (id, network) in plan.networks.iter() {
         network.static_macs.iter().for_each(|fixed| add(id, fixed.mac, &fixed.addresses));
     }
-    stations.into_iter().filter_map(|(key, mac)| Some((key, mac?))).collect()
+    let mut known = Stations::default();
+    stations
+        .into_iter()
+        .filter_map(|(place, mac)| Some((place, mac?)))
+        .for_each(|(at, mac)| known.insert(at, mac));
+    known
 }
 
 /// The station has these addresses, but for those that another one has as well.

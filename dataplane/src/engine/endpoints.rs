@@ -155,7 +155,9 @@ pub(super) struct Lives {
     /// How many stations of endpoints there are, and may be.
     stations: usize,
     stations_max: usize,
-    /// How many endpoints of each network the workers' lists have room for.
+    /// How many endpoints each network has,
+    counts: Vec<usize>,
+    /// and how many the workers' lists have room for.
     rooms: Vec<usize>,
     /// What was counted for those who had the places before.
     networks_before: HashMap<NetworkId, NetworkStats>,
@@ -251,7 +253,8 @@ impl Lives {
             addresses_max,
             stations: plan.endpoints.values().map(|endpoint| endpoint.stations().count()).sum(),
             stations_max: plan.stations_max(),
-            rooms: counts.into_iter().map(room_for).collect(),
+            rooms: counts.iter().copied().map(room_for).collect(),
+            counts,
             networks_before: HashMap::new(),
             endpoints_before: HashMap::new(),
         }
@@ -263,6 +266,11 @@ impl Lives {
         (!is_idle).then(|| Instant::now() + LOOK)
     }
 
+    /// How many endpoints a network has.
+    fn endpoints_of(&self, id: NetworkId) -> usize {
+        self.counts.get(id.index()).copied().unwrap_or(0)
+    }
+
     /// What was counted for others who had this place before.
     pub(super) fn network_before(&self, id: NetworkId) -> Option<&NetworkStats> {
         self.networks_before.get(&id)
@@ -272,6 +280,23 @@ impl Lives {
     pub(super) fn endpoint_before(&self, id: EndpointId) -> Option<&EndpointStats> {
         self.endpoints_before.get(&id)
     }
+}
+
+/// A place of the forwarding database as one number.
+fn key_of((network, mac): (NetworkId, MacAddr)) -> u64 {
+    u64::from(network.0) << 48 | mac.to_u64()
+}
+
+/// The first that has a key which another one before it has: sorted, since thousands come at once.
+fn second_of<K: Ord + Copy, V: Copy>(keyed: impl Iterator<Item = (K, V)>) -> Option<(K, V)> {
+    let mut sorted: Vec<(K, usize, V)> =
+        keyed.enumerate().map(|(place, (key, of))| (key, place, of)).collect();
+    sorted.sort_unstable_by_key(|(key, place, _)| (*key, *place));
+    let seconds = sorted.windows(2).filter_map(|pair| match pair {
+        [one, other] if one.0 == other.0 => Some(*other),
+        _ => None,
+    });
+    seconds.min_by_key(|(_, place, _)| *place).map(|(key, _, of)| (key, of))
 }
 
 /// Where the forwarding database has an endpoint's stations.
@@ -410,8 +435,7 @@ impl Engine {
         change: &Change,
         networks: &BTreeMap<NetworkId, Option<&NetworkPlan>>,
     ) -> Result<(), ChangeError> {
-        let mut seen = HashSet::new();
-        let mut goes: HashSet<(NetworkId, MacAddr)> = HashSet::new();
+        let mut goes = Vec::new();
         let mut stations = self.lives.stations;
         for (id, now) in &change.endpoints {
             let before = self.plan.endpoint(*id);
@@ -424,14 +448,18 @@ impl Engine {
                 (None, Some(_)) => self.lives.endpoints.is_free(*id),
                 (None, None) => false,
             };
-            if !is_right || !seen.insert(*id) {
+            if !is_right {
                 return Err(ChangeError::EndpointPlace(*id));
             }
-            let before = before.into_iter().flat_map(places_of);
-            stations -= before.clone().count().min(stations);
-            goes.extend(before);
+            stations = stations.saturating_sub(before.map_or(0, |before| 1 + before.more.len()));
+            goes.extend(before.into_iter().flat_map(places_of).map(key_of));
         }
-        let mut macs = HashSet::new();
+        goes.sort_unstable();
+        let ids = change.endpoints.iter().map(|(id, _)| *id);
+        if let Some((id, _)) = second_of(ids.clone().zip(ids)) {
+            return Err(ChangeError::EndpointPlace(id));
+        }
+        let mut comes = Vec::with_capacity(change.endpoints.len());
         for (id, now) in change.endpoints.iter().filter_map(|(id, now)| Some((*id, now.as_ref()?))) {
             let is_there = match networks.get(&now.network) {
                 Some(network) => network.is_some(),
@@ -442,25 +470,33 @@ impl Engine {
             }
             let new = networks.get(&now.network).copied().flatten();
             for (network, mac) in places_of(now) {
-                let is_free = goes.contains(&(network, mac))
-                    || !matches!(self.fdb.lookup(network, mac), Some(Destination::Local(_)));
-                if !is_free || !macs.insert((network, mac)) {
+                let key = key_of((network, mac));
+                let is_free = !matches!(self.fdb.lookup(network, mac), Some(Destination::Local(_)))
+                    || goes.binary_search(&key).is_ok();
+                if !is_free {
                     return Err(ChangeError::Mac(id, mac));
                 }
+                comes.push((key, (id, mac)));
                 let is_new_fixed =
                     new.is_some_and(|new| new.static_macs.iter().any(|fixed| fixed.mac == mac));
                 if is_new_fixed || self.fixed.contains_key(&(network, mac)) {
                     return Err(ChangeError::Fixed(id, mac));
                 }
                 let most = self.lives.stations_max;
-                if stations + macs.len() > most {
+                if stations + comes.len() > most {
                     return Err(ChangeError::StationsFull { endpoint: id, mac, most });
                 }
             }
         }
+        if let Some((_, (id, mac))) = second_of(comes.into_iter()) {
+            return Err(ChangeError::Mac(id, mac));
+        }
+        // None of them stays in a network that goes, and each is named once: so they are all if they are as many.
         for (&id, _) in networks.iter().filter(|(_, network)| network.is_none()) {
-            let its = self.tables.network(id).map_or(&[][..], |network| &network.endpoints);
-            if !its.iter().all(|endpoint| seen.contains(endpoint)) {
+            let is_its = |(endpoint, _): &&(EndpointId, Option<EndpointPlan>)| {
+                self.plan.endpoint(*endpoint).is_some_and(|before| before.network == id)
+            };
+            if change.endpoints.iter().filter(is_its).count() < self.lives.endpoints_of(id) {
                 return Err(ChangeError::NotEmpty(id));
             }
         }
@@ -562,7 +598,7 @@ impl Engine {
         if networks.is_empty() {
             return;
         }
-        let ids: Vec<NetworkId> = networks.iter().map(|(id, _)| *id).collect();
+        let mut changed = Vec::with_capacity(networks.len());
         let mut members = remotes::Change::default();
         // Those that come are first: a remote that one of them takes over from one that goes stays.
         let (come, gone): (Vec<_>, Vec<_>) = networks.into_iter().partition(|(_, now)| now.is_some());
@@ -570,13 +606,13 @@ impl Engine {
             match now {
                 None => {
                     self.let_out_remotes(id, &mut members);
-                    self.plan.networks.set(id, None);
+                    changed.push((id, self.plan.networks.set(id, None)));
                     self.lives.next.networks.push(id);
                 }
                 Some(network) => {
                     self.lives.networks.take(id);
                     let NetworkPlan { remotes, static_macs, .. } = network.clone();
-                    self.plan.networks.set(id, Some(network));
+                    changed.push((id, self.plan.networks.set(id, Some(network))));
                     self.note_before_network(id);
                     self.let_in_remotes(id, &remotes, &mut members);
                     for fixed in static_macs {
@@ -585,7 +621,7 @@ impl Engine {
                 }
             }
         }
-        tables.set_networks(&ids, &self.plan);
+        tables.set_networks(&changed, &self.plan);
         self.write_members(&members, tables);
         self.write_rules(tables);
     }
@@ -603,10 +639,10 @@ impl Engine {
         if endpoints.is_empty() {
             return;
         }
-        let mut stay: HashSet<(NetworkId, MacAddr)> = HashSet::new();
+        let mut stay: Vec<u64> = Vec::with_capacity(endpoints.len());
         let mut changed: Vec<(EndpointId, Option<EndpointPlan>)> = Vec::with_capacity(endpoints.len());
         for (id, now) in endpoints {
-            stay.extend(now.iter().flat_map(places_of));
+            stay.extend(now.iter().flat_map(places_of).map(key_of));
             let is_gone = now.is_none();
             if is_gone {
                 self.detach(id);
@@ -622,9 +658,7 @@ impl Engine {
                 Some(before) if !is_gone => self.announce_changed(id, before),
                 Some(_) => {}
             }
-            let stations = |plan: Option<&EndpointPlan>| plan.map_or(0, |plan| plan.stations().count());
-            self.lives.stations += stations(self.plan.endpoint(id));
-            self.lives.stations -= stations(before.as_ref());
+            self.count(before.as_ref(), id);
             changed.push((id, before));
         }
         let changes = changed.iter().map(|(id, before)| (*id, before.as_ref(), self.plan.endpoint(*id)));
@@ -640,23 +674,40 @@ impl Engine {
         if changed.iter().any(is_moved) {
             self.write_rules(tables);
         }
-        for before in changed.iter().filter_map(|(_, before)| before.as_ref()) {
-            for (network, mac) in places_of(before).filter(|place| !stay.contains(place)) {
-                self.fdb.remove(network, mac);
-            }
+        stay.sort_unstable();
+        let before = changed.iter().filter_map(|(_, before)| before.as_ref()).flat_map(places_of);
+        for (network, mac) in before.filter(|place| stay.binary_search(&key_of(*place)).is_err()) {
+            self.fdb.remove(network, mac);
         }
         let touched: BTreeSet<NetworkId> = changed
             .iter()
             .filter_map(|(id, before)| Some(self.plan.endpoint(*id).or(before.as_ref())?.network))
             .collect();
         for network in touched {
-            self.make_room(network, tables);
+            self.make_room(network);
+        }
+    }
+
+    /// How many there are of everything, where this was there before.
+    fn count(&mut self, before: Option<&EndpointPlan>, id: EndpointId) {
+        let now = self.plan.endpoint(id);
+        for (endpoint, is_now) in [(now, true), (before, false)] {
+            let Some(endpoint) = endpoint else { continue };
+            let stations = 1 + endpoint.more.len();
+            let Some(count) = self.lives.counts.get_mut(endpoint.network.index()) else { continue };
+            if is_now {
+                *count += 1;
+                self.lives.stations += stations;
+            } else {
+                *count -= 1;
+                self.lives.stations -= stations;
+            }
         }
     }
 
     /// The workers' lists of who is attached have room for all endpoints of a network, before those come.
-    fn make_room(&mut self, network: NetworkId, tables: &Tables) {
-        let needed = tables.network(network).map_or(0, |network| network.endpoints.len());
+    fn make_room(&mut self, network: NetworkId) {
+        let needed = self.lives.endpoints_of(network);
         let Some(room) = self.lives.rooms.get_mut(network.index()).filter(|room| **room < needed) else {
             return;
         };
@@ -815,7 +866,7 @@ mod tests {
             assert_eq!(engine.vacant_endpoints().collect::<Vec<_>>(), [1, 2, 3].map(EndpointId));
             engine.change(endpoints(vec![come(1, 2), come(2, 3)])).unwrap();
             until(&mut engine, "in force", Engine::is_in_force);
-            assert_eq!(engine.tables.networks[0].endpoints.len(), 3);
+            assert_eq!(engine.lives.endpoints_of(BLUE), 3);
             assert_eq!(engine.tables.answers.station(BLUE, [10, 0, 0, 3].into()), Some(mac(3)));
             let mut three = attach(&mut engine, EndpointId(2));
             until(&mut engine, "in force", Engine::is_in_force);
