@@ -4,16 +4,20 @@
 //! `stages/answer.rs` asks it about frames that are flooded or too long. An address of a tenant's is answered for only while that is
 //! connected, one behind a remote as long as the station's MAC address is fixed there.
 
-use std::collections::{HashMap, HashSet};
+mod stations;
+
+use std::collections::HashMap;
 use std::hash::Hash;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::clock::cycles_per_second;
-use crate::limit::Limiter;
+use crate::limit::{Account, Limiter};
 use crate::plan::{EndpointPlan, InnerVlan, NetworkPlan, Places, Plan};
+use crate::tables::{Chunks, Nothing};
 use crate::types::{EndpointId, MacAddr, NetworkId};
 use crate::wire::icmp::Gateways;
+use stations::Stations;
 
 /// "Packet too big" that a tenant is told each second, and at once: senders need one for each path, and ask again after minutes.
 const TOLD_PER_SECOND: u32 = 100;
@@ -23,17 +27,21 @@ const TOLD_AT_ONCE: u32 = 10;
 const STORM_BURSTS_PER_SECOND: u32 = 10;
 const STORM_BURST_MIN: u32 = 10;
 
-/// All of it.
+/// All of it. A copy shares what there may be much of, until it is changed.
 #[derive(Clone, Debug)]
 pub struct Answers {
-    networks: Places<NetworkId, NetworkAnswers>,
-    /// Shared with those that come after these: a tenant's limits hold on.
-    endpoints: Places<EndpointId, Arc<Limits>>,
+    networks: Arc<Places<NetworkId, NetworkAnswers>>,
+    /// What a tenant may be told.
+    told: Limiter,
+    /// What each may flood.
+    storms: Chunks<EndpointId, Storm>,
+    /// By endpoint, with room for all that may come, and shared with all that come after these: a tenant's limits hold on.
+    accounts: Arc<[Accounts]>,
     stations: Stations,
 }
 
 /// What is answered on a network.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct NetworkAnswers {
     /// ARP and neighbour solicitations for known addresses.
     pub suppression: bool,
@@ -49,12 +57,9 @@ pub struct NetworkAnswers {
     routers: [Option<MacAddr>; 2],
 }
 
-/// Who has which address.
-type Stations = HashMap<(NetworkId, IpAddr), MacAddr>;
-
 impl NetworkAnswers {
     fn new(id: NetworkId, network: &NetworkPlan, stations: &Stations) -> NetworkAnswers {
-        let station = |address: IpAddr| stations.get(&(id, address)).copied();
+        let station = |address: IpAddr| stations.get((id, address));
         let gateways = gateways(network, station);
         let v4_station = gateways.v4.and_then(|v4| station(v4.into()));
         NetworkAnswers {
@@ -74,23 +79,33 @@ impl NetworkAnswers {
     }
 }
 
-/// What is counted out to a tenant, on all workers together.
-#[derive(Debug)]
-struct Limits {
-    told: Limiter,
-    storm: Option<Limiter>,
+/// What was counted out to a tenant, on all workers together.
+#[derive(Default, Debug)]
+struct Accounts {
+    told: Account,
+    storm: Account,
 }
 
-impl Limits {
-    fn new(endpoint: &EndpointPlan, ticks_per_second: u64) -> Limits {
-        let storm = |rate: u32| {
+/// What a tenant may flood; none of a place that nobody has.
+#[derive(Clone, Copy, Debug)]
+struct Storm {
+    is_there: bool,
+    limit: Option<Limiter>,
+}
+
+impl Nothing for Storm {
+    fn nothing() -> Storm {
+        Storm { is_there: false, limit: None }
+    }
+}
+
+impl Storm {
+    fn new(endpoint: &EndpointPlan, ticks_per_second: u64) -> Storm {
+        let limit = |rate: u32| {
             let burst = (rate / STORM_BURSTS_PER_SECOND).max(STORM_BURST_MIN);
             Limiter::new(rate, burst, ticks_per_second)
         };
-        Limits {
-            told: Limiter::new(TOLD_PER_SECOND, TOLD_AT_ONCE, ticks_per_second),
-            storm: endpoint.storm_limit.map(storm),
-        }
+        Storm { is_there: true, limit: endpoint.storm_limit.map(limit) }
     }
 }
 
@@ -100,37 +115,48 @@ impl Answers {
         let ticks_per_second = cycles_per_second();
         let stations = stations(plan);
         Answers {
-            networks: plan.networks.map(|id, network| NetworkAnswers::new(id, network, &stations)),
-            endpoints: plan.endpoints.map(|_, endpoint| Arc::new(Limits::new(endpoint, ticks_per_second))),
+            networks: Arc::new(plan.networks.map(|id, network| NetworkAnswers::new(id, network, &stations))),
+            told: Limiter::new(TOLD_PER_SECOND, TOLD_AT_ONCE, ticks_per_second),
+            storms: Chunks::of(&plan.endpoints, |_, endpoint| Storm::new(endpoint, ticks_per_second)),
+            accounts: std::iter::repeat_with(Accounts::default).take(plan.endpoints_max()).collect(),
             stations,
         }
     }
 
-    /// From now on there is this endpoint, or another one than before.
-    pub(crate) fn let_in(&mut self, id: EndpointId, endpoint: &EndpointPlan) {
-        for address in &endpoint.addresses {
-            self.stations.insert((endpoint.network, *address), endpoint.mac);
-        }
-        self.endpoints.set(id, Some(Arc::new(Limits::new(endpoint, cycles_per_second()))));
-    }
-
-    /// It is not there any more.
-    pub(crate) fn let_out(&mut self, id: EndpointId, endpoint: &EndpointPlan) {
-        for address in &endpoint.addresses {
-            let place = (endpoint.network, *address);
-            if self.stations.get(&place) == Some(&endpoint.mac) {
-                self.stations.remove(&place);
+    /// From now on there is this endpoint, or another one than `before`.
+    pub(crate) fn let_in(&mut self, id: EndpointId, before: Option<&EndpointPlan>, endpoint: &EndpointPlan) {
+        for station in endpoint.stations() {
+            for address in station.addresses {
+                self.stations.insert((endpoint.network, *address), station.mac);
             }
         }
-        self.endpoints.set(id, None);
+        if before.is_none_or(|before| before.storm_limit != endpoint.storm_limit) {
+            self.storms.set(id, Some(Storm::new(endpoint, cycles_per_second())));
+        }
+        if let Some(accounts) = self.accounts.get(id.index()).filter(|_| before.is_none()) {
+            accounts.told.clear();
+            accounts.storm.clear();
+        }
     }
 
-    /// Nothing is known of the stations of these any more: they go, or are new.
-    pub(crate) fn forget_networks(&mut self, ids: &[NetworkId]) {
-        let goes: HashSet<NetworkId> =
-            ids.iter().copied().filter(|id| self.networks.get(*id).is_some()).collect();
-        if !goes.is_empty() {
-            self.stations.retain(|(of, _), _| !goes.contains(of));
+    /// It is not there any more, or is another one.
+    pub(crate) fn let_out(&mut self, id: EndpointId, endpoint: &EndpointPlan, is_another: bool) {
+        for station in endpoint.stations() {
+            for address in station.addresses {
+                self.stations.remove((endpoint.network, *address), station.mac);
+            }
+        }
+        if !is_another {
+            self.storms.set(id, None);
+        }
+    }
+
+    /// Nothing is known of the fixed stations of this network any more: it goes. Its endpoints go as well.
+    pub(crate) fn forget_network(&mut self, id: NetworkId, network: &NetworkPlan) {
+        for fixed in &network.static_macs {
+            for address in &fixed.addresses {
+                self.stations.remove((id, *address), fixed.mac);
+            }
         }
     }
 
@@ -141,9 +167,13 @@ impl Answers {
             for fixed in &network.static_macs {
                 add_all(&mut stations, fixed.mac, fixed.addresses.iter().copied());
             }
-            self.stations.extend(stations.into_iter().filter_map(|(ip, mac)| Some(((id, ip), mac?))));
+            let stations = stations.into_iter().filter_map(|(ip, mac)| Some(((id, ip), mac?)));
+            stations.for_each(|(place, mac)| self.stations.insert(place, mac));
         }
-        self.networks.set(id, network.map(|network| NetworkAnswers::new(id, network, &self.stations)));
+        let now = network.map(|network| NetworkAnswers::new(id, network, &self.stations));
+        if self.networks.get(id) != now.as_ref() {
+            Arc::make_mut(&mut self.networks).set(id, now);
+        }
     }
 
     /// What is answered on a network.
@@ -153,23 +183,27 @@ impl Answers {
 
     /// The station that has this address on a network, if that is known.
     pub fn station(&self, network: NetworkId, address: IpAddr) -> Option<MacAddr> {
-        self.stations.get(&(network, address)).copied()
+        self.stations.get((network, address))
     }
 
     /// Whether it would be worth while to make what this tenant may be told: takes nothing.
     pub fn could_tell(&self, id: EndpointId, now: u64) -> bool {
-        self.endpoints.get(id).is_some_and(|limits| limits.told.would_admit(now))
+        self.accounts_of(id).is_some_and(|accounts| self.told.would_admit(&accounts.told, now))
     }
 
     /// This tenant may be told once more.
     pub fn may_tell(&self, id: EndpointId, now: u64) -> bool {
-        self.endpoints.get(id).is_some_and(|limits| limits.told.admit(now))
+        self.accounts_of(id).is_some_and(|accounts| self.told.admit(&accounts.told, now))
     }
 
     /// One more frame of this tenant's may be flooded.
     pub fn may_flood(&self, id: EndpointId, now: u64) -> bool {
-        let storm = self.endpoints.get(id).and_then(|limits| limits.storm.as_ref());
-        storm.is_none_or(|storm| storm.admit(now))
+        let Some(limit) = self.storms.get(id).and_then(|storm| storm.limit.as_ref()) else { return true };
+        self.accounts.get(id.index()).is_none_or(|accounts| limit.admit(&accounts.storm, now))
+    }
+
+    fn accounts_of(&self, id: EndpointId) -> Option<&Accounts> {
+        self.accounts.get(id.index()).filter(|_| self.storms.get(id).is_some_and(|storm| storm.is_there))
     }
 }
 
@@ -179,11 +213,18 @@ fn stations(plan: &Plan) -> Stations {
     let mut add = |network: NetworkId, mac: MacAddr, addresses: &[IpAddr]| {
         add_all(&mut stations, mac, addresses.iter().map(|address| (network, *address)));
     };
-    plan.endpoints.values().for_each(|endpoint| add(endpoint.network, endpoint.mac, &endpoint.addresses));
+    for endpoint in plan.endpoints.values() {
+        endpoint.stations().for_each(|station| add(endpoint.network, station.mac, station.addresses));
+    }
     for (id, network) in plan.networks.iter() {
         network.static_macs.iter().for_each(|fixed| add(id, fixed.mac, &fixed.addresses));
     }
-    stations.into_iter().filter_map(|(key, mac)| Some((key, mac?))).collect()
+    let mut known = Stations::default();
+    stations
+        .into_iter()
+        .filter_map(|(place, mac)| Some((place, mac?)))
+        .for_each(|(at, mac)| known.insert(at, mac));
+    known
 }
 
 /// The station has these addresses, but for those that another one has as well.
@@ -213,7 +254,7 @@ fn gateways(network: &NetworkPlan, station: impl Fn(IpAddr) -> Option<MacAddr>) 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::{MemifPlan, StaticMac};
+    use crate::plan::{MemifPlan, StaticMac, Station};
     use crate::types::Vni;
 
     fn mac(last: u8) -> MacAddr {
@@ -232,7 +273,9 @@ mod tests {
         let network = |vni| NetworkPlan::new("x", Vni::new(vni).unwrap());
         let gateway: IpAddr = "fd00::fe".parse().unwrap();
         let mut router = endpoint(3, 0, &[9]);
-        router.addresses.push(gateway);
+        let station =
+            |last: u8, addresses: Vec<IpAddr>| Station { name: "x".into(), mac: mac(last), addresses };
+        router.more = vec![station(6, vec![gateway]), station(7, vec![address(7), address(2)])];
         Plan {
             workers: Vec::new(),
             placement: Default::default(),
@@ -256,12 +299,12 @@ mod tests {
     fn an_address_is_one_stations_on_one_network() {
         let answers = Answers::new(&plan());
         let station = |network, last: u8| answers.station(NetworkId(network), [10, 0, 0, last].into());
-        assert_eq!([1, 2, 5].map(|last| station(0, last)), [1, 1, 5].map(|last| Some(mac(last))));
+        assert_eq!([1, 5, 7].map(|last| station(0, last)), [1, 5, 7].map(|last| Some(mac(last))));
         assert_eq!((station(1, 1), station(1, 2)), (Some(mac(2)), None));
-        assert_eq!(station(0, 9), None, "two have it");
+        assert_eq!([2, 9].map(|last| station(0, last)), [None; 2], "two have it");
         let network = answers.network(NetworkId(0)).unwrap();
-        assert_eq!(network.gateways.v6_station, Some(mac(3)));
-        assert_eq!([1, 3, 4].map(|last| network.is_router(mac(last))), [false, true, false]);
+        assert_eq!(network.gateways.v6_station, Some(mac(6)));
+        assert_eq!([1, 3, 6, 7].map(|last| network.is_router(mac(last))), [false, false, true, false]);
     }
 
     #[test]

@@ -527,7 +527,7 @@ impl Make<'_> {
             };
             let row = self.those(|rule| rule.endpoint.is_none_or(|asked| asked == *id));
             *place = self.rows.add(&row);
-            macs.push((mac_key(endpoint.network, endpoint.mac), id.0));
+            macs.extend(endpoint.stations().map(|station| (mac_key(endpoint.network, station.mac), id.0)));
         }
         (!named.is_empty()).then(|| Endpoints { by_id: by_id.into(), none, macs: MacIndex::new(&macs) })
     }

@@ -44,8 +44,8 @@ use crate::plan::{InnerVlan, NetworkPlan, PlacementMode, Plan, StaticMac, Uplink
 use crate::replay::{Pace, Replay, ReplayFrame, ReplayStream, Speed};
 use crate::stages::Work;
 use crate::stats::{
-    ClassEntry, EndpointStats, NetworkStats, RemoteStats, StageStats, Stats, Totals, UplinkStats,
-    WorkerStats, drops_by_name,
+    ClassEntry, EndpointStats, NetworkStats, RemoteStats, StageStats, StationName, Stats, Totals,
+    UplinkStats, WorkerStats, drops_by_name,
 };
 use crate::tables::{Tables, overhead, remote_addresses};
 use crate::types::{CoreId, EndpointId, MacAddr, NetworkId, QueueId, RemoteId, Route, UplinkId, WorkerId};
@@ -350,7 +350,7 @@ impl Engine {
         let work = Arc::new(Work::none());
         let remotes = Remotes::new(plan);
         let fixed = fixed_addresses(plan);
-        let fdb = Arc::new(make_fdb(plan, &tables, &fixed)?);
+        let fdb = Arc::new(make_fdb(plan, &fixed)?);
         let placement = Arc::new(Placement::new(&exits(&ports), plan.endpoints_max(), plan.networks_max()));
         spread(&placement, plan.placement);
         let is_alone = ports.len() < 2;
@@ -380,7 +380,7 @@ impl Engine {
             ending: Arc::default(),
             ageing: AgeingHand::new(Instant::now()),
             rules,
-            announcing: Announcing::new(plan.endpoints_max()),
+            announcing: Announcing::new(),
             lives: Lives::new(plan, learned_max(plan)),
             homes: Homes::new(plan),
             cycles_per_second: cycles_per_second(),
@@ -777,6 +777,7 @@ impl Engine {
                     .map(|network| network.name.clone())
                     .unwrap_or_default(),
                 mac: endpoint.mac,
+                more: endpoint.more.iter().map(StationName::of).collect(),
                 connected: self.connections.get(id.index()).is_some_and(|last| last.home.is_some()),
                 from_tenant: sum_traffic(counters().map(|c| c.from_tenant.read())),
                 to_tenant: sum_traffic(counters().map(|c| c.to_tenant.read())),
@@ -977,16 +978,14 @@ fn learned_max(plan: &Plan) -> usize {
 }
 
 /// With room for every network's limit, and with what is known beforehand in it.
-fn make_fdb(
-    plan: &Plan,
-    tables: &Tables,
-    fixed: &BTreeMap<(NetworkId, MacAddr), RemoteId>,
-) -> Result<Fdb, StartError> {
+fn make_fdb(plan: &Plan, fixed: &BTreeMap<(NetworkId, MacAddr), RemoteId>) -> Result<Fdb, StartError> {
     let fdb =
-        Fdb::new(learned_max(plan) + plan.endpoints_max() + fixed.len() + FIXED_LATER, plan.networks_max());
+        Fdb::new(learned_max(plan) + plan.stations_max() + fixed.len() + FIXED_LATER, plan.networks_max());
     let mut room = true;
-    for (id, endpoint) in tables.endpoints.iter() {
-        room &= fdb.set_fixed(endpoint.network, endpoint.mac, Destination::Local(id));
+    for (id, endpoint) in plan.endpoints.iter() {
+        for station in endpoint.stations() {
+            room &= fdb.set_fixed(endpoint.network, station.mac, Destination::Local(id));
+        }
     }
     for (&(network, mac), &remote) in fixed {
         room &= fdb.set_fixed(network, mac, Destination::Remote(remote));

@@ -1,8 +1,9 @@
 //! A rate limit that many threads share: the generic cell rate algorithm (GCRA, ITU-T I.371 Annex A) in one word.
 //!
-//! The word is the theoretical arrival time: when the next event would come if all came evenly. An event that comes no earlier than
-//! the burst allows is taken, and moves it on by the time that one event is worth. Asked by the stages, where a frame is flooded or
-//! answered: never for a frame that just passes.
+//! The word ([`Account`]) is the theoretical arrival time: when the next event would come if all came evenly. An event that comes no
+//! earlier than the burst allows is taken, and moves it on by the time that one event is worth. What the limit is stands apart
+//! ([`Limiter`]) and never changes: many accounts may have the same one. Asked by the stages, where a frame is flooded or answered: never
+//! for a frame that just passes.
 //!
 //! Clocks of cores may differ by less than a second. One that goes back further begins anew.
 //!
@@ -11,11 +12,20 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+/// What somebody has had: the theoretical arrival time, in ticks.
+#[derive(Default, Debug)]
+pub struct Account(AtomicU64);
+
+impl Account {
+    /// As if there had been nothing.
+    pub fn clear(&self) {
+        self.0.store(0, Relaxed);
+    }
+}
+
 /// So many events a second, and a burst of them.
-#[derive(Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Limiter {
-    /// The theoretical arrival time, in ticks.
-    arrival: AtomicU64,
     /// Ticks between two events; `None`: none is taken.
     interval: Option<u64>,
     /// How much earlier than that an event may come, in ticks.
@@ -32,16 +42,16 @@ impl Limiter {
         let interval = is_open.then(|| ticks_per_second.div_ceil(u64::from(rate).max(1)).max(1));
         let tolerance = interval.unwrap_or(0).saturating_mul(u64::from(burst.saturating_sub(1)));
         let horizon = tolerance.saturating_add(interval.unwrap_or(0)).saturating_add(ticks_per_second);
-        Limiter { arrival: AtomicU64::new(0), interval, tolerance, horizon }
+        Limiter { interval, tolerance, horizon }
     }
 
-    /// Whether one more may come now. Threads that ask at the same moment each have their own answer: who loses the race for the word
+    /// Whether one more may come now, by this account. Threads that ask at the same moment each have their own answer: who loses the race for the word
     /// looks again, and somebody else has been taken then.
-    pub fn admit(&self, now: u64) -> bool {
-        let mut arrival = self.arrival.load(Relaxed);
+    pub fn admit(&self, account: &Account, now: u64) -> bool {
+        let mut arrival = account.0.load(Relaxed);
         loop {
             let Some(next) = self.next(arrival, now) else { return false };
-            match self.arrival.compare_exchange_weak(arrival, next, Relaxed, Relaxed) {
+            match account.0.compare_exchange_weak(arrival, next, Relaxed, Relaxed) {
                 Ok(_) => return true,
                 Err(there) => arrival = there,
             }
@@ -50,8 +60,8 @@ impl Limiter {
 
     /// Whether [`admit`](Self::admit) would be true if nobody else asked in between. Takes nothing: for who has work to do before there is
     /// an event.
-    pub fn would_admit(&self, now: u64) -> bool {
-        self.next(self.arrival.load(Relaxed), now).is_some()
+    pub fn would_admit(&self, account: &Account, now: u64) -> bool {
+        self.next(account.0.load(Relaxed), now).is_some()
     }
 
     /// The arrival time after one more event now, if that may come.
@@ -70,13 +80,13 @@ mod tests {
 
     #[test]
     fn a_burst_and_then_the_rate() {
-        let limiter = Limiter::new(10, 3, 1000);
+        let (limiter, account) = (Limiter::new(10, 3, 1000), Account::default());
         assert_eq!(
-            [0, 0, 0, 0, 99, 100, 100, 199, 200].map(|now| limiter.admit(now)),
+            [0, 0, 0, 0, 99, 100, 100, 199, 200].map(|now| limiter.admit(&account, now)),
             [true, true, true, false, false, true, false, false, true]
         );
         assert_eq!(
-            [10_000; 4].map(|now| limiter.admit(now)),
+            [10_000; 4].map(|now| limiter.admit(&account, now)),
             [true, true, true, false],
             "the burst is there again"
         );
@@ -84,25 +94,26 @@ mod tests {
 
     #[test]
     fn nothing_is_nothing() {
+        let account = Account::default();
         for limiter in [Limiter::new(0, 10, 1000), Limiter::new(10, 0, 1000)] {
-            assert!((0..100_000).step_by(1000).all(|now| !limiter.admit(now)));
+            assert!((0..100_000).step_by(1000).all(|now| !limiter.admit(&account, now)));
         }
     }
 
     #[test]
     fn a_clock_that_goes_back_closes_it_for_a_second_at_most() {
-        let limiter = Limiter::new(10, 3, 1000);
-        assert_eq!([50_000; 4].map(|now| limiter.admit(now)), [true, true, true, false]);
-        assert!(!limiter.admit(49_500), "clocks that differ a little share the limit");
-        assert_eq!([10; 4].map(|now| limiter.admit(now)), [true, true, true, false]);
-        assert!(limiter.admit(110), "and the rate is the same");
+        let (limiter, account) = (Limiter::new(10, 3, 1000), Account::default());
+        assert_eq!([50_000; 4].map(|now| limiter.admit(&account, now)), [true, true, true, false]);
+        assert!(!limiter.admit(&account, 49_500), "clocks that differ a little share the limit");
+        assert_eq!([10; 4].map(|now| limiter.admit(&account, now)), [true, true, true, false]);
+        assert!(limiter.admit(&account, 110), "and the rate is the same");
     }
 
     #[test]
     fn threads_share_one_limit() {
-        let limiter = Limiter::new(1000, 50, 1_000_000);
+        let (limiter, account) = (Limiter::new(1000, 50, 1_000_000), Account::default());
         let taken: u64 = std::thread::scope(|scope| {
-            let ask = || (0..100_000u64).filter(|now| limiter.admit(*now)).count() as u64;
+            let ask = || (0..100_000u64).filter(|now| limiter.admit(&account, *now)).count() as u64;
             let threads: Vec<_> = (0..4).map(|_| scope.spawn(ask)).collect();
             threads.into_iter().map(|thread| thread.join().unwrap()).sum()
         });
@@ -119,14 +130,14 @@ mod tests {
             ticks_per_second in 1000u64..5_000_000_000,
             gaps in proptest::collection::vec(0f64..3.0, 1..300),
         ) {
-            let limiter = Limiter::new(rate, burst, ticks_per_second);
+            let (limiter, account) = (Limiter::new(rate, burst, ticks_per_second), Account::default());
             let interval = ticks_per_second as f64 / f64::from(rate);
             let (mut now, mut taken) = (1u64, Vec::new());
             for gap in gaps {
                 now += (gap * interval) as u64;
                 let is_due = taken.last().is_none_or(|last| (now - last) as f64 >= interval + 1.0);
-                let would_be = [limiter.would_admit(now), limiter.would_admit(now)];
-                let is_taken = limiter.admit(now);
+                let would_be = [limiter.would_admit(&account, now), limiter.would_admit(&account, now)];
+                let is_taken = limiter.admit(&account, now);
                 prop_assert_eq!(would_be, [is_taken; 2], "asking takes nothing");
                 prop_assert!(is_taken || !is_due, "one interval after the last it was refused");
                 if is_taken {

@@ -9,7 +9,7 @@ use crossbeam::queue::ArrayQueue;
 use crate::mesh::{Links, Mesh};
 use crate::tables::Tables;
 use crate::tenants::{Detached, TenantRings};
-use crate::types::{EndpointId, NetworkId, WorkerId};
+use crate::types::{EndpointId, MacAddr, NetworkId, WorkerId};
 
 /// Orders under way at most; control keeps more in a list of its own.
 const CAPACITY: usize = 256;
@@ -69,6 +69,8 @@ pub(crate) enum Order {
 pub(crate) struct Announcement {
     /// Who.
     pub(crate) endpoint: EndpointId,
+    /// Which station of its.
+    pub(crate) station: MacAddr,
     /// What to send.
     pub(crate) frame: Vec<u8>,
     /// Tells it from those for another tenant at the same place.

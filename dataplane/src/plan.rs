@@ -31,7 +31,7 @@ pub struct Plan {
     pub uplinks: Vec<UplinkPlan>,
     /// The overlay networks that we serve.
     pub networks: Places<NetworkId, NetworkPlan>,
-    /// The tenants' addresses on them.
+    /// The tenants on them.
     pub endpoints: Places<EndpointId, EndpointPlan>,
     /// How many of both there may be at the same time.
     pub capacity: Capacity,
@@ -90,6 +90,12 @@ impl Plan {
         self.endpoints.end().max(self.capacity.endpoints.into())
     }
 
+    /// There are at most so many stations of endpoints, whatever comes: as many as endpoints with one each, or as the plan begins with.
+    pub fn stations_max(&self) -> usize {
+        let stations = self.endpoints.values().map(|endpoint| 1 + endpoint.more.len()).sum();
+        self.endpoints_max().max(stations)
+    }
+
     /// The endpoint with this id.
     pub fn endpoint(&self, id: EndpointId) -> Option<&EndpointPlan> {
         self.endpoints.get(id)
@@ -101,7 +107,7 @@ impl Plan {
 pub struct Capacity {
     /// Networks, 1 to 4096.
     pub networks: u16,
-    /// Endpoints, 1 to 65,534. Each takes some 1.5 KB in each worker, whether it is there or not.
+    /// Endpoints, 1 to 65,534, and as many stations behind them. Each takes some 1.5 KB in each worker, whether it is there or not.
     pub endpoints: u16,
     /// Learned addresses of networks that come: the sum of their `fdb_limit`s. Each takes some 50 bytes.
     pub addresses: u32,
@@ -420,7 +426,8 @@ pub enum OuterDscp {
     Fixed(u8),
 }
 
-/// One tenant address on one network.
+/// A tenant on one network: its rings or its port, and the station behind them. There may be [`more`](Self::more) than one; who has the
+/// place, what is counted and what is limited is the tenant, with all of them.
 #[derive(Clone, Debug)]
 pub struct EndpointPlan {
     /// For people.
@@ -431,7 +438,10 @@ pub struct EndpointPlan {
     pub mac: MacAddr,
     /// Its IP addresses: ARP and neighbour solicitations for them are answered, and they are announced. Forwarding is by MAC.
     pub addresses: Vec<IpAddr>,
-    /// Drop what the tenant sends from another source MAC.
+    /// Other stations behind the same rings, on the same network. They come and go by a change of this place, and the tenant stays
+    /// connected; which one is the first makes no difference to a frame.
+    pub more: Vec<Station>,
+    /// Drop what the tenant sends from another source MAC than its stations'.
     pub anti_spoofing: bool,
     /// Frames a second of its that may be flooded (broadcast, multicast, unknown destination); `None`: no limit of its own.
     pub storm_limit: Option<u32>,
@@ -449,12 +459,46 @@ impl EndpointPlan {
             network,
             mac,
             addresses: Vec::new(),
+            more: Vec::new(),
             anti_spoofing: true,
             storm_limit: None,
             announce: true,
             port: port.into(),
         }
     }
+
+    /// All stations behind its rings, the first one first.
+    pub fn stations(&self) -> impl Iterator<Item = StationRef<'_>> + Clone {
+        let first = StationRef { name: &self.name, mac: self.mac, addresses: &self.addresses };
+        let more = self.more.iter().map(|station| StationRef {
+            name: &station.name,
+            mac: station.mac,
+            addresses: &station.addresses,
+        });
+        std::iter::once(first).chain(more)
+    }
+}
+
+/// A station behind the rings of a tenant that has another one already.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Station {
+    /// For people.
+    pub name: String,
+    /// Its Ethernet address.
+    pub mac: MacAddr,
+    /// Its IP addresses, as those of [`EndpointPlan`].
+    pub addresses: Vec<IpAddr>,
+}
+
+/// A station of an endpoint's, the first one or another.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct StationRef<'p> {
+    /// For people.
+    pub name: &'p str,
+    /// Its Ethernet address.
+    pub mac: MacAddr,
+    /// Its IP addresses.
+    pub addresses: &'p [IpAddr],
 }
 
 /// How an endpoint is attached.

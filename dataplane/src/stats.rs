@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::balance::BalanceStats;
 use crate::counters::{ClassStats, DropReason, TrafficStats, WorkerCounters};
 use crate::histogram::value_at;
-use crate::plan::{ClassPlan, ClassesPlan, WorkOrder};
+use crate::plan::{ClassPlan, ClassesPlan, Station, WorkOrder};
 use crate::types::{Class, CoreId, MacAddr, Stage, Vni};
 use crate::waiting::Before;
 use crate::xsk::{SocketStatistics, SteeringCounters};
@@ -304,6 +304,9 @@ pub struct EndpointStats {
     pub network: String,
     /// Its address.
     pub mac: MacAddr,
+    /// Other stations of the same tenant: all that follows is counted for all of them together.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub more: Vec<StationName>,
     /// A tenant is attached.
     pub connected: bool,
     /// Taken from the tenant.
@@ -314,6 +317,21 @@ pub struct EndpointStats {
     pub dropped: u64,
     /// Descriptors that broke the protocol.
     pub bad_descriptors: u64,
+}
+
+/// A station beside the first one of an endpoint.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct StationName {
+    /// Its name in the config.
+    pub name: String,
+    /// Its address.
+    pub mac: MacAddr,
+}
+
+impl StationName {
+    pub(crate) fn of(station: &Station) -> StationName {
+        StationName { name: station.name.clone(), mac: station.mac }
+    }
 }
 
 impl EndpointStats {

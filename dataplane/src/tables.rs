@@ -7,14 +7,14 @@ mod endpoints;
 mod remotes;
 mod rows;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::hash::{BuildHasher, RandomState};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
-use self::rows::Nothing;
-pub use self::rows::Rows;
+pub(crate) use self::rows::Nothing;
+pub use self::rows::{Chunks, Rows};
 use crate::answers::Answers;
 use crate::classes::CompiledRules;
 use crate::fdb::Limits;
@@ -230,8 +230,6 @@ pub struct Network {
     pub any_remote: bool,
     /// How much is learned.
     pub limits: Limits,
-    /// Its tenants on this host.
-    pub endpoints: Box<[EndpointId]>,
     /// The VTEPs that belong to it.
     pub remotes: Box<[RemoteId]>,
     /// Removed by hand from a network that takes any: they may not send until they are added again. In order.
@@ -258,7 +256,6 @@ impl Network {
             learning: plan.learning,
             any_remote: plan.any_remote,
             limits: limits(plan, Box::default()),
-            endpoints: Box::default(),
             barred: Box::default(),
             members: Box::default(),
             remotes: Box::default(),
@@ -277,15 +274,17 @@ impl Network {
     }
 }
 
-/// One tenant address, as the stages need it.
+/// One tenant, as the stages need it.
 #[derive(Clone, Debug)]
 pub struct Endpoint {
     /// Its network.
     pub network: NetworkId,
-    /// Its Ethernet address.
+    /// Its Ethernet address, or that of the first of its stations.
     pub mac: MacAddr,
     /// Refuse other source addresses.
     pub anti_spoofing: bool,
+    /// Those of its other stations, in order; most have none.
+    more: Option<Arc<Vec<MacAddr>>>,
 }
 
 impl Nothing for Network {
@@ -299,13 +298,33 @@ impl Nothing for Network {
 impl Nothing for Endpoint {
     /// On no network.
     fn nothing() -> Endpoint {
-        Endpoint { network: NetworkId(u16::MAX), mac: MacAddr([0; 6]), anti_spoofing: true }
+        Endpoint { network: NetworkId(u16::MAX), mac: MacAddr([0; 6]), anti_spoofing: true, more: None }
     }
 }
 
 impl Endpoint {
     fn new(plan: &EndpointPlan) -> Endpoint {
-        Endpoint { network: plan.network, mac: plan.mac, anti_spoofing: plan.anti_spoofing }
+        let mut more: Vec<MacAddr> = plan.more.iter().map(|station| station.mac).collect();
+        more.sort_unstable();
+        Endpoint {
+            network: plan.network,
+            mac: plan.mac,
+            anti_spoofing: plan.anti_spoofing,
+            more: (!more.is_empty()).then(|| Arc::new(more)),
+        }
+    }
+
+    /// One of its stations has this address.
+    #[inline]
+    pub fn has(&self, mac: MacAddr) -> bool {
+        mac == self.mac || self.has_behind_first(mac)
+    }
+
+    /// Out of the way of those that have one.
+    #[cold]
+    #[inline(never)]
+    fn has_behind_first(&self, mac: MacAddr) -> bool {
+        self.more.as_ref().is_some_and(|more| more.binary_search(&mac).is_ok())
     }
 }
 
@@ -318,7 +337,8 @@ pub struct Remote {
     pub trusted: bool,
 }
 
-/// Everything that the stages look up but MAC addresses.
+/// Everything that the stages look up but MAC addresses. A copy shares what there may be much of, until it is changed: what an endpoint
+/// that comes costs does not depend on how many there are.
 #[derive(Clone, Debug)]
 pub struct Tables {
     /// By [`UplinkId`].
@@ -326,13 +346,13 @@ pub struct Tables {
     /// Those that there are.
     pub networks: Rows<NetworkId, Network>,
     /// Those that there are.
-    pub endpoints: Rows<EndpointId, Endpoint>,
+    pub endpoints: Chunks<EndpointId, Endpoint>,
     /// By [`RemoteId`].
-    pub remotes: Box<[Remote]>,
+    pub remotes: Arc<[Remote]>,
     /// By [`SourceId`]: the addresses that networks ask for; the first is `None`.
     pub sources: Box<[Option<IpAddr>]>,
     /// By remote and source.
-    ways: Box<[Way]>,
+    ways: Arc<[Way]>,
     /// Which packets belong to which priority class.
     pub classes: Arc<CompiledRules>,
     /// What is answered for tenants.
@@ -371,16 +391,11 @@ impl Tables {
         let addresses = remote_addresses(plan);
         let sources = sources(plan);
         let remote_id = |address: &IpAddr| addresses.get(address).copied();
-        let mut tenants: HashMap<NetworkId, Vec<EndpointId>> = HashMap::new();
-        for (id, endpoint) in plan.endpoints.iter() {
-            tenants.entry(endpoint.network).or_default().push(id);
-        }
-        let networks = Rows::of(&plan.networks, |id, network| {
+        let networks = Rows::of(&plan.networks, |_, network| {
             let remotes: Box<[RemoteId]> = network.remotes.iter().filter_map(remote_id).collect();
             let members = Network::bits(addresses.len().div_ceil(64), remotes.iter().copied());
             Network {
                 limits: limits(network, members.clone()),
-                endpoints: tenants.remove(&id).unwrap_or_default().into(),
                 members,
                 remotes,
                 ..Network::new(network, &plan.uplinks, &sources)
@@ -389,7 +404,7 @@ impl Tables {
         let mut remotes: Vec<(RemoteId, IpAddr)> =
             addresses.iter().map(|(&address, &id)| (id, address)).collect();
         remotes.sort_unstable();
-        let remotes: Box<[Remote]> = remotes.into_iter().map(|(_, address)| remote(plan, address)).collect();
+        let remotes: Arc<[Remote]> = remotes.into_iter().map(|(_, address)| remote(plan, address)).collect();
         let (by_ipv4, by_ipv6) = index_addresses(&remotes, secrets);
         Tables {
             uplinks: plan.uplinks.iter().map(|uplink| Uplink::new(uplink, &plan.networks)).collect(),
@@ -400,7 +415,7 @@ impl Tables {
             networks,
             ways: vec![Way::None; remotes.len() * sources.len()].into(),
             sources,
-            endpoints: Rows::of(&plan.endpoints, |_, endpoint| Endpoint::new(endpoint)),
+            endpoints: Chunks::of(&plan.endpoints, |_, endpoint| Endpoint::new(endpoint)),
             remotes,
             classes: Arc::new(CompiledRules::compile(plan)),
             answers: Arc::new(Answers::new(plan)),
@@ -419,7 +434,7 @@ impl Tables {
             paths.iter().filter_map(|path| Some((self.adjacency(remote, path)?, path.weight))).collect(),
         );
         let at = self.way_index(remote, source);
-        if let Some(entry) = at.and_then(|at| self.ways.get_mut(at)) {
+        if let Some(entry) = at.and_then(|at| Arc::make_mut(&mut self.ways).get_mut(at)) {
             *entry = way;
         }
     }
@@ -582,7 +597,7 @@ fn source_of(sources: &[Option<IpAddr>], local: Option<IpAddr>) -> SourceId {
 /// A number → a 16-bit index: open addressing, at most half full, made once and only read.
 #[derive(Clone, Debug)]
 struct Index<K> {
-    slots: Box<[(K, u16)]>,
+    slots: Arc<[(K, u16)]>,
     secrets: [u64; 2],
 }
 
@@ -635,10 +650,10 @@ const NONE: u16 = u16::MAX;
 impl<K: Key> Index<K> {
     fn new(secrets: [u64; 2], pairs: impl Iterator<Item = (K, u16)> + Clone) -> Index<K> {
         let len = (pairs.clone().count() * 2).next_power_of_two().max(2);
-        let mut index = Index { slots: vec![(K::default(), NONE); len].into(), secrets };
+        let mut slots = vec![(K::default(), NONE); len];
         for (key, id) in pairs {
-            let mut at = index.home(key);
-            while let Some(slot) = index.slots.get_mut(at) {
+            let mut at = key.hash(secrets) as usize & (len - 1);
+            while let Some(slot) = slots.get_mut(at) {
                 if slot.1 == NONE {
                     *slot = (key, id);
                     break;
@@ -646,7 +661,7 @@ impl<K: Key> Index<K> {
                 at = (at + 1) & (len - 1);
             }
         }
-        index
+        Index { slots: slots.into(), secrets }
     }
 
     #[inline]

@@ -326,11 +326,16 @@ impl Tenants {
     /// The same with room for so many networks and endpoints.
     pub fn with_room(tables: &Tables, networks: usize, endpoints: usize) -> Tenants {
         let network = |id: EndpointId| tables.endpoint(id).map(|endpoint| endpoint.network);
-        let room = |id: NetworkId| room_for(tables.network(id).map_or(0, |network| network.endpoints.len()));
+        let mut counts = vec![0; networks];
+        for (_, endpoint) in tables.endpoints.iter() {
+            if let Some(count) = counts.get_mut(endpoint.network.index()) {
+                *count += 1;
+            }
+        }
         Tenants {
             slots: std::iter::repeat_with(|| None).take(endpoints).collect(),
             networks: (0..endpoints).map(|id| network(EndpointId::at(id))).collect(),
-            attached: (0..networks).map(|id| Vec::with_capacity(room(NetworkId::at(id)))).collect(),
+            attached: counts.into_iter().map(|count| Vec::with_capacity(room_for(count))).collect(),
             turns: Turns::new(endpoints),
             first_turns: Turns::new(endpoints),
             queue_classes: tables.queue_classes,

@@ -4,8 +4,8 @@ mod rig;
 
 use std::time::{Duration, Instant};
 
-use peregrine_dataplane::engine::Engine;
-use peregrine_dataplane::plan::{PlacementMode, Plan, WorkerPlan};
+use peregrine_dataplane::engine::{Change, Engine};
+use peregrine_dataplane::plan::{PlacementMode, Plan, Station, WorkerPlan};
 use peregrine_dataplane::stats::Totals;
 use peregrine_dataplane::types::{CoreId, EndpointId};
 use peregrine_dataplane::wire::{arp, ndp};
@@ -69,6 +69,41 @@ fn who_connects_is_announced_to_the_others() {
         let Totals { replicated, tenant_tx, dropped, tenant_rx, uplink_tx, .. } = stats.totals;
         assert_eq!(replicated, tenant_tx.frames + dropped, "made here");
         assert_eq!((tenant_rx.frames, uplink_tx.frames), (0, 0), "nobody sent any");
+    }
+}
+
+#[test]
+fn stations_are_announced_when_their_tenant_connects_and_a_new_one_alone() {
+    for (workers, placement) in [(1, PlacementMode::Balanced), (2, PlacementMode::Static)] {
+        let mut plan = announced(workers, placement);
+        let station =
+            |last: u8| Station { name: "s".into(), mac: mac(last), addresses: vec![[10, 0, 0, last].into()] };
+        plan.endpoints[0].addresses.truncate(1);
+        plan.endpoints[0].more = vec![station(5)];
+        let mut web = plan.endpoints[0].clone();
+        let mut engine = Engine::replay(&plan, vec![]).unwrap();
+        let mut db = connect(&mut engine, DB);
+        let _web = connect(&mut engine, WEB);
+        let announced = |last: u8| arp::announcement(mac(last), [10, 0, 0, last].into()).to_vec();
+        let mut heard = wait_for(&mut engine, &mut db, 2);
+        heard.sort();
+        assert_eq!(heard, [announced(1), announced(5)]);
+        // One comes, and is the first now: only it is news. The second round of the others is two seconds later.
+        web.more = vec![station(5), station(1)];
+        (web.mac, web.addresses) = (mac(6), station(6).addresses);
+        let change = |web| Change { endpoints: vec![(WEB, Some(web))], ..Change::default() };
+        engine.change(change(web.clone())).unwrap();
+        let mut heard = wait_for(&mut engine, &mut db, 4);
+        assert_eq!(heard.remove(0), announced(6));
+        heard.sort();
+        assert_eq!(heard, [announced(1), announced(5), announced(6)]);
+        // One goes, one has another address.
+        web.more = vec![Station { addresses: vec![[10, 0, 0, 7].into()], ..station(5) }];
+        engine.change(change(web)).unwrap();
+        let moved = arp::announcement(mac(5), [10, 0, 0, 7].into()).to_vec();
+        assert_eq!(wait_for(&mut engine, &mut db, 2), [moved.clone(), moved]);
+        let stats = engine.stop();
+        assert!(stats.totals.conserved, "{stats:?}");
     }
 }
 

@@ -10,7 +10,7 @@ use etherparse::{PacketBuilder, SlicedPacket, TransportSlice};
 use peregrine_dataplane::counters::DropReason;
 use peregrine_dataplane::fdb::Destination;
 use peregrine_dataplane::frame::BURST;
-use peregrine_dataplane::plan::{ClassPlan, InnerVlan, Plan, RulePlan, StaticMac, WorkOrder};
+use peregrine_dataplane::plan::{ClassPlan, InnerVlan, Plan, RulePlan, StaticMac, Station, WorkOrder};
 use peregrine_dataplane::stages::{self, Stage, answer};
 use peregrine_dataplane::tables::NextHop;
 use peregrine_dataplane::types::{Class, MacAddr, NetworkId, RemoteId, SourceId, UplinkId};
@@ -86,6 +86,35 @@ fn who_asks_for_a_known_address_is_answered_and_nobody_else_hears_it() {
     let blue = &rig.counters.networks[0];
     assert_eq!((blue.arp_answered.get(), blue.nd_answered.get()), (2, 2));
     assert_eq!((rig.counters.replicated.get(), rig.counters.dropped.total()), (0, 0));
+}
+
+#[test]
+fn every_station_of_a_tenant_is_answered_for_but_to_those_beside_it() {
+    let mut plan = known();
+    let addresses = vec![[10, 0, 0, 5].into(), v6(5).into()];
+    plan.endpoints[1].more = vec![Station { name: "second".into(), mac: mac(5), addresses }];
+    let mut rig = Rig::with(plan);
+    for (last, owner) in [(2, mac(2)), (5, mac(5))] {
+        assert!(rig.tenant_sends(WEB, &arp_request(mac(1), [10, 0, 0, 1], [10, 0, 0, last])).is_empty());
+        assert_eq!(rig.tenant_gets(WEB), [arp_reply(owner, [10, 0, 0, last], mac(1), [10, 0, 0, 1])]);
+        let asked = solicitation(mac(1), v6(1), v6(last.into()));
+        assert!(rig.tenant_sends(WEB, &asked).is_empty());
+        let read = ndp::Solicitation::read(&asked).unwrap();
+        assert_eq!(rig.tenant_gets(WEB), [read.advertisement(owner, false)]);
+        assert!(rig.tenant_gets(DB).is_empty());
+    }
+    // Both of a tenant's stations hear what the other one asks, wherever that is heard; here only others are asked.
+    for (asker, target) in [(2, 5), (5, 2), (5, 5)] {
+        let own = arp_request(mac(asker), [10, 0, 0, asker], [10, 0, 0, target]);
+        let solicited = solicitation(mac(asker), v6(asker.into()), v6(target.into()));
+        for question in [&own, &solicited] {
+            assert_eq!(rig.tenant_sends(DB, question).len(), 2, "to both remotes");
+            assert_eq!((rig.tenant_gets(WEB).len(), rig.tenant_gets(DB).len()), (1, 0));
+        }
+    }
+    // What another one asks is answered to whichever station asked.
+    assert!(rig.tenant_sends(DB, &arp_request(mac(5), [10, 0, 0, 5], [10, 0, 0, 1])).is_empty());
+    assert_eq!(rig.tenant_gets(DB), [arp_reply(mac(1), [10, 0, 0, 1], mac(5), [10, 0, 0, 5])]);
 }
 
 #[test]

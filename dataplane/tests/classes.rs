@@ -445,7 +445,7 @@ fn tables_have_the_rules_and_who_is_trusted() {
     }]);
     plan.classes.trusted = vec![IpAddr::V4(REMOTE_B)];
     let tables = Tables::new(&plan, 1500);
-    for remote in &tables.remotes {
+    for remote in tables.remotes.iter() {
         assert_eq!(remote.trusted, remote.address == REMOTE_B);
     }
     let frame = udp();

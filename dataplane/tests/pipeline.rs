@@ -13,7 +13,7 @@ use peregrine_dataplane::counters::{ClassStats, DropReason};
 use peregrine_dataplane::fdb::Destination;
 use peregrine_dataplane::frame::{BURST, Burst};
 use peregrine_dataplane::plan::{
-    ClassPlan, EndpointPlan, InnerVlan, OuterDscp, Plan, ReservedBits, RulePlan, WorkOrder,
+    ClassPlan, EndpointPlan, InnerVlan, OuterDscp, Plan, ReservedBits, RulePlan, Station, WorkOrder,
 };
 use peregrine_dataplane::stages::{self, Stage, collect};
 use peregrine_dataplane::tables::{NextHop, Path};
@@ -141,6 +141,47 @@ fn a_tenant_cannot_pretend_or_talk_to_itself() {
     }
     assert!(rig.tenant_gets(DB).is_empty());
     assert_eq!(rig.counters.endpoints[0].dropped.get(), 4);
+}
+
+#[test]
+fn stations_of_one_tenant_are_all_its_own_and_reach_each_other_through_us() {
+    for anti_spoofing in [true, false] {
+        let mut plan = plan();
+        let station = |last| Station { name: format!("s{last}"), mac: mac(last), addresses: Vec::new() };
+        plan.endpoints[0].more = [8, 5, 7, 6].map(station).into();
+        plan.endpoints[0].anti_spoofing = anti_spoofing;
+        let mut rig = Rig::with(plan);
+        let all = [1, 5, 6, 7, 8];
+        for its in all {
+            let packet = inner(mac(its), mac(2), 10);
+            assert!(rig.tenant_sends(WEB, &packet).is_empty());
+            assert_eq!(rig.tenant_gets(DB), [packet]);
+            let packet = inner(mac(2), mac(its), 10);
+            assert!(rig.tenant_sends(DB, &packet).is_empty());
+            assert_eq!(rig.tenant_gets(WEB), [packet]);
+            let packet = inner(mac(FAR), mac(its), 10);
+            rig.receive(&[vxlan(REMOTE_A, BLUE, &packet)]);
+            assert_eq!(rig.tenant_gets(WEB), [packet]);
+            for other in all.into_iter().filter(|other| *other != its) {
+                let packet = inner(mac(its), mac(other), 10);
+                assert!(rig.tenant_sends(WEB, &packet).is_empty());
+                assert_eq!(rig.tenant_gets(WEB), [packet], "from {its} to {other}");
+            }
+        }
+        assert_eq!(rig.counters.dropped.total(), 0);
+        // To itself, and from who is none of them.
+        assert!(rig.tenant_sends(WEB, &inner(mac(5), mac(5), 10)).is_empty());
+        assert!(rig.tenant_sends(WEB, &inner(mac(9), mac(5), 10)).is_empty());
+        assert!(rig.tenant_gets(WEB).is_empty());
+        let [spoofed, back] = [DropReason::SourceSpoofed, DropReason::Hairpin].map(|why| rig.dropped(why));
+        assert_eq!((spoofed, back), if anti_spoofing { (1, 1) } else { (0, 2) });
+        // A remote cannot take over the address of any of them.
+        rig.receive(&[vxlan(REMOTE_A, BLUE, &inner(mac(7), mac(2), 10))]);
+        assert_eq!(rig.dropped(DropReason::SourceSpoofed), spoofed + 1);
+        // Who floods does not hear it, whichever of its stations that was.
+        assert_eq!(rig.tenant_sends(WEB, &inner(mac(8), MacAddr::BROADCAST, 10)).len(), 2);
+        assert_eq!((rig.tenant_gets(WEB).len(), rig.tenant_gets(DB).len()), (0, 1));
+    }
 }
 
 #[test]
@@ -825,10 +866,12 @@ fn a_frame_counts_for_the_class_that_it_has() {
 
 #[test]
 fn the_path_allocates_nothing() {
-    let mut rig = Rig::new();
+    let mut plan = plan();
+    plan.endpoints[0].more = vec![Station { name: "second".into(), mac: mac(5), addresses: Vec::new() }];
+    let mut rig = Rig::with(plan);
     rig.wire.keeps = false;
     let frame = vxlan(REMOTE_A, BLUE, &inner(mac(FAR), mac(1), 60));
-    let answer = inner(mac(1), mac(FAR), 60);
+    let answer = inner(mac(5), mac(FAR), 60);
     let broadcast = inner(mac(1), MacAddr::BROADCAST, 60);
     let spoofed = inner(mac(9), mac(2), 60);
     peregrine_memif::warm_up();

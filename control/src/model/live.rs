@@ -92,7 +92,8 @@ fn about(error: &ChangeError, plan: &Plan) -> Option<About> {
         | ChangeError::NoSuchNetwork(id)
         | ChangeError::Mac(id, _)
         | ChangeError::Fixed(id, _)
-        | ChangeError::FdbFull(id) => About::Endpoint(*id),
+        | ChangeError::StationsFull { endpoint: id, .. }
+        | ChangeError::FdbFull(id, _) => About::Endpoint(*id),
         ChangeError::NetworkPlace(id)
         | ChangeError::NotEmpty(id)
         | ChangeError::Remote(id, _)

@@ -1,11 +1,12 @@
-//! Tenants that have just connected are announced to their network, so that others learn where they are, and that they may have moved,
+//! Tenants that have just connected, and stations that are new behind them, are announced to their network, so that others learn where they are, and that they may have moved,
 //! before they have said anything: their IPv4 addresses by ARP announcements (RFC 5227 §2.3), their IPv6 addresses by unsolicited
 //! neighbour advertisements (RFC 4861 §7.2.6), and who has none of either by reverse ARP, as hypervisors do with a guest that has moved.
 //!
 //! Part of the engine: control builds the frames, and the worker that serves the tenant sends each as if the tenant had.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
 
 use super::Engine;
@@ -13,7 +14,7 @@ use super::workers::WorkerHandle;
 use crate::answers::Answers;
 use crate::mailbox::{Announcement, Order};
 use crate::plan::{EndpointPlan, Plan};
-use crate::types::{EndpointId, WorkerId};
+use crate::types::{EndpointId, MacAddr, WorkerId};
 use crate::wire::{arp, ndp};
 
 /// So many times, so far apart (RFC 5227 §1.1: `ANNOUNCE_NUM`, `ANNOUNCE_INTERVAL`): the first may be lost, for one because the way to a
@@ -33,14 +34,19 @@ const LOOK: Duration = Duration::from_millis(10);
 #[derive(Debug)]
 pub(super) struct Announcing {
     /// How often still, by when and who.
-    pending: BTreeMap<(Instant, EndpointId), u8>,
-    /// By endpoint.
-    standings: Vec<Standing>,
+    pending: BTreeMap<(Instant, Who), u8>,
+    /// Of those that were announced since their endpoint has its place, or are to be.
+    standings: BTreeMap<Who, Standing>,
+    /// Tells what is made now from what was made before.
+    number: u32,
     /// Frames that no worker has been given yet, or that it could not send just then.
     unsent: VecDeque<Announcement>,
 }
 
-/// An endpoint was announced.
+/// A station of a tenant's.
+type Who = (EndpointId, MacAddr);
+
+/// A station was announced.
 #[derive(Clone, Copy, Debug)]
 struct Last {
     at: Instant,
@@ -53,74 +59,95 @@ struct Standing {
     last: Option<Last>,
     /// When it is announced next.
     due: Option<Instant>,
-    /// Tells frames of now from those of before it ended.
+    /// That of frames that say what is so; others have another one.
     number: u32,
 }
 
 impl Announcing {
-    pub(super) fn new(endpoints: usize) -> Announcing {
+    pub(super) fn new() -> Announcing {
         Announcing {
             pending: BTreeMap::new(),
-            standings: vec![Standing::default(); endpoints],
+            standings: BTreeMap::new(),
+            number: 0,
             unsent: VecDeque::new(),
         }
     }
 
-    /// A tenant has connected, or has other addresses.
-    pub(super) fn begin(&mut self, endpoint: EndpointId, now: Instant) {
-        self.end(endpoint);
-        let Some(standing) = self.standings.get_mut(endpoint.index()) else { return };
+    /// The station's tenant has connected, or it is new, or has other addresses.
+    pub(super) fn begin(&mut self, who: Who, now: Instant) {
+        self.number = self.number.wrapping_add(1);
+        let standing = self.standings.entry(who).or_default();
+        standing.end(who, self.number, &mut self.pending);
         let due = standing.last.map_or(now, |last| now.max(last.at + last.pause));
         standing.due = Some(due);
-        self.pending.insert((due, endpoint), TIMES);
+        self.pending.insert((due, who), TIMES);
     }
 
-    /// It is gone: what was made for it is not sent any more.
+    /// The tenant is gone: what was made for it is not sent any more.
     pub(super) fn end(&mut self, endpoint: EndpointId) {
-        let Some(standing) = self.standings.get_mut(endpoint.index()) else { return };
-        standing.number = standing.number.wrapping_add(1);
-        if let Some(due) = standing.due.take() {
-            self.pending.remove(&(due, endpoint));
+        self.number = self.number.wrapping_add(1);
+        for (who, standing) in self.standings.range_mut(all_of(endpoint)) {
+            standing.end(*who, self.number, &mut self.pending);
         }
     }
 
     /// Another one has its place.
     pub(super) fn forget(&mut self, endpoint: EndpointId) {
-        self.end(endpoint);
-        if let Some(standing) = self.standings.get_mut(endpoint.index()) {
-            standing.last = None;
+        let its: Vec<Who> = self.standings.range(all_of(endpoint)).map(|(who, _)| *who).collect();
+        its.into_iter().for_each(|who| self.forget_station(who));
+    }
+
+    /// The station is behind the tenant no more.
+    pub(super) fn forget_station(&mut self, who: Who) {
+        if let Some(due) = self.standings.remove(&who).and_then(|standing| standing.due) {
+            self.pending.remove(&(due, who));
         }
     }
 
     /// Those that are to be announced now; next time they are not among them until it is time again.
-    fn due(&mut self, now: Instant) -> Vec<EndpointId> {
+    fn due(&mut self, now: Instant) -> Vec<Who> {
         let mut due = Vec::new();
         while let Some(first) = self.pending.first_entry().filter(|first| first.key().0 <= now) {
-            let ((_, endpoint), times) = first.remove_entry();
-            due.push(endpoint);
-            let Some(standing) = self.standings.get_mut(endpoint.index()) else { continue };
+            let ((_, who), times) = first.remove_entry();
+            due.push(who);
+            let Some(standing) = self.standings.get_mut(&who) else { continue };
             standing.last = Some(Last::next(standing.last, now, times == TIMES));
             standing.due = (times > 1).then(|| now + INTERVAL);
             if let Some(next) = standing.due {
-                self.pending.insert((next, endpoint), times - 1);
+                self.pending.insert((next, who), times - 1);
             }
         }
         due
     }
 
     /// Tells frames that are made now from others.
-    fn number(&self, endpoint: EndpointId) -> u32 {
-        self.standings.get(endpoint.index()).map_or(0, |standing| standing.number)
+    fn number(&self, who: Who) -> Option<u32> {
+        self.standings.get(&who).map(|standing| standing.number)
     }
 
     fn is_current(&self, announcement: &Announcement) -> bool {
-        self.number(announcement.endpoint) == announcement.number
+        self.number((announcement.endpoint, announcement.station)) == Some(announcement.number)
     }
 
     /// When to look again.
     pub(super) fn deadline(&self) -> Option<Instant> {
         (!self.unsent.is_empty()).then(|| Instant::now() + LOOK)
     }
+}
+
+impl Standing {
+    /// Frames of before this number are not sent any more, and none is made.
+    fn end(&mut self, who: Who, number: u32, pending: &mut BTreeMap<(Instant, Who), u8>) {
+        self.number = number;
+        if let Some(due) = self.due.take() {
+            pending.remove(&(due, who));
+        }
+    }
+}
+
+/// The stations of an endpoint.
+fn all_of(endpoint: EndpointId) -> RangeInclusive<Who> {
+    (endpoint, MacAddr([0; 6]))..=(endpoint, MacAddr::BROADCAST)
 }
 
 impl Last {
@@ -138,22 +165,41 @@ impl Last {
 impl Engine {
     /// A tenant has connected.
     pub(super) fn begin_announcing(&mut self, endpoint: EndpointId) {
-        if self.plan.endpoint(endpoint).is_some_and(|endpoint| endpoint.announce) {
-            self.announcing.begin(endpoint, Instant::now());
+        let plan = self.plan.endpoint(endpoint).filter(|plan| plan.announce);
+        for station in plan.into_iter().flat_map(EndpointPlan::stations) {
+            self.announcing.begin((endpoint, station.mac), Instant::now());
+        }
+    }
+
+    /// An endpoint is another one than before: what is new behind a tenant that is connected is announced, and what is gone is not any
+    /// more.
+    pub(super) fn announce_changed(&mut self, endpoint: EndpointId, before: &EndpointPlan) {
+        let Some(plan) = self.plan.endpoint(endpoint) else { return };
+        let mut gone: HashMap<MacAddr, &[IpAddr]> =
+            before.stations().map(|station| (station.mac, station.addresses)).collect();
+        let is_tenant = plan.announce && self.home(endpoint).is_some();
+        for station in plan.stations() {
+            let was_so = gone.remove(&station.mac) == Some(station.addresses) && before.announce;
+            if is_tenant && !was_so {
+                self.announcing.begin((endpoint, station.mac), Instant::now());
+            }
+        }
+        gone.into_keys().for_each(|mac| self.announcing.forget_station((endpoint, mac)));
+        if !plan.announce {
+            self.announcing.forget(endpoint);
         }
     }
 
     /// Has those announced for whom it is time.
     pub(super) fn announce(&mut self) {
-        for endpoint in self.announcing.due(Instant::now()) {
+        for (endpoint, station) in self.announcing.due(Instant::now()) {
             if !self.has_listeners(endpoint) {
                 continue;
             }
-            let frames = frames(&self.plan, &self.tables.answers, endpoint);
-            let number = self.announcing.number(endpoint);
-            let made =
-                frames.into_iter().map(|frame| Announcement { endpoint, frame, number, is_sent: false });
-            self.announcing.unsent.extend(made);
+            let number = self.announcing.number((endpoint, station)).unwrap_or(0);
+            let frames = frames(&self.plan, &self.tables.answers, (endpoint, station)).into_iter();
+            let made = |frame| Announcement { endpoint, station, frame, number, is_sent: false };
+            self.announcing.unsent.extend(frames.map(made));
         }
         if !self.announcing.unsent.is_empty() {
             self.order_announcements();
@@ -192,39 +238,42 @@ impl Engine {
     }
 }
 
-/// What an endpoint is announced with: those of its addresses that no other station has.
-fn frames(plan: &Plan, answers: &Answers, id: EndpointId) -> Vec<Vec<u8>> {
-    let Some(EndpointPlan { mac, addresses, network, .. }) = plan.endpoint(id) else { return Vec::new() };
-    let is_router = answers.network(*network).is_some_and(|answers| answers.is_router(*mac));
+/// What a station is announced with: those of its addresses that no other station has.
+fn frames(plan: &Plan, answers: &Answers, (endpoint, mac): Who) -> Vec<Vec<u8>> {
+    let Some(endpoint) = plan.endpoint(endpoint) else { return Vec::new() };
+    let Some(station) = endpoint.stations().find(|station| station.mac == mac) else { return Vec::new() };
+    let network = endpoint.network;
+    let is_router = answers.network(network).is_some_and(|answers| answers.is_router(mac));
     let frame = |address: &IpAddr| match address {
-        IpAddr::V4(v4) => arp::announcement(*mac, *v4).to_vec(),
-        IpAddr::V6(v6) => ndp::announcement(*mac, *v6, is_router).to_vec(),
+        IpAddr::V4(v4) => arp::announcement(mac, *v4).to_vec(),
+        IpAddr::V6(v6) => ndp::announcement(mac, *v6, is_router).to_vec(),
     };
-    let own = addresses.iter().filter(|address| answers.station(*network, **address) == Some(*mac));
+    let own = station.addresses.iter().filter(|address| answers.station(network, **address) == Some(mac));
     let frames: Vec<_> = own.map(frame).collect();
-    if frames.is_empty() { vec![arp::reverse_request(*mac).to_vec()] } else { frames }
+    if frames.is_empty() { vec![arp::reverse_request(mac).to_vec()] } else { frames }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::{MemifPlan, NetworkPlan};
-    use crate::types::{MacAddr, NetworkId, Vni};
+    use crate::plan::{MemifPlan, NetworkPlan, Station};
+    use crate::types::{NetworkId, Vni};
 
     #[test]
     fn it_is_announced_twice_and_less_and_less_often_if_it_comes_and_goes() {
         let (id, start) = (EndpointId(0), Instant::now());
-        let mut announcing = Announcing::new(2);
+        let (who, other) = ((id, MacAddr([2; 6])), (EndpointId(1), MacAddr([2; 6])));
+        let mut announcing = Announcing::new();
         let at =
             |announcing: &mut Announcing, ms: u64| announcing.due(start + Duration::from_millis(ms)).len();
-        announcing.begin(id, start);
-        announcing.begin(EndpointId(1), start);
+        announcing.begin(who, start);
+        announcing.begin(other, start);
         assert_eq!([0, 0, 1999, 2000, 4000].map(|ms| at(&mut announcing, ms)), [2, 0, 0, 2, 0]);
         // It comes and goes.
         let comings = |announcing: &mut Announcing, from_s: u64, to_s: u64| {
             let mut announced = Vec::new();
             for ms in (from_s * 1000..to_s * 1000).step_by(100) {
-                announcing.begin(id, start + Duration::from_millis(ms));
+                announcing.begin(who, start + Duration::from_millis(ms));
                 announced.extend((at(announcing, ms) > 0).then_some(ms / 1000));
                 announcing.end(id);
             }
@@ -237,6 +286,36 @@ mod tests {
     }
 
     #[test]
+    fn a_station_waits_for_itself_alone_and_what_was_made_before_it_changed_is_not_sent() {
+        let start = Instant::now();
+        let [first, second] = [1, 2].map(|last| (EndpointId(3), MacAddr([2, 0, 0, 0, 0, last])));
+        let mut announcing = Announcing::new();
+        announcing.begin(first, start);
+        assert_eq!(announcing.due(start), [first]);
+        announcing.begin(second, start);
+        assert_eq!(announcing.due(start), [second], "the first one's pause is not its");
+        let made = |announcing: &Announcing, who: Who| Announcement {
+            endpoint: who.0,
+            station: who.1,
+            frame: Vec::new(),
+            number: announcing.number(who).unwrap(),
+            is_sent: false,
+        };
+        let both = [first, second].map(|who| made(&announcing, who));
+        announcing.begin(second, start);
+        assert_eq!(both.each_ref().map(|it| announcing.is_current(it)), [true, false]);
+        let again = made(&announcing, second);
+        announcing.forget_station(second);
+        assert!(!announcing.is_current(&again));
+        announcing.begin(second, start);
+        assert!(!announcing.is_current(&again), "that is another one");
+        announcing.end(EndpointId(3));
+        assert!(!announcing.is_current(&both[0]) && announcing.pending.is_empty());
+        announcing.forget(EndpointId(3));
+        assert!(announcing.standings.is_empty());
+    }
+
+    #[test]
     fn only_what_no_other_station_has_is_announced_and_a_router_as_one() {
         let memif = MemifPlan::server(peregrine_memif::SocketAddr::Abstract("unused".into()), 0);
         let mac = |last: u8| MacAddr([2, 0, 0, 0, 0, last]);
@@ -244,6 +323,7 @@ mod tests {
             addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(),
             ..EndpointPlan::new("x", NetworkId(0), mac(last), memif.clone())
         };
+        let station = Station { name: "y".into(), mac: mac(4), addresses: vec!["10.0.0.4".parse().unwrap()] };
         let network = NetworkPlan {
             gateways: vec!["10.0.0.1".parse().unwrap()],
             ..NetworkPlan::new("x", Vni::new(1).unwrap())
@@ -257,7 +337,7 @@ mod tests {
             endpoints: vec![
                 endpoint(1, &["10.0.0.1", "10.0.0.9", "fe80::1"]),
                 endpoint(2, &["10.0.0.9"]),
-                endpoint(3, &["fe80::3"]),
+                EndpointPlan { more: vec![station], ..endpoint(3, &["fe80::3"]) },
             ]
             .into(),
             capacity: Default::default(),
@@ -268,14 +348,17 @@ mod tests {
         let answers = Answers::new(&plan);
         let v6 = |address: &str| address.parse().unwrap();
         assert_eq!(
-            frames(&plan, &answers, EndpointId(0)),
+            frames(&plan, &answers, (EndpointId(0), mac(1))),
             [
                 arp::announcement(mac(1), [10, 0, 0, 1].into()).to_vec(),
                 ndp::announcement(mac(1), v6("fe80::1"), true).to_vec()
             ]
         );
-        assert_eq!(frames(&plan, &answers, EndpointId(1)), [arp::reverse_request(mac(2)).to_vec()]);
+        assert_eq!(frames(&plan, &answers, (EndpointId(1), mac(2))), [arp::reverse_request(mac(2)).to_vec()]);
         let host = ndp::announcement(mac(3), v6("fe80::3"), false).to_vec();
-        assert_eq!(frames(&plan, &answers, EndpointId(2)), [host]);
+        assert_eq!(frames(&plan, &answers, (EndpointId(2), mac(3))), [host]);
+        let second = arp::announcement(mac(4), [10, 0, 0, 4].into()).to_vec();
+        assert_eq!(frames(&plan, &answers, (EndpointId(2), mac(4))), [second]);
+        assert!(frames(&plan, &answers, (EndpointId(2), mac(5))).is_empty(), "that is nobody");
     }
 }

@@ -30,7 +30,8 @@ const LOOK: Duration = Duration::from_millis(1);
 pub struct Change {
     /// Networks, by place. One that is there can go, and not become another one.
     pub networks: Vec<(NetworkId, Option<NetworkPlan>)>,
-    /// Endpoints, by place. One whose network or `memif` is another one than before is another endpoint: it needs another place.
+    /// Endpoints, by place, each with all its stations. One whose network or `memif` is another one than before is another endpoint: it
+    /// needs another place.
     pub endpoints: Vec<(EndpointId, Option<EndpointPlan>)>,
 }
 
@@ -49,7 +50,7 @@ pub enum ChangeError {
     Ruled(usize),
     /// Another network has the number.
     Vni(Vni),
-    /// Another endpoint of the network has the address.
+    /// Another endpoint of the network has the address, or another station of this one.
     Mac(EndpointId, MacAddr),
     /// The address is fixed behind a remote.
     Fixed(EndpointId, MacAddr),
@@ -75,8 +76,17 @@ pub enum ChangeError {
         /// So many are left.
         left: usize,
     },
+    /// There would be more stations of endpoints than there is room for, from this one on.
+    StationsFull {
+        /// The endpoint whose it is.
+        endpoint: EndpointId,
+        /// Its address.
+        mac: MacAddr,
+        /// So many can be there.
+        most: usize,
+    },
     /// The forwarding database has no room for an address, where it would have to stand.
-    FdbFull(EndpointId),
+    FdbFull(EndpointId, MacAddr),
     /// A program in a driver was not told of a network.
     Steering(String),
 }
@@ -113,7 +123,14 @@ impl fmt::Display for ChangeError {
                 f,
                 "its fdb_limit is more than is left for networks that come: {left}; raise capacity.addresses and restart"
             ),
-            ChangeError::FdbFull(_) => f.write_str("the forwarding database has no room for its address"),
+            ChangeError::StationsFull { mac, most, .. } => write!(
+                f,
+                "there is no room for {mac}: {most} addresses of endpoints can be there; raise capacity.endpoints and restart"
+            ),
+            ChangeError::FdbFull(_, mac) => write!(
+                f,
+                "the forwarding database has no room for {mac}: flush learned addresses and try again, or give it another one"
+            ),
             ChangeError::Steering(why) => f.write_str(why),
         }
     }
@@ -135,7 +152,12 @@ pub(super) struct Lives {
     lingering: Vec<NetworkId>,
     /// Learned addresses that all networks may have together.
     pub(super) addresses_max: usize,
-    /// How many endpoints of each network the workers' lists have room for.
+    /// How many stations of endpoints there are, and may be.
+    stations: usize,
+    stations_max: usize,
+    /// How many endpoints each network has,
+    counts: Vec<usize>,
+    /// and how many the workers' lists have room for.
     rooms: Vec<usize>,
     /// What was counted for those who had the places before.
     networks_before: HashMap<NetworkId, NetworkStats>,
@@ -229,7 +251,10 @@ impl Lives {
             next: Leaving::default(),
             lingering: Vec::new(),
             addresses_max,
-            rooms: counts.into_iter().map(room_for).collect(),
+            stations: plan.endpoints.values().map(|endpoint| endpoint.stations().count()).sum(),
+            stations_max: plan.stations_max(),
+            rooms: counts.iter().copied().map(room_for).collect(),
+            counts,
             networks_before: HashMap::new(),
             endpoints_before: HashMap::new(),
         }
@@ -241,6 +266,11 @@ impl Lives {
         (!is_idle).then(|| Instant::now() + LOOK)
     }
 
+    /// How many endpoints a network has.
+    fn endpoints_of(&self, id: NetworkId) -> usize {
+        self.counts.get(id.index()).copied().unwrap_or(0)
+    }
+
     /// What was counted for others who had this place before.
     pub(super) fn network_before(&self, id: NetworkId) -> Option<&NetworkStats> {
         self.networks_before.get(&id)
@@ -250,6 +280,28 @@ impl Lives {
     pub(super) fn endpoint_before(&self, id: EndpointId) -> Option<&EndpointStats> {
         self.endpoints_before.get(&id)
     }
+}
+
+/// A place of the forwarding database as one number.
+fn key_of((network, mac): (NetworkId, MacAddr)) -> u64 {
+    u64::from(network.0) << 48 | mac.to_u64()
+}
+
+/// The first that has a key which another one before it has: sorted, since thousands come at once.
+fn second_of<K: Ord + Copy, V: Copy>(keyed: impl Iterator<Item = (K, V)>) -> Option<(K, V)> {
+    let mut sorted: Vec<(K, usize, V)> =
+        keyed.enumerate().map(|(place, (key, of))| (key, place, of)).collect();
+    sorted.sort_unstable_by_key(|(key, place, _)| (*key, *place));
+    let seconds = sorted.windows(2).filter_map(|pair| match pair {
+        [one, other] if one.0 == other.0 => Some(*other),
+        _ => None,
+    });
+    seconds.min_by_key(|(_, place, _)| *place).map(|(key, _, of)| (key, of))
+}
+
+/// Where the forwarding database has an endpoint's stations.
+fn places_of(endpoint: &EndpointPlan) -> impl Iterator<Item = (NetworkId, MacAddr)> + Clone {
+    endpoint.stations().map(|station| (endpoint.network, station.mac))
 }
 
 impl Engine {
@@ -383,8 +435,8 @@ impl Engine {
         change: &Change,
         networks: &BTreeMap<NetworkId, Option<&NetworkPlan>>,
     ) -> Result<(), ChangeError> {
-        let mut seen = HashSet::new();
-        let mut goes: HashSet<(NetworkId, MacAddr)> = HashSet::new();
+        let mut goes = Vec::new();
+        let mut stations = self.lives.stations;
         for (id, now) in &change.endpoints {
             let before = self.plan.endpoint(*id);
             let is_same = |now: &EndpointPlan, before: &EndpointPlan| {
@@ -396,12 +448,18 @@ impl Engine {
                 (None, Some(_)) => self.lives.endpoints.is_free(*id),
                 (None, None) => false,
             };
-            if !is_right || !seen.insert(*id) {
+            if !is_right {
                 return Err(ChangeError::EndpointPlace(*id));
             }
-            goes.extend(before.map(|before| (before.network, before.mac)));
+            stations = stations.saturating_sub(before.map_or(0, |before| 1 + before.more.len()));
+            goes.extend(before.into_iter().flat_map(places_of).map(key_of));
         }
-        let mut macs = HashSet::new();
+        goes.sort_unstable();
+        let ids = change.endpoints.iter().map(|(id, _)| *id);
+        if let Some((id, _)) = second_of(ids.clone().zip(ids)) {
+            return Err(ChangeError::EndpointPlace(id));
+        }
+        let mut comes = Vec::with_capacity(change.endpoints.len());
         for (id, now) in change.endpoints.iter().filter_map(|(id, now)| Some((*id, now.as_ref()?))) {
             let is_there = match networks.get(&now.network) {
                 Some(network) => network.is_some(),
@@ -410,24 +468,35 @@ impl Engine {
             if !is_there {
                 return Err(ChangeError::NoSuchNetwork(id));
             }
-            let place = (now.network, now.mac);
-            let other = !goes.contains(&place)
-                && matches!(self.fdb.lookup(now.network, now.mac), Some(Destination::Local(_)));
-            if other || !macs.insert(place) {
-                return Err(ChangeError::Mac(id, now.mac));
-            }
-            let is_new_fixed = networks
-                .get(&now.network)
-                .copied()
-                .flatten()
-                .is_some_and(|network| network.static_macs.iter().any(|fixed| fixed.mac == now.mac));
-            if is_new_fixed || self.fixed.contains_key(&place) {
-                return Err(ChangeError::Fixed(id, now.mac));
+            let new = networks.get(&now.network).copied().flatten();
+            for (network, mac) in places_of(now) {
+                let key = key_of((network, mac));
+                let is_free = !matches!(self.fdb.lookup(network, mac), Some(Destination::Local(_)))
+                    || goes.binary_search(&key).is_ok();
+                if !is_free {
+                    return Err(ChangeError::Mac(id, mac));
+                }
+                comes.push((key, (id, mac)));
+                let is_new_fixed =
+                    new.is_some_and(|new| new.static_macs.iter().any(|fixed| fixed.mac == mac));
+                if is_new_fixed || self.fixed.contains_key(&(network, mac)) {
+                    return Err(ChangeError::Fixed(id, mac));
+                }
+                let most = self.lives.stations_max;
+                if stations + comes.len() > most {
+                    return Err(ChangeError::StationsFull { endpoint: id, mac, most });
+                }
             }
         }
+        if let Some((_, (id, mac))) = second_of(comes.into_iter()) {
+            return Err(ChangeError::Mac(id, mac));
+        }
+        // None of them stays in a network that goes, and each is named once: so they are all if they are as many.
         for (&id, _) in networks.iter().filter(|(_, network)| network.is_none()) {
-            let its = self.tables.network(id).map_or(&[][..], |network| &network.endpoints);
-            if !its.iter().all(|endpoint| seen.contains(endpoint)) {
+            let is_its = |(endpoint, _): &&(EndpointId, Option<EndpointPlan>)| {
+                self.plan.endpoint(*endpoint).is_some_and(|before| before.network == id)
+            };
+            if change.endpoints.iter().filter(is_its).count() < self.lives.endpoints_of(id) {
                 return Err(ChangeError::NotEmpty(id));
             }
         }
@@ -456,10 +525,11 @@ impl Engine {
     /// The addresses of endpoints that come, in the forwarding database: by tables that do not know these, they count for nothing.
     fn enter_addresses(&mut self, change: &Change) -> Result<(), ChangeError> {
         for (id, now) in &change.endpoints {
-            let Some(now) = now else { continue };
-            if !self.fdb.set_fixed(now.network, now.mac, Destination::Local(*id)) {
-                self.leave_addresses(change);
-                return Err(ChangeError::FdbFull(*id));
+            for (network, mac) in now.iter().flat_map(places_of) {
+                if !self.fdb.set_fixed(network, mac, Destination::Local(*id)) {
+                    self.leave_addresses(change);
+                    return Err(ChangeError::FdbFull(*id, mac));
+                }
             }
         }
         Ok(())
@@ -469,16 +539,18 @@ impl Engine {
     fn leave_addresses(&mut self, change: &Change) {
         let mut stay = HashSet::new();
         for (id, _) in &change.endpoints {
-            if let Some(before) = self.plan.endpoint(*id) {
+            for (network, mac) in self.plan.endpoint(*id).into_iter().flat_map(places_of) {
                 // In place of what was entered, or in its own place still: it needs no room.
-                let _had_room = self.fdb.set_fixed(before.network, before.mac, Destination::Local(*id));
-                stay.insert((before.network, before.mac));
+                let _had_room = self.fdb.set_fixed(network, mac, Destination::Local(*id));
+                stay.insert((network, mac));
             }
         }
-        for (id, now) in change.endpoints.iter().filter_map(|(id, now)| Some((*id, now.as_ref()?))) {
-            let is_entered = self.fdb.lookup(now.network, now.mac) == Some(Destination::Local(id));
-            if is_entered && !stay.contains(&(now.network, now.mac)) {
-                self.fdb.remove(now.network, now.mac);
+        for (id, now) in &change.endpoints {
+            for (network, mac) in now.iter().flat_map(places_of) {
+                let is_entered = self.fdb.lookup(network, mac) == Some(Destination::Local(*id));
+                if is_entered && !stay.contains(&(network, mac)) {
+                    self.fdb.remove(network, mac);
+                }
             }
         }
     }
@@ -526,7 +598,7 @@ impl Engine {
         if networks.is_empty() {
             return;
         }
-        let ids: Vec<NetworkId> = networks.iter().map(|(id, _)| *id).collect();
+        let mut changed = Vec::with_capacity(networks.len());
         let mut members = remotes::Change::default();
         // Those that come are first: a remote that one of them takes over from one that goes stays.
         let (come, gone): (Vec<_>, Vec<_>) = networks.into_iter().partition(|(_, now)| now.is_some());
@@ -534,13 +606,13 @@ impl Engine {
             match now {
                 None => {
                     self.let_out_remotes(id, &mut members);
-                    self.plan.networks.set(id, None);
+                    changed.push((id, self.plan.networks.set(id, None)));
                     self.lives.next.networks.push(id);
                 }
                 Some(network) => {
                     self.lives.networks.take(id);
                     let NetworkPlan { remotes, static_macs, .. } = network.clone();
-                    self.plan.networks.set(id, Some(network));
+                    changed.push((id, self.plan.networks.set(id, Some(network))));
                     self.note_before_network(id);
                     self.let_in_remotes(id, &remotes, &mut members);
                     for fixed in static_macs {
@@ -549,7 +621,7 @@ impl Engine {
                 }
             }
         }
-        tables.set_networks(&ids, &self.plan);
+        tables.set_networks(&changed, &self.plan);
         self.write_members(&members, tables);
         self.write_rules(tables);
     }
@@ -567,53 +639,75 @@ impl Engine {
         if endpoints.is_empty() {
             return;
         }
-        let mut stay: HashSet<(NetworkId, MacAddr)> = HashSet::new();
+        let mut stay: Vec<u64> = Vec::with_capacity(endpoints.len());
         let mut changed: Vec<(EndpointId, Option<EndpointPlan>)> = Vec::with_capacity(endpoints.len());
         for (id, now) in endpoints {
-            stay.extend(now.as_ref().map(|now| (now.network, now.mac)));
+            stay.extend(now.iter().flat_map(places_of).map(key_of));
             let is_gone = now.is_none();
             if is_gone {
                 self.detach(id);
                 self.lives.next.endpoints.push(id);
             }
             let before = self.plan.endpoints.set(id, now);
-            if before.is_none() {
-                self.lives.endpoints.take(id);
-                self.announcing.forget(id);
-                self.note_before_endpoint(id);
-            } else if !is_gone && self.home(id).is_some() {
-                self.announcing.end(id);
-                self.begin_announcing(id);
+            match &before {
+                None => {
+                    self.lives.endpoints.take(id);
+                    self.announcing.forget(id);
+                    self.note_before_endpoint(id);
+                }
+                Some(before) if !is_gone => self.announce_changed(id, before),
+                Some(_) => {}
             }
+            self.count(before.as_ref(), id);
             changed.push((id, before));
         }
         let changes = changed.iter().map(|(id, before)| (*id, before.as_ref(), self.plan.endpoint(*id)));
         tables.set_endpoints(changes, &self.plan);
-        // Rules that name an endpoint know its address.
+        // Rules that name an endpoint know its addresses.
         let is_moved = |(id, before): &(EndpointId, Option<EndpointPlan>)| {
-            before.as_ref().zip(self.plan.endpoint(*id)).is_some_and(|(before, now)| before.mac != now.mac)
+            before
+                .as_ref()
+                .zip(self.plan.endpoint(*id))
+                .is_some_and(|(old, now)| !places_of(old).eq(places_of(now)))
                 && self.plan.classes.rules.iter().any(|rule| rule.endpoint == Some(*id))
         };
         if changed.iter().any(is_moved) {
             self.write_rules(tables);
         }
-        for before in changed.iter().filter_map(|(_, before)| before.as_ref()) {
-            if !stay.contains(&(before.network, before.mac)) {
-                self.fdb.remove(before.network, before.mac);
-            }
+        stay.sort_unstable();
+        let before = changed.iter().filter_map(|(_, before)| before.as_ref()).flat_map(places_of);
+        for (network, mac) in before.filter(|place| stay.binary_search(&key_of(*place)).is_err()) {
+            self.fdb.remove(network, mac);
         }
         let touched: BTreeSet<NetworkId> = changed
             .iter()
             .filter_map(|(id, before)| Some(self.plan.endpoint(*id).or(before.as_ref())?.network))
             .collect();
         for network in touched {
-            self.make_room(network, tables);
+            self.make_room(network);
+        }
+    }
+
+    /// How many there are of everything, where this was there before.
+    fn count(&mut self, before: Option<&EndpointPlan>, id: EndpointId) {
+        let now = self.plan.endpoint(id);
+        for (endpoint, is_now) in [(now, true), (before, false)] {
+            let Some(endpoint) = endpoint else { continue };
+            let stations = 1 + endpoint.more.len();
+            let Some(count) = self.lives.counts.get_mut(endpoint.network.index()) else { continue };
+            if is_now {
+                *count += 1;
+                self.lives.stations += stations;
+            } else {
+                *count -= 1;
+                self.lives.stations -= stations;
+            }
         }
     }
 
     /// The workers' lists of who is attached have room for all endpoints of a network, before those come.
-    fn make_room(&mut self, network: NetworkId, tables: &Tables) {
-        let needed = tables.network(network).map_or(0, |network| network.endpoints.len());
+    fn make_room(&mut self, network: NetworkId) {
+        let needed = self.lives.endpoints_of(network);
         let Some(room) = self.lives.rooms.get_mut(network.index()).filter(|room| **room < needed) else {
             return;
         };
@@ -685,9 +779,10 @@ mod tests {
     use peregrine_memif::{ClientConfig, Interface, ServerConfig, SocketAddr, pair};
 
     use super::*;
+    use crate::counters::DropReason;
     use crate::engine::{PlacementMode, TenantRings};
     use crate::pinned::usable_cores;
-    use crate::plan::{Capacity, MemifPlan, RulePlan, StaticMac, UplinkPlan, WorkerPlan};
+    use crate::plan::{Capacity, MemifPlan, RulePlan, StaticMac, Station, UplinkPlan, WorkerPlan};
     use crate::types::{Class, CoreId};
 
     const PATIENCE: Duration = Duration::from_secs(60);
@@ -771,7 +866,7 @@ mod tests {
             assert_eq!(engine.vacant_endpoints().collect::<Vec<_>>(), [1, 2, 3].map(EndpointId));
             engine.change(endpoints(vec![come(1, 2), come(2, 3)])).unwrap();
             until(&mut engine, "in force", Engine::is_in_force);
-            assert_eq!(engine.tables.networks[0].endpoints.len(), 3);
+            assert_eq!(engine.lives.endpoints_of(BLUE), 3);
             assert_eq!(engine.tables.answers.station(BLUE, [10, 0, 0, 3].into()), Some(mac(3)));
             let mut three = attach(&mut engine, EndpointId(2));
             until(&mut engine, "in force", Engine::is_in_force);
@@ -817,6 +912,138 @@ mod tests {
         first.port.memif_mut().unwrap().id += 1;
         let other = engine.change(endpoints(vec![(EndpointId(0), Some(first))]));
         assert_eq!(other, Err(ChangeError::EndpointPlace(EndpointId(0))), "that is another port");
+    }
+
+    fn station(last: u8) -> Station {
+        Station { name: format!("s{last}"), mac: mac(last), addresses: vec![[10, 0, 0, last].into()] }
+    }
+
+    /// The first endpoint with these stations, in this order.
+    fn stations(lasts: &[u8]) -> Change {
+        let [first, more @ ..] = lasts else { panic!("none") };
+        let plan = EndpointPlan { memif: endpoint(1, BLUE).memif, ..endpoint(*first, BLUE) };
+        let more = more.iter().map(|last| station(*last)).collect();
+        endpoints(vec![(EndpointId(0), Some(EndpointPlan { more, ..plan }))])
+    }
+
+    /// All that the engine knows of who is where.
+    fn known(
+        engine: &Engine,
+        lasts: impl Iterator<Item = u8>,
+    ) -> Vec<(u8, Option<Destination>, Option<MacAddr>)> {
+        let of = |last: u8| {
+            let answered = engine.tables.answers.station(BLUE, [10, 0, 0, last].into());
+            (last, engine.fdb.lookup(BLUE, mac(last)), answered)
+        };
+        lasts.map(of).collect()
+    }
+
+    #[test]
+    fn stations_come_and_go_behind_a_tenant_that_stays() {
+        for workers in [1, 2] {
+            let mut engine = engine(workers);
+            let [mut tenant, mut other] = [attach(&mut engine, EndpointId(0)), {
+                engine.change(endpoints(vec![come(1, 2)])).unwrap();
+                attach(&mut engine, EndpointId(1))
+            }];
+            let (mut sent, mut spoofed, spoof) = (0, 0, DropReason::SourceSpoofed);
+            // Two come; one goes; one becomes the first, and one comes; the one that was the first goes; all go but one that is new then.
+            let steps: [&[u8]; 5] = [&[1, 7, 8], &[1, 8], &[8, 1, 9], &[8, 9], &[7]];
+            for lasts in steps {
+                engine.change(stations(lasts)).unwrap();
+                until(&mut engine, "in force", Engine::is_in_force);
+                for (last, found, answered) in known(&engine, [1, 7, 8, 9].into_iter()) {
+                    let is_there = lasts.contains(&last);
+                    assert_eq!(found, is_there.then_some(Destination::Local(EndpointId(0))), "{last}");
+                    assert_eq!(answered, is_there.then_some(mac(last)));
+                    send(&mut tenant, last, 2);
+                    if is_there {
+                        until(&mut engine, "what it sends", |_| takes(&mut other));
+                        send(&mut other, 2, last);
+                        until(&mut engine, "what is for it", |_| takes(&mut tenant));
+                        sent += 2;
+                    } else {
+                        spoofed += 1;
+                        until(&mut engine, "its refusal", |engine| {
+                            engine.workers.iter().map(|it| it.counters.dropped.get(spoof)).sum::<u64>()
+                                == spoofed
+                        });
+                    }
+                }
+                assert!(!takes(&mut tenant) && !takes(&mut other));
+                let stats = engine.endpoint_stats_of(EndpointId(0)).unwrap();
+                let more: Vec<MacAddr> = stats.more.iter().map(|station| station.mac).collect();
+                assert_eq!(
+                    [vec![stats.mac], more].concat(),
+                    lasts.iter().map(|l| mac(*l)).collect::<Vec<_>>()
+                );
+            }
+            let stats = engine.stop();
+            assert!(stats.totals.conserved, "{stats:?}");
+            assert_eq!((stats.totals.tenant_tx.frames, stats.totals.dropped), (sent, spoofed));
+        }
+    }
+
+    #[test]
+    fn a_station_goes_from_one_place_to_another_at_once_and_a_place_with_all_of_them() {
+        let mut engine = engine(1);
+        engine.change(stations(&[1, 7, 8])).unwrap();
+        let mut second = endpoint(2, BLUE);
+        second.more = vec![station(8)];
+        let mut both = stations(&[7, 1]);
+        both.endpoints.push((EndpointId(1), Some(second)));
+        engine.change(both).unwrap();
+        let at = |place| Some(Destination::Local(EndpointId(place)));
+        let places: Vec<_> = known(&engine, [1, 7, 2, 8].into_iter()).iter().map(|known| known.1).collect();
+        assert_eq!(places, [at(0), at(0), at(1), at(1)]);
+        assert_eq!(engine.lives.stations, 4);
+        engine.change(endpoints(vec![(EndpointId(0), None), (EndpointId(1), None)])).unwrap();
+        assert_eq!((engine.lives.stations, engine.fdb.entries().count()), (0, 0));
+        assert!(known(&engine, [1, 7, 2, 8].into_iter()).iter().all(|known| known.2.is_none()));
+        until(&mut engine, "the places", |engine| engine.vacant_endpoints().count() == 4);
+    }
+
+    #[test]
+    fn what_was_entered_for_a_change_that_is_not_made_is_taken_back() {
+        let mut engine = engine(1);
+        engine.change(stations(&[1, 7])).unwrap();
+        engine.change(endpoints(vec![come(1, 2)])).unwrap();
+        let before = known(&engine, 1..=9);
+        // The seventh moves, the eighth and ninth come.
+        let mut second = endpoint(9, BLUE);
+        second.memif = endpoint(2, BLUE).memif;
+        second.more = vec![station(7)];
+        let mut change = stations(&[8, 1]);
+        change.endpoints.push((EndpointId(1), Some(second)));
+        engine.check_change(&change).unwrap();
+        engine.enter_addresses(&change).unwrap();
+        assert_ne!(known(&engine, 1..=9), before);
+        engine.leave_addresses(&change);
+        assert_eq!(known(&engine, 1..=9), before);
+    }
+
+    #[test]
+    fn a_plan_begins_with_stations() {
+        let blue = network("blue", 42);
+        let mut first = endpoint(1, BLUE);
+        first.more = (7..20).map(station).collect();
+        let plan = Plan {
+            workers: vec![WorkerPlan { core: CoreId(usable_cores()[0]), nice: None }],
+            uplinks: vec![UplinkPlan { ring_size: 64, ..UplinkPlan::new("unused", [192, 0, 2, 1].into()) }],
+            networks: vec![blue].into(),
+            endpoints: vec![first].into(),
+            capacity: Capacity { networks: 1, endpoints: 2, addresses: 0 },
+            ..Plan::default()
+        };
+        let mut engine = Engine::replay(&plan, vec![]).unwrap();
+        let local = Some(Destination::Local(EndpointId(0)));
+        assert!(known(&engine, 7..20).iter().all(|known| (known.1, known.2) == (local, Some(mac(known.0)))));
+        // There is room for as many as the plan has, and no more.
+        let full = ChangeError::StationsFull { endpoint: EndpointId(1), mac: mac(2), most: 14 };
+        assert_eq!(engine.change(endpoints(vec![come(1, 2)])), Err(full));
+        engine.change(stations(&[1])).unwrap();
+        engine.change(endpoints(vec![come(1, 2)])).unwrap();
+        assert!(known(&engine, 7..20).iter().all(|known| (known.1, known.2) == (None, None)));
     }
 
     #[test]
@@ -897,6 +1124,9 @@ mod tests {
         let moved = EndpointPlan { mac: mac(7), ..endpoint(1, BLUE) };
         engine.change(endpoints(vec![(EndpointId(0), Some(moved))])).unwrap();
         assert_ne!(Arc::as_ptr(&engine.tables.classes), before);
+        let before = Arc::as_ptr(&engine.tables.classes);
+        engine.change(stations(&[7, 8])).unwrap();
+        assert_ne!(Arc::as_ptr(&engine.tables.classes), before, "all its stations are meant");
     }
 
     #[test]
@@ -917,6 +1147,18 @@ mod tests {
             (endpoints(vec![(EndpointId(2), None)]), ChangeError::EndpointPlace(EndpointId(2))),
             (endpoints(vec![come(1, 1)]), ChangeError::Mac(EndpointId(1), mac(1))),
             (endpoints(vec![come(2, 7), come(1, 7)]), ChangeError::Mac(EndpointId(1), mac(7))),
+            (stations(&[1, 7, 1]), ChangeError::Mac(EndpointId(0), mac(1))),
+            (
+                Change {
+                    endpoints: [stations(&[1, 7]).endpoints, vec![come(1, 7)]].concat(),
+                    ..Change::default()
+                },
+                ChangeError::Mac(EndpointId(1), mac(7)),
+            ),
+            (
+                stations(&[1, 5, 6, 7, 8]),
+                ChangeError::StationsFull { endpoint: EndpointId(0), mac: mac(8), most: 4 },
+            ),
             (
                 endpoints(vec![come(2, 7), (EndpointId(1), Some(endpoint(8, NetworkId(2))))]),
                 ChangeError::NoSuchNetwork(EndpointId(1)),

@@ -118,7 +118,7 @@ pub struct RulePlan {
     pub class: Class,
     /// It is on this network. If an endpoint is named, this is the endpoint's.
     pub network: Option<NetworkId>,
-    /// This tenant sends or receives it.
+    /// This tenant sends or receives it, whichever of its stations.
     pub endpoint: Option<EndpointId>,
     /// The DSCP of its IP header is one of these.
     pub dscp: Option<DscpSet>,

@@ -63,7 +63,8 @@ fn answer_known(frame: &mut Frame, from: EndpointId, cx: &Cx<'_>) -> Option<()> 
     Some(())
 }
 
-/// Not behind the tenant that asks, who may check whether its own address is in use; nor a tenant of ours that is not connected: until it
+/// Not behind the tenant that asks, who may check whether its own address is in use, and whose stations hear each other: a second answer, from
+/// our side, would tell a bridge there that its own station is here; nor a tenant of ours that is not connected: until it
 /// is, somebody else may stand in for it; nor one that is not fixed behind a remote any more, but was removed, it or the remote.
 fn is_elsewhere(owner: MacAddr, network: NetworkId, from: EndpointId, cx: &Cx<'_>) -> bool {
     match cx.fdb.lookup_fixed_at(cx.fdb.place(network, owner.to_u64())) {
@@ -117,9 +118,8 @@ pub(super) fn too_long(
 
 /// The tenant may send from this address: what pretends to be from another is not answered.
 fn is_from(frame: &Frame, from: EndpointId, tables: &Tables) -> bool {
-    let source = EthHeader::split(frame.bytes()).map(|(eth, _)| eth.source());
-    let endpoint = tables.endpoint(from);
-    endpoint.is_some_and(|endpoint| !endpoint.anti_spoofing || source == Some(endpoint.mac))
+    let Some((eth, _)) = EthHeader::split(frame.bytes()) else { return false };
+    tables.endpoint(from).is_some_and(|endpoint| !endpoint.anti_spoofing || endpoint.has(eth.source()))
 }
 
 /// A frame that is longer than the `frame_max` bytes that its path takes is about to be counted as dropped: makes it the answer for the

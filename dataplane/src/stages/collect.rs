@@ -386,7 +386,7 @@ fn copy_checked(
     if source.is_group() || source.is_zero() {
         return Err(DropReason::InnerSourceInvalid);
     }
-    if endpoint.anti_spoofing && source != endpoint.mac {
+    if endpoint.anti_spoofing && !endpoint.has(source) {
         return Err(DropReason::SourceSpoofed);
     }
     Ok(eth.ethertype())

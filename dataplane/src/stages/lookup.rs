@@ -7,8 +7,8 @@ use super::{Cx, answer};
 use crate::counters::{DropReason, NetworkCounters};
 use crate::fdb::{Destination, Learned, Place};
 use crate::frame::{Burst, Flooding, Frame, Source, Target};
-use crate::tables::Network;
-use crate::types::{MacAddr, NetworkId, RemoteId};
+use crate::tables::{Endpoint, Network};
+use crate::types::{EndpointId, MacAddr, NetworkId, RemoteId};
 use crate::wire::eth::EthHeader;
 
 /// What stays in the burst knows its target.
@@ -66,13 +66,25 @@ fn lookup(frame: &mut Frame, last: &mut Last, cx: &Cx<'_>) -> Result<(), DropRea
         (Source::Endpoint(from), None) => return answer::flooded(frame, from, cx),
         (_, None) => Target::Flood(Flooding::NEW),
         (Source::Endpoint(from), Some(Destination::Local(to))) if from == to => {
-            return Err(DropReason::Hairpin);
+            back(source, destination, to, cx)?
         }
         (_, Some(Destination::Local(to))) => Target::Endpoint(to),
         (Source::Endpoint(_), Some(Destination::Remote(to))) => Target::Remote(to),
         (_, Some(Destination::Remote(_))) => return Err(DropReason::SplitHorizon),
     };
     Ok(())
+}
+
+/// From a tenant to itself. What one of its stations sends to another one goes back, by the way that both have: whose stations reach each
+/// other otherwise sends no such frames. Everything else would only go round.
+#[cold]
+#[inline(never)]
+fn back(source: u64, destination: u64, to: EndpointId, cx: &Cx<'_>) -> Result<Target, DropReason> {
+    let is_its = |endpoint: &Endpoint| endpoint.has(MacAddr::from_u64(source));
+    if source != destination && cx.tables.endpoint(to).is_some_and(is_its) {
+        return Ok(Target::Endpoint(to));
+    }
+    Err(DropReason::Hairpin)
 }
 
 #[inline]

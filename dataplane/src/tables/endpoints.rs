@@ -1,22 +1,25 @@
 //! What changes in the tables when networks and endpoints come and go: called by the engine on a copy that is then published.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::{Endpoint, Network, Tables, Uplink, index_vnis};
-use crate::plan::{EndpointPlan, Plan};
+use crate::plan::{EndpointPlan, NetworkPlan, Plan};
 use crate::types::{EndpointId, NetworkId};
 
 impl Tables {
-    /// From now on there are these networks as they stand in the plan, new, or gone. They have no endpoints yet, and no remotes.
-    pub fn set_networks(&mut self, ids: &[NetworkId], plan: &Plan) {
-        if ids.is_empty() {
+    /// From now on there are these networks as they stand in the plan, new, or gone: with each what stood in its place. They have no
+    /// endpoints yet, and no remotes.
+    pub fn set_networks(&mut self, changes: &[(NetworkId, Option<NetworkPlan>)], plan: &Plan) {
+        if changes.is_empty() {
             return;
         }
         let answers = Arc::make_mut(&mut self.answers);
         self.networks.reach(plan.networks.end());
-        answers.forget_networks(ids);
-        for &id in ids {
+        for (id, before) in changes {
+            before.iter().for_each(|before| answers.forget_network(*id, before));
+        }
+        for &(id, _) in changes {
             let network = plan.network(id);
             answers.set_network(id, network);
             let network = network.map(|network| Network::new(network, &plan.uplinks, &self.sources));
@@ -37,31 +40,24 @@ impl Tables {
         plan: &Plan,
     ) {
         let answers = Arc::make_mut(&mut self.answers);
-        for (id, before, _) in changes.clone() {
+        for (id, before, now) in changes.clone() {
             if let Some(before) = before {
-                answers.let_out(id, before);
+                answers.let_out(id, before, now.is_some());
             }
         }
-        let comes = changes.clone().filter(|(_, _, now)| now.is_some());
-        self.endpoints.reach(comes.map(|(id, _, _)| id.index() + 1).max().unwrap_or(0));
-        let mut come: BTreeMap<NetworkId, Vec<EndpointId>> = BTreeMap::new();
+        let mut networks = BTreeSet::new();
         for (id, before, now) in changes {
             if let Some(now) = now {
-                answers.let_in(id, now);
+                answers.let_in(id, before, now);
             }
             self.endpoints.set(id, now.map(Endpoint::new));
-            let Some(network) = before.or(now).map(|endpoint| endpoint.network) else { continue };
-            let come = come.entry(network).or_default();
-            come.extend(before.is_none().then_some(id));
+            networks.extend(now.or(before).map(|endpoint| endpoint.network));
         }
-        for (id, come) in come {
-            let Some(network) = self.networks.get_mut(id) else { continue };
-            let stays = |endpoint: &EndpointId| self.endpoints.is_there(*endpoint);
-            let stay = network.endpoints.iter().copied().filter(stays);
-            network.endpoints = stay.chain(come).collect();
-            // A station with the address of a gateway may have come or gone.
-            if plan.network(id).is_some_and(|network| !network.gateways.is_empty()) {
-                answers.set_network(id, plan.network(id));
+        // A station with the address of a gateway may have come or gone.
+        for id in networks {
+            let network = plan.network(id).filter(|network| !network.gateways.is_empty());
+            if network.is_some() {
+                answers.set_network(id, network);
             }
         }
     }

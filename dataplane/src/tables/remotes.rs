@@ -12,8 +12,8 @@ impl Tables {
         if changes.is_empty() {
             return;
         }
-        let mut remotes = std::mem::take(&mut self.remotes).into_vec();
-        let mut ways = std::mem::take(&mut self.ways).into_vec();
+        let mut remotes = self.remotes.to_vec();
+        let mut ways = self.ways.to_vec();
         let sources = self.sources.len();
         for &(id, address, trusted) in changes {
             while remotes.len() <= id.index() {

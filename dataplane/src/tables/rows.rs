@@ -2,21 +2,23 @@
 //! whether something is there.
 
 use std::marker::PhantomData;
+use std::sync::Arc;
 
 use crate::plan::{PlaceId, Places};
 
 /// What stands where nothing is.
-pub(super) trait Nothing {
+pub(crate) trait Nothing: Clone {
     /// No frame is for it, and nothing comes from it.
     fn nothing() -> Self;
 }
 
-/// A row for each place; one that matches nothing where nothing is.
+/// A row for each place; one that matches nothing where nothing is. A copy shares all of them, and has its own once one is changed: for what
+/// few things are, and often looked up.
 #[derive(Clone, Debug)]
 pub struct Rows<I, T> {
-    rows: Box<[T]>,
+    rows: Arc<[T]>,
     /// Something is there.
-    taken: Box<[bool]>,
+    taken: Arc<[bool]>,
     id: PhantomData<I>,
 }
 
@@ -30,17 +32,12 @@ impl<I: PlaceId, T: Nothing> Rows<I, T> {
 
     /// The same, to be changed.
     pub(crate) fn get_mut(&mut self, id: I) -> Option<&mut T> {
-        self.rows.get_mut(id.place())
-    }
-
-    /// Something is there.
-    pub(super) fn is_there(&self, id: I) -> bool {
-        self.taken.get(id.place()).copied().unwrap_or(false)
+        Arc::make_mut(&mut self.rows).get_mut(id.place())
     }
 
     /// All that are there, by place.
     pub fn iter(&self) -> impl Iterator<Item = (I, &T)> + Clone {
-        let rows = self.rows.iter().zip(&self.taken).enumerate();
+        let rows = self.rows.iter().zip(&*self.taken).enumerate();
         rows.filter(|(_, (_, is_taken))| **is_taken).map(|(index, (row, _))| (I::at(index), row))
     }
 
@@ -57,9 +54,10 @@ impl<I: PlaceId, T: Nothing> Rows<I, T> {
     /// Something has this place from now on, or nothing.
     pub(super) fn set(&mut self, id: I, row: Option<T>) {
         self.reach(id.place() + 1);
-        if let (Some(place), Some(is_taken)) = (self.rows.get_mut(id.place()), self.taken.get_mut(id.place()))
-        {
+        if let Some(is_taken) = Arc::make_mut(&mut self.taken).get_mut(id.place()) {
             *is_taken = row.is_some();
+        }
+        if let Some(place) = self.get_mut(id) {
             *place = row.unwrap_or_else(T::nothing);
         }
     }
@@ -67,11 +65,10 @@ impl<I: PlaceId, T: Nothing> Rows<I, T> {
     /// There are so many places at least. Before many are [set](Self::set): each that is beyond the end copies all.
     pub(super) fn reach(&mut self, places: usize) {
         if places > self.rows.len() {
-            let mut rows = std::mem::take(&mut self.rows).into_vec();
-            rows.resize_with(places, T::nothing);
-            let mut taken = std::mem::take(&mut self.taken).into_vec();
-            taken.resize(places, false);
-            (self.rows, self.taken) = (rows.into(), taken.into());
+            let more = places - self.rows.len();
+            let nothing = std::iter::repeat_with(T::nothing).take(more);
+            self.rows = self.rows.iter().cloned().chain(nothing).collect();
+            self.taken = self.taken.iter().copied().chain(std::iter::repeat_n(false, more)).collect();
         }
     }
 
@@ -86,6 +83,81 @@ impl<I: PlaceId, T: Nothing> Rows<I, T> {
     }
 }
 
+/// Rows of a [`Chunks`] that are copied together.
+const CHUNK: usize = 256;
+
+/// The same for what there are many of: a copy shares the chunks, and has its own of those that are changed. So a change costs the same
+/// however many rows there are, but for a pointer for each chunk; and a look-up one load more.
+#[derive(Clone, Debug)]
+pub struct Chunks<I, T> {
+    chunks: Box<[Arc<Chunk<T>>]>,
+    end: usize,
+    id: PhantomData<I>,
+}
+
+#[derive(Clone, Debug)]
+struct Chunk<T> {
+    rows: [T; CHUNK],
+    /// Something is there.
+    taken: [bool; CHUNK],
+}
+
+#[allow(private_bounds, reason = "what is nothing is for the tables to know")]
+impl<I: PlaceId, T: Nothing> Chunks<I, T> {
+    /// The row of a place. Beyond [`end`](Self::end) there may be one that matches nothing.
+    #[inline]
+    pub fn get(&self, id: I) -> Option<&T> {
+        self.chunks.get(id.place() / CHUNK)?.rows.get(id.place() % CHUNK)
+    }
+
+    /// All that are there, by place.
+    pub fn iter(&self) -> impl Iterator<Item = (I, &T)> + Clone {
+        let rows = self.chunks.iter().flat_map(|chunk| chunk.rows.iter().zip(&chunk.taken)).enumerate();
+        rows.filter(|(_, (_, is_taken))| **is_taken).map(|(index, (row, _))| (I::at(index), row))
+    }
+
+    /// Places are below this.
+    pub fn end(&self) -> usize {
+        self.end
+    }
+
+    /// Something has this place from now on, or nothing.
+    pub(crate) fn set(&mut self, id: I, row: Option<T>) {
+        self.end = self.end.max(id.place() + 1);
+        if self.chunks.len() <= id.place() / CHUNK {
+            let mut chunks = std::mem::take(&mut self.chunks).into_vec();
+            chunks.resize_with(id.place() / CHUNK + 1, || Arc::new(Chunk::default()));
+            self.chunks = chunks.into();
+        }
+        let Some(chunk) = self.chunks.get_mut(id.place() / CHUNK).map(Arc::make_mut) else { return };
+        let places = (chunk.rows.get_mut(id.place() % CHUNK), chunk.taken.get_mut(id.place() % CHUNK));
+        if let (Some(place), Some(is_taken)) = places {
+            *is_taken = row.is_some();
+            *place = row.unwrap_or_else(T::nothing);
+        }
+    }
+
+    /// One for each of a list.
+    pub(crate) fn of<U>(places: &Places<I, U>, mut row: impl FnMut(I, &U) -> T) -> Chunks<I, T> {
+        let mut chunks = Chunks::default();
+        places.iter().for_each(|(id, its)| chunks.set(id, Some(row(id, its))));
+        chunks.end = places.end();
+        chunks
+    }
+}
+
+impl<I, T> Default for Chunks<I, T> {
+    fn default() -> Chunks<I, T> {
+        Chunks { chunks: Box::default(), end: 0, id: PhantomData }
+    }
+}
+
+impl<T: Nothing> Default for Chunk<T> {
+    fn default() -> Chunk<T> {
+        Chunk { rows: std::array::from_fn(|_| T::nothing()), taken: [false; CHUNK] }
+    }
+}
+
 /// Of tables in tests and measurements, where it is known what is there.
 impl<I, T> std::ops::Index<usize> for Rows<I, T> {
     type Output = T;
@@ -96,9 +168,46 @@ impl<I, T> std::ops::Index<usize> for Rows<I, T> {
     }
 }
 
-impl<I, T> std::ops::IndexMut<usize> for Rows<I, T> {
+impl<I, T: Clone> std::ops::IndexMut<usize> for Rows<I, T> {
     #[allow(clippy::indexing_slicing, reason = "an index is for who knows that something is there")]
     fn index_mut(&mut self, index: usize) -> &mut T {
-        &mut self.rows[index]
+        &mut Arc::make_mut(&mut self.rows)[index]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::EndpointId;
+
+    impl Nothing for u32 {
+        fn nothing() -> u32 {
+            0
+        }
+    }
+
+    #[test]
+    fn a_copy_has_its_own_of_what_changes_and_shares_the_rest() {
+        let mut places: Places<EndpointId, u32> = Places::default();
+        for id in [0, 255, 256, 1000] {
+            places.set(EndpointId(id), Some(u32::from(id) + 1));
+        }
+        let first = Chunks::of(&places, |_, value| *value);
+        let mut second = first.clone();
+        second.set(EndpointId(256), None);
+        second.set(EndpointId(257), Some(9));
+        second.set(EndpointId(2000), Some(7));
+        let all = |chunks: &Chunks<EndpointId, u32>| {
+            (chunks.end(), chunks.iter().map(|(id, value)| (id.0, *value)).collect::<Vec<_>>())
+        };
+        assert_eq!(all(&first), (1001, vec![(0, 1), (255, 256), (256, 257), (1000, 1001)]));
+        assert_eq!(all(&second), (2001, vec![(0, 1), (255, 256), (257, 9), (1000, 1001), (2000, 7)]));
+        let shared: Vec<bool> =
+            first.chunks.iter().zip(&second.chunks).map(|(one, other)| Arc::ptr_eq(one, other)).collect();
+        assert_eq!(shared, [true, false, true, true]);
+        assert_eq!(
+            [256, 1500, 2047, 2048].map(|id| second.get(EndpointId(id))),
+            [Some(&0), Some(&0), Some(&0), None]
+        );
     }
 }

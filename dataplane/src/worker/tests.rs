@@ -332,7 +332,8 @@ fn an_announcement_takes_nothing_from_what_tenants_may_flood() {
         bench.attach(A, SINK, 1);
         for turn in 1..=3 {
             let frame = inner(mac(H1), EVERYBODY, NORMAL, stamp(1, turn));
-            let announcement = Announcement { endpoint: H1, frame, number: 0, is_sent: false };
+            let announcement =
+                Announcement { endpoint: H1, station: mac(H1), frame, number: 0, is_sent: false };
             bench.workers[A.index()].mailbox.send(Order::Announce(announcement)).unwrap();
             bench.send(H1, EVERYBODY, NORMAL, 1);
             bench.turn(A, true);

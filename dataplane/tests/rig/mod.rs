@@ -181,7 +181,9 @@ impl Rig {
         pool.set_class(plan.classes.default);
         let server = ServerConfig { chains: config.chains, ..ServerConfig::default() };
         for (id, endpoint) in plan.endpoints.iter() {
-            assert!(fdb.set_fixed(endpoint.network, endpoint.mac, Destination::Local(id)));
+            for station in endpoint.stations() {
+                assert!(fdb.set_fixed(endpoint.network, station.mac, Destination::Local(id)));
+            }
             let (client, server) = peregrine_memif::pair(config.clone(), server.clone()).unwrap();
             tenants.attach(id, 7, rings(server)).unwrap();
             clients.push(client);
