@@ -1,0 +1,193 @@
+//! The names of namespaces, as `ip netns` keeps them, and marks of those that are ours: whatever ends the daemon, the next one finds them.
+//!
+//! A mark is a link in the pool's own directory, called as our end of the pair: one system call writes it, whole or not at all. The
+//! directory is locked as long as its owner lives, so two daemons never take each other's away.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::io::Errno;
+use rustix::mount::{MountPropagationFlags, UnmountFlags};
+
+use super::Taken;
+use crate::container::namespace::{NAMED, NSFS_MAGIC, Namespace};
+use crate::container::pair::{Pair, refused};
+use crate::container::{ContainerError, NamespaceRef};
+
+/// What a name may have in bytes, as a file's.
+const NAME_MAX: usize = 255;
+
+/// The names, and this pool's marks.
+#[derive(Debug)]
+pub(super) struct Names {
+    marks: PathBuf,
+    _locked: OwnedFd,
+    /// Who gives a name or takes one away: to look whose it is and to do it are two things.
+    changing: Mutex<()>,
+}
+
+/// Where a namespace of this name is.
+fn place(name: &str) -> PathBuf {
+    Path::new(NAMED).join(name)
+}
+
+/// Whether a namespace can be called that.
+pub(super) fn check(name: &str) -> Result<(), ContainerError> {
+    let is_good = |byte: u8| byte.is_ascii_graphic() && byte != b'/';
+    if (1..=NAME_MAX).contains(&name.len()) && name.bytes().all(is_good) && !matches!(name, "." | "..") {
+        Ok(())
+    } else {
+        Err(ContainerError::BadNamespaceName { name: name.into() })
+    }
+}
+
+impl Names {
+    /// Locks the directory of marks, which is made if need be, and sees to it that names can be given.
+    pub(super) fn open(marks: &Path) -> Result<Names, ContainerError> {
+        let at = |error: io::Error| refused(error, || format!("opening {}", marks.display()));
+        std::fs::create_dir_all(marks).map_err(at)?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let directory =
+            rustix::fs::open(marks, flags, Mode::empty()).map_err(|error| at(error.into()))?;
+        match rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::WOULDBLOCK) => {
+                return Err(ContainerError::PoolTaken { directory: marks.to_path_buf() });
+            }
+            locked => locked.map_err(|error| at(error.into()))?,
+        }
+        prepare().map_err(|error| refused(error, || format!("preparing {NAMED} for names of namespaces")))?;
+        Ok(Names { marks: marks.to_path_buf(), _locked: directory, changing: Mutex::new(()) })
+    }
+
+    /// Whether something has this name.
+    pub(super) fn is_taken(name: &str) -> bool {
+        rustix::fs::lstat(place(name)).is_ok()
+    }
+
+    /// Marks it as ours. To be called before it has its name.
+    pub(super) fn mark(&self, taken: &Taken) -> Result<(), ContainerError> {
+        let Taken { namespace, inode, pair } = taken;
+        let text = format!("{inode} {} {namespace}", pair.ifindex);
+        let mark = self.marks.join(&pair.port);
+        rustix::fs::symlink(text, &mark)
+            .map_err(|error| refused(error.into(), || format!("writing the mark {}", mark.display())))
+    }
+
+    /// It is gone.
+    pub(super) fn unmark(&self, pair: &Pair) {
+        let _or_not_there = rustix::fs::unlink(self.marks.join(&pair.port));
+    }
+
+    /// What is marked. What is no mark is left alone.
+    pub(super) fn marked(&self) -> Result<Vec<Taken>, ContainerError> {
+        let at = |error: io::Error| refused(error, || format!("reading {}", self.marks.display()));
+        let mut all = Vec::new();
+        for entry in std::fs::read_dir(&self.marks).map_err(at)? {
+            let entry = entry.map_err(at)?;
+            let text = std::fs::read_link(entry.path());
+            let port = entry.file_name().into_string();
+            if let (Ok(text), Ok(port)) = (text, port) {
+                all.extend(text.to_str().and_then(|text| parse(text, port)));
+            }
+        }
+        Ok(all)
+    }
+
+    /// Gives a namespace its name: a file that it is bound to, as `ip netns` does it.
+    pub(super) fn give(&self, name: &str, namespace: &Namespace) -> Result<(), ContainerError> {
+        let _alone = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let path = place(name);
+        let which = || format!("giving a namespace the name {name} ({})", path.display());
+        let flags = OFlags::RDONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        match rustix::fs::open(&path, flags, Mode::RUSR | Mode::RGRP | Mode::ROTH) {
+            Err(Errno::EXIST) => return Err(ContainerError::NamespaceTaken { name: name.into() }),
+            made => drop(made.map_err(|error| refused(error.into(), which))?),
+        }
+        let from = format!("/proc/self/fd/{}", namespace.raw_fd());
+        rustix::mount::mount_bind(from, &path).map_err(|error| {
+            let _left = rustix::fs::unlink(&path);
+            refused(error.into(), which)
+        })
+    }
+
+    /// Takes the name away, if it is still that of this namespace, which must be there: the numbers of others that are gone come again.
+    pub(super) fn remove(&self, name: &str, inode: u64) -> Result<(), ContainerError> {
+        let _alone = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let path = place(name);
+        let failed = |error: Errno| refused(error.into(), || format!("removing {}", path.display()));
+        match self::inode(&path) {
+            Ok(Some(there)) if there == inode => {
+                rustix::mount::unmount(&path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW).map_err(failed)?;
+                rustix::fs::unlink(&path).map_err(failed)
+            }
+            _ => Ok(()), // somebody else's by now, or nobody's
+        }
+    }
+}
+
+/// The number of the namespace that is bound there; none if something else is.
+fn inode(path: &Path) -> io::Result<Option<u64>> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = rustix::fs::open(path, flags, Mode::empty())?;
+    let is_namespace = rustix::fs::fstatfs(&file)?.f_type as u64 == NSFS_MAGIC;
+    Ok(is_namespace.then_some(rustix::fs::fstat(&file)?.st_ino))
+}
+
+fn parse(text: &str, port: String) -> Option<Taken> {
+    let mut words = text.splitn(3, ' ');
+    let inode = words.next()?.parse().ok()?;
+    let ifindex = words.next()?.parse().ok()?;
+    let namespace = words.next().filter(|name| check(name).is_ok())?.to_owned();
+    Some(Taken { namespace, inode, pair: Pair { port, ifindex } })
+}
+
+/// What `ip netns` does first: names that are given here are seen in the other mount namespaces that share this one's.
+fn prepare() -> io::Result<()> {
+    std::fs::create_dir_all(NAMED)?;
+    let share = || {
+        let flags = MountPropagationFlags::SHARED | MountPropagationFlags::REC;
+        rustix::mount::mount_change(NAMED, flags)
+    };
+    match share() {
+        Err(Errno::INVAL) => {
+            rustix::mount::mount_bind_recursive(NAMED, NAMED)?;
+            Ok(share()?)
+        }
+        shared => Ok(shared?),
+    }
+}
+
+/// As messages say it.
+pub(super) fn which(name: &str) -> NamespaceRef {
+    NamespaceRef::Name(name.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mark_says_whose_it_is_and_what_is_none_says_nothing() {
+        let taken = parse("4026532 17 a-name", "pp1-2".into()).unwrap();
+        let pair = Pair { port: "pp1-2".into(), ifindex: 17 };
+        assert_eq!(taken, Taken { namespace: "a-name".into(), inode: 4_026_532, pair });
+        for text in ["", "1", "1 2", "1 2 ", "1 2 ../etc", "1 2 a b", "x 2 a", "1 -2 a", "/some/where"] {
+            assert_eq!(parse(text, "pp1-2".into()), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_name_is_one_file_of_its_directory() {
+        for name in ["a", "cni-1234", "x.y_z", &"n".repeat(255)] {
+            check(name).unwrap();
+        }
+        for name in ["", ".", "..", "a/b", "/a", "a b", "a\n", "a\0", "ü", &"n".repeat(256)] {
+            let error = check(name).unwrap_err().to_string();
+            assert!(error.starts_with("no network namespace can be called '"), "{error}");
+            assert_eq!(error.lines().count(), 1);
+        }
+    }
+}
