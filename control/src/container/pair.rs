@@ -54,6 +54,11 @@ impl Pair {
         requests.link(self.ifindex).map(|link| link.is_some())
     }
 
+    /// The same, and whether it is still called so: numbers come again, some day.
+    pub(super) fn is_still(&self, requests: &mut Requests) -> bool {
+        matches!(requests.link(self.ifindex), Ok(Some(link)) if link.name == self.port)
+    }
+
     /// Removes both ends. None there any more is no error.
     ///
     /// # Errors

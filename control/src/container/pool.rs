@@ -12,8 +12,7 @@
 //! one is taken is two or three system calls. The thread keeps still while parts are being taken and there are some: both need the
 //! kernel's lock on network devices.
 //!
-//! What must hold: a part is used once, so nobody finds anything of who had one before. One that is not taken is held by descriptors of this process only, and goes with it. One that is taken is
-//! marked before it has a name. What is not ours is left alone: a name is taken away only while it is that of the namespace that we made.
+//! What must hold: a part is used once, so nobody finds anything of who had one before. One that is not taken is held by descriptors of this process only, and goes with it. One that is taken stays marked until it is removed. What is not ours is left alone: a name is taken away only while it is that of the namespace that we made.
 
 mod names;
 mod part;
@@ -89,13 +88,6 @@ pub struct Taken {
     pub pair: Pair,
 }
 
-impl Taken {
-    /// Whether our end is still there. It goes with the namespace.
-    pub fn is_there(&self, requests: &mut Requests) -> bool {
-        matches!(requests.link(self.pair.ifindex), Ok(Some(link)) if link.name == self.pair.port)
-    }
-}
-
 /// What a pool has, and what came of it.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct PoolCounts {
@@ -130,7 +122,6 @@ struct Shared {
     state: Mutex<State>,
     wake: Condvar,
     maker: Maker,
-    names: Names,
 }
 
 #[derive(Debug)]
@@ -173,13 +164,11 @@ impl Pool {
         let failed = |error| refused(error, || "starting the pool of containers' parts".into());
         let names = Names::open(&config.directory)?;
         let mut host = Requests::open().map_err(failed)?;
-        let (there, gone): (Vec<Taken>, Vec<Taken>) =
-            names.marked()?.into_iter().partition(|taken| taken.is_there(&mut host));
-        gone.iter().for_each(|taken| names.unmark(&taken.pair));
+        let (there, ending) = left(&names, &mut host)?;
         let shared = Arc::new(Shared {
             state: Mutex::new(State {
                 ready: VecDeque::new(),
-                ending: Vec::new(),
+                ending,
                 removing: Vec::new(),
                 counts: PoolCounts { size: config.size, ..PoolCounts::default() },
                 low_water: config.low_water.min(config.size.saturating_sub(1)),
@@ -191,8 +180,7 @@ impl Pool {
                 is_over: false,
             }),
             wake: Condvar::new(),
-            maker: Maker::new(ports, config.port, &config.interface)?,
-            names,
+            maker: Maker::new(names, ports, config.port, &config.interface)?,
         });
         let (its, mut requests) = (shared.clone(), Requests::open().map_err(failed)?);
         let thread = std::thread::Builder::new().name("pool".into());
@@ -211,7 +199,7 @@ impl Pool {
             Some(part) => (part, true),
             None => (self.shared.made(self.shared.maker.make_aside(plan.mtu))?, false),
         };
-        let given = ready.give(plan, &mut self.host, &self.shared.names);
+        let given = ready.give(plan, &mut self.host, &self.shared.maker.names);
         let mut state = self.shared.lock();
         match given {
             Ok(taken) => {
@@ -239,7 +227,7 @@ impl Pool {
         }
         // Given back, and not removed yet: the name is wanted now.
         let leaving = self.shared.lock().leaving(name);
-        leaving.map_or(Ok(()), |inode| self.shared.names.remove(name, inode))?;
+        leaving.map_or(Ok(()), |inode| self.shared.maker.names.remove(name, inode))?;
         match Names::is_taken(name) {
             true => Err(ContainerError::NamespaceTaken { name: name.clone() }),
             false => Ok(()),
@@ -279,6 +267,20 @@ impl Pool {
         let state = self.shared.lock();
         PoolCounts { ready: state.ready.len(), ending: state.ending.len(), ..state.counts.clone() }
     }
+}
+
+/// What there is still of an earlier pool with these marks: what somebody can have, and what is to be removed.
+fn left(names: &Names, host: &mut Requests) -> Result<(Vec<Taken>, Vec<Ending>), ContainerError> {
+    let (mut there, mut ending) = (Vec::new(), Vec::new());
+    let mut called = names::all()?;
+    for (inode, pair) in names.marked()? {
+        // Where our end is gone the number may be another's.
+        match called.remove(&inode).filter(|_| pair.is_still(host)) {
+            Some(namespace) => there.push(Taken { namespace, inode, pair }),
+            None => ending.push(Ending::Nameless(pair)),
+        }
+    }
+    Ok((there, ending))
 }
 
 impl Drop for Pool {
@@ -365,7 +367,7 @@ impl Shared {
     }
 
     fn remove(&self, all: Vec<Ending>, host: &mut Requests) {
-        if let Err(error) = part::remove(all, host, &self.names) {
+        if let Err(error) = part::remove(all, host, &self.maker.names) {
             self.lock().counts.failed(&error);
         }
     }
@@ -405,7 +407,7 @@ impl State {
 impl Ending {
     fn name(&self) -> Option<(String, u64)> {
         match self {
-            Ending::Untaken(_) => None,
+            Ending::Untaken(_) | Ending::Nameless(_) => None,
             Ending::Taken(taken) => Some((taken.namespace.clone(), taken.inode)),
         }
     }

@@ -1,8 +1,10 @@
-//! The names of namespaces, as `ip netns` keeps them, and marks of those that are ours: whatever ends the daemon, the next one finds them.
+//! The names of namespaces, as `ip netns` keeps them, and marks of all that are ours: whatever ends the daemon, the next one finds them.
 //!
-//! A mark is a link in the pool's own directory, called as our end of the pair: one system call writes it, whole or not at all. The
+//! A mark is a link in the pool's own directory, called as our end of the pair, which says the numbers of the namespace and of that end. It is there from when a part
+//! is made until it is gone, so nothing is to be written when one is taken; who has which name is seen from the names. The
 //! directory is locked as long as its owner lives, so two daemons never take each other's away.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -12,11 +14,12 @@ use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountPropagationFlags, UnmountFlags};
 
-use super::Taken;
 use crate::container::namespace::{NAMED, NSFS_MAGIC, Namespace};
 use crate::container::pair::{Pair, refused};
 use crate::container::{ContainerError, NamespaceRef};
 
+/// The file that names are links to: some file systems take longer to make a new one.
+const BLANK: &str = "blank";
 /// What a name may have in bytes, as a file's.
 const NAME_MAX: usize = 255;
 
@@ -50,13 +53,16 @@ impl Names {
         let at = |error: io::Error| refused(error, || format!("opening {}", marks.display()));
         std::fs::create_dir_all(marks).map_err(at)?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let directory =
-            rustix::fs::open(marks, flags, Mode::empty()).map_err(|error| at(error.into()))?;
+        let directory = rustix::fs::open(marks, flags, Mode::empty()).map_err(|error| at(error.into()))?;
         match rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive) {
             Err(Errno::WOULDBLOCK) => {
                 return Err(ContainerError::PoolTaken { directory: marks.to_path_buf() });
             }
             locked => locked.map_err(|error| at(error.into()))?,
+        }
+        match make(&marks.join(BLANK)) {
+            Err(Errno::EXIST) => {}
+            made => made.map_err(|error| at(error.into()))?,
         }
         prepare().map_err(|error| refused(error, || format!("preparing {NAMED} for names of namespaces")))?;
         Ok(Names { marks: marks.to_path_buf(), _locked: directory, changing: Mutex::new(()) })
@@ -67,13 +73,13 @@ impl Names {
         rustix::fs::lstat(place(name)).is_ok()
     }
 
-    /// Marks it as ours. To be called before it has its name.
-    pub(super) fn mark(&self, taken: &Taken) -> Result<(), ContainerError> {
-        let Taken { namespace, inode, pair } = taken;
-        let text = format!("{inode} {} {namespace}", pair.ifindex);
+    /// Marks a part as ours.
+    pub(super) fn mark(&self, inode: u64, pair: &Pair) -> Result<(), ContainerError> {
         let mark = self.marks.join(&pair.port);
-        rustix::fs::symlink(text, &mark)
-            .map_err(|error| refused(error.into(), || format!("writing the mark {}", mark.display())))
+        let what = || format!("writing the mark {}", mark.display());
+        self.unmark(pair); // one of somebody dead who was called so
+        rustix::fs::symlink(format!("{inode} {}", pair.ifindex), &mark)
+            .map_err(|error| refused(error.into(), what))
     }
 
     /// It is gone.
@@ -82,14 +88,13 @@ impl Names {
     }
 
     /// What is marked. What is no mark is left alone.
-    pub(super) fn marked(&self) -> Result<Vec<Taken>, ContainerError> {
+    pub(super) fn marked(&self) -> Result<Vec<(u64, Pair)>, ContainerError> {
         let at = |error: io::Error| refused(error, || format!("reading {}", self.marks.display()));
         let mut all = Vec::new();
         for entry in std::fs::read_dir(&self.marks).map_err(at)? {
             let entry = entry.map_err(at)?;
-            let text = std::fs::read_link(entry.path());
-            let port = entry.file_name().into_string();
-            if let (Ok(text), Ok(port)) = (text, port) {
+            if let (Ok(text), Ok(port)) = (std::fs::read_link(entry.path()), entry.file_name().into_string())
+            {
                 all.extend(text.to_str().and_then(|text| parse(text, port)));
             }
         }
@@ -101,10 +106,9 @@ impl Names {
         let _alone = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         let path = place(name);
         let which = || format!("giving a namespace the name {name} ({})", path.display());
-        let flags = OFlags::RDONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-        match rustix::fs::open(&path, flags, Mode::RUSR | Mode::RGRP | Mode::ROTH) {
+        match rustix::fs::link(self.marks.join(BLANK), &path).or_else(|_| make(&path)) {
             Err(Errno::EXIST) => return Err(ContainerError::NamespaceTaken { name: name.into() }),
-            made => drop(made.map_err(|error| refused(error.into(), which))?),
+            made => made.map_err(|error| refused(error.into(), which))?,
         }
         let from = format!("/proc/self/fd/{}", namespace.raw_fd());
         rustix::mount::mount_bind(from, &path).map_err(|error| {
@@ -120,7 +124,8 @@ impl Names {
         let failed = |error: Errno| refused(error.into(), || format!("removing {}", path.display()));
         match self::inode(&path) {
             Ok(Some(there)) if there == inode => {
-                rustix::mount::unmount(&path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW).map_err(failed)?;
+                rustix::mount::unmount(&path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)
+                    .map_err(failed)?;
                 rustix::fs::unlink(&path).map_err(failed)
             }
             _ => Ok(()), // somebody else's by now, or nobody's
@@ -136,12 +141,28 @@ fn inode(path: &Path) -> io::Result<Option<u64>> {
     Ok(is_namespace.then_some(rustix::fs::fstat(&file)?.st_ino))
 }
 
-fn parse(text: &str, port: String) -> Option<Taken> {
-    let mut words = text.splitn(3, ' ');
-    let inode = words.next()?.parse().ok()?;
-    let ifindex = words.next()?.parse().ok()?;
-    let namespace = words.next().filter(|name| check(name).is_ok())?.to_owned();
-    Some(Taken { namespace, inode, pair: Pair { port, ifindex } })
+/// An empty file, where there is nothing.
+fn make(path: &Path) -> Result<(), Errno> {
+    let flags = OFlags::RDONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+    rustix::fs::open(path, flags, Mode::RUSR | Mode::RGRP | Mode::ROTH).map(drop)
+}
+
+/// All names that namespaces have, by their numbers.
+pub(super) fn all() -> Result<BTreeMap<u64, String>, ContainerError> {
+    let at = |error: io::Error| refused(error, || format!("reading {NAMED}"));
+    let mut all = BTreeMap::new();
+    for entry in std::fs::read_dir(NAMED).map_err(at)? {
+        let entry = entry.map_err(at)?;
+        if let (Ok(Some(inode)), Ok(name)) = (inode(&entry.path()), entry.file_name().into_string()) {
+            all.insert(inode, name);
+        }
+    }
+    Ok(all)
+}
+
+fn parse(text: &str, port: String) -> Option<(u64, Pair)> {
+    let (inode, ifindex) = text.split_once(' ')?;
+    Some((inode.parse().ok()?, Pair { port, ifindex: ifindex.parse().ok()? }))
 }
 
 /// What `ip netns` does first: names that are given here are seen in the other mount namespaces that share this one's.
@@ -171,10 +192,9 @@ mod tests {
 
     #[test]
     fn a_mark_says_whose_it_is_and_what_is_none_says_nothing() {
-        let taken = parse("4026532 17 a-name", "pp1-2".into()).unwrap();
         let pair = Pair { port: "pp1-2".into(), ifindex: 17 };
-        assert_eq!(taken, Taken { namespace: "a-name".into(), inode: 4_026_532, pair });
-        for text in ["", "1", "1 2", "1 2 ", "1 2 ../etc", "1 2 a b", "x 2 a", "1 -2 a", "/some/where"] {
+        assert_eq!(parse("4026532 17", "pp1-2".into()), Some((4_026_532, pair)));
+        for text in ["", "1", "1 ", " 1", "x 2", "1 -2", "1 2 3", "/some/where"] {
             assert_eq!(parse(text, "pp1-2".into()), None, "{text}");
         }
     }

@@ -17,9 +17,9 @@ use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space}
 
 use super::names::{self, Names};
 use super::{PartPlan, Taken};
+use crate::container::ContainerError;
 use crate::container::namespace::{Namespace, NamespaceRef};
 use crate::container::pair::{self, Pair, VethPlan, is, refused};
-use crate::container::ContainerError;
 use crate::underlay::netlink::Requests;
 
 /// This thread's network namespace.
@@ -52,11 +52,14 @@ pub(super) enum Ending {
     /// Nobody had it, or it could not be given all that was asked for.
     Untaken(Box<Part>),
     Taken(Taken),
+    /// Of somebody before us, and no name is left of it.
+    Nameless(Pair),
 }
 
 /// What parts are made by.
 #[derive(Debug)]
 pub(super) struct Maker {
+    pub(super) names: Names,
     ports: Arc<Mutex<Ports>>,
     config: PortConfig,
     interface: String,
@@ -68,6 +71,7 @@ pub(super) struct Maker {
 impl Maker {
     /// Our ends will be in this thread's namespace.
     pub(super) fn new(
+        names: Names,
         ports: Arc<Mutex<Ports>>,
         config: PortConfig,
         interface: &str,
@@ -78,7 +82,7 @@ impl Maker {
         let home = rustix::fs::open(HERE, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
         let home = home.map_err(|error| refused(error.into(), || format!("opening {HERE}")))?;
         let first = std::hash::RandomState::new().build_hasher().finish() as u32;
-        Ok(Maker { ports, config, interface: interface.into(), home, next: AtomicU32::new(first) })
+        Ok(Maker { names, ports, config, interface: interface.into(), home, next: AtomicU32::new(first) })
     }
 
     /// Opens our end again as a port.
@@ -105,13 +109,14 @@ impl Maker {
         move_into_link_name_space(self.home.as_fd(), Some(LinkNameSpaceType::Network))
             .map_err(|error| refused(error.into(), || "coming back from a new network namespace".into()))?;
         let (namespace, inode, requests, ifindex, pair) = made?;
-        match self.open(&pair) {
+        match self.names.mark(inode, &pair).and_then(|()| self.open(&pair)) {
             Ok(port) => {
                 let interface = self.interface.clone();
                 Ok(Part { namespace, inode, requests, interface, ifindex, pair, port, mtu })
             }
             Err(error) => {
                 let _gone = pair.remove(host); // what is to be told is why
+                self.names.unmark(&pair);
                 Err(error)
             }
         }
@@ -192,18 +197,13 @@ impl Part {
         host: &mut Requests,
         names: &Names,
     ) -> Result<(Taken, XskPort), (ContainerError, Box<Part>)> {
-        let taken =
-            Taken { namespace: plan.namespace.clone(), inode: self.inode, pair: self.pair.clone() };
-        match self.set_up(plan, host).and_then(|()| names.mark(&taken)) {
-            Ok(()) => {}
-            Err(error) => return Err((error, Box::new(self))),
-        }
-        match names.give(&plan.namespace, &self.namespace) {
-            Ok(()) => Ok((taken, self.port)),
-            Err(error) => {
-                names.unmark(&taken.pair);
-                Err((error, Box::new(self)))
+        let given = self.set_up(plan, host).and_then(|()| names.give(&plan.namespace, &self.namespace));
+        match given {
+            Ok(()) => {
+                let Part { inode, pair, port, .. } = self;
+                Ok((Taken { namespace: plan.namespace.clone(), inode, pair }, port))
             }
+            Err(error) => Err((error, Box::new(self))),
         }
     }
 
@@ -241,13 +241,15 @@ pub(super) fn remove(all: Vec<Ending>, host: &mut Requests, names: &Names) -> Re
             Ending::Untaken(part) => pairs.push(part.pair),
             Ending::Taken(taken) => {
                 // Where it is gone, the name may be somebody else's.
-                if taken.is_there(host) {
+                if taken.pair.is_still(host) {
                     result = result.and(names.remove(&taken.namespace, taken.inode));
                     pairs.push(taken.pair);
                 } else {
                     names.unmark(&taken.pair);
                 }
             }
+            Ending::Nameless(pair) if pair.is_still(host) => pairs.push(pair),
+            Ending::Nameless(pair) => names.unmark(&pair),
         }
     }
     result = result.and(remove_devices(&pairs, host));
