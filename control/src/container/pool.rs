@@ -8,11 +8,13 @@
 //!                  remove ◄── ending ◄── give_back ◄──────────────────────────────┘
 //! ```
 //!
-//! A thread of the pool's own makes and removes parts: a namespace costs the kernel half a millisecond, a device's end a grace period. What is left to do when
-//! one is taken is two or three system calls. The thread keeps still while parts are being taken and there are some: both need the
-//! kernel's lock on network devices.
+//! A thread of the pool's own makes and removes parts: a namespace costs the kernel half a millisecond, a device's end a grace period. What is
+//! left to do when one is taken is a few system calls. The thread keeps still while parts are being taken and there are some: both need
+//! the kernel's lock on network devices.
 //!
-//! What must hold: a part is used once, so nobody finds anything of who had one before. One that is not taken is held by descriptors of this process only, and goes with it. One that is taken stays marked until it is removed. What is not ours is left alone: a name is taken away only while it is that of the namespace that we made.
+//! What must hold: a part is used once, so nobody finds anything of who had one before. One that is not taken is held by descriptors of this
+//! process only, and goes with it. One that is taken stays marked until it is removed. What is not ours is left alone: a name is taken away
+//! only while it is that of the namespace that we made.
 
 mod names;
 mod part;
@@ -40,8 +42,8 @@ const CALM: Duration = Duration::from_millis(5);
 /// After a part could not be made: so long, then twice as long, and so on.
 const PATIENCE: Duration = Duration::from_millis(100);
 const PATIENCE_MAX: Duration = Duration::from_secs(30);
-/// Parts that are removed at once. Others wait meanwhile for the kernel's lock on network devices.
-const REMOVED_AT_ONCE: usize = 32;
+/// Parts that are removed at once. Who wants the kernel's lock on network devices waits meanwhile: under a millisecond with 8, up to 20 with 32.
+const REMOVED_AT_ONCE: usize = 8;
 
 /// How large a pool is, and what its parts are.
 #[derive(Clone, PartialEq, Eq, Debug)]
