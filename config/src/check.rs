@@ -9,13 +9,14 @@ mod classes;
 mod endpoint;
 mod memif;
 mod network;
+mod port;
 mod uplink;
 
 use std::path::{Path, PathBuf};
 
 pub use alone::{Carrier, Checker, DeclaredEndpoint, DeclaredPort, Networks};
 pub use classes::{protocol_name, rules_of};
-pub use memif::too_small;
+pub use port::unfit;
 
 use peregrine_dataplane::plan::{Capacity, PlacementMode, Plan, WorkerPlan};
 use peregrine_dataplane::types::{CoreId, WorkerId};

@@ -64,6 +64,7 @@
 //! | `dscp` | DSCP of the outer header: that of the packet's class, the inner one, or always the same | `"class"` | `"class"`, `"copy"`, 0 to 63 |
 //! | `suppression` | answer tenants' ARP requests and neighbour solicitations for known addresses | `true` | |
 //! | `gateways` | addresses that "packet too big" is told from; a router whose addresses are known must have one of them: its station is answered for and announced as a router | the packet's destination | at most one of each IP version |
+//! | `subnets` | prefixes of its stations' addresses: the length of those that containers get; one address where none holds it | `[]` | at most 16, each once |
 //! | `clamp_mss` | lower the MSS that TCP connections announce to what `mtu` holds | `false` | |
 //! | `learning` | learn MAC addresses behind remotes | `true` | |
 //! | `ageing` | life of a learned address | `"300s"` | `"1s"` to `"24h"`, in `s`, `m` or `h` |
@@ -95,6 +96,13 @@
 //! | `ring_size` | client: slots of each ring | 1024 | a power of two from 32 to 16384; 2 × `queue_pairs` × `ring_size` below 65536 |
 //! | `buffer_size` | client: bytes of each buffer | 2048 | 2048 to 16384; without `chains` at least the network's `mtu` + 18 |
 //! | `tenant_uid` | client: user that the listening process must have, uid | any | 0 to 4294967294 |
+//! | **`veth`** | table, instead of `memif`: an interface in a container's network namespace, which we make | | the network's `mtu` at most 3400 |
+//! | `namespace` | the name that `ip netns` knows, or a path; looked for again and again while it is not there | | a name is 1 to 63 of `A-Z a-z 0-9 _ . -`; a path is absolute |
+//! | `pid` | instead of `namespace`: that of a process; not made again when it is gone | | 1 to 2147483647 |
+//! | `create_namespace` | the namespace is made, and goes with the endpoint | `false` | `true` only with a name |
+//! | `interface` | its name there | `"eth0"` | 1 to 15 bytes, no space, `/`, `:`; unique in the namespace |
+//! | `default_route` | default routes by the network's `gateways` | `true` | |
+//! | `ring_size` | packets that may wait each way | 256 | a power of two from 64 to 4096 |
 //! | **`[[rules]]`** | which packets belong to a class: the first that matches decides, and matches if all that it names is so | | at most 1024 |
 //! | `class` | where they belong | | one of the classes |
 //! | `network` | they are on it | any | a network's name |
@@ -143,9 +151,7 @@ use std::path::Path;
 
 use peregrine_dataplane::plan::Plan;
 
-pub use crate::check::{
-    Carrier, Checker, DeclaredEndpoint, DeclaredPort, Networks, too_small as buffer_too_small,
-};
+pub use crate::check::{Carrier, Checker, DeclaredEndpoint, DeclaredPort, Networks, unfit as port_unfit};
 pub use crate::error::{ConfigError, ConfigErrors};
 pub use crate::rules::{RuleTable, RulesFile, Written, rules, rules_file, rules_toml, written};
 pub use crate::values::vtep_rule_of as vtep_rule;

@@ -234,6 +234,7 @@ table!(
         inner_vlan: Field<String>,
         dscp: Field<Value>,
         suppression: Field<bool>,
+        subnets: List<String>,
         gateways: List<String>,
         clamp_mss: Field<bool>,
         learning: Field<bool>,
@@ -266,6 +267,7 @@ table!(
         storm_limit: Field<i64>,
         announce: Field<bool>,
         memif: Field<Memif>,
+        veth: Field<Veth>,
     }
 );
 
@@ -281,6 +283,7 @@ table!(
         announce: Field<bool>,
         port: Field<String>,
         memif: Field<Memif>,
+        veth: Field<Veth>,
     }
 );
 
@@ -296,6 +299,7 @@ impl Declared {
             storm_limit: self.storm_limit,
             announce: self.announce,
             memif: self.memif,
+            veth: self.veth,
             unknown: BTreeMap::new(),
         };
         (endpoint, self.port)
@@ -307,6 +311,19 @@ table!(
     Port {
         name: Field<String>,
         memif: Field<Memif>,
+        veth: Field<Veth>,
+    }
+);
+
+table!(
+    /// An endpoint's `veth`.
+    Veth {
+        namespace: Field<String>,
+        pid: Field<i64>,
+        create_namespace: Field<bool>,
+        interface: Field<String>,
+        default_route: Field<bool>,
+        ring_size: Field<i64>,
     }
 );
 

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Registry, Token};
 use peregrine_dataplane::engine::{Engine, Event, Member};
-use peregrine_dataplane::plan::{MemifPlan, MemifRole, Plan, UplinkPlan};
+use peregrine_dataplane::plan::{Plan, PortPlan, UplinkPlan};
 use peregrine_dataplane::stats::Stats;
 use peregrine_dataplane::types::{CoreId, SourceId};
 use peregrine_dataplane::xsk::UplinkInfo;
@@ -23,6 +23,7 @@ use signal_hook_mio::v1_0::Signals;
 use crate::api::Api;
 use crate::error::Error;
 use crate::methods::Methods;
+use crate::model::live::may_be_unsealed;
 use crate::model::types::Origin;
 use crate::model::{self, Model};
 use crate::preflight;
@@ -30,7 +31,7 @@ use crate::render;
 use crate::sealer::Sealer;
 use crate::status::{self, VERSION};
 use crate::table::{count, thousands};
-use crate::tenants::Tenants;
+use crate::tenants::{Coming, Tenants};
 use crate::underlay::{Underlay, Uplink, Wanted};
 
 const SIGNALS: Token = Token(0);
@@ -69,8 +70,7 @@ pub fn run(plan: &Plan) -> Result<(), Error> {
 
 /// A tenant that may keep its memory unsealed can take it away: that must cost its connection and not the process.
 fn guard(plan: &Plan) -> Result<(), Error> {
-    let unsealed = |memif: &MemifPlan| matches!(memif.role, MemifRole::Server { allow_unsealed: true, .. });
-    if plan.endpoints.values().any(|endpoint| unsealed(&endpoint.memif)) {
+    if plan.endpoints.values().any(|endpoint| may_be_unsealed(&endpoint.port)) {
         peregrine_memif::guard_memory().map_err(|source| Error::System { doing: "handle SIGBUS", source })?;
     }
     Ok(())
@@ -141,6 +141,7 @@ impl<'p> Daemon<'p> {
         api.register(registry).map_err(watch)?;
         tenants.register(registry).map_err(watch)?;
         open_declared(&mut tenants, registry, &model).iter().for_each(|line| say(line));
+        remove_leftovers(&mut tenants);
         Ok(Daemon {
             plan,
             model,
@@ -270,12 +271,13 @@ impl<'p> Daemon<'p> {
         }
         and_more(&mut pairs, plan.networks.len());
         for endpoint in plan.endpoints.values().take(LISTED_AT_START) {
-            let memif = &endpoint.memif;
-            let role = status::role(&memif.role);
-            let text = format!(
-                "{}, {}: memif {} id {}, {role}",
-                endpoint.name, endpoint.mac, memif.socket, memif.id
-            );
+            let at = match &endpoint.port {
+                PortPlan::Memif(memif) => {
+                    format!("memif {} id {}, {}", memif.socket, memif.id, status::role(&memif.role))
+                }
+                PortPlan::Veth(veth) => format!("{} in {}", veth.interface, veth.namespace),
+            };
+            let text = format!("{}, {}: {at}", endpoint.name, endpoint.mac);
             pairs.push(("endpoint".into(), text));
         }
         and_more(&mut pairs, plan.endpoints.len());
@@ -288,14 +290,16 @@ impl<'p> Daemon<'p> {
 /// first: who declared them is another one than who starts us, and the others are to work.
 fn open_declared(tenants: &mut Tenants, registry: &Registry, model: &Model) -> Vec<String> {
     let mut lines = Vec::new();
-    for (name, endpoint) in model.endpoints().iter().filter(|(_, it)| it.origin == Origin::Api) {
-        if let Err(why) = tenants.add_or_wait(registry, endpoint.id, &endpoint.plan) {
-            lines.push(format!("warning: endpoint {name}: {why}: tried again every second"));
+    for (name, port) in model.held_ports() {
+        if let Err(why) = tenants.hold_or_wait(registry, name, port) {
+            lines.push(format!("warning: port {name}: {why}: tried again every second"));
         }
     }
-    for (name, memif) in model.held_ports() {
-        if let Err(why) = tenants.hold_or_wait(registry, memif) {
-            lines.push(format!("warning: port {name}: {why}: tried again every second"));
+    for (name, endpoint) in model.endpoints().iter().filter(|(_, it)| it.origin == Origin::Api) {
+        let network = model.networks().get(&endpoint.network).map(|network| &network.plan);
+        let coming = Coming::new(endpoint.id, &endpoint.plan, network);
+        if let Err(why) = tenants.add_or_wait(registry, &coming) {
+            lines.push(format!("warning: endpoint {name}: {why}: tried again every second"));
         }
     }
     if let Some(more @ 1..) = lines.len().checked_sub(LISTED_AT_START) {
@@ -306,6 +310,20 @@ fn open_declared(tenants: &mut Tenants, registry: &Registry, model: &Model) -> V
         ));
     }
     lines
+}
+
+/// What an earlier daemon left in containers, and nobody wants any more.
+fn remove_leftovers(tenants: &mut Tenants) {
+    match tenants.remove_leftovers() {
+        Ok(0) => {}
+        Ok(removed) => say(&format!(
+            "removing {} from containers that no endpoint is for any more",
+            count(removed, "interface")
+        )),
+        Err(error) => say(&format!(
+            "warning: interfaces that an earlier daemon left in containers cannot be looked for: {error}"
+        )),
+    }
 }
 
 fn and_more(pairs: &mut Vec<(String, String)>, total: usize) {

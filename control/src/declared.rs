@@ -166,12 +166,14 @@ impl Declared<'_> {
         let endpoint = self.model.carried(name);
         let id = endpoint.and_then(|name| self.model.endpoints().get(name)).map(|endpoint| endpoint.id);
         let state = match id {
+            _ if self.tenants.record_of(&port.plan).is_some_and(|record| record.peer.is_some()) => {
+                "connected"
+            }
             None => "unbound",
-            Some(id) if self.is_connected(id) => "connected",
-            Some(_) => status::waiting(&port.memif.role),
+            Some(_) => status::waiting(&port.plan),
         };
         Some(PortEntry {
-            port: written::port(name, &port.memif, Secrets::Hidden),
+            port: written::port(name, &port.plan, Secrets::Hidden),
             origin: port.origin,
             own: port.is_own,
             endpoint: endpoint.map(str::to_owned),

@@ -39,8 +39,8 @@ impl Rig {
         let poll = Poll::new().unwrap();
         let mut tenants = Tenants::bind(&begins, Token(0)).unwrap();
         tenants.register(poll.registry()).unwrap();
-        for (_, memif) in model.held_ports() {
-            tenants.hold(poll.registry(), memif).unwrap();
+        for (name, port) in model.held_ports() {
+            tenants.hold(poll.registry(), name, port).unwrap();
         }
         Rig { plan, model, engine, tenants, poll, folder }
     }

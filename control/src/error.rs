@@ -75,6 +75,15 @@ pub enum Error {
         /// Why.
         reason: String,
     },
+    /// A container cannot have its interface.
+    Container {
+        /// The interface's name.
+        interface: String,
+        /// Where it is.
+        namespace: String,
+        /// Why.
+        reason: String,
+    },
     /// The engine did not start.
     Engine(StartError),
     /// A worker ended by itself.
@@ -207,6 +216,9 @@ impl fmt::Display for Error {
                 write!(f, "the state file {}: {why}: {way_out}", path.display())
             }
             Error::Memif { socket, reason } => write!(f, "the memif socket {socket}: {reason}"),
+            Error::Container { interface, namespace, reason } => {
+                write!(f, "interface {interface} in {namespace}: {reason}")
+            }
             Error::Engine(source) => source.fmt(f),
             Error::WorkerDied { core } => write!(
                 f,

@@ -248,7 +248,7 @@ fn next_hops(status: &Value) -> Table {
 }
 
 fn endpoints(status: &Value) -> Table {
-    let mut table = Table::new(&["endpoint", "network", "address", "memif", "tenant"]);
+    let mut table = Table::new(&["endpoint", "network", "address", "at", "tenant"]);
     for endpoint in list(status, "endpoints") {
         let faults = figure(&endpoint["faults"]);
         let faults =
@@ -257,11 +257,21 @@ fn endpoints(status: &Value) -> Table {
             text(&endpoint["name"]),
             text(&endpoint["network"]),
             text(&endpoint["mac"]),
-            format!("{} id {}, {}", text(&endpoint["socket"]), endpoint["id"], text(&endpoint["role"])),
+            at(endpoint),
             tenant(endpoint) + &faults,
         ]);
     }
     table
+}
+
+/// Where it is attached.
+fn at(endpoint: &Value) -> String {
+    if endpoint["kind"] == "veth" {
+        let [interface, namespace, device] =
+            ["container_interface", "namespace", "device"].map(|key| text(&endpoint[key]));
+        return format!("{interface} in {namespace}, by {device}");
+    }
+    format!("memif {} id {}, {}", text(&endpoint["socket"]), endpoint["id"], text(&endpoint["role"]))
 }
 
 fn classes(status: &Value) -> Table {
@@ -286,6 +296,9 @@ fn tenant(endpoint: &Value) -> String {
             "by flow" if pairs > 1 => " by flow",
             _ => "",
         };
+        if endpoint["kind"] == "veth" {
+            return format!("there for {since}");
+        }
         let name = name(&peer["name"]);
         return format!(
             "{name} (process {}, user {}), {queues}{used}, for {since}",

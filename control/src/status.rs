@@ -8,14 +8,15 @@ use std::time::Instant;
 use peregrine_dataplane::engine::{AddressFilter, Engine, RulesStatus};
 use peregrine_dataplane::fdb::{Destination, Entry};
 use peregrine_dataplane::plan::{
-    ClassPlan, ClassesPlan, EndpointPlan, MemifRole, NetworkPlan, PlacementMode, Plan, Queues, UplinkPlan,
-    WorkOrder,
+    ClassPlan, ClassesPlan, EndpointPlan, MemifRole, NetworkPlan, PlacementMode, Plan, PortPlan, Queues,
+    UplinkPlan, WorkOrder,
 };
 use peregrine_dataplane::types::{CoreId, EndpointId, MacAddr, Vni};
 use peregrine_dataplane::xsk::UplinkInfo;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
+use crate::model::written;
 use crate::tenants::{Peer, TenantRecord, Tenants};
 use crate::underlay::decide::{Hop, Verdict};
 use crate::underlay::{Underlay, Uplink, Wanted};
@@ -102,21 +103,16 @@ pub struct EndpointStatus<'a> {
     pub network: &'a str,
     /// Its address.
     pub mac: MacAddr,
-    /// The memif socket.
-    pub socket: String,
-    /// The interface id on that socket.
-    pub id: u32,
-    /// Our role on it: `server` or `client`.
-    pub role: &'static str,
-    /// A secret is required, or given by us.
-    pub secret: bool,
-    /// Rings each way that the config allows, or as client offers.
-    pub queue_pairs: u16,
+    /// `memif` or `veth`: which of the keys follow.
+    pub kind: &'static str,
+    /// Where it is.
+    #[serde(flatten)]
+    pub at: AtStatus<'a>,
     /// How those that there are are used: see [`queues_used`].
     pub queues: Option<&'static str>,
-    /// `connected`; else `listening` as server, `connecting` as client.
+    /// `connected`; else `listening` as server, `connecting` as client, `waiting` for a container.
     pub state: &'static str,
-    /// A tenant is connected.
+    /// A tenant is connected, or its interface is there.
     pub connected: bool,
     /// Who.
     pub peer: Option<PeerStatus<'a>>,
@@ -132,6 +128,34 @@ pub struct EndpointStatus<'a> {
     pub last_end: Option<&'a str>,
     /// Why the last handshake since then came to nothing.
     pub last_failure: Option<&'a str>,
+}
+
+/// How an endpoint is attached.
+#[derive(Clone, Debug, Serialize)]
+#[serde(untagged)]
+pub enum AtStatus<'a> {
+    /// A memif interface.
+    Memif {
+        /// The memif socket.
+        socket: String,
+        /// The interface id on that socket.
+        id: u32,
+        /// Our role on it: `server` or `client`.
+        role: &'static str,
+        /// A secret is required, or given by us.
+        secret: bool,
+        /// Rings each way that the config allows, or as client offers.
+        queue_pairs: u16,
+    },
+    /// A container's interface.
+    Veth {
+        /// Where it is.
+        namespace: String,
+        /// Its name there.
+        container_interface: &'a str,
+        /// The name of our end.
+        device: String,
+    },
 }
 
 /// A connected tenant.
@@ -269,11 +293,29 @@ pub fn role(role: &MemifRole) -> &'static str {
     }
 }
 
-/// What an endpoint does that nobody is connected to.
-pub const fn waiting(role: &MemifRole) -> &'static str {
-    match role {
-        MemifRole::Server { .. } => "listening",
-        MemifRole::Client { .. } => "connecting",
+/// What a port does that nobody is connected to.
+pub fn waiting(port: &PortPlan) -> &'static str {
+    match port.memif().map(|memif| &memif.role) {
+        Some(MemifRole::Server { .. }) => "listening",
+        Some(MemifRole::Client { .. }) => "connecting",
+        None => "waiting",
+    }
+}
+
+fn at<'a>(port: &'a PortPlan, tenants: &Tenants) -> AtStatus<'a> {
+    match port {
+        PortPlan::Memif(memif) => AtStatus::Memif {
+            socket: memif.socket.to_string(),
+            id: memif.id,
+            role: role(&memif.role),
+            secret: !memif.secret.is_empty(),
+            queue_pairs: memif.queue_pairs,
+        },
+        PortPlan::Veth(veth) => AtStatus::Veth {
+            namespace: veth.namespace.to_string(),
+            container_interface: &veth.interface,
+            device: tenants.device(veth),
+        },
     }
 }
 
@@ -297,17 +339,13 @@ pub fn endpoints<'a>(
 ) -> Vec<EndpointStatus<'a>> {
     let endpoint = |(id, endpoint): (EndpointId, &'a EndpointPlan)| {
         let record = tenants.record(id).unwrap_or(&NOBODY);
-        let memif = &endpoint.memif;
-        let waiting = waiting(&memif.role);
+        let waiting = waiting(&endpoint.port);
         EndpointStatus {
             name: &endpoint.name,
             network: plan.network(endpoint.network).map_or("", |n| &n.name),
             mac: endpoint.mac,
-            socket: memif.socket.to_string(),
-            id: memif.id,
-            role: role(&memif.role),
-            secret: !memif.secret.is_empty(),
-            queue_pairs: memif.queue_pairs,
+            kind: written::kind(&endpoint.port),
+            at: at(&endpoint.port, tenants),
             queues: record.peer.as_ref().map(|peer| queues_used(by_class, peer.queue_pairs)),
             state: if record.peer.is_some() { "connected" } else { waiting },
             connected: record.peer.is_some(),

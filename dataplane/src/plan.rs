@@ -311,7 +311,10 @@ pub struct NetworkPlan {
     pub dscp: OuterDscp,
     /// Answer ARP requests and neighbour solicitations of tenants for addresses that are known, instead of flooding them.
     pub suppression: bool,
+    /// The prefixes of its stations' addresses: of which length those are that containers get on it. Outside of them it is that of one address.
+    pub subnets: Vec<Prefix>,
     /// Whose addresses "packet too big" is told from, at most one of each family. Where there is none, the packet's destination is taken.
+    /// Containers have their default routes by them.
     pub gateways: Vec<IpAddr>,
     /// Lower the MSS that TCP connections announce to what the network's MTU holds.
     pub clamp_mss: bool,
@@ -347,6 +350,7 @@ impl NetworkPlan {
             inner_vlan: InnerVlan::default(),
             dscp: OuterDscp::default(),
             suppression: true,
+            subnets: Vec::new(),
             gateways: Vec::new(),
             clamp_mss: false,
             learning: true,
@@ -357,6 +361,12 @@ impl NetworkPlan {
             static_macs: Vec::new(),
             class: Class::NORMAL,
         }
+    }
+
+    /// The length of the longest of its subnets that holds an address; where none does, that of one address.
+    pub fn prefix_bits(&self, address: IpAddr) -> u8 {
+        let bits = self.subnets.iter().filter(|subnet| subnet.holds(address)).map(Prefix::bits);
+        bits.max().unwrap_or(if address.is_ipv4() { 32 } else { 128 })
     }
 }
 
@@ -428,12 +438,12 @@ pub struct EndpointPlan {
     /// Announce its addresses in the network when it connects or moves (gratuitous ARP, unsolicited neighbour advertisement).
     pub announce: bool,
     /// How it is attached.
-    pub memif: MemifPlan,
+    pub port: PortPlan,
 }
 
 impl EndpointPlan {
     /// With the config's defaults, and no IP addresses.
-    pub fn new(name: &str, network: NetworkId, mac: MacAddr, memif: MemifPlan) -> EndpointPlan {
+    pub fn new(name: &str, network: NetworkId, mac: MacAddr, port: impl Into<PortPlan>) -> EndpointPlan {
         EndpointPlan {
             name: name.to_owned(),
             network,
@@ -442,12 +452,131 @@ impl EndpointPlan {
             anti_spoofing: true,
             storm_limit: None,
             announce: true,
-            memif,
+            port: port.into(),
         }
     }
 }
 
-/// How an endpoint is attached: a memif interface, in either role.
+/// How an endpoint is attached.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum PortPlan {
+    /// To a program that speaks memif.
+    Memif(MemifPlan),
+    /// To a container that knows nothing of us.
+    Veth(VethPlan),
+}
+
+impl PortPlan {
+    /// What one port at most may be.
+    pub fn key(&self) -> PortKey {
+        match self {
+            PortPlan::Memif(memif) => PortKey::Memif(memif.socket.clone(), memif.id),
+            PortPlan::Veth(veth) => PortKey::Veth(veth.namespace.clone(), veth.interface.clone()),
+        }
+    }
+
+    /// If it is a memif interface.
+    pub fn memif(&self) -> Option<&MemifPlan> {
+        match self {
+            PortPlan::Memif(memif) => Some(memif),
+            PortPlan::Veth(_) => None,
+        }
+    }
+
+    /// The same, to be changed.
+    pub fn memif_mut(&mut self) -> Option<&mut MemifPlan> {
+        match self {
+            PortPlan::Memif(memif) => Some(memif),
+            PortPlan::Veth(_) => None,
+        }
+    }
+
+    /// If it is a container's.
+    pub fn veth(&self) -> Option<&VethPlan> {
+        match self {
+            PortPlan::Veth(veth) => Some(veth),
+            PortPlan::Memif(_) => None,
+        }
+    }
+}
+
+/// Where a port is.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub enum PortKey {
+    /// A socket and an interface's id there.
+    Memif(peregrine_memif::SocketAddr, u32),
+    /// A namespace and the name of an interface there.
+    Veth(NamespaceRef, String),
+}
+
+impl From<MemifPlan> for PortPlan {
+    fn from(memif: MemifPlan) -> PortPlan {
+        PortPlan::Memif(memif)
+    }
+}
+
+impl From<VethPlan> for PortPlan {
+    fn from(veth: VethPlan) -> PortPlan {
+        PortPlan::Veth(veth)
+    }
+}
+
+/// A veth pair that we make: one end in a container's network namespace, with the endpoint's addresses and its network's MTU, the other
+/// one ours.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct VethPlan {
+    /// Where the container's end is.
+    pub namespace: NamespaceRef,
+    /// The namespace is made with the port, and goes with it.
+    pub create: bool,
+    /// The name of the container's end.
+    pub interface: String,
+    /// What the container sends to others than its network goes to the network's gateways.
+    pub default_route: bool,
+    /// Packets that may wait each way: a power of two from 64 to 4096.
+    pub ring_size: u32,
+}
+
+impl VethPlan {
+    /// The largest IP packet: a frame has to lie in one page, with room in front and behind that the kernel wants.
+    pub const MTU_MAX: u16 = 3400;
+
+    /// With the config's defaults.
+    pub fn new(namespace: NamespaceRef) -> VethPlan {
+        VethPlan {
+            namespace,
+            create: false,
+            interface: "eth0".to_owned(),
+            default_route: true,
+            ring_size: 256,
+        }
+    }
+}
+
+/// A network namespace.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum NamespaceRef {
+    /// One that `ip netns` knows.
+    Name(String),
+    /// What lies at this path, a file that was bound to it.
+    Path(PathBuf),
+    /// That of a process.
+    Pid(u32),
+}
+
+impl std::fmt::Display for NamespaceRef {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            NamespaceRef::Name(name) => write!(f, "network namespace '{}'", name.escape_debug()),
+            NamespaceRef::Path(path) => {
+                write!(f, "network namespace {}", path.display().to_string().escape_debug())
+            }
+            NamespaceRef::Pid(pid) => write!(f, "network namespace of process {pid}"),
+        }
+    }
+}
+
+/// A memif interface, in either role.
 #[derive(Clone, PartialEq, Eq)]
 pub struct MemifPlan {
     /// Where the server's socket is. Endpoints may share one, each with its own id, if all on it have the same role.

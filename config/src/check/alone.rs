@@ -3,21 +3,20 @@
 
 use std::net::IpAddr;
 
-use peregrine_dataplane::plan::{EndpointPlan, MemifPlan, NetworkPlan, Plan};
+use peregrine_dataplane::plan::{EndpointPlan, NetworkPlan, Plan, PortPlan};
 use peregrine_dataplane::types::{MacAddr, NetworkId};
 use serde::{Deserialize, Deserializer};
 
 use super::classes::{Classes, of_network};
 use super::endpoint::{SUGGESTIONS_MAX, keys, no_such_name};
-use super::memif::{Sockets, memif};
+use super::memif::Sockets;
 use super::network::{OnNetwork, Unique, network};
+use super::port::{Ports, port};
 use super::uplink;
 use crate::at::{At, Report};
 use crate::error::{ConfigError, ConfigErrors, one_line};
-use crate::raw::{Declared, Field, Memif, Network, Port, Table};
+use crate::raw::{Declared, Field, Memif, Network, Port, Table, Veth};
 use crate::values;
-
-const MEMIF: &str = "a table, such as { socket = \"/run/peregrine/memif.sock\", id = 0 }";
 
 /// Checks one object after the other, and collects what is wrong with them.
 pub struct Checker<'p> {
@@ -47,7 +46,7 @@ pub struct DeclaredPort {
     /// Its name.
     pub name: String,
     /// How it is attached.
-    pub memif: MemifPlan,
+    pub plan: PortPlan,
 }
 
 /// An endpoint, and what carries it.
@@ -71,18 +70,18 @@ pub enum Carrier {
     /// The port of this name.
     Port(String),
     /// One of its own.
-    Own(MemifPlan),
+    Own(PortPlan),
 }
 
 impl DeclaredEndpoint {
     /// Attached like this.
-    pub fn plan(&self, memif: MemifPlan) -> EndpointPlan {
+    pub fn plan(&self, port: PortPlan) -> EndpointPlan {
         EndpointPlan {
             addresses: self.addresses.clone(),
             anti_spoofing: self.anti_spoofing,
             storm_limit: self.storm_limit,
             announce: self.announce,
-            ..EndpointPlan::new(&self.name, self.network, self.mac, memif)
+            ..EndpointPlan::new(&self.name, self.network, self.mac, port)
         }
     }
 }
@@ -107,10 +106,11 @@ impl<'p> Checker<'p> {
     /// A port.
     pub fn port<'de>(&self, path: &str, given: impl Deserializer<'de>) -> Option<DeclaredPort> {
         let before = self.report.count();
-        let (at, raw) = self.table::<Port>(path, given, "a port: a table with the keys name and memif")?;
+        let (at, raw) =
+            self.table::<Port>(path, given, "a port: a table with the keys name, and memif or veth")?;
         let name = at.key("name").text(&raw.name, None, values::NAME, values::name);
-        let memif = self.memif(&at.key("memif"), &raw.memif, None);
-        Some(DeclaredPort { name: name?, memif: memif? }).filter(|_| self.report.count() == before)
+        let plan = self.carrier(&at, (&raw.memif, &raw.veth), None);
+        Some(DeclaredPort { name: name?, plan: plan? }).filter(|_| self.report.count() == before)
     }
 
     /// An endpoint.
@@ -121,20 +121,22 @@ impl<'p> Checker<'p> {
         networks: &impl Networks,
     ) -> Option<DeclaredEndpoint> {
         let before = self.report.count();
-        let rule = "an endpoint: a table with the keys name, network, mac, and port or memif";
+        let rule = "an endpoint: a table with the keys name, network, mac, and port, memif or veth";
         let (at, raw) = self.table::<Declared>(path, given, rule)?;
         let (raw, port) = raw.split();
         let name = at.key("name").text(&raw.name, None, values::NAME, values::name);
         let found = self.network_of(&at.key("network"), &raw.network, networks);
         let keys = keys(&at, &raw, Some(&mut OnNetwork::default()));
-        let carrier = match (&port, &raw.memif) {
-            (Field::Absent, memif) => {
+        let carrier = match &port {
+            Field::Absent => {
                 let mtu = found.map(|(_, mtu)| (mtu, "the network's mtu".to_owned()));
-                self.memif(&at.key("memif"), memif, mtu).map(Carrier::Own)
+                self.carrier(&at, (&raw.memif, &raw.veth), mtu).map(Carrier::Own)
             }
-            (port, memif) => {
-                if let Some(shown) = memif.given() {
-                    at.key("memif").invalid(shown, "left out: the endpoint is on a port");
+            port => {
+                for (key, given) in [("memif", raw.memif.given()), ("veth", raw.veth.given())] {
+                    if let Some(shown) = given {
+                        at.key(key).invalid(shown, "left out: the endpoint is on a port");
+                    }
                 }
                 at.key("port").text(port, None, "the name of a port", values::name).map(Carrier::Port)
             }
@@ -168,9 +170,13 @@ impl<'p> Checker<'p> {
         found
     }
 
-    fn memif(&self, at: &At<'_>, field: &Field<Memif>, mtu: Option<(u16, String)>) -> Option<MemifPlan> {
-        let raw = at.table(field, MEMIF)?;
-        memif(at, raw, mtu, &mut Sockets::new(Some(&self.plan.control_socket)))
+    fn carrier(
+        &self,
+        at: &At<'_>,
+        fields: (&Field<Memif>, &Field<Veth>),
+        mtu: Option<(u16, String)>,
+    ) -> Option<PortPlan> {
+        port(at, fields, mtu, &mut Ports::new(Sockets::new(Some(&self.plan.control_socket))))
     }
 
     /// The table at `path`; what it may not have has been reported.

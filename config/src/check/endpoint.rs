@@ -6,8 +6,9 @@ use std::path::Path;
 use peregrine_dataplane::plan::EndpointPlan;
 use peregrine_dataplane::types::{MacAddr, NetworkId};
 
-use super::memif::{Sockets, memif};
+use super::memif::Sockets;
 use super::network::{OnNetwork, Taken};
+use super::port::{Ports, port};
 use crate::at::{At, Claims};
 use crate::error::ConfigError;
 use crate::nearest::nearest;
@@ -24,7 +25,7 @@ const NO_STORM_LIMIT: u32 = 0;
 struct Shared<'a> {
     networks: Taken<'a>,
     names: Claims<String>,
-    sockets: Sockets<'a>,
+    ports: Ports<'a>,
 }
 
 /// Checks `[[endpoints]]`.
@@ -34,7 +35,8 @@ pub fn endpoints(
     networks: Taken<'_>,
     control_socket: Option<&Path>,
 ) -> Vec<EndpointPlan> {
-    let mut shared = Shared { networks, names: Claims::new(), sockets: Sockets::new(control_socket) };
+    let mut shared =
+        Shared { networks, names: Claims::new(), ports: Ports::new(Sockets::new(control_socket)) };
     let mut plans = Vec::new();
     for (at, entry) in at.list(field, 0..=65534, "a list of at most 65534 tables: [[endpoints]]") {
         if let Some(raw) = at.table(entry, "a table: [[endpoints]]") {
@@ -53,10 +55,7 @@ fn endpoint(at: &At<'_>, raw: &Endpoint, shared: &mut Shared<'_>) -> Option<Endp
     let keys = keys(at, raw, place.and_then(|place| shared.networks.on.get_mut(place)));
     let mtu =
         place.and_then(|place| Some((shared.networks.on.get(place)?.mtu?, format!("networks[{place}].mtu"))));
-    let at = at.key("memif");
-    let memif = at
-        .table(&raw.memif, "a table, such as { socket = \"/run/peregrine/memif.sock\", id = 0 }")
-        .and_then(|raw| memif(&at, raw, mtu, &mut shared.sockets));
+    let port = port(at, (&raw.memif, &raw.veth), mtu, &mut shared.ports);
     let network = NetworkId(u16::try_from(place?).ok()?);
     let keys = keys?;
     Some(EndpointPlan {
@@ -64,7 +63,7 @@ fn endpoint(at: &At<'_>, raw: &Endpoint, shared: &mut Shared<'_>) -> Option<Endp
         anti_spoofing: keys.anti_spoofing,
         storm_limit: keys.storm_limit,
         announce: keys.announce,
-        ..EndpointPlan::new(&name?, network, keys.mac, memif?)
+        ..EndpointPlan::new(&name?, network, keys.mac, port?)
     })
 }
 

@@ -254,7 +254,7 @@ fn buffer_least(mtu: u16) -> u32 {
 }
 
 /// Why a network with this MTU cannot be reached by it, if its buffers are too small.
-pub fn too_small(memif: &MemifPlan, mtu: u16) -> Option<String> {
+pub(super) fn too_small(memif: &MemifPlan, mtu: u16) -> Option<String> {
     let MemifRole::Client { buffer_bytes, .. } = memif.role else { return None };
     let least = buffer_least(mtu);
     (!memif.chains && buffer_bytes < least).then(|| {

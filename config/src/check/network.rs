@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use peregrine_dataplane::plan::{InnerVlan, NetworkPlan, OuterDscp, ReservedBits, StaticMac};
+use peregrine_dataplane::plan::{
+    InnerVlan, NetworkPlan, OuterDscp, Prefix, PrefixError, ReservedBits, StaticMac,
+};
 use peregrine_dataplane::types::{Class, MacAddr, Vni};
 use toml::Value;
 
@@ -123,6 +125,7 @@ pub fn network(
     });
     let dscp = at.key("dscp").optional(&raw.dscp, OuterDscp::ByClass, DSCP, outer_dscp);
     let suppression = at.key("suppression").switch(&raw.suppression, true);
+    let subnets = subnets(&at.key("subnets"), &raw.subnets);
     let gateways = gateways(&at.key("gateways"), &raw.gateways);
     let clamp_mss = at.key("clamp_mss").switch(&raw.clamp_mss, false);
     for (ip, place) in &remotes {
@@ -156,6 +159,7 @@ pub fn network(
         inner_vlan: inner_vlan?,
         dscp: dscp?,
         suppression: suppression?,
+        subnets,
         gateways,
         clamp_mss: clamp_mss?,
         learning: learning?,
@@ -221,6 +225,23 @@ fn same_family(
             _ => {}
         }
     }
+}
+
+fn subnets(at: &At<'_>, field: &List<String>) -> Vec<Prefix> {
+    const RULE: &str = "a list of at most 16 prefixes, such as [\"10.42.0.0/16\"]";
+    let mut claims = Claims::new();
+    let mut subnets = Vec::new();
+    for (at, entry) in at.list(field, 0..=16, RULE) {
+        let parsed = entry.value().map_or(Err(PrefixError::Syntax), |text| text.parse());
+        match parsed {
+            Ok(prefix) => {
+                claims.claim(prefix, &at, entry.shown());
+                subnets.push(prefix);
+            }
+            Err(error) => at.invalid(entry.shown(), error.to_string()),
+        }
+    }
+    subnets
 }
 
 fn gateways(at: &At<'_>, field: &List<String>) -> Vec<IpAddr> {

@@ -48,12 +48,12 @@ fn what_a_file_may_say_may_be_said_alone() {
     let network = checker.network("n", network).unwrap();
     assert_eq!((network.name.as_str(), network.mtu, network.class), ("red", 1450, Class(0)));
     let port = checker.port("p", json!({"name": "p1", "memif": {"socket": "@p", "id": 7}})).unwrap();
-    assert_eq!((port.name.as_str(), port.memif.id), ("p1", 7));
+    assert_eq!((port.name.as_str(), port.plan.memif().unwrap().id), ("p1", 7));
     let on_port = json!({"name": "e1", "network": "green", "mac": "02:00:00:00:00:77", "port": "p1"});
     let on_port = checker.endpoint("e", on_port, &Of(&plan)).unwrap();
     assert_eq!(on_port.network, NetworkId(1));
     assert!(matches!(&on_port.carrier, Carrier::Port(port) if port == "p1"));
-    assert_eq!(on_port.plan(port.memif).memif.id, 7);
+    assert_eq!(on_port.plan(port.plan).port.memif().unwrap().id, 7);
     let own = json!({"name": "e2", "network": "blue", "mac": "02:00:00:00:00:78", "memif": {"socket": "@p"}});
     let own = checker.endpoint("e", own, &Of(&plan)).unwrap();
     assert!(matches!(own.carrier, Carrier::Own(_)));
@@ -69,7 +69,7 @@ fn every_mistake_is_told_with_its_place() {
     assert_eq!(
         mistakes,
         [
-            "e.colour: unknown key: must be one of name, network, mac, addresses, anti_spoofing, storm_limit, announce, port, memif",
+            "e.colour: unknown key: must be one of name, network, mac, addresses, anti_spoofing, storm_limit, announce, port, memif, veth",
             "e.name = \"a b\": must be 1 to 63 letters, digits, '_', '.' or '-'",
             "e.network = \"gren\": must be the name of a network: did you mean \"green\"?",
             "e.mac = \"03:00:00:00:00:01\": must be a station's Ethernet address, such as \"02:00:00:00:00:01\" (not multicast, not zero)",
@@ -93,7 +93,9 @@ fn what_is_no_table_at_all_is_told() {
     let mistakes = wrong(|checker| checker.port("p", json!({"name": "x"})).is_some());
     assert_eq!(
         mistakes,
-        ["p.memif: missing: must be a table, such as { socket = \"/run/peregrine/memif.sock\", id = 0 }"]
+        [
+            "p.memif: missing: must be a table, such as { socket = \"/run/peregrine/memif.sock\", id = 0 }; or there must be a table veth, such as { namespace = \"web\" }"
+        ]
     );
 }
 

@@ -1,7 +1,7 @@
 //! Endpoints and their memifs.
 
 use peregrine_config::parse;
-use peregrine_dataplane::plan::{EndpointPlan, MemifRole};
+use peregrine_dataplane::plan::{EndpointPlan, MemifRole, PortPlan};
 
 use crate::good::{GOOD, refused, replaced};
 
@@ -114,7 +114,7 @@ fn endpoints() {
             (
                 "memif = { socket = \"@green\" }",
                 "",
-                "endpoints[2].memif: missing: must be a table, such as { socket = \"/run/peregrine/memif.sock\", id = 0 }",
+                "endpoints[2].memif: missing: must be a table, such as { socket = \"/run/peregrine/memif.sock\", id = 0 }; or there must be a table veth, such as { namespace = \"web\" }",
             ),
         ],
         "",
@@ -225,7 +225,7 @@ fn what_endpoints_on_one_socket_must_agree_on() {
 fn a_mode_left_out_is_the_default_and_counts_as_given() {
     let second = "id = 1, mode = \"0660\"";
     let plan = parse(&replaced(second, "id = 1"), "t").unwrap();
-    let mode = |endpoint: &EndpointPlan| match endpoint.memif.role {
+    let mode = |endpoint: &EndpointPlan| match endpoint.port.memif().unwrap().role {
         MemifRole::Server { mode, .. } => mode,
         MemifRole::Client { .. } => panic!("{endpoint:?}"),
     };
@@ -305,7 +305,7 @@ fn what_a_server_says() {
         let errors = parse(&replaced("\"@green\"", &format!("\"/run/g\", {key} = {bad}")), "t").unwrap_err();
         assert_eq!(errors.to_string(), format!("t: endpoints[2].memif.{key} = {bad}: {}", rule(key)));
     }
-    let log = parse(GOOD, "t").unwrap().endpoints.values().last().unwrap().memif.clone();
+    let log = parse(GOOD, "t").unwrap().endpoints.values().last().unwrap().port.memif().unwrap().clone();
     assert_eq!((log.queue_pairs, log.chains), (8, true));
     let role = MemifRole::Server {
         mode: Some(0o600),
@@ -355,7 +355,7 @@ fn what_a_client_says() {
             replaced("queue_pairs = 2", "").replace("ring_size = 512", &format!("ring_size = {}", 1 << log2));
         let plan = parse(&text, "t").unwrap();
         assert_eq!(
-            plan.endpoints[3].memif.role,
+            plan.endpoints[3].port.memif().unwrap().role,
             MemifRole::Client { ring_log2: log2, buffer_bytes: 4096, tenant_uid: None }
         );
     }
@@ -391,5 +391,74 @@ fn secrets_are_bounded_and_never_shown() {
     let errors = parse("[[endpoints]]\nmemif = { secret = \"hunter2\" x }", "t").unwrap_err();
     assert!(!format!("{errors} {errors:?}").contains("hunter2"), "{errors:?}");
     let plan = parse(&replaced("\"@green\"", "\"@g\", secret = \"123456789012345678901234\""), "t").unwrap();
-    assert_eq!(plan.endpoints[2].memif.secret.len(), 24);
+    assert_eq!(plan.endpoints[2].port.memif().unwrap().secret.len(), 24);
+}
+
+#[test]
+fn a_container_has_a_veth() {
+    use peregrine_dataplane::plan::{NamespaceRef, VethPlan};
+    let memif = "memif = { socket = \"@green\" }";
+    let veth = |text: &str| replaced(memif, &format!("veth = {{ {text} }}"));
+    for (text, want) in [
+        ("namespace = \"web-1\"", VethPlan::new(NamespaceRef::Name("web-1".into()))),
+        ("namespace = \"/proc/7/ns/net\"", VethPlan::new(NamespaceRef::Path("/proc/7/ns/net".into()))),
+        (
+            "pid = 7, interface = \"net1\", default_route = false, ring_size = 64",
+            VethPlan {
+                interface: "net1".into(),
+                default_route: false,
+                ring_size: 64,
+                ..VethPlan::new(NamespaceRef::Pid(7))
+            },
+        ),
+        (
+            "namespace = \"x\", create_namespace = true",
+            VethPlan { create: true, ..VethPlan::new(NamespaceRef::Name("x".into())) },
+        ),
+    ] {
+        let plan = parse(&veth(text), "t").unwrap_or_else(|errors| panic!("{errors}"));
+        assert_eq!(plan.endpoints[2].port, PortPlan::Veth(want));
+    }
+    let namespace = "must be the name of a network namespace (1 to 63 letters, digits, '_', '.' or '-'), or the path of one, such as \"/proc/4242/ns/net\"";
+    for (text, want) in [
+        ("", format!("namespace: missing: {namespace}")),
+        ("namespace = \"..\"", format!("namespace = \"..\": {namespace}")),
+        ("namespace = \"a/b\"", format!("namespace = \"a/b\": {namespace}")),
+        ("namespace = \"x\", pid = 1", "namespace = \"x\": must be left out: there is pid".into()),
+        ("pid = 0", "pid = 0: must be a number from 1 to 2147483647".into()),
+        ("pid = 1, ring_size = 100", "ring_size = 100: must be a power of two from 64 to 4096".into()),
+        (
+            "pid = 1, create_namespace = true",
+            "create_namespace = true: must be false, or the namespace must be given by a name: it is made under that".into(),
+        ),
+        (
+            "pid = 1, interface = \"a b\"",
+            "interface = \"a b\": must be the name of an interface: 1 to 15 bytes, without spaces, '/' and ':'".into(),
+        ),
+        ("pid = 1, id = 3", "id: unknown key: did you mean `pid`?".into()),
+    ] {
+        let errors = parse(&veth(text), "t").unwrap_err().to_string();
+        assert_eq!(errors, format!("t: endpoints[2].veth.{want}"), "{text}");
+    }
+    let both =
+        parse(&replaced(memif, &format!("{memif}\nveth = {{ pid = 1 }}")), "t").unwrap_err().to_string();
+    assert_eq!(both, "t: endpoints[2].veth = {…}: must be left out: there is memif");
+}
+
+#[test]
+fn a_container_has_an_interface_of_a_name_once_and_no_giant_packets() {
+    let two = GOOD.replace("memif = { socket = \"@green\" }", "veth = { namespace = \"x\" }").replace(
+        "memif = { socket = \"/run/peregrine/memif.sock\", id = 1, mode = \"0660\" }",
+        "veth = { namespace = \"x\" }",
+    );
+    let errors = parse(&two, "t").unwrap_err().to_string();
+    let want = "t: endpoints[2].veth.interface = \"eth0\" in network namespace 'x': must be unique: endpoints[1].veth.interface is the same";
+    assert_eq!(errors, want);
+    let giant = replaced("memif = { socket = \"@green\" }", "veth = { pid = 1 }")
+        .replace("name = \"green\"", "name = \"green\"\nmtu = 3401");
+    let errors = parse(&giant, "t").unwrap_err().to_string();
+    assert_eq!(
+        errors,
+        "t: networks[1].mtu = 3401: must be at most 3400: endpoints[2].veth is on that network"
+    );
 }

@@ -10,7 +10,8 @@ use std::time::Duration;
 use peregrine_config::{load, parse, warnings};
 use peregrine_dataplane::engine::EarlyPlan;
 use peregrine_dataplane::plan::{
-    EndpointPlan, MemifRole, NetworkPlan, Plan, Queues, StaticMac, UplinkPlan, WorkOrder, XdpMode,
+    EndpointPlan, MemifRole, NamespaceRef, NetworkPlan, Plan, Queues, StaticMac, UplinkPlan, VethPlan,
+    WorkOrder, XdpMode,
 };
 use peregrine_dataplane::types::{Class, CoreId, MacAddr, NetworkId};
 use peregrine_memif::SocketAddr;
@@ -81,10 +82,10 @@ fn one_tenant_is_what_it_says_and_the_rest_is_default() {
     let built =
         NetworkPlan { remotes: network.remotes.clone(), ..NetworkPlan::new(&network.name, network.vni) };
     assert_eq!(format!("{network:?}"), format!("{built:?}"));
-    let built = EndpointPlan::new(&endpoint.name, endpoint.network, endpoint.mac, endpoint.memif.clone());
+    let built = EndpointPlan::new(&endpoint.name, endpoint.network, endpoint.mac, endpoint.port.clone());
     let built = EndpointPlan { addresses: endpoint.addresses.clone(), ..built };
     assert_eq!(format!("{endpoint:?}"), format!("{built:?}"));
-    let memif = &endpoint.memif;
+    let memif = &endpoint.port.memif().unwrap();
     assert_eq!(memif.socket, SocketAddr::Path("/run/peregrine/memif.sock".into()));
     assert_eq!((memif.id, memif.secret.len(), memif.queue_pairs, memif.chains), (0, 0, 1, false));
     let role = MemifRole::Server {
@@ -103,8 +104,8 @@ fn two_tenants_share_a_socket() {
     let (web, database) = (&plan.endpoints[0], &plan.endpoints[1]);
     assert_eq!(plan.endpoints.len(), 2);
     assert_eq!((web.network, database.network), (NetworkId(0), NetworkId(0)));
-    assert_eq!(web.memif.socket, database.memif.socket);
-    assert_eq!((web.memif.id, database.memif.id), (0, 1));
+    assert_eq!(web.port.memif().unwrap().socket, database.port.memif().unwrap().socket);
+    assert_eq!((web.port.memif().unwrap().id, database.port.memif().unwrap().id), (0, 1));
 }
 
 #[test]
@@ -120,29 +121,35 @@ fn full_says_the_defaults_and_holds_every_key() {
         }]
     );
     assert_eq!(plan.workers[0].nice, Some(0));
-    assert_eq!(plan.endpoints[0].memif.secret, b"change me");
+    assert_eq!(plan.endpoints[0].port.memif().unwrap().secret, b"change me");
 
     // Apart from what only `full` sets, it is `one_tenant`: so what it calls a default is one.
     let mut plan = plan;
-    let client = plan.endpoints[1].memif.clone();
+    let client = plan.endpoints[1].port.memif().unwrap().clone();
+    let shell = NamespaceRef::Name("shell".into());
+    assert_eq!(plan.endpoints[2].port, VethPlan::new(shell).into());
+    assert_eq!(plan.endpoints[3].port, VethPlan::new(NamespaceRef::Pid(4242)).into());
+    assert_eq!(plan.networks[0].subnets.pop(), Some("10.42.0.0/16".parse().unwrap()));
     plan.endpoints = plan.endpoints.values().take(1).cloned().collect();
     assert_eq!(client.socket, SocketAddr::Path("/run/tenants/database.sock".into()));
     assert_eq!((client.id, client.queue_pairs, client.chains), (0, 1, false));
     assert_eq!(client.role, MemifRole::Client { ring_log2: 10, buffer_bytes: 2048, tenant_uid: Some(1000) });
     // So are the client's, when `full` no longer says them.
     let beginning = text.split_once("\nring_size = 1024").unwrap().0;
-    let mut by_default = parse(beginning, "full.toml").unwrap().endpoints[1].memif.clone();
+    let mut by_default = parse(beginning, "full.toml").unwrap().endpoints[1].port.memif().unwrap().clone();
     let MemifRole::Client { tenant_uid, .. } = &mut by_default.role else { panic!() };
     assert_eq!(tenant_uid.replace(1000), None);
     assert_eq!(by_default, client);
-    let MemifRole::Server { owner, group, .. } = &mut plan.endpoints[0].memif.role else { panic!() };
+    let MemifRole::Server { owner, group, .. } = &mut plan.endpoints[0].port.memif_mut().unwrap().role else {
+        panic!()
+    };
     assert_eq!((owner.take(), group.take()), (Some(0), Some(0)));
     plan.workers[0].nice = None;
     assert_eq!((plan.classes.rules.len(), plan.classes.trusted.len()), (4, 1));
     plan.classes.rules.clear();
     plan.classes.trusted.clear();
     plan.networks[0].static_macs.clear();
-    plan.endpoints[0].memif.secret.clear();
+    plan.endpoints[0].port.memif_mut().unwrap().secret.clear();
     assert_eq!(plan.uplinks[0].vlan.take(), Some(100));
     assert_eq!(plan.uplinks[0].locals.pop(), Some("2001:db8::1".parse().unwrap()));
     let network = &mut plan.networks[0];

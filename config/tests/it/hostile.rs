@@ -45,10 +45,16 @@ fn promises(plan: &Plan) {
     assert!(plan.endpoints.values().all(|e| plan.network(e.network).is_some()));
     distinct(plan.endpoints.values().map(|e| &e.name).collect::<HashSet<_>>().len());
     distinct(plan.endpoints.values().map(|e| (e.network, e.mac)).collect::<HashSet<_>>().len());
-    distinct(plan.endpoints.values().map(|e| (&e.memif.socket, e.memif.id)).collect::<HashSet<_>>().len());
+    distinct(
+        plan.endpoints
+            .values()
+            .map(|e| (&e.port.memif().unwrap().socket, e.port.memif().unwrap().id))
+            .collect::<HashSet<_>>()
+            .len(),
+    );
     let mut sockets = HashMap::new();
     for endpoint in plan.endpoints.values() {
-        let memif = &endpoint.memif;
+        let memif = &endpoint.port.memif().unwrap();
         assert!((1..=8).contains(&memif.queue_pairs));
         let once = match memif.role {
             MemifRole::Server { mode, owner, group, memory_bytes_max, .. } => {

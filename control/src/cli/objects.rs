@@ -13,6 +13,7 @@ use crate::client::Client;
 use crate::error::Error;
 use crate::model::types::{
     ChangeRequest, EndpointTable, ListRequest, MemifTable, Move, NetworkTable, NumberOrText, PortTable, Step,
+    VethTable,
 };
 use crate::render::objects as render;
 
@@ -123,7 +124,7 @@ pub struct Network {
     /// The VTEP address from which its frames are sent.
     #[arg(long, value_name = "IP")]
     pub local: Option<IpAddr>,
-    /// Whose address "packet too big" is told from; at most one of each IP version.
+    /// Whose address "packet too big" is told from, and by whom containers have their default route; at most one of each IP version.
     #[arg(long = "gateway", value_name = "IP")]
     pub gateways: Vec<IpAddr>,
     /// Learn no addresses.
@@ -153,6 +154,9 @@ pub struct Network {
     /// The class of packets that no rule names.
     #[arg(long, value_name = "CLASS")]
     pub class: Option<String>,
+    /// A prefix of its stations' addresses, such as 10.42.0.0/16: of which length those are that containers get; as often as it has some.
+    #[arg(long = "subnet", value_name = "PREFIX")]
+    pub subnets: Vec<String>,
     /// How.
     #[command(flatten)]
     pub how: How,
@@ -165,11 +169,14 @@ pub struct Port {
     #[arg(value_name = "NAME")]
     pub name: String,
     /// The memif socket: a path, or a name in the abstract namespace after an `@`.
-    #[arg(long = "memif", value_name = "SOCKET")]
-    pub memif_socket: String,
+    #[arg(long = "memif", value_name = "SOCKET", required_unless_present = "namespace")]
+    pub memif_socket: Option<String>,
     /// The rest of its memif.
     #[command(flatten)]
     pub memif: Memif,
+    /// Instead of memif: a veth.
+    #[command(flatten)]
+    pub veth: Veth,
     /// How.
     #[command(flatten)]
     pub how: How,
@@ -191,7 +198,7 @@ pub struct Endpoint {
     #[arg(long = "address", value_name = "IP")]
     pub addresses: Vec<IpAddr>,
     /// The port that carries it.
-    #[arg(long, value_name = "PORT", required_unless_present = "memif_socket")]
+    #[arg(long, value_name = "PORT", required_unless_present_any = ["memif_socket", "namespace"])]
     pub port: Option<String>,
     /// Instead of a port: a memif socket of its own, a path or a name in the abstract namespace after an `@`.
     #[arg(long = "memif", value_name = "SOCKET", conflicts_with = "port")]
@@ -199,6 +206,9 @@ pub struct Endpoint {
     /// The rest of its memif.
     #[command(flatten)]
     pub memif: Memif,
+    /// Instead of a port: a veth of its own.
+    #[command(flatten)]
+    pub veth: Veth,
     /// Let it send from other source addresses.
     #[arg(long)]
     pub no_anti_spoofing: bool,
@@ -257,6 +267,41 @@ pub struct Memif {
     pub tenant_uid: Option<u32>,
 }
 
+/// A veth pair into a container's network namespace.
+#[derive(Debug, Default, PartialEq, Args)]
+pub struct Veth {
+    /// A network namespace, into which a veth is made: the name that `ip netns` knows, a path, or pid:NUMBER for that of a process.
+    #[arg(long, value_name = "NAMESPACE", conflicts_with_all = ["memif_socket"])]
+    pub namespace: Option<String>,
+    /// Make the namespace, and remove it with the port.
+    #[arg(long, requires = "namespace")]
+    pub create_namespace: bool,
+    /// The name of the container's end (eth0).
+    #[arg(long, value_name = "NAME", requires = "namespace")]
+    pub interface: Option<String>,
+    /// Set no default routes by the network's gateways.
+    #[arg(long, requires = "namespace")]
+    pub no_default_route: bool,
+    /// Packets that may wait each way, a power of two from 64 to 4096 (256).
+    #[arg(long, value_name = "PACKETS", requires = "namespace")]
+    pub veth_ring_size: Option<u32>,
+}
+
+impl Veth {
+    fn table(&self) -> Option<VethTable> {
+        let namespace = self.namespace.as_ref()?;
+        let pid = namespace.strip_prefix("pid:").and_then(|pid| pid.parse().ok());
+        Some(VethTable {
+            namespace: pid.is_none().then(|| namespace.clone()),
+            pid,
+            create_namespace: self.create_namespace.then_some(true),
+            interface: self.interface.clone(),
+            default_route: self.no_default_route.then_some(false),
+            ring_size: self.veth_ring_size,
+        })
+    }
+}
+
 /// The longest secret, and a line feed.
 const SECRET_FILE_BYTES_MAX: u64 = 4096;
 
@@ -283,8 +328,8 @@ pub fn port(command: &PortCommand) -> Result<(), Error> {
     match command {
         PortCommand::List(which) => which.show("port.list", render::ports),
         PortCommand::Add(port) => {
-            let table =
-                PortTable { name: port.name.clone(), memif: Some(port.memif.table(&port.memif_socket)?) };
+            let memif = port.memif_socket.as_ref().map(|socket| port.memif.table(socket)).transpose()?;
+            let table = PortTable { name: port.name.clone(), memif, veth: port.veth.table() };
             change(vec![Step::AddPort(table)], &port.how, &format!("port {} is there", port.name))
         }
         PortCommand::Remove(which) => which.remove("port", Step::RemovePort),
@@ -381,6 +426,7 @@ impl Network {
             ageing: self.ageing.clone(),
             fdb_limit: self.fdb_limit,
             class: self.class.clone(),
+            subnets: self.subnets.clone(),
             ..NetworkTable::default()
         }
     }
@@ -403,6 +449,7 @@ impl Endpoint {
             announce: self.no_announce.then_some(false),
             port: self.port.clone(),
             memif: self.memif_socket.as_ref().map(|socket| self.memif.table(socket)).transpose()?,
+            veth: self.veth.table(),
         })
     }
 }

@@ -4,6 +4,8 @@
 //! - `namespace`: a namespace given by name, path or process; work done inside it
 //! - `pair`: the pair, made and removed
 //! - `pool`: namespaces with pairs and ports that are ready before anybody asks
+//! - `remover`: the thread that removes them
+//! - `maker`: a pair and our end of it, open; found again where an earlier daemon left it
 //!
 //! The far end is made where it is to be. To move a device from one namespace to another costs the kernel an RCU grace period or
 //! two, some 16 ms; to make it there, nothing.
@@ -11,9 +13,11 @@
 //! What must hold: what fails leaves nothing behind; a mistake is named with what, where and the way out, in one line; nothing of another
 //! owner's is changed: a name that is taken is refused, a default route that is there stays.
 
+mod maker;
 mod namespace;
 mod pair;
 mod pool;
+mod remover;
 #[cfg(test)]
 mod tests;
 
@@ -23,8 +27,11 @@ use std::path::PathBuf;
 
 use peregrine_dataplane::xsk::XskError;
 
-pub use namespace::{Namespace, NamespaceRef};
+pub use maker::{Link, Maker, is_fleeting};
+pub use namespace::Namespace;
+use namespace::how_to_list;
 pub use pair::{Pair, VethPlan, make};
+use peregrine_dataplane::plan::NamespaceRef;
 pub use pool::{PartPlan, Pool, PoolConfig, PoolCounts, Taken};
 
 /// Why a container did not get its interface.
@@ -105,10 +112,10 @@ impl fmt::Display for ContainerError {
         use ContainerError as E;
         match self {
             E::NoNamespace { namespace, source } => {
-                write!(f, "there is no {namespace} ({source}): {}", namespace.how_to_list())
+                write!(f, "there is no {namespace} ({source}): {}", how_to_list(namespace))
             }
             E::NotANamespace { namespace } => {
-                write!(f, "{namespace} is no network namespace: {}", namespace.how_to_list())
+                write!(f, "{namespace} is no network namespace: {}", how_to_list(namespace))
             }
             E::BadName { name } => write!(
                 f,

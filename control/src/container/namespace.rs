@@ -1,10 +1,10 @@
 //! Network namespaces that others made: found by name, path or process, and entered by threads that live as long as one piece of work.
 
-use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 
+use peregrine_dataplane::plan::NamespaceRef;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
@@ -17,49 +17,24 @@ pub(super) const NSFS_MAGIC: u64 = 0x6e73_6673;
 /// Where `ip netns` keeps those with names.
 pub(super) const NAMED: &str = "/run/netns";
 
-/// Which namespace.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum NamespaceRef {
-    /// One that `ip netns` knows.
-    Name(String),
-    /// What lies at this path, a file that was bound to it.
-    Path(PathBuf),
-    /// That of a process.
-    Pid(u32),
-}
-
-impl NamespaceRef {
-    fn path(&self) -> Option<PathBuf> {
-        match self {
-            NamespaceRef::Name(name) => {
-                let is_name = !matches!(name.as_str(), "" | "." | "..") && !name.contains(['/', '\0']);
-                is_name.then(|| Path::new(NAMED).join(name))
-            }
-            NamespaceRef::Path(path) => Some(path.clone()),
-            NamespaceRef::Pid(pid) => Some(PathBuf::from(format!("/proc/{pid}/ns/net"))),
+fn path_of(which: &NamespaceRef) -> Option<PathBuf> {
+    match which {
+        NamespaceRef::Name(name) => {
+            let is_name = !matches!(name.as_str(), "" | "." | "..") && !name.contains(['/', '\0']);
+            is_name.then(|| Path::new(NAMED).join(name))
         }
-    }
-
-    pub(super) fn how_to_list(&self) -> &'static str {
-        match self {
-            NamespaceRef::Name(_) => "`ip netns list` lists those that there are",
-            NamespaceRef::Path(_) => {
-                "give the path of one, such as /run/netns/NAME or /proc/PID/ns/net (`lsns -t net` lists them)"
-            }
-            NamespaceRef::Pid(_) => "`lsns -t net` lists those that there are, with a process of each",
-        }
+        NamespaceRef::Path(path) => Some(path.clone()),
+        NamespaceRef::Pid(pid) => Some(PathBuf::from(format!("/proc/{pid}/ns/net"))),
     }
 }
 
-impl fmt::Display for NamespaceRef {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            NamespaceRef::Name(name) => write!(f, "network namespace '{}'", name.escape_debug()),
-            NamespaceRef::Path(path) => {
-                write!(f, "network namespace {}", path.display().to_string().escape_debug())
-            }
-            NamespaceRef::Pid(pid) => write!(f, "network namespace of process {pid}"),
+pub(super) fn how_to_list(which: &NamespaceRef) -> &'static str {
+    match which {
+        NamespaceRef::Name(_) => "`ip netns list` lists those that there are",
+        NamespaceRef::Path(_) => {
+            "give the path of one, such as /run/netns/NAME or /proc/PID/ns/net (`lsns -t net` lists them)"
         }
+        NamespaceRef::Pid(_) => "`lsns -t net` lists those that there are, with a process of each",
     }
 }
 
@@ -80,7 +55,7 @@ impl Namespace {
             Errno::ACCESS | Errno::PERM => ContainerError::NotPermitted { what: format!("opening {which}") },
             _ => ContainerError::NoNamespace { namespace: which.clone(), source: error.into() },
         };
-        let path = which.path().ok_or_else(|| none(Errno::NOENT))?;
+        let path = path_of(which).ok_or_else(|| none(Errno::NOENT))?;
         // Only looked at so far: to open some files does something, or waits.
         let place = rustix::fs::open(&path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).map_err(none)?;
         let kind = rustix::fs::fstatfs(&place).map_err(none)?.f_type;

@@ -12,11 +12,12 @@ use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use peregrine_dataplane::plan::NamespaceRef;
 use peregrine_dataplane::types::MacAddr;
 use peregrine_dataplane::xsk::switch_offloads_off;
 use rustix::io::Errno;
 
-use super::{ContainerError, Namespace, NamespaceRef};
+use super::{ContainerError, Namespace};
 use crate::underlay::netlink::Requests;
 
 /// What is to be made.

@@ -69,6 +69,8 @@ pub struct PartPlan {
     pub namespace: String,
     /// The name of its end, if it is not the pool's.
     pub interface: Option<String>,
+    /// What our end is to have for an alias: what for it is.
+    pub alias: Option<String>,
     /// Its Ethernet address.
     pub mac: MacAddr,
     /// Its largest IP packet.

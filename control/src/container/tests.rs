@@ -255,9 +255,9 @@ fn containers_reach_each_other_through_an_engine() {
     for address in ["10.42.0.2", "fd42::2"] {
         containers[0].0.run(&format!("ping -q -c 3 -i 0.05 -W 10 {address}"));
     }
+    assert_eq!(engine.poll(), []);
     for (_, pair) in &containers {
         pair.remove(&mut requests).unwrap();
     }
-    assert_eq!(engine.poll(), []);
     assert!(engine.stop().totals.conserved);
 }

@@ -10,7 +10,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use peregrine_dataplane::engine::Change;
-use peregrine_dataplane::plan::{EndpointPlan, MemifPlan, Plan};
+use peregrine_dataplane::plan::{Plan, PortPlan};
 use peregrine_dataplane::types::{EndpointId, NetworkId};
 use serde::Deserialize;
 use serde_json::Value;
@@ -20,6 +20,7 @@ use super::types::Kind;
 use super::{About, Model, Runtime};
 use crate::error::Error;
 use crate::socket;
+use crate::tenants::Coming;
 
 /// Of the file, and of `export`.
 pub const FORMAT: u32 = 1;
@@ -256,22 +257,19 @@ impl Runtime for Beginning {
         (self.0.endpoints.end()..ENDPOINTS_MAX).take(count).map(|place| EndpointId(place as u16)).collect()
     }
 
-    fn swap(&mut self, _: &[EndpointId], _: &[(EndpointId, EndpointPlan)]) -> Result<(), (usize, String)> {
+    fn swap(&mut self, _: &[EndpointId], _: &[Coming]) -> Result<(), (usize, String)> {
         Ok(())
     }
 
-    fn hold(&mut self, _: &MemifPlan) -> Result<(), String> {
+    fn hold(&mut self, _: &str, _: &PortPlan) -> Result<(), String> {
         Ok(())
     }
 
-    fn release(&mut self, _: &MemifPlan) {}
+    fn release(&mut self, _: &PortPlan) {}
 
-    fn restore(
-        &mut self,
-        _: &[EndpointId],
-        _: &[(EndpointId, EndpointPlan)],
-        _: &[MemifPlan],
-    ) -> Option<String> {
+    fn attach(&mut self, _: &[Coming]) {}
+
+    fn restore(&mut self, _: &[EndpointId], _: &[Coming], _: &[(String, PortPlan)]) -> Option<String> {
         None
     }
 
@@ -326,8 +324,7 @@ mod tests {
         /// A daemon's model, with what is kept.
         fn start(&self) -> Result<(Model, Lists), String> {
             let (model, plan) = load(&self.plan).map_err(|error| error.to_string())?;
-            let mut lists = Lists::of(&plan);
-            model.held_ports().for_each(|(_, memif)| lists.hold(memif).unwrap());
+            let lists = Lists::of(&plan).holding(&model);
             Ok((model, lists))
         }
 

@@ -4,11 +4,11 @@ use std::time::Instant;
 
 use mio::Registry;
 use peregrine_dataplane::engine::{Change, ChangeError, Engine};
-use peregrine_dataplane::plan::{EndpointPlan, MemifPlan, MemifRole, Plan};
+use peregrine_dataplane::plan::{MemifRole, Plan, PortPlan};
 use peregrine_dataplane::types::{EndpointId, NetworkId};
 
 use super::{About, Runtime};
-use crate::tenants::Tenants;
+use crate::tenants::{Coming, Tenants};
 
 /// See the [module documentation](self).
 #[derive(Debug)]
@@ -32,12 +32,8 @@ impl Runtime for Live<'_> {
         self.engine.vacant_endpoints().take(count).collect()
     }
 
-    fn swap(
-        &mut self,
-        go: &[EndpointId],
-        come: &[(EndpointId, EndpointPlan)],
-    ) -> Result<(), (usize, String)> {
-        if let Some(index) = come.iter().position(|(_, plan)| may_be_unsealed(&plan.memif)) {
+    fn swap(&mut self, go: &[EndpointId], come: &[Coming]) -> Result<(), (usize, String)> {
+        if let Some(index) = come.iter().position(|coming| may_be_unsealed(&coming.plan.port)) {
             // As at the start: its tenant could take memory away under a worker.
             peregrine_memif::guard_memory()
                 .map_err(|error| (index, format!("cannot handle SIGBUS: {error}")))?;
@@ -47,32 +43,29 @@ impl Runtime for Live<'_> {
         swapped.map_err(|(index, error)| (index, error.to_string()))
     }
 
-    fn hold(&mut self, memif: &MemifPlan) -> Result<(), String> {
-        self.tenants.hold(self.registry, memif).map_err(|error| error.to_string())
+    fn hold(&mut self, name: &str, port: &PortPlan) -> Result<(), String> {
+        self.tenants.hold(self.registry, name, port).map_err(|error| error.to_string())
     }
 
-    fn release(&mut self, memif: &MemifPlan) {
-        self.tenants.release(memif);
+    fn release(&mut self, port: &PortPlan) {
+        self.tenants.release(port, self.now, self.engine);
     }
 
-    fn restore(
-        &mut self,
-        go: &[EndpointId],
-        come: &[(EndpointId, EndpointPlan)],
-        hold: &[MemifPlan],
-    ) -> Option<String> {
-        // One by one if not together.
-        let together = self.swap(go, come).is_ok();
-        let Live { engine, tenants, registry, now } = self;
+    fn attach(&mut self, come: &[Coming]) {
+        self.tenants.attach(come.iter().map(|coming| coming.id), self.now, self.engine);
+    }
+
+    fn restore(&mut self, go: &[EndpointId], come: &[Coming], hold: &[(String, PortPlan)]) -> Option<String> {
         let mut failed = None;
-        if !together {
-            tenants.remove(go, *now, *engine);
-            for (id, plan) in come {
-                failed = tenants.add_or_wait(registry, *id, plan).err().or(failed);
-            }
+        self.tenants.remove(go, self.now, self.engine);
+        for (name, port) in hold {
+            failed = self.tenants.hold_or_wait(self.registry, name, port).err().or(failed);
         }
-        for memif in hold {
-            failed = tenants.hold_or_wait(registry, memif).err().or(failed);
+        // One by one if not together.
+        if self.swap(&[], come).is_err() {
+            for coming in come {
+                failed = self.tenants.add_or_wait(self.registry, coming).err().or(failed);
+            }
         }
         failed.map(|error| format!("{error}: tried again every second"))
     }
@@ -88,8 +81,9 @@ impl Runtime for Live<'_> {
     }
 }
 
-fn may_be_unsealed(memif: &MemifPlan) -> bool {
-    matches!(memif.role, MemifRole::Server { allow_unsealed: true, .. })
+/// Its tenant may keep its memory unsealed.
+pub fn may_be_unsealed(port: &PortPlan) -> bool {
+    port.memif().is_some_and(|memif| matches!(memif.role, MemifRole::Server { allow_unsealed: true, .. }))
 }
 
 fn about(error: &ChangeError, plan: &Plan) -> Option<About> {

@@ -18,12 +18,13 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::net::IpAddr;
 
 use peregrine_dataplane::engine::Change;
-use peregrine_dataplane::plan::{EndpointPlan, MemifPlan, MemifRole, NetworkPlan, Plan};
+use peregrine_dataplane::plan::{EndpointPlan, MemifPlan, MemifRole, NetworkPlan, Plan, PortKey, PortPlan};
 use peregrine_dataplane::types::{EndpointId, MacAddr, NetworkId, Vni};
 use peregrine_memif::SocketAddr;
 
 use self::prepared::Prepared;
 use self::types::{Changed, Kind, Named, Origin};
+use crate::tenants::Coming;
 
 /// So many changes are kept for who watches,
 const LOG_MAX: usize = 1024;
@@ -53,7 +54,7 @@ pub struct Port {
     /// It came with its endpoint and goes with it.
     pub is_own: bool,
     /// How it is attached.
-    pub memif: MemifPlan,
+    pub plan: PortPlan,
     text: String,
 }
 
@@ -82,8 +83,8 @@ pub enum Key {
     Mac(NetworkId, MacAddr),
     /// An IP address on a network.
     Address(NetworkId, IpAddr),
-    /// A memif interface.
-    Memif(SocketAddr, u32),
+    /// A memif interface, or a container's.
+    At(PortKey),
     /// A port, by which an endpoint is carried.
     Port(String),
 }
@@ -125,23 +126,19 @@ pub trait Runtime {
     ///
     /// # Errors
     /// The index of the one that cannot come, and why.
-    fn swap(&mut self, go: &[EndpointId], come: &[(EndpointId, EndpointPlan)])
-    -> Result<(), (usize, String)>;
-    /// A port's socket is there, whether it carries an endpoint or not.
+    fn swap(&mut self, go: &[EndpointId], come: &[Coming]) -> Result<(), (usize, String)>;
+    /// A port is there, whether it carries an endpoint or not.
     ///
     /// # Errors
     /// Why it cannot be.
-    fn hold(&mut self, memif: &MemifPlan) -> Result<(), String>;
+    fn hold(&mut self, name: &str, port: &PortPlan) -> Result<(), String>;
     /// Undoes one [`hold`](Self::hold).
-    fn release(&mut self, memif: &MemifPlan);
+    fn release(&mut self, port: &PortPlan);
+    /// Endpoints that came and that the engine knows by now are served where their tenants are here already.
+    fn attach(&mut self, come: &[Coming]);
     /// What was there before a change that came to nothing: `go` goes again, and `come` and what was held come back. What to say if some
     /// of it did not.
-    fn restore(
-        &mut self,
-        go: &[EndpointId],
-        come: &[(EndpointId, EndpointPlan)],
-        hold: &[MemifPlan],
-    ) -> Option<String>;
+    fn restore(&mut self, go: &[EndpointId], come: &[Coming], hold: &[(String, PortPlan)]) -> Option<String>;
     /// Would it make the change?
     ///
     /// # Errors
@@ -202,9 +199,9 @@ impl Model {
         let name = plan.name.clone();
         let network = all.network(plan.network).map(|network| network.name.clone()).unwrap_or_default();
         let port =
-            Port { origin: Origin::Config, is_own: true, memif: plan.memif.clone(), text: String::new() };
+            Port { origin: Origin::Config, is_own: true, plan: plan.port.clone(), text: String::new() };
         self.hold(port.key(), Kind::Port, &name);
-        self.join_socket(&port.memif, &name);
+        self.join_socket(&port.plan, &name);
         self.ports.insert(name.clone(), port);
         let endpoint = Endpoint {
             origin: Origin::Config,
@@ -225,7 +222,8 @@ impl Model {
         self.held.insert(key, Named { kind, name: name.to_owned() });
     }
 
-    fn join_socket(&mut self, memif: &MemifPlan, port: &str) {
+    fn join_socket(&mut self, plan: &PortPlan, port: &str) {
+        let Some(memif) = plan.memif() else { return };
         let new = || SocketUse { terms: Terms::of(memif), by: port.to_owned(), ports: 0 };
         self.sockets.entry(memif.socket.clone()).or_insert_with(new).ports += 1;
     }
@@ -236,8 +234,8 @@ impl Model {
     }
 
     /// The ports whose sockets are to be held, once, at the start: those of endpoints' own ports come and go with these.
-    pub fn held_ports(&self) -> impl Iterator<Item = (&String, &MemifPlan)> {
-        self.ports.iter().filter(|(_, port)| !port.is_own).map(|(name, port)| (name, &port.memif))
+    pub fn held_ports(&self) -> impl Iterator<Item = (&String, &PortPlan)> {
+        self.ports.iter().filter(|(_, port)| !port.is_own).map(|(name, port)| (name, &port.plan))
     }
 
     /// All networks, by name.
@@ -331,6 +329,7 @@ impl Model {
             let back = prepared.close_again(runtime);
             return Err(format!("{}: {why}{back}", prepared.path_of(about)));
         }
+        runtime.attach(&prepared.come);
         prepared.close(runtime);
         let kept = written.map_or(Ok(()), file::Written::replace);
         self.take(prepared, generation);
@@ -405,7 +404,7 @@ impl Network {
 
 impl Port {
     fn key(&self) -> Key {
-        Key::Memif(self.memif.socket.clone(), self.memif.id)
+        Key::At(self.plan.key())
     }
 }
 

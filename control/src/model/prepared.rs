@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use peregrine_dataplane::engine::Change;
-use peregrine_dataplane::plan::{EndpointPlan, MemifPlan};
+use peregrine_dataplane::plan::{NetworkPlan, PortKey, PortPlan};
 use peregrine_dataplane::types::EndpointId;
 use peregrine_memif::SocketAddr;
 use serde_json::Value;
@@ -11,6 +11,7 @@ use serde_json::Value;
 use super::stage::Staged;
 use super::types::{Altered, Changed, Kind, Named};
 use super::{About, Endpoint, Key, Model, Network, Port, SocketUse};
+use crate::tenants::Coming;
 
 /// A change that can be made, as far as the model knows.
 #[derive(Debug, Default)]
@@ -23,17 +24,17 @@ pub struct Prepared {
     pub(super) sockets: HashMap<SocketAddr, Option<SocketUse>>,
     pub(super) change: Change,
     /// Endpoints that come, in the places that they get.
-    pub(super) come: Vec<(EndpointId, EndpointPlan)>,
+    pub(super) come: Vec<Coming>,
     /// Endpoints that go before those come, because they are where those will be.
-    pub(super) close_first: Vec<(EndpointId, EndpointPlan)>,
+    pub(super) close_first: Vec<Coming>,
     /// The others that go.
     pub(super) close: Vec<EndpointId>,
-    /// Ports that come, with where they were said,
-    pub(super) hold: Vec<(String, MemifPlan)>,
+    /// Ports that come, with where they were said and their names,
+    pub(super) hold: Vec<(String, (String, PortPlan))>,
     /// and those that go. One that becomes another one is both.
-    pub(super) release: Vec<MemifPlan>,
-    /// A socket that is there becomes another one: what is on it goes before anything comes.
-    pub(super) has_new_terms: bool,
+    pub(super) release: Vec<(String, PortPlan)>,
+    /// Something that is there becomes another one of the same place: what goes, goes before anything comes.
+    pub(super) goes_first: bool,
     /// Where those that come, go or change were said.
     paths: Vec<(About, String)>,
     /// What it comes to.
@@ -167,37 +168,52 @@ impl Prepared {
             self.change.endpoints.push((after.id, Some(after.plan.clone())));
             self.paths.push((About::Endpoint(after.id), staged.path.clone()));
             if !stays {
-                self.come.push((after.id, after.plan.clone()));
+                let network = network_of(model, networks, &after.network);
+                self.come.push(Coming::new(after.id, &after.plan, network));
             }
         }
-        let come: HashSet<(&SocketAddr, u32)> =
-            self.come.iter().map(|(_, plan)| place_of(&plan.memif)).collect();
+        let holds: HashSet<PortKey> = self.hold.iter().map(|(_, (_, port))| port.key()).collect();
+        let come: HashSet<PortKey> = self.come.iter().map(|coming| coming.plan.port.key()).collect();
         let other_terms = |socket: &SocketAddr| match self.sockets.get(socket) {
             Some(Some(now)) => model.sockets.get(socket).is_some_and(|before| before.terms != now.terms),
             _ => false,
         };
-        self.has_new_terms = self.sockets.keys().any(other_terms);
+        let is_another = |(_, port): &(String, PortPlan)| holds.contains(&port.key());
+        self.goes_first = self.sockets.keys().any(other_terms) || self.release.iter().any(is_another);
         for endpoint in gone {
-            let memif = &endpoint.plan.memif;
-            if come.contains(&place_of(memif)) || other_terms(&memif.socket) {
-                self.close_first.push((endpoint.id, endpoint.plan.clone()));
+            let port = &endpoint.plan.port;
+            let key = port.key();
+            let in_the_way = come.contains(&key) || holds.contains(&key);
+            if in_the_way || port.memif().is_some_and(|memif| other_terms(&memif.socket)) {
+                self.goes_first |= holds.contains(&key);
+                let network = model.networks.get(&endpoint.network).map(|network| &network.plan);
+                self.close_first.push(Coming::new(endpoint.id, &endpoint.plan, network));
             } else {
                 self.close.push(endpoint.id);
             }
         }
     }
 
-    /// The sockets of ports are there without endpoints, too.
+    /// Ports are there without endpoints, too.
     pub(super) fn order_ports(&mut self, model: &Model, ports: &BTreeMap<String, Staged<Port>>) {
         for (name, staged) in ports {
             let before = model.ports.get(name).filter(|port| !port.is_own);
-            self.release.extend(before.map(|port| port.memif.clone()));
+            self.release.extend(before.map(|port| (name.clone(), port.plan.clone())));
             let after = staged.after.as_ref().filter(|port| !port.is_own);
-            self.hold.extend(after.map(|port| (staged.path.clone(), port.memif.clone())));
+            self.hold.extend(after.map(|port| (staged.path.clone(), (name.clone(), port.plan.clone()))));
         }
     }
 }
 
-fn place_of(memif: &MemifPlan) -> (&SocketAddr, u32) {
-    (&memif.socket, memif.id)
+/// As it is to be.
+fn network_of<'m>(
+    model: &'m Model,
+    staged: &'m BTreeMap<String, Staged<Network>>,
+    name: &str,
+) -> Option<&'m NetworkPlan> {
+    let network = match staged.get(name) {
+        Some(staged) => staged.after.as_ref(),
+        None => model.networks.get(name),
+    };
+    network.map(|network| &network.plan)
 }

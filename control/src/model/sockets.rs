@@ -1,7 +1,6 @@
 //! The sockets' part of a change: opened before the engine does its part, so that hardly anything is left to fail after it
 //! (what it would refuse is known before); closed afterwards.
 
-use peregrine_dataplane::plan::MemifPlan;
 use peregrine_dataplane::types::EndpointId;
 
 use super::prepared::Prepared;
@@ -9,27 +8,27 @@ use super::{About, Runtime};
 
 impl Prepared {
     fn go_first(&self) -> Vec<EndpointId> {
-        self.close_first.iter().map(|(id, _)| *id).collect()
+        self.close_first.iter().map(|coming| coming.id).collect()
     }
 
     /// Everything that comes is open, or all is as it was.
     pub(super) fn open(&self, runtime: &mut impl Runtime) -> Result<(), String> {
         let go = self.go_first();
-        if self.has_new_terms {
-            // A socket that is to be another one has to go first.
-            self.release.iter().for_each(|memif| runtime.release(memif));
+        if self.goes_first {
+            // What is to be another one has to go first.
             let _cannot_fail = runtime.swap(&go, &[]);
+            self.release.iter().for_each(|(_, port)| runtime.release(port));
         }
-        for (held, (path, memif)) in self.hold.iter().enumerate() {
-            if let Err(why) = runtime.hold(memif) {
+        for (held, (path, (name, port))) in self.hold.iter().enumerate() {
+            if let Err(why) = runtime.hold(name, port) {
                 return Err(format!("{path}: {why}{}", self.go_back(runtime, held, &[])));
             }
         }
-        let go = if self.has_new_terms { &[] } else { &go[..] };
+        let go = if self.goes_first { &[] } else { &go[..] };
         match runtime.swap(go, &self.come) {
             Ok(()) => Ok(()),
             Err((index, why)) => {
-                let about = self.come.get(index).map(|(id, _)| About::Endpoint(*id));
+                let about = self.come.get(index).map(|coming| About::Endpoint(coming.id));
                 let back = self.go_back(runtime, self.hold.len(), &[]);
                 Err(format!("{}: {why}{back}", self.path_of(about)))
             }
@@ -38,15 +37,15 @@ impl Prepared {
 
     /// The engine wants none of it: all is as it was. What to say if that failed.
     pub(super) fn close_again(&self, runtime: &mut impl Runtime) -> String {
-        let come: Vec<EndpointId> = self.come.iter().map(|(id, _)| *id).collect();
+        let come: Vec<EndpointId> = self.come.iter().map(|coming| coming.id).collect();
         self.go_back(runtime, self.hold.len(), &come)
     }
 
     fn go_back(&self, runtime: &mut impl Runtime, held: usize, come: &[EndpointId]) -> String {
-        self.hold.iter().take(held).for_each(|(_, memif)| runtime.release(memif));
-        let were_closed = self.has_new_terms || !come.is_empty();
+        self.hold.iter().take(held).for_each(|(_, (_, port))| runtime.release(port));
+        let were_closed = self.goes_first || !come.is_empty();
         let before = if were_closed { &self.close_first[..] } else { &[] };
-        let hold = if self.has_new_terms { &self.release[..] } else { &[] };
+        let hold = if self.goes_first { &self.release[..] } else { &[] };
         let failed = runtime.restore(come, before, hold);
         failed
             .map(|why| format!(" (and what was there before could not be opened again: {why})"))
@@ -56,8 +55,8 @@ impl Prepared {
     /// The rest of what goes.
     pub(super) fn close(&self, runtime: &mut impl Runtime) {
         let _cannot_fail = runtime.swap(&self.close, &[]);
-        if !self.has_new_terms {
-            self.release.iter().for_each(|memif: &MemifPlan| runtime.release(memif));
+        if !self.goes_first {
+            self.release.iter().for_each(|(_, port)| runtime.release(port));
         }
     }
 }

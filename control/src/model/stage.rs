@@ -3,8 +3,8 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
-use peregrine_config::{Carrier, Checker, ConfigError, DeclaredEndpoint, Networks, buffer_too_small};
-use peregrine_dataplane::plan::{ClassesPlan, EndpointPlan, Plan};
+use peregrine_config::{Carrier, Checker, ConfigError, DeclaredEndpoint, Networks, port_unfit};
+use peregrine_dataplane::plan::{ClassesPlan, EndpointPlan, Plan, PortKey};
 use peregrine_dataplane::types::{EndpointId, NetworkId};
 use peregrine_memif::SocketAddr;
 use serde_json::Value;
@@ -198,8 +198,8 @@ impl<'m, 'p> Stage<'m, 'p> {
         if !self.may(&at, Kind::Port, &port.name, is_new, there.map(|(origin, _)| origin)) {
             return;
         }
-        let text = written::text(&written::port(&port.name, &port.memif, Secrets::Shown));
-        let staged = Some(Port { origin: Origin::Api, is_own: false, memif: port.memif, text });
+        let text = written::text(&written::port(&port.name, &port.plan, Secrets::Shown));
+        let staged = Some(Port { origin: Origin::Api, is_own: false, plan: port.plan, text });
         let staged = self.staged(path, staged);
         self.ports.insert(port.name, staged);
     }
@@ -217,9 +217,9 @@ impl<'m, 'p> Stage<'m, 'p> {
 
     fn put_endpoint(&mut self, path: &str, declared: &DeclaredEndpoint, network: String) {
         let name = &declared.name;
-        let (port, memif) = match &declared.carrier {
+        let (port, carrier) = match &declared.carrier {
             Carrier::Port(port) => match self.port(port) {
-                Some(there) => (Some(port.clone()), there.memif.clone()),
+                Some(there) => (Some(port.clone()), there.plan.clone()),
                 None => {
                     return self.refuse(
                         format!("{path}.port"),
@@ -228,18 +228,18 @@ impl<'m, 'p> Stage<'m, 'p> {
                     );
                 }
             },
-            Carrier::Own(memif) => (None, memif.clone()),
+            Carrier::Own(carrier) => (None, carrier.clone()),
         };
         if port.is_none() && self.port(name).is_some_and(|port| !port.is_own) {
             let why = format!(
                 "its port would have the endpoint's name, and there is a port {name} already: name another, or say port = {name:?}"
             );
-            return self.refuse(format!("{path}.memif"), "", why);
+            return self.refuse(format!("{path}.{}", written::kind(&carrier)), "", why);
         }
-        let plan = declared.plan(memif);
+        let plan = declared.plan(carrier);
         let text = written::text(&written::endpoint(&plan, &network, port.as_deref(), Secrets::Shown));
         let is_own = port.is_none();
-        let memif = plan.memif.clone();
+        let carrier = plan.port.clone();
         let endpoint = Endpoint {
             origin: Origin::Api,
             id: NEW_ENDPOINT,
@@ -250,7 +250,7 @@ impl<'m, 'p> Stage<'m, 'p> {
         };
         self.stage_endpoint(name, path, Some(endpoint));
         if is_own {
-            let own = Port { origin: Origin::Api, is_own: true, memif, text: String::new() };
+            let own = Port { origin: Origin::Api, is_own: true, plan: carrier, text: String::new() };
             let staged = self.staged(path, Some(own));
             self.ports.insert(name.clone(), staged);
         }
@@ -344,8 +344,8 @@ impl<'m, 'p> Stage<'m, 'p> {
             return Err(Mistaken { lines, unlisted: errors.unlisted() });
         }
         prepared.sum_up(model, &networks, &ports, &endpoints);
-        prepared.order(model, &networks, &endpoints);
         prepared.order_ports(model, &ports);
+        prepared.order(model, &networks, &endpoints);
         prepared.networks = networks.into_iter().map(|(name, staged)| (name, staged.after)).collect();
         prepared.ports = ports.into_iter().map(|(name, staged)| (name, staged.after)).collect();
         prepared.endpoints = endpoints.into_iter().map(|(name, staged)| (name, staged.after)).collect();
@@ -403,7 +403,7 @@ impl<'m, 'p> Stage<'m, 'p> {
         let model = self.model;
         self.ports.retain(|name, staged| match (model.ports.get(name), &staged.after) {
             (Some(before), Some(after)) => {
-                before.memif != after.memif || before.is_own != after.is_own || before.text != after.text
+                before.plan != after.plan || before.is_own != after.is_own || before.text != after.text
             }
             (None, None) => false,
             _ => true,
@@ -436,7 +436,7 @@ impl<'m, 'p> Stage<'m, 'p> {
                 self.refuse(path.clone(), name, format!("{why} goes in the same change"));
                 continue;
             };
-            if let Some(why) = buffer_too_small(&port.memif, mtu) {
+            if let Some(why) = port_unfit(&port.plan, mtu) {
                 self.refuse(
                     format!("{path}.network"),
                     &endpoint.network,
@@ -444,7 +444,7 @@ impl<'m, 'p> Stage<'m, 'p> {
                 );
             }
             endpoint.plan.network = network;
-            endpoint.plan.memif = port.memif.clone();
+            endpoint.plan.port = port.plan.clone();
             endpoint.id = match self.model.endpoints.get(name) {
                 Some(before) if is_same_place(&before.plan, &endpoint.plan) => before.id,
                 _ => NEW_ENDPOINT,
@@ -513,7 +513,7 @@ impl<'m, 'p> Stage<'m, 'p> {
         let model = self.model;
         let mut sockets: HashMap<SocketAddr, SocketUse> = HashMap::new();
         for before in self.ports.keys().filter_map(|name| model.ports.get(name)) {
-            let socket = &before.memif.socket;
+            let Some(socket) = before.plan.memif().map(|memif| &memif.socket) else { continue };
             if !sockets.contains_key(socket)
                 && let Some(used) = model.sockets.get(socket)
             {
@@ -527,11 +527,12 @@ impl<'m, 'p> Stage<'m, 'p> {
         comes.sort_by_key(|(_, staged)| staged.step);
         for (name, staged) in comes {
             let Some(port) = &staged.after else { continue };
-            let terms = Terms::of(&port.memif);
+            let Some(memif) = port.plan.memif() else { continue };
+            let terms = Terms::of(memif);
             let new = || SocketUse { terms: terms.clone(), by: name.clone(), ports: 0 };
             let used = sockets
-                .entry(port.memif.socket.clone())
-                .or_insert_with(|| model.sockets.get(&port.memif.socket).cloned().unwrap_or_else(new));
+                .entry(memif.socket.clone())
+                .or_insert_with(|| model.sockets.get(&memif.socket).cloned().unwrap_or_else(new));
             if used.ports == 0 {
                 *used = new();
             }
@@ -539,7 +540,7 @@ impl<'m, 'p> Stage<'m, 'p> {
             if used.terms != terms {
                 self.checker.report(ConfigError::Refused {
                     key: format!("{}.memif.socket", staged.path),
-                    got: show(&port.memif.socket.to_string()),
+                    got: show(&memif.socket.to_string()),
                     why: format!("role, mode, owner and group must be the same for one socket, and port {} says others", used.by),
                 });
             }
@@ -575,7 +576,10 @@ const NEW_ENDPOINT: EndpointId = EndpointId(u16::MAX);
 
 /// The workers know it as the same endpoint.
 fn is_same_place(before: &EndpointPlan, after: &EndpointPlan) -> bool {
-    before.network == after.network && before.memif == after.memif
+    // A container's interface has its addresses.
+    let is_as_made =
+        after.port.veth().is_none() || (before.mac == after.mac && before.addresses == after.addresses);
+    before.network == after.network && before.port == after.port && is_as_made
 }
 
 /// In quotes, and not too long.
@@ -602,7 +606,10 @@ fn held_already(path: &str, kind: Kind, key: &Key, holder: &Named) -> ConfigErro
         Key::Address(_, ip) if kind == Kind::Network => ("static_macs", show(&ip.to_string())),
         Key::Mac(_, mac) => ("mac", show(&mac.to_string())),
         Key::Address(_, ip) => ("addresses", show(&ip.to_string())),
-        Key::Memif(socket, id) => ("memif.id", format!("{id} on {}", show(&socket.to_string()))),
+        Key::At(PortKey::Memif(socket, id)) => ("memif.id", format!("{id} on {}", show(&socket.to_string()))),
+        Key::At(PortKey::Veth(namespace, interface)) => {
+            ("veth.interface", format!("{} in {namespace}", show(interface)))
+        }
     };
     ConfigError::Taken { key: format!("{path}.{key}"), got, by }
 }

@@ -16,8 +16,8 @@ use crate::rpc::{RpcError, code};
 pub struct Lists {
     networks: Places<NetworkId, NetworkPlan>,
     endpoints: Places<EndpointId, EndpointPlan>,
-    open: BTreeMap<u16, (SocketAddr, u32)>,
-    held: HashMap<SocketAddr, usize>,
+    open: BTreeMap<u16, PortKey>,
+    held: HashMap<PortKey, String>,
     /// The engine refuses everything, which it knows before; or only when it is to do it; or a name cannot be opened.
     would_refuse: bool,
     refuses: bool,
@@ -31,9 +31,15 @@ impl Lists {
         let mut lists =
             Lists { networks: plan.networks.clone(), endpoints: plan.endpoints.clone(), ..Lists::default() };
         for (id, endpoint) in plan.endpoints.iter() {
-            lists.open.insert(id.0, (endpoint.memif.socket.clone(), endpoint.memif.id));
+            lists.open.insert(id.0, endpoint.port.key());
         }
         lists
+    }
+
+    /// With the ports that are there by themselves.
+    pub fn holding(mut self, model: &Model) -> Lists {
+        self.held = model.held_ports().map(|(name, port)| (port.key(), name.clone())).collect();
+        self
     }
 
     fn refusal(&self, change: &Change) -> Result<(), (Option<About>, String)> {
@@ -45,7 +51,7 @@ impl Lists {
     pub fn picture(&self) -> String {
         let networks: Vec<_> = self.networks.iter().collect();
         let endpoints: Vec<_> = self.endpoints.iter().collect();
-        let held: BTreeMap<String, usize> = self.held.iter().map(|(s, n)| (s.to_string(), *n)).collect();
+        let held: BTreeMap<&String, &PortKey> = self.held.iter().map(|(key, name)| (name, key)).collect();
         format!("{networks:?} {endpoints:?} {:?} {held:?}", self.open)
     }
 }
@@ -59,16 +65,12 @@ impl Runtime for Lists {
         (0..16).map(EndpointId).filter(|id| self.endpoints.get(*id).is_none()).take(count).collect()
     }
 
-    fn swap(
-        &mut self,
-        go: &[EndpointId],
-        come: &[(EndpointId, EndpointPlan)],
-    ) -> Result<(), (usize, String)> {
+    fn swap(&mut self, go: &[EndpointId], come: &[Coming]) -> Result<(), (usize, String)> {
         self.touched += 1;
         let mut open = self.open.clone();
         go.iter().for_each(|id| assert!(open.remove(&id.0).is_some(), "{id:?} was not open"));
-        for (index, (id, plan)) in come.iter().enumerate() {
-            let place = (plan.memif.socket.clone(), plan.memif.id);
+        for (index, Coming { id, plan, .. }) in come.iter().enumerate() {
+            let place = plan.port.key();
             if self.shut == Some(&plan.name) {
                 return Err((index, "no".to_owned()));
             }
@@ -79,29 +81,27 @@ impl Runtime for Lists {
         Ok(())
     }
 
-    fn hold(&mut self, memif: &MemifPlan) -> Result<(), String> {
+    fn hold(&mut self, name: &str, port: &PortPlan) -> Result<(), String> {
         self.touched += 1;
-        *self.held.entry(memif.socket.clone()).or_default() += 1;
+        assert!(self.held.insert(port.key(), name.to_owned()).is_none(), "{name} twice");
         Ok(())
     }
 
-    fn release(&mut self, memif: &MemifPlan) {
+    fn release(&mut self, port: &PortPlan) {
         self.touched += 1;
-        let count = self.held.get_mut(&memif.socket).unwrap();
-        *count -= 1;
-        if *count == 0 {
-            self.held.remove(&memif.socket);
+        assert!(self.held.remove(&port.key()).is_some(), "{port:?} was not held");
+    }
+
+    fn attach(&mut self, come: &[Coming]) {
+        for Coming { id, .. } in come {
+            assert!(self.endpoints.get(*id).is_some() && self.open.contains_key(&id.0), "{id:?}");
         }
     }
 
-    fn restore(
-        &mut self,
-        go: &[EndpointId],
-        come: &[(EndpointId, EndpointPlan)],
-        hold: &[MemifPlan],
-    ) -> Option<String> {
-        self.swap(go, come).unwrap();
-        hold.iter().for_each(|memif| self.hold(memif).unwrap());
+    fn restore(&mut self, go: &[EndpointId], come: &[Coming], hold: &[(String, PortPlan)]) -> Option<String> {
+        self.swap(go, &[]).unwrap();
+        hold.iter().for_each(|(name, port)| self.hold(name, port).unwrap());
+        self.swap(&[], come).unwrap();
         None
     }
 
@@ -119,7 +119,7 @@ impl Runtime for Lists {
         // What the engine would refuse.
         for (id, after) in &change.endpoints {
             if let (Some(before), Some(after)) = (self.endpoints.get(*id), after) {
-                assert!(before.network == after.network && before.memif == after.memif);
+                assert!(before.network == after.network && before.port == after.port);
             }
         }
         for (id, network) in change.networks {
@@ -214,7 +214,8 @@ fn what_is_declared_is_there_and_goes_again() {
     let mut rig = Rig::furnished();
     assert_eq!(rig.lists.networks.len(), 2);
     assert_eq!(rig.lists.endpoints.len(), 3);
-    assert_eq!(rig.lists.held[&"@ports".parse().unwrap()], 2);
+    let ports = |id| PortKey::Memif("@ports".parse().unwrap(), id);
+    assert_eq!((rig.lists.held[&ports(1)].as_str(), rig.lists.held[&ports(2)].as_str()), ("p1", "p2"));
     assert_eq!(rig.model.carried("p1"), Some("e1"));
     assert_eq!(rig.model.carried("p2"), None);
     let before = rig.lists.open.clone();
@@ -406,12 +407,17 @@ fn a_network_or_a_port_that_changes_takes_its_endpoints_along() {
     assert_ne!(rig.lists.open, place);
     rig.change(json!([{"set_port": {"name": "p1", "memif": {"socket": "@elsewhere"}}}])).unwrap();
     assert_eq!(rig.lists.held.len(), 2);
-    assert!(rig.lists.open.values().any(|(socket, _)| socket.to_string() == "@elsewhere"));
+    assert!(
+        rig.lists
+            .open
+            .values()
+            .any(|key| matches!(key, PortKey::Memif(socket, _) if socket.to_string() == "@elsewhere"))
+    );
     // All on a socket take another role together.
     rig.change(json!([{"add_endpoint": endpoint("e4", "green", 4, json!({"port": "p2"}))}])).unwrap();
     let client = json!({"socket": "@ports", "id": 2, "role": "client"});
     rig.change(json!([{"set_port": {"name": "p2", "memif": client}}])).unwrap();
-    assert!(matches!(rig.model.endpoints["e4"].plan.memif.role, MemifRole::Client { .. }));
+    assert!(matches!(rig.model.endpoints["e4"].plan.port.memif().unwrap().role, MemifRole::Client { .. }));
     // A client whose buffers would be too small for the network.
     let before = rig.picture();
     let error = rig.change(json!([{"set_network": {"name": "green", "vni": 8, "mtu": 9000}}])).unwrap_err();

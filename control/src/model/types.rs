@@ -81,6 +81,8 @@ pub struct NetworkTable {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub suppression: Option<bool>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub subnets: Vec<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub gateways: Vec<IpAddr>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub clamp_mss: Option<bool>,
@@ -123,6 +125,29 @@ pub struct PortTable {
     /// A memif interface.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memif: Option<MemifTable>,
+    /// A veth pair into a container's network namespace.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub veth: Option<VethTable>,
+}
+
+/// A veth pair: the keys of the config's `veth`. What is left out has the config's default.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(rename = "Veth")]
+#[allow(missing_docs, reason = "the keys of the config's format, which are told at the head of its crate")]
+pub struct VethTable {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pid: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub create_namespace: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub interface: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub default_route: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ring_size: Option<u32>,
 }
 
 /// A memif interface: the keys of the config's `memif`. What is left out has the config's default.
@@ -199,6 +224,9 @@ pub struct EndpointTable {
     /// Instead of `port`: a port of its own, with its name, which is made and removed with it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memif: Option<MemifTable>,
+    /// The same into a container.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub veth: Option<VethTable>,
 }
 
 /// One step of a `change`.
@@ -406,7 +434,7 @@ pub struct PortEntry {
     pub own: bool,
     /// The endpoint that it carries.
     pub endpoint: Option<String>,
-    /// As in `status`: `connected`; else `listening` as server, `connecting` as client; `unbound` without an endpoint.
+    /// As in `status`: `connected`; else `listening` as server, `connecting` as client, `waiting` for a container; `unbound` without an endpoint.
     pub state: String,
 }
 

@@ -4,13 +4,15 @@
 use std::time::Duration;
 
 use peregrine_dataplane::plan::{
-    ClassesPlan, EndpointPlan, InnerVlan, MemifPlan, MemifRole, NetworkPlan, OuterDscp, ReservedBits,
-    StaticMac,
+    ClassesPlan, EndpointPlan, InnerVlan, MemifPlan, MemifRole, NamespaceRef, NetworkPlan, OuterDscp,
+    PortPlan, Prefix, ReservedBits, StaticMac, VethPlan,
 };
 use peregrine_dataplane::types::{MacAddr, NetworkId};
 use serde::Serialize;
 
-use super::types::{EndpointTable, MemifTable, NetworkTable, NumberOrText, PortTable, StaticMacTable};
+use super::types::{
+    EndpointTable, MemifTable, NetworkTable, NumberOrText, PortTable, StaticMacTable, VethTable,
+};
 
 /// A value, unless it is the default.
 fn unless<T: PartialEq>(value: T, default: &T) -> Option<T> {
@@ -60,6 +62,7 @@ pub fn network(plan: &NetworkPlan, classes: &ClassesPlan) -> NetworkTable {
             OuterDscp::Fixed(dscp) => Some(NumberOrText::Number(dscp.into())),
         },
         suppression: unless(plan.suppression, &default.suppression),
+        subnets: plan.subnets.iter().map(Prefix::to_string).collect(),
         gateways: plan.gateways.clone(),
         clamp_mss: unless(plan.clamp_mss, &default.clamp_mss),
         learning: unless(plan.learning, &default.learning),
@@ -114,14 +117,47 @@ pub fn memif(plan: &MemifPlan, secrets: Secrets) -> MemifTable {
     table
 }
 
+/// A container's interface.
+fn veth(plan: &VethPlan) -> VethTable {
+    let default = VethPlan::new(plan.namespace.clone());
+    let (namespace, pid) = match &plan.namespace {
+        NamespaceRef::Name(name) => (Some(name.clone()), None),
+        NamespaceRef::Path(path) => (Some(path.display().to_string()), None),
+        NamespaceRef::Pid(pid) => (None, Some(*pid)),
+    };
+    VethTable {
+        namespace,
+        pid,
+        create_namespace: unless(plan.create, &default.create),
+        interface: unless(plan.interface.clone(), &default.interface),
+        default_route: unless(plan.default_route, &default.default_route),
+        ring_size: unless(plan.ring_size, &default.ring_size),
+    }
+}
+
+/// The key under which it is said how something is attached.
+pub fn kind(plan: &PortPlan) -> &'static str {
+    match plan {
+        PortPlan::Memif(_) => "memif",
+        PortPlan::Veth(_) => "veth",
+    }
+}
+
+/// Of both keys the one that says how something is attached.
+fn carrier(plan: &PortPlan, secrets: Secrets) -> (Option<MemifTable>, Option<VethTable>) {
+    (plan.memif().map(|plan| memif(plan, secrets)), plan.veth().map(veth))
+}
+
 /// A port.
-pub fn port(name: &str, plan: &MemifPlan, secrets: Secrets) -> PortTable {
-    PortTable { name: name.to_owned(), memif: Some(memif(plan, secrets)) }
+pub fn port(name: &str, plan: &PortPlan, secrets: Secrets) -> PortTable {
+    let (memif, veth) = carrier(plan, secrets);
+    PortTable { name: name.to_owned(), memif, veth }
 }
 
 /// An endpoint of this network, on a port of this name or, without one, on its own.
 pub fn endpoint(plan: &EndpointPlan, network: &str, port: Option<&str>, secrets: Secrets) -> EndpointTable {
-    let default = EndpointPlan::new("", NetworkId(0), MacAddr([0; 6]), plan.memif.clone());
+    let default = EndpointPlan::new("", NetworkId(0), MacAddr([0; 6]), plan.port.clone());
+    let (memif, veth) = if port.is_none() { carrier(&plan.port, secrets) } else { (None, None) };
     EndpointTable {
         name: plan.name.clone(),
         network: network.to_owned(),
@@ -131,7 +167,8 @@ pub fn endpoint(plan: &EndpointPlan, network: &str, port: Option<&str>, secrets:
         storm_limit: plan.storm_limit,
         announce: unless(plan.announce, &default.announce),
         port: port.map(str::to_owned),
-        memif: if port.is_none() { Some(memif(&plan.memif, secrets)) } else { None },
+        memif,
+        veth,
     }
 }
 
@@ -160,9 +197,9 @@ mod tests {
             assert_eq!(format!("{after:?}"), format!("{before:?}"));
         }
         for before in plan.endpoints.values() {
-            let value = serde_json::to_value(port("p", &before.memif, Secrets::Shown)).unwrap();
+            let value = serde_json::to_value(port("p", &before.port, Secrets::Shown)).unwrap();
             let after = checker.port("p", value).unwrap();
-            assert!(after.memif == before.memif);
+            assert!(after.plan == before.port);
             let hidden = text(&endpoint(before, "blue", None, Secrets::Hidden));
             assert!(!hidden.contains("secret"), "{hidden}");
         }

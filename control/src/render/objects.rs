@@ -26,14 +26,11 @@ pub fn networks(answer: &Value) -> String {
 
 /// `peregrine port list`.
 pub fn ports(answer: &Value) -> String {
-    let mut table = Table::new(&["port", "socket", ">id", "role", "endpoint", "state", "from"]);
+    let mut table = Table::new(&["port", "at", "endpoint", "state", "from"]);
     for port in list(answer, "ports") {
-        let memif = &port["memif"];
         table.row(vec![
             text(&port["name"]),
-            text(&memif["socket"]),
-            figure(&memif["id"]).to_string(),
-            memif["role"].as_str().unwrap_or("server").to_owned(),
+            at(port),
             text(&port["endpoint"]),
             text(&port["state"]),
             if port["own"] == true { "its endpoint".to_owned() } else { origin(port) },
@@ -47,7 +44,7 @@ pub fn endpoints(answer: &Value) -> String {
     let mut table = Table::new(&["endpoint", "network", "MAC", "addresses", "on", "connected", "from"]);
     for endpoint in list(answer, "endpoints") {
         let on = match &endpoint["port"] {
-            Value::Null => text(&endpoint["memif"]["socket"]),
+            Value::Null => at(endpoint),
             port => format!("port {}", text(port)),
         };
         table.row(vec![
@@ -61,6 +58,20 @@ pub fn endpoints(answer: &Value) -> String {
         ]);
     }
     all(&table, answer, "endpoints")
+}
+
+/// Where a port is, or an endpoint with one of its own.
+fn at(object: &Value) -> String {
+    let (memif, veth) = (&object["memif"], &object["veth"]);
+    if veth.is_null() {
+        let role = memif["role"].as_str().unwrap_or("server");
+        return format!("memif {} id {}, {role}", text(&memif["socket"]), figure(&memif["id"]));
+    }
+    let namespace = match &veth["pid"] {
+        Value::Null => text(&veth["namespace"]),
+        pid => format!("process {pid}'s namespace"),
+    };
+    format!("{} in {namespace}", veth["interface"].as_str().unwrap_or("eth0"))
 }
 
 fn origin(object: &Value) -> String {
@@ -148,7 +159,7 @@ mod tests {
         );
         let answer = json!({"total": 1, "ports": [{"name": "p", "memif": {"socket": "@x"}, "origin": "api", "own": true, "endpoint": "web", "state": "listening"}]});
         assert!(
-            ports(&answer).ends_with("  p     @x       0  server  web       listening  its endpoint\n"),
+            ports(&answer).ends_with("  p     memif @x id 0, server  web       listening  its endpoint\n"),
             "{}",
             ports(&answer)
         );

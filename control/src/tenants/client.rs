@@ -7,11 +7,9 @@
 
 use std::time::Instant;
 
-use peregrine_dataplane::plan::EndpointPlan;
-use peregrine_dataplane::types::EndpointId;
-use peregrine_memif::{Attempt, Backoff, ClientConfig, Connector};
+use peregrine_memif::{Attempt, Backoff, ClientConfig, Connector, SocketAddr};
 
-use super::endpoint::{Endpoint, Role};
+use super::port::{Port, Role};
 use super::{Rings, Watch, memif_error};
 use crate::error::Error;
 
@@ -24,9 +22,9 @@ pub struct Dialler {
 }
 
 impl Dialler {
-    pub fn new(plan: &EndpointPlan, config: ClientConfig) -> Result<Dialler, Error> {
-        let connector = Connector::new(plan.memif.socket.clone(), config, Backoff::default());
-        Ok(Dialler { connector: connector.map_err(|e| memif_error(&plan.memif.socket, &e))?, watched: 0 })
+    pub fn new(socket: &SocketAddr, config: ClientConfig) -> Result<Dialler, Error> {
+        let connector = Connector::new(socket.clone(), config, Backoff::default());
+        Ok(Dialler { connector: connector.map_err(|e| memif_error(socket, &e))?, watched: 0 })
     }
 
     /// When the next step is due; `None` while connected.
@@ -54,9 +52,9 @@ impl Dialler {
     }
 }
 
-impl Endpoint {
+impl Port {
     /// As client: the next step towards a connection, if it is time for one.
-    pub(super) fn dial(&mut self, id: EndpointId, watch: Watch<'_>, now: Instant, rings: &mut impl Rings) {
+    pub(super) fn dial(&mut self, watch: Watch<'_>, now: Instant, rings: &mut impl Rings) {
         let Role::Client(dialler) = &mut self.role else { return };
         let Some(deadline) = dialler.deadline() else { return };
         if self.barred_until.is_some_and(|until| now < until) || (now < deadline && !self.readable) {
@@ -69,7 +67,7 @@ impl Endpoint {
             Attempt::Waiting => self.readable = !dialler.watch(watch),
             Attempt::Failed(why) => self.record.last_failure = Some(why.to_string()),
             Attempt::Connected(interface) => {
-                if let Err(why) = self.connect(id, *interface, watch, now, rings) {
+                if let Err(why) = self.connect(*interface, watch, now, rings) {
                     self.record.last_failure = Some(why);
                     if let Role::Client(dialler) = &mut self.role {
                         dialler.lost(now);

@@ -6,11 +6,11 @@ use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::ops::Bound::{Excluded, Unbounded};
 
 use mio::Registry;
-use peregrine_dataplane::plan::{EndpointPlan, MemifPlan};
+use peregrine_dataplane::plan::PortPlan;
 use peregrine_dataplane::types::EndpointId;
 use peregrine_memif::SocketAddr;
 
-use super::{TenantRecord, Tenants};
+use super::{Coming, TenantRecord, Tenants, When};
 use crate::error::Error;
 
 /// Sockets that one look finds shut at most: the rest is for the next one.
@@ -19,9 +19,9 @@ const SHUT_MAX: usize = 64;
 /// What waits for its socket.
 #[derive(Debug, Default)]
 pub struct Later {
-    endpoints: BTreeMap<EndpointId, (EndpointPlan, TenantRecord)>,
+    endpoints: BTreeMap<EndpointId, (Coming, TenantRecord)>,
     /// Ports that only hold theirs, the one that was tried last at the end.
-    held: VecDeque<MemifPlan>,
+    held: VecDeque<(String, PortPlan)>,
     /// Where the last look ended.
     last: Option<EndpointId>,
 }
@@ -33,8 +33,8 @@ impl Later {
     }
 
     /// The same of a port's.
-    pub fn forget_held(&mut self, memif: &MemifPlan) -> bool {
-        let is_it = |held: &MemifPlan| held.socket == memif.socket && held.id == memif.id;
+    pub fn forget_held(&mut self, plan: &PortPlan) -> bool {
+        let is_it = |(_, held): &(String, PortPlan)| held.key() == plan.key();
         self.held.iter().position(is_it).and_then(|place| self.held.remove(place)).is_some()
     }
 
@@ -57,13 +57,8 @@ impl Tenants {
     ///
     /// # Errors
     /// Why it waits.
-    pub fn add_or_wait(
-        &mut self,
-        registry: &Registry,
-        id: EndpointId,
-        plan: &EndpointPlan,
-    ) -> Result<(), Error> {
-        let added = self.prepare(Some(registry), &[], [(id, plan)].into_iter());
+    pub fn add_or_wait(&mut self, registry: &Registry, coming: &Coming) -> Result<(), Error> {
+        let added = self.prepare(Some(registry), &[], std::slice::from_ref(coming), When::Later);
         match added {
             Ok(prepared) => {
                 self.put(prepared);
@@ -72,20 +67,20 @@ impl Tenants {
             Err((_, error)) => {
                 let record =
                     TenantRecord { last_failure: Some(error.to_string()), ..TenantRecord::default() };
-                self.later.endpoints.insert(id, (plan.clone(), record));
+                self.later.endpoints.insert(coming.id, (coming.clone(), record));
                 Err(error)
             }
         }
     }
 
-    /// The same of a port's socket: see [`hold`](Self::hold).
+    /// The same of a port: see [`hold`](Self::hold).
     ///
     /// # Errors
     /// Why it waits.
-    pub fn hold_or_wait(&mut self, registry: &Registry, memif: &MemifPlan) -> Result<(), Error> {
-        let held = self.hold(registry, memif);
+    pub fn hold_or_wait(&mut self, registry: &Registry, name: &str, plan: &PortPlan) -> Result<(), Error> {
+        let held = self.hold(registry, name, plan);
         if held.is_err() {
-            self.later.held.push_back(memif.clone());
+            self.later.held.push_back((name.to_owned(), plan.clone()));
         }
         held
     }
@@ -94,18 +89,20 @@ impl Tenants {
     pub fn retry(&mut self, registry: &Registry) {
         let mut shut: HashSet<SocketAddr> = HashSet::new();
         for id in self.later.in_turn() {
-            let Some((plan, _)) = self.later.endpoints.get(&id) else { continue };
-            if shut.contains(&plan.memif.socket) {
+            let Some((coming, _)) = self.later.endpoints.get(&id) else { continue };
+            // Containers are looked for elsewhere.
+            let socket = coming.plan.port.memif().map(|memif| memif.socket.clone());
+            if socket.as_ref().is_some_and(|socket| shut.contains(socket)) {
                 continue;
             }
             if shut.len() >= SHUT_MAX {
                 break;
             }
-            let plan = plan.clone();
+            let coming = coming.clone();
             self.later.last = Some(id);
-            match self.add_or_wait(registry, id, &plan) {
+            match self.add_or_wait(registry, &coming) {
                 Ok(()) => drop(self.later.forget(id)),
-                Err(_) => drop(shut.insert(plan.memif.socket)),
+                Err(_) => shut.extend(socket),
             }
         }
         self.retry_held(registry);
@@ -114,12 +111,14 @@ impl Tenants {
     fn retry_held(&mut self, registry: &Registry) {
         let mut shut: HashSet<SocketAddr> = HashSet::new();
         for _ in 0..self.later.held.len() {
-            let Some(memif) = self.later.held.pop_front() else { return };
-            let is_shut = shut.contains(&memif.socket) || shut.len() >= SHUT_MAX;
+            let Some((name, plan)) = self.later.held.pop_front() else { return };
+            let socket = plan.memif().map(|memif| memif.socket.clone());
+            let is_shut =
+                socket.as_ref().is_some_and(|socket| shut.contains(socket)) || shut.len() >= SHUT_MAX;
             if is_shut {
-                self.later.held.push_back(memif);
-            } else if self.hold_or_wait(registry, &memif).is_err() {
-                shut.insert(memif.socket);
+                self.later.held.push_back((name, plan));
+            } else if self.hold_or_wait(registry, &name, &plan).is_err() {
+                shut.extend(socket);
             }
         }
     }

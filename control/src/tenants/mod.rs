@@ -1,31 +1,36 @@
-//! The memif tenants: those that connect to us (`server.rs`), those that we connect to (`client.rs`), what both have in common
-//! (`endpoint.rs`), and those whose socket is tried again (`later.rs`). Endpoints, and the sockets that they are on, come and go. Driven by the [daemon](crate::daemon)'s poll loop; nothing
-//! here waits for a tenant.
+//! The tenants: programs that connect to us by memif (`server.rs`), those that we connect to (`client.rs`), and containers (`veth.rs`). Each is
+//! at a port (`port.rs`), which carries an endpoint, or waits for one; those whose socket is tried again are in `later.rs`. Endpoints, ports and
+//! the sockets that these are on come and go. Driven by the [daemon](crate::daemon)'s poll loop; nothing here waits for a tenant.
 //!
 //! What must hold: a tenant can only lose its own connection. Whoever breaks off, is refused or breaks the protocol
 //! leaves nothing behind; handshakes are bounded in number and time, and attempts to connect in how often they are
 //! made. And a turn costs what there is to do, however many endpoints there are.
 
 mod client;
-mod endpoint;
 mod later;
+mod port;
 mod server;
+mod slots;
+mod veth;
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io;
 use std::time::{Duration, Instant};
 
 use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
 use peregrine_dataplane::engine::{Engine, TenantRings};
-use peregrine_dataplane::plan::{EndpointPlan, MemifPlan, Places, Plan};
+use peregrine_dataplane::plan::{EndpointPlan, NetworkPlan, Plan, PortKey, PortPlan, VethPlan};
 use peregrine_dataplane::types::EndpointId;
 use peregrine_memif::{Credentials, SocketAddr, sealer};
 
+use crate::container::{Link, Maker};
 use crate::error::Error;
-use endpoint::Endpoint;
 use later::Later;
+use port::{Port, Role};
 use server::{Listeners, Seat};
+use slots::{Slot, Slots};
+use veth::Veth;
 
 /// Where the rings of a connected tenant go. The engine; in tests something smaller.
 pub trait Rings {
@@ -42,6 +47,24 @@ impl Rings for Engine {
 
     fn detach(&mut self, endpoint: EndpointId) {
         Engine::detach(self, endpoint);
+    }
+}
+
+/// An endpoint that comes, with what its container's interface is given, if it has one.
+#[derive(Clone, Debug)]
+pub struct Coming {
+    /// Its place.
+    pub id: EndpointId,
+    /// What it is.
+    pub plan: EndpointPlan,
+    /// Of a veth.
+    pub link: Option<Link>,
+}
+
+impl Coming {
+    /// On this network.
+    pub fn new(id: EndpointId, plan: &EndpointPlan, network: Option<&NetworkPlan>) -> Coming {
+        Coming { id, plan: plan.clone(), link: network.and_then(|network| Link::of(plan, network)) }
     }
 }
 
@@ -79,43 +102,67 @@ pub struct Peer {
     pub queue_pairs: usize,
 }
 
-/// All tenants' sockets.
+/// All tenants.
 #[derive(Debug)]
 pub struct Tenants {
-    /// From here on tokens are ours: one for each place that an endpoint may have, then those of the listeners and handshakes.
+    /// From here on tokens are ours: one for each place that a port may have, then those of the listeners and handshakes.
     first: Token,
     listeners: Listeners,
-    endpoints: Places<EndpointId, Endpoint>,
+    ports: Slots,
+    by_endpoint: HashMap<EndpointId, Slot>,
+    by_key: HashMap<PortKey, Slot>,
     /// Those whose socket has something to read.
-    readable: Vec<EndpointId>,
-    /// When those that we connect to want their next step.
-    wanted: BTreeSet<(Instant, EndpointId)>,
+    readable: Vec<Slot>,
+    /// When those that we connect to, or make, want their next step.
+    wanted: BTreeSet<(Instant, Slot)>,
     later: Later,
+    maker: Maker,
 }
 
 /// A tenant that was put out may come back after this long: so what it can do to others before it is put out again is a small
 /// part of the time.
 pub const FAULT_PAUSE: Duration = Duration::from_millis(100);
-/// Places that endpoints may have.
-const ENDPOINT_TOKENS: usize = 1 << 16;
+/// Places that ports may have: some with and some without endpoints.
+const PORTS_MAX: usize = 1 << 17;
 /// Attempts to connect in one turn, if more of them are due.
 const DIALS_PER_TURN: usize = 64;
 
 /// An endpoint that can be put in its place without anything that may fail.
 struct Prepared {
     id: EndpointId,
-    endpoint: Endpoint,
+    at: At,
+}
+
+enum At {
+    /// A port that is there; with what its container gets when its place is free.
+    Held(Slot, Option<Link>),
+    /// One of its own.
+    Own(Box<Port>),
 }
 
 impl Tenants {
-    /// Listens on every socket of the plan that is ours. Those that are the tenants' are tried from the first
+    /// Listens on every socket of the plan that is ours. Those that are the tenants' are tried, and containers are looked for, from the first
     /// [`turn`](Self::turn) on.
     pub fn bind(plan: &Plan, first: Token) -> Result<Tenants, Error> {
-        let listeners = Listeners::new(Token(first.0 + ENDPOINT_TOKENS));
-        let (endpoints, wanted) = (Places::default(), BTreeSet::new());
-        let mut tenants =
-            Tenants { first, listeners, endpoints, readable: Vec::new(), wanted, later: Later::default() };
-        let prepared = tenants.prepare(None, &[], plan.endpoints.iter()).map_err(|(_, error)| error)?;
+        let maker = Maker::new(&plan.control_socket)
+            .map_err(|source| Error::System { doing: "prepare for containers", source })?;
+        let mut tenants = Tenants {
+            first,
+            listeners: Listeners::new(Token(first.0 + PORTS_MAX)),
+            ports: Slots::default(),
+            by_endpoint: HashMap::new(),
+            by_key: HashMap::new(),
+            readable: Vec::new(),
+            wanted: BTreeSet::new(),
+            later: Later::default(),
+            maker,
+        };
+        let coming = |(id, endpoint): (EndpointId, &EndpointPlan)| {
+            Coming::new(id, endpoint, plan.network(endpoint.network))
+        };
+        let coming: Vec<Coming> = plan.endpoints.iter().map(coming).collect();
+        let prepared = tenants.prepare(None, &[], &coming, When::Later);
+        let prepared = prepared.map_err(|(_, error)| error)?;
         tenants.put(prepared);
         Ok(tenants)
     }
@@ -125,18 +172,16 @@ impl Tenants {
         self.listeners.register(registry)
     }
 
-    /// Endpoints that come: sockets that are not there yet are made. All of them, or none.
+    /// Takes the interfaces away that an earlier daemon left in containers, and that are for no endpoint now.
     ///
     /// # Errors
-    /// Which one cannot be, and why; nothing has changed then.
-    pub fn add(
-        &mut self,
-        registry: &Registry,
-        endpoints: &[(EndpointId, EndpointPlan)],
-    ) -> Result<(), (usize, Error)> {
-        let prepared = self.prepare(Some(registry), &[], endpoints.iter().map(|(id, plan)| (*id, plan)))?;
-        self.put(prepared);
-        Ok(())
+    /// The kernel does not list its interfaces.
+    pub fn remove_leftovers(&mut self) -> io::Result<usize> {
+        let veths = self.ports.values().filter_map(|port| match &port.role {
+            Role::Veth(veth) => Some(veth.plan()),
+            _ => None,
+        });
+        self.maker.remove_others(veths)
     }
 
     /// Endpoints that go: who is connected or about to be is told, and sockets that nobody is on any more are removed.
@@ -145,7 +190,10 @@ impl Tenants {
         self.listeners.close_unused();
     }
 
-    /// Both at once: what is removed makes room for what is added, and a socket that both are on stays.
+    /// Endpoints that go, and endpoints that come: sockets that are not there yet are made, and interfaces in containers; what is removed makes room for
+    /// what is added, and a socket that both are on stays. All of it, or nothing.
+    ///
+    /// Those that come are served when the engine knows them: see [`attach`](Self::attach).
     ///
     /// # Errors
     /// Which of those that come cannot be, and why; nothing has changed then.
@@ -153,54 +201,88 @@ impl Tenants {
         &mut self,
         registry: &Registry,
         removed: &[EndpointId],
-        added: &[(EndpointId, EndpointPlan)],
+        added: &[Coming],
         now: Instant,
         rings: &mut impl Rings,
     ) -> Result<(), (usize, Error)> {
-        let prepared = self.prepare(Some(registry), removed, added.iter().map(|(id, plan)| (*id, plan)))?;
+        let prepared = self.prepare(Some(registry), removed, added, When::Now(now))?;
         removed.iter().for_each(|id| self.take(*id, now, rings));
         self.put(prepared);
         self.listeners.close_unused();
         Ok(())
     }
 
-    /// Listens on a socket of ours whether an endpoint is on it or not, until it is [released](Self::release) as often as this was
-    /// called. For sockets of tenants it does nothing.
-    ///
-    /// # Errors
-    /// It cannot be made.
-    pub fn hold(&mut self, registry: &Registry, memif: &MemifPlan) -> Result<(), Error> {
-        self.listeners.hold(registry, memif)
-    }
-
-    /// Undoes one [`hold`](Self::hold).
-    pub fn release(&mut self, memif: &MemifPlan) {
-        if !self.later.forget_held(memif) {
-            self.listeners.release(memif);
+    /// Those of these endpoints whose tenants are here already are served.
+    pub fn attach(&mut self, ids: impl Iterator<Item = EndpointId>, now: Instant, rings: &mut impl Rings) {
+        for id in ids {
+            let Some(slot) = self.by_endpoint.get(&id).copied() else { continue };
+            if let Some(port) = self.ports.get_mut(slot) {
+                // Why not stands in its record.
+                let _refused = port.attach(now, rings);
+                port.look(&mut self.maker, now, rings);
+            }
+            self.plan_next(slot);
         }
     }
 
-    /// Makes all that may fail: listeners that nobody is on yet, and whatever there is to check. In case of an error they are gone again.
-    fn prepare<'p>(
+    /// A port is there, whether it carries an endpoint or not, until it is [released](Self::release): memif tenants connect to it, and
+    /// wait. `name` is what they are told that we are.
+    ///
+    /// # Errors
+    /// It cannot be.
+    pub fn hold(&mut self, registry: &Registry, name: &str, plan: &PortPlan) -> Result<(), Error> {
+        if let Some(port) = self.by_key.get(&plan.key()).and_then(|slot| self.ports.get_mut(*slot)) {
+            // Its endpoint was here first, as when both are tried again after a start.
+            let was_held = std::mem::replace(&mut port.is_held, true);
+            return if was_held { Err(port_error(plan, &"it is there already")) } else { Ok(()) };
+        }
+        let (none, mut seats) = (HashSet::new(), HashSet::new());
+        let prepared = self.prepare_port(Some(registry), &none, &mut seats, name, plan);
+        let mut port = prepared.inspect_err(|_| self.listeners.close_unused())?;
+        port.is_held = true;
+        self.place(port);
+        self.listeners.close_unused();
+        Ok(())
+    }
+
+    /// Undoes [`hold`](Self::hold). If it carries an endpoint, it goes with that.
+    pub fn release(&mut self, plan: &PortPlan, now: Instant, rings: &mut impl Rings) {
+        if self.later.forget_held(plan) {
+            return;
+        }
+        let Some(slot) = self.by_key.get(&plan.key()).copied() else { return };
+        let Some(port) = self.ports.get_mut(slot) else { return };
+        port.is_held = false;
+        if port.endpoint.is_none() {
+            self.discard(slot, "the port was removed", now, rings);
+            self.listeners.close_unused();
+        }
+    }
+
+    /// Makes all that may fail: listeners that nobody is on yet, interfaces in containers, and whatever there is to check. In case of an error they
+    /// are gone again.
+    fn prepare(
         &mut self,
         registry: Option<&Registry>,
         removed: &[EndpointId],
-        added: impl Iterator<Item = (EndpointId, &'p EndpointPlan)>,
+        added: &[Coming],
+        when: When,
     ) -> Result<Vec<Prepared>, (usize, Error)> {
         let removed: HashSet<EndpointId> = removed.iter().copied().collect();
         let (mut prepared, mut seats) = (Vec::new(), HashSet::new());
-        for (index, (id, plan)) in added.enumerate() {
-            let is_free = removed.contains(&id) || self.endpoints.get(id).is_none();
+        for (index, coming) in added.iter().enumerate() {
+            let is_free = removed.contains(&coming.id) || !self.by_endpoint.contains_key(&coming.id);
             let made = match is_free {
-                true => self.prepare_one(registry, &removed, &mut seats, plan),
-                false => {
-                    Err(memif_error(&plan.memif.socket, &format!("endpoint {} is there already", plan.name)))
-                }
+                true => self.prepare_one(registry, &removed, &mut seats, coming, when),
+                false => Err(port_error(
+                    &coming.plan.port,
+                    &format!("endpoint {} is there already", coming.plan.name),
+                )),
             };
             match made {
-                Ok(endpoint) => prepared.push(Prepared { id, endpoint }),
+                Ok(at) => prepared.push(Prepared { id: coming.id, at }),
                 Err(error) => {
-                    self.listeners.close_unused();
+                    self.undo(prepared);
                     return Err((index, error));
                 }
             }
@@ -208,31 +290,101 @@ impl Tenants {
         Ok(prepared)
     }
 
+    fn undo(&mut self, prepared: Vec<Prepared>) {
+        for Prepared { at, .. } in prepared {
+            let maker = &self.maker;
+            match at {
+                At::Own(mut port) => port.put_away(maker),
+                // One that still carries what it carried before has nothing new yet.
+                At::Held(_, Some(_)) => {}
+                At::Held(slot, None) => {
+                    self.ports.get_mut(slot).into_iter().for_each(|port| port.put_away(maker));
+                }
+            }
+        }
+        self.listeners.close_unused();
+    }
+
     fn prepare_one(
         &mut self,
         registry: Option<&Registry>,
         removed: &HashSet<EndpointId>,
         seats: &mut HashSet<(usize, u32)>,
-        plan: &EndpointPlan,
-    ) -> Result<Endpoint, Error> {
-        let memif = &plan.memif;
-        let Some(listener) = self.listeners.open(registry, memif)? else { return Endpoint::new(plan, None) };
-        let seat = Seat { listener, id: memif.id, queue_pairs: memif.queue_pairs };
-        let sitting = self.listeners.endpoint(listener, memif.id).filter(|id| !removed.contains(id));
-        if sitting.is_some() || !seats.insert((listener, memif.id)) {
-            return Err(memif_error(&memif.socket, &format!("its id {} is another endpoint's", memif.id)));
+        coming: &Coming,
+        when: When,
+    ) -> Result<At, Error> {
+        let plan = &coming.plan;
+        if let Some(slot) = self.by_key.get(&plan.port.key()).copied()
+            && let Some(port) = self.ports.get_mut(slot)
+            && port.is_held
+        {
+            if port.endpoint.is_some_and(|id| !removed.contains(&id)) {
+                return Err(port_error(&plan.port, &"it carries another endpoint"));
+            }
+            // What it carried before is taken away only when nothing can fail any more: its container's interface is in the way until then.
+            if port.endpoint.is_some() {
+                return Ok(At::Held(slot, coming.link.clone()));
+            }
+            let prepared = port.prepare(coming, &mut self.maker, when);
+            return prepared.map(|()| At::Held(slot, None)).map_err(|why| port_error(&plan.port, &why));
         }
-        Endpoint::new(plan, Some(seat))
+        let mut port = self.prepare_port(registry, removed, seats, &plan.name, &plan.port)?;
+        port.prepare(coming, &mut self.maker, when).map_err(|why| port_error(&plan.port, &why))?;
+        Ok(At::Own(Box::new(port)))
+    }
+
+    fn prepare_port(
+        &mut self,
+        registry: Option<&Registry>,
+        removed: &HashSet<EndpointId>,
+        seats: &mut HashSet<(usize, u32)>,
+        name: &str,
+        plan: &PortPlan,
+    ) -> Result<Port, Error> {
+        if self.ports.len() >= PORTS_MAX {
+            return Err(port_error(plan, &format!("there are {PORTS_MAX} ports already: remove some")));
+        }
+        let memif = match plan {
+            PortPlan::Memif(memif) => memif,
+            PortPlan::Veth(veth) => return Ok(Port::new(plan.key(), Role::Veth(Box::new(Veth::new(veth))))),
+        };
+        let Some(listener) = self.listeners.open(registry, memif)? else {
+            return Port::memif(name, memif, None);
+        };
+        let seat = Seat { listener, id: memif.id, queue_pairs: memif.queue_pairs };
+        let sitting = self.listeners.sitting(listener, memif.id).and_then(|slot| self.ports.get(slot));
+        let goes = |port: &Port| !port.is_held && port.endpoint.is_some_and(|id| removed.contains(&id));
+        if sitting.is_some_and(|port| !goes(port)) || !seats.insert((listener, memif.id)) {
+            return Err(memif_error(&memif.socket, &format!("its id {} is another's", memif.id)));
+        }
+        Port::memif(name, memif, Some(seat))
     }
 
     fn put(&mut self, prepared: Vec<Prepared>) {
-        for Prepared { id, endpoint } in prepared {
-            if let Some(seat) = endpoint.seat() {
-                self.listeners.sit(seat, id);
+        for Prepared { id, at } in prepared {
+            let (slot, link) = match at {
+                At::Held(slot, link) => (slot, link),
+                At::Own(port) => (self.place(*port), None),
+            };
+            if let Some(port) = self.ports.get_mut(slot) {
+                port.endpoint = Some(id);
+                link.iter().for_each(|link| port.want(link));
             }
-            self.endpoints.set(id, Some(endpoint));
-            self.plan_next(id);
+            self.by_endpoint.insert(id, slot);
+            self.plan_next(slot);
         }
+    }
+
+    fn place(&mut self, port: Port) -> Slot {
+        let seat = port.seat();
+        let key = port.key.clone();
+        let slot = self.ports.put(port);
+        self.by_key.insert(key, slot);
+        if let Some(seat) = seat {
+            self.listeners.sit(seat, slot);
+        }
+        self.plan_next(slot);
+        slot
     }
 
     fn take(&mut self, id: EndpointId, now: Instant, rings: &mut impl Rings) {
@@ -240,26 +392,41 @@ impl Tenants {
         if self.later.forget(id) {
             return;
         }
-        let Some(mut endpoint) = self.endpoints.set(id, None) else { return };
-        endpoint.end(id, WHY, Some(WHY), now, rings);
-        if let Some(at) = endpoint.planned {
-            self.wanted.remove(&(at, id));
+        let Some(slot) = self.by_endpoint.remove(&id) else { return };
+        let Some(port) = self.ports.get_mut(slot) else { return };
+        if !port.is_held {
+            return self.discard(slot, WHY, now, rings);
         }
-        if let Some(seat) = endpoint.seat() {
-            self.listeners.rise(seat, WHY);
+        // What its tenant's memory holds of this endpoint is not for the next one: it connects again.
+        port.end(WHY, Some(WHY), now, rings);
+        port.put_away(&self.maker);
+        port.endpoint = None;
+        self.plan_next(slot);
+    }
+
+    fn discard(&mut self, slot: Slot, why: &str, now: Instant, rings: &mut impl Rings) {
+        let Some(mut port) = self.ports.take(slot) else { return };
+        port.end(why, Some(why), now, rings);
+        port.put_away(&self.maker);
+        self.by_key.remove(&port.key);
+        if let Some(at) = port.planned {
+            self.wanted.remove(&(at, slot));
+        }
+        if let Some(seat) = port.seat() {
+            self.listeners.rise(seat, why);
         }
     }
 
     /// The poll has something for one of our tokens.
     pub fn ready(&mut self, token: Token) {
         let slot = token.0.wrapping_sub(self.first.0);
-        match slot.checked_sub(ENDPOINT_TOKENS) {
+        match slot.checked_sub(PORTS_MAX) {
             None => {
-                let id = EndpointId(slot as u16);
-                if let Some(endpoint) = self.endpoints.get_mut(id) {
-                    endpoint.readable = true;
+                let slot = Slot(slot);
+                if let Some(port) = self.ports.get_mut(slot) {
+                    port.readable = true;
                 }
-                self.plan_next(id);
+                self.plan_next(slot);
             }
             Some(slot) => self.listeners.ready(slot),
         }
@@ -268,53 +435,54 @@ impl Tenants {
     /// Notices who left, moves our own attempts and the tenants' handshakes on, lets new clients in; in this order, so
     /// that who comes back at once finds the id free, and who waits a place.
     pub fn turn(&mut self, registry: &Registry, now: Instant, rings: &mut impl Rings) {
-        for id in self.due(now) {
-            let watch = self.watch(registry, id);
-            if let Some(endpoint) = self.endpoints.get_mut(id) {
-                endpoint.is_listed = false;
-                endpoint.notice_end(id, now, rings);
-                endpoint.dial(id, watch, now, rings);
+        for slot in self.due(now) {
+            let watch = self.watch(registry, slot);
+            if let Some(port) = self.ports.get_mut(slot) {
+                port.is_listed = false;
+                port.notice_end(now, rings);
+                port.dial(watch, now, rings);
+                port.look(&mut self.maker, now, rings);
             }
-            self.plan_next(id);
+            self.plan_next(slot);
         }
-        for (id, interface) in self.listeners.step(now, &mut self.endpoints) {
-            let watch = self.watch(registry, id);
-            if let Some(endpoint) = self.endpoints.get_mut(id)
-                && let Err(why) = endpoint.connect(id, interface, watch, now, rings)
+        for (slot, interface) in self.listeners.step(now, &mut self.ports) {
+            let watch = self.watch(registry, slot);
+            if let Some(port) = self.ports.get_mut(slot)
+                && let Err(why) = port.connect(interface, watch, now, rings)
             {
-                endpoint.refused(why);
+                port.refused(why);
             }
-            self.plan_next(id);
+            self.plan_next(slot);
         }
         self.listeners.accept(registry, now);
     }
 
-    fn watch<'r>(&self, registry: &'r Registry, id: EndpointId) -> Watch<'r> {
-        Watch { registry, token: Token(self.first.0 + id.index()) }
+    fn watch<'r>(&self, registry: &'r Registry, slot: Slot) -> Watch<'r> {
+        Watch { registry, token: Token(self.first.0 + slot.0) }
     }
 
     /// Those that have something to do now.
-    fn due(&mut self, now: Instant) -> Vec<EndpointId> {
+    fn due(&mut self, now: Instant) -> Vec<Slot> {
         let mut due = std::mem::take(&mut self.readable);
         let dials = self.wanted.iter().take_while(|(at, _)| *at <= now).take(DIALS_PER_TURN);
-        due.extend(dials.map(|(_, id)| *id));
+        due.extend(dials.map(|(_, slot)| *slot));
         due
     }
 
     /// Notes when this one has something to do next.
-    fn plan_next(&mut self, id: EndpointId) {
-        let Some(endpoint) = self.endpoints.get_mut(id) else { return };
-        let wanted = endpoint.deadline();
-        if endpoint.planned != wanted {
-            if let Some(at) = endpoint.planned {
-                self.wanted.remove(&(at, id));
+    fn plan_next(&mut self, slot: Slot) {
+        let Some(port) = self.ports.get_mut(slot) else { return };
+        let wanted = port.deadline();
+        if port.planned != wanted {
+            if let Some(at) = port.planned {
+                self.wanted.remove(&(at, slot));
             }
-            self.wanted.extend(wanted.map(|at| (at, id)));
-            endpoint.planned = wanted;
+            self.wanted.extend(wanted.map(|at| (at, slot)));
+            port.planned = wanted;
         }
-        if endpoint.readable && !endpoint.is_listed {
-            endpoint.is_listed = true;
-            self.readable.push(id);
+        if port.readable && !port.is_listed {
+            port.is_listed = true;
+            self.readable.push(slot);
         }
     }
 
@@ -325,28 +493,49 @@ impl Tenants {
 
     /// Puts out a tenant that broke the protocol on its rings. One that hung up before this was known is barred as well.
     pub fn fault(&mut self, id: EndpointId, reason: &str, now: Instant, rings: &mut impl Rings) {
-        let Some(endpoint) = self.endpoints.get_mut(id) else { return };
-        endpoint.record.faults += 1;
-        endpoint.barred_until = Some(now + FAULT_PAUSE);
-        endpoint.end(id, reason, Some(reason), now, rings);
-        endpoint.record.last_end = Some(reason.to_owned());
-        self.plan_next(id);
+        let Some(slot) = self.by_endpoint.get(&id).copied() else { return };
+        let Some(port) = self.ports.get_mut(slot) else { return };
+        port.record.faults += 1;
+        port.barred_until = Some(now + FAULT_PAUSE);
+        port.end(reason, Some(reason), now, rings);
+        port.record.last_end = Some(reason.to_owned());
+        self.plan_next(slot);
     }
 
-    /// Says goodbye to everybody, stops listening and connecting.
+    /// The kernel has removed an interface: if it was a container's, its namespace is gone, most likely.
+    pub fn interface_gone(&mut self, ifindex: u32, now: Instant, rings: &mut impl Rings) {
+        let is_it = |port: &Port| matches!(&port.role, Role::Veth(veth) if veth.pair().is_some_and(|pair| pair.ifindex == ifindex));
+        let Some(slot) = self.ports.find(is_it) else { return };
+        if let Some(port) = self.ports.get_mut(slot) {
+            port.interface_gone(now, rings);
+        }
+        self.plan_next(slot);
+    }
+
+    /// Says goodbye to everybody, stops listening and connecting. Containers keep their interfaces: the next daemon drives them.
     pub fn stop(mut self, now: Instant, rings: &mut impl Rings) {
-        let ids: Vec<EndpointId> = self.endpoints.iter().map(|(id, _)| id).collect();
-        for id in ids {
-            if let Some(endpoint) = self.endpoints.get_mut(id) {
-                endpoint.end(id, "stopped", Some("the daemon is stopping"), now, rings);
+        for slot in self.ports.all() {
+            if let Some(port) = self.ports.get_mut(slot) {
+                port.end("stopped", Some("the daemon is stopping"), now, rings);
             }
         }
     }
 
     /// An endpoint's record.
     pub fn record(&self, id: EndpointId) -> Option<&TenantRecord> {
-        let record = self.endpoints.get(id).map(|endpoint| &endpoint.record);
-        record.or_else(|| self.later.record(id))
+        let port = self.by_endpoint.get(&id).and_then(|slot| self.ports.get(*slot));
+        port.map(|port| &port.record).or_else(|| self.later.record(id))
+    }
+
+    /// A port's record, whether it carries an endpoint or not.
+    pub fn record_of(&self, plan: &PortPlan) -> Option<&TenantRecord> {
+        let port = self.by_key.get(&plan.key()).and_then(|slot| self.ports.get(*slot));
+        port.map(|port| &port.record)
+    }
+
+    /// The name of our end of a veth.
+    pub fn device(&self, veth: &VethPlan) -> String {
+        self.maker.device(veth)
     }
 
     /// Clients' handshakes in progress.
@@ -376,9 +565,33 @@ pub fn descriptors_max(plan: &Plan) -> u64 {
     // The control socket, an eventfd for each ring, and as client the memory, and that of earlier connections if it cannot be taken
     // back: the sealer has the same limit.
     let kept = sealer::UNRETURNED_MAX as u64;
-    let connected: u64 = plan.endpoints.values().map(|e| 2 + kept + 2 * u64::from(e.memif.queue_pairs)).sum();
+    let memifs = plan.endpoints.values().filter_map(|endpoint| endpoint.port.memif());
+    let connected: u64 = memifs.map(|memif| 2 + kept + 2 * u64::from(memif.queue_pairs)).sum();
+    // The socket of a port and its program's link.
+    let containers =
+        2 * plan.endpoints.values().filter(|endpoint| endpoint.port.veth().is_some()).count() as u64;
     let to_come = plan.endpoints_max().saturating_sub(plan.endpoints.len()) as u64;
-    connected + to_come * (4 + kept) + server::descriptors_max(plan)
+    connected + containers + to_come * (4 + kept) + server::descriptors_max(plan)
+}
+
+/// When what a container gets is made.
+#[derive(Clone, Copy)]
+enum When {
+    /// At once, or it is an error.
+    Now(Instant),
+    /// When it can be.
+    Later,
+}
+
+fn port_error(plan: &PortPlan, reason: &impl ToString) -> Error {
+    match plan {
+        PortPlan::Memif(memif) => memif_error(&memif.socket, reason),
+        PortPlan::Veth(veth) => Error::Container {
+            interface: veth.interface.clone(),
+            namespace: veth.namespace.to_string(),
+            reason: reason.to_string(),
+        },
+    }
 }
 
 fn memif_error(socket: &SocketAddr, reason: &impl ToString) -> Error {

@@ -1,5 +1,5 @@
-//! Endpoints where we are the server: one listener for each socket, as long as an endpoint is on it or a port holds it, and the handshakes
-//! of clients that have connected to it.
+//! Ports where we are the server: one listener for each socket, as long as a port is on it, and the handshakes of clients that have
+//! connected to it.
 //!
 //! What must hold: a client can only lose its own connection. Handshakes are bounded in number and time, and with
 //! them the descriptors that clients may send; a client that is refused or breaks off leaves nothing behind; its id
@@ -13,15 +13,14 @@ use std::time::{Duration, Instant};
 
 use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
-use peregrine_dataplane::plan::{MemifPlan, MemifRole, Places, Plan};
-use peregrine_dataplane::types::EndpointId;
+use peregrine_dataplane::plan::{MemifPlan, MemifRole, Plan};
 use peregrine_memif::{
     Handshake, Interface, Limits, Listener, ListenerConfig, Progress, Refusal, ServerConfig, SocketAddr,
     sealer,
 };
 
-use super::endpoint::{Endpoint, Role};
-use super::memif_error;
+use super::port::{Port, Role};
+use super::{Slot, Slots, memif_error};
 use crate::error::Error;
 use crate::socket;
 
@@ -56,7 +55,7 @@ pub struct Listeners {
     paused_until: Option<Instant>,
 }
 
-/// Where at our sockets an endpoint is.
+/// Where at our sockets a port is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Seat {
     /// The listener's place.
@@ -71,11 +70,9 @@ pub struct Seat {
 struct Listening {
     listener: Listener,
     addr: SocketAddr,
-    ids: HashMap<u32, EndpointId>,
+    ids: HashMap<u32, Slot>,
     /// How many of them take so many queue pairs: the most is what clients are told.
     queue_pairs: BTreeMap<u16, usize>,
-    /// How often it was asked to stay, whoever is on it.
-    held: usize,
     /// It is among the crowded ones.
     is_crowded: bool,
 }
@@ -142,7 +139,6 @@ impl Listeners {
             addr,
             ids: HashMap::new(),
             queue_pairs: BTreeMap::new(),
-            held: 0,
             is_crowded: false,
         };
         match self.listeners.get_mut(place) {
@@ -153,15 +149,15 @@ impl Listeners {
         Ok(Some(place))
     }
 
-    /// Which endpoint has this id there.
-    pub fn endpoint(&self, listener: usize, id: u32) -> Option<EndpointId> {
+    /// Which port has this id there.
+    pub fn sitting(&self, listener: usize, id: u32) -> Option<Slot> {
         self.listeners.get(listener)?.as_ref()?.ids.get(&id).copied()
     }
 
-    /// An endpoint takes its seat.
-    pub fn sit(&mut self, seat: Seat, endpoint: EndpointId) {
+    /// A port takes its seat.
+    pub fn sit(&mut self, seat: Seat, port: Slot) {
         if let Some(Some(listening)) = self.listeners.get_mut(seat.listener) {
-            listening.ids.insert(seat.id, endpoint);
+            listening.ids.insert(seat.id, port);
             *listening.queue_pairs.entry(seat.queue_pairs).or_default() += 1;
             listening.limit_rings();
         }
@@ -184,26 +180,6 @@ impl Listeners {
         self.refuse(why, |pending| {
             pending.listener == seat.listener && pending.handshake.id() == Some(seat.id)
         });
-    }
-
-    /// See [`Tenants::hold`](super::Tenants::hold).
-    pub fn hold(&mut self, registry: &Registry, memif: &MemifPlan) -> Result<(), Error> {
-        let Some(place) = self.open(Some(registry), memif)? else { return Ok(()) };
-        if let Some(Some(listening)) = self.listeners.get_mut(place) {
-            listening.held += 1;
-        }
-        self.close_unused();
-        Ok(())
-    }
-
-    /// Undoes one [`hold`](Self::hold).
-    pub fn release(&mut self, memif: &MemifPlan) {
-        let Some(place) = self.by_socket.get(&memif.socket).copied() else { return };
-        if let Some(Some(listening)) = self.listeners.get_mut(place) {
-            listening.held = listening.held.saturating_sub(1);
-        }
-        self.unused.push(place);
-        self.close_unused();
     }
 
     /// Closes the listeners that nobody is on any more, and removes their files.
@@ -316,21 +292,17 @@ impl Listeners {
         }
     }
 
-    /// Moves the handshakes on for which it is time. Of those that have come to their end: whose they are, and the connection.
+    /// Moves the handshakes on for which it is time. Of those that have come to their end: at which port, and the connection.
     ///
     /// The clients' memory is sealed elsewhere, all of it at the same time; that is waited for here, once for all.
-    pub fn step(
-        &mut self,
-        now: Instant,
-        endpoints: &mut Places<EndpointId, Endpoint>,
-    ) -> Vec<(EndpointId, Interface)> {
+    pub fn step(&mut self, now: Instant, ports: &mut Slots) -> Vec<(Slot, Interface)> {
         let mut done = Vec::new();
         let mut sealing = Vec::new();
         for slot in 0..HANDSHAKES_MAX {
             let Some(Some(pending)) = self.handshakes.get_mut(slot) else { continue };
             if std::mem::take(&mut pending.readable) || now >= pending.handshake.deadline() {
                 let was_sealing = pending.handshake.is_sealing();
-                done.extend(self.step_one(slot, now, endpoints));
+                done.extend(self.step_one(slot, now, ports));
                 sealing.extend((!was_sealing && self.is_sealing(slot)).then_some(slot));
             }
         }
@@ -343,7 +315,7 @@ impl Listeners {
             // The answer may be to another one that waits, from an earlier turn.
             for slot in 0..HANDSHAKES_MAX {
                 if self.is_sealing(slot) {
-                    done.extend(self.step_one(slot, now, endpoints));
+                    done.extend(self.step_one(slot, now, ports));
                 }
             }
             sealing.retain(|slot| self.is_sealing(*slot));
@@ -355,32 +327,27 @@ impl Listeners {
         matches!(self.handshakes.get(slot), Some(Some(pending)) if pending.handshake.is_sealing())
     }
 
-    fn step_one(
-        &mut self,
-        slot: usize,
-        now: Instant,
-        endpoints: &mut Places<EndpointId, Endpoint>,
-    ) -> Option<(EndpointId, Interface)> {
+    fn step_one(&mut self, slot: usize, now: Instant, ports: &mut Slots) -> Option<(Slot, Interface)> {
         let place = self.handshakes.get_mut(slot)?;
         let pending = place.as_mut()?;
         let ids = &self.listeners.get(pending.listener)?.as_ref()?.ids;
         let mut asked = None;
         let result = pending.handshake.step(&mut |request| {
             asked = ids.get(&request.id).copied();
-            let endpoint = asked.and_then(|id| endpoints.get(id));
-            endpoint.ok_or(Refusal::UnknownId).and_then(|endpoint| endpoint.admit(now))
+            let port = asked.and_then(|port| ports.get(port));
+            port.ok_or(Refusal::UnknownId).and_then(|port| port.admit(now))
         });
         let known = asked.or_else(|| pending.handshake.id().and_then(|id| ids.get(&id).copied()));
         match result {
             Ok(Progress::Pending) => None,
             Ok(Progress::Connected(interface)) => {
-                let endpoint = ids.get(&interface.id).copied();
+                let port = ids.get(&interface.id).copied();
                 *place = None;
-                endpoint.map(|id| (id, *interface))
+                port.map(|port| (port, *interface))
             }
             Err(why) => {
                 *place = None;
-                endpoints.get_mut(known?)?.refused(why.to_string());
+                ports.get_mut(known?)?.refused(why.to_string());
                 None
             }
         }
@@ -389,7 +356,7 @@ impl Listeners {
 
 impl Listening {
     fn is_unused(&self) -> bool {
-        self.ids.is_empty() && self.held == 0
+        self.ids.is_empty()
     }
 
     fn limit_rings(&mut self) {
@@ -428,20 +395,21 @@ fn ownership(owner: Option<u32>, group: Option<u32>) -> Option<(u32, u32)> {
     Some((owner, group.unwrap_or_else(|| rustix::process::getegid().as_raw())))
 }
 
-impl Endpoint {
+impl Port {
     /// A client asks for it.
     fn admit(&self, now: Instant) -> Result<ServerConfig, Refusal> {
         match &self.role {
             Role::Server(..) if self.is_barred(now) => Err(Refusal::TooSoon),
             Role::Server(..) if self.control.is_some() => Err(Refusal::AlreadyConnected),
             Role::Server(config, _) => Ok((**config).clone()),
-            Role::Client(_) => Err(Refusal::UnknownId),
+            Role::Client(_) | Role::Veth(_) => Err(Refusal::UnknownId),
         }
     }
 }
 
 /// Descriptors that handshakes may need at the same time: of each the connection, the regions and the eventfds.
 pub fn descriptors_max(plan: &Plan) -> u64 {
-    let rings = plan.endpoints.values().map(|e| 2 * u64::from(e.memif.queue_pairs)).max().unwrap_or(0);
+    let memifs = plan.endpoints.values().filter_map(|endpoint| endpoint.port.memif());
+    let rings = memifs.map(|memif| 2 * u64::from(memif.queue_pairs)).max().unwrap_or(0);
     HANDSHAKES_MAX as u64 * (1 + u64::from(REGIONS_MAX) + rings)
 }

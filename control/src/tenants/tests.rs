@@ -53,6 +53,10 @@ fn endpoint(path: &SocketAddr, id: u32, secret: &[u8]) -> EndpointPlan {
     EndpointPlan::new(&format!("e{id}"), NetworkId(0), MacAddr([2, 0, 0, 0, 0, id as u8]), memif)
 }
 
+fn coming(id: u16, plan: &EndpointPlan) -> Coming {
+    Coming::new(EndpointId(id), plan, None)
+}
+
 fn plan(endpoints: Vec<EndpointPlan>) -> Plan {
     let network = NetworkPlan { fdb_limit: 10, ..NetworkPlan::new("n", Vni::new(7).unwrap()) };
     let uplink =
@@ -340,7 +344,7 @@ fn a_socket_that_is_taken_is_an_error_that_names_it() {
 #[test]
 fn a_tenant_brings_as_many_queues_as_its_endpoint_takes_and_no_more() {
     let pairs = |mut plan: EndpointPlan, pairs| {
-        plan.memif.queue_pairs = pairs;
+        plan.port.memif_mut().unwrap().queue_pairs = pairs;
         plan
     };
     let mut bench =
@@ -361,7 +365,9 @@ fn a_tenant_brings_as_many_queues_as_its_endpoint_takes_and_no_more() {
 fn a_tenants_memory_has_the_endpoints_bound() {
     let mut bench = Bench::with(|path| {
         let mut plan = endpoint(path, 0, b"");
-        let MemifRole::Server { memory_bytes_max, .. } = &mut plan.memif.role else { unreachable!() };
+        let MemifRole::Server { memory_bytes_max, .. } = &mut plan.port.memif_mut().unwrap().role else {
+            unreachable!()
+        };
         *memory_bytes_max = 1 << 20;
         vec![plan]
     });
@@ -376,7 +382,9 @@ fn a_tenants_memory_has_the_endpoints_bound() {
 fn a_sockets_owner_group_and_mode_are_the_plans() {
     let bench = Bench::with(|path| {
         let mut plan = endpoint(path, 0, b"");
-        let MemifRole::Server { mode, owner, group, .. } = &mut plan.memif.role else { unreachable!() };
+        let MemifRole::Server { mode, owner, group, .. } = &mut plan.port.memif_mut().unwrap().role else {
+            unreachable!()
+        };
         (*mode, *owner, *group) = (Some(0o640), Some(4321), Some(8765));
         vec![plan]
     });

@@ -33,6 +33,7 @@ const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
 const IFLA_LINK: u16 = 5;
 const IFLA_LINKINFO: u16 = 18;
+const IFLA_IFALIAS: u16 = 20;
 const IFLA_AF_SPEC: u16 = 26;
 const IFLA_LINK_NETNSID: u16 = 37;
 /// In `IFLA_LINKINFO`.
@@ -233,6 +234,34 @@ pub fn link(payload: &[u8]) -> Option<LinkFact> {
         fact.vlan = Some(VlanFact { of, id, tag });
     }
     Some(fact)
+}
+
+/// Number, name and alias of an interface, the last one empty if it has none.
+pub fn alias(payload: &[u8]) -> Option<(u32, String, String)> {
+    let (ifindex, attributes) = of_interface(payload)?;
+    let (mut name, mut alias) = (String::new(), String::new());
+    for (kind, value) in each_attribute(attributes) {
+        match kind {
+            IFLA_IFNAME => name = text(value),
+            IFLA_IFALIAS => alias = text(value),
+            _ => {}
+        }
+    }
+    Some((ifindex, name, alias))
+}
+
+/// The number of the interface that one is joined to.
+pub fn below(payload: &[u8]) -> Option<u32> {
+    let (_, attributes) = of_interface(payload)?;
+    let (_, value) = each_attribute(attributes).find(|(kind, _)| *kind == IFLA_LINK)?;
+    value.try_into().ok().map(u32::from_ne_bytes)
+}
+
+/// The number of an interface, and its attributes.
+fn of_interface(payload: &[u8]) -> Option<(u32, &[u8])> {
+    let (header, attributes) = payload.split_at_checked(IFINFOMSG_BYTES)?;
+    let ifindex = header.get(4..8)?.try_into().ok().map(u32::from_ne_bytes)?;
+    Some((ifindex, attributes))
 }
 
 /// Kind and value of each attribute, up to one that is cut short.

@@ -98,6 +98,43 @@ impl Requests {
         }
     }
 
+    /// Number and alias of the interface of this name; `None` when there is none.
+    pub fn alias_of(&mut self, name: &str) -> io::Result<Option<(u32, String)>> {
+        let link = self.link_payload(name)?;
+        Ok(link.and_then(|link| facts::alias(&link)).map(|(ifindex, _, alias)| (ifindex, alias)))
+    }
+
+    /// Gives an interface an alias.
+    pub fn set_alias(&mut self, ifindex: u32, alias: &str) -> io::Result<()> {
+        let mut message = LinkMessage::default();
+        message.header.index = ifindex;
+        message.attributes = vec![LinkAttribute::IfAlias(alias.to_owned())];
+        self.change(RouteNetlinkMessage::SetLink(message), 0)
+    }
+
+    /// Number, name and alias of all interfaces that have one.
+    pub fn aliases(&mut self) -> io::Result<Vec<(u32, String, String)>> {
+        let mut all = Vec::new();
+        self.dump(RouteNetlinkMessage::GetLink(LinkMessage::default()), |link| {
+            all.extend(facts::alias(link).filter(|(_, _, alias)| !alias.is_empty()));
+        })?;
+        Ok(all)
+    }
+
+    /// The number of the interface that the one of this name is joined to: of a veth the other end.
+    pub fn below_of(&mut self, name: &str) -> io::Result<Option<u32>> {
+        Ok(self.link_payload(name)?.and_then(|link| facts::below(&link)))
+    }
+
+    fn link_payload(&mut self, name: &str) -> io::Result<Option<Vec<u8>>> {
+        let mut message = LinkMessage::default();
+        message.attributes = vec![LinkAttribute::IfName(name.to_owned())];
+        match self.ask(RouteNetlinkMessage::GetLink(message), 0) {
+            Err(e) if e.raw_os_error() == Some(rustix::io::Errno::NODEV.raw_os_error()) => Ok(None),
+            payload => payload.map(Some),
+        }
+    }
+
     /// Makes the kernel change something.
     pub fn change(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
         self.ask(message, flags | NLM_F_ACK).map(drop)
@@ -106,7 +143,8 @@ impl Requests {
     /// Makes the kernel change several things, one after the other, for one system call.
     ///
     /// # Errors
-    /// Which was refused first, counted from 0, and why. Those after it may have been done.
+    /// Which was refused first, counted from 0, and why. Those after it may have been done. Of more than some 100 that are refused the
+    /// answers may not fit into the socket.
     pub fn change_all(
         &mut self,
         messages: impl IntoIterator<Item = (RouteNetlinkMessage, u16)>,
@@ -130,7 +168,17 @@ impl Requests {
         let (last, mut result) = (self.sequence.wrapping_sub(first) as usize, Ok(()));
         for _ in 0..=last + STALE_ANSWERS_MAX {
             self.buffer.clear();
-            self.socket.recv(&mut self.buffer, 0).map_err(|error| (last, error))?;
+            match self.socket.recv(&mut self.buffer, 0) {
+                Ok(_) => {}
+                // All that there was; some were lost.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    return result.and(Err((last, error)));
+                }
+                Err(error) => {
+                    result = result.and(Err((last, error)));
+                    continue;
+                }
+            }
             let answer =
                 NetlinkBuffer::new_checked(&self.buffer[..]).map_err(|_| (last, garbled("message")))?;
             let which = answer.sequence_number().wrapping_sub(first) as usize;

@@ -388,7 +388,7 @@ impl Engine {
         for (id, now) in &change.endpoints {
             let before = self.plan.endpoint(*id);
             let is_same = |now: &EndpointPlan, before: &EndpointPlan| {
-                now.network == before.network && now.memif == before.memif
+                now.network == before.network && now.port == before.port
             };
             let is_right = match (before, now) {
                 (Some(before), Some(now)) => is_same(now, before),
@@ -814,7 +814,7 @@ mod tests {
         first.mac = mac(9);
         engine.change(endpoints(vec![(EndpointId(0), Some(first.clone()))])).unwrap();
         assert_eq!(engine.fdb.lookup(BLUE, mac(2)), None);
-        first.memif.id += 1;
+        first.port.memif_mut().unwrap().id += 1;
         let other = engine.change(endpoints(vec![(EndpointId(0), Some(first))]));
         assert_eq!(other, Err(ChangeError::EndpointPlace(EndpointId(0))), "that is another port");
     }

@@ -271,6 +271,17 @@ impl Prefix {
         (number & !rest, number | rest)
     }
 
+    /// How many bits its addresses have in common.
+    pub const fn bits(&self) -> u8 {
+        self.bits
+    }
+
+    /// It holds this address.
+    pub fn holds(&self, address: IpAddr) -> bool {
+        let bits = if address.is_ipv4() { 32 } else { 128 };
+        self.covers(&Prefix { address, bits })
+    }
+
     /// Of IPv4 addresses.
     pub const fn is_ipv4(&self) -> bool {
         self.address.is_ipv4()

@@ -10,13 +10,14 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
+use peregrine_dataplane::plan::NamespaceRef;
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountPropagationFlags, UnmountFlags};
 
+use crate::container::ContainerError;
 use crate::container::namespace::{NAMED, NSFS_MAGIC, Namespace};
 use crate::container::pair::{Pair, refused};
-use crate::container::{ContainerError, NamespaceRef};
 
 /// The file that names are links to: some file systems take longer to make a new one.
 const BLANK: &str = "blank";

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{LinkAttribute, LinkMessage};
+use peregrine_dataplane::plan::NamespaceRef;
 use peregrine_dataplane::types::MacAddr;
 use peregrine_dataplane::xsk::{PortConfig, Ports, XskPort, switch_offloads_off};
 use rustix::fs::{Mode, OFlags};
@@ -17,9 +18,9 @@ use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space}
 
 use super::names::{self, Names};
 use super::{PartPlan, Taken};
-use crate::container::ContainerError;
-use crate::container::namespace::{Namespace, NamespaceRef};
+use crate::container::namespace::Namespace;
 use crate::container::pair::{self, Pair, VethPlan, is, refused};
+use crate::container::{ContainerError, remover};
 use crate::underlay::netlink::Requests;
 
 /// This thread's network namespace.
@@ -211,13 +212,16 @@ impl Part {
         let which = names::which(&plan.namespace);
         let mut link = pair::link_up(self.ifindex);
         link.attributes = vec![LinkAttribute::Address(plan.mac.0.to_vec())];
+        let mut ours = LinkMessage::default();
+        ours.header.index = self.pair.ifindex;
+        ours.attributes = plan.alias.clone().map(LinkAttribute::IfAlias).into_iter().collect();
         if plan.mtu != self.mtu {
             let mtu = LinkAttribute::Mtu(plan.mtu.into());
             link.attributes.push(mtu.clone());
-            let mut ours = LinkMessage::default();
-            ours.header.index = self.pair.ifindex;
-            ours.attributes = vec![mtu];
-            let what = || format!("giving {} an MTU of {}", self.pair.port, plan.mtu);
+            ours.attributes.push(mtu);
+        }
+        if !ours.attributes.is_empty() {
+            let what = || format!("giving {} an MTU of {} and an alias", self.pair.port, plan.mtu);
             host.change(RouteNetlinkMessage::SetLink(ours), 0).map_err(|error| refused(error, what))?;
         }
         link.attributes.extend(plan.interface.clone().map(LinkAttribute::IfName));
@@ -252,26 +256,7 @@ pub(super) fn remove(all: Vec<Ending>, host: &mut Requests, names: &Names) -> Re
             Ending::Nameless(pair) => names.unmark(&pair),
         }
     }
-    result = result.and(remove_devices(&pairs, host));
+    remover::remove(host, &pairs);
     pairs.iter().for_each(|pair| names.unmark(pair));
     result
-}
-
-/// All are put in a group that nobody else's are in, which goes.
-fn remove_devices(pairs: &[Pair], host: &mut Requests) -> Result<(), ContainerError> {
-    let group = 1 << 30 | std::hash::RandomState::new().build_hasher().finish() as u32 & 0x3fff_ffff;
-    let link = |index: u32| {
-        let mut message = LinkMessage::default();
-        message.header.index = index;
-        message.attributes = vec![LinkAttribute::Group(group)];
-        message
-    };
-    let joining = pairs.iter().map(|pair| (RouteNetlinkMessage::SetLink(link(pair.ifindex)), 0));
-    let joined = host.change_all(joining);
-    let gone = if pairs.is_empty() { Ok(()) } else { host.change(RouteNetlinkMessage::DelLink(link(0)), 0) };
-    let or_gone = |error: io::Error| match is(&error, Errno::NODEV) {
-        true => Ok(()), // with their namespaces
-        false => Err(refused(error, || format!("removing {} veths of the pool", pairs.len()))),
-    };
-    joined.map_err(|(_, error)| error).or_else(or_gone).and(gone.or_else(or_gone))
 }

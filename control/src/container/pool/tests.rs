@@ -30,6 +30,7 @@ fn plan(number: u8) -> PartPlan {
     PartPlan {
         namespace: name(),
         interface: None,
+        alias: Some(format!("a container, number {number}")),
         mac: MacAddr([2, 0, 0, 0, 0x42, number]),
         mtu: 1450,
         addresses: vec![([10, 42, 0, number].into(), 24), (format!("fd42::{number}").parse().unwrap(), 64)],
@@ -95,7 +96,7 @@ fn containers_from_the_pool_reach_each_other_through_an_engine() {
         assert!(far.contains(part), "{far}");
     }
     let near = run(&format!("ip link show {}", taken[1].pair.port));
-    assert!(near.contains("mtu 1450"), "{near}");
+    assert!(near.contains("mtu 1450") && near.contains("alias a container, number 2"), "{near}");
     assert!(inside(&taken[0], "ip link show lo").contains("LOWER_UP"));
     assert!(inside(&taken[0], "ip route").contains("default via 10.42.0.254 dev eth0"));
     assert!(inside(&taken[0], "ip -6 route").contains("default via fe80::1 dev eth0"));

@@ -8,8 +8,13 @@ fn socket(bench: &Bench, name: &str) -> SocketAddr {
 
 impl Bench {
     fn add(&mut self, added: &[(u16, EndpointPlan)]) -> Result<(), (usize, Error)> {
-        let added: Vec<_> = added.iter().map(|(id, plan)| (EndpointId(*id), plan.clone())).collect();
-        self.tenants.add(self.poll.registry(), &added)
+        let added: Vec<_> = added.iter().map(|(id, plan)| coming(*id, plan)).collect();
+        let Bench { poll, tenants, shelf, .. } = self;
+        tenants.change(poll.registry(), &[], &added, Instant::now(), shelf)
+    }
+
+    pub fn release(&mut self, port: &PortPlan) {
+        self.tenants.release(port, Instant::now(), &mut self.shelf);
     }
 
     fn remove(&mut self, ids: &[u16]) {
@@ -53,8 +58,8 @@ fn all_of_them_come_or_none() {
     let nowhere = SocketAddr::Path("/nonexistent/run/x.sock".into());
     for (bad, want) in [
         ((4, endpoint(&nowhere, 0, b"")), "/nonexistent/run"),
-        ((4, endpoint(&old, 5, b"")), "its id 5 is another endpoint's"),
-        ((4, endpoint(&new, 0, b"")), "its id 0 is another endpoint's"),
+        ((4, endpoint(&old, 5, b"")), "its id 5 is another's"),
+        ((4, endpoint(&new, 0, b"")), "its id 0 is another's"),
         ((0, endpoint(&new, 1, b"")), "is there already"),
         ((4, endpoint(&old, 6, &[b'x'; 25])), "24"),
     ] {
@@ -72,7 +77,7 @@ fn what_goes_makes_room_for_what_comes() {
     let old = bench.path.clone();
     let before = std::fs::metadata(old.path().unwrap()).unwrap().ino();
     let tenant = bench.connect(client(0, b"")).unwrap();
-    let (ids, added) = ([EndpointId(0), EndpointId(1)], [(EndpointId(0), endpoint(&old, 0, b"other"))]);
+    let (ids, added) = ([EndpointId(0), EndpointId(1)], [coming(0, &endpoint(&old, 0, b"other"))]);
     let registry = bench.poll.registry();
     bench.tenants.change(registry, &ids, &added, Instant::now(), &mut bench.shelf).unwrap();
     assert!(tenant.control.poll_disconnect().unwrap().is_some());
@@ -111,21 +116,58 @@ fn a_handshake_ends_with_its_endpoint_or_its_socket() {
 }
 
 #[test]
-fn a_held_socket_listens_without_endpoints() {
+fn a_tenant_at_a_port_waits_for_an_endpoint() {
     let mut bench = Bench::new();
     let new = socket(&bench, "new.sock");
-    let memif = endpoint(&new, 3, b"").memif;
-    bench.tenants.hold(bench.poll.registry(), &memif).unwrap();
+    let port = endpoint(&new, 3, b"").port;
+    bench.tenants.hold(bench.poll.registry(), "spare", &port).unwrap();
+    assert!(bench.tenants.hold(bench.poll.registry(), "spare", &port).is_err());
     bench.path = new.clone();
-    let error = bench.connect(client(3, b"")).unwrap_err().to_string();
-    assert!(error.contains("unmatched interface id"), "{error}");
+    assert!(bench.connect(client(4, b"")).unwrap_err().to_string().contains("unmatched interface id"));
+    let early = bench.connect(client(3, b"")).unwrap();
+    assert!(bench.shelf.rings.is_empty() && bench.tenants.record_of(&port).unwrap().peer.is_some());
+    assert!(bench.connect(client(3, b"")).is_err(), "one is there");
+    // It is served as soon as there is an endpoint, and connects again when that goes.
     bench.add(&[(2, endpoint(&new, 3, b""))]).unwrap();
-    assert!(bench.connect(client(3, b"")).is_ok());
+    assert!(bench.shelf.rings.is_empty(), "the engine does not know the endpoint before");
+    let now = Instant::now();
+    bench.tenants.attach([EndpointId(2)].into_iter(), now, &mut bench.shelf);
+    assert!(bench.shelf.rings.contains_key(&EndpointId(2)));
+    assert!(bench.tenants.record(EndpointId(2)).unwrap().peer.is_some());
+    assert!(bench.add(&[(7, endpoint(&new, 3, b""))]).is_err(), "it carries one");
     bench.remove(&[2]);
-    assert!(new.path().unwrap().exists());
-    bench.tenants.release(&memif);
-    assert!(!new.path().unwrap().exists());
-    bench.tenants.release(&memif);
+    assert!(bench.shelf.rings.is_empty());
+    let told = early.control.poll_disconnect().unwrap().unwrap().to_string();
+    assert!(told.contains("the endpoint was removed"), "{told}");
+    bench.settle();
+    let again = bench.connect(client(3, b"")).unwrap();
+    // One endpoint in place of another; and a port that goes before its endpoint.
+    bench.add(&[(2, endpoint(&new, 3, b""))]).unwrap();
+    bench.tenants.attach([EndpointId(2)].into_iter(), now, &mut bench.shelf);
+    let other = [coming(5, &endpoint(&new, 3, b""))];
+    bench.tenants.change(bench.poll.registry(), &[EndpointId(2)], &other, now, &mut bench.shelf).unwrap();
+    assert!(again.control.poll_disconnect().unwrap().is_some() && bench.shelf.rings.is_empty());
+    bench.settle();
+    let last = bench.connect(client(3, b"")).unwrap();
+    assert!(bench.shelf.rings.contains_key(&EndpointId(5)));
+    bench.release(&port);
+    assert!(last.control.poll_disconnect().unwrap().is_none() && new.path().unwrap().exists());
+    bench.remove(&[5]);
+    assert!(last.control.poll_disconnect().unwrap().is_some() && !new.path().unwrap().exists());
+    bench.release(&port);
+}
+
+#[test]
+fn a_port_that_goes_takes_its_tenant_along() {
+    let mut bench = Bench::new();
+    let new = socket(&bench, "new.sock");
+    let port = endpoint(&new, 3, b"").port;
+    bench.tenants.hold(bench.poll.registry(), "spare", &port).unwrap();
+    bench.path = new.clone();
+    let tenant = bench.connect(client(3, b"")).unwrap();
+    bench.release(&port);
+    assert!(tenant.control.poll_disconnect().unwrap().unwrap().to_string().contains("the port was removed"));
+    assert!(!new.path().unwrap().exists() && bench.tenants.record_of(&port).is_none());
 }
 
 #[test]
@@ -133,7 +175,7 @@ fn clients_are_told_the_most_queues_that_any_endpoint_on_the_socket_takes() {
     let mut bench = Bench::new();
     let more = |id, pairs| {
         let mut plan = endpoint(&bench.path, id, b"");
-        plan.memif.queue_pairs = pairs;
+        plan.port.memif_mut().unwrap().queue_pairs = pairs;
         plan
     };
     let three = [(2, more(7, 3)), (3, more(8, 2))];
@@ -156,7 +198,8 @@ fn a_tenant_that_listens_is_dialled_once_its_endpoint_is_there_and_left_alone_af
     let theirs = socket(&bench, "theirs.sock");
     let listener = Listener::bind(&theirs, ListenerConfig::default()).unwrap();
     let mut plan = endpoint(&theirs, 0, b"");
-    plan.memif.role = MemifRole::Client { ring_log2: 5, buffer_bytes: 2048, tenant_uid: None };
+    plan.port.memif_mut().unwrap().role =
+        MemifRole::Client { ring_log2: 5, buffer_bytes: 2048, tenant_uid: None };
     bench.add(&[(4, plan.clone())]).unwrap();
     assert!(bench.tenants.deadline().is_some());
     bench.settle();

@@ -12,7 +12,7 @@ impl Bench {
     }
 
     fn wait_for(&mut self, id: u16, plan: &EndpointPlan) {
-        let error = self.tenants.add_or_wait(self.poll.registry(), EndpointId(id), plan).unwrap_err();
+        let error = self.tenants.add_or_wait(self.poll.registry(), &coming(id, plan)).unwrap_err();
         assert!(error.to_string().contains("gone"), "{error}");
     }
 
@@ -53,7 +53,7 @@ fn what_replaces_one_that_waits_replaces_it() {
     let mut bench = Bench::new();
     let late = bench.late("late.sock");
     bench.wait_for(7, &endpoint(&late, 0, b""));
-    let other = (EndpointId(8), endpoint(&late, 0, b"hush"));
+    let other = coming(8, &endpoint(&late, 0, b"hush"));
     let change = |bench: &mut Bench| {
         let Bench { poll, tenants, shelf, .. } = bench;
         let added = std::slice::from_ref(&other);
@@ -72,16 +72,17 @@ fn what_replaces_one_that_waits_replaces_it() {
 #[test]
 fn a_held_socket_waits_too() {
     let mut bench = Bench::new();
-    let [kept, dropped] = ["kept.sock", "dropped.sock"].map(|name| MemifPlan::server(bench.late(name), 3));
-    for memif in [&kept, &dropped] {
-        assert!(bench.tenants.hold_or_wait(bench.poll.registry(), memif).is_err());
+    let [kept, dropped] = ["kept.sock", "dropped.sock"].map(|name| bench.late(name));
+    let port = |socket: &SocketAddr| PortPlan::Memif(MemifPlan::server(socket.clone(), 3));
+    for socket in [&kept, &dropped] {
+        assert!(bench.tenants.hold_or_wait(bench.poll.registry(), "p", &port(socket)).is_err());
     }
     bench.retry();
-    bench.tenants.release(&dropped);
+    bench.release(&port(&dropped));
     std::fs::create_dir_all(bench.folder()).unwrap();
     bench.retry();
-    assert!(kept.socket.path().unwrap().exists() && !dropped.socket.path().unwrap().exists());
-    bench.tenants.release(&kept);
+    assert!(kept.path().unwrap().exists() && !dropped.path().unwrap().exists());
+    bench.release(&port(&kept));
     bench.retry();
-    assert!(!kept.socket.path().unwrap().exists());
+    assert!(!kept.path().unwrap().exists());
 }

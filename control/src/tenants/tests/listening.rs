@@ -5,7 +5,8 @@ use super::*;
 /// An endpoint where we connect.
 fn dialling(path: &SocketAddr, id: u32) -> EndpointPlan {
     let mut plan = endpoint(path, id, b"");
-    plan.memif.role = MemifRole::Client { ring_log2: 5, buffer_bytes: 2048, tenant_uid: None };
+    plan.port.memif_mut().unwrap().role =
+        MemifRole::Client { ring_log2: 5, buffer_bytes: 2048, tenant_uid: None };
     plan
 }
 
@@ -69,7 +70,7 @@ fn as_client_it_connects_with_as_many_queues_as_both_want() {
     for (limit, want) in [(8, 2), (2, 2), (1, 1)] {
         let mut bench = Bench::with(|path| {
             let mut plan = dialling(path, 3);
-            plan.memif.queue_pairs = 2;
+            plan.port.memif_mut().unwrap().queue_pairs = 2;
             vec![plan]
         });
         let now = Instant::now();
@@ -273,7 +274,7 @@ fn chains_are_taken_where_the_plan_says_so() {
         let mut bench = Bench::with(|path| {
             let theirs = SocketAddr::Path(path.path().unwrap().with_file_name("theirs.sock"));
             let mut plans = vec![endpoint(path, 0, b""), dialling(&theirs, 0)];
-            plans.iter_mut().for_each(|plan| plan.memif.chains = chains);
+            plans.iter_mut().for_each(|plan| plan.port.memif_mut().unwrap().chains = chains);
             plans
         });
         // As server we take what a tenant sends in chains, or not.

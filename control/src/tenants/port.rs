@@ -1,22 +1,31 @@
-//! One endpoint: whose it is, who is connected, and what was told of it. Which sockets it is on is for `server.rs` and `client.rs`.
+//! One port: what it is attached by, the endpoint that it carries, who is connected, and what was told of it. Which sockets it is on is for
+//! `server.rs` and `client.rs`, which container it goes into for `veth.rs`.
 
 use std::os::fd::AsRawFd;
 use std::time::Instant;
 
 use peregrine_dataplane::engine::TenantRings;
-use peregrine_dataplane::plan::{EndpointPlan, MemifRole};
+use peregrine_dataplane::plan::{MemifPlan, MemifRole, PortKey};
 use peregrine_dataplane::types::EndpointId;
 use peregrine_memif::{ClientConfig, ControlSocket, Interface, Reject, Secret, ServerConfig};
 
 use super::client::Dialler;
 use super::server::Seat;
+use super::veth::Veth;
 use super::{Peer, Rings, TenantRecord, Watch, memif_error};
 use crate::error::Error;
 
-/// An endpoint and its tenant.
+/// A port and its tenant.
 #[derive(Debug)]
-pub struct Endpoint {
+pub struct Port {
+    pub key: PortKey,
     pub role: Role,
+    /// The endpoint that it carries. While it carries none, whoever is connected waits.
+    pub endpoint: Option<EndpointId>,
+    /// It was declared by itself, and stays when its endpoint goes.
+    pub is_held: bool,
+    /// The tenant's, until a worker has them.
+    waiting: Option<TenantRings>,
     pub control: Option<ControlSocket>,
     /// The socket has something to read: that of the connection, or of our attempt at one.
     pub readable: bool,
@@ -29,17 +38,37 @@ pub struct Endpoint {
     pub record: TenantRecord,
 }
 
-/// Which side we are.
+/// How it is attached.
 #[derive(Debug)]
 pub enum Role {
+    /// We listen.
     Server(Box<ServerConfig>, Seat),
+    /// We connect.
     Client(Box<Dialler>),
+    /// To a container.
+    Veth(Box<Veth>),
 }
 
-impl Endpoint {
-    /// Where we are the server, it has a seat at one of our sockets.
-    pub fn new(plan: &EndpointPlan, seat: Option<Seat>) -> Result<Endpoint, Error> {
-        let memif = &plan.memif;
+impl Port {
+    /// Where nobody is connected yet.
+    pub fn new(key: PortKey, role: Role) -> Port {
+        Port {
+            key,
+            role,
+            endpoint: None,
+            is_held: false,
+            waiting: None,
+            control: None,
+            readable: false,
+            is_listed: false,
+            planned: None,
+            barred_until: None,
+            record: TenantRecord::default(),
+        }
+    }
+
+    /// A memif interface. Where we are the server, it has a seat at one of our sockets. `name` is what its tenant is told that we are.
+    pub fn memif(name: &str, memif: &MemifPlan, seat: Option<Seat>) -> Result<Port, Error> {
         let secret = match memif.secret.as_slice() {
             [] => None,
             bytes => Some(Secret::new(bytes).map_err(|e| memif_error(&memif.socket, &e))?),
@@ -47,7 +76,7 @@ impl Endpoint {
         let role = match (&memif.role, seat) {
             (&MemifRole::Server { allow_unsealed, memory_bytes_max, .. }, Some(seat)) => {
                 let config = ServerConfig {
-                    name: plan.name.clone(),
+                    name: name.to_owned(),
                     secret,
                     rings_max: memif.queue_pairs,
                     chains: memif.chains,
@@ -63,7 +92,7 @@ impl Endpoint {
             (&MemifRole::Client { ring_log2, buffer_bytes, tenant_uid }, _) => {
                 let config = ClientConfig {
                     id: memif.id,
-                    name: plan.name.clone(),
+                    name: name.to_owned(),
                     secret: secret.unwrap_or_default(),
                     ring_log2,
                     buffer_bytes,
@@ -73,36 +102,28 @@ impl Endpoint {
                     // A tenant must not be able to keep our memory.
                     forbid_seals: true,
                 };
-                Role::Client(Box::new(Dialler::new(plan, config)?))
+                Role::Client(Box::new(Dialler::new(&memif.socket, config)?))
             }
         };
-        Ok(Endpoint {
-            role,
-            control: None,
-            readable: false,
-            is_listed: false,
-            planned: None,
-            barred_until: None,
-            record: TenantRecord::default(),
-        })
+        Ok(Port::new(PortKey::Memif(memif.socket.clone(), memif.id), role))
     }
 
     /// Its seat at one of our sockets.
     pub fn seat(&self) -> Option<Seat> {
         match self.role {
             Role::Server(_, seat) => Some(seat),
-            Role::Client(_) => None,
+            Role::Client(_) | Role::Veth(_) => None,
         }
     }
 
-    /// When it wants its next step, if nothing comes before: as client, until it is connected.
+    /// When it wants its next step, if nothing comes before: as client until it is connected, of a container until its interface is there.
     pub fn deadline(&self) -> Option<Instant> {
-        match &self.role {
+        let at = match &self.role {
             Role::Server(..) => None,
-            Role::Client(dialler) => {
-                dialler.deadline().map(|at| self.barred_until.map_or(at, |until| at.max(until)))
-            }
-        }
+            Role::Client(dialler) => dialler.deadline(),
+            Role::Veth(veth) => veth.deadline(),
+        };
+        at.map(|at| self.barred_until.map_or(at, |until| at.max(until)))
     }
 
     /// It was put out just now.
@@ -111,7 +132,7 @@ impl Endpoint {
     }
 
     /// Looks whether the tenant has left, if its socket has something to read.
-    pub fn notice_end(&mut self, id: EndpointId, now: Instant, rings: &mut impl Rings) {
+    pub fn notice_end(&mut self, now: Instant, rings: &mut impl Rings) {
         let Some(control) = self.control.as_ref().filter(|_| self.readable) else {
             // As client it may be that of an attempt.
             self.readable &= matches!(self.role, Role::Client(_));
@@ -123,7 +144,7 @@ impl Endpoint {
             Ok(Some(why)) => why.to_string(),
             Err(e) => e.to_string(),
         };
-        self.end(id, &why, None, now, rings);
+        self.end(&why, None, now, rings);
     }
 
     /// A client that was sent away. While another one is connected, that is not what people ask about.
@@ -134,13 +155,12 @@ impl Endpoint {
         }
     }
 
-    /// A handshake has come to its end: the worker gets the rings.
+    /// A handshake has come to its end: the worker gets the rings, now or when there is an endpoint.
     ///
     /// # Errors
     /// Why the tenant was sent away instead.
     pub fn connect(
         &mut self,
-        id: EndpointId,
         interface: Interface,
         watch: Watch<'_>,
         now: Instant,
@@ -156,41 +176,73 @@ impl Endpoint {
         } else {
             watch.over(control.as_raw_fd()).map_err(|e| format!("its socket cannot be watched: {e}"))
         };
-        let attached = admitted.and_then(|()| rings.attach(id, TenantRings::new(rx, tx)));
-        if let Err(reason) = attached {
+        if let Err(reason) = admitted {
             control.disconnect(&reason);
             return Err(reason);
         }
         self.control = Some(control);
         // What came under the token of the handshake is not told again under this one.
         self.readable = true;
+        let peer = Peer { name: peer_name, interface: peer_if_name, credentials, since: now, queue_pairs };
+        self.have(TenantRings::new(rx, tx), peer, now, rings)
+    }
+
+    /// Its tenant is here. The worker gets the rings, now or when there is an endpoint.
+    ///
+    /// # Errors
+    /// Why it cannot have them; the tenant was sent away.
+    pub(super) fn have(
+        &mut self,
+        its: TenantRings,
+        peer: Peer,
+        now: Instant,
+        rings: &mut impl Rings,
+    ) -> Result<(), String> {
+        self.waiting = Some(its);
+        self.record.peer = Some(peer);
+        self.attach(now, rings)?;
         self.record.attached += 1;
         self.record.last_failure = None;
-        self.record.peer =
-            Some(Peer { name: peer_name, interface: peer_if_name, credentials, since: now, queue_pairs });
         Ok(())
+    }
+
+    /// A tenant that waits is served, if there is an endpoint now.
+    ///
+    /// # Errors
+    /// Why it cannot be; it was sent away.
+    pub fn attach(&mut self, now: Instant, rings: &mut impl Rings) -> Result<(), String> {
+        let Some(id) = self.endpoint else { return Ok(()) };
+        let Some(its) = self.waiting.take() else { return Ok(()) };
+        let Err(why) = rings.attach(id, its) else { return Ok(()) };
+        // Nothing to detach.
+        self.endpoint = None;
+        self.end(&why, Some(&why), now, rings);
+        self.endpoint = Some(id);
+        Err(why)
     }
 
     /// Ends the connection, if there is one: the worker lets go of the rings, then the tenant is told (if there is
     /// something to tell).
-    pub fn end(
-        &mut self,
-        id: EndpointId,
-        why: &str,
-        tell: Option<&str>,
-        now: Instant,
-        rings: &mut impl Rings,
-    ) {
-        let Some(control) = self.control.take() else { return };
-        rings.detach(id);
-        if let Some(text) = tell {
+    pub fn end(&mut self, why: &str, tell: Option<&str>, now: Instant, rings: &mut impl Rings) {
+        if self.record.peer.take().is_none() {
+            return;
+        }
+        if self.waiting.take().is_none()
+            && let Some(id) = self.endpoint
+        {
+            rings.detach(id);
+        }
+        if let Some(control) = self.control.take()
+            && let Some(text) = tell
+        {
             control.disconnect(text);
         }
-        if let Role::Client(dialler) = &mut self.role {
-            dialler.lost(now);
+        match &mut self.role {
+            Role::Server(..) => {}
+            Role::Client(dialler) => dialler.lost(now),
+            Role::Veth(veth) => veth.lost(now),
         }
         self.readable = false;
-        self.record.peer = None;
         self.record.last_end = Some(why.to_owned());
         self.record.last_failure = None;
     }
