@@ -3,6 +3,7 @@
 //!
 //! - `namespace`: a namespace given by name, path or process; work done inside it
 //! - `pair`: the pair, made and removed
+//! - `pool`: namespaces with pairs and ports that are ready before anybody asks
 //! - `remover`: the thread that removes them
 //! - `maker`: a pair and our end of it, open; found again where an earlier daemon left it
 //!
@@ -15,18 +16,23 @@
 mod maker;
 mod namespace;
 mod pair;
+mod pool;
 mod remover;
 #[cfg(test)]
 mod tests;
 
 use std::fmt;
 use std::io;
+use std::path::PathBuf;
+
+use peregrine_dataplane::xsk::XskError;
 
 pub use maker::{Link, Maker, is_device, is_fleeting};
 pub use namespace::Namespace;
 use namespace::how_to_list;
 pub use pair::{Pair, VethPlan, make};
 use peregrine_dataplane::plan::NamespaceRef;
+pub use pool::{PartPlan, Pool, PoolConfig, PoolCounts, Taken};
 
 /// Why a container did not get its interface.
 #[derive(Debug)]
@@ -72,6 +78,26 @@ pub enum ContainerError {
         /// The gateway that was to be its.
         gateway: std::net::IpAddr,
     },
+    /// No network namespace can be called that.
+    BadNamespaceName {
+        /// The name asked for.
+        name: String,
+    },
+    /// Something has this name already.
+    NamespaceTaken {
+        /// The name asked for.
+        name: String,
+    },
+    /// Another process has a pool with this directory.
+    PoolTaken {
+        /// The directory.
+        directory: PathBuf,
+    },
+    /// Our end did not become a port.
+    Port {
+        /// Why.
+        source: XskError,
+    },
     /// The kernel refused something else.
     Refused {
         /// What was tried.
@@ -116,6 +142,21 @@ impl fmt::Display for ContainerError {
                 f,
                 "{namespace} has a default route, so none to {gateway} was made: remove it there, or leave the gateway out"
             ),
+            E::BadNamespaceName { name } => write!(
+                f,
+                "no network namespace can be called '{}': use 1 to 255 letters, digits and signs, but no '/' and no space",
+                name.escape_debug()
+            ),
+            E::NamespaceTaken { name } => write!(
+                f,
+                "there is a network namespace '{name}' already: choose another name, or remove it (ip netns del {name})"
+            ),
+            E::PoolTaken { directory } => write!(
+                f,
+                "another process has its pool of containers' parts in {}: give each a directory of its own, or end the other",
+                directory.display()
+            ),
+            E::Port { source } => source.fmt(f),
             E::Refused { what, source } => write!(f, "{what}: {source}"),
         }
     }
@@ -127,7 +168,14 @@ impl std::error::Error for ContainerError {
             ContainerError::NoNamespace { source, .. } | ContainerError::Refused { source, .. } => {
                 Some(source)
             }
+            ContainerError::Port { source } => source.source(),
             _ => None,
         }
+    }
+}
+
+impl From<XskError> for ContainerError {
+    fn from(source: XskError) -> ContainerError {
+        ContainerError::Port { source }
     }
 }

@@ -12,10 +12,10 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use super::ContainerError;
 
 /// The file system of namespaces (linux/magic.h).
-const NSFS_MAGIC: u64 = 0x6e73_6673;
+pub(super) const NSFS_MAGIC: u64 = 0x6e73_6673;
 
 /// Where `ip netns` keeps those with names.
-const NAMED: &str = "/run/netns";
+pub(super) const NAMED: &str = "/run/netns";
 
 fn path_of(which: &NamespaceRef) -> Option<PathBuf> {
     match which {
@@ -70,6 +70,11 @@ impl Namespace {
     /// Which it is.
     pub fn which(&self) -> &NamespaceRef {
         &self.which
+    }
+
+    /// The number that its name's file has, too. Others get it when it is gone.
+    pub(super) fn inode(&self) -> io::Result<u64> {
+        Ok(rustix::fs::fstat(&self.fd)?.st_ino)
     }
 
     pub(super) fn raw_fd(&self) -> RawFd {

@@ -55,6 +55,11 @@ impl Pair {
         requests.link(self.ifindex).map(|link| link.is_some())
     }
 
+    /// The same, and whether it is still called so: numbers come again, some day.
+    pub(super) fn is_still(&self, requests: &mut Requests) -> bool {
+        matches!(requests.link(self.ifindex), Ok(Some(link)) if link.name == self.port)
+    }
+
     /// Removes both ends. None there any more is no error.
     ///
     /// # Errors
@@ -100,12 +105,12 @@ pub fn make(requests: &mut Requests, plan: &VethPlan, namespace: &Namespace) -> 
 }
 
 /// As the kernel has it (dev_valid_name), without what would mean a pattern or another namespace's, or could not be typed.
-fn is_interface_name(name: &str) -> bool {
+pub(super) fn is_interface_name(name: &str) -> bool {
     let is_good = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
     (1..=15).contains(&name.len()) && name.bytes().all(is_good) && !matches!(name, "." | "..")
 }
 
-fn pair_message(plan: &VethPlan, namespace: &Namespace) -> LinkMessage {
+pub(super) fn pair_message(plan: &VethPlan, namespace: &Namespace) -> LinkMessage {
     // One queue each way, as a port has one; otherwise the kernel makes room for as many as there are CPUs.
     let common = |name: &str| {
         vec![
@@ -156,32 +161,66 @@ fn set_up(plan: &VethPlan, namespace: &NamespaceRef) -> Result<(), ContainerErro
     switch_offloads_off(&plan.interface).map_err(failed("switching off the offloads of"))?;
     let link = requests.link_named(&plan.interface).map_err(failed("finding"))?;
     let ifindex = link.ok_or_else(|| failed("finding")(Errno::NODEV.into()))?.ifindex;
-    for &(address, prefix) in &plan.addresses {
-        let message = RouteNetlinkMessage::NewAddress(address_message(ifindex, address, prefix));
-        requests.change(message, NLM_F_CREATE | NLM_F_EXCL).map_err(|error| match error {
-            error if address.is_ipv6() && is_without_ipv6(&error) => {
-                ContainerError::NoIpv6 { namespace: namespace.clone() }
-            }
-            error => refused(error, || at(&format!("giving {address}/{prefix} to"))),
-        })?;
-    }
+    give(&mut requests, plan, link_up(ifindex), namespace)
+}
+
+/// Brings an interface up.
+pub(super) fn link_up(ifindex: u32) -> LinkMessage {
     let mut up = LinkMessage::default();
     up.header.index = ifindex;
     (up.header.flags, up.header.change_mask) = (LinkFlags::Up, LinkFlags::Up);
-    requests.change(RouteNetlinkMessage::SetLink(up), 0).map_err(failed("bringing up"))?;
-    for &gateway in &plan.gateways {
-        let message = RouteNetlinkMessage::NewRoute(default_route(ifindex, gateway));
-        requests.change(message, NLM_F_CREATE | NLM_F_EXCL).map_err(|error| match error {
-            error if is(&error, Errno::EXIST) => {
-                ContainerError::HasRoute { namespace: namespace.clone(), gateway }
-            }
-            error if gateway.is_ipv6() && is_without_ipv6(&error) => {
-                ContainerError::NoIpv6 { namespace: namespace.clone() }
-            }
-            error => refused(error, || at(&format!("setting the default route by {gateway} over"))),
-        })?;
+    up
+}
+
+/// One thing that an interface is given.
+#[derive(Clone, Copy, Debug)]
+enum Gift {
+    Address(IpAddr, u8),
+    /// It is brought up, and what else is in that request.
+    Up,
+    Gateway(IpAddr),
+}
+
+/// Gives an interface, by a socket of its namespace, what the plan says of addresses and routes, and brings it up by `link`: all at once, for one
+/// system call.
+pub(super) fn give(
+    requests: &mut Requests,
+    plan: &VethPlan,
+    link: LinkMessage,
+    namespace: &NamespaceRef,
+) -> Result<(), ContainerError> {
+    let (ifindex, new) = (link.header.index, NLM_F_CREATE | NLM_F_EXCL);
+    let addresses = plan.addresses.iter().map(|&(address, prefix)| Gift::Address(address, prefix));
+    let gateways = plan.gateways.iter().map(|&gateway| Gift::Gateway(gateway));
+    let gifts: Vec<Gift> = addresses.chain([Gift::Up]).chain(gateways).collect();
+    let all = gifts.iter().map(|&gift| match gift {
+        Gift::Address(address, prefix) => {
+            (RouteNetlinkMessage::NewAddress(address_message(ifindex, address, prefix)), new)
+        }
+        Gift::Up => (RouteNetlinkMessage::SetLink(link.clone()), 0),
+        Gift::Gateway(gateway) => (RouteNetlinkMessage::NewRoute(default_route(ifindex, gateway)), new),
+    });
+    requests.change_all(all).map_err(|(which, error)| {
+        let gift = gifts.get(which).copied().unwrap_or(Gift::Up);
+        gift_error(error, gift, &plan.interface, namespace)
+    })
+}
+
+fn gift_error(error: io::Error, gift: Gift, interface: &str, namespace: &NamespaceRef) -> ContainerError {
+    let at = |what: String| format!("{what} {interface} in {namespace}");
+    match gift {
+        Gift::Address(ip, _) | Gift::Gateway(ip) if ip.is_ipv6() && is_without_ipv6(&error) => {
+            ContainerError::NoIpv6 { namespace: namespace.clone() }
+        }
+        Gift::Gateway(gateway) if is(&error, Errno::EXIST) => {
+            ContainerError::HasRoute { namespace: namespace.clone(), gateway }
+        }
+        Gift::Address(address, prefix) => refused(error, || at(format!("giving {address}/{prefix} to"))),
+        Gift::Up => refused(error, || at("bringing up".into())),
+        Gift::Gateway(gateway) => {
+            refused(error, || at(format!("setting the default route by {gateway} over")))
+        }
     }
-    Ok(())
 }
 
 fn address_message(ifindex: u32, address: IpAddr, prefix: u8) -> AddressMessage {
@@ -218,7 +257,7 @@ fn family(address: IpAddr) -> AddressFamily {
     if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 }
 }
 
-fn is(error: &io::Error, errno: Errno) -> bool {
+pub(super) fn is(error: &io::Error, errno: Errno) -> bool {
     error.raw_os_error() == Some(errno.raw_os_error())
 }
 
@@ -227,7 +266,7 @@ fn is_without_ipv6(error: &io::Error) -> bool {
     [Errno::ACCESS, Errno::OPNOTSUPP, Errno::AFNOSUPPORT].into_iter().any(|errno| is(error, errno))
 }
 
-fn refused(source: io::Error, what: impl FnOnce() -> String) -> ContainerError {
+pub(super) fn refused(source: io::Error, what: impl FnOnce() -> String) -> ContainerError {
     if is(&source, Errno::PERM) {
         ContainerError::NotPermitted { what: what() }
     } else {

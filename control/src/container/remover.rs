@@ -99,17 +99,20 @@ impl Drop for Remover {
 }
 
 /// One request for all of them: whatever is in a group goes at once. Those that cannot be put into it are most often gone.
-fn remove(requests: &mut Requests, pairs: &[Pair]) {
+pub(super) fn remove(requests: &mut Requests, pairs: &[Pair]) {
     if let [pair] = pairs {
         let _gone = pair.remove(requests);
         return;
     }
     let group = 0x7000_0000 | (std::process::id() & 0x0fff_ffff);
-    for pair in pairs {
+    let join = |pair: &Pair| {
         let mut message = LinkMessage::default();
         message.header.index = pair.ifindex;
         message.attributes = vec![LinkAttribute::Group(group)];
-        let _gone = requests.change(RouteNetlinkMessage::SetLink(message), 0);
+        (RouteNetlinkMessage::SetLink(message), 0)
+    };
+    for some in pairs.chunks(32) {
+        let _gone = requests.change_all(some.iter().map(join));
     }
     let mut message = LinkMessage::default();
     message.attributes = vec![LinkAttribute::Group(group)];

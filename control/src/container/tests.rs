@@ -46,7 +46,7 @@ impl Drop for Container {
     }
 }
 
-fn run(command: &str) -> String {
+pub(super) fn run(command: &str) -> String {
     let mut words = command.split_whitespace();
     let output = Command::new(words.next().unwrap()).args(words).output().unwrap();
     assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
@@ -54,7 +54,7 @@ fn run(command: &str) -> String {
 }
 
 /// This thread, in a namespace of its own from now on, and its questions to the kernel.
-fn ours() -> Requests {
+pub(super) fn ours() -> Requests {
     let host = Container::new(); // the thread keeps its namespace
     let file = std::fs::File::open(format!("/proc/{}/ns/net", host.0.id())).unwrap();
     move_into_link_name_space(std::os::fd::AsFd::as_fd(&file), Some(LinkNameSpaceType::Network)).unwrap();
@@ -202,7 +202,7 @@ fn our_end_goes_with_the_namespace() {
     pair.remove(&mut requests).unwrap();
 }
 
-const PLAN: &str = r#"
+pub(super) const PLAN: &str = r#"
 control_socket = "/run/unused.sock"
 [uplink]
 interface = "unused"
@@ -255,9 +255,9 @@ fn containers_reach_each_other_through_an_engine() {
     for address in ["10.42.0.2", "fd42::2"] {
         containers[0].0.run(&format!("ping -q -c 3 -i 0.05 -W 10 {address}"));
     }
+    assert_eq!(engine.poll(), []);
     for (_, pair) in &containers {
         pair.remove(&mut requests).unwrap();
     }
-    assert_eq!(engine.poll(), []);
     assert!(engine.stop().totals.conserved);
 }

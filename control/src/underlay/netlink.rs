@@ -140,6 +140,61 @@ impl Requests {
         self.ask(message, flags | NLM_F_ACK).map(drop)
     }
 
+    /// Makes the kernel change several things, one after the other, for one system call.
+    ///
+    /// # Errors
+    /// Which was refused first, counted from 0, and why. Those after it may have been done. Of more than some 100 that are refused the
+    /// answers may not fit into the socket.
+    pub fn change_all(
+        &mut self,
+        messages: impl IntoIterator<Item = (RouteNetlinkMessage, u16)>,
+    ) -> Result<(), (usize, io::Error)> {
+        let mut messages = messages.into_iter().peekable();
+        let (mut bytes, first) = (Vec::new(), self.sequence.wrapping_add(1));
+        while let Some((message, flags)) = messages.next() {
+            // What goes well is not answered, but for the last; what is refused is answered in any case.
+            let flags = if messages.peek().is_none() { flags | NLM_F_ACK } else { flags };
+            self.append(message, flags, &mut bytes);
+        }
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        self.socket.send(&bytes, 0).map_err(|error| (0, error))?;
+        self.answers(first)
+    }
+
+    /// The answers to the requests from number `first` to the last.
+    fn answers(&mut self, first: u32) -> Result<(), (usize, io::Error)> {
+        let (last, mut result) = (self.sequence.wrapping_sub(first) as usize, Ok(()));
+        for _ in 0..=last + STALE_ANSWERS_MAX {
+            self.buffer.clear();
+            match self.socket.recv(&mut self.buffer, 0) {
+                Ok(_) => {}
+                // All that there was; some were lost.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    return result.and(Err((last, error)));
+                }
+                Err(error) => {
+                    result = result.and(Err((last, error)));
+                    continue;
+                }
+            }
+            let answer =
+                NetlinkBuffer::new_checked(&self.buffer[..]).map_err(|_| (last, garbled("message")))?;
+            let which = answer.sequence_number().wrapping_sub(first) as usize;
+            if which > last || answer.message_type() != NLMSG_ERROR {
+                continue; // to an older question
+            }
+            if let (Some(error), Ok(())) = (refusal(answer.payload()), &result) {
+                result = Err((which, error));
+            }
+            if which == last {
+                return result;
+            }
+        }
+        Err((last, garbled("sequence of answers")))
+    }
+
     /// The device of this VLAN on an interface, or of the other kind with the same number; `None` when there is neither.
     pub fn vlan_device(&mut self, vlan: VlanFact) -> io::Result<Option<LinkFact>> {
         let mut message = LinkMessage::default();
@@ -344,15 +399,24 @@ impl Requests {
     }
 
     fn send(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
+        let mut bytes = Vec::new();
+        self.append(message, flags, &mut bytes);
+        self.socket.send(&bytes, 0).map(|_| ())
+    }
+
+    /// Writes a request behind others.
+    fn append(&mut self, message: RouteNetlinkMessage, flags: u16, bytes: &mut Vec<u8>) {
         self.sequence = self.sequence.wrapping_add(1);
         let mut header = NetlinkHeader::default();
         header.flags = NLM_F_REQUEST | flags;
         header.sequence_number = self.sequence;
         let mut message = NetlinkMessage::new(header, NetlinkPayload::from(message));
         message.finalize();
-        let mut bytes = vec![0; message.buffer_len()];
-        message.serialize(&mut bytes);
-        self.socket.send(&bytes, 0).map(|_| ())
+        let start = bytes.len().next_multiple_of(4);
+        bytes.resize(start + message.buffer_len(), 0);
+        if let Some(place) = bytes.get_mut(start..) {
+            message.serialize(place);
+        }
     }
 
     /// Sends a request that the crate has no type for.

@@ -921,7 +921,7 @@ mod tests {
     /// The first endpoint with these stations, in this order.
     fn stations(lasts: &[u8]) -> Change {
         let [first, more @ ..] = lasts else { panic!("none") };
-        let plan = EndpointPlan { memif: endpoint(1, BLUE).memif, ..endpoint(*first, BLUE) };
+        let plan = EndpointPlan { port: endpoint(1, BLUE).port, ..endpoint(*first, BLUE) };
         let more = more.iter().map(|last| station(*last)).collect();
         endpoints(vec![(EndpointId(0), Some(EndpointPlan { more, ..plan }))])
     }
@@ -1011,7 +1011,7 @@ mod tests {
         let before = known(&engine, 1..=9);
         // The seventh moves, the eighth and ninth come.
         let mut second = endpoint(9, BLUE);
-        second.memif = endpoint(2, BLUE).memif;
+        second.port = endpoint(2, BLUE).port;
         second.more = vec![station(7)];
         let mut change = stations(&[8, 1]);
         change.endpoints.push((EndpointId(1), Some(second)));

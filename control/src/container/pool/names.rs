@@ -1,0 +1,214 @@
+//! The names of namespaces, as `ip netns` keeps them, and marks of all that are ours: whatever ends the daemon, the next one finds them.
+//!
+//! A mark is a link in the pool's own directory, called as our end of the pair, which says the numbers of the namespace and of that end. It is there from when a part
+//! is made until it is gone, so nothing is to be written when one is taken; who has which name is seen from the names. The
+//! directory is locked as long as its owner lives, so two daemons never take each other's away.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use peregrine_dataplane::plan::NamespaceRef;
+use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::io::Errno;
+use rustix::mount::{MountPropagationFlags, UnmountFlags};
+
+use crate::container::ContainerError;
+use crate::container::namespace::{NAMED, NSFS_MAGIC, Namespace};
+use crate::container::pair::{Pair, refused};
+
+/// The file that names are links to: some file systems take longer to make a new one.
+const BLANK: &str = "blank";
+/// What a name may have in bytes, as a file's.
+const NAME_MAX: usize = 255;
+
+/// The names, and this pool's marks.
+#[derive(Debug)]
+pub(super) struct Names {
+    marks: PathBuf,
+    _locked: OwnedFd,
+    /// Who gives a name or takes one away: to look whose it is and to do it are two things.
+    changing: Mutex<()>,
+}
+
+/// Where a namespace of this name is.
+fn place(name: &str) -> PathBuf {
+    Path::new(NAMED).join(name)
+}
+
+/// Whether a namespace can be called that.
+pub(super) fn check(name: &str) -> Result<(), ContainerError> {
+    let is_good = |byte: u8| byte.is_ascii_graphic() && byte != b'/';
+    if (1..=NAME_MAX).contains(&name.len()) && name.bytes().all(is_good) && !matches!(name, "." | "..") {
+        Ok(())
+    } else {
+        Err(ContainerError::BadNamespaceName { name: name.into() })
+    }
+}
+
+impl Names {
+    /// Locks the directory of marks, which is made if need be, and sees to it that names can be given.
+    pub(super) fn open(marks: &Path) -> Result<Names, ContainerError> {
+        let at = |error: io::Error| refused(error, || format!("opening {}", marks.display()));
+        std::fs::create_dir_all(marks).map_err(at)?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let directory = rustix::fs::open(marks, flags, Mode::empty()).map_err(|error| at(error.into()))?;
+        match rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::WOULDBLOCK) => {
+                return Err(ContainerError::PoolTaken { directory: marks.to_path_buf() });
+            }
+            locked => locked.map_err(|error| at(error.into()))?,
+        }
+        match make(&marks.join(BLANK)) {
+            Err(Errno::EXIST) => {}
+            made => made.map_err(|error| at(error.into()))?,
+        }
+        prepare().map_err(|error| refused(error, || format!("preparing {NAMED} for names of namespaces")))?;
+        Ok(Names { marks: marks.to_path_buf(), _locked: directory, changing: Mutex::new(()) })
+    }
+
+    /// Whether something has this name.
+    pub(super) fn is_taken(name: &str) -> bool {
+        rustix::fs::lstat(place(name)).is_ok()
+    }
+
+    /// Marks a part as ours.
+    pub(super) fn mark(&self, inode: u64, pair: &Pair) -> Result<(), ContainerError> {
+        let mark = self.marks.join(&pair.port);
+        let what = || format!("writing the mark {}", mark.display());
+        self.unmark(pair); // one of somebody dead who was called so
+        rustix::fs::symlink(format!("{inode} {}", pair.ifindex), &mark)
+            .map_err(|error| refused(error.into(), what))
+    }
+
+    /// It is gone.
+    pub(super) fn unmark(&self, pair: &Pair) {
+        let _or_not_there = rustix::fs::unlink(self.marks.join(&pair.port));
+    }
+
+    /// What is marked. What is no mark is left alone.
+    pub(super) fn marked(&self) -> Result<Vec<(u64, Pair)>, ContainerError> {
+        let at = |error: io::Error| refused(error, || format!("reading {}", self.marks.display()));
+        let mut all = Vec::new();
+        for entry in std::fs::read_dir(&self.marks).map_err(at)? {
+            let entry = entry.map_err(at)?;
+            if let (Ok(text), Ok(port)) = (std::fs::read_link(entry.path()), entry.file_name().into_string())
+            {
+                all.extend(text.to_str().and_then(|text| parse(text, port)));
+            }
+        }
+        Ok(all)
+    }
+
+    /// Gives a namespace its name: a file that it is bound to, as `ip netns` does it.
+    pub(super) fn give(&self, name: &str, namespace: &Namespace) -> Result<(), ContainerError> {
+        let _alone = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let path = place(name);
+        let which = || format!("giving a namespace the name {name} ({})", path.display());
+        match rustix::fs::link(self.marks.join(BLANK), &path).or_else(|_| make(&path)) {
+            Err(Errno::EXIST) => return Err(ContainerError::NamespaceTaken { name: name.into() }),
+            made => made.map_err(|error| refused(error.into(), which))?,
+        }
+        let from = format!("/proc/self/fd/{}", namespace.raw_fd());
+        rustix::mount::mount_bind(from, &path).map_err(|error| {
+            let _left = rustix::fs::unlink(&path);
+            refused(error.into(), which)
+        })
+    }
+
+    /// Takes the name away, if it is still that of this namespace, which must be there: the numbers of others that are gone come again.
+    pub(super) fn remove(&self, name: &str, inode: u64) -> Result<(), ContainerError> {
+        let _alone = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let path = place(name);
+        let failed = |error: Errno| refused(error.into(), || format!("removing {}", path.display()));
+        match self::inode(&path) {
+            Ok(Some(there)) if there == inode => {
+                rustix::mount::unmount(&path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)
+                    .map_err(failed)?;
+                rustix::fs::unlink(&path).map_err(failed)
+            }
+            _ => Ok(()), // somebody else's by now, or nobody's
+        }
+    }
+}
+
+/// The number of the namespace that is bound there; none if something else is.
+fn inode(path: &Path) -> io::Result<Option<u64>> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = rustix::fs::open(path, flags, Mode::empty())?;
+    let is_namespace = rustix::fs::fstatfs(&file)?.f_type as u64 == NSFS_MAGIC;
+    Ok(is_namespace.then_some(rustix::fs::fstat(&file)?.st_ino))
+}
+
+/// An empty file, where there is nothing.
+fn make(path: &Path) -> Result<(), Errno> {
+    let flags = OFlags::RDONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+    rustix::fs::open(path, flags, Mode::RUSR | Mode::RGRP | Mode::ROTH).map(drop)
+}
+
+/// All names that namespaces have, by their numbers.
+pub(super) fn all() -> Result<BTreeMap<u64, String>, ContainerError> {
+    let at = |error: io::Error| refused(error, || format!("reading {NAMED}"));
+    let mut all = BTreeMap::new();
+    for entry in std::fs::read_dir(NAMED).map_err(at)? {
+        let entry = entry.map_err(at)?;
+        if let (Ok(Some(inode)), Ok(name)) = (inode(&entry.path()), entry.file_name().into_string()) {
+            all.insert(inode, name);
+        }
+    }
+    Ok(all)
+}
+
+fn parse(text: &str, port: String) -> Option<(u64, Pair)> {
+    let (inode, ifindex) = text.split_once(' ')?;
+    Some((inode.parse().ok()?, Pair { port, ifindex: ifindex.parse().ok()? }))
+}
+
+/// What `ip netns` does first: names that are given here are seen in the other mount namespaces that share this one's.
+fn prepare() -> io::Result<()> {
+    std::fs::create_dir_all(NAMED)?;
+    let share = || {
+        let flags = MountPropagationFlags::SHARED | MountPropagationFlags::REC;
+        rustix::mount::mount_change(NAMED, flags)
+    };
+    match share() {
+        Err(Errno::INVAL) => {
+            rustix::mount::mount_bind_recursive(NAMED, NAMED)?;
+            Ok(share()?)
+        }
+        shared => Ok(shared?),
+    }
+}
+
+/// As messages say it.
+pub(super) fn which(name: &str) -> NamespaceRef {
+    NamespaceRef::Name(name.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mark_says_whose_it_is_and_what_is_none_says_nothing() {
+        let pair = Pair { port: "pp1-2".into(), ifindex: 17 };
+        assert_eq!(parse("4026532 17", "pp1-2".into()), Some((4_026_532, pair)));
+        for text in ["", "1", "1 ", " 1", "x 2", "1 -2", "1 2 3", "/some/where"] {
+            assert_eq!(parse(text, "pp1-2".into()), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_name_is_one_file_of_its_directory() {
+        for name in ["a", "cni-1234", "x.y_z", &"n".repeat(255)] {
+            check(name).unwrap();
+        }
+        for name in ["", ".", "..", "a/b", "/a", "a b", "a\n", "a\0", "ü", &"n".repeat(256)] {
+            let error = check(name).unwrap_err().to_string();
+            assert!(error.starts_with("no network namespace can be called '"), "{error}");
+            assert_eq!(error.lines().count(), 1);
+        }
+    }
+}

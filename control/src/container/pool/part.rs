@@ -1,0 +1,262 @@
+//! One part: how it is made, what it is given when it is taken, and how many are removed at once.
+
+use std::hash::{BuildHasher, Hasher};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::link::{LinkAttribute, LinkMessage};
+use peregrine_dataplane::plan::NamespaceRef;
+use peregrine_dataplane::types::MacAddr;
+use peregrine_dataplane::xsk::{PortConfig, Ports, XskPort, switch_offloads_off};
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
+
+use super::names::{self, Names};
+use super::{PartPlan, Taken};
+use crate::container::namespace::Namespace;
+use crate::container::pair::{self, Pair, VethPlan, is, refused};
+use crate::container::{ContainerError, remover};
+use crate::underlay::netlink::Requests;
+
+/// This thread's network namespace.
+const HERE: &str = "/proc/thread-self/ns/net";
+/// Until it is taken.
+const NO_MAC: MacAddr = MacAddr([2, 0, 0, 0, 0, 0]);
+/// The number of `lo` in each namespace.
+const LOOPBACK: u32 = 1;
+/// Names that are tried: others may have some that look like ours.
+const NAMES_TRIED: u32 = 64;
+
+/// A part that nobody has yet. Nothing outside this process holds its namespace: if this is dropped, or the process killed, the kernel takes all of it away.
+#[derive(Debug)]
+pub(super) struct Part {
+    namespace: Namespace,
+    inode: u64,
+    /// Inside the namespace.
+    requests: Requests,
+    /// The container's end.
+    interface: String,
+    ifindex: u32,
+    pair: Pair,
+    port: XskPort,
+    pub(super) mtu: u16,
+}
+
+/// What ends.
+#[derive(Debug)]
+pub(super) enum Ending {
+    /// Nobody had it, or it could not be given all that was asked for.
+    Untaken(Box<Part>),
+    Taken(Taken),
+    /// Of somebody before us, and no name is left of it.
+    Nameless(Pair),
+}
+
+/// What parts are made by.
+#[derive(Debug)]
+pub(super) struct Maker {
+    pub(super) names: Names,
+    ports: Arc<Mutex<Ports>>,
+    config: PortConfig,
+    interface: String,
+    /// Where our ends are to be.
+    home: OwnedFd,
+    next: AtomicU32,
+}
+
+impl Maker {
+    /// Our ends will be in this thread's namespace.
+    pub(super) fn new(
+        names: Names,
+        ports: Arc<Mutex<Ports>>,
+        config: PortConfig,
+        interface: &str,
+    ) -> Result<Maker, ContainerError> {
+        if !pair::is_interface_name(interface) {
+            return Err(ContainerError::BadName { name: interface.into() });
+        }
+        let home = rustix::fs::open(HERE, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
+        let home = home.map_err(|error| refused(error.into(), || format!("opening {HERE}")))?;
+        let first = std::hash::RandomState::new().build_hasher().finish() as u32;
+        Ok(Maker { names, ports, config, interface: interface.into(), home, next: AtomicU32::new(first) })
+    }
+
+    /// Opens our end again as a port.
+    pub(super) fn open(&self, pair: &Pair) -> Result<XskPort, ContainerError> {
+        let mut ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
+        ports.open(&pair.port, &self.config).map_err(ContainerError::from)
+    }
+
+    /// Makes a part on a thread of its own, as the caller's stays where it is.
+    pub(super) fn make_aside(&self, mtu: u16) -> Result<Part, ContainerError> {
+        let failed = |error| refused(error, || "making a container's part".into());
+        let make = || self.make(&mut Requests::open().map_err(failed)?, mtu);
+        std::thread::scope(|scope| {
+            let thread = std::thread::Builder::new().name("pool-part".into()).spawn_scoped(scope, make);
+            let thread = thread.map_err(failed)?;
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
+    /// Makes a part. The thread goes to the new namespace, and comes back. `host` is a socket at home.
+    pub(super) fn make(&self, host: &mut Requests, mtu: u16) -> Result<Part, ContainerError> {
+        let made = self.make_far_away(host, mtu);
+        // In any case.
+        move_into_link_name_space(self.home.as_fd(), Some(LinkNameSpaceType::Network))
+            .map_err(|error| refused(error.into(), || "coming back from a new network namespace".into()))?;
+        let (namespace, inode, requests, ifindex, pair) = made?;
+        match self.names.mark(inode, &pair).and_then(|()| self.open(&pair)) {
+            Ok(port) => {
+                let interface = self.interface.clone();
+                Ok(Part { namespace, inode, requests, interface, ifindex, pair, port, mtu })
+            }
+            Err(error) => {
+                let _gone = pair.remove(host); // what is to be told is why
+                self.names.unmark(&pair);
+                Err(error)
+            }
+        }
+    }
+
+    /// In the new namespace all but the port.
+    #[allow(clippy::type_complexity, reason = "the parts of a part")]
+    fn make_far_away(
+        &self,
+        host: &mut Requests,
+        mtu: u16,
+    ) -> Result<(Namespace, u64, Requests, u32, Pair), ContainerError> {
+        new_namespace()?;
+        let namespace = Namespace::open(&NamespaceRef::Path(HERE.into()))?;
+        let failed = |what: &'static str| move |error: io::Error| refused(error, || what.into());
+        let inode = namespace.inode().map_err(failed("looking at a new network namespace"))?;
+        let mut requests = Requests::open().map_err(failed("entering a new network namespace"))?;
+        let pair = self.make_pair(host, mtu, &namespace)?;
+        let set_up = |requests: &mut Requests| {
+            switch_offloads_off(&self.interface)?;
+            let link = requests.link_named(&self.interface)?.ok_or(Errno::NODEV)?;
+            requests.change(RouteNetlinkMessage::SetLink(pair::link_up(LOOPBACK)), 0)?;
+            Ok(link.ifindex)
+        };
+        match set_up(&mut requests) {
+            Ok(ifindex) => Ok((namespace, inode, requests, ifindex, pair)),
+            Err(error) => {
+                let _gone = pair.remove(host);
+                Err(failed("setting up a new network namespace")(error))
+            }
+        }
+    }
+
+    fn make_pair(
+        &self,
+        host: &mut Requests,
+        mtu: u16,
+        namespace: &Namespace,
+    ) -> Result<Pair, ContainerError> {
+        let process = std::process::id();
+        let mut tries = 0;
+        loop {
+            let number = self.next.fetch_add(1, Ordering::Relaxed) & 0xff_ffff; // all of it: 15 bytes
+            let port = format!("pp{process:x}-{number:x}");
+            let plan = VethPlan {
+                port: port.clone(),
+                interface: self.interface.clone(),
+                mac: NO_MAC,
+                mtu,
+                addresses: Vec::new(),
+                gateways: Vec::new(),
+            };
+            tries += 1;
+            let what = || format!("making the veth {port}");
+            let message = RouteNetlinkMessage::NewLink(pair::pair_message(&plan, namespace));
+            match host.change(message, NLM_F_CREATE | NLM_F_EXCL) {
+                Err(error) if is(&error, Errno::EXIST) && tries < NAMES_TRIED => continue,
+                made => made.map_err(|error| refused(error, what))?,
+            }
+            let link = host.link_named(&port).and_then(|link| link.ok_or_else(|| Errno::NODEV.into()));
+            let ifindex = link.map_err(|error| refused(error, what))?.ifindex;
+            return Ok(Pair { port, ifindex });
+        }
+    }
+}
+
+#[allow(deprecated, reason = "what is wrong with it is wrong with FILES only")]
+fn new_namespace() -> Result<(), ContainerError> {
+    rustix::thread::unshare(UnshareFlags::NEWNET)
+        .map_err(|error| refused(error.into(), || "making a network namespace".into()))
+}
+
+impl Part {
+    /// Gives it what the plan says, and its name last.
+    pub(super) fn give(
+        mut self,
+        plan: &PartPlan,
+        host: &mut Requests,
+        names: &Names,
+    ) -> Result<(Taken, XskPort), (ContainerError, Box<Part>)> {
+        let given = self.set_up(plan, host).and_then(|()| names.give(&plan.namespace, &self.namespace));
+        match given {
+            Ok(()) => {
+                let Part { inode, pair, port, .. } = self;
+                Ok((Taken { namespace: plan.namespace.clone(), inode, pair }, port))
+            }
+            Err(error) => Err((error, Box::new(self))),
+        }
+    }
+
+    fn set_up(&mut self, plan: &PartPlan, host: &mut Requests) -> Result<(), ContainerError> {
+        let which = names::which(&plan.namespace);
+        let mut link = pair::link_up(self.ifindex);
+        link.attributes = vec![LinkAttribute::Address(plan.mac.0.to_vec())];
+        let mut ours = LinkMessage::default();
+        ours.header.index = self.pair.ifindex;
+        ours.attributes = plan.alias.clone().map(LinkAttribute::IfAlias).into_iter().collect();
+        if plan.mtu != self.mtu {
+            let mtu = LinkAttribute::Mtu(plan.mtu.into());
+            link.attributes.push(mtu.clone());
+            ours.attributes.push(mtu);
+        }
+        if !ours.attributes.is_empty() {
+            let what = || format!("giving {} an MTU of {} and an alias", self.pair.port, plan.mtu);
+            host.change(RouteNetlinkMessage::SetLink(ours), 0).map_err(|error| refused(error, what))?;
+        }
+        link.attributes.extend(plan.interface.clone().map(LinkAttribute::IfName));
+        let plan = VethPlan {
+            port: self.pair.port.clone(),
+            interface: plan.interface.clone().unwrap_or_else(|| self.interface.clone()),
+            mac: plan.mac,
+            mtu: plan.mtu,
+            addresses: plan.addresses.clone(),
+            gateways: plan.gateways.clone(),
+        };
+        pair::give(&mut self.requests, &plan, link, &which)
+    }
+}
+
+/// Removes what has ended, all devices at once: the kernel waits as long for many as for one. Where something is refused, the rest is done all the same.
+pub(super) fn remove(all: Vec<Ending>, host: &mut Requests, names: &Names) -> Result<(), ContainerError> {
+    let (mut pairs, mut result) = (Vec::with_capacity(all.len()), Ok(()));
+    for ending in all {
+        match ending {
+            Ending::Untaken(part) => pairs.push(part.pair),
+            Ending::Taken(taken) => {
+                // Where it is gone, the name may be somebody else's.
+                if taken.pair.is_still(host) {
+                    result = result.and(names.remove(&taken.namespace, taken.inode));
+                    pairs.push(taken.pair);
+                } else {
+                    names.unmark(&taken.pair);
+                }
+            }
+            Ending::Nameless(pair) if pair.is_still(host) => pairs.push(pair),
+            Ending::Nameless(pair) => names.unmark(&pair),
+        }
+    }
+    remover::remove(host, &pairs);
+    pairs.iter().for_each(|pair| names.unmark(pair));
+    result
+}
