@@ -18,7 +18,7 @@ pub use alone::{Carrier, Checker, DeclaredEndpoint, DeclaredPort, Networks};
 pub use classes::{protocol_name, rules_of};
 pub use port::unfit;
 
-use peregrine_dataplane::plan::{Capacity, PlacementMode, Plan, WorkerPlan};
+use peregrine_dataplane::plan::{Capacity, PlacementMode, Plan, Pools, WorkerPlan};
 use peregrine_dataplane::types::{CoreId, WorkerId};
 
 use crate::at::{At, Claims, Report};
@@ -53,6 +53,7 @@ pub fn file(file: &File, report: &Report) -> Option<Plan> {
     );
     let uplinks = uplink::uplinks(&top.key("uplink"), &file.uplink);
     let capacity = capacity(&top.key("capacity"), &file.capacity);
+    let pools = pools(&top.key("pools"), &file.pools);
     let classes = classes::classes(&top, file);
     let (mut networks, taken) = network::networks(&top.key("networks"), &file.networks, &uplinks);
     let at = top.key("endpoints");
@@ -73,6 +74,7 @@ pub fn file(file: &File, report: &Report) -> Option<Plan> {
         networks: networks.into(),
         endpoints: endpoints.into(),
         capacity: capacity?,
+        pools: pools?,
         classes: classes?,
         control_socket,
         control_group: control_group?,
@@ -111,6 +113,18 @@ fn capacity(at: &At<'_>, field: &Field<raw::Capacity>) -> Option<Capacity> {
     let endpoints = at.key("endpoints").number(&raw.endpoints, 1..=ENDPOINTS_MAX, Some(default.endpoints));
     let addresses = at.key("addresses").number(&raw.addresses, 1..=ADDRESSES_MAX, Some(default.addresses));
     Some(Capacity { networks: networks?, endpoints: endpoints?, addresses: addresses? })
+}
+
+const POOLED_CONTAINERS_MAX: u16 = 4096;
+
+/// What is made beforehand.
+fn pools(at: &At<'_>, field: &Field<raw::Pools>) -> Option<Pools> {
+    if matches!(field, Field::Absent) {
+        return Some(Pools::default());
+    }
+    let raw = at.table(field, "a table: [pools]")?;
+    let containers = at.key("containers").number(&raw.containers, 0..=POOLED_CONTAINERS_MAX, Some(0));
+    Some(Pools { containers: containers? })
 }
 
 /// Percent. Below, two workers would push flows to and fro; above, frames are lost before anybody notices.

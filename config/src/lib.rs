@@ -51,6 +51,8 @@
 //! | `networks` | how many there may be at the same time | 256 | 1 to 4096 |
 //! | `endpoints` | how many there may be at the same time; some 1.5 KB for each in each worker | 4096 | 1 to 65534 |
 //! | `addresses` | learned addresses of networks that come: the sum of their `fdb_limit`s; some 50 bytes for each | 65536 | 1 to 16777216 |
+//! | **`[pools]`** | what is made ready before it is asked for; when half is left, more is made | | |
+//! | `containers` | network namespaces with an interface, for `create_namespace`; each takes some 2.2 MB | 0 | 0 to 4096 |
 //! | **`[[networks]]`** | an overlay network | | 1 to 4096 |
 //! | `name` | | | 1 to 63 of `A-Z a-z 0-9 _ . -`, unique |
 //! | `vni` | VXLAN network identifier | | 1 to 16777215, unique |
@@ -102,7 +104,7 @@
 //! | `create_namespace` | the namespace is made, and goes with the endpoint | `false` | `true` only with a name |
 //! | `interface` | its name there | `"eth0"` | 1 to 15 bytes, no space, `/`, `:`; unique in the namespace |
 //! | `default_route` | default routes by the network's `gateways` | `true` | |
-//! | `ring_size` | packets that may wait each way | 256 | a power of two from 64 to 4096 |
+//! | `ring_size` | packets that may wait each way; not with `create_namespace` | 256 | a power of two from 64 to 4096 |
 //! | **`[[rules]]`** | which packets belong to a class: the first that matches decides, and matches if all that it names is so | | at most 1024 |
 //! | `class` | where they belong | | one of the classes |
 //! | `network` | they are on it | any | a network's name |

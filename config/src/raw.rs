@@ -107,6 +107,7 @@ table!(
         workers: List<Worker>,
         uplink: Field<Uplinks>,
         capacity: Field<Capacity>,
+        pools: Field<Pools>,
         networks: List<Network>,
         endpoints: List<Endpoint>,
         classes: List<ClassEntry>,
@@ -217,6 +218,13 @@ table!(
         networks: Field<i64>,
         endpoints: Field<i64>,
         addresses: Field<i64>,
+    }
+);
+
+table!(
+    /// `[pools]`
+    Pools {
+        containers: Field<i64>,
     }
 );
 

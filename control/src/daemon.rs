@@ -141,6 +141,9 @@ impl<'p> Daemon<'p> {
         api.register(registry).map_err(watch)?;
         tenants.register(registry).map_err(watch)?;
         open_declared(&mut tenants, registry, &model).iter().for_each(|line| say(line));
+        if let Err(why) = tenants.begin_pool() {
+            say(&format!("warning: no pool of containers' parts: {why}"));
+        }
         remove_leftovers(&mut tenants);
         tenants.begin(registry, &mut engine);
         Ok(Daemon {

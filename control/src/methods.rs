@@ -150,6 +150,7 @@ impl Methods<'_> {
             classes: status::classes(&plan.classes),
             urgent_quota: plan.classes.urgent_quota,
             handshakes: tenants.handshakes(),
+            pools: status::pools(tenants),
         }
     }
 

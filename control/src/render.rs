@@ -161,6 +161,7 @@ pub fn status(status: &Value) -> String {
         networks.row(vec![text(&n["name"]), vni, mtu, text(&n["learning"]), text(&n["remotes"])]);
     }
     section(&mut out, "Networks", &networks);
+    section(&mut out, "Pools", &pools(status));
     section(&mut out, "Next hops", &next_hops(status));
     section(&mut out, "Endpoints", &endpoints(status));
     section(&mut out, &format!("Classes (urgent quota {})", text(&status["urgent_quota"])), &classes(status));
@@ -243,6 +244,17 @@ fn next_hops(status: &Value) -> Table {
             }
             table.row(cells);
         }
+    }
+    table
+}
+
+fn pools(status: &Value) -> Table {
+    let mut table = Table::new(&["pool", ">ready", ">hits", ">misses", ">made", ">failed", "why"]);
+    for (key, pool) in status["pools"].as_object().into_iter().flatten() {
+        let ready = format!("{} of {}", text(&pool["ready"]), text(&pool["size"]));
+        let [hits, misses, made, failed, why] =
+            ["hits", "misses", "made", "failed", "failure"].map(|count| text(&pool[count]));
+        table.row(vec![key.clone(), ready, hits, misses, made, failed, why]);
     }
     table
 }

@@ -16,6 +16,7 @@ use peregrine_dataplane::xsk::UplinkInfo;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
+use crate::container::PoolCounts;
 use crate::model::written;
 use crate::tenants::{Peer, TenantRecord, Tenants};
 use crate::underlay::decide::{Hop, Verdict};
@@ -55,6 +56,8 @@ pub struct Status<'a> {
     pub urgent_quota: u16,
     /// memif handshakes in progress.
     pub handshakes: usize,
+    /// What is made ready before it is asked for; a pool that is not there is left out.
+    pub pools: PoolsStatus,
 }
 
 /// One polling thread.
@@ -130,6 +133,19 @@ pub struct EndpointStatus<'a> {
     pub last_failure: Option<&'a str>,
 }
 
+/// The pools.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct PoolsStatus {
+    /// Network namespaces with an interface.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub containers: Option<PoolCounts>,
+}
+
+/// The pools that there are.
+pub fn pools(tenants: &Tenants) -> PoolsStatus {
+    PoolsStatus { containers: tenants.pool() }
+}
+
 /// How an endpoint is attached.
 #[derive(Clone, Debug, Serialize)]
 #[serde(untagged)]
@@ -154,7 +170,7 @@ pub enum AtStatus<'a> {
         /// Its name there.
         container_interface: &'a str,
         /// The name of our end.
-        device: String,
+        device: Option<String>,
     },
 }
 

@@ -35,6 +35,8 @@ pub struct Plan {
     pub endpoints: Places<EndpointId, EndpointPlan>,
     /// How many of both there may be at the same time.
     pub capacity: Capacity,
+    /// What is made ready before it is asked for.
+    pub pools: Pools,
     /// The priority classes, and which packets belong to which.
     pub classes: ClassesPlan,
     /// Where `peregrine status` and `stats` find the daemon.
@@ -56,6 +58,7 @@ impl Default for Plan {
             networks: Places::default(),
             endpoints: Places::default(),
             capacity: Capacity::default(),
+            pools: Pools::default(),
             classes: ClassesPlan::default(),
             control_socket: PathBuf::new(),
             control_group: None,
@@ -117,6 +120,13 @@ impl Default for Capacity {
     fn default() -> Capacity {
         Capacity { networks: 256, endpoints: 4096, addresses: 65_536 }
     }
+}
+
+/// How much is made ready before it is asked for; 0: nothing. When half is left, more is made.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Pools {
+    /// Network namespaces with a veth and an open port.
+    pub containers: u16,
 }
 
 /// How the steps of a flow's way are spread over the workers.
@@ -515,6 +525,7 @@ impl PortPlan {
     pub fn key(&self) -> PortKey {
         match self {
             PortPlan::Memif(memif) => PortKey::Memif(memif.socket.clone(), memif.id),
+            PortPlan::Veth(veth) if veth.create => PortKey::Made(veth.namespace.clone()),
             PortPlan::Veth(veth) => PortKey::Veth(veth.namespace.clone(), veth.interface.clone()),
         }
     }
@@ -549,8 +560,10 @@ impl PortPlan {
 pub enum PortKey {
     /// A socket and an interface's id there.
     Memif(peregrine_memif::SocketAddr, u32),
-    /// A namespace and the name of an interface there.
+    /// A namespace that others made, and the name of an interface there.
     Veth(NamespaceRef, String),
+    /// A namespace that is made with it.
+    Made(NamespaceRef),
 }
 
 impl From<MemifPlan> for PortPlan {

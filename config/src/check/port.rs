@@ -19,12 +19,14 @@ const NAMESPACE: &str = "the name of a network namespace (1 to 63 letters, digit
 pub struct Ports<'a> {
     pub sockets: Sockets<'a>,
     interfaces: Claims<(NamespaceRef, String)>,
+    /// Namespaces that are made with their port.
+    made: Claims<NamespaceRef>,
 }
 
 impl<'a> Ports<'a> {
     /// Nobody has one; `sockets` knows the daemon's own.
     pub fn new(sockets: Sockets<'a>) -> Ports<'a> {
-        Ports { sockets, interfaces: Claims::new() }
+        Ports { sockets, interfaces: Claims::new(), made: Claims::new() }
     }
 }
 
@@ -86,11 +88,21 @@ fn veth(at: &At<'_>, raw: &Veth, network: Option<(u16, String)>, ports: &mut Por
     }
     if let (Some(namespace), Some(interface)) = (&namespace, &interface) {
         let got = format!("{interface:?} in {namespace}");
+        if create == Some(true) {
+            ports.made.claim(namespace.clone(), &at.key("namespace"), raw.namespace.shown());
+        }
         ports.interfaces.claim((namespace.clone(), interface.clone()), &at.key("interface"), &got);
     }
     if create == Some(true) && !matches!(namespace, None | Some(NamespaceRef::Name(_))) {
         let rule = "false, or the namespace must be given by a name: it is made under that";
         at.key("create_namespace").invalid("true", rule);
+        return None;
+    }
+    if let (Some(true), Some(shown)) = (create, raw.ring_size.given()) {
+        at.key("ring_size").invalid(
+            shown,
+            "left out: with create_namespace it is that of all that are made beforehand, 256",
+        );
         return None;
     }
     Some(VethPlan {

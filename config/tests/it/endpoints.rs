@@ -426,6 +426,10 @@ fn a_container_has_a_veth() {
         ("namespace = \"a/b\"", format!("namespace = \"a/b\": {namespace}")),
         ("namespace = \"x\", pid = 1", "namespace = \"x\": must be left out: there is pid".into()),
         ("pid = 0", "pid = 0: must be a number from 1 to 2147483647".into()),
+        (
+            "namespace = \"x\", create_namespace = true, ring_size = 64",
+            "ring_size = 64: must be left out: with create_namespace it is that of all that are made beforehand, 256".into(),
+        ),
         ("pid = 1, ring_size = 100", "ring_size = 100: must be a power of two from 64 to 4096".into()),
         (
             "pid = 1, create_namespace = true",

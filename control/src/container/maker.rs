@@ -4,19 +4,24 @@
 //! drives it again. Which pairs are a daemon's, and what for, stands in an alias of our end (`ip link` shows it): the control socket's
 //! path and a checksum of all that the pair was made by. One whose alias says the same is taken as it is, every other one of ours is removed.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::IpAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use peregrine_dataplane::plan::{EndpointPlan, NamespaceRef, NetworkPlan, VethPlan as Wanted};
 use peregrine_dataplane::types::MacAddr;
 use peregrine_dataplane::xsk::{PortConfig, Ports, XskPort};
 
+use super::pool::{PartPlan, Pool, PoolConfig, PoolCounts, Taken};
 use super::remover::Remover;
 use super::{ContainerError, Namespace, Pair, VethPlan, make};
 use crate::underlay::netlink::Requests;
+
+/// Of what the pool makes: a network's `mtu` is most often smaller.
+const POOL_MTU: u16 = 1500;
 
 /// What is about to be removed is waited for so long.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -48,12 +53,24 @@ impl Link {
     }
 }
 
+/// Namespaces that are made with what is in them.
+struct Pooled {
+    /// Where it marks what it has given out.
+    directory: PathBuf,
+    size: usize,
+    /// Started when it is wanted.
+    pool: Option<Pool>,
+    /// What is given out, by the names of the namespaces: by an earlier daemon, too, until it is known whether somebody wants it.
+    given: HashMap<String, Taken>,
+}
+
 /// Makes them.
 pub struct Maker {
     requests: Requests,
     /// Loaded with the first port.
-    ports: Option<Ports>,
+    ports: Option<Arc<Mutex<Ports>>>,
     remover: Remover,
+    pool: Pooled,
     /// The path of the control socket: of two daemons that run it is never the same.
     owner: String,
 }
@@ -69,7 +86,7 @@ impl Maker {
     ///
     /// # Errors
     /// No netlink socket, or no thread.
-    pub fn new(control_socket: &Path) -> io::Result<Maker> {
+    pub fn new(control_socket: &Path, pool_size: usize) -> io::Result<Maker> {
         let owner = control_socket.display().to_string().escape_debug().to_string();
         // The kernel takes 255 bytes; the end of a path tells more than its beginning.
         let owner = owner.char_indices().rev().nth(199).and_then(|(at, _)| owner.get(at..)).unwrap_or(&owner);
@@ -77,12 +94,64 @@ impl Maker {
             requests: Requests::open()?,
             ports: None,
             remover: Remover::start()?,
+            pool: Pooled {
+                directory: control_socket.with_extension("containers"),
+                size: pool_size,
+                pool: None,
+                given: HashMap::new(),
+            },
             owner: owner.to_owned(),
         })
     }
 
-    /// The name of our end: the same for the same place. [`is_device`] knows them.
-    pub fn device(&self, wanted: &Wanted) -> String {
+    /// Starts the pool if it is to have something, or an earlier daemon's had given something out.
+    ///
+    /// # Errors
+    /// One line.
+    pub fn begin(&mut self) -> Result<(), String> {
+        if self.pool.size > 0 || self.pool.directory.exists() { self.pool().map(drop) } else { Ok(()) }
+    }
+
+    /// What the pool has.
+    pub fn pool_counts(&self) -> Option<PoolCounts> {
+        self.pool.pool.as_ref().map(Pool::counts)
+    }
+
+    fn ports(&mut self) -> Result<Arc<Mutex<Ports>>, String> {
+        if let Some(ports) = &self.ports {
+            return Ok(Arc::clone(ports));
+        }
+        let ports = Arc::new(Mutex::new(Ports::load().map_err(|error| error.to_string())?));
+        self.ports = Some(Arc::clone(&ports));
+        Ok(ports)
+    }
+
+    fn pool(&mut self) -> Result<&mut Pool, String> {
+        if self.pool.pool.is_none() {
+            let config = PoolConfig {
+                size: self.pool.size,
+                low_water: self.pool.size / 2,
+                interface: "eth0".to_owned(),
+                mtu: POOL_MTU,
+                port: PortConfig::default(),
+                directory: self.pool.directory.clone(),
+            };
+            let (pool, given) = Pool::start(&config, self.ports()?).map_err(|error| error.to_string())?;
+            self.pool.given = given.into_iter().map(|taken| (taken.namespace.clone(), taken)).collect();
+            self.pool.pool = Some(pool);
+        }
+        self.pool.pool.as_mut().ok_or_else(|| "there is no pool".to_owned())
+    }
+
+    /// The name of our end, if it is known; in a namespace that others made it is the same for the same place. [`is_device`] knows them.
+    pub fn device(&self, wanted: &Wanted) -> Option<String> {
+        match &wanted.namespace {
+            NamespaceRef::Name(name) if wanted.create => Some(self.pool.given.get(name)?.pair.port.clone()),
+            _ => Some(self.device_of(wanted)),
+        }
+    }
+
+    fn device_of(&self, wanted: &Wanted) -> String {
         let place = format!("{}\0{:?}\0{}", self.owner, wanted.namespace, wanted.interface);
         let (first, second) =
             (crc32fast::hash(place.as_bytes()), crc32fast::hash(format!("2{place}").as_bytes()));
@@ -104,8 +173,11 @@ impl Maker {
     /// # Errors
     /// One line. Then no pair is there.
     pub fn open(&mut self, wanted: &Wanted, link: &Link, may_make: bool) -> Result<(Pair, XskPort), String> {
+        if let (Some(name), true) = (name_of(&wanted.namespace), wanted.create) {
+            return self.take(name, wanted, link);
+        }
         let namespace = Namespace::open(&wanted.namespace).map_err(|error| error.to_string())?;
-        let (device, alias) = (self.device(wanted), self.alias(wanted, link));
+        let (device, alias) = (self.device_of(wanted), self.alias(wanted, link));
         let pair = match self.find(&device, &alias, wanted, &namespace)? {
             Some(pair) => pair,
             None if !may_make => {
@@ -126,11 +198,37 @@ impl Maker {
     }
 
     fn open_port(&mut self, pair: &Pair, wanted: &Wanted) -> Result<XskPort, String> {
-        if self.ports.is_none() {
-            self.ports = Some(Ports::load().map_err(|error| error.to_string())?);
-        }
-        let Some(ports) = &mut self.ports else { return Err("no ports are to be had".to_owned()) };
+        let ports = self.ports()?;
+        let mut ports = ports.lock().unwrap_or_else(PoisonError::into_inner);
         ports.open(&pair.port, &PortConfig { ring_size: wanted.ring_size }).map_err(|error| error.to_string())
+    }
+
+    /// A namespace with all that is in it: one that was given out for the same, or another one.
+    fn take(&mut self, name: &str, wanted: &Wanted, link: &Link) -> Result<(Pair, XskPort), String> {
+        let alias = self.alias(wanted, link);
+        self.pool()?;
+        if let Some(taken) = self.pool.given.get(name).cloned() {
+            let there = self.requests.alias_of(&taken.pair.port).ok().flatten();
+            if there == Some((taken.pair.ifindex, alias.clone())) {
+                let port = self.pool()?.adopt(&taken).map_err(|error| error.to_string())?;
+                return Ok((taken.pair, port));
+            }
+            self.pool.given.remove(name);
+            self.pool()?.give_back(taken);
+        }
+        let plan = PartPlan {
+            namespace: name.to_owned(),
+            interface: (wanted.interface != "eth0").then(|| wanted.interface.clone()),
+            alias: Some(alias),
+            mac: link.mac,
+            mtu: link.mtu,
+            addresses: link.addresses.clone(),
+            gateways: link.gateways.clone(),
+        };
+        let (taken, port) = self.pool()?.take(&plan).map_err(|error| error.to_string())?;
+        let pair = taken.pair.clone();
+        self.pool.given.insert(name.to_owned(), taken);
+        Ok((pair, port))
     }
 
     /// One that an earlier daemon left, or this one before; another one of ours is removed.
@@ -185,9 +283,25 @@ impl Maker {
         }
     }
 
-    /// Takes a pair away, soon.
-    pub fn remove(&self, pair: Pair) {
+    /// Takes a pair away, soon; with its namespace, if that was made with it.
+    pub fn remove(&mut self, wanted: &Wanted, pair: Pair) {
+        if let (Some(name), true) = (name_of(&wanted.namespace), wanted.create)
+            && let Some(taken) = self.pool.given.remove(name)
+            && let Some(pool) = &self.pool.pool
+        {
+            return pool.give_back(taken);
+        }
         self.remover.remove(pair);
+    }
+
+    /// A pair is gone without us.
+    pub fn forget(&mut self, wanted: &Wanted) {
+        if let (Some(name), true) = (name_of(&wanted.namespace), wanted.create)
+            && let Some(taken) = self.pool.given.remove(name)
+            && let Some(pool) = &self.pool.pool
+        {
+            pool.give_back(taken); // its name and its mark
+        }
     }
 
     /// Takes all pairs of this daemon away that are for none of these: what was not declared any more when it started.
@@ -195,12 +309,20 @@ impl Maker {
     /// # Errors
     /// The kernel does not list its interfaces.
     pub fn remove_others<'w>(&mut self, wanted: impl Iterator<Item = &'w Wanted>) -> io::Result<usize> {
-        let devices: HashSet<String> = wanted.map(|wanted| self.device(wanted)).collect();
-        let mark = self.mark();
-        let all = self.requests.aliases()?;
-        let others =
-            all.into_iter().filter(|(_, name, alias)| alias.starts_with(&mark) && !devices.contains(name));
+        let (created, others): (Vec<&Wanted>, Vec<&Wanted>) = wanted.partition(|wanted| wanted.create);
+        let names: HashSet<&str> = created.iter().filter_map(|wanted| name_of(&wanted.namespace)).collect();
         let mut count = 0;
+        for (_, taken) in self.pool.given.extract_if(|name, _| !names.contains(name.as_str())) {
+            self.pool.pool.iter().for_each(|pool| pool.give_back(taken.clone()));
+            count += 1;
+        }
+        let devices: HashSet<String> = others.iter().map(|wanted| self.device_of(wanted)).collect();
+        let mark = self.mark();
+        let is_other = |name: &str, alias: &str| {
+            alias.starts_with(&mark) && is_of_a_given_namespace(name) && !devices.contains(name)
+        };
+        let all = self.requests.aliases()?;
+        let others = all.into_iter().filter(|(_, name, alias)| is_other(name, alias));
         for (ifindex, port, _) in others {
             self.remover.remove(Pair { port, ifindex });
             count += 1;
@@ -209,8 +331,27 @@ impl Maker {
     }
 }
 
-/// Whether this is the name of our end of a container's veth: two letters and thirteen hexadecimal digits.
+fn name_of(namespace: &NamespaceRef) -> Option<&str> {
+    match namespace {
+        NamespaceRef::Name(name) => Some(name),
+        _ => None,
+    }
+}
+
+/// Whether this is the name of our end of a container's veth.
 pub fn is_device(name: &str) -> bool {
+    is_of_a_given_namespace(name) || is_of_the_pool(name)
+}
+
+/// Two letters, the process's number, a hyphen and another number.
+fn is_of_the_pool(name: &str) -> bool {
+    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let numbers = name.strip_prefix("pp").and_then(|rest| rest.split_once('-'));
+    numbers.is_some_and(|(process, number)| is_number(process) && is_number(number))
+}
+
+/// Two letters and thirteen hexadecimal digits.
+fn is_of_a_given_namespace(name: &str) -> bool {
     let digits = name.strip_prefix("pg").filter(|digits| digits.len() == 13);
     digits.is_some_and(|digits| digits.bytes().all(|byte| byte.is_ascii_hexdigit()))
 }

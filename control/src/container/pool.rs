@@ -30,6 +30,7 @@ use std::time::{Duration, Instant};
 
 use peregrine_dataplane::types::MacAddr;
 use peregrine_dataplane::xsk::{PortConfig, Ports, XskPort};
+use serde::Serialize;
 
 use super::ContainerError;
 use super::pair::{self, Pair, refused};
@@ -93,7 +94,7 @@ pub struct Taken {
 }
 
 /// What a pool has, and what came of it.
-#[derive(Clone, PartialEq, Eq, Default, Debug)]
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize)]
 pub struct PoolCounts {
     /// Parts that are to be ready.
     pub size: usize,

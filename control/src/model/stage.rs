@@ -607,6 +607,7 @@ fn held_already(path: &str, kind: Kind, key: &Key, holder: &Named) -> ConfigErro
         Key::Mac(_, mac) => ("mac", show(&mac.to_string())),
         Key::Address(_, ip) => ("addresses", show(&ip.to_string())),
         Key::At(PortKey::Memif(socket, id)) => ("memif.id", format!("{id} on {}", show(&socket.to_string()))),
+        Key::At(PortKey::Made(namespace)) => ("veth.namespace", namespace.to_string()),
         Key::At(PortKey::Veth(namespace, interface)) => {
             ("veth.interface", format!("{} in {namespace}", show(interface)))
         }

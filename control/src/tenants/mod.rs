@@ -24,6 +24,7 @@ use peregrine_dataplane::plan::{EndpointPlan, NetworkPlan, Plan, PortKey, PortPl
 use peregrine_dataplane::types::EndpointId;
 use peregrine_memif::{Credentials, SocketAddr, sealer};
 
+use crate::container::PoolCounts;
 use crate::container::{Link, Maker};
 use crate::error::Error;
 use later::Later;
@@ -144,7 +145,7 @@ impl Tenants {
     /// Listens on every socket of the plan that is ours. Those that are the tenants' are tried, and containers are looked for, from the first
     /// [`turn`](Self::turn) on.
     pub fn bind(plan: &Plan, first: Token) -> Result<Tenants, Error> {
-        let maker = Maker::new(&plan.control_socket)
+        let maker = Maker::new(&plan.control_socket, plan.pools.containers.into())
             .map_err(|source| Error::System { doing: "prepare for containers", source })?;
         let mut tenants = Tenants {
             first,
@@ -292,7 +293,7 @@ impl Tenants {
 
     fn undo(&mut self, prepared: Vec<Prepared>) {
         for Prepared { at, .. } in prepared {
-            let maker = &self.maker;
+            let maker = &mut self.maker;
             match at {
                 At::Own(mut port) => port.put_away(maker),
                 // One that still carries what it carried before has nothing new yet.
@@ -399,7 +400,7 @@ impl Tenants {
         }
         // What its tenant's memory holds of this endpoint is not for the next one: it connects again.
         port.end(WHY, Some(WHY), now, rings);
-        port.put_away(&self.maker);
+        port.put_away(&mut self.maker);
         port.endpoint = None;
         self.plan_next(slot);
     }
@@ -407,7 +408,7 @@ impl Tenants {
     fn discard(&mut self, slot: Slot, why: &str, now: Instant, rings: &mut impl Rings) {
         let Some(mut port) = self.ports.take(slot) else { return };
         port.end(why, Some(why), now, rings);
-        port.put_away(&self.maker);
+        port.put_away(&mut self.maker);
         self.by_key.remove(&port.key);
         if let Some(at) = port.planned {
             self.wanted.remove(&(at, slot));
@@ -486,6 +487,19 @@ impl Tenants {
         }
     }
 
+    /// What the pool of containers' parts has, if there is one.
+    pub fn pool(&self) -> Option<PoolCounts> {
+        self.maker.pool_counts()
+    }
+
+    /// Starts the pool of containers' parts, if there is to be one.
+    ///
+    /// # Errors
+    /// One line.
+    pub fn begin_pool(&mut self) -> Result<(), String> {
+        self.maker.begin()
+    }
+
     /// The first turns, at a start: each container's interface, and each tenant that listens, is tried once.
     pub fn begin(&mut self, registry: &Registry, rings: &mut impl Rings) {
         let now = Instant::now();
@@ -515,7 +529,7 @@ impl Tenants {
         let is_it = |port: &Port| matches!(&port.role, Role::Veth(veth) if veth.pair().is_some_and(|pair| pair.ifindex == ifindex));
         let Some(slot) = self.ports.find(is_it) else { return };
         if let Some(port) = self.ports.get_mut(slot) {
-            port.interface_gone(now, rings);
+            port.interface_gone(&mut self.maker, now, rings);
         }
         self.plan_next(slot);
     }
@@ -542,7 +556,7 @@ impl Tenants {
     }
 
     /// The name of our end of a veth.
-    pub fn device(&self, veth: &VethPlan) -> String {
+    pub fn device(&self, veth: &VethPlan) -> Option<String> {
         self.maker.device(veth)
     }
 

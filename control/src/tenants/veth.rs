@@ -59,12 +59,12 @@ impl Veth {
     }
 
     /// It carries nothing any more.
-    pub fn put_away(&mut self, maker: &Maker) {
+    pub fn put_away(&mut self, maker: &mut Maker) {
         self.port = None;
         self.link = None;
         self.next_look = None;
         self.was_there = false;
-        self.pair.take().into_iter().for_each(|pair| maker.remove(pair));
+        self.pair.take().into_iter().for_each(|pair| maker.remove(&self.plan, pair));
     }
 
     /// Its interface is gone, or was closed.
@@ -110,17 +110,19 @@ impl Port {
     }
 
     /// It carries nothing any more.
-    pub(super) fn put_away(&mut self, maker: &Maker) {
+    pub(super) fn put_away(&mut self, maker: &mut Maker) {
         if let Role::Veth(veth) = &mut self.role {
             veth.put_away(maker);
         }
     }
 
     /// Its interface is no more.
-    pub(super) fn interface_gone(&mut self, now: Instant, rings: &mut impl Rings) {
+    pub(super) fn interface_gone(&mut self, maker: &mut Maker, now: Instant, rings: &mut impl Rings) {
         self.end("its interface is gone, most likely with its namespace", None, now, rings);
         if let Role::Veth(veth) = &mut self.role {
-            veth.pair = None; // its number may be another interface's one day
+            // Its number may be another interface's one day.
+            maker.forget(&veth.plan);
+            veth.pair = None;
             veth.lost(now);
         }
     }
