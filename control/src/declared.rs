@@ -153,8 +153,7 @@ impl Declared<'_> {
     }
 
     fn is_port_on(&self, port: &str, network: &str) -> bool {
-        let endpoint = self.model.carried(port).and_then(|name| self.model.endpoints().get(name));
-        endpoint.is_some_and(|endpoint| endpoint.network == network)
+        self.model.on_port(port).first().is_some_and(|(_, endpoint)| endpoint.network == network)
     }
 
     fn on(&self, network: &str) -> impl Iterator<Item = &String> {
@@ -163,9 +162,8 @@ impl Declared<'_> {
 
     fn port(&self, name: &str) -> Option<PortEntry> {
         let port = self.model.ports().get(name)?;
-        let endpoint = self.model.carried(name);
-        let id = endpoint.and_then(|name| self.model.endpoints().get(name)).map(|endpoint| endpoint.id);
-        let state = match id {
+        let endpoints = self.model.on_port(name);
+        let state = match endpoints.first() {
             _ if self.tenants.record_of(&port.plan).is_some_and(|record| record.peer.is_some()) => {
                 "connected"
             }
@@ -176,7 +174,7 @@ impl Declared<'_> {
             port: written::port(name, &port.plan, Secrets::Hidden),
             origin: port.origin,
             own: port.is_own,
-            endpoint: endpoint.map(str::to_owned),
+            endpoints: endpoints.into_iter().map(|(name, _)| name.clone()).collect(),
             state: state.to_owned(),
         })
     }

@@ -113,10 +113,10 @@ impl Host {
         endpoints.iter().find(|endpoint| endpoint["name"] == name).cloned().unwrap_or_default()
     }
 
-    /// All of so many pings come back.
+    /// All of so many pings come back. After its last one `ping` waits as long as between two.
     fn pings(&self, namespace: &str, to: &str, count: u32) {
         let output = Command::new("ip")
-            .args(["netns", "exec", namespace, "ping", "-c", &count.to_string(), "-i", "0.01", "-W", "5", to])
+            .args(["netns", "exec", namespace, "ping", "-c", &count.to_string(), "-i", "0.2", to])
             .output()
             .unwrap();
         let state = text(&self.ask("status")) + &text(&self.ask("stats"));
@@ -174,13 +174,13 @@ fn containers_reach_each_other_and_the_other_host() {
     let (one, two) = (host.container("one"), host.container("two"));
     let daemon = host.start(&of_config("one", &one, 1));
     until(10, "the config's container has its interface", || host.endpoint("one")["connected"] == true);
-    host.pings(&one, "10.42.0.9", 50);
-    host.pings(&one, "fd42::9", 50);
+    host.pings(&one, "10.42.0.9", 10);
+    host.pings(&one, "fd42::9", 10);
     // One that comes while it runs is there when the call is back.
     host.does(&add("two", &two, 2));
     host.pings(&two, "10.42.0.1", 1);
     host.pings(&two, "fd42::1", 1);
-    host.pings(&two, "10.42.0.9", 50);
+    host.pings(&two, "10.42.0.9", 10);
     assert!(ip(&format!("-n {two} route")).contains("default via 10.42.0.9 dev eth0"));
     let eth0 = ip(&format!("-n {two} addr show eth0"));
     assert!(
@@ -295,6 +295,38 @@ fn a_namespace_that_goes_is_noticed_and_one_that_comes_is_found() {
     host.container("late");
     until(10, "it is there again", || host.endpoint("late")["connected"] == true);
     host.pings(&late, "fd42::9", 5);
+}
+
+#[test]
+#[ignore = "needs root: make test runs it"]
+fn functions_share_an_interface() {
+    let mut host = Host::new();
+    let one = host.container("one");
+    let _daemon = host.start("");
+    host.does(&format!("port add p --namespace {one}"));
+    let add = |name: &str, last: u8| {
+        format!(
+            "endpoint add {name} --network blue --mac 02:00:00:00:07:05 --address 10.42.0.{last} --address fd42::{last:x} --port p"
+        )
+    };
+    host.does(&add("f1", 5));
+    let number = ip(&format!("-n {one} -o link show eth0"));
+    host.does(&add("f2", 6));
+    host.pings(&host.net.there, "10.42.0.5", 3);
+    host.pings(&host.net.there, "10.42.0.6", 3);
+    host.pings(&host.net.there, "fd42::6", 3);
+    // The first one goes, and with it its address, and nothing else.
+    host.does("endpoint del f1");
+    let addresses = ip(&format!("-n {one} addr show eth0"));
+    assert!(addresses.contains("10.42.0.6/24") && !addresses.contains("10.42.0.5"), "{addresses}");
+    assert_eq!(ip(&format!("-n {one} -o link show eth0")), number, "the same interface");
+    host.pings(&host.net.there, "10.42.0.6", 3);
+    host.does(&add("f3", 7));
+    host.pings(&host.net.there, "10.42.0.7", 3);
+    let refused = host.refuses("endpoint add f4 --network blue --mac 02:00:00:00:07:05 --address 10.42.0.8 --port p --no-anti-spoofing");
+    assert!(refused.contains("endpoints on one port have the same"), "{refused}");
+    host.does("endpoint del f2 f3");
+    until(10, "the interface is gone", || host.devices() == 0);
 }
 
 #[test]

@@ -15,6 +15,7 @@ use peregrine_dataplane::plan::{EndpointPlan, NamespaceRef, NetworkPlan, VethPla
 use peregrine_dataplane::types::MacAddr;
 use peregrine_dataplane::xsk::{PortConfig, Ports, XskPort};
 
+use super::pair::set_addresses;
 use super::pool::{PartPlan, Pool, PoolConfig, PoolCounts, Taken};
 use super::remover::Remover;
 use super::{ContainerError, Namespace, Pair, VethPlan, make};
@@ -281,6 +282,26 @@ impl Maker {
                 Err(format!("marking {device} as ours: {error}"))
             }
         }
+    }
+
+    /// A pair's far end gets other addresses; all else stays as it is.
+    ///
+    /// # Errors
+    /// One line. Then it has those that it had.
+    pub fn refit(&mut self, wanted: &Wanted, pair: &Pair, before: &Link, after: &Link) -> Result<(), String> {
+        let namespace = Namespace::open(&wanted.namespace).map_err(|error| error.to_string())?;
+        let change = |from: &Link, to: &Link| {
+            let done = namespace.inside(|| set_addresses(&wanted.interface, &from.addresses, &to.addresses));
+            done.and_then(|result| result).map_err(|error| error.to_string())
+        };
+        if let Err(why) = change(before, after) {
+            let _best_effort = change(after, before);
+            return Err(why);
+        }
+        let alias = self.alias(wanted, after);
+        self.requests
+            .set_alias(pair.ifindex, &alias)
+            .map_err(|error| format!("marking {}: {error}", pair.port))
     }
 
     /// Takes a pair away, soon; with its namespace, if that was made with it.

@@ -206,6 +206,33 @@ pub(super) fn give(
     })
 }
 
+/// Inside the namespace: an interface that has these addresses gets those. New ones come first, so that it is never without; and at last
+/// again: with the first IPv4 address of a prefix the kernel removes the others of that prefix.
+pub(super) fn set_addresses(
+    interface: &str,
+    from: &[(IpAddr, u8)],
+    to: &[(IpAddr, u8)],
+) -> Result<(), ContainerError> {
+    let failed = |error| refused(error, || format!("changing the addresses of {interface}"));
+    let mut requests = Requests::open().map_err(failed)?;
+    let link = requests.link_named(interface).map_err(failed)?;
+    let ifindex = link.ok_or_else(|| failed(Errno::NODEV.into()))?.ifindex;
+    let message = |&(address, prefix): &(IpAddr, u8)| address_message(ifindex, address, prefix);
+    let give = |requests: &mut Requests| {
+        to.iter().try_for_each(|address| {
+            let given =
+                requests.change(RouteNetlinkMessage::NewAddress(message(address)), NLM_F_CREATE | NLM_F_EXCL);
+            given.or_else(|error| if is(&error, Errno::EXIST) { Ok(()) } else { Err(error) })
+        })
+    };
+    give(&mut requests).map_err(failed)?;
+    for address in from.iter().filter(|address| !to.contains(address)) {
+        let taken = requests.change(RouteNetlinkMessage::DelAddress(message(address)), 0);
+        taken.or_else(|error| if is(&error, Errno::ADDRNOTAVAIL) { Ok(()) } else { Err(failed(error)) })?;
+    }
+    give(&mut requests).map_err(failed)
+}
+
 fn gift_error(error: io::Error, gift: Gift, interface: &str, namespace: &NamespaceRef) -> ContainerError {
     let at = |what: String| format!("{what} {interface} in {namespace}");
     match gift {

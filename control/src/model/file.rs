@@ -261,6 +261,10 @@ impl Runtime for Beginning {
         Ok(())
     }
 
+    fn refit(&mut self, _: &Coming) -> Result<(), String> {
+        Ok(())
+    }
+
     fn hold(&mut self, _: &str, _: &PortPlan) -> Result<(), String> {
         Ok(())
     }

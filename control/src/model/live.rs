@@ -43,6 +43,10 @@ impl Runtime for Live<'_> {
         swapped.map_err(|(index, error)| (index, error.to_string()))
     }
 
+    fn refit(&mut self, coming: &Coming) -> Result<(), String> {
+        self.tenants.refit(coming)
+    }
+
     fn hold(&mut self, name: &str, port: &PortPlan) -> Result<(), String> {
         self.tenants.hold(self.registry, name, port).map_err(|error| error.to_string())
     }

@@ -9,6 +9,7 @@
 pub mod file;
 pub mod live;
 pub mod prepared;
+mod shared;
 mod sockets;
 pub mod stage;
 pub mod types;
@@ -63,8 +64,10 @@ pub struct Port {
 pub struct Endpoint {
     /// Who declared it.
     pub origin: Origin,
-    /// Its place.
+    /// Its place: that of all on its port.
     pub id: EndpointId,
+    /// When it came to its port: the first one's name and address are those of the place.
+    joined: u64,
     /// As it was declared, attached as its port is.
     pub plan: EndpointPlan,
     /// Its network's name.
@@ -85,8 +88,6 @@ pub enum Key {
     Address(NetworkId, IpAddr),
     /// A memif interface, or a container's.
     At(PortKey),
-    /// A port, by which an endpoint is carried.
-    Port(String),
 }
 
 /// What all on one socket must say alike.
@@ -127,6 +128,11 @@ pub trait Runtime {
     /// # Errors
     /// The index of the one that cannot come, and why.
     fn swap(&mut self, go: &[EndpointId], come: &[Coming]) -> Result<(), (usize, String)>;
+    /// One that stays where it is has other addresses: its container's interface gets them.
+    ///
+    /// # Errors
+    /// Why it does not; it has those that it had.
+    fn refit(&mut self, coming: &Coming) -> Result<(), String>;
     /// A port is there, whether it carries an endpoint or not.
     ///
     /// # Errors
@@ -168,6 +174,8 @@ pub struct Model {
     ports: BTreeMap<String, Port>,
     endpoints: BTreeMap<String, Endpoint>,
     held: HashMap<Key, Named>,
+    /// The names of those on each port.
+    on_ports: HashMap<String, BTreeSet<String>>,
     sockets: HashMap<SocketAddr, SocketUse>,
     log: VecDeque<Changed>,
     log_names: usize,
@@ -206,12 +214,14 @@ impl Model {
         let endpoint = Endpoint {
             origin: Origin::Config,
             id,
+            joined: 0,
             plan: plan.clone(),
             network,
             port: name.clone(),
             text: String::new(),
         };
-        endpoint.keys().into_iter().for_each(|key| self.hold(key, Kind::Endpoint, &name));
+        endpoint.keys().into_iter().for_each(|(key, kind, holder)| self.hold(key, kind, &holder));
+        self.on_ports.entry(name.clone()).or_default().insert(name.clone());
         if let Some(network) = self.networks.get_mut(&endpoint.network) {
             network.endpoints.insert(name.clone());
         }
@@ -251,11 +261,6 @@ impl Model {
     /// All endpoints, by name.
     pub fn endpoints(&self) -> &BTreeMap<String, Endpoint> {
         &self.endpoints
-    }
-
-    /// The endpoint that a port carries.
-    pub fn carried(&self, port: &str) -> Option<&str> {
-        Some(self.held.get(&Key::Port(port.to_owned()))?.name.as_str())
     }
 
     /// What came after a generation, the oldest first. `None` if it is not known any more, or never was: who asks must look at everything.
@@ -364,7 +369,19 @@ impl Model {
             }
         }
         put(&mut self.ports, ports);
+        for name in endpoints.keys() {
+            let port = self.endpoints.get(name).map(|before| &before.port);
+            if let Some((port, all)) = port.and_then(|port| Some((port, self.on_ports.get_mut(port)?))) {
+                all.remove(name);
+                if all.is_empty() {
+                    self.on_ports.remove(port);
+                }
+            }
+        }
         for (name, endpoint) in &endpoints {
+            if let Some(endpoint) = endpoint {
+                self.on_ports.entry(endpoint.port.clone()).or_default().insert(name.clone());
+            }
             if let Some(network) = endpoint.as_ref().and_then(|e| self.networks.get_mut(&e.network)) {
                 network.endpoints.insert(name.clone());
             }
@@ -409,10 +426,12 @@ impl Port {
 }
 
 impl Endpoint {
-    fn keys(&self) -> Vec<Key> {
-        let EndpointPlan { network, mac, addresses, .. } = &self.plan;
-        let mut keys = vec![Key::Mac(*network, *mac), Key::Port(self.port.clone())];
-        keys.extend(addresses.iter().map(|ip| Key::Address(*network, *ip)));
+    /// With whose each is: an Ethernet address is the port's, as all on that may have it.
+    fn keys(&self) -> Vec<(Key, Kind, String)> {
+        let EndpointPlan { name, network, mac, addresses, .. } = &self.plan;
+        let mut keys = vec![(Key::Mac(*network, *mac), Kind::Port, self.port.clone())];
+        let address = |ip: &IpAddr| (Key::Address(*network, *ip), Kind::Endpoint, name.clone());
+        keys.extend(addresses.iter().map(address));
         keys
     }
 }

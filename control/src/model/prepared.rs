@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::stage::Staged;
 use super::types::{Altered, Changed, Kind, Named};
-use super::{About, Endpoint, Key, Model, Network, Port, SocketUse};
+use super::{About, Endpoint, Key, Model, Network, Port, SocketUse, shared};
 use crate::tenants::Coming;
 
 /// A change that can be made, as far as the model knows.
@@ -27,6 +27,8 @@ pub struct Prepared {
     pub(super) come: Vec<Coming>,
     /// Endpoints that go before those come, because they are where those will be.
     pub(super) close_first: Vec<Coming>,
+    /// Those that stay where they are, with other addresses for their containers: as they were, and as they will be.
+    pub(super) refit: Vec<(Coming, Coming)>,
     /// The others that go.
     pub(super) close: Vec<EndpointId>,
     /// Ports that come, with where they were said and their names,
@@ -154,24 +156,7 @@ impl Prepared {
             self.change.networks.push((after.id, Some(after.plan.clone())));
             self.paths.push((About::Network(after.id), staged.path.clone()));
         }
-        let mut gone: Vec<&Endpoint> = Vec::new();
-        for (name, staged) in endpoints {
-            let before = model.endpoints.get(name);
-            let stays =
-                before.zip(staged.after.as_ref()).is_some_and(|(before, after)| before.id == after.id);
-            if let Some(before) = before.filter(|_| !stays) {
-                self.change.endpoints.push((before.id, None));
-                self.paths.push((About::Endpoint(before.id), staged.path.clone()));
-                gone.push(before);
-            }
-            let Some(after) = &staged.after else { continue };
-            self.change.endpoints.push((after.id, Some(after.plan.clone())));
-            self.paths.push((About::Endpoint(after.id), staged.path.clone()));
-            if !stays {
-                let network = network_of(model, networks, &after.network);
-                self.come.push(Coming::new(after.id, &after.plan, network));
-            }
-        }
+        let gone = self.order_endpoints(model, networks, endpoints);
         let holds: HashSet<PortKey> = self.hold.iter().map(|(_, (_, port))| port.key()).collect();
         let come: HashSet<PortKey> = self.come.iter().map(|coming| coming.plan.port.key()).collect();
         let other_terms = |socket: &SocketAddr| match self.sockets.get(socket) {
@@ -192,6 +177,48 @@ impl Prepared {
                 self.close.push(endpoint.id);
             }
         }
+    }
+
+    /// All on a port are one place of the engine's. Returns those that go, as they were.
+    fn order_endpoints<'m>(
+        &mut self,
+        model: &'m Model,
+        networks: &BTreeMap<String, Staged<Network>>,
+        endpoints: &BTreeMap<String, Staged<Endpoint>>,
+    ) -> Vec<&'m Endpoint> {
+        let after = shared::by_port(endpoints);
+        let stay: HashSet<EndpointId> = after.values().flatten().map(|(_, endpoint)| endpoint.id).collect();
+        let mut gone: BTreeMap<EndpointId, &Endpoint> = BTreeMap::new();
+        for (name, staged) in endpoints {
+            let Some(before) = model.endpoints.get(name).filter(|before| !stay.contains(&before.id)) else {
+                continue;
+            };
+            if gone.insert(before.id, before).is_none() {
+                self.change.endpoints.push((before.id, None));
+                self.paths.push((About::Endpoint(before.id), staged.path.clone()));
+            }
+        }
+        let known: HashSet<EndpointId> =
+            endpoints.keys().filter_map(|name| model.endpoints.get(name)).map(|before| before.id).collect();
+        for all in after.values() {
+            let Some((id, plan)) = shared::together(all) else { continue };
+            let network = all.first().and_then(|(_, first)| network_of(model, networks, &first.network));
+            let path =
+                all.iter().find_map(|(name, _)| endpoints.get(*name)).map(|staged| staged.path.clone());
+            self.paths.extend(path.map(|path| (About::Endpoint(id), path)));
+            let coming = Coming::new(id, &plan, network);
+            if !known.contains(&id) {
+                self.come.push(coming);
+            } else if let Some(before) = all.iter().find_map(|(name, _)| model.endpoints.get(*name)) {
+                let before = shared::together(&model.on_port(&before.port));
+                let before = before.map(|(_, plan)| Coming::new(id, &plan, network));
+                self.refit.extend(
+                    before.filter(|before| before.link != coming.link).map(|before| (before, coming)),
+                );
+            }
+            self.change.endpoints.push((id, Some(plan)));
+        }
+        gone.into_values().collect()
     }
 
     /// Ports are there without endpoints, too.

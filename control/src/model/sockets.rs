@@ -26,7 +26,7 @@ impl Prepared {
         }
         let go = if self.goes_first { &[] } else { &go[..] };
         match runtime.swap(go, &self.come) {
-            Ok(()) => Ok(()),
+            Ok(()) => self.refit(runtime),
             Err((index, why)) => {
                 let about = self.come.get(index).map(|coming| About::Endpoint(coming.id));
                 let back = self.go_back(runtime, self.hold.len(), &[]);
@@ -35,8 +35,29 @@ impl Prepared {
         }
     }
 
+    /// The last of what may fail.
+    fn refit(&self, runtime: &mut impl Runtime) -> Result<(), String> {
+        for (done, (_, after)) in self.refit.iter().enumerate() {
+            if let Err(why) = runtime.refit(after) {
+                self.unfit(runtime, done);
+                let path = self.path_of(Some(About::Endpoint(after.id)));
+                let come: Vec<EndpointId> = self.come.iter().map(|coming| coming.id).collect();
+                return Err(format!("{path}: {why}{}", self.go_back(runtime, self.hold.len(), &come)));
+            }
+        }
+        Ok(())
+    }
+
+    /// As it was a moment ago.
+    fn unfit(&self, runtime: &mut impl Runtime, done: usize) {
+        for (before, _) in self.refit.iter().take(done) {
+            let _best_effort = runtime.refit(before);
+        }
+    }
+
     /// The engine wants none of it: all is as it was. What to say if that failed.
     pub(super) fn close_again(&self, runtime: &mut impl Runtime) -> String {
+        self.unfit(runtime, self.refit.len());
         let come: Vec<EndpointId> = self.come.iter().map(|coming| coming.id).collect();
         self.go_back(runtime, self.hold.len(), &come)
     }

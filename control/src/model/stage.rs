@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use peregrine_config::{Carrier, Checker, ConfigError, DeclaredEndpoint, Networks, port_unfit};
-use peregrine_dataplane::plan::{ClassesPlan, EndpointPlan, Plan, PortKey};
+use peregrine_dataplane::plan::{ClassesPlan, Plan, PortKey};
 use peregrine_dataplane::types::{EndpointId, NetworkId};
 use peregrine_memif::SocketAddr;
 use serde_json::Value;
@@ -12,7 +12,7 @@ use serde_json::Value;
 use super::prepared::Prepared;
 use super::types::{Kind, Named, Origin};
 use super::written::{self, Secrets};
-use super::{Endpoint, Key, Model, Network, Port, Runtime, SocketUse, Terms};
+use super::{Endpoint, Key, Model, Network, Port, Runtime, SocketUse, Terms, shared};
 
 /// Steps of a `change`.
 const STEPS: &str = "add_network, set_network, remove_network, add_port, set_port, remove_port, add_endpoint, set_endpoint, remove_endpoint or move_endpoint";
@@ -219,6 +219,10 @@ impl<'m, 'p> Stage<'m, 'p> {
         let name = &declared.name;
         let (port, carrier) = match &declared.carrier {
             Carrier::Port(port) => match self.port(port) {
+                Some(there) if there.is_own && port != name => {
+                    let why = format!("it is endpoint {port}'s own: declare a port that both are on");
+                    return self.refuse(format!("{path}.port"), port, why);
+                }
                 Some(there) => (Some(port.clone()), there.plan.clone()),
                 None => {
                     return self.refuse(
@@ -243,6 +247,7 @@ impl<'m, 'p> Stage<'m, 'p> {
         let endpoint = Endpoint {
             origin: Origin::Api,
             id: NEW_ENDPOINT,
+            joined: self.joined(name, port.as_deref().unwrap_or(name)),
             network,
             port: port.unwrap_or_else(|| name.clone()),
             plan,
@@ -254,6 +259,13 @@ impl<'m, 'p> Stage<'m, 'p> {
             let staged = self.staged(path, Some(own));
             self.ports.insert(name.clone(), staged);
         }
+    }
+
+    /// When it came to this port, or comes now.
+    fn joined(&self, name: &str, port: &str) -> u64 {
+        let before = self.model.endpoints.get(name).filter(|before| before.port == port);
+        let now = ((self.model.generation + 1) << STEP_BITS) + self.steps as u64;
+        before.map_or(now, |before| before.joined)
     }
 
     /// An endpoint as it is to be; a port of its own goes, until it has one again.
@@ -393,7 +405,8 @@ impl<'m, 'p> Stage<'m, 'p> {
             if !self.endpoints.contains_key(name)
                 && let Some(endpoint) = self.model.endpoints.get(name)
             {
-                let staged = self.staged(&path, Some(endpoint.clone()));
+                // Before the others: what it has, it keeps.
+                let staged = Staged { after: Some(endpoint.clone()), path, step: 0 };
                 self.endpoints.insert(name.clone(), staged);
             }
         }
@@ -410,15 +423,29 @@ impl<'m, 'p> Stage<'m, 'p> {
         });
         let mut along = Vec::new();
         for (name, staged) in &self.ports {
-            let carried = model.held.get(&Key::Port(name.clone())).map(|carried| &carried.name);
-            let Some(carried) = carried.filter(|endpoint| !self.endpoints.contains_key(*endpoint)) else {
-                continue;
-            };
-            if staged.after.is_none() {
+            let carried = model.on_ports.get(name).into_iter().flatten();
+            let mut carried = carried.filter(|endpoint| !self.endpoints.contains_key(*endpoint));
+            if staged.after.is_some() {
+                along.extend(carried.map(|endpoint| (endpoint, staged.path.clone())));
+            } else if let Some(carried) = carried.next() {
                 let why = format!("it carries endpoint {carried}: remove that first, or move it");
                 self.refuse(staged.path.clone(), name, why);
-            } else {
-                along.push((carried, staged.path.clone()));
+            }
+        }
+        self.take_along(along);
+        self.take_mates();
+    }
+
+    /// Those that share a port with one that comes, goes or changes: the engine knows them as one.
+    fn take_mates(&mut self) {
+        let model = self.model;
+        let mut along = Vec::new();
+        for (name, staged) in &self.endpoints {
+            let before = model.endpoints.get(name).map(|before| &before.port);
+            let ports = before.into_iter().chain(staged.after.as_ref().map(|after| &after.port));
+            for port in ports.collect::<BTreeSet<_>>() {
+                let mates = model.on_ports.get(port).into_iter().flatten();
+                along.extend(mates.map(|mate| (mate, staged.path.clone())));
             }
         }
         self.take_along(along);
@@ -445,27 +472,83 @@ impl<'m, 'p> Stage<'m, 'p> {
             }
             endpoint.plan.network = network;
             endpoint.plan.port = port.plan.clone();
-            endpoint.id = match self.model.endpoints.get(name) {
-                Some(before) if is_same_place(&before.plan, &endpoint.plan) => before.id,
-                _ => NEW_ENDPOINT,
-            };
         }
+        let places = self.places(&staged, runtime);
+        for Staged { after, .. } in staged.values_mut() {
+            if let Some(endpoint) = after {
+                endpoint.id = places.get(&endpoint.port).copied().unwrap_or(NEW_ENDPOINT);
+            }
+        }
+        let shared: HashSet<String> = shared::by_port(&staged)
+            .into_iter()
+            .filter(|(_, all)| all.len() > 1)
+            .map(|(port, _)| port)
+            .collect();
+        let was_shared = |port: &str| self.model.on_ports.get(port).is_some_and(|all| all.len() > 1);
         staged.retain(|name, staged| match (self.model.endpoints.get(name), &staged.after) {
-            (Some(before), Some(after)) => before.id != after.id || before.text != after.text,
+            (Some(before), Some(after)) => {
+                let is_shared = shared.contains(&after.port) || was_shared(&after.port);
+                before.id != after.id || before.text != after.text || is_shared
+            }
             (None, None) => false,
             _ => true,
         });
-        let new = |staged: &Staged<Endpoint>| staged.after.as_ref().is_some_and(|e| e.id == NEW_ENDPOINT);
-        let needed = staged.values().filter(|staged| new(staged)).count();
-        let mut places = runtime.vacant_endpoints(needed).into_iter();
-        for staged in staged.values_mut() {
-            let Some(endpoint) = staged.after.as_mut().filter(|e| e.id == NEW_ENDPOINT) else { continue };
-            match places.next() {
-                Some(place) => endpoint.id = place,
-                None => self.checker.report(no_place(&staged.path, "endpoint", "endpoints")),
+        self.endpoints = staged;
+    }
+
+    /// The place of each port: that which it has, if the workers know it as the same.
+    fn places(
+        &self,
+        staged: &BTreeMap<String, Staged<Endpoint>>,
+        runtime: &impl Runtime,
+    ) -> HashMap<String, EndpointId> {
+        let ports = shared::by_port(staged);
+        let mut places = HashMap::new();
+        let mut new = Vec::new();
+        for (port, all) in &ports {
+            let Some(((_, first), others)) = all.split_first() else { continue };
+            for (name, other) in others {
+                self.check_mate(path_of(staged, name), first, other);
+            }
+            if let Some((name, _)) = all.get(shared::ON_ONE_PORT_MAX) {
+                let why = format!("a port carries at most {} endpoints", shared::ON_ONE_PORT_MAX);
+                self.refuse(format!("{}.port", path_of(staged, name)), port, why);
+            }
+            let before = all.iter().filter_map(|(name, _)| self.model.endpoints.get(*name));
+            let was_so = |before: &&Endpoint| {
+                let on_it = self.model.on_port(&before.port);
+                on_it.first().is_some_and(|(_, leader)| shared::is_same_place(&leader.plan, &first.plan))
+            };
+            match before.filter(|before| before.port == *port || self.is_alone(before)).find(was_so) {
+                Some(before) => drop(places.insert(port.clone(), before.id)),
+                None => new.push((port, first)),
             }
         }
-        self.endpoints = staged;
+        let mut vacant = runtime.vacant_endpoints(new.len()).into_iter();
+        for (port, first) in new {
+            match vacant.next() {
+                Some(place) => drop(places.insert(port.clone(), place)),
+                None => {
+                    self.checker.report(no_place(path_of(staged, &first.plan.name), "endpoint", "endpoints"))
+                }
+            }
+        }
+        places
+    }
+
+    /// Nobody else was on its port, so its place can go along to another port that is the same.
+    fn is_alone(&self, endpoint: &Endpoint) -> bool {
+        self.model.on_ports.get(&endpoint.port).is_some_and(|all| all.len() == 1)
+    }
+
+    fn check_mate(&self, path: &str, first: &Endpoint, other: &Endpoint) {
+        if let Some(key) = shared::disagreement(&first.plan, &other.plan) {
+            let why = format!(
+                "endpoints on one port have the same network, anti_spoofing, storm_limit and announce, and port {} carries endpoint {} with another {key}",
+                other.port, first.plan.name
+            );
+            self.refuse(format!("{path}.{key}"), "", why);
+        }
     }
 
     /// What may be had once: everything that goes or changes lets go of it, and then those that come or change take theirs.
@@ -474,38 +557,53 @@ impl<'m, 'p> Stage<'m, 'p> {
         let mut released: HashSet<Key> = HashSet::new();
         released.extend(self.networks.keys().filter_map(|n| model.networks.get(n)).flat_map(Network::keys));
         released.extend(self.ports.keys().filter_map(|name| model.ports.get(name)).map(Port::key));
-        released
-            .extend(self.endpoints.keys().filter_map(|n| model.endpoints.get(n)).flat_map(Endpoint::keys));
-        type Taker<'a> = (usize, Kind, &'a str, &'a str, Vec<Key>);
+        released.extend(
+            self.endpoints
+                .keys()
+                .filter_map(|n| model.endpoints.get(n))
+                .flat_map(Endpoint::keys)
+                .map(|(key, ..)| key),
+        );
+        type Taker<'a> = (usize, &'a str, Vec<(Key, Kind, String)>);
         let mut takers: Vec<Taker<'_>> = Vec::new();
+        let all_of = |kind: Kind, name: &str, keys: Vec<Key>| -> Vec<(Key, Kind, String)> {
+            keys.into_iter().map(|key| (key, kind, name.to_owned())).collect()
+        };
         for (name, staged) in &self.networks {
             let keys = staged.after.iter().flat_map(Network::keys).collect();
-            takers.push((staged.step, Kind::Network, name, &staged.path, keys));
+            takers.push((staged.step, &staged.path, all_of(Kind::Network, name, keys)));
         }
         for (name, staged) in &self.ports {
             let keys = staged.after.iter().map(Port::key).collect();
-            takers.push((staged.step, Kind::Port, name, &staged.path, keys));
+            takers.push((staged.step, &staged.path, all_of(Kind::Port, name, keys)));
         }
-        for (name, staged) in &self.endpoints {
-            let keys = staged.after.iter().flat_map(Endpoint::keys).collect();
-            takers.push((staged.step, Kind::Endpoint, name, &staged.path, keys));
+        for staged in self.endpoints.values() {
+            takers.push((staged.step, &staged.path, staged.after.iter().flat_map(Endpoint::keys).collect()));
         }
         takers.sort_by_key(|taker| taker.0);
-        for (_, kind, name, path, keys) in takers {
-            for key in keys {
+        for (_, path, keys) in takers {
+            for (key, kind, name) in keys {
                 let holder = prepared.claimed.get(&key);
                 let holder = holder.or_else(|| model.held.get(&key).filter(|_| !released.contains(&key)));
                 match holder {
                     // Its own, as where two stations of a network have the same address.
                     Some(holder) if holder.kind == kind && holder.name == name => {}
-                    Some(holder) => self.checker.report(held_already(path, kind, &key, holder)),
+                    Some(holder) => {
+                        self.checker.report(held_already(path, kind, &key, &self.as_told(holder)))
+                    }
                     None => {
-                        prepared.claimed.insert(key, Named { kind, name: name.to_owned() });
+                        prepared.claimed.insert(key, Named { kind, name });
                     }
                 }
             }
         }
         prepared.released = released.into_iter().collect();
+    }
+
+    /// An endpoint's own port is told as the endpoint.
+    fn as_told(&self, holder: &Named) -> Named {
+        let is_own = holder.kind == Kind::Port && self.port(&holder.name).is_some_and(|port| port.is_own);
+        Named { kind: if is_own { Kind::Endpoint } else { holder.kind }, name: holder.name.clone() }
     }
 
     /// Those that share a socket agree on it.
@@ -570,16 +668,15 @@ impl Mistaken {
     }
 }
 
+/// Steps of one change.
+const STEP_BITS: u32 = 24;
+
 /// Stand for a place until there is one.
 const NEW_NETWORK: NetworkId = NetworkId(u16::MAX);
 const NEW_ENDPOINT: EndpointId = EndpointId(u16::MAX);
 
-/// The workers know it as the same endpoint.
-fn is_same_place(before: &EndpointPlan, after: &EndpointPlan) -> bool {
-    // A container's interface has its addresses.
-    let is_as_made =
-        after.port.veth().is_none() || (before.mac == after.mac && before.addresses == after.addresses);
-    before.network == after.network && before.port == after.port && is_as_made
+fn path_of<'s, T>(staged: &'s BTreeMap<String, Staged<T>>, name: &str) -> &'s str {
+    staged.get(name).map_or("", |staged| &staged.path)
 }
 
 /// In quotes, and not too long.
@@ -597,10 +694,6 @@ fn no_place(path: &str, what: &str, key: &str) -> ConfigError {
 fn held_already(path: &str, kind: Kind, key: &Key, holder: &Named) -> ConfigError {
     let by = format!("that of {} {}", holder.kind.name(), holder.name);
     let (key, got) = match key {
-        Key::Port(port) => {
-            let why = format!("port {port} carries endpoint {} already", holder.name);
-            return ConfigError::Refused { key: format!("{path}.port"), got: show(port), why };
-        }
         Key::Vni(vni) => ("vni", vni.to_string()),
         Key::Mac(_, mac) if kind == Kind::Network => ("static_macs", show(&mac.to_string())),
         Key::Address(_, ip) if kind == Kind::Network => ("static_macs", show(&ip.to_string())),

@@ -81,6 +81,11 @@ impl Runtime for Lists {
         Ok(())
     }
 
+    fn refit(&mut self, coming: &Coming) -> Result<(), String> {
+        assert!(self.open.contains_key(&coming.id.0) && coming.plan.port.veth().is_some());
+        Ok(())
+    }
+
     fn hold(&mut self, name: &str, port: &PortPlan) -> Result<(), String> {
         self.touched += 1;
         assert!(self.held.insert(port.key(), name.to_owned()).is_none(), "{name} twice");
@@ -167,6 +172,11 @@ impl Rig {
         serde_json::from_str(&self.model.export()).unwrap()
     }
 
+    /// Who is on a port, the first one first.
+    fn on(&self, port: &str) -> Vec<&str> {
+        self.model.on_port(port).into_iter().map(|(name, _)| name.as_str()).collect()
+    }
+
     /// Everything that there is, but for who watches.
     fn picture(&self) -> String {
         format!("{} {}", self.model.picture(), self.lists.picture())
@@ -216,11 +226,11 @@ fn what_is_declared_is_there_and_goes_again() {
     assert_eq!(rig.lists.endpoints.len(), 3);
     let ports = |id| PortKey::Memif("@ports".parse().unwrap(), id);
     assert_eq!((rig.lists.held[&ports(1)].as_str(), rig.lists.held[&ports(2)].as_str()), ("p1", "p2"));
-    assert_eq!(rig.model.carried("p1"), Some("e1"));
-    assert_eq!(rig.model.carried("p2"), None);
+    assert_eq!(rig.on("p1"), ["e1"]);
+    assert!(rig.on("p2").is_empty());
     let before = rig.lists.open.clone();
     rig.change(json!([{"move_endpoint": {"name": "e1", "port": "p2"}}])).unwrap();
-    assert_eq!((rig.model.carried("p1"), rig.model.carried("p2")), (None, Some("e1")));
+    assert_eq!((rig.on("p1").len(), rig.on("p2")), (0, vec!["e1"]));
     assert_ne!(rig.lists.open, before);
     // The same place, other limits.
     let before = rig.lists.open.clone();
@@ -242,7 +252,7 @@ fn what_is_wrong_is_told_with_its_path_and_changes_nothing() {
     let cases = [
         (
             add(endpoint("e3", "green", 1, own.clone())),
-            "add_endpoint.mac = \"02:00:00:00:00:01\": must be unique: that of endpoint e1 is the same",
+            "add_endpoint.mac = \"02:00:00:00:00:01\": must be unique: that of port p1 is the same",
         ),
         (
             add(endpoint("e3", "blue", 0x99, own.clone())),
@@ -269,12 +279,12 @@ fn what_is_wrong_is_told_with_its_path_and_changes_nothing() {
             "add_endpoint.memif: its port would have the endpoint's name, and there is a port p1 already: name another, or say port = \"p1\"",
         ),
         (
-            add(endpoint("e3", "green", 9, json!({"port": "p1"}))),
-            "add_endpoint.port = \"p1\": port p1 carries endpoint e1 already",
+            add(endpoint("e3", "blue", 9, json!({"port": "p1"}))),
+            "add_endpoint.network: endpoints on one port have the same network, anti_spoofing, storm_limit and announce, and port p1 carries endpoint e1 with another network",
         ),
         (
             add(endpoint("e3", "green", 9, json!({"port": "web"}))),
-            "add_endpoint.port = \"web\": port web carries endpoint web already",
+            "add_endpoint.port = \"web\": it is endpoint web's own: declare a port that both are on",
         ),
         (
             add(endpoint("e3", "green", 9, json!({"port": "nope"}))),
@@ -334,7 +344,7 @@ fn what_is_wrong_is_told_with_its_path_and_changes_nothing() {
         ),
         (
             json!({"move_endpoint": {"name": "e1", "port": "e2"}}),
-            "move_endpoint.port = \"e2\": port e2 carries endpoint e2 already",
+            "move_endpoint.port = \"e2\": it is endpoint e2's own: declare a port that both are on",
         ),
     ];
     for (step, want) in cases {
@@ -395,6 +405,85 @@ fn steps_see_those_before_them_and_addresses_count_at_the_end() {
     let answer =
         rig.change(json!([{"add_network": {"name": "x", "vni": 50}}, {"remove_network": "x"}])).unwrap();
     assert_eq!((answer.added, answer.generation, rig.picture()), (0, 3, before));
+}
+
+#[test]
+fn endpoints_share_a_port_and_are_one_place_of_the_engine() {
+    let mut rig = Rig::furnished();
+    let place = rig.model.endpoints["e1"].id;
+    let runs = |rig: &Rig| {
+        let plan = rig.lists.endpoints.get(place).unwrap();
+        plan.stations().map(|it| (it.name.to_owned(), it.mac.0[5], it.addresses.len())).collect::<Vec<_>>()
+    };
+    let one =
+        |name: &str, mac, ip: &str| endpoint(name, "green", mac, json!({"port": "p1", "addresses": [ip]}));
+    // The same address as the first one's: a function on a shared interface. And one with its own, whose name comes first.
+    rig.change(
+        json!([{"add_endpoint": one("f1", 1, "10.2.0.2")}, {"add_endpoint": one("a", 9, "10.2.0.9")}]),
+    )
+    .unwrap();
+    assert_eq!(rig.on("p1"), ["e1", "f1", "a"]);
+    assert_eq!(runs(&rig), [("e1".into(), 1, 2), ("a".into(), 9, 1)]);
+    assert!(["f1", "a"].iter().all(|name| rig.model.endpoints[*name].id == place));
+    let opened = rig.lists.open.clone();
+    for (bad, why) in [
+        (
+            one("b", 2, "10.2.0.2"),
+            "add_endpoint.addresses = \"10.2.0.2\": must be unique: that of endpoint f1 is the same",
+        ),
+        (
+            endpoint("b", "blue", 7, json!({"port": "p1"})),
+            "add_endpoint.network: endpoints on one port have the same network",
+        ),
+        (
+            endpoint("b", "green", 7, json!({"port": "p1", "storm_limit": 5})),
+            "and port p1 carries endpoint e1 with another storm_limit",
+        ),
+        (
+            endpoint("b", "green", 1, json!({"port": "p2"})),
+            "add_endpoint.mac = \"02:00:00:00:00:01\": must be unique: that of port p1 is the same",
+        ),
+    ] {
+        let before = rig.picture();
+        let error = rig.change(json!([{"add_endpoint": bad}])).unwrap_err().message;
+        assert!(error.contains(why), "{error}");
+        assert_eq!(rig.picture(), before);
+    }
+    // The first one goes: the others stay connected, and its Ethernet address stays with who else has it.
+    rig.change(json!([{"remove_endpoint": "e1"}])).unwrap();
+    assert_eq!(runs(&rig), [("f1".into(), 1, 1), ("a".into(), 9, 1)]);
+    assert_eq!(rig.lists.open, opened);
+    let taken =
+        rig.change(json!([{"add_endpoint": endpoint("b", "green", 1, json!({"port": "p2"}))}])).unwrap_err();
+    assert!(taken.message.contains("that of port p1"), "{}", taken.message);
+    // Another address for one of them, and another port.
+    rig.change(json!([{"set_endpoint": one("f1", 1, "10.2.0.77")}])).unwrap();
+    assert_eq!(rig.lists.endpoints.get(place).unwrap().addresses, [std::net::IpAddr::from([10, 2, 0, 77])]);
+    rig.change(json!([{"move_endpoint": {"name": "f1", "port": "p2"}}])).unwrap();
+    assert_eq!((runs(&rig), rig.on("p2")), (vec![("a".into(), 9, 1)], vec!["f1"]));
+    assert_ne!(rig.model.endpoints["f1"].id, place);
+    // What a restart has.
+    let export = rig.export();
+    let mut again = Rig::new();
+    again.apply(json!({"networks": export["networks"], "ports": export["ports"], "endpoints": export["endpoints"]})).unwrap();
+    assert_eq!(again.on("p1"), ["a"]);
+    rig.change(json!([{"remove_endpoint": "a"}, {"remove_endpoint": "f1"}, {"remove_port": "p1"}])).unwrap();
+    assert!(rig.lists.endpoints.get(place).is_none() && rig.lists.open.len() == 2);
+}
+
+#[test]
+fn a_port_carries_so_many_and_no_more() {
+    let mut rig = Rig::furnished();
+    let one =
+        |n: usize| json!({"add_endpoint": endpoint(&format!("f{n:02}"), "green", 1, json!({"port": "p1"}))});
+    let most = shared::ON_ONE_PORT_MAX;
+    rig.change(json!((1..most).map(one).collect::<Vec<_>>())).unwrap();
+    assert_eq!(rig.on("p1").len(), most);
+    let error = rig.change(json!([one(most)])).unwrap_err().message;
+    assert_eq!(
+        error,
+        format!("changes[0].add_endpoint.port = \"p1\": a port carries at most {most} endpoints")
+    );
 }
 
 #[test]
@@ -609,11 +698,17 @@ proptest! {
                 prop_assert_eq!(&before, &rig.picture());
             }
             for endpoint in rig.model.endpoints.values() {
-                prop_assert_eq!(format!("{:?}", rig.lists.endpoints.get(endpoint.id)), format!("{:?}", Some(&endpoint.plan)));
+                let runs = rig.lists.endpoints.get(endpoint.id).unwrap();
+                prop_assert_eq!((&runs.port, runs.network, runs.storm_limit), (&endpoint.plan.port, endpoint.plan.network, endpoint.plan.storm_limit));
+                let station = runs.stations().find(|station| station.mac == endpoint.plan.mac).unwrap();
+                prop_assert!(endpoint.plan.addresses.iter().all(|ip| station.addresses.contains(ip)));
                 prop_assert!(rig.model.networks[&endpoint.network].endpoints.contains(&endpoint.plan.name));
             }
-            prop_assert_eq!(rig.lists.endpoints.len(), rig.model.endpoints.len());
-            prop_assert_eq!(rig.lists.open.len(), rig.model.endpoints.len());
+            let ports: std::collections::BTreeSet<&String> = rig.model.endpoints.values().map(|it| &it.port).collect();
+            prop_assert_eq!((rig.lists.endpoints.len(), rig.lists.open.len()), (ports.len(), ports.len()));
+            let addresses = |all: &[std::net::IpAddr]| all.len();
+            let run: usize = rig.lists.endpoints.values().flat_map(EndpointPlan::stations).map(|it| addresses(it.addresses)).sum();
+            prop_assert_eq!(run, rig.model.endpoints.values().map(|it| it.plan.addresses.len()).sum::<usize>());
             prop_assert_eq!(rig.lists.networks.len(), rig.model.networks.len());
         }
         let mut replayed = Rig::new();

@@ -432,8 +432,8 @@ pub struct PortEntry {
     pub origin: Origin,
     /// It came with its endpoint and goes with it.
     pub own: bool,
-    /// The endpoint that it carries.
-    pub endpoint: Option<String>,
+    /// The endpoints that it carries, the first one first.
+    pub endpoints: Vec<String>,
     /// As in `status`: `connected`; else `listening` as server, `connecting` as client, `waiting` for a container; `unbound` without an endpoint.
     pub state: String,
 }

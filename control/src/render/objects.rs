@@ -26,12 +26,12 @@ pub fn networks(answer: &Value) -> String {
 
 /// `peregrine port list`.
 pub fn ports(answer: &Value) -> String {
-    let mut table = Table::new(&["port", "at", "endpoint", "state", "from"]);
+    let mut table = Table::new(&["port", "at", "endpoints", "state", "from"]);
     for port in list(answer, "ports") {
         table.row(vec![
             text(&port["name"]),
             at(port),
-            text(&port["endpoint"]),
+            text(&port["endpoints"]),
             text(&port["state"]),
             if port["own"] == true { "its endpoint".to_owned() } else { origin(port) },
         ]);
@@ -157,9 +157,9 @@ mod tests {
             networks(&answer),
             "  network   VNI    MTU  remotes             endpoints  from\n  blue     4242  1,450  10.0.0.1, 10.0.0.2          2  control socket\n  red         7      -  -                           0  config\n  and 1 more\n"
         );
-        let answer = json!({"total": 1, "ports": [{"name": "p", "memif": {"socket": "@x"}, "origin": "api", "own": true, "endpoint": "web", "state": "listening"}]});
+        let answer = json!({"total": 1, "ports": [{"name": "p", "memif": {"socket": "@x"}, "origin": "api", "own": true, "endpoints": ["web"], "state": "listening"}]});
         assert!(
-            ports(&answer).ends_with("  p     memif @x id 0, server  web       listening  its endpoint\n"),
+            ports(&answer).ends_with("  p     memif @x id 0, server  web        listening  its endpoint\n"),
             "{}",
             ports(&answer)
         );

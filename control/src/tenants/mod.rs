@@ -213,6 +213,18 @@ impl Tenants {
         Ok(())
     }
 
+    /// A container's interface gets the addresses that its endpoint has now.
+    ///
+    /// # Errors
+    /// Why not. It has those that it had.
+    pub fn refit(&mut self, coming: &Coming) -> Result<(), String> {
+        let port = self.by_endpoint.get(&coming.id).and_then(|slot| self.ports.get_mut(*slot));
+        match port.map(|port| &mut port.role) {
+            Some(Role::Veth(veth)) => veth.refit(coming.link.as_ref(), &mut self.maker),
+            _ => Ok(()),
+        }
+    }
+
     /// Those of these endpoints whose tenants are here already are served.
     pub fn attach(&mut self, ids: impl Iterator<Item = EndpointId>, now: Instant, rings: &mut impl Rings) {
         for id in ids {

@@ -58,6 +58,19 @@ impl Veth {
         self.next_look = Some(Instant::now());
     }
 
+    /// Its interface has other addresses from now on; one that is not there will have them.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn refit(&mut self, link: Option<&Link>, maker: &mut Maker) -> Result<(), String> {
+        let (Some(before), Some(link)) = (&self.link, link) else { return Ok(()) };
+        if let Some(pair) = &self.pair {
+            maker.refit(&self.plan, pair, before, link)?;
+        }
+        self.link = Some(link.clone());
+        Ok(())
+    }
+
     /// It carries nothing any more.
     pub fn put_away(&mut self, maker: &mut Maker) {
         self.port = None;
