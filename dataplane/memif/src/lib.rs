@@ -180,7 +180,7 @@
 //! # Code map
 //!
 //! `addr`, `message`, `channel` → `listener`, `server` with `offer`, `seal` and `sealer`, `connector`, `client` with `memory` → `interface`
-//! with `rx`, `tx`, `chain` → `cursor`, `ring`, `region` with `guard` → `sys`. Code with `unsafe` is in `ring` (headers and
+//! with `rx`, `tx`, `chain` → `cursor`, `ring`, `region` with `guard` and `pages` → `sys`. Code with `unsafe` is in `ring` (headers and
 //! descriptors), `region` (copies), `sys` (system calls), `doorbell` (those for waking) and `guard` (the signal handler), and nowhere
 //! else. No public function is unsafe.
 #![cfg_attr(
@@ -226,6 +226,8 @@ mod memory;
 mod message;
 /// What a client offers, checked.
 mod offer;
+/// Memory mapped and made present in little time.
+mod pages;
 /// Both sides in one process.
 mod pair;
 /// Mapped memory and spans of it.
