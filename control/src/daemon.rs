@@ -129,6 +129,7 @@ impl<'p> Daemon<'p> {
         registry.register(signals, SIGNALS, Interest::READABLE).map_err(system("watch for signals"))?;
         let mut api = Api::bind(&plan.control_socket, plan.control_group, API)?;
         let (model, begins) = model::file::load(plan)?;
+        model.cut().iter().for_each(|line| say(&format!("warning: {line}")));
         guard(&begins)?;
         let mut engine = Engine::start(&begins).map_err(Error::Engine)?;
         let mut underlay = Underlay::open(underlay_of(plan, &engine), wanted(&engine))
@@ -249,7 +250,10 @@ impl<'p> Daemon<'p> {
 
     /// Tenants are told first, while the engine still runs; then the sockets go, then the workers and the uplink.
     fn stop(self) -> Stats {
-        let Daemon { mut engine, tenants, api, underlay, .. } = self;
+        let Daemon { mut engine, tenants, api, underlay, mut model, .. } = self;
+        if let Err(why) = model.rest() {
+            say(&format!("warning: {why}: the next start reads its journal"));
+        }
         tenants.stop(Instant::now(), &mut engine);
         drop((api, underlay));
         engine.stop()
