@@ -19,7 +19,7 @@
 //! |---|---|---|---|
 //! | `control_socket` | path | `"/run/peregrine/control.sock"` | absolute, 107 bytes, no `..` |
 //! | `control_group` | group (gid) that owns that socket and may change what runs, besides root and the daemon's user | none | 0 to 4294967294 |
-//! | `state` | file in which networks, ports and endpoints that were declared at the control socket are kept; beside it `FILE.last`, as it was before | none: they are gone with the process | absolute, 4000 bytes, no `..` |
+//! | `state` | file in which networks, ports and endpoints that were declared at the control socket are kept; beside it `FILE.journal`, what was changed since it was written, and `FILE.last`, as it was before | none: they are gone with the process | absolute, 4000 bytes, no `..` |
 //! | `placement` | how flows and their steps are spread over several workers | `"balanced"` | `"balanced"`, `"run-to-completion"`, `"static"`, `"static-hashed"` |
 //! | `balance_threshold` | percent of a worker's cycles above which `"balanced"` relieves it | 85 | 50 to 99 |
 //! | `urgent_quota` | bursts of more urgent classes that a worker takes in a row while one of the others waits | 16 | 1 to 1024 |
