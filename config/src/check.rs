@@ -17,7 +17,7 @@ pub use alone::{Carrier, Checker, DeclaredEndpoint, DeclaredPort, Networks};
 pub use classes::{protocol_name, rules_of};
 pub use memif::too_small;
 
-use peregrine_dataplane::plan::{Capacity, PlacementMode, Plan, WorkerPlan};
+use peregrine_dataplane::plan::{Capacity, PlacementMode, Plan, Pools, WorkerPlan};
 use peregrine_dataplane::types::{CoreId, WorkerId};
 
 use crate::at::{At, Claims, Report};
@@ -52,6 +52,7 @@ pub fn file(file: &File, report: &Report) -> Option<Plan> {
     );
     let uplinks = uplink::uplinks(&top.key("uplink"), &file.uplink);
     let capacity = capacity(&top.key("capacity"), &file.capacity);
+    let pools = pools(&top.key("pools"), &file.pools);
     let classes = classes::classes(&top, file);
     let (mut networks, taken) = network::networks(&top.key("networks"), &file.networks, &uplinks);
     let at = top.key("endpoints");
@@ -72,6 +73,7 @@ pub fn file(file: &File, report: &Report) -> Option<Plan> {
         networks: networks.into(),
         endpoints: endpoints.into(),
         capacity: capacity?,
+        pools: pools?,
         classes: classes?,
         control_socket,
         control_group: control_group?,
@@ -99,6 +101,8 @@ const ENDPOINTS_MAX: u16 = 65534;
 /// As many networks as there may be, each with the default.
 const ADDRESSES_MAX: u32 = 4096 * 4096;
 
+const REGIONS_MAX: u16 = 4096;
+
 /// Room for what comes later.
 fn capacity(at: &At<'_>, field: &Field<raw::Capacity>) -> Option<Capacity> {
     let default = Capacity::default();
@@ -110,6 +114,18 @@ fn capacity(at: &At<'_>, field: &Field<raw::Capacity>) -> Option<Capacity> {
     let endpoints = at.key("endpoints").number(&raw.endpoints, 1..=ENDPOINTS_MAX, Some(default.endpoints));
     let addresses = at.key("addresses").number(&raw.addresses, 1..=ADDRESSES_MAX, Some(default.addresses));
     Some(Capacity { networks: networks?, endpoints: endpoints?, addresses: addresses? })
+}
+
+/// Parts that are made beforehand.
+fn pools(at: &At<'_>, field: &Field<raw::Pools>) -> Option<Pools> {
+    let default = Pools::default();
+    if matches!(field, Field::Absent) {
+        return Some(default);
+    }
+    let raw = at.table(field, "a table: [pools]")?;
+    let regions =
+        at.key("memif_regions").number(&raw.memif_regions, 0..=REGIONS_MAX, Some(default.memif_regions));
+    Some(Pools { memif_regions: regions? })
 }
 
 /// Percent. Below, two workers would push flows to and fro; above, frames are lost before anybody notices.

@@ -51,6 +51,8 @@
 //! | `networks` | how many there may be at the same time | 256 | 1 to 4096 |
 //! | `endpoints` | how many there may be at the same time; some 1.5 KB for each in each worker | 4096 | 1 to 65534 |
 //! | `addresses` | learned addresses of networks that come: the sum of their `fdb_limit`s; some 50 bytes for each | 65536 | 1 to 16777216 |
+//! | **`[pools]`** | parts of endpoints that are made beforehand, in the background, and again when half of them are left | | |
+//! | `memif_regions` | memory for tenants that we connect to, with the default `ring_size`, `buffer_size` and `queue_pairs`; 4.1 MiB each | 0: none | 0 to 4096 |
 //! | **`[[networks]]`** | an overlay network | | 1 to 4096 |
 //! | `name` | | | 1 to 63 of `A-Z a-z 0-9 _ . -`, unique |
 //! | `vni` | VXLAN network identifier | | 1 to 16777215, unique |

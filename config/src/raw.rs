@@ -107,6 +107,7 @@ table!(
         workers: List<Worker>,
         uplink: Field<Uplinks>,
         capacity: Field<Capacity>,
+        pools: Field<Pools>,
         networks: List<Network>,
         endpoints: List<Endpoint>,
         classes: List<ClassEntry>,
@@ -208,6 +209,13 @@ table!(
         chunk_size: Field<i64>,
         ring_size: Field<i64>,
         early: Field<Value>,
+    }
+);
+
+table!(
+    /// `[pools]`
+    Pools {
+        memif_regions: Field<i64>,
     }
 );
 

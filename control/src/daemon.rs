@@ -25,6 +25,7 @@ use crate::error::Error;
 use crate::methods::Methods;
 use crate::model::types::Origin;
 use crate::model::{self, Model};
+use crate::pools::Pools;
 use crate::preflight;
 use crate::render;
 use crate::sealer::Sealer;
@@ -103,6 +104,7 @@ struct Daemon<'p> {
     poll: Poll,
     api: Api,
     tenants: Tenants,
+    pools: Pools,
     underlay: Underlay,
     engine: Engine,
     sealer: Sealer,
@@ -136,7 +138,8 @@ impl<'p> Daemon<'p> {
             .map_err(system("open a netlink socket"))?;
         let now = Instant::now();
         publish(&mut underlay, &mut engine, now);
-        let mut tenants = Tenants::bind(plan, TENANTS)?;
+        let pools = Pools::start(plan)?;
+        let mut tenants = Tenants::bind(plan, TENANTS, pools.regions().cloned())?;
         let watch = system("watch a socket");
         registry.register(&mut SourceFd(&underlay.raw_fd()), NETLINK, Interest::READABLE).map_err(watch)?;
         api.register(registry).map_err(watch)?;
@@ -148,6 +151,7 @@ impl<'p> Daemon<'p> {
             poll,
             api,
             tenants,
+            pools,
             underlay,
             engine,
             sealer,
@@ -210,10 +214,11 @@ impl<'p> Daemon<'p> {
                 say(&format!("warning: {line}"));
             }
         }
-        let Daemon { plan, model, poll, api, tenants, underlay, engine, usable, started, .. } = self;
+        let Daemon { plan, model, poll, api, tenants, pools, underlay, engine, usable, started, .. } = self;
         let registry = poll.registry();
         let (started, known) = (*started, model.generation());
-        let mut methods = Methods { plan, model, engine, tenants, registry, underlay, usable, started };
+        let mut methods =
+            Methods { plan, model, engine, tenants, pools, registry, underlay, usable, started };
         let more = api.turn(registry, now, |peer, method, given| methods.answer(peer, method, given, now));
         self.tell_watchers(known, now);
         Ok(more)
@@ -248,15 +253,17 @@ impl<'p> Daemon<'p> {
         next.saturating_duration_since(now).min(TURN_MAX)
     }
 
-    /// Tenants are told first, while the engine still runs; then the sockets go, then the workers and the uplink.
+    /// Tenants are told first, while the engine still runs; then the sockets go, then the workers and the uplink; and what is
+    /// kept is made one file.
     fn stop(self) -> Stats {
         let Daemon { mut engine, tenants, api, underlay, mut model, .. } = self;
+        tenants.stop(Instant::now(), &mut engine);
+        drop((api, underlay));
+        let stats = engine.stop();
         if let Err(why) = model.rest() {
             say(&format!("warning: {why}: the next start reads its journal"));
         }
-        tenants.stop(Instant::now(), &mut engine);
-        drop((api, underlay));
-        engine.stop()
+        stats
     }
 
     /// What was asked for and what was got, on standard error.

@@ -144,6 +144,7 @@ pub fn status(status: &Value) -> String {
     );
     let mut pairs: Vec<_> = list(status, "uplinks").iter().flat_map(uplink).collect();
     pairs.push(("rules".into(), rules_status(&status["rules"])));
+    pairs.extend(pool(&status["pools"]["memif_regions"]).map(|text| ("memif regions".into(), text)));
     out.push_str(&lines(&pairs));
     let mut workers = Table::new(&[">worker", ">core", ">busy"]);
     for (index, worker) in list(status, "workers").iter().enumerate() {
@@ -165,6 +166,17 @@ pub fn status(status: &Value) -> String {
     section(&mut out, "Endpoints", &endpoints(status));
     section(&mut out, &format!("Classes (urgent quota {})", text(&status["urgent_quota"])), &classes(status));
     out
+}
+
+/// What is there of it, if there is to be any.
+fn pool(status: &Value) -> Option<String> {
+    let size = figure(&status["size"]);
+    let [ready, hits, misses] = ["ready", "hits", "misses"].map(|key| text(&status[key]));
+    let failure = match &status["failure"] {
+        Value::Null => String::new(),
+        reason => format!("; the next cannot be made: {}", text(reason)),
+    };
+    (size > 0).then(|| format!("{ready} of {size} ready, {hits} taken, {misses} missed{failure}"))
 }
 
 /// How many, and how far they have come into force.

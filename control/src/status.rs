@@ -16,6 +16,7 @@ use peregrine_dataplane::xsk::UplinkInfo;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
+use crate::pools::PoolsStatus;
 use crate::tenants::{Peer, TenantRecord, Tenants};
 use crate::underlay::decide::{Hop, Verdict};
 use crate::underlay::{Underlay, Uplink, Wanted};
@@ -54,6 +55,8 @@ pub struct Status<'a> {
     pub urgent_quota: u16,
     /// memif handshakes in progress.
     pub handshakes: usize,
+    /// Parts of endpoints that are made beforehand.
+    pub pools: PoolsStatus,
 }
 
 /// One polling thread.

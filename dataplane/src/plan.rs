@@ -35,6 +35,8 @@ pub struct Plan {
     pub endpoints: Places<EndpointId, EndpointPlan>,
     /// How many of both there may be at the same time.
     pub capacity: Capacity,
+    /// What is made beforehand.
+    pub pools: Pools,
     /// The priority classes, and which packets belong to which.
     pub classes: ClassesPlan,
     /// Where `peregrine status` and `stats` find the daemon.
@@ -56,6 +58,7 @@ impl Default for Plan {
             networks: Places::default(),
             endpoints: Places::default(),
             capacity: Capacity::default(),
+            pools: Pools::default(),
             classes: ClassesPlan::default(),
             control_socket: PathBuf::new(),
             control_group: None,
@@ -111,6 +114,13 @@ impl Default for Capacity {
     fn default() -> Capacity {
         Capacity { networks: 256, endpoints: 4096, addresses: 65_536 }
     }
+}
+
+/// Parts of endpoints that are made beforehand, in the background; when half of them or fewer are left, the others are made again.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Pools {
+    /// Memory for tenants that we connect to, where it is of the size that the config's defaults give (4.1 MiB); 0: none.
+    pub memif_regions: u16,
 }
 
 /// How the steps of a flow's way are spread over the workers.

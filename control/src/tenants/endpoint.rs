@@ -6,7 +6,7 @@ use std::time::Instant;
 use peregrine_dataplane::engine::TenantRings;
 use peregrine_dataplane::plan::{EndpointPlan, MemifRole};
 use peregrine_dataplane::types::EndpointId;
-use peregrine_memif::{ClientConfig, ControlSocket, Interface, Reject, Secret, ServerConfig};
+use peregrine_memif::{ClientConfig, ControlSocket, Interface, RegionPool, Reject, Secret, ServerConfig};
 
 use super::client::Dialler;
 use super::server::Seat;
@@ -38,7 +38,11 @@ pub enum Role {
 
 impl Endpoint {
     /// Where we are the server, it has a seat at one of our sockets.
-    pub fn new(plan: &EndpointPlan, seat: Option<Seat>) -> Result<Endpoint, Error> {
+    pub fn new(
+        plan: &EndpointPlan,
+        seat: Option<Seat>,
+        regions: Option<&RegionPool>,
+    ) -> Result<Endpoint, Error> {
         let memif = &plan.memif;
         let secret = match memif.secret.as_slice() {
             [] => None,
@@ -72,6 +76,7 @@ impl Endpoint {
                     server_uid: tenant_uid,
                     // A tenant must not be able to keep our memory.
                     forbid_seals: true,
+                    pool: regions.cloned(),
                 };
                 Role::Client(Box::new(Dialler::new(plan, config)?))
             }

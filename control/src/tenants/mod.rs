@@ -20,7 +20,7 @@ use mio::{Interest, Registry, Token};
 use peregrine_dataplane::engine::{Engine, TenantRings};
 use peregrine_dataplane::plan::{EndpointPlan, MemifPlan, Places, Plan};
 use peregrine_dataplane::types::EndpointId;
-use peregrine_memif::{Credentials, SocketAddr, sealer};
+use peregrine_memif::{Credentials, RegionPool, SocketAddr, sealer};
 
 use crate::error::Error;
 use endpoint::Endpoint;
@@ -91,6 +91,7 @@ pub struct Tenants {
     /// When those that we connect to want their next step.
     wanted: BTreeSet<(Instant, EndpointId)>,
     later: Later,
+    regions: Option<RegionPool>,
 }
 
 /// A tenant that was put out may come back after this long: so what it can do to others before it is put out again is a small
@@ -110,11 +111,19 @@ struct Prepared {
 impl Tenants {
     /// Listens on every socket of the plan that is ours. Those that are the tenants' are tried from the first
     /// [`turn`](Self::turn) on.
-    pub fn bind(plan: &Plan, first: Token) -> Result<Tenants, Error> {
+    /// What we connect with has its memory from `regions`, if there are.
+    pub fn bind(plan: &Plan, first: Token, regions: Option<RegionPool>) -> Result<Tenants, Error> {
         let listeners = Listeners::new(Token(first.0 + ENDPOINT_TOKENS));
         let (endpoints, wanted) = (Places::default(), BTreeSet::new());
-        let mut tenants =
-            Tenants { first, listeners, endpoints, readable: Vec::new(), wanted, later: Later::default() };
+        let mut tenants = Tenants {
+            first,
+            listeners,
+            endpoints,
+            readable: Vec::new(),
+            wanted,
+            later: Later::default(),
+            regions,
+        };
         let prepared = tenants.prepare(None, &[], plan.endpoints.iter()).map_err(|(_, error)| error)?;
         tenants.put(prepared);
         Ok(tenants)
@@ -215,14 +224,16 @@ impl Tenants {
         seats: &mut HashSet<(usize, u32)>,
         plan: &EndpointPlan,
     ) -> Result<Endpoint, Error> {
-        let memif = &plan.memif;
-        let Some(listener) = self.listeners.open(registry, memif)? else { return Endpoint::new(plan, None) };
+        let (memif, regions) = (&plan.memif, self.regions.as_ref());
+        let Some(listener) = self.listeners.open(registry, memif)? else {
+            return Endpoint::new(plan, None, regions);
+        };
         let seat = Seat { listener, id: memif.id, queue_pairs: memif.queue_pairs };
         let sitting = self.listeners.endpoint(listener, memif.id).filter(|id| !removed.contains(id));
         if sitting.is_some() || !seats.insert((listener, memif.id)) {
             return Err(memif_error(&memif.socket, &format!("its id {} is another endpoint's", memif.id)));
         }
-        Endpoint::new(plan, Some(seat))
+        Endpoint::new(plan, Some(seat), regions)
     }
 
     fn put(&mut self, prepared: Vec<Prepared>) {
@@ -378,7 +389,8 @@ pub fn descriptors_max(plan: &Plan) -> u64 {
     let kept = sealer::UNRETURNED_MAX as u64;
     let connected: u64 = plan.endpoints.values().map(|e| 2 + kept + 2 * u64::from(e.memif.queue_pairs)).sum();
     let to_come = plan.endpoints_max().saturating_sub(plan.endpoints.len()) as u64;
-    connected + to_come * (4 + kept) + server::descriptors_max(plan)
+    let beforehand = u64::from(plan.pools.memif_regions);
+    connected + to_come * (4 + kept) + server::descriptors_max(plan) + beforehand
 }
 
 fn memif_error(socket: &SocketAddr, reason: &impl ToString) -> Error {

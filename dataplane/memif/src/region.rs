@@ -43,14 +43,19 @@ impl Mapping {
         pages::map(file, bytes).map(|base| Self { base, bytes, guard: None, ours: None })
     }
 
-    /// Maps all of our own memory, present. In the end its pages are given back even if the peer keeps the file; `name` stands for
-    /// the peer.
-    pub fn of_ours(file: Arc<File>, bytes: usize, name: Arc<str>) -> io::Result<Self> {
-        pages::prepare(&file, bytes)?;
-        let mut mapping = Self::new(&file, bytes)?;
+    /// Maps all of our own memory, which nobody has written to yet, present.
+    pub fn present(file: &File, bytes: usize) -> io::Result<Self> {
+        pages::prepare(file, bytes)?;
+        let mapping = Self::new(file, bytes)?;
         pages::make_present(mapping.base, bytes)?;
-        mapping.ours = Some((file, name));
         Ok(mapping)
+    }
+
+    /// Memory of our own that a peer is to have as well: in the end its pages are given back even if the peer keeps the file; `name` stands
+    /// for the peer.
+    pub fn shared(mut self, file: Arc<File>, name: Arc<str>) -> Self {
+        self.ours = Some((file, name));
+        self
     }
 
     /// Guards it against being taken away, if the program has asked for that.
