@@ -17,7 +17,7 @@ use crate::sys::{self, Populate};
 const SETTINGS: &str = "/sys/kernel/mm/transparent_hugepage";
 /// No page is larger, where the smallest have 4 KiB.
 const LARGEST_BYTES: usize = 2 << 20;
-const ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
 /// Maps the first `bytes` of a file, shared, for reading and writing.
 pub(crate) fn map(file: &File, bytes: usize) -> io::Result<NonNull<u8>> {
