@@ -102,6 +102,8 @@ const ENDPOINTS_MAX: u16 = 65534;
 /// As many networks as there may be, each with the default.
 const ADDRESSES_MAX: u32 = 4096 * 4096;
 
+const REGIONS_MAX: u16 = 4096;
+
 /// Room for what comes later.
 fn capacity(at: &At<'_>, field: &Field<raw::Capacity>) -> Option<Capacity> {
     let default = Capacity::default();
@@ -124,7 +126,8 @@ fn pools(at: &At<'_>, field: &Field<raw::Pools>) -> Option<Pools> {
     }
     let raw = at.table(field, "a table: [pools]")?;
     let containers = at.key("containers").number(&raw.containers, 0..=POOLED_CONTAINERS_MAX, Some(0));
-    Some(Pools { containers: containers? })
+    let memif_regions = at.key("memif_regions").number(&raw.memif_regions, 0..=REGIONS_MAX, Some(0));
+    Some(Pools { containers: containers?, memif_regions: memif_regions? })
 }
 
 /// Percent. Below, two workers would push flows to and fro; above, frames are lost before anybody notices.

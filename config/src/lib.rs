@@ -19,7 +19,7 @@
 //! |---|---|---|---|
 //! | `control_socket` | path | `"/run/peregrine/control.sock"` | absolute, 107 bytes, no `..` |
 //! | `control_group` | group (gid) that owns that socket and may change what runs, besides root and the daemon's user | none | 0 to 4294967294 |
-//! | `state` | file in which networks, ports and endpoints that were declared at the control socket are kept; beside it `FILE.last`, as it was before | none: they are gone with the process | absolute, 4000 bytes, no `..` |
+//! | `state` | file in which networks, ports and endpoints that were declared at the control socket are kept; beside it `FILE.journal`, what was changed since it was written, and `FILE.last`, as it was before | none: they are gone with the process | absolute, 4000 bytes, no `..` |
 //! | `placement` | how flows and their steps are spread over several workers | `"balanced"` | `"balanced"`, `"run-to-completion"`, `"static"`, `"static-hashed"` |
 //! | `balance_threshold` | percent of a worker's cycles above which `"balanced"` relieves it | 85 | 50 to 99 |
 //! | `urgent_quota` | bursts of more urgent classes that a worker takes in a row while one of the others waits | 16 | 1 to 1024 |
@@ -53,6 +53,7 @@
 //! | `addresses` | learned addresses of networks that come: the sum of their `fdb_limit`s; some 50 bytes for each | 65536 | 1 to 16777216 |
 //! | **`[pools]`** | what is made ready before it is asked for; when half is left, more is made | | |
 //! | `containers` | network namespaces with an interface, for `create_namespace`; each takes some 2.2 MB | 0 | 0 to 4096 |
+//! | `memif_regions` | memory for tenants that we connect to, with the default `ring_size`, `buffer_size` and `queue_pairs`; 4.1 MiB each | 0: none | 0 to 4096 |
 //! | **`[[networks]]`** | an overlay network | | 1 to 4096 |
 //! | `name` | | | 1 to 63 of `A-Z a-z 0-9 _ . -`, unique |
 //! | `vni` | VXLAN network identifier | | 1 to 16777215, unique |

@@ -225,6 +225,7 @@ table!(
     /// `[pools]`
     Pools {
         containers: Field<i64>,
+        memif_regions: Field<i64>,
     }
 );
 

@@ -26,6 +26,7 @@ use crate::methods::Methods;
 use crate::model::live::may_be_unsealed;
 use crate::model::types::Origin;
 use crate::model::{self, Model};
+use crate::pools::Pools;
 use crate::preflight;
 use crate::render;
 use crate::sealer::Sealer;
@@ -103,6 +104,7 @@ struct Daemon<'p> {
     poll: Poll,
     api: Api,
     tenants: Tenants,
+    pools: Pools,
     underlay: Underlay,
     engine: Engine,
     sealer: Sealer,
@@ -129,13 +131,15 @@ impl<'p> Daemon<'p> {
         registry.register(signals, SIGNALS, Interest::READABLE).map_err(system("watch for signals"))?;
         let mut api = Api::bind(&plan.control_socket, plan.control_group, API)?;
         let (model, begins) = model::file::load(plan)?;
+        model.cut().iter().for_each(|line| say(&format!("warning: {line}")));
         guard(&begins)?;
         let mut engine = Engine::start(&begins).map_err(Error::Engine)?;
         let mut underlay = Underlay::open(underlay_of(plan, &engine), wanted(&engine))
             .map_err(system("open a netlink socket"))?;
         let now = Instant::now();
         publish(&mut underlay, &mut engine, now);
-        let mut tenants = Tenants::bind(plan, TENANTS)?;
+        let pools = Pools::start(plan)?;
+        let mut tenants = Tenants::bind(plan, TENANTS, pools.regions().cloned())?;
         let watch = system("watch a socket");
         registry.register(&mut SourceFd(&underlay.raw_fd()), NETLINK, Interest::READABLE).map_err(watch)?;
         api.register(registry).map_err(watch)?;
@@ -152,6 +156,7 @@ impl<'p> Daemon<'p> {
             poll,
             api,
             tenants,
+            pools,
             underlay,
             engine,
             sealer,
@@ -217,10 +222,11 @@ impl<'p> Daemon<'p> {
                 say(&format!("warning: {line}"));
             }
         }
-        let Daemon { plan, model, poll, api, tenants, underlay, engine, usable, started, .. } = self;
+        let Daemon { plan, model, poll, api, tenants, pools, underlay, engine, usable, started, .. } = self;
         let registry = poll.registry();
         let (started, known) = (*started, model.generation());
-        let mut methods = Methods { plan, model, engine, tenants, registry, underlay, usable, started };
+        let mut methods =
+            Methods { plan, model, engine, tenants, pools, registry, underlay, usable, started };
         let more = api.turn(registry, now, |peer, method, given| methods.answer(peer, method, given, now));
         self.tell_watchers(known, now);
         Ok(more)
@@ -255,12 +261,17 @@ impl<'p> Daemon<'p> {
         next.saturating_duration_since(now).min(TURN_MAX)
     }
 
-    /// Tenants are told first, while the engine still runs; then the sockets go, then the workers and the uplink.
+    /// Tenants are told first, while the engine still runs; then the sockets go, then the workers and the uplink; and what is
+    /// kept is made one file.
     fn stop(self) -> Stats {
-        let Daemon { mut engine, tenants, api, underlay, .. } = self;
+        let Daemon { mut engine, tenants, api, underlay, mut model, .. } = self;
         tenants.stop(Instant::now(), &mut engine);
         drop((api, underlay));
-        engine.stop()
+        let stats = engine.stop();
+        if let Err(why) = model.rest() {
+            say(&format!("warning: {why}: the next start reads its journal"));
+        }
+        stats
     }
 
     /// What was asked for and what was got, on standard error.

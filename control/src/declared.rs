@@ -245,7 +245,7 @@ pub fn apply(
 ) -> Result<ApplyAnswer, RpcError> {
     let ApplyParams { format, generation, networks, ports, endpoints, dry_run, _check: _ } =
         params("apply", given)?;
-    if let Some(format) = format.filter(|format| *format != file::FORMAT) {
+    if let Some(format) = format.filter(|format| !file::FORMATS.contains(format)) {
         let text = format!("apply: format = {format}: must be {}", file::FORMAT);
         return Err(RpcError::new(code::INVALID_PARAMS, text));
     }

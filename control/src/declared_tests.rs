@@ -37,7 +37,7 @@ impl Rig {
         let (model, begins) = file::load(&plan).unwrap();
         let engine = Engine::replay(&begins, vec![]).unwrap();
         let poll = Poll::new().unwrap();
-        let mut tenants = Tenants::bind(&begins, Token(0)).unwrap();
+        let mut tenants = Tenants::bind(&begins, Token(0), None).unwrap();
         tenants.register(poll.registry()).unwrap();
         for (name, port) in model.held_ports() {
             tenants.hold(poll.registry(), name, port).unwrap();

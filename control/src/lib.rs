@@ -31,6 +31,7 @@ pub mod methods;
 // What is declared at run time: networks, ports and endpoints, and their file.
 pub mod model;
 // What must be true before anything is started.
+pub mod pools;
 pub mod preflight;
 // `status` and `stats` for people.
 pub mod render;

@@ -43,6 +43,7 @@ use crate::declared::Declared;
 use crate::forwarding;
 use crate::model::Model;
 use crate::model::types::{WatchAnswer, WatchRequest};
+use crate::pools::Pools;
 use crate::preflight;
 use crate::rpc::{Reply, RpcError, Watch, code, no_params, params};
 use crate::rules;
@@ -59,6 +60,8 @@ pub struct Methods<'d> {
     pub engine: &'d mut Engine,
     /// The tenants' connections.
     pub tenants: &'d mut Tenants,
+    /// What was made beforehand.
+    pub pools: &'d Pools,
     /// What is declared.
     pub model: &'d mut Model,
     /// Where the tenants' sockets are watched.
@@ -134,7 +137,7 @@ impl Methods<'_> {
     }
 
     fn status<'a>(&'a self, control_socket: &'a Path, now: Instant) -> Status<'a> {
-        let Methods { plan, engine, tenants, underlay, started, .. } = self;
+        let Methods { plan, engine, tenants, pools, underlay, started, .. } = self;
         Status {
             version: VERSION,
             pid: std::process::id(),
@@ -150,7 +153,7 @@ impl Methods<'_> {
             classes: status::classes(&plan.classes),
             urgent_quota: plan.classes.urgent_quota,
             handshakes: tenants.handshakes(),
-            pools: status::pools(tenants),
+            pools: pools.status(tenants.pool()),
         }
     }
 

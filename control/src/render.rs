@@ -249,12 +249,12 @@ fn next_hops(status: &Value) -> Table {
 }
 
 fn pools(status: &Value) -> Table {
-    let mut table = Table::new(&["pool", ">ready", ">hits", ">misses", ">made", ">failed", "why"]);
-    for (key, pool) in status["pools"].as_object().into_iter().flatten() {
+    let mut table = Table::new(&["pool", ">ready", ">hits", ">misses", "the last failure"]);
+    let pools = status["pools"].as_object().into_iter().flatten();
+    for (key, pool) in pools.filter(|(_, pool)| figure(&pool["size"]) > 0 || figure(&pool["misses"]) > 0) {
         let ready = format!("{} of {}", text(&pool["ready"]), text(&pool["size"]));
-        let [hits, misses, made, failed, why] =
-            ["hits", "misses", "made", "failed", "failure"].map(|count| text(&pool[count]));
-        table.row(vec![key.clone(), ready, hits, misses, made, failed, why]);
+        let [hits, misses, why] = ["hits", "misses", "failure"].map(|count| text(&pool[count]));
+        table.row(vec![key.replace('_', " "), ready, hits, misses, why]);
     }
     table
 }

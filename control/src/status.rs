@@ -16,8 +16,8 @@ use peregrine_dataplane::xsk::UplinkInfo;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use crate::container::PoolCounts;
 use crate::model::written;
+use crate::pools::PoolsStatus;
 use crate::tenants::{Peer, TenantRecord, Tenants};
 use crate::underlay::decide::{Hop, Verdict};
 use crate::underlay::{Underlay, Uplink, Wanted};
@@ -131,19 +131,6 @@ pub struct EndpointStatus<'a> {
     pub last_end: Option<&'a str>,
     /// Why the last handshake since then came to nothing.
     pub last_failure: Option<&'a str>,
-}
-
-/// The pools.
-#[derive(Clone, Debug, Default, Serialize)]
-pub struct PoolsStatus {
-    /// Network namespaces with an interface.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub containers: Option<PoolCounts>,
-}
-
-/// The pools that there are.
-pub fn pools(tenants: &Tenants) -> PoolsStatus {
-    PoolsStatus { containers: tenants.pool() }
 }
 
 /// How an endpoint is attached.

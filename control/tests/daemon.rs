@@ -521,7 +521,10 @@ fn what_is_declared_while_it_runs_is_there_after_a_restart() {
     let whole = std::fs::read(&state).unwrap();
     std::fs::write(&state, &whole[..whole.len() - 1]).unwrap();
     let said = host.refused(change);
-    assert!(said.contains("check: it is not what was written: to go back by one change: mv "), "{said}");
+    assert!(
+        said.contains("check: it is not what was written: to go back to what was before it: mv "),
+        "{said}"
+    );
     std::fs::rename(state.with_file_name("state.json.last"), &state).unwrap();
     let daemon = host.start_with(change);
     assert_eq!(call("endpoint.list", serde_json::json!({}))["total"], 101);

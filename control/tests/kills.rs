@@ -1,5 +1,5 @@
 //! A daemon that is killed in the middle of changes, again and again: what it begins with afterwards is what it answered last, or that and
-//! the change that was under way, as a whole. `here: ov0 10.9.0.1/24 ── ov1 10.9.0.2/24 :there`.
+//! the change that was under way, as a whole. Some are killed while they write their state as a whole, because its journal is large enough. `here: ov0 10.9.0.1/24 ── ov1 10.9.0.2/24 :there`.
 
 mod common;
 
@@ -21,6 +21,11 @@ const CHANGES: u64 = 1000;
 const ANSWERS_A_LIFE: u64 = 40;
 /// Objects of one change, at most.
 const BATCH_MAX: u64 = 8;
+/// Of one with which the journal becomes part of the file.
+const LARGE: u64 = 64;
+/// The journal may become so large, and one such change from here makes it larger.
+const JOURNAL_BYTES_MAX: u64 = 256 << 10;
+const NEARLY_BYTES: u64 = JOURNAL_BYTES_MAX - 4096;
 
 /// The same numbers in each run.
 struct Dice(u64);
@@ -73,6 +78,15 @@ impl Host {
         Life { child, _stderr: stderr, stream: BufReader::new(stream) }
     }
 
+    fn journal_bytes(&self) -> u64 {
+        std::fs::metadata(self.file("state.json.journal")).map_or(0, |journal| journal.len())
+    }
+
+    /// The file itself: another one each time that it is written as a whole.
+    fn file_number(&self) -> u64 {
+        std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(self.file("state.json")).unwrap())
+    }
+
     fn endpoint(&self, number: u64, last: u8) -> Value {
         let (high, low) = (number / 256, number % 256);
         json!({
@@ -85,11 +99,10 @@ impl Host {
     }
 
     /// Some endpoints come, become others, or go; and how it is after that.
-    fn change(&self, state: &State, dice: &mut Dice) -> (Value, State) {
+    fn change(&self, state: &State, dice: &mut Dice, count: u64) -> (Value, State) {
         let mut after = state.clone();
         let mut steps = Vec::new();
-        let count = 1 + dice.below(BATCH_MAX);
-        let numbers: BTreeSet<u64> = (0..count).map(|_| dice.below(200)).collect();
+        let numbers: BTreeSet<u64> = (0..count).map(|_| dice.below(400)).collect();
         for number in numbers {
             let last = 1 + dice.below(250) as u8;
             steps.push(if !state.contains_key(&number) {
@@ -165,23 +178,30 @@ fn whenever_it_is_killed_the_state_is_whole() {
     let host = Host::new();
     let mut dice = Dice(7);
     let mut state = State::new();
-    let (mut answered, mut lives, mut kept, mut lost) = (0, 0, 0, 0);
+    let (mut answered, mut lives, mut kept, mut lost, mut whole) = (0, 0, 0, 0, 0);
     while answered < CHANGES {
         let mut life = host.start();
         lives += 1;
         let until = answered + 1 + dice.below(2 * ANSWERS_A_LIFE);
-        while answered < until {
-            let (request, after) = host.change(&state, &mut dice);
+        // Every other one dies when its journal is full.
+        let fills = lives % 2 == 0;
+        while if fills { host.journal_bytes() < NEARLY_BYTES } else { answered < until } {
+            let room = NEARLY_BYTES.saturating_sub(host.journal_bytes());
+            let count = if fills && room > 32 << 10 { LARGE } else { 1 + dice.below(BATCH_MAX) };
+            let (request, after) = host.change(&state, &mut dice, count);
             life.ask("change", &request).expect("an answer");
             state = after;
             answered += 1;
         }
         // One more, and it dies somewhere in it.
-        let (request, after) = host.change(&state, &mut dice);
+        let file = host.file_number();
+        let count = if fills { LARGE } else { 1 + dice.below(BATCH_MAX) };
+        let (request, after) = host.change(&state, &mut dice, count);
         life.send("change", &request).unwrap();
         // A random moment, not a wait for something: from 1 µs to 32 ms, each time scale alike.
         std::thread::sleep(Duration::from_micros(1 << dice.below(16)));
         drop(life);
+        whole += u32::from(host.file_number() != file);
         let mut life = host.start();
         let found = life.state();
         match found == after {
@@ -193,6 +213,6 @@ fn whenever_it_is_killed_the_state_is_whole() {
         state = found;
     }
     println!(
-        "{answered} changes answered, {lives} kills: the last change was kept {kept} times, and {lost} times not"
+        "{answered} changes answered, {lives} kills: the last change was kept {kept} times, and {lost} times not; {whole} times the file was another one by then"
     );
 }

@@ -127,6 +127,8 @@ impl Default for Capacity {
 pub struct Pools {
     /// Network namespaces with a veth and an open port.
     pub containers: u16,
+    /// Memory for tenants that we connect to, where it is of the size that the config's defaults give (4.1 MiB).
+    pub memif_regions: u16,
 }
 
 /// How the steps of a flow's way are spread over the workers.

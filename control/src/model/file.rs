@@ -1,9 +1,11 @@
-//! The state file: what was declared at the control socket, kept over a restart. Written as a whole before a change is answered, to a file
-//! beside it that then takes its place; what it was before is kept as `FILE.last`.
+//! The state file: what was declared at the control socket, kept over a restart. A change is written before it is answered: as a record at the end of
+//! a [journal](super::journal) beside the file (`FILE.journal`), or, when that has become larger than the file, as a whole, to another file that
+//! then takes its place. What was before is kept as `FILE.last`, with its journal.
 //!
-//! What must hold: whatever happens while it is written, there is a whole file. One that is not whole, or that another version wrote, is
-//! never read in part: the daemon does not start, and says what to do.
+//! What must hold: whatever happens while it is written, file and journal together are one whole state. What is not whole, or was written by
+//! another version, is never read in part: the daemon does not start, and says what to do.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -15,6 +17,8 @@ use peregrine_dataplane::types::{EndpointId, NetworkId};
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::journal::{self, Damage, Journal, Objects, Record};
+use super::prepared::Prepared;
 use super::stage::Stage;
 use super::types::Kind;
 use super::{About, Model, Runtime};
@@ -22,8 +26,14 @@ use crate::error::Error;
 use crate::socket;
 use crate::tenants::Coming;
 
-/// Of the file, and of `export`.
+/// Of `export`.
 pub const FORMAT: u32 = 1;
+/// Of the file, which is not all there is: who does not know the journal must not read it.
+const FORMAT_WITH_JOURNAL: u32 = 2;
+/// Of files that can be read.
+pub const FORMATS: [u32; 2] = [FORMAT, FORMAT_WITH_JOURNAL];
+/// A journal may become so large even if the file is not.
+const JOURNAL_BYTES_MIN: u64 = 256 << 10;
 /// What nobody has ever written: 65,534 endpoints take some 30 MiB.
 const BYTES_MAX: u64 = 1 << 30;
 /// It has secrets.
@@ -32,23 +42,41 @@ const MODE: u32 = 0o600;
 const CHECK: &str = ",\"check\":\"";
 
 /// Where the state is kept.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct StateFile {
     path: PathBuf,
+    journal: Journal,
+    /// Bytes of the file without its journal.
+    bytes: u64,
+    /// It must be written as a whole before it can have a journal: it is of an older format, or the journal's end is not sure.
+    must_be_whole: bool,
 }
 
-/// A state that has been written, and is not yet the one that counts.
+/// A change that has been written, and may yet come to nothing.
 #[derive(Debug)]
 pub struct Written<'f> {
-    file: &'f StateFile,
+    file: &'f mut StateFile,
+    how: How,
 }
 
-/// The state without its end.
-pub fn body(generation: u64, [networks, ports, endpoints]: &[Vec<&str>; 3]) -> String {
+#[derive(Debug)]
+enum How {
+    /// In the journal, which had so many bytes before.
+    Appended { before: u64 },
+    /// Beside the file.
+    Beside { bytes: u64 },
+}
+
+/// The state without its end, as `export` has it.
+pub fn body(generation: u64, objects: &[Vec<&str>; 3]) -> String {
+    body_as(FORMAT, generation, objects)
+}
+
+fn body_as(format: u32, generation: u64, [networks, ports, endpoints]: &[Vec<&str>; 3]) -> String {
     let bytes: usize =
         [networks, ports, endpoints].iter().flat_map(|list| list.iter()).map(|t| t.len() + 2).sum();
     let mut text = String::with_capacity(bytes + 128);
-    text.push_str(&format!("{{\"format\":{FORMAT},\"generation\":{generation}"));
+    text.push_str(&format!("{{\"format\":{format},\"generation\":{generation}"));
     for (key, list) in [("networks", networks), ("ports", ports), ("endpoints", endpoints)] {
         text.push_str(&format!(",\"{key}\":["));
         for (nth, object) in list.iter().enumerate() {
@@ -63,7 +91,7 @@ pub fn body(generation: u64, [networks, ports, endpoints]: &[Vec<&str>; 3]) -> S
 
 /// The whole text of the file.
 pub fn text(generation: u64, objects: &[Vec<&str>; 3]) -> String {
-    let body = body(generation, objects);
+    let body = body_as(FORMAT_WITH_JOURNAL, generation, objects);
     let check = crc32fast::hash(body.as_bytes());
     format!("{body}{CHECK}{check:08x}\"}}\n")
 }
@@ -71,14 +99,13 @@ pub fn text(generation: u64, objects: &[Vec<&str>; 3]) -> String {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Contents {
-    #[serde(rename = "format")]
-    _format: u32,
+    format: u32,
     generation: u64,
     networks: Vec<Value>,
     ports: Vec<Value>,
     endpoints: Vec<Value>,
-    #[serde(rename = "check")]
-    _check: String,
+    /// Looked at before this is made.
+    check: String,
 }
 
 /// Enough to tell another format.
@@ -90,9 +117,10 @@ struct Format {
 /// What a text says, or why it is no state.
 fn read(text: &[u8]) -> Result<Contents, String> {
     let Format { format } = serde_json::from_slice(text).map_err(|error| one_line(&error))?;
-    if format != FORMAT {
+    if !FORMATS.contains(&format) {
+        let [first, last] = FORMATS;
         return Err(format!(
-            "format = {format}: this version of peregrine reads {FORMAT}: start the one that wrote it"
+            "format = {format}: this version of peregrine reads {first} and {last}: start the one that wrote it"
         ));
     }
     let damaged = || "check: it is not what was written".to_owned();
@@ -120,11 +148,34 @@ impl StateFile {
         format!("the state file {}: {doing}: {error}", self.path.display())
     }
 
+    /// It has no journal.
+    pub fn is_whole(&self) -> bool {
+        self.journal.bytes() == 0 && !self.must_be_whole
+    }
+
+    /// Writes a change: its record, or the whole state after it.
+    ///
+    /// # Errors
+    /// One line; nothing has changed then.
+    pub fn write(&mut self, record: &str, whole: impl FnOnce() -> String) -> Result<Written<'_>, String> {
+        let before = self.journal.bytes();
+        let most = self.bytes.max(JOURNAL_BYTES_MIN);
+        if self.must_be_whole || before + record.len() as u64 > most {
+            return self.write_beside(&whole());
+        }
+        let journal = self.beside(".journal");
+        if let Err(error) = self.journal.append(&journal, record) {
+            self.must_be_whole = self.journal.cut(before).is_err();
+            return Err(self.failed("its journal cannot be written", &error));
+        }
+        Ok(Written { file: self, how: How::Appended { before } })
+    }
+
     /// Writes a state beside the one that counts.
     ///
     /// # Errors
     /// One line.
-    pub fn write_beside(&self, text: &str) -> Result<Written<'_>, String> {
+    pub fn write_beside(&mut self, text: &str) -> Result<Written<'_>, String> {
         let write = || {
             let path = self.beside(".new");
             // One that was left behind may be readable by others, or be a link.
@@ -137,55 +188,163 @@ impl StateFile {
             file.sync_all()
         };
         write().map_err(|error| self.failed("it cannot be written", &error))?;
-        Ok(Written { file: self })
+        Ok(Written { file: self, how: How::Beside { bytes: text.len() as u64 } })
     }
 
-    /// The state that is kept, if there is one.
-    fn read(&self) -> Result<Option<Contents>, String> {
-        let last = self.beside(".last");
+    /// What the file has, if it is there, and its journal: what came after that. And how many bytes of the journal are whole.
+    fn read(&mut self) -> Result<Option<(Contents, usize)>, Error> {
+        let refused = |why: String| self.refused(why);
         let mut text = Vec::new();
-        match File::open(&self.path).and_then(|file| file.take(BYTES_MAX).read_to_end(&mut text)) {
-            Ok(_) => read(&text).map(Some),
-            Err(error) if error.kind() == io::ErrorKind::NotFound && last.exists() => {
-                Err(format!("it is gone, and {} is there", last.display()))
+        let found = File::open(&self.path).and_then(|file| file.take(BYTES_MAX).read_to_end(&mut text));
+        let others = [".last", ".journal"].map(|ending| self.beside(ending));
+        match found {
+            Ok(bytes) => self.bytes = bytes as u64,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return match others.iter().find(|other| other.exists()) {
+                    Some(other) => Err(refused(format!("it is gone, and {} is there", other.display()))),
+                    None => Ok(None),
+                };
             }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(format!("it cannot be read: {error}")),
+            Err(error) => return Err(refused(format!("it cannot be read: {error}"))),
         }
+        let contents = read(&text).map_err(|why| self.refused(why))?;
+        let [_, journal] = others;
+        let text = Journal::text(&journal)
+            .map_err(|error| self.refused(format!("its journal cannot be read: {error}")))?;
+        let (records, bytes) = journal::read(&text, contents.generation)
+            .map_err(|damage| self.journal_refused(&journal, &damage))?;
+        Ok(Some((after(contents, records), bytes)))
+    }
+
+    /// Takes up the journal behind what is whole of it. What to say if that was not all.
+    fn go_on(&mut self, format: u32, bytes: usize) -> io::Result<Option<String>> {
+        self.must_be_whole = format != FORMAT_WITH_JOURNAL;
+        let path = self.beside(".journal");
+        let length = match fs::symlink_metadata(&path) {
+            Ok(found) => found.len(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        self.journal = Journal::go_on(&path, bytes as u64)?;
+        Ok((length > bytes as u64).then(|| {
+            format!(
+                "the state file's journal {}: its last record, at byte {bytes}, was not written to its end: that change was never answered, and is \
+                 not there",
+                path.display()
+            )
+        }))
     }
 
     /// Why the daemon does not start, and the way out.
     fn refused(&self, why: String) -> Error {
-        let last = self.beside(".last");
+        let [last, journal, last_journal] = [".last", ".journal", ".last.journal"].map(|it| self.beside(it));
+        let path = self.path.display();
         let way_out = if last.exists() {
-            format!("to go back by one change: mv {} {}", last.display(), self.path.display())
+            // What is in the journal belongs to the file.
+            let and = match (last_journal.exists(), journal.exists()) {
+                (true, _) => format!(" && mv {} {}", last_journal.display(), journal.display()),
+                (false, true) => format!(" && rm {}", journal.display()),
+                (false, false) => String::new(),
+            };
+            format!("to go back to what was before it: mv {} {path}{and}", last.display())
         } else {
             "to begin without it, move it away".to_owned()
         };
         Error::State { path: self.path.clone(), why, way_out }
     }
+
+    fn journal_refused(&self, journal: &Path, Damage { at, why }: &Damage) -> Error {
+        let path = journal.display();
+        let why = format!("its journal {path}: at byte {at}: {why}");
+        let way_out = format!(
+            "to keep what is before that place, and lose the changes behind it: truncate -s {at} {path}"
+        );
+        Error::State { path: self.path.clone(), why, way_out }
+    }
+}
+
+/// What there is after all changes.
+fn after(contents: Contents, records: Vec<Record>) -> Contents {
+    if records.is_empty() {
+        return contents;
+    }
+    let Contents { format, mut generation, networks, ports, endpoints, check } = contents;
+    let mut objects = Objects::of([networks, ports, endpoints]);
+    for record in records {
+        generation = record.generation;
+        objects.apply(record);
+    }
+    let [networks, ports, endpoints] = objects.lists();
+    Contents { format, generation, networks, ports, endpoints, check }
+}
+
+/// The text of a change's record.
+pub fn record(generation: u64, prepared: &Prepared) -> String {
+    fn sorted<'p, T>(
+        all: &'p BTreeMap<String, Option<T>>,
+        text: impl Fn(&'p T) -> Option<&'p str>,
+    ) -> (Vec<&'p str>, Vec<&'p str>) {
+        let (mut gone, mut now) = (Vec::new(), Vec::new());
+        for (name, object) in all {
+            match object.as_ref().and_then(&text) {
+                Some(text) => now.push(text),
+                None => gone.push(name.as_str()),
+            }
+        }
+        (gone, now)
+    }
+    let networks = sorted(&prepared.networks, |network| Some(network.text.as_str()));
+    // A port that belongs to an endpoint is part of that.
+    let ports = sorted(&prepared.ports, |port| (!port.is_own).then_some(port.text.as_str()));
+    let endpoints = sorted(&prepared.endpoints, |endpoint| Some(endpoint.text.as_str()));
+    journal::record(generation, &[networks.0, ports.0, endpoints.0], &[networks.1, ports.1, endpoints.1])
 }
 
 impl Written<'_> {
-    /// It takes the place of the one before, which becomes `FILE.last`. At no moment is there no file.
+    /// The change has come to nothing. What to say if a restart may yet know it.
+    pub fn undo(self) -> String {
+        let How::Appended { before } = self.how else { return String::new() };
+        match self.file.journal.cut(before) {
+            Ok(()) => String::new(),
+            Err(error) => {
+                self.file.must_be_whole = true;
+                let failed = self.file.failed("its journal cannot be cut again", &error);
+                format!("; and a restart before the next change may make it all the same: {failed}")
+            }
+        }
+    }
+
+    /// It counts. A whole state takes the place of the one before, which becomes `FILE.last`. At no moment is there no file.
     ///
     /// # Errors
     /// One line.
-    pub fn replace(self) -> Result<(), String> {
-        let StateFile { path } = self.file;
-        let (new, last, link) =
-            (self.file.beside(".new"), self.file.beside(".last"), self.file.beside(".link"));
+    pub fn keep(self) -> Result<(), String> {
+        let How::Beside { bytes } = self.how else { return Ok(()) };
+        let path = self.file.path.clone();
+        let [new, last, link, journal, last_journal] =
+            [".new", ".last", ".link", ".journal", ".last.journal"].map(|ending| self.file.beside(ending));
         let replace = || {
             if path.exists() {
                 let _left_behind = fs::remove_file(&link);
                 // A second name for it; a copy, where the file system has no such thing.
-                fs::hard_link(path, &link).or_else(|_| fs::copy(path, &link).map(drop))?;
+                fs::hard_link(&path, &link).or_else(|_| fs::copy(&path, &link).map(drop))?;
                 fs::rename(&link, &last)?;
             }
-            fs::rename(&new, path)?;
-            File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
+            fs::rename(&new, &path)?;
+            let folder = File::open(path.parent().unwrap_or(Path::new("/")))?;
+            folder.sync_all()?;
+            // All that is in it is in the file now, and is passed over if this comes to nothing.
+            match fs::rename(&journal, &last_journal) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+            folder.sync_all()
         };
-        replace().map_err(|error| self.file.failed("it cannot be replaced", &error))
+        let replaced = replace();
+        self.file.must_be_whole = replaced.is_err();
+        replaced.map_err(|error| self.file.failed("it cannot be replaced", &error))?;
+        (self.file.journal, self.file.bytes) = (Journal::default(), bytes);
+        Ok(())
     }
 }
 
@@ -197,15 +356,20 @@ pub fn load(plan: &Plan) -> Result<(Model, Plan), Error> {
     let mut model = Model::of(plan);
     let Some(path) = &plan.state else { return Ok((model, plan.clone())) };
     socket::make_directory(path)?;
-    let file = StateFile { path: path.clone() };
+    let journal = Journal::default();
+    let mut file = StateFile { path: path.clone(), journal, bytes: 0, must_be_whole: false };
     let mut beginning = Beginning(plan.clone());
-    match file.read().map_err(|why| file.refused(why))? {
-        Some(contents) => {
+    match file.read()? {
+        Some((contents, bytes)) => {
+            let format = contents.format;
             model = restore(model, contents, plan, &mut beginning).map_err(|why| file.refused(why))?;
+            let cut = file.go_on(format, bytes);
+            model.cut =
+                cut.map_err(|error| file.refused(format!("its journal cannot be taken up: {error}")))?;
         }
         None => {
             let empty = text(0, &model.texts(None));
-            let first = file.write_beside(&empty).and_then(Written::replace);
+            let first = file.write_beside(&empty).and_then(Written::keep);
             first.map_err(|why| file.refused(why))?;
         }
     }
@@ -317,8 +481,16 @@ mod tests {
             self.folder.path().join("lib").join("state.json")
         }
 
+        fn beside(&self, ending: &str) -> PathBuf {
+            self.folder.path().join("lib").join(format!("state.json{ending}"))
+        }
+
         fn last(&self) -> PathBuf {
-            self.folder.path().join("lib").join("state.json.last")
+            self.beside(".last")
+        }
+
+        fn journal(&self) -> PathBuf {
+            self.beside(".journal")
         }
 
         fn read(&self) -> String {
@@ -356,8 +528,19 @@ mod tests {
             again.since(0).is_none() && again.since(3).is_some(),
             "changes before the start are not known"
         );
-        let mode = std::os::unix::fs::PermissionsExt::mode(&fs::metadata(kept.path()).unwrap().permissions());
-        assert_eq!(mode & 0o777, 0o600);
+        for path in [kept.path(), kept.journal()] {
+            let mode = std::os::unix::fs::PermissionsExt::mode(&fs::metadata(path).unwrap().permissions());
+            assert_eq!(mode & 0o777, 0o600);
+        }
+        // As a whole it says the same, and needs no journal.
+        model.rest().unwrap();
+        assert!(!kept.journal().exists());
+        let whole = kept.read();
+        let (mut again, begins) = kept.start().unwrap();
+        assert_eq!((again.generation(), again.export()), (3, model.export()));
+        assert_eq!(begins.picture(), lists.picture());
+        again.rest().unwrap();
+        assert_eq!(kept.read(), whole);
     }
 
     #[test]
@@ -365,20 +548,114 @@ mod tests {
         let kept = Kept::new();
         let (mut model, mut lists) = kept.start().unwrap();
         kept.add(&mut model, &mut lists, 1);
+        model.rest().unwrap();
         let before = kept.read();
         kept.add(&mut model, &mut lists, 2);
+        kept.add(&mut model, &mut lists, 3);
+        model.rest().unwrap();
         assert_eq!(fs::read_to_string(kept.last()).unwrap(), before);
-        fs::rename(kept.last(), kept.path()).unwrap();
-        assert_eq!(kept.start().unwrap().0.generation(), 1);
-        // Only the one before: somebody has taken the other away.
-        let (mut model, mut lists) = kept.start().unwrap();
-        kept.add(&mut model, &mut lists, 2);
+        kept.add(&mut model, &mut lists, 4);
+        // Somebody has taken the file away.
         fs::remove_file(kept.path()).unwrap();
         let error = kept.start().unwrap_err();
-        assert!(
-            error.contains("it is gone, and ") && error.contains("to go back by one change: mv "),
-            "{error}"
+        let way_out = format!(
+            "to go back to what was before it: mv {} {} && mv {} {}",
+            kept.last().display(),
+            kept.path().display(),
+            kept.beside(".last.journal").display(),
+            kept.journal().display()
         );
+        assert!(error.contains("it is gone, and ") && error.ends_with(&way_out), "{error}");
+        fs::rename(kept.last(), kept.path()).unwrap();
+        // A journal that is another file's.
+        let error = kept.start().unwrap_err();
+        assert!(error.contains("at byte 0: generation 4 follows, and 2 should"), "{error}");
+        fs::rename(kept.beside(".last.journal"), kept.journal()).unwrap();
+        assert_eq!(kept.start().unwrap().0.generation(), 3);
+    }
+
+    #[test]
+    fn a_journal_that_ends_too_early_is_cut_and_one_that_is_damaged_is_refused_with_its_place() {
+        let kept = Kept::new();
+        let (mut model, mut lists) = kept.start().unwrap();
+        kept.add(&mut model, &mut lists, 1);
+        let (one, after_one) = (fs::read(kept.journal()).unwrap(), model.export());
+        kept.add(&mut model, &mut lists, 2);
+        let two = fs::read(kept.journal()).unwrap();
+        // Killed in the middle of the second.
+        fs::write(kept.journal(), &two[..two.len() - 9]).unwrap();
+        let (mut model, mut lists) = kept.start().unwrap();
+        assert_eq!(model.export(), after_one);
+        let said = model.cut().unwrap();
+        assert!(said.contains(&format!("at byte {}, was not written to its end", one.len())), "{said}");
+        assert_eq!(fs::read(kept.journal()).unwrap(), one);
+        kept.add(&mut model, &mut lists, 2);
+        assert_eq!(fs::read(kept.journal()).unwrap(), two);
+        assert!(kept.start().unwrap().0.cut().is_none());
+        let mut other = two;
+        other[one.len() / 2] ^= 1;
+        fs::write(kept.journal(), other).unwrap();
+        let error = kept.start().unwrap_err();
+        let expected = format!(
+            "its journal {0}: at byte 0: it is not what was written: to keep what is before that place, and lose the changes behind it: \
+             truncate -s 0 {0}",
+            kept.journal().display()
+        );
+        assert!(error.ends_with(&expected), "{error}");
+    }
+
+    #[test]
+    fn what_is_refused_after_all_leaves_the_journal() {
+        let kept = Kept::new();
+        let (mut model, mut lists) = kept.start().unwrap();
+        kept.add(&mut model, &mut lists, 1);
+        let (before, length) = (model.export(), fs::metadata(kept.journal()).unwrap().len());
+        let file = model.file.as_mut().unwrap();
+        let written = file.write("a record", || unreachable!()).unwrap();
+        assert_eq!(written.undo(), "");
+        assert_eq!(fs::metadata(kept.journal()).unwrap().len(), length);
+        assert_eq!(kept.start().unwrap().0.export(), before);
+    }
+
+    #[test]
+    fn a_journal_that_is_large_enough_becomes_part_of_the_file() {
+        let kept = Kept::new();
+        let (mut model, mut lists) = kept.start().unwrap();
+        let mut times = 0;
+        for round in 0..12 {
+            let had = fs::metadata(kept.journal()).map_or(0, |it| it.len());
+            let step = if round == 0 { "add_port" } else { "set_port" };
+            let port = |n: u32| json!({"name": format!("port-number-{n:040}"), "memif": {"socket": "@p", "id": n + 1000 * (round % 2)}});
+            let steps: Vec<Value> = (0..300).map(|n| json!({step: port(n)})).collect();
+            change(&mut model, &kept.plan, &mut lists, json!({"changes": steps})).unwrap();
+            let has = fs::metadata(kept.journal()).map_or(0, |it| it.len());
+            assert!(has <= JOURNAL_BYTES_MIN, "{has}");
+            times += u32::from(has < had);
+        }
+        assert!(times > 0, "it was never written as a whole");
+        let (again, _) = kept.start().unwrap();
+        assert_eq!((again.generation(), again.export()), (12, model.export()));
+    }
+
+    #[test]
+    fn what_was_written_before_there_were_journals_is_read() {
+        let kept = Kept::new();
+        let (mut model, mut lists) = kept.start().unwrap();
+        kept.add(&mut model, &mut lists, 1);
+        model.rest().unwrap();
+        let body = model.export();
+        let body = body.strip_suffix('}').unwrap();
+        let old = format!("{body}{CHECK}{:08x}\"}}\n", crc32fast::hash(body.as_bytes()));
+        assert!(old.contains("\"format\":1"));
+        fs::write(kept.path(), old).unwrap();
+        let (mut model, mut lists) = kept.start().unwrap();
+        assert_eq!(model.generation(), 1);
+        // Who does not know the journal must not begin without it.
+        kept.add(&mut model, &mut lists, 2);
+        assert!(kept.read().contains("\"format\":2") && !kept.journal().exists());
+        kept.add(&mut model, &mut lists, 3);
+        assert!(kept.journal().exists());
+        assert_eq!(kept.start().unwrap().0.export(), model.export());
     }
 
     #[test]
@@ -386,6 +663,7 @@ mod tests {
         let kept = Kept::new();
         let (mut model, mut lists) = kept.start().unwrap();
         kept.add(&mut model, &mut lists, 1);
+        model.rest().unwrap();
         let whole = kept.read();
         for length in 0..whole.len() {
             let error = read(&whole.as_bytes()[..length]).err();
@@ -414,10 +692,11 @@ mod tests {
         let kept = Kept::new();
         let (mut model, mut lists) = kept.start().unwrap();
         kept.add(&mut model, &mut lists, 1);
+        model.rest().unwrap();
         let whole = kept.read();
-        fs::write(kept.path(), whole.replace("\"format\":1", "\"format\":2")).unwrap();
+        fs::write(kept.path(), whole.replace("\"format\":2", "\"format\":3")).unwrap();
         let error = kept.start().unwrap_err();
-        assert!(error.contains("format = 2: this version of peregrine reads 1"), "{error}");
+        assert!(error.contains("format = 3: this version of peregrine reads 1 and 2"), "{error}");
         fs::write(kept.path(), whole.replace("e1", "e9")).unwrap();
         assert!(kept.start().unwrap_err().contains("check: it is not what was written"));
         // Another hand has made it whole.
@@ -445,13 +724,24 @@ mod tests {
         kept.add(&mut model, &mut lists, 1);
         let before = (model.export(), lists.picture());
         // What is written first cannot be: a folder has its name.
-        let new = kept.path().with_file_name("state.json.new");
+        let new = kept.beside(".new");
         fs::create_dir(&new).unwrap();
+        model.file.as_mut().unwrap().must_be_whole = true;
         let given = json!({"changes": [{"remove_endpoint": "e1"}]});
         let error = change(&mut model, &kept.plan, &mut lists, given).unwrap_err();
         assert!(error.message.contains("it cannot be written: "), "{}", error.message);
         assert_eq!((model.export(), lists.picture()), before);
         fs::remove_dir(&new).unwrap();
         kept.add(&mut model, &mut lists, 2);
+        // Nor can its journal.
+        let before = (model.export(), lists.picture());
+        fs::create_dir(kept.journal()).unwrap();
+        let given = json!({"changes": [{"remove_endpoint": "e1"}]});
+        let error = change(&mut model, &kept.plan, &mut lists, given).unwrap_err();
+        assert!(error.message.contains("its journal cannot be written: "), "{}", error.message);
+        assert_eq!((model.export(), lists.picture()), before);
+        fs::remove_dir(kept.journal()).unwrap();
+        kept.add(&mut model, &mut lists, 3);
+        assert_eq!(kept.start().unwrap().0.export(), model.export());
     }
 }

@@ -4,9 +4,10 @@
 //! Everything that is to be changed is staged first ([`stage`]), checked as a config is and held against all that there is; then the sockets
 //! and the engine get it, then the file ([`mod@file`]), and only then the model is another one. So a change is there as a whole or not at all,
 //! and what it costs does not depend on how much is there: what may be had once is found by what it is ([`Key`]). Only the file, where there
-//! is one, is written as a whole each time.
+//! is one, is now and then written as a whole.
 
 pub mod file;
+mod journal;
 pub mod live;
 pub mod prepared;
 mod shared;
@@ -180,6 +181,8 @@ pub struct Model {
     log: VecDeque<Changed>,
     log_names: usize,
     file: Option<file::StateFile>,
+    /// What to say of a change that was under way when the daemon before was killed.
+    cut: Option<String>,
 }
 
 impl Model {
@@ -324,21 +327,61 @@ impl Model {
         }
         // No tenant loses its connection for what is refused anyway.
         self.check(&prepared, runtime)?;
+        let mut file = self.file.take();
+        let made = self.make_and_keep(prepared, runtime, file.as_mut());
+        self.file = file;
+        made
+    }
+
+    fn make_and_keep(
+        &mut self,
+        prepared: Prepared,
+        runtime: &mut impl Runtime,
+        file: Option<&mut file::StateFile>,
+    ) -> Result<(), String> {
         let generation = self.generation + 1;
-        let written = match &self.file {
-            Some(file) => Some(file.write_beside(&file::text(generation, &self.texts(Some(&prepared))))?),
+        let written = match file {
+            Some(file) => {
+                let whole = || file::text(generation, &self.texts(Some(&prepared)));
+                Some(file.write(&file::record(generation, &prepared), whole)?)
+            }
             None => None,
         };
-        prepared.open(runtime)?;
+        let undo = |written: Option<file::Written<'_>>| written.map_or_else(String::new, file::Written::undo);
+        if let Err(why) = prepared.open(runtime) {
+            return Err(why + &undo(written));
+        }
         if let Err((about, why)) = runtime.change(prepared.change.clone()) {
-            let back = prepared.close_again(runtime);
+            let back = prepared.close_again(runtime) + &undo(written);
             return Err(format!("{}: {why}{back}", prepared.path_of(about)));
         }
         runtime.attach(&prepared.come);
         prepared.close(runtime);
-        let kept = written.map_or(Ok(()), file::Written::replace);
+        let kept = written.map_or(Ok(()), file::Written::keep);
         self.take(prepared, generation);
         kept.map_err(|why| format!("the change was made, but a restart will not know it: {why}"))
+    }
+
+    /// Writes the file as a whole, with nothing left for its journal: in the end, so that the next start reads one file.
+    ///
+    /// # Errors
+    /// One line; what is kept is as good as before.
+    pub fn rest(&mut self) -> Result<(), String> {
+        let Some(mut file) = self.file.take() else { return Ok(()) };
+        let written = match file.is_whole() {
+            true => Ok(()),
+            false => {
+                let text = file::text(self.generation, &self.texts(None));
+                file.write_beside(&text).and_then(file::Written::keep)
+            }
+        };
+        self.file = Some(file);
+        written
+    }
+
+    /// What to say of a change that was under way when the daemon before was killed: it was not written to its end.
+    pub fn cut(&self) -> Option<&str> {
+        self.cut.as_deref()
     }
 
     /// It has happened.

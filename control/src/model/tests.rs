@@ -625,7 +625,9 @@ fn apply_makes_the_difference() {
     let twice = endpoint("e", "blue", 5, json!({"memif": {"socket": "@e"}}));
     let error = rig.apply(json!({"endpoints": [twice, twice]})).unwrap_err();
     assert_eq!(error.message, "endpoints[1].name = \"e\": there is an endpoint of this name already");
-    assert_eq!(rig.apply(json!({"format": 2})).unwrap_err().message, "apply: format = 2: must be 1");
+    assert_eq!(rig.apply(json!({"format": 3})).unwrap_err().message, "apply: format = 3: must be 1");
+    // A state file's, which was moved away.
+    assert_eq!(rig.apply(json!({"format": 2})).unwrap().totals.added, 0);
 }
 
 #[test]

@@ -22,7 +22,7 @@ use mio::{Interest, Registry, Token};
 use peregrine_dataplane::engine::{Engine, TenantRings};
 use peregrine_dataplane::plan::{EndpointPlan, NetworkPlan, Plan, PortKey, PortPlan, VethPlan};
 use peregrine_dataplane::types::EndpointId;
-use peregrine_memif::{Credentials, SocketAddr, sealer};
+use peregrine_memif::{Credentials, RegionPool, SocketAddr, sealer};
 
 use crate::container::PoolCounts;
 use crate::container::{Link, Maker};
@@ -118,6 +118,7 @@ pub struct Tenants {
     wanted: BTreeSet<(Instant, Slot)>,
     later: Later,
     maker: Maker,
+    regions: Option<RegionPool>,
 }
 
 /// A tenant that was put out may come back after this long: so what it can do to others before it is put out again is a small
@@ -144,7 +145,8 @@ enum At {
 impl Tenants {
     /// Listens on every socket of the plan that is ours. Those that are the tenants' are tried, and containers are looked for, from the first
     /// [`turn`](Self::turn) on.
-    pub fn bind(plan: &Plan, first: Token) -> Result<Tenants, Error> {
+    /// What we connect with has its memory from `regions`, if there are.
+    pub fn bind(plan: &Plan, first: Token, regions: Option<RegionPool>) -> Result<Tenants, Error> {
         let maker = Maker::new(&plan.control_socket, plan.pools.containers.into())
             .map_err(|source| Error::System { doing: "prepare for containers", source })?;
         let mut tenants = Tenants {
@@ -157,6 +159,7 @@ impl Tenants {
             wanted: BTreeSet::new(),
             later: Later::default(),
             maker,
+            regions,
         };
         let coming = |(id, endpoint): (EndpointId, &EndpointPlan)| {
             Coming::new(id, endpoint, plan.network(endpoint.network))
@@ -362,7 +365,7 @@ impl Tenants {
             PortPlan::Veth(veth) => return Ok(Port::new(plan.key(), Role::Veth(Box::new(Veth::new(veth))))),
         };
         let Some(listener) = self.listeners.open(registry, memif)? else {
-            return Port::memif(name, memif, None);
+            return Port::memif(name, memif, None, self.regions.as_ref());
         };
         let seat = Seat { listener, id: memif.id, queue_pairs: memif.queue_pairs };
         let sitting = self.listeners.sitting(listener, memif.id).and_then(|slot| self.ports.get(slot));
@@ -370,7 +373,7 @@ impl Tenants {
         if sitting.is_some_and(|port| !goes(port)) || !seats.insert((listener, memif.id)) {
             return Err(memif_error(&memif.socket, &format!("its id {} is another's", memif.id)));
         }
-        Port::memif(name, memif, Some(seat))
+        Port::memif(name, memif, Some(seat), self.regions.as_ref())
     }
 
     fn put(&mut self, prepared: Vec<Prepared>) {
@@ -605,7 +608,8 @@ pub fn descriptors_max(plan: &Plan) -> u64 {
     let containers =
         2 * plan.endpoints.values().filter(|endpoint| endpoint.port.veth().is_some()).count() as u64;
     let to_come = plan.endpoints_max().saturating_sub(plan.endpoints.len()) as u64;
-    connected + containers + to_come * (4 + kept) + server::descriptors_max(plan)
+    let beforehand = u64::from(plan.pools.memif_regions) + 5 * u64::from(plan.pools.containers);
+    connected + beforehand + containers + to_come * (4 + kept) + server::descriptors_max(plan)
 }
 
 /// When what a container gets is made.

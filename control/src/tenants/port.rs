@@ -7,7 +7,7 @@ use std::time::Instant;
 use peregrine_dataplane::engine::TenantRings;
 use peregrine_dataplane::plan::{MemifPlan, MemifRole, PortKey};
 use peregrine_dataplane::types::EndpointId;
-use peregrine_memif::{ClientConfig, ControlSocket, Interface, Reject, Secret, ServerConfig};
+use peregrine_memif::{ClientConfig, ControlSocket, Interface, RegionPool, Reject, Secret, ServerConfig};
 
 use super::client::Dialler;
 use super::server::Seat;
@@ -68,7 +68,12 @@ impl Port {
     }
 
     /// A memif interface. Where we are the server, it has a seat at one of our sockets. `name` is what its tenant is told that we are.
-    pub fn memif(name: &str, memif: &MemifPlan, seat: Option<Seat>) -> Result<Port, Error> {
+    pub fn memif(
+        name: &str,
+        memif: &MemifPlan,
+        seat: Option<Seat>,
+        regions: Option<&RegionPool>,
+    ) -> Result<Port, Error> {
         let secret = match memif.secret.as_slice() {
             [] => None,
             bytes => Some(Secret::new(bytes).map_err(|e| memif_error(&memif.socket, &e))?),
@@ -101,6 +106,7 @@ impl Port {
                     server_uid: tenant_uid,
                     // A tenant must not be able to keep our memory.
                     forbid_seals: true,
+                    pool: regions.cloned(),
                 };
                 Role::Client(Box::new(Dialler::new(&memif.socket, config)?))
             }

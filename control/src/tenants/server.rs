@@ -314,7 +314,8 @@ impl Listeners {
             }
             // The answer may be to another one that waits, from an earlier turn.
             for slot in 0..HANDSHAKES_MAX {
-                if self.is_sealing(slot) {
+                if matches!(self.handshakes.get(slot), Some(Some(pending)) if pending.handshake.is_answered())
+                {
                     done.extend(self.step_one(slot, now, ports));
                 }
             }

@@ -69,6 +69,7 @@ fn plan(endpoints: Vec<EndpointPlan>) -> Plan {
         networks: vec![network].into(),
         endpoints: endpoints.into(),
         capacity: Default::default(),
+        pools: Default::default(),
         classes: Default::default(),
         control_socket: "/x".into(),
         ..Plan::default()
@@ -88,7 +89,7 @@ impl Bench {
         let path = SocketAddr::Path(dir.path().join("sockets").join("m.sock"));
         let plan = plan(endpoints(&path));
         let poll = Poll::new().unwrap();
-        let mut tenants = Tenants::bind(&plan, Token(100)).unwrap();
+        let mut tenants = Tenants::bind(&plan, Token(100), None).unwrap();
         tenants.register(poll.registry()).unwrap();
         Bench { poll, tenants, shelf: Shelf::default(), path, dir }
     }
@@ -331,14 +332,15 @@ fn stopping_tells_everybody_and_removes_the_socket() {
 #[test]
 fn a_socket_that_is_taken_is_an_error_that_names_it() {
     let bench = Bench::new();
-    let error = Tenants::bind(&plan(vec![endpoint(&bench.path, 1, b"")]), Token(0)).unwrap_err().to_string();
+    let error =
+        Tenants::bind(&plan(vec![endpoint(&bench.path, 1, b"")]), Token(0), None).unwrap_err().to_string();
     assert!(error.contains("m.sock") && error.contains("another process listens"), "{error}");
     // A stream socket of somebody else does not fool it either.
     let other = bench.dir.path().join("other.sock");
     let _listener = std::os::unix::net::UnixListener::bind(&other).unwrap();
     assert!(StreamSocket::connect(&other).is_ok());
     let other = SocketAddr::Path(other);
-    assert!(Tenants::bind(&plan(vec![endpoint(&other, 1, b"")]), Token(0)).is_err());
+    assert!(Tenants::bind(&plan(vec![endpoint(&other, 1, b"")]), Token(0), None).is_err());
 }
 
 #[test]

@@ -19,6 +19,7 @@ use crate::error::{ConfigError, HandshakeError, Reject, Sent};
 use crate::interface::{ControlSocket, Interface};
 use crate::memory::{ClientMemory, Layout};
 use crate::message::{Hello, Init, MODE_ETHERNET, Message, Secret, VERSION};
+use crate::pool::RegionPool;
 use crate::ring::Role;
 use crate::seal;
 use crate::server::Progress;
@@ -51,10 +52,12 @@ pub struct ClientConfig {
     /// Take and send packets in several buffers (chains): up to [`CHAIN_MAX`](crate::CHAIN_MAX) × `buffer_bytes` long, each way.
     /// The peer must know chains, too, which memif has no way to ask: gomemif does not.
     pub chains: bool,
+    /// Where memory is taken from that was made beforehand; `None`, or none there: it is made when it is needed.
+    pub pool: Option<RegionPool>,
 }
 
 impl Default for ClientConfig {
-    /// Id 0, name `memif`, no secret, 1 queue pair of 1024 slots, buffers of 2048 bytes, any server's user, no chains.
+    /// Id 0, name `memif`, no secret, 1 queue pair of 1024 slots, buffers of 2048 bytes, any server's user, no chains, no pool.
     fn default() -> Self {
         Self {
             id: 0,
@@ -66,6 +69,7 @@ impl Default for ClientConfig {
             server_uid: None,
             forbid_seals: false,
             chains: false,
+            pool: None,
         }
     }
 }
@@ -291,7 +295,7 @@ impl Client {
         let line = self.script.pop_front().ok_or(HandshakeError::Finished)?;
         if let Line::Region(layout) = line {
             seal::may_make_memory(&self.server)?;
-            let made = ClientMemory::new(layout, &self.server, self.config.forbid_seals)
+            let made = ClientMemory::new(layout, &self.server, &self.config)
                 .map_err(HandshakeError::io("make shared memory"))?;
             self.memory = Some(made);
         }

@@ -12,9 +12,11 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use crate::client::ClientConfig;
 use crate::error::Reject;
 use crate::message::AddRing;
-use crate::region::{Mapping, Regions};
+use crate::pool::Blank;
+use crate::region::Regions;
 use crate::ring::{RingMemory, RingPlace, Role, ring_bytes};
 use crate::rx::{Buffers, RxRing};
 use crate::sys;
@@ -34,6 +36,13 @@ pub(crate) struct Layout {
 }
 
 impl Layout {
+    /// What a configuration wants, if the server allows all of it.
+    pub fn of(config: &ClientConfig) -> Self {
+        let rings = config.queue_pairs;
+        let (log2, buffer_bytes) = (config.ring_log2, config.buffer_bytes);
+        Self { s2m_rings: rings, m2s_rings: rings, log2, buffer_bytes }
+    }
+
     fn rings(&self) -> u32 {
         u32::from(self.s2m_rings) + u32::from(self.m2s_rings)
     }
@@ -80,12 +89,11 @@ pub(crate) struct ClientMemory {
 
 impl ClientMemory {
     /// For a connection to the server that `name` stands for.
-    pub fn new(layout: Layout, name: &Arc<str>, forbid_seals: bool) -> io::Result<Self> {
-        let file = Arc::new(sys::sealed_memory(u64::from(layout.bytes()))?);
-        if forbid_seals {
-            sys::forbid_seals(&file)?;
-        }
-        let mapping = Mapping::of_ours(Arc::clone(&file), layout.bytes() as usize, Arc::clone(name))?;
+    pub fn new(layout: Layout, name: &Arc<str>, config: &ClientConfig) -> io::Result<Self> {
+        let (bytes, forbid_seals) = (layout.bytes(), config.forbid_seals);
+        let taken = config.pool.as_ref().and_then(|pool| pool.take(bytes, forbid_seals));
+        let Blank { file, mapping } = taken.map_or_else(|| Blank::new(bytes, forbid_seals), Ok)?;
+        let mapping = mapping.shared(Arc::clone(&file), Arc::clone(name));
         let regions = Arc::new(Regions::new(vec![mapping]));
         let ring = |s2m: bool, index: u16| {
             let AddRing { region, offset, log2, .. } = layout.add_ring(s2m, index);

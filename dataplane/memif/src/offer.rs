@@ -15,7 +15,7 @@ use crate::ring::{RingMemory, RingPlace, Role};
 use crate::rx::RxRing;
 use crate::seal::Sealing;
 use crate::server::ServerConfig;
-use crate::sys;
+use crate::sys::{self, Populate};
 use crate::tx::TxRing;
 
 /// Regions and rings so far.
@@ -110,7 +110,7 @@ impl Offer {
         }
         let map = |(file, bytes): &(File, u64)| -> Result<Mapping, Reject> {
             let bytes = usize::try_from(*bytes).map_err(|_| Reject::RegionMap)?;
-            let mut mapping = Mapping::new(file, bytes, false).map_err(|_| Reject::RegionMap)?;
+            let mut mapping = Mapping::new(file, bytes).map_err(|_| Reject::RegionMap)?;
             if config.allow_unsealed {
                 mapping.guard()?;
             }
@@ -143,10 +143,16 @@ impl Mapped {
         self.sealing.as_mut().map_or(Ok(true), |sealing| sealing.is_done(patience))
     }
 
+    /// Whether the sealer has answered since [`is_sealed`](Self::is_sealed) was called.
+    pub fn is_answered(&self) -> bool {
+        self.sealing.as_ref().is_some_and(Sealing::is_answered)
+    }
+
     /// CONNECT, last part: makes every page present and the server's halves of all rings.
     pub fn finish(self, config: &ServerConfig) -> Result<(Vec<RxRing>, Vec<TxRing>), Reject> {
+        let how = if config.allow_unsealed { Populate::AnyFile } else { Populate::MemoryFile };
         for mapping in &self.mappings {
-            mapping.populate().map_err(|_| Reject::RegionPopulate)?;
+            mapping.populate(how).map_err(|_| Reject::RegionPopulate)?;
         }
         let regions = Arc::new(Regions::new(self.mappings));
         let ring = |place| RingMemory::new(Arc::clone(&regions), place, Role::Server);

@@ -13,7 +13,8 @@ use std::sync::Arc;
 
 use crate::error::{BadDescriptor, Reject};
 use crate::guard::Guard;
-use crate::{seal, sys};
+use crate::sys::Populate;
+use crate::{pages, seal, sys};
 
 /// What a processor moves from core to core at once, and the longest packet that is copied in such pieces.
 const LINE_BYTES: usize = 64;
@@ -38,16 +39,23 @@ unsafe impl Sync for Mapping {}
 
 impl Mapping {
     /// Maps the first `bytes` of `file`. The caller has checked that the file is that long and cannot shrink.
-    pub fn new(file: &File, bytes: usize, populate: bool) -> io::Result<Self> {
-        sys::map(file, bytes, populate).map(|base| Self { base, bytes, guard: None, ours: None })
+    pub fn new(file: &File, bytes: usize) -> io::Result<Self> {
+        pages::map(file, bytes).map(|base| Self { base, bytes, guard: None, ours: None })
     }
 
-    /// Maps all of our own memory, present. In the end its pages are given back even if the peer keeps the file; `name` stands for
-    /// the peer.
-    pub fn of_ours(file: Arc<File>, bytes: usize, name: Arc<str>) -> io::Result<Self> {
-        let mut mapping = Self::new(&file, bytes, true)?;
-        mapping.ours = Some((file, name));
+    /// Maps all of our own memory, which nobody has written to yet, present.
+    pub fn present(file: &File, bytes: usize) -> io::Result<Self> {
+        pages::prepare(file, bytes)?;
+        let mapping = Self::new(file, bytes)?;
+        pages::make_present(mapping.base, bytes)?;
         Ok(mapping)
+    }
+
+    /// Memory of our own that a peer is to have as well: in the end its pages are given back even if the peer keeps the file; `name` stands
+    /// for the peer.
+    pub fn shared(mut self, file: Arc<File>, name: Arc<str>) -> Self {
+        self.ours = Some((file, name));
+        self
     }
 
     /// Guards it against being taken away, if the program has asked for that.
@@ -57,8 +65,8 @@ impl Mapping {
     }
 
     /// Makes every page present, or says that one cannot be. Pages stay so only if nobody can take them out of the file.
-    pub fn populate(&self) -> io::Result<()> {
-        sys::populate(self.base, self.bytes)
+    pub fn populate(&self, how: Populate) -> io::Result<()> {
+        sys::populate(self.base, self.bytes, how)
     }
 }
 
@@ -66,7 +74,7 @@ impl Drop for Mapping {
     fn drop(&mut self) {
         // Before somebody else can be given these addresses.
         self.guard = None;
-        // SAFETY: from `sys::map` with the same length. Every user of the memory holds an `Arc<Regions>` that owns this mapping,
+        // SAFETY: from `pages::map` with the same length. Every user of the memory holds an `Arc<Regions>` that owns this mapping,
         // so none is left.
         unsafe { sys::unmap(self.base, self.bytes) };
         if let Some((file, name)) = &self.ours {

@@ -227,6 +227,12 @@ impl Desk {
         }
     }
 
+    /// The answer to a seal that is awaited, if it has come.
+    fn answer_to(&self, number: u64) -> Option<i32> {
+        let seal = self.seals.iter().find(|seal| seal.number == number);
+        seal.map_or(Some(libc::EPIPE), |seal| seal.answer)
+    }
+
     fn answer(&mut self, of: impl Fn(&Seal) -> bool, errno: i32) {
         for seal in self.seals.iter_mut().filter(|seal| seal.answer.is_none() && of(seal)) {
             seal.answer = Some(errno);
@@ -254,7 +260,7 @@ fn in_a_thread() -> io::Result<OwnedFd> {
         sys::block_signals();
         // Nobody listens if the other thread is gone, with the process.
         let _ = tell.send(sys::leave_descriptors(theirs.as_fd()));
-        sealer::work(&Arc::new(theirs));
+        sealer::work(theirs, || ());
     };
     thread::Builder::new().name("memif-sealer".to_owned()).stack_size(64 << 10).spawn(work)?;
     // What it has in its own table is still in ours.
@@ -290,9 +296,11 @@ impl Ticket {
     fn answer(&self, end: Instant) -> Option<i32> {
         loop {
             let mut desk = desk();
-            desk.hear();
-            let seal = desk.seals.iter().find(|seal| seal.number == self.0);
-            if let Some(errno) = seal.map_or(Some(libc::EPIPE), |seal| seal.answer) {
+            // Somebody else may have taken it in already.
+            if desk.answer_to(self.0).is_none() {
+                desk.hear();
+            }
+            if let Some(errno) = desk.answer_to(self.0) {
                 return Some(errno);
             }
             let Sealer::At { socket, .. } = &desk.sealer else { return Some(libc::EPIPE) };
@@ -331,6 +339,11 @@ impl Sealing {
     /// To add the seal to all files, which belong to a client of the interface `name`, within `timeout`.
     pub fn new(name: &str, files: Vec<File>, timeout: Duration) -> Self {
         Self { name: name.into(), files, ticket: None, give_up_at: Instant::now() + timeout }
+    }
+
+    /// Whether the sealer has answered what it was asked last, as far as is known: then [`is_done`](Self::is_done) goes on.
+    pub fn is_answered(&self) -> bool {
+        self.ticket.as_ref().is_some_and(|ticket| desk().answer_to(ticket.0).is_some())
     }
 
     /// Whether the seals are there; waits for them `patience` at most.

@@ -8,15 +8,18 @@
 //! must be able to end, or to be restarted, lets a process of its own do it (`start`, `serve`). Without one, a thread does
 //! (`seal::in_a_thread`).
 //!
-//! A request is one message over a SOCK_SEQPACKET socket, with one file; the reply has its number. Each request has a thread, but for pings,
-//! which are answered by the first one: when that has ended, others that are stuck may still keep the socket open. What must hold: nothing
-//! here waits for a peer but those threads; the other side bounds how many there are.
+//! A request is one message over a SOCK_SEQPACKET socket, with one file; the reply has its number. All threads are alike (`Crew`): each
+//! takes a request and does it at once, so that a request costs no change of threads; and before it does, it sees to it that another one
+//! is there for the next, so that nobody waits for those that are stuck. What must hold: at every moment that lasts, one thread that is not
+//! stuck waits for requests, pings among them: a socket that stuck threads alone keep open is then known by its silence; the other side bounds
+//! how many can be stuck.
 
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -25,9 +28,11 @@ use crate::{seal, sys};
 
 /// Number and task; or number and errno, of which 0 is success.
 pub(crate) const MESSAGE_BYTES: usize = 16;
-/// Stack of a thread that makes one system call.
+/// Stack of a thread that makes one system call at a time.
 const STACK_BYTES: usize = 64 << 10;
-/// How long to wait for the next request before waiting again; and if there is one that no thread could be started for.
+/// So many threads stay when there is nothing to do.
+const THREADS_KEPT: usize = 3;
+/// How long to wait for room for an answer before waiting again; and for the next request, if there is one that was put off.
 const LONG: Duration = Duration::from_secs(3600);
 const SOON: Duration = Duration::from_millis(100);
 
@@ -62,75 +67,134 @@ pub fn start(program: &mut Command) -> io::Result<Child> {
 /// these when they are let go.
 pub fn serve() -> ! {
     match sys::drop_capabilities().and_then(|()| io::stdin().as_fd().try_clone_to_owned()) {
-        Ok(socket) => work(&Arc::new(socket)),
+        // Whichever thread sees the end: others may be stuck.
+        Ok(socket) => work(socket, || sys::exit_at_once(0)),
         Err(_) => sys::exit_at_once(1),
     }
-    sys::exit_at_once(0)
+    sys::exit_at_once(1)
 }
 
-/// Handles requests until the other side has closed.
-pub(crate) fn work(socket: &Arc<OwnedFd>) {
-    let mut request = [0; MESSAGE_BYTES];
-    let mut later = Vec::new();
-    loop {
-        match sys::receive(socket.as_fd(), &mut request) {
-            Ok(received) if received.bytes == 0 => return,
-            Ok(mut received) => {
-                let (number, task) = parts(request);
-                match received.fds.pop() {
-                    Some(fd) => later.extend(begin(socket, number, task, Arc::new(fd.into()))),
-                    None if task == Task::Ping as u64 => reply(socket, number, &Ok(())),
-                    None => reply(socket, number, &Err(io::Error::from_raw_os_error(libc::EBADF))),
-                }
+/// Handles requests until the other side has closed; each thread then calls `at_end`, and ends.
+pub(crate) fn work(socket: OwnedFd, at_end: fn()) {
+    // Where it does not wait, it is waited for all the same, if less well.
+    let _ = sys::set_blocking(socket.as_fd());
+    let crew = Crew { socket, waiting: AtomicUsize::new(1), later: Mutex::new(Vec::new()), at_end };
+    Arc::new(crew).serve(true);
+}
+
+/// The threads that handle requests.
+struct Crew {
+    socket: OwnedFd,
+    /// Those that wait for a request, or are about to.
+    waiting: AtomicUsize,
+    /// To be tried again.
+    later: Mutex<Vec<Request>>,
+    at_end: fn(),
+}
+
+struct Request {
+    number: u64,
+    task: u64,
+    file: Option<File>,
+}
+
+impl Crew {
+    /// One thread's work: the first stays to the end.
+    fn serve(self: Arc<Self>, is_first: bool) {
+        while let Some(request) = self.next() {
+            let is_last = self.waiting.fetch_sub(1, Ordering::AcqRel) == 1;
+            match if is_last { self.hire() } else { Ok(()) } {
+                Ok(()) => self.handle(request),
+                Err(why) => self.put_off(request, why),
             }
-            Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
-            Err(err) if err.kind() == io::ErrorKind::WouldBlock => {
-                let patience = if later.is_empty() { LONG } else { SOON };
-                if sys::wait_readable(socket.as_fd(), patience).is_err() {
-                    return;
-                }
-                let again = std::mem::take(&mut later);
-                later.extend(
-                    again
-                        .into_iter()
-                        .filter_map(|(number, file)| begin(socket, number, Task::Empty as u64, file)),
-                );
+            self.waiting.fetch_add(1, Ordering::AcqRel);
+            let fewer = |waiting| (!is_first && waiting > THREADS_KEPT).then(|| waiting - 1);
+            if self.waiting.fetch_update(Ordering::AcqRel, Ordering::Acquire, fewer).is_ok() {
+                return;
             }
-            Err(_) => return,
+        }
+        (self.at_end)();
+    }
+
+    /// Another one that waits.
+    fn hire(self: &Arc<Self>) -> io::Result<()> {
+        self.waiting.fetch_add(1, Ordering::AcqRel);
+        let crew = Arc::clone(self);
+        let thread = thread::Builder::new().name("memif-seal".to_owned()).stack_size(STACK_BYTES);
+        let hired = thread.spawn(move || crew.serve(false)).map(drop);
+        if hired.is_err() {
+            self.waiting.fetch_sub(1, Ordering::AcqRel);
+        }
+        hired
+    }
+
+    /// The next request; `None` when the other side has closed.
+    fn next(&self) -> Option<Request> {
+        loop {
+            let (socket, mut bytes) = (self.socket.as_fd(), [0; MESSAGE_BYTES]);
+            let put_off = self.later().pop();
+            let received = if put_off.is_none() {
+                sys::receive_or_wait(socket, &mut bytes)
+            } else if sys::wait_readable(socket, SOON).is_ok_and(|is_there| is_there) {
+                self.later().extend(put_off);
+                sys::receive(socket, &mut bytes)
+            } else {
+                return put_off;
+            };
+            match received {
+                Ok(received) if received.bytes == 0 => return None,
+                Ok(mut received) => {
+                    let (number, task) = parts(bytes);
+                    return Some(Request { number, task, file: received.fds.pop().map(File::from) });
+                }
+                Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
+                // Another thread was faster, or the socket does not wait.
+                Err(err) if err.kind() == io::ErrorKind::WouldBlock => {
+                    sys::wait_readable(socket, LONG).ok()?;
+                }
+                Err(_) => return None,
+            }
         }
     }
-}
 
-/// Begins one request in a thread of its own, which answers it. If none can be started: for a file that is to be emptied, that is kept
-/// for later and given back; for any other, that is the answer.
-fn begin(socket: &Arc<OwnedFd>, number: u64, task: u64, file: Arc<File>) -> Option<(u64, Arc<File>)> {
-    let (to, of_the_thread) = (Arc::clone(socket), Arc::clone(&file));
-    let job = move || {
-        let file = of_the_thread;
-        let result =
-            if task == Task::Seal as u64 { sys::seal_against_holes(&file) } else { sys::empty(&file) };
+    fn handle(&self, Request { number, task, file }: Request) {
+        let result = match &file {
+            None if task == Task::Ping as u64 => Ok(()),
+            None => Err(io::Error::from_raw_os_error(libc::EBADF)),
+            Some(file) if task == Task::Seal as u64 => sys::seal_against_holes(file),
+            Some(file) => sys::empty(file),
+        };
         // Closed before anybody goes on.
         drop(file);
-        reply(&to, number, &result);
-    };
-    let thread = thread::Builder::new().name("memif-seal".to_owned()).stack_size(STACK_BYTES);
-    match thread.spawn(job) {
-        Ok(_) => None,
-        Err(_) if task == Task::Empty as u64 => Some((number, file)),
-        Err(why) => {
-            reply(socket, number, &Err(why));
-            None
+        self.reply(number, &result);
+    }
+
+    /// There is no other thread, and none can be started: nothing may be begun that could last. A file that is to be emptied is kept for later;
+    /// for any other, that is the answer.
+    fn put_off(&self, request: Request, why: io::Error) {
+        match request {
+            Request { file: None, .. } => self.handle(request),
+            Request { task, .. } if task == Task::Empty as u64 => self.later().push(request),
+            Request { number, file, .. } => {
+                drop(file);
+                self.reply(number, &Err(why));
+            }
         }
     }
-}
 
-/// Waits for room if the other side has not taken in its answers for long; one that is gone needs none.
-fn reply(socket: &OwnedFd, number: u64, result: &io::Result<()>) {
-    let errno = result.as_ref().map_or_else(|why| why.raw_os_error().unwrap_or(libc::EIO), |()| 0);
-    let answer = message(number, errno as u64);
-    while sys::send(socket.as_fd(), &answer, None).is_err_and(|why| why.kind() == io::ErrorKind::WouldBlock) {
-        if sys::wait_writable(socket.as_fd(), LONG).is_err() {
-            return;
+    fn later(&self) -> MutexGuard<'_, Vec<Request>> {
+        self.later.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for room if the other side has not taken in its answers for long; one that is gone needs none.
+    fn reply(&self, number: u64, result: &io::Result<()>) {
+        let errno = result.as_ref().map_or_else(|why| why.raw_os_error().unwrap_or(libc::EIO), |()| 0);
+        let answer = message(number, errno as u64);
+        let socket = self.socket.as_fd();
+        while sys::send(socket, &answer, None).is_err_and(|why| why.kind() == io::ErrorKind::WouldBlock) {
+            if sys::wait_writable(socket, LONG).is_err() {
+                return;
+            }
         }
     }
 }

@@ -204,10 +204,14 @@ impl Handshake {
         self.id
     }
 
-    /// The client has said CONNECT, and its memory is not sealed yet: worth a step when the sealer has answered something
-    /// ([`sealer::wait`](crate::sealer::wait)).
+    /// The client has said CONNECT, and its memory is not sealed yet.
     pub fn is_sealing(&self) -> bool {
         matches!(self.state, State::Sealing(_))
+    }
+
+    /// The sealer has answered what was asked for it: worth a step. For who serves many clients, after [`sealer::wait`](crate::sealer::wait).
+    pub fn is_answered(&self) -> bool {
+        matches!(&self.state, State::Sealing(sealed) if sealed.mapped.is_answered())
     }
 
     /// Ends it; the client is told why.

@@ -157,10 +157,19 @@ pub(crate) fn send(socket: BorrowedFd<'_>, bytes: &[u8], fd: Option<BorrowedFd<'
 
 /// Receives one packet and every descriptor with it. `WouldBlock` when there is none.
 pub(crate) fn receive(socket: BorrowedFd<'_>, bytes: &mut [u8]) -> io::Result<Received> {
+    receive_with(socket, bytes, libc::MSG_DONTWAIT)
+}
+
+/// The same, but waits for one: unless [`set_blocking`] was not done. Of several threads that wait, a packet wakes one.
+pub(crate) fn receive_or_wait(socket: BorrowedFd<'_>, bytes: &mut [u8]) -> io::Result<Received> {
+    receive_with(socket, bytes, 0)
+}
+
+fn receive_with(socket: BorrowedFd<'_>, bytes: &mut [u8], flags: c_int) -> io::Result<Received> {
     let mut iov = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
     let mut control = Control([0; CONTROL_BYTES]);
     let mut header = message_header(&mut iov, &mut control, CONTROL_BYTES);
-    let flags = libc::MSG_CMSG_CLOEXEC | libc::MSG_DONTWAIT;
+    let flags = libc::MSG_CMSG_CLOEXEC | flags;
     // SAFETY: the kernel writes at most iov_len bytes to `bytes` and CONTROL_BYTES to `control`; all live until it returns.
     let count = unsafe { libc::recvmsg(socket.as_raw_fd(), &mut header, flags) };
     if count < 0 {
@@ -207,13 +216,23 @@ pub(crate) fn is_eventfd(fd: BorrowedFd<'_>) -> bool {
 
 /// Sets O_NONBLOCK on an open file (which the peer shares, if it came from there).
 pub(crate) fn set_nonblocking(fd: BorrowedFd<'_>) -> io::Result<()> {
+    set_flags(fd, |flags| flags | libc::O_NONBLOCK)
+}
+
+/// Takes it away.
+pub(crate) fn set_blocking(fd: BorrowedFd<'_>) -> io::Result<()> {
+    set_flags(fd, |flags| flags & !libc::O_NONBLOCK)
+}
+
+fn set_flags(fd: BorrowedFd<'_>, other: impl FnOnce(c_int) -> c_int) -> io::Result<()> {
     // SAFETY: no pointers.
     let flags = check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GETFL) })?;
-    if flags & libc::O_NONBLOCK != 0 {
+    let wanted = other(flags);
+    if wanted == flags {
         return Ok(());
     }
     // SAFETY: no pointers.
-    check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, flags | libc::O_NONBLOCK) }).map(drop)
+    check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, wanted) }).map(drop)
 }
 
 /// Adds 1 to an eventfd. A full one already wakes its reader, so that is no error. Waits if it is full and the peer has cleared
@@ -338,10 +357,9 @@ fn filesystem(file: &File) -> Option<libc::statfs> {
     (result == 0).then_some(stat)
 }
 
-/// Maps the first `bytes` of a file, shared, for reading and writing. `populate` touches every page now.
-pub(crate) fn map(file: &File, bytes: usize, populate: bool) -> io::Result<NonNull<u8>> {
-    let flags = libc::MAP_SHARED | if populate { libc::MAP_POPULATE } else { 0 };
-    let protection = libc::PROT_READ | libc::PROT_WRITE;
+/// Maps the first `bytes` of a file, shared, for reading and writing.
+pub(crate) fn map(file: &File, bytes: usize) -> io::Result<NonNull<u8>> {
+    let (flags, protection) = (libc::MAP_SHARED, libc::PROT_READ | libc::PROT_WRITE);
     // SAFETY: address null: the kernel chooses a free range, so no existing memory changes.
     let base = unsafe { libc::mmap(ptr::null_mut(), bytes, protection, flags, file.as_fd().as_raw_fd(), 0) };
     if base == libc::MAP_FAILED {
@@ -350,14 +368,65 @@ pub(crate) fn map(file: &File, bytes: usize, populate: bool) -> io::Result<NonNu
     NonNull::new(base.cast()).ok_or_else(|| io::Error::from(io::ErrorKind::OutOfMemory))
 }
 
+/// The same at an address that is a multiple of `alignment`, a power of two.
+pub(crate) fn map_aligned(file: &File, bytes: usize, alignment: usize) -> io::Result<NonNull<u8>> {
+    // SAFETY: no pointers.
+    let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096);
+    let (whole, alignment) = (bytes.next_multiple_of(page), alignment.max(page));
+    let room = whole + alignment;
+    let (private, none) = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE, libc::PROT_NONE);
+    // SAFETY: address null: the kernel chooses a free range, so no existing memory changes.
+    let start = unsafe { libc::mmap(ptr::null_mut(), room, none, private, -1, 0) };
+    if start == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    let before = start.addr().next_multiple_of(alignment) - start.addr();
+    let at = start.wrapping_byte_add(before);
+    let (shared, protection) = (libc::MAP_SHARED | libc::MAP_FIXED, libc::PROT_READ | libc::PROT_WRITE);
+    // SAFETY: the range lies inside the room that was taken just now, and that nobody else knows of: before < alignment.
+    let base = unsafe { libc::mmap(at, bytes, protection, shared, file.as_fd().as_raw_fd(), 0) };
+    let failure = io::Error::last_os_error();
+    let is_mapped = base != libc::MAP_FAILED;
+    let used = if is_mapped { whole } else { 0 };
+    for (from, to) in [(0, before), (before + used, room)] {
+        if from < to {
+            // SAFETY: as above; of the room, this part stays unused.
+            unsafe { libc::munmap(start.wrapping_byte_add(from), to - from) };
+        }
+    }
+    let base = is_mapped.then(|| NonNull::new(base.cast())).flatten();
+    base.ok_or(failure)
+}
+
+/// Asks for pages that are larger than the smallest. Only a hint.
+pub(crate) fn want_large_pages(base: NonNull<u8>, bytes: usize) {
+    // SAFETY: this advice changes no byte of any memory, and addresses that are not mapped are reported.
+    unsafe { libc::madvise(base.as_ptr().cast(), bytes, libc::MADV_HUGEPAGE) };
+}
+
+/// How memory is made present.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Populate {
+    /// Whatever file it is of: as if each page were written to.
+    AnyFile,
+    /// Of a memory file (tmpfs), as if each page were read: the kernel maps those that are in the file already sixteen at a time, which
+    /// takes half as long. Writing needs no fault afterwards either: what such a file maps for writing is never write-protected, for
+    /// nothing is ever written back.
+    MemoryFile,
+}
+
 /// Makes every page of mapped memory present and writable, so that using it needs no page fault. Where an access would be a
 /// SIGBUS, this is an error instead. Linux 5.14; before that it does nothing.
-pub(crate) fn populate(base: NonNull<u8>, bytes: usize) -> io::Result<()> {
+pub(crate) fn populate(base: NonNull<u8>, bytes: usize, how: Populate) -> io::Result<()> {
+    let advice = match how {
+        Populate::AnyFile => libc::MADV_POPULATE_WRITE,
+        Populate::MemoryFile => libc::MADV_POPULATE_READ,
+    };
     for start in (0..bytes).step_by(POPULATE_BYTES) {
         let slice = base.as_ptr().wrapping_add(start).cast::<c_void>();
         let length = POPULATE_BYTES.min(bytes - start);
         // SAFETY: this advice changes no byte of any memory, and addresses that are not mapped are reported.
-        match check(unsafe { libc::madvise(slice, length, libc::MADV_POPULATE_WRITE) }) {
+        match check(unsafe { libc::madvise(slice, length, advice) }) {
             Err(err) if err.raw_os_error() == Some(libc::EINVAL) => return Ok(()),
             result => result?,
         };
@@ -365,7 +434,7 @@ pub(crate) fn populate(base: NonNull<u8>, bytes: usize) -> io::Result<()> {
     Ok(())
 }
 
-/// Undoes [`map`].
+/// Undoes [`map`] and [`map_aligned`].
 ///
 /// # Safety
 /// `base` and `bytes` are those of one `map`, and nothing uses that memory from here on.

@@ -341,6 +341,7 @@ mod tests {
             ]
             .into(),
             capacity: Default::default(),
+            pools: Default::default(),
             classes: Default::default(),
             control_socket: Default::default(),
             ..Plan::default()

@@ -217,6 +217,7 @@ mod tests {
             networks: vec![network(42, Class::NORMAL), network(43, Class::URGENT)].into(),
             endpoints: Default::default(),
             capacity: Default::default(),
+            pools: Default::default(),
             classes,
             control_socket: PathBuf::new(),
             ..Plan::default()

@@ -813,6 +813,7 @@ mod tests {
             networks: vec![blue].into(),
             endpoints: vec![endpoint(1, BLUE)].into(),
             capacity: Capacity { networks: 3, endpoints: 4, addresses: 40 },
+            pools: Default::default(),
             ..Plan::default()
         };
         Engine::replay(&plan, vec![]).unwrap()

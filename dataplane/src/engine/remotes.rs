@@ -884,6 +884,7 @@ mod tests {
             networks: vec![network("blue", 42, &[2, 3]), network("red", 43, &[3])].into(),
             endpoints: Default::default(),
             capacity: Default::default(),
+            pools: Default::default(),
             classes: Default::default(),
             control_socket: PathBuf::new(),
             ..Plan::default()

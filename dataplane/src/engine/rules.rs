@@ -340,6 +340,7 @@ mod tests {
             .into(),
             endpoints: Default::default(),
             capacity: Default::default(),
+            pools: Default::default(),
             classes: Default::default(),
             control_socket: PathBuf::new(),
             ..Plan::default()

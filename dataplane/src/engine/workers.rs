@@ -513,6 +513,7 @@ mod tests {
             networks: vec![].into(),
             endpoints: Default::default(),
             capacity: Default::default(),
+            pools: Default::default(),
             classes: Default::default(),
             control_socket: std::path::PathBuf::new(),
             ..Plan::default()

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use peregrine_control::client;
 use peregrine_control::demo::hosts::{FAR, Hosts, NEAR, VNI};
 use peregrine_control::lab::{LabError, Process};
-use peregrine_memif::{Client, ClientConfig, Interface, Progress, SocketAddr};
+use peregrine_memif::{Client, ClientConfig, Interface, Progress, SocketAddr, sealer};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::{Value, json};
@@ -135,6 +135,11 @@ impl Bench {
         let (_, removal_us) =
             self.change(ids.map(|number| json!({"remove_endpoint": format!("e{number}")})).collect())?;
         drop(clients);
+        // What tenants leave behind is not the next burst's.
+        let left = Instant::now();
+        while sealer::unreturned() > 0 && left.elapsed() < PATIENCE {
+            sealer::wait(AGAIN);
+        }
         let took_us = answer["took_us"].as_f64().unwrap_or(f64::NAN);
         Ok(Burst { call_us, took_us, connected_us, first_packet_us, removal_us })
     }

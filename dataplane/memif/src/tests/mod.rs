@@ -53,7 +53,7 @@ struct Memory {
 impl Memory {
     fn new(file: File) -> Self {
         let bytes = file.metadata().unwrap().len() as usize;
-        let regions = Regions::new(vec![Mapping::new(&file, bytes, false).unwrap()]);
+        let regions = Regions::new(vec![Mapping::new(&file, bytes).unwrap()]);
         Self { file, regions }
     }
 
