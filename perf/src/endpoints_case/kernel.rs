@@ -97,6 +97,13 @@ fn new_namespace() -> Result<(), String> {
         .map_err(|error| format!("cannot make a network namespace: {error} (it needs root)"))
 }
 
+/// So many, held by these files only.
+pub fn new_namespaces(count: u16) -> Result<Vec<File>, String> {
+    let one = || new_namespace().and_then(|()| this_namespace());
+    let all = || (0..count).map(|_| one()).collect();
+    std::thread::scope(|scope| scope.spawn(all).join()).unwrap_or_else(|_| Err("it panicked".into()))
+}
+
 fn enter(namespace: &File) -> Result<(), String> {
     move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))
         .map_err(|error| format!("cannot enter a network namespace: {error}"))
