@@ -3,7 +3,9 @@
 //!
 //! Peregrine's bursts come in two forms. *Engine*: within this process, with frames from memory and memif connections over socket pairs:
 //! what the dataplane needs, without the control socket and without a wire. *Daemon*: one `change` on the control socket of a daemon, all
-//! tenants connected by this process, packets over a veth from another host. The kernel's (`kernel.rs`) are made by netlink from this
+//! tenants connected by this process, packets over a veth from another host; and for a minute a thousand endpoints a second that come and
+//! go (`churn.rs`), by which nothing of the daemon may grow. *Containers* (`containers.rs`) have veths: from a pool of namespaces
+//! that are ready, made on the spot, or into namespaces that were there, each until its kernel answered an ARP request. The kernel's (`kernel.rs`) are made by netlink from this
 //! process, as container runtimes do it and in the fastest way that we know of, each until an ARP request from the bridge's side was
 //! answered.
 //!
