@@ -134,7 +134,7 @@ pub struct Report {
     /// Why there is nothing of the kernel.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kernel_failure: Option<String>,
-    /// What of the kernel's was not run, as it would take too long.
+    /// What of the kernel's was not run, as it would take too long, or failed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub kernel_skipped: Vec<String>,
     /// Why there is nothing of containers on an engine.
@@ -338,7 +338,11 @@ fn kernel_bursts(quick: bool, skipped: &mut Vec<String>) -> Result<Vec<KernelFig
             let one_s = (first.first_packet_ms.median + first.removal_ms.median) / 1e3;
             let expected_s = one_s * f64::from(many) / f64::from(few);
             if expected_s < LONGEST_S && begun.elapsed().as_secs_f64() + expected_s < KERNEL_S {
-                all.push(kernel_burst(host, form, threads, many, 1)?);
+                match kernel_burst(host, form, threads, many, 1) {
+                    Ok(burst) => all.push(burst),
+                    Err(error) => skipped
+                        .push(format!("{} with {threads} threads, {many} at once: {error}", form.name())),
+                }
             } else {
                 skipped.push(format!(
                     "{} with {threads} threads, {many} at once: it would take {expected_s:.0} s, as far as {few} tell",
@@ -457,7 +461,7 @@ impl Report {
             );
         }
         for what in &self.kernel_skipped {
-            out += &format!("Not run: {what}\n");
+            out += &format!("Not measured: {what}\n");
         }
         out
     }

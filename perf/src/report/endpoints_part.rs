@@ -37,7 +37,8 @@ pub fn endpoints(report: &Report) -> String {
             figure(churn.seconds)
         )
     });
-    let skipped = report.kernel_skipped.iter().map(|what| format!(" Not run: {what}.")).collect::<String>();
+    let skipped =
+        report.kernel_skipped.iter().map(|what| format!(" Not measured: {what}.")).collect::<String>();
     section(
         "Endpoints in bursts",
         &format!(
