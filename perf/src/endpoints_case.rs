@@ -3,7 +3,9 @@
 //!
 //! Peregrine's bursts come in two forms. *Engine*: within this process, with frames from memory and memif connections over socket pairs:
 //! what the dataplane needs, without the control socket and without a wire. *Daemon*: one `change` on the control socket of a daemon, all
-//! tenants connected by this process, packets over a veth from another host. The kernel's (`kernel.rs`) are made by netlink from this
+//! tenants connected by this process, packets over a veth from another host; and for a minute a thousand endpoints a second that come and
+//! go (`churn.rs`), by which nothing of the daemon may grow. *Containers* (`containers.rs`) have veths: from a pool of namespaces
+//! that are ready, made on the spot, or into namespaces that were there, each until its kernel answered an ARP request. The kernel's (`kernel.rs`) are made by netlink from this
 //! process, as container runtimes do it and in the fastest way that we know of, each until an ARP request from the bridge's side was
 //! answered.
 //!
@@ -11,12 +13,16 @@
 //! strongest form with the namespaces there already.
 
 mod bursts;
+mod churn;
+mod containers;
 mod daemon;
 mod kernel;
 mod load;
 mod memory;
 mod netlink;
 mod probe;
+
+use std::time::Instant;
 
 use peregrine_memif::ClientConfig;
 use serde::{Deserialize, Serialize};
@@ -43,8 +49,12 @@ const FORMS: [(Form, u32); 7] = [
     (Form::InPlace, 8),
     (Form::Batch, 1),
 ];
-/// A thousand containers of a form are made only if so long is enough, as far as a hundred tell.
+/// A thousand containers of a form are made only if so long is enough, as far as a hundred tell, to make them and to remove them.
 const LONGEST_S: f64 = 60.0;
+/// For all of the kernel's; then no more begin.
+const KERNEL_S: f64 = 240.0;
+/// Containers of a burst of ours.
+const OUR_CONTAINERS: u16 = 100;
 
 /// Lowest, median and highest of the runs.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
@@ -124,10 +134,21 @@ pub struct Report {
     /// Why there is nothing of the kernel.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kernel_failure: Option<String>,
+    /// What of the kernel's was not run, as it would take too long, or failed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub kernel_skipped: Vec<String>,
+    /// Why there is nothing of containers on an engine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub container_failure: Option<String>,
     /// Why there is nothing of a daemon.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub daemon_failure: Option<String>,
     pub under_load: load::UnderLoad,
+    /// Of endpoints that come and go all the time, through a daemon.
+    #[serde(default)]
+    pub churn: Option<churn::Churn>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub churn_failure: Option<String>,
     /// Of a memif endpoint with the smallest rings: shared memory and the daemon's own.
     pub per_endpoint_bytes: u64,
     pub memory: memory::Memory,
@@ -142,7 +163,8 @@ pub fn run(quick: bool) -> Result<Report, String> {
     let watch = Watch::start();
     let runs = if quick { 3 } else { 9 };
     let memory = aside(|| memory::run(cores))?;
-    let (kernel, kernel_failure) = match kernel_bursts(quick) {
+    let mut kernel_skipped = Vec::new();
+    let (kernel, kernel_failure) = match kernel_bursts(quick, &mut kernel_skipped) {
         Ok(kernel) => (kernel, None),
         Err(error) => (Vec::new(), Some(error)),
     };
@@ -152,16 +174,25 @@ pub fn run(quick: bool) -> Result<Report, String> {
             bursts.extend(aside(|| engine_bursts(cores, existing, n, runs))?);
         }
     }
+    let container_failure = container_bursts(cores, runs).map(|all| bursts.extend(all)).err();
     let daemon_failure = daemon_bursts(cores[1].id, runs).map(|all| bursts.extend(all)).err();
     bursts.iter_mut().for_each(|burst| compare(burst, &kernel));
     let under_load = aside(|| load::run(cores, quick))?;
+    let (churn, churn_failure) = match churn::run(cores[1].id, quick) {
+        Ok(churn) => (Some(churn), None),
+        Err(error) => (None, Some(error)),
+    };
     let shared = memory.rings.first().map_or(0, |rings| rings.shared_bytes + rings.heap_bytes);
     Ok(Report {
         bursts,
         kernel,
         kernel_failure,
+        kernel_skipped,
+        container_failure,
         daemon_failure,
         under_load,
+        churn,
+        churn_failure,
         per_endpoint_bytes: shared + memory.engine_bytes + memory.place_bytes,
         memory,
         runs,
@@ -188,28 +219,36 @@ fn engine_bursts(
     for kind in Kind::ALL {
         bench.run(kind, &rings)?; // until all is warm
         let runs = (0..runs).map(|_| bench.run(kind, &rings)).collect::<Result<Vec<_>, _>>()?;
-        let ms = |of: fn(&bursts::Burst) -> f64| Figure::of(runs.iter().map(|run| of(run) / 1e3));
-        let has_packets = kind != Kind::Change;
-        all.push(BurstFigures {
-            n,
-            kind: kind.name().into(),
-            level: "engine".into(),
-            existing,
-            daemon_took_ms: None,
-            change_ms: ms(|run| run.change_us),
-            total_ms: ms(|run| run.in_force_us),
-            first_packet_ms: has_packets
-                .then(|| ms(|run| run.first_packet_us.last().copied().unwrap_or(f64::NAN))),
-            per_endpoint_us: has_packets
-                .then(|| percentiles(runs.iter().map(|run| run.first_packet_us.clone()))),
-            removal_ms: ms(|run| run.removal_us),
-            kernel_total_ms: None,
-            ratio: None,
-            strongest_total_ms: None,
-            strongest_ratio: None,
-        });
+        all.push(engine_figures(kind.name(), n, existing, kind != Kind::Change, &runs));
     }
     Ok(all)
+}
+
+fn engine_figures(
+    kind: &str,
+    n: u16,
+    existing: u16,
+    has_packets: bool,
+    runs: &[bursts::Burst],
+) -> BurstFigures {
+    let ms = |of: fn(&bursts::Burst) -> f64| Figure::of(runs.iter().map(|run| of(run) / 1e3));
+    BurstFigures {
+        n,
+        kind: kind.into(),
+        level: "engine".into(),
+        existing,
+        daemon_took_ms: None,
+        change_ms: ms(|run| run.change_us),
+        total_ms: ms(|run| run.in_force_us),
+        first_packet_ms: has_packets
+            .then(|| ms(|run| run.first_packet_us.last().copied().unwrap_or(f64::NAN))),
+        per_endpoint_us: has_packets.then(|| percentiles(runs.iter().map(|run| run.first_packet_us.clone()))),
+        removal_ms: ms(|run| run.removal_us),
+        kernel_total_ms: None,
+        ratio: None,
+        strongest_total_ms: None,
+        strongest_ratio: None,
+    }
 }
 
 /// One call, and a tenant for each, with rings of its own.
@@ -221,26 +260,47 @@ fn daemon_bursts(worker: usize, runs: usize) -> Result<Vec<BurstFigures>, String
             let bench = daemon::Bench::start(worker, existing, n)?;
             bench.run(n, &rings)?; // until all is warm
             let runs = (0..runs).map(|_| bench.run(n, &rings)).collect::<Result<Vec<_>, _>>()?;
-            let ms = |of: fn(&daemon::Burst) -> f64| Figure::of(runs.iter().map(|run| of(run) / 1e3));
-            all.push(BurstFigures {
-                n,
-                kind: Kind::Memif.name().into(),
-                level: "daemon".into(),
-                existing,
-                daemon_took_ms: Some(ms(|run| run.took_us)),
-                change_ms: ms(|run| run.call_us),
-                total_ms: ms(|run| run.connected_us),
-                first_packet_ms: Some(ms(|run| run.first_packet_us.last().copied().unwrap_or(f64::NAN))),
-                per_endpoint_us: Some(percentiles(runs.iter().map(|run| run.first_packet_us.clone()))),
-                removal_ms: ms(|run| run.removal_us),
-                kernel_total_ms: None,
-                ratio: None,
-                strongest_total_ms: None,
-                strongest_ratio: None,
-            });
+            all.push(daemon_figures(Kind::Memif.name(), n, existing, &runs));
         }
     }
+    let bench = daemon::Bench::start(worker, 0, OUR_CONTAINERS)?;
+    bench.run_containers(OUR_CONTAINERS)?;
+    let runs = (0..runs).map(|_| bench.run_containers(OUR_CONTAINERS)).collect::<Result<Vec<_>, _>>()?;
+    all.push(daemon_figures(containers::Kind::Given.name(), OUR_CONTAINERS, 0, &runs));
     Ok(all)
+}
+
+fn daemon_figures(kind: &str, n: u16, existing: u16, runs: &[daemon::Burst]) -> BurstFigures {
+    let ms = |of: fn(&daemon::Burst) -> f64| Figure::of(runs.iter().map(|run| of(run) / 1e3));
+    BurstFigures {
+        n,
+        kind: kind.into(),
+        level: "daemon".into(),
+        existing,
+        daemon_took_ms: Some(ms(|run| run.took_us)),
+        change_ms: ms(|run| run.call_us),
+        total_ms: ms(|run| run.connected_us),
+        first_packet_ms: Some(ms(|run| run.first_packet_us.last().copied().unwrap_or(f64::NAN))),
+        per_endpoint_us: Some(percentiles(runs.iter().map(|run| run.first_packet_us.clone()))),
+        removal_ms: ms(|run| run.removal_us),
+        kernel_total_ms: None,
+        ratio: None,
+        strongest_total_ms: None,
+        strongest_ratio: None,
+    }
+}
+
+/// Each from its beginning, to an answer by each one's kernel.
+fn container_bursts(cores: [core_affinity::CoreId; 2], runs: usize) -> Result<Vec<BurstFigures>, String> {
+    containers::Bench::with(cores, OUR_CONTAINERS, |bench| {
+        let mut all = Vec::new();
+        for kind in containers::Kind::ALL {
+            bench.run(kind)?; // until all is warm
+            let runs = (0..runs).map(|_| bench.run(kind)).collect::<Result<Vec<_>, _>>()?;
+            all.push(engine_figures(kind.name(), OUR_CONTAINERS, 0, true, &runs));
+        }
+        Ok(all)
+    })
 }
 
 /// Medians over the runs.
@@ -256,24 +316,45 @@ fn nearest(mut values: Vec<f64>, share: f64) -> Option<f64> {
     values.get(rank.saturating_sub(1)).copied()
 }
 
-fn kernel_bursts(quick: bool) -> Result<Vec<KernelFigures>, String> {
-    Host::with(|host| {
-        let mut all = Vec::new();
+fn kernel_bursts(quick: bool, skipped: &mut Vec<String>) -> Result<Vec<KernelFigures>, String> {
+    let [few, many] = CONTAINERS;
+    let begun = Instant::now();
+    let done = Host::with(|host| {
+        let (mut all, mut skipped) = (Vec::new(), Vec::new());
         for (form, threads) in FORMS {
             if quick {
                 all.push(kernel_burst(host, form, threads, QUICK_CONTAINERS, 3)?);
                 continue;
             }
-            let [few, many] = CONTAINERS;
-            let first = kernel_burst(host, form, threads, few, 5)?;
-            let second_s = first.first_packet_ms.median / 1e3 * f64::from(many) / f64::from(few);
-            all.push(first);
-            if second_s < LONGEST_S {
-                all.push(kernel_burst(host, form, threads, many, 1)?);
+            all.push(kernel_burst(host, form, threads, few, 5)?);
+        }
+        for first in if quick { Vec::new() } else { all.clone() } {
+            let Some((form, threads)) = FORMS
+                .into_iter()
+                .find(|(form, threads)| (form.name(), *threads) == (&first.form, first.threads))
+            else {
+                continue;
+            };
+            let one_s = (first.first_packet_ms.median + first.removal_ms.median) / 1e3;
+            let expected_s = one_s * f64::from(many) / f64::from(few);
+            if expected_s < LONGEST_S && begun.elapsed().as_secs_f64() + expected_s < KERNEL_S {
+                match kernel_burst(host, form, threads, many, 1) {
+                    Ok(burst) => all.push(burst),
+                    Err(error) => skipped
+                        .push(format!("{} with {threads} threads, {many} at once: {error}", form.name())),
+                }
+            } else {
+                skipped.push(format!(
+                    "{} with {threads} threads, {many} at once: it would take {expected_s:.0} s, as far as {few} tell",
+                    form.name()
+                ));
             }
         }
-        Ok(all)
-    })
+        Ok((all, skipped))
+    });
+    let (all, its) = done?;
+    skipped.extend(its);
+    Ok(all)
 }
 
 fn kernel_burst(host: &Host, form: Form, threads: u32, n: u32, runs: usize) -> Result<KernelFigures, String> {
@@ -339,10 +420,14 @@ impl Report {
                 times(burst.strongest_ratio),
             );
         }
+        if let Some(failure) = &self.container_failure {
+            out += &format!("Containers on an engine were not measured: {failure}\n");
+        }
         if let Some(failure) = &self.daemon_failure {
             out += &format!("A daemon was not measured: {failure}\n");
         }
         out += &self.kernel_text();
+        out += &self.churn_text();
         out + &self.notes()
     }
 
@@ -375,7 +460,45 @@ impl Report {
                 burst.removal_ms.text(),
             );
         }
+        for what in &self.kernel_skipped {
+            out += &format!("Not measured: {what}\n");
+        }
         out
+    }
+
+    fn churn_text(&self) -> String {
+        let Some(churn) = &self.churn else {
+            let why = self.churn_failure.as_deref().unwrap_or("no reason is known");
+            return format!("Endpoints that come and go all the time were not measured: {why}\n");
+        };
+        let grew = if churn.grew.is_empty() {
+            "nothing grew".into()
+        } else {
+            format!("grew: {}", churn.grew.join("; "))
+        };
+        let has = |holdings: &churn::Holdings| {
+            format!(
+                "RSS {:.1} MB, {} descriptors, {} threads, {} devices, {} of {} frames free, {} endpoints",
+                holdings.rss_bytes as f64 / 1e6,
+                holdings.descriptors,
+                holdings.threads,
+                holdings.devices,
+                holdings.frames_free,
+                holdings.frames_total,
+                holdings.endpoints
+            )
+        };
+        format!(
+            "Through a daemon: {} endpoints created and {} removed in {:.1} s, {:.0} a second each, calls of {:.1} ms (p99 {:.1}): {grew}\n  before: {}\n  after:  {}\n",
+            churn.created,
+            churn.removed,
+            churn.seconds,
+            churn.per_second,
+            churn.call_ms_p50,
+            churn.call_ms_p99,
+            has(&churn.before),
+            has(&churn.after)
+        )
     }
 
     fn notes(&self) -> String {

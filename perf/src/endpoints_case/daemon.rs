@@ -4,26 +4,31 @@
 //! The daemon drives a veth by AF_XDP in copy mode and keeps its state in a file, as in use.
 
 use std::collections::VecDeque;
-use std::net::UdpSocket;
+use std::net::{Ipv4Addr, UdpSocket};
+use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use peregrine_control::client;
-use peregrine_control::demo::hosts::{FAR, Hosts, NEAR, VNI};
+use peregrine_control::demo::hosts::{FAR, FAR_OVERLAY, Hosts, NEAR, VNI};
 use peregrine_control::lab::{LabError, Process};
+use peregrine_dataplane::types::MacAddr;
 use peregrine_memif::{Client, ClientConfig, Interface, Progress, SocketAddr, sealer};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::{Value, json};
 
 use super::bursts::us;
-use super::kernel::inside;
+use super::kernel::{inside, new_namespaces};
+use super::probe::{Asker, Probe};
 use crate::kernel_case::program;
 use crate::rig::{FAR as STATION, inner, tenant_mac};
 
 const INNER_BYTES: usize = 64;
 /// Endpoints of one `change` while what is to exist is made.
 const FILL: u16 = 1000;
+/// The number of the first container: not in the network of the far host's own address.
+const FIRST_CONTAINER: u16 = 256;
 /// Handshakes at the same time.
 const AT_ONCE: usize = 32;
 /// Packets are sent again to who has none yet.
@@ -48,7 +53,7 @@ pub struct Burst {
 /// A daemon with so many endpoints.
 pub struct Bench {
     // Before the hosts, so that it ends first.
-    _daemon: Process,
+    daemon: Process,
     hosts: Hosts,
     far: UdpSocket,
     existing: u16,
@@ -69,7 +74,7 @@ impl Bench {
         let text = format!(
             "control_socket = \"{}\"\nstate = \"{}\"\n\n[capacity]\nendpoints = {}\n\n[[workers]]\ncore = {worker}\n\n\
              [uplink]\ninterface = \"{}\"\nlocal = \"{}\"\nmode = \"copy\"\n\n\
-             [[networks]]\nname = \"blue\"\nvni = {VNI}\nmtu = 1450\nremotes = [\"{}\"]\n",
+             [[networks]]\nname = \"blue\"\nvni = {VNI}\nmtu = 1450\nremotes = [\"{}\"]\nsubnets = [\"10.42.0.0/16\"]\n",
             hosts.file("control.sock").display(),
             hosts.file("state.json").display(),
             // Places are free again a moment after the endpoints went.
@@ -87,7 +92,7 @@ impl Bench {
             UdpSocket::bind((FAR.0, 0)).and_then(|socket| socket.connect((NEAR.0, 4789)).map(|()| socket))
         })?;
         let far = far.map_err(|error| format!("no socket on the far host: {error}"))?;
-        let bench = Bench { _daemon: daemon, hosts, far, existing };
+        let bench = Bench { daemon, hosts, far, existing };
         let mut first = 0;
         while first < existing {
             let next = existing.min(first + FILL);
@@ -101,7 +106,8 @@ impl Bench {
         self.hosts.file("memif.sock")
     }
 
-    fn addition(&self, number: u16) -> Value {
+    /// What asks for one, with memif.
+    pub fn addition(&self, number: u16) -> Value {
         let [high, low] = number.to_be_bytes();
         json!({"add_endpoint": {
             "name": format!("e{number}"),
@@ -113,8 +119,20 @@ impl Bench {
         }})
     }
 
+    /// The daemon's number.
+    pub fn process(&self) -> u32 {
+        self.daemon.id()
+    }
+
+    /// What it answers.
+    pub fn ask(&self, method: &str) -> Result<Value, String> {
+        let mut client =
+            client::Client::connect(&self.hosts.file("control.sock")).map_err(|error| error.to_string())?;
+        client.call(method).map_err(|error| error.to_string())
+    }
+
     /// The answer, and when it was here.
-    fn change(&self, changes: Vec<Value>) -> Result<(Value, f64), String> {
+    pub fn change(&self, changes: Vec<Value>) -> Result<(Value, f64), String> {
         let mut client =
             client::Client::connect(&self.hosts.file("control.sock")).map_err(|error| error.to_string())?;
         let parameters = json!({ "changes": changes });
@@ -140,6 +158,39 @@ impl Bench {
         while sealer::unreturned() > 0 && left.elapsed() < PATIENCE {
             sealer::wait(AGAIN);
         }
+        let took_us = answer["took_us"].as_f64().unwrap_or(f64::NAN);
+        Ok(Burst { call_us, took_us, connected_us, first_packet_us, removal_us })
+    }
+
+    /// One burst of ports into namespaces that are there: one call, until each container's kernel has answered the far host's.
+    pub fn run_containers(&self, burst: u16) -> Result<Burst, String> {
+        let namespaces = new_namespaces(burst)?;
+        let numbers = || FIRST_CONTAINER..FIRST_CONTAINER + burst;
+        let additions = numbers().zip(&namespaces).map(|(number, namespace)| {
+            let path = format!("/proc/{}/fd/{}", std::process::id(), namespace.as_raw_fd());
+            json!({"add_endpoint": {
+                "name": format!("c{number}"),
+                "network": "blue",
+                "mac": tenant_mac(number).to_string(),
+                "addresses": [overlay(number).to_string()],
+                "announce": false,
+                "veth": {"namespace": path},
+            }})
+        });
+        let additions = additions.collect();
+        let asker = Asker {
+            device: "vx",
+            mac: FAR_OVERLAY.1.parse::<MacAddr>().map_err(|error| error.to_string())?.0,
+            ip: FAR_OVERLAY.0.parse::<Ipv4Addr>().map_err(|error| error.to_string())?,
+        };
+        let mut probe = inside(self.hosts.far.name(), || Probe::open(asker))??;
+        let whom: Vec<_> = numbers().map(|number| (overlay(number), tenant_mac(number).0)).collect();
+        let begun = Instant::now();
+        let (answer, call_us) = self.change(additions)?;
+        let connected_us = us(begun);
+        let first_packet_us = probe.reach(&whom, begun)?;
+        let (_, removal_us) =
+            self.change(numbers().map(|number| json!({"remove_endpoint": format!("c{number}")})).collect())?;
         let took_us = answer["took_us"].as_f64().unwrap_or(f64::NAN);
         Ok(Burst { call_us, took_us, connected_us, first_packet_us, removal_us })
     }
@@ -238,6 +289,12 @@ impl Bench {
             Err(error) => Err(format!("the far host cannot send: {error}")),
         }
     }
+}
+
+/// The overlay address of a container.
+fn overlay(number: u16) -> Ipv4Addr {
+    let [high, low] = number.to_be_bytes();
+    Ipv4Addr::new(10, 42, high, low)
 }
 
 /// Which of them have something to read; waits a moment for that.

@@ -29,11 +29,21 @@ pub fn endpoints(report: &Report) -> String {
     };
     let groups: Vec<Group> = sizes.into_iter().map(group).collect();
     let load = &report.under_load;
+    let churn = report.churn.as_ref().map_or(String::new(), |churn| {
+        let grew = if churn.grew.is_empty() { "nothing".into() } else { churn.grew.join("; ") };
+        format!(
+            " Through a daemon {} endpoints a second came, and as many went, for {} s: of memory, descriptors, devices and frames {grew} grew.",
+            figure(churn.per_second),
+            figure(churn.seconds)
+        )
+    });
+    let skipped =
+        report.kernel_skipped.iter().map(|what| format!(" Not measured: {what}.")).collect::<String>();
     section(
         "Endpoints in bursts",
         &format!(
-            "Until a packet got through the last of them. {} cores: the worker, and everything else. Medians of {} runs. While {} endpoints a second came and \
-             went, the 99th percentile of others' lateness at 70 % load was {} times that before. A memif endpoint with the smallest rings takes {} bytes.",
+            "Until a packet got through the last of them; through containers an answer of their kernel's. {} cores: the worker, and everything else. Medians of {} runs. While {} endpoints a second came and \
+             went, the 99th percentile of others' lateness at 70 % load was {} times that before. A memif endpoint with the smallest rings takes {} bytes.{churn}{skipped}",
             report.cores,
             report.runs,
             figure(load.endpoints_per_second),
