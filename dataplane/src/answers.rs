@@ -86,16 +86,24 @@ struct Accounts {
     storm: Account,
 }
 
-/// What a tenant may flood; none of a place that nobody has.
+/// What a tenant may flood.
 #[derive(Clone, Copy, Debug)]
-struct Storm {
-    is_there: bool,
-    limit: Option<Limiter>,
+enum Storm {
+    /// There is none.
+    Nobody,
+    /// Everything.
+    Free,
+    /// So much.
+    Limited(Limiter),
 }
 
 impl Nothing for Storm {
     fn nothing() -> Storm {
-        Storm { is_there: false, limit: None }
+        Storm::Nobody
+    }
+
+    fn is_nothing(&self) -> bool {
+        matches!(self, Storm::Nobody)
     }
 }
 
@@ -105,7 +113,7 @@ impl Storm {
             let burst = (rate / STORM_BURSTS_PER_SECOND).max(STORM_BURST_MIN);
             Limiter::new(rate, burst, ticks_per_second)
         };
-        Storm { is_there: true, limit: endpoint.storm_limit.map(limit) }
+        endpoint.storm_limit.map(limit).map_or(Storm::Free, Storm::Limited)
     }
 }
 
@@ -198,12 +206,12 @@ impl Answers {
 
     /// One more frame of this tenant's may be flooded.
     pub fn may_flood(&self, id: EndpointId, now: u64) -> bool {
-        let Some(limit) = self.storms.get(id).and_then(|storm| storm.limit.as_ref()) else { return true };
+        let Some(Storm::Limited(limit)) = self.storms.get(id) else { return true };
         self.accounts.get(id.index()).is_none_or(|accounts| limit.admit(&accounts.storm, now))
     }
 
     fn accounts_of(&self, id: EndpointId) -> Option<&Accounts> {
-        self.accounts.get(id.index()).filter(|_| self.storms.get(id).is_some_and(|storm| storm.is_there))
+        self.accounts.get(id.index()).filter(|_| self.storms.get(id).is_some_and(|storm| !storm.is_nothing()))
     }
 }
 

@@ -10,6 +10,7 @@
 //! What must hold: within any time `t` no more than `burst + rate × t` events are taken, whoever asks; and after `1 / rate` without one
 //! taken the next is.
 
+use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// What somebody has had: the theoretical arrival time, in ticks.
@@ -27,7 +28,7 @@ impl Account {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Limiter {
     /// Ticks between two events; `None`: none is taken.
-    interval: Option<u64>,
+    interval: Option<NonZeroU64>,
     /// How much earlier than that an event may come, in ticks.
     tolerance: u64,
     /// Further ahead than this it is only if the clock has gone back, or is another one: then it says nothing.
@@ -39,9 +40,11 @@ impl Limiter {
     pub fn new(rate: u32, burst: u32, ticks_per_second: u64) -> Limiter {
         let is_open = rate > 0 && burst > 0;
         // Rounded up: never more than the rate.
-        let interval = is_open.then(|| ticks_per_second.div_ceil(u64::from(rate).max(1)).max(1));
-        let tolerance = interval.unwrap_or(0).saturating_mul(u64::from(burst.saturating_sub(1)));
-        let horizon = tolerance.saturating_add(interval.unwrap_or(0)).saturating_add(ticks_per_second);
+        let interval = ticks_per_second.div_ceil(u64::from(rate).max(1)).max(1);
+        let interval = NonZeroU64::new(interval).filter(|_| is_open);
+        let ticks = interval.map_or(0, NonZeroU64::get);
+        let tolerance = ticks.saturating_mul(u64::from(burst.saturating_sub(1)));
+        let horizon = tolerance.saturating_add(ticks).saturating_add(ticks_per_second);
         Limiter { interval, tolerance, horizon }
     }
 
@@ -66,7 +69,7 @@ impl Limiter {
 
     /// The arrival time after one more event now, if that may come.
     fn next(&self, arrival: u64, now: u64) -> Option<u64> {
-        let interval = self.interval?;
+        let interval = self.interval?.get();
         let is_sound = arrival <= now.saturating_add(self.horizon);
         let expected = if is_sound { arrival } else { now };
         (now >= expected.saturating_sub(self.tolerance)).then(|| expected.max(now).saturating_add(interval))

@@ -293,12 +293,20 @@ impl Nothing for Network {
         let plan = NetworkPlan { mtu: 0, ..NetworkPlan::new("", Vni::from_bytes([0; 3])) };
         Network { source: SourceId(u8::MAX), ..Network::new(&plan, &[], &[]) }
     }
+
+    fn is_nothing(&self) -> bool {
+        self.source == SourceId(u8::MAX)
+    }
 }
 
 impl Nothing for Endpoint {
     /// On no network.
     fn nothing() -> Endpoint {
         Endpoint { network: NetworkId(u16::MAX), mac: MacAddr([0; 6]), anti_spoofing: true, more: None }
+    }
+
+    fn is_nothing(&self) -> bool {
+        self.network == NetworkId(u16::MAX)
     }
 }
 

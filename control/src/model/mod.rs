@@ -31,7 +31,7 @@ use crate::tenants::Coming;
 /// So many changes are kept for who watches,
 const LOG_MAX: usize = 1024;
 /// as long as they name no more objects than this together.
-const LOG_NAMES_MAX: usize = 1 << 18;
+const LOG_NAMES_MAX: usize = 1 << 16;
 
 /// A network.
 #[derive(Clone, Debug)]

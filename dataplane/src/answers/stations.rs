@@ -10,12 +10,14 @@ use crate::types::{MacAddr, NetworkId};
 use crate::wire::flow::mix;
 
 /// Branches of each level.
-const WIDTH: usize = 16;
+const WIDTH: usize = 32;
 
 /// An address of a network.
 type Place = (NetworkId, IpAddr);
+/// The same in numbers, those first in which most differ.
+type Key = [u64; 3];
 /// In order.
-type Leaf = Vec<(Place, MacAddr)>;
+type Leaf = Vec<(Key, MacAddr)>;
 
 /// See the [module documentation](self).
 #[derive(Clone, Default, Debug)]
@@ -26,22 +28,24 @@ pub(super) struct Stations {
 impl Stations {
     /// The station that has this address.
     pub(super) fn get(&self, place: Place) -> Option<MacAddr> {
-        let (branch, leaf) = home(place);
+        let key = key_of(place);
+        let (branch, leaf) = home(key);
         let leaf = self.branches.get(branch)?.get(leaf)?;
-        let at = leaf.binary_search_by_key(&place, |(place, _)| *place).ok()?;
+        let at = leaf.binary_search_by_key(&key, |(key, _)| *key).ok()?;
         leaf.get(at).map(|(_, mac)| *mac)
     }
 
     /// It has it from now on, whoever had it before.
     pub(super) fn insert(&mut self, place: Place, mac: MacAddr) {
-        let Some(leaf) = self.leaf_mut(place) else { return };
-        match leaf.binary_search_by_key(&place, |(place, _)| *place) {
+        let key = key_of(place);
+        let Some(leaf) = self.leaf_mut(key) else { return };
+        match leaf.binary_search_by_key(&key, |(key, _)| *key) {
             Ok(at) => {
                 if let Some(known) = leaf.get_mut(at) {
                     known.1 = mac;
                 }
             }
-            Err(at) => leaf.insert(at, (place, mac)),
+            Err(at) => leaf.insert(at, (key, mac)),
         }
     }
 
@@ -50,26 +54,31 @@ impl Stations {
         if self.get(place) != Some(mac) {
             return;
         }
-        let Some(leaf) = self.leaf_mut(place) else { return };
-        if let Ok(at) = leaf.binary_search_by_key(&place, |(place, _)| *place) {
+        let key = key_of(place);
+        let Some(leaf) = self.leaf_mut(key) else { return };
+        if let Ok(at) = leaf.binary_search_by_key(&key, |(key, _)| *key) {
             leaf.remove(at);
         }
     }
 
     /// Its own from now on.
-    fn leaf_mut(&mut self, place: Place) -> Option<&mut Leaf> {
-        let (branch, leaf) = home(place);
+    fn leaf_mut(&mut self, key: Key) -> Option<&mut Leaf> {
+        let (branch, leaf) = home(key);
         let branch = Arc::make_mut(self.branches.get_mut(branch)?);
         branch.get_mut(leaf).map(Arc::make_mut)
     }
 }
 
-fn home((network, address): Place) -> (usize, usize) {
-    let number = match address {
-        IpAddr::V4(address) => u128::from(u32::from(address)),
-        IpAddr::V6(address) => u128::from(address),
+fn key_of((network, address): Place) -> Key {
+    let (number, family) = match address {
+        IpAddr::V4(address) => (u128::from(u32::from(address)), 4),
+        IpAddr::V6(address) => (u128::from(address), 6),
     };
-    let hash = mix(mix(number as u64 ^ FIRST, (number >> 64) as u64 ^ SECOND) ^ u64::from(network.0), FIRST);
+    [number as u64, (number >> 64) as u64, u64::from(network.0) << 8 | family]
+}
+
+fn home([low, high, network]: Key) -> (usize, usize) {
+    let hash = mix(mix(low ^ FIRST, high ^ SECOND) ^ network, FIRST);
     (hash as usize % WIDTH, (hash >> 32) as usize % WIDTH)
 }
 
@@ -95,10 +104,10 @@ mod tests {
     fn places_are_spread_over_all_leaves() {
         let mut counts = [0; WIDTH * WIDTH];
         for number in 0..16_384u32 {
-            let (branch, leaf) = home((NetworkId(3), IpAddr::V4((0x0a00_0000 + number).into())));
+            let (branch, leaf) = home(key_of((NetworkId(3), IpAddr::V4((0x0a00_0000 + number).into()))));
             counts[branch * WIDTH + leaf] += 1;
         }
-        assert!(counts.iter().all(|count| (32..128).contains(count)), "{counts:?}");
+        assert!(counts.iter().all(|count| (1..48).contains(count)), "{counts:?}");
     }
 
     proptest! {

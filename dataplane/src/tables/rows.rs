@@ -10,6 +10,8 @@ use crate::plan::{PlaceId, Places};
 pub(crate) trait Nothing: Clone {
     /// No frame is for it, and nothing comes from it.
     fn nothing() -> Self;
+    /// It is that.
+    fn is_nothing(&self) -> bool;
 }
 
 /// A row for each place; one that matches nothing where nothing is. A copy shares all of them, and has its own once one is changed: for what
@@ -17,8 +19,6 @@ pub(crate) trait Nothing: Clone {
 #[derive(Clone, Debug)]
 pub struct Rows<I, T> {
     rows: Arc<[T]>,
-    /// Something is there.
-    taken: Arc<[bool]>,
     id: PhantomData<I>,
 }
 
@@ -37,8 +37,8 @@ impl<I: PlaceId, T: Nothing> Rows<I, T> {
 
     /// All that are there, by place.
     pub fn iter(&self) -> impl Iterator<Item = (I, &T)> + Clone {
-        let rows = self.rows.iter().zip(&*self.taken).enumerate();
-        rows.filter(|(_, (_, is_taken))| **is_taken).map(|(index, (row, _))| (I::at(index), row))
+        let rows = self.rows.iter().enumerate();
+        rows.filter(|(_, row)| !row.is_nothing()).map(|(index, row)| (I::at(index), row))
     }
 
     /// The same without their places.
@@ -54,9 +54,6 @@ impl<I: PlaceId, T: Nothing> Rows<I, T> {
     /// Something has this place from now on, or nothing.
     pub(super) fn set(&mut self, id: I, row: Option<T>) {
         self.reach(id.place() + 1);
-        if let Some(is_taken) = Arc::make_mut(&mut self.taken).get_mut(id.place()) {
-            *is_taken = row.is_some();
-        }
         if let Some(place) = self.get_mut(id) {
             *place = row.unwrap_or_else(T::nothing);
         }
@@ -65,10 +62,8 @@ impl<I: PlaceId, T: Nothing> Rows<I, T> {
     /// There are so many places at least. Before many are [set](Self::set): each that is beyond the end copies all.
     pub(super) fn reach(&mut self, places: usize) {
         if places > self.rows.len() {
-            let more = places - self.rows.len();
-            let nothing = std::iter::repeat_with(T::nothing).take(more);
+            let nothing = std::iter::repeat_with(T::nothing).take(places - self.rows.len());
             self.rows = self.rows.iter().cloned().chain(nothing).collect();
-            self.taken = self.taken.iter().copied().chain(std::iter::repeat_n(false, more)).collect();
         }
     }
 
@@ -77,29 +72,22 @@ impl<I: PlaceId, T: Nothing> Rows<I, T> {
         let ids = || (0..places.end()).map(I::at);
         Rows {
             rows: ids().map(|id| places.get(id).map_or_else(T::nothing, |its| row(id, its))).collect(),
-            taken: ids().map(|id| places.get(id).is_some()).collect(),
             id: PhantomData,
         }
     }
 }
 
-/// Rows of a [`Chunks`] that are copied together.
-const CHUNK: usize = 256;
+/// Rows of a [`Chunks`] that are copied together: some KB; and there are some hundred pointers at most.
+const CHUNK: usize = 512;
 
 /// The same for what there are many of: a copy shares the chunks, and has its own of those that are changed. So a change costs the same
-/// however many rows there are, but for a pointer for each chunk; and a look-up one load more.
+/// however many rows there are, but for a pointer for each chunk; and a look-up costs one load more.
 #[derive(Clone, Debug)]
 pub struct Chunks<I, T> {
-    chunks: Box<[Arc<Chunk<T>>]>,
+    /// Each with [`CHUNK`] rows.
+    chunks: Box<[Arc<[T]>]>,
     end: usize,
     id: PhantomData<I>,
-}
-
-#[derive(Clone, Debug)]
-struct Chunk<T> {
-    rows: [T; CHUNK],
-    /// Something is there.
-    taken: [bool; CHUNK],
 }
 
 #[allow(private_bounds, reason = "what is nothing is for the tables to know")]
@@ -107,13 +95,13 @@ impl<I: PlaceId, T: Nothing> Chunks<I, T> {
     /// The row of a place. Beyond [`end`](Self::end) there may be one that matches nothing.
     #[inline]
     pub fn get(&self, id: I) -> Option<&T> {
-        self.chunks.get(id.place() / CHUNK)?.rows.get(id.place() % CHUNK)
+        self.chunks.get(id.place() / CHUNK)?.get(id.place() % CHUNK)
     }
 
     /// All that are there, by place.
     pub fn iter(&self) -> impl Iterator<Item = (I, &T)> + Clone {
-        let rows = self.chunks.iter().flat_map(|chunk| chunk.rows.iter().zip(&chunk.taken)).enumerate();
-        rows.filter(|(_, (_, is_taken))| **is_taken).map(|(index, (row, _))| (I::at(index), row))
+        let rows = self.chunks.iter().flat_map(|chunk| chunk.iter()).enumerate();
+        rows.filter(|(_, row)| !row.is_nothing()).map(|(index, row)| (I::at(index), row))
     }
 
     /// Places are below this.
@@ -123,38 +111,31 @@ impl<I: PlaceId, T: Nothing> Chunks<I, T> {
 
     /// Something has this place from now on, or nothing.
     pub(crate) fn set(&mut self, id: I, row: Option<T>) {
-        self.end = self.end.max(id.place() + 1);
-        if self.chunks.len() <= id.place() / CHUNK {
-            let mut chunks = std::mem::take(&mut self.chunks).into_vec();
-            chunks.resize_with(id.place() / CHUNK + 1, || Arc::new(Chunk::default()));
-            self.chunks = chunks.into();
-        }
-        let Some(chunk) = self.chunks.get_mut(id.place() / CHUNK).map(Arc::make_mut) else { return };
-        let places = (chunk.rows.get_mut(id.place() % CHUNK), chunk.taken.get_mut(id.place() % CHUNK));
-        if let (Some(place), Some(is_taken)) = places {
-            *is_taken = row.is_some();
+        self.reach(id.place() + 1);
+        let chunk = self.chunks.get_mut(id.place() / CHUNK).map(Arc::make_mut);
+        if let Some(place) = chunk.and_then(|chunk| chunk.get_mut(id.place() % CHUNK)) {
             *place = row.unwrap_or_else(T::nothing);
+        }
+    }
+
+    /// There are so many places at least.
+    fn reach(&mut self, places: usize) {
+        self.end = self.end.max(places);
+        let needed = places.div_ceil(CHUNK);
+        if self.chunks.len() < needed {
+            let nothing: Arc<[T]> = std::iter::repeat_with(T::nothing).take(CHUNK).collect();
+            let mut chunks = std::mem::take(&mut self.chunks).into_vec();
+            chunks.resize(needed, nothing);
+            self.chunks = chunks.into();
         }
     }
 
     /// One for each of a list.
     pub(crate) fn of<U>(places: &Places<I, U>, mut row: impl FnMut(I, &U) -> T) -> Chunks<I, T> {
-        let mut chunks = Chunks::default();
+        let mut chunks = Chunks { chunks: Box::default(), end: 0, id: PhantomData };
+        chunks.reach(places.end());
         places.iter().for_each(|(id, its)| chunks.set(id, Some(row(id, its))));
-        chunks.end = places.end();
         chunks
-    }
-}
-
-impl<I, T> Default for Chunks<I, T> {
-    fn default() -> Chunks<I, T> {
-        Chunks { chunks: Box::default(), end: 0, id: PhantomData }
-    }
-}
-
-impl<T: Nothing> Default for Chunk<T> {
-    fn default() -> Chunk<T> {
-        Chunk { rows: std::array::from_fn(|_| T::nothing()), taken: [false; CHUNK] }
     }
 }
 
@@ -184,29 +165,33 @@ mod tests {
         fn nothing() -> u32 {
             0
         }
+
+        fn is_nothing(&self) -> bool {
+            *self == 0
+        }
     }
 
     #[test]
     fn a_copy_has_its_own_of_what_changes_and_shares_the_rest() {
         let mut places: Places<EndpointId, u32> = Places::default();
-        for id in [0, 255, 256, 1000] {
+        for id in [0, 511, 512, 4000] {
             places.set(EndpointId(id), Some(u32::from(id) + 1));
         }
         let first = Chunks::of(&places, |_, value| *value);
         let mut second = first.clone();
-        second.set(EndpointId(256), None);
-        second.set(EndpointId(257), Some(9));
-        second.set(EndpointId(2000), Some(7));
+        second.set(EndpointId(512), None);
+        second.set(EndpointId(513), Some(9));
+        second.set(EndpointId(8000), Some(7));
         let all = |chunks: &Chunks<EndpointId, u32>| {
             (chunks.end(), chunks.iter().map(|(id, value)| (id.0, *value)).collect::<Vec<_>>())
         };
-        assert_eq!(all(&first), (1001, vec![(0, 1), (255, 256), (256, 257), (1000, 1001)]));
-        assert_eq!(all(&second), (2001, vec![(0, 1), (255, 256), (257, 9), (1000, 1001), (2000, 7)]));
+        assert_eq!(all(&first), (4001, vec![(0, 1), (511, 512), (512, 513), (4000, 4001)]));
+        assert_eq!(all(&second), (8001, vec![(0, 1), (511, 512), (513, 9), (4000, 4001), (8000, 7)]));
         let shared: Vec<bool> =
             first.chunks.iter().zip(&second.chunks).map(|(one, other)| Arc::ptr_eq(one, other)).collect();
-        assert_eq!(shared, [true, false, true, true]);
+        assert_eq!(shared, [true, false, true, true, true, true, true, true]);
         assert_eq!(
-            [256, 1500, 2047, 2048].map(|id| second.get(EndpointId(id))),
+            [512, 6000, 8191, 8192].map(|id| second.get(EndpointId(id))),
             [Some(&0), Some(&0), Some(&0), None]
         );
     }
