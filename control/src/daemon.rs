@@ -24,7 +24,6 @@ use crate::api::Api;
 use crate::error::Error;
 use crate::methods::Methods;
 use crate::model::live::may_be_unsealed;
-use crate::model::types::Origin;
 use crate::model::{self, Model};
 use crate::pools::Pools;
 use crate::preflight;
@@ -32,7 +31,7 @@ use crate::render;
 use crate::sealer::Sealer;
 use crate::status::{self, VERSION};
 use crate::table::{count, thousands};
-use crate::tenants::{Coming, Tenants};
+use crate::tenants::Tenants;
 use crate::underlay::{Underlay, Uplink, Wanted};
 
 const SIGNALS: Token = Token(0);
@@ -313,11 +312,9 @@ fn open_declared(tenants: &mut Tenants, registry: &Registry, model: &Model) -> V
             lines.push(format!("warning: port {name}: {why}: tried again every second"));
         }
     }
-    for (name, endpoint) in model.endpoints().iter().filter(|(_, it)| it.origin == Origin::Api) {
-        let network = model.networks().get(&endpoint.network).map(|network| &network.plan);
-        let coming = Coming::new(endpoint.id, &endpoint.plan, network);
+    for coming in model.ports_in_use().filter_map(|port| model.coming(port)) {
         if let Err(why) = tenants.add_or_wait(registry, &coming) {
-            lines.push(format!("warning: endpoint {name}: {why}: tried again every second"));
+            lines.push(format!("warning: endpoint {}: {why}: tried again every second", coming.plan.name));
         }
     }
     if let Some(more @ 1..) = lines.len().checked_sub(LISTED_AT_START) {

@@ -2,7 +2,7 @@
 //! Called by [`methods`](crate::methods). What they take and return is in [`types`](crate::model::types).
 
 use std::collections::BTreeSet;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use mio::Registry;
 use peregrine_dataplane::engine::Engine;
@@ -97,9 +97,11 @@ impl Declared<'_> {
         let mut runtime = Live { engine, tenants, registry, now };
         if method == "change" {
             let answer = change(model, plan, &mut runtime, given)?;
+            until_in_force(engine);
             return to_value(&ChangeAnswer { took_us: micros(began), ..answer });
         }
         let answer = apply(model, plan, &mut runtime, given)?;
+        until_in_force(engine);
         to_value(&ApplyAnswer { took_us: micros(began), ..answer })
     }
 
@@ -310,6 +312,15 @@ pub fn schema() -> Value {
 
 fn micros(began: Instant) -> u64 {
     u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX)
+}
+
+/// Who has the answer may send at once. A worker takes its orders each turn, which takes microseconds; one that has lost its core is not waited
+/// for longer than this.
+fn until_in_force(engine: &Engine) {
+    let end = Instant::now() + Duration::from_millis(5);
+    while !engine.is_in_force() && Instant::now() < end {
+        std::thread::yield_now();
+    }
 }
 
 fn to_value(value: &impl serde::Serialize) -> Result<Value, RpcError> {

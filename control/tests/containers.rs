@@ -302,7 +302,7 @@ fn a_namespace_that_goes_is_noticed_and_one_that_comes_is_found() {
 fn functions_share_an_interface() {
     let mut host = Host::new();
     let one = host.container("one");
-    let _daemon = host.start("");
+    let daemon = host.start("");
     host.does(&format!("port add p --namespace {one}"));
     let add = |name: &str, last: u8| {
         format!(
@@ -325,6 +325,12 @@ fn functions_share_an_interface() {
     host.pings(&host.net.there, "10.42.0.7", 3);
     let refused = host.refuses("endpoint add f4 --network blue --mac 02:00:00:00:07:05 --address 10.42.0.8 --port p --no-anti-spoofing");
     assert!(refused.contains("endpoints on one port have the same"), "{refused}");
+    // And so it is after a restart.
+    daemon.end(Signal::KILL);
+    let _daemon = host.start("");
+    host.pings(&host.net.there, "10.42.0.6", 3);
+    host.pings(&host.net.there, "fd42::7", 3);
+    assert_eq!(ip(&format!("-n {one} -o link show eth0")), number, "the same interface");
     host.does("endpoint del f2 f3");
     until(10, "the interface is gone", || host.devices() == 0);
 }

@@ -176,7 +176,7 @@ pub struct Model {
     endpoints: BTreeMap<String, Endpoint>,
     held: HashMap<Key, Named>,
     /// The names of those on each port.
-    on_ports: HashMap<String, BTreeSet<String>>,
+    on_ports: BTreeMap<String, BTreeSet<String>>,
     sockets: HashMap<SocketAddr, SocketUse>,
     log: VecDeque<Changed>,
     log_names: usize,

@@ -171,8 +171,7 @@ impl Prepared {
             let in_the_way = come.contains(&key) || holds.contains(&key);
             if in_the_way || port.memif().is_some_and(|memif| other_terms(&memif.socket)) {
                 self.goes_first |= holds.contains(&key);
-                let network = model.networks.get(&endpoint.network).map(|network| &network.plan);
-                self.close_first.push(Coming::new(endpoint.id, &endpoint.plan, network));
+                self.close_first.extend(model.coming(&endpoint.port));
             } else {
                 self.close.push(endpoint.id);
             }
@@ -209,7 +208,9 @@ impl Prepared {
             let coming = Coming::new(id, &plan, network);
             if !known.contains(&id) {
                 self.come.push(coming);
-            } else if let Some(before) = all.iter().find_map(|(name, _)| model.endpoints.get(*name)) {
+            } else if let Some(before) =
+                all.iter().find_map(|(name, _)| model.endpoints.get(*name).filter(|before| before.id == id))
+            {
                 let before = shared::together(&model.on_port(&before.port));
                 let before = before.map(|(_, plan)| Coming::new(id, &plan, network));
                 self.refit.extend(

@@ -7,7 +7,9 @@ use peregrine_dataplane::plan::{EndpointPlan, Station};
 use peregrine_dataplane::types::EndpointId;
 
 use super::stage::Staged;
+use super::types::Origin;
 use super::{Endpoint, Model};
+use crate::tenants::Coming;
 
 /// Endpoints on one port.
 pub const ON_ONE_PORT_MAX: usize = 64;
@@ -57,6 +59,20 @@ pub fn is_same_place(before: &EndpointPlan, after: &EndpointPlan) -> bool {
 }
 
 impl Model {
+    /// What is on a port, as the engine and the tenants know it.
+    pub fn coming(&self, port: &str) -> Option<Coming> {
+        let all = self.on_port(port);
+        let (id, plan) = together(&all)?;
+        let network = all.first().and_then(|(_, first)| self.networks.get(&first.network));
+        Some(Coming::new(id, &plan, network.map(|network| &network.plan)))
+    }
+
+    /// The ports that carry something that the control socket declared.
+    pub fn ports_in_use(&self) -> impl Iterator<Item = &String> {
+        let is_api = |port: &&String| self.on_port(port).iter().any(|(_, it)| it.origin == Origin::Api);
+        self.on_ports.keys().filter(is_api)
+    }
+
     /// Those on a port, in order.
     pub fn on_port(&self, port: &str) -> Vec<(&String, &Endpoint)> {
         let names = self.on_ports.get(port).into_iter().flatten();
