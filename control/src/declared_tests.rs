@@ -190,7 +190,7 @@ fn lists_are_filtered_and_show_no_secrets() {
     // What is on the socket of the config is known, too.
     let taken: SocketAddr = rig.path("config.sock").parse().unwrap();
     let error = rig.ask("change", json!({"changes": [add(0, &taken.to_string())]})).unwrap_err();
-    assert!(error.message.ends_with("must be unique: that of port web is the same"), "{}", error.message);
+    assert!(error.message.ends_with("must be unique: that of endpoint web is the same"), "{}", error.message);
 }
 
 /// `UPDATE_EXPECTED=1` writes it anew; read the difference.
