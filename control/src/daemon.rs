@@ -206,6 +206,9 @@ impl<'p> Daemon<'p> {
         for ifindex in self.underlay.containers_gone() {
             self.tenants.interface_gone(ifindex, now, &mut self.engine);
         }
+        if self.underlay.has_missed() {
+            self.tenants.look_for_interfaces(now, &mut self.engine);
+        }
         let remotes = self.engine.remotes_generation();
         if std::mem::replace(&mut self.remotes_known, remotes) != remotes {
             self.underlay.want(wanted(&self.engine));

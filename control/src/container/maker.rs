@@ -45,10 +45,12 @@ impl Link {
     pub fn of(endpoint: &EndpointPlan, network: &NetworkPlan) -> Option<Link> {
         let veth = endpoint.port.veth()?;
         let with_bits = |address: &IpAddr| (*address, network.prefix_bits(*address));
+        let mut addresses: Vec<(IpAddr, u8)> = endpoint.addresses.iter().map(with_bits).collect();
+        addresses.sort_unstable(); // it is the same whoever came first
         Some(Link {
             mac: endpoint.mac,
             mtu: network.mtu,
-            addresses: endpoint.addresses.iter().map(with_bits).collect(),
+            addresses,
             gateways: if veth.default_route { network.gateways.clone() } else { Vec::new() },
         })
     }
@@ -96,7 +98,7 @@ impl Maker {
             ports: None,
             remover: Remover::start()?,
             pool: Pooled {
-                directory: control_socket.with_extension("containers"),
+                directory: beside(control_socket, ".containers"),
                 size: pool_size,
                 pool: None,
                 given: HashMap::new(),
@@ -179,7 +181,12 @@ impl Maker {
         }
         let namespace = Namespace::open(&wanted.namespace).map_err(|error| error.to_string())?;
         let (device, alias) = (self.device_of(wanted), self.alias(wanted, link));
-        let pair = match self.find(&device, &alias, wanted, &namespace)? {
+        if is_ours(&namespace).map_err(|error| format!("looking at {}: {error}", wanted.namespace))? {
+            return Err(format!("{} is the daemon's own: give a container's", wanted.namespace));
+        }
+        let found = self.find(&device, &alias, wanted, &namespace)?;
+        let was_there = found.is_some();
+        let pair = match found {
             Some(pair) => pair,
             None if !may_make => {
                 return Err(format!(
@@ -192,7 +199,10 @@ impl Maker {
         match self.open_port(&pair, wanted) {
             Ok(port) => Ok((pair, port)),
             Err(why) => {
-                self.remover.remove(pair);
+                // One that a container has already stays: it is tried again.
+                if !was_there {
+                    self.remover.remove(pair);
+                }
                 Err(why)
             }
         }
@@ -209,7 +219,8 @@ impl Maker {
         let alias = self.alias(wanted, link);
         self.pool()?;
         if let Some(taken) = self.pool.given.get(name).cloned() {
-            let there = self.requests.alias_of(&taken.pair.port).ok().flatten();
+            let there = self.requests.alias_of(&taken.pair.port);
+            let there = there.map_err(|error| format!("looking for {}: {error}", taken.pair.port))?;
             if there == Some((taken.pair.ifindex, alias.clone())) {
                 let port = self.pool()?.adopt(&taken).map_err(|error| error.to_string())?;
                 return Ok((taken.pair, port));
@@ -251,7 +262,8 @@ impl Maker {
         }
         let pair = Pair { port: device.to_owned(), ifindex };
         let far = namespace.inside(|| Requests::open().and_then(|mut its| its.below_of(&wanted.interface)));
-        if found == alias && matches!(far, Ok(Ok(Some(below))) if below == ifindex) {
+        let far = far.map_err(|error| error.to_string())?.map_err(failed)?;
+        if found == alias && far == Some(ifindex) {
             return Ok(Some(pair));
         }
         pair.remove(&mut self.requests).map_err(|error| error.to_string())?;
@@ -291,7 +303,7 @@ impl Maker {
     pub fn refit(&mut self, wanted: &Wanted, pair: &Pair, before: &Link, after: &Link) -> Result<(), String> {
         let namespace = Namespace::open(&wanted.namespace).map_err(|error| error.to_string())?;
         let change = |from: &Link, to: &Link| {
-            let done = namespace.inside(|| set_addresses(&wanted.interface, &from.addresses, &to.addresses));
+            let done = namespace.inside(|| set_addresses(&wanted.interface, from, to));
             done.and_then(|result| result).map_err(|error| error.to_string())
         };
         if let Err(why) = change(before, after) {
@@ -306,23 +318,34 @@ impl Maker {
 
     /// Takes a pair away, soon; with its namespace, if that was made with it.
     pub fn remove(&mut self, wanted: &Wanted, pair: Pair) {
-        if let (Some(name), true) = (name_of(&wanted.namespace), wanted.create)
-            && let Some(taken) = self.pool.given.remove(name)
-            && let Some(pool) = &self.pool.pool
-        {
-            return pool.give_back(taken);
+        match self.given_back(wanted, &pair) {
+            Some(taken) => self.pool.pool.iter().for_each(|pool| pool.give_back(taken.clone())),
+            None => self.remover.remove(pair),
         }
-        self.remover.remove(pair);
     }
 
-    /// A pair is gone without us.
-    pub fn forget(&mut self, wanted: &Wanted) {
-        if let (Some(name), true) = (name_of(&wanted.namespace), wanted.create)
-            && let Some(taken) = self.pool.given.remove(name)
+    /// What was given out with this pair, which is not given out any more.
+    fn given_back(&mut self, wanted: &Wanted, pair: &Pair) -> Option<Taken> {
+        let name = name_of(&wanted.namespace).filter(|_| wanted.create)?;
+        let is_it = self.pool.given.get(name).is_some_and(|taken| taken.pair == *pair);
+        if is_it { self.pool.given.remove(name) } else { None }
+    }
+
+    /// A pair is gone without us. A namespace that was made with it goes after it.
+    pub fn forget(&mut self, wanted: &Wanted, pair: &Pair) {
+        if let Some(taken) = self.given_back(wanted, pair)
             && let Some(pool) = &self.pool.pool
         {
-            pool.give_back(taken); // its name and its mark
+            pool.let_go(taken);
         }
+    }
+
+    /// The numbers of all interfaces that there are.
+    ///
+    /// # Errors
+    /// The kernel does not list them.
+    pub fn interfaces(&mut self) -> io::Result<HashSet<u32>> {
+        self.requests.ifindexes()
     }
 
     /// Takes all pairs of this daemon away that are for none of these: what was not declared any more when it started.
@@ -365,7 +388,7 @@ pub fn is_device(name: &str) -> bool {
 }
 
 /// Two letters, the process's number, a hyphen and another number.
-fn is_of_the_pool(name: &str) -> bool {
+pub(super) fn is_of_the_pool(name: &str) -> bool {
     let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_hexdigit());
     let numbers = name.strip_prefix("pp").and_then(|rest| rest.split_once('-'));
     numbers.is_some_and(|(process, number)| is_number(process) && is_number(number))
@@ -377,7 +400,24 @@ fn is_of_a_given_namespace(name: &str) -> bool {
     digits.is_some_and(|digits| digits.bytes().all(|byte| byte.is_ascii_hexdigit()))
 }
 
-/// Whether a namespace is given by what may be another's by now.
+/// Whether a namespace is given by what may be another's by now: a process.
 pub fn is_fleeting(namespace: &NamespaceRef) -> bool {
-    matches!(namespace, NamespaceRef::Pid(_))
+    match namespace {
+        NamespaceRef::Pid(_) => true,
+        NamespaceRef::Path(path) => path.starts_with("/proc"),
+        NamespaceRef::Name(_) => false,
+    }
+}
+
+/// Whether it is the one that we are in.
+fn is_ours(namespace: &Namespace) -> io::Result<bool> {
+    use std::os::unix::fs::MetadataExt;
+    Ok(std::fs::metadata("/proc/thread-self/ns/net")?.ino() == namespace.inode()?)
+}
+
+/// A path with this at its end.
+fn beside(path: &Path, ending: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(ending);
+    PathBuf::from(name)
 }

@@ -17,7 +17,7 @@ use peregrine_dataplane::types::MacAddr;
 use peregrine_dataplane::xsk::switch_offloads_off;
 use rustix::io::Errno;
 
-use super::{ContainerError, Namespace};
+use super::{ContainerError, Link, Namespace};
 use crate::underlay::netlink::Requests;
 
 /// What is to be made.
@@ -210,8 +210,8 @@ pub(super) fn give(
 /// again: with the first IPv4 address of a prefix the kernel removes the others of that prefix.
 pub(super) fn set_addresses(
     interface: &str,
-    from: &[(IpAddr, u8)],
-    to: &[(IpAddr, u8)],
+    from: &Link,
+    Link { addresses: to, gateways, .. }: &Link,
 ) -> Result<(), ContainerError> {
     let failed = |error| refused(error, || format!("changing the addresses of {interface}"));
     let mut requests = Requests::open().map_err(failed)?;
@@ -226,11 +226,18 @@ pub(super) fn set_addresses(
         })
     };
     give(&mut requests).map_err(failed)?;
-    for address in from.iter().filter(|address| !to.contains(address)) {
+    for address in from.addresses.iter().filter(|address| !to.contains(address)) {
         let taken = requests.change(RouteNetlinkMessage::DelAddress(message(address)), 0);
         taken.or_else(|error| if is(&error, Errno::ADDRNOTAVAIL) { Ok(()) } else { Err(failed(error)) })?;
     }
-    give(&mut requests).map_err(failed)
+    give(&mut requests).map_err(failed)?;
+    // And with an interface's last address all routes over it.
+    for &gateway in gateways {
+        let message = RouteNetlinkMessage::NewRoute(default_route(ifindex, gateway));
+        let given = requests.change(message, NLM_F_CREATE | NLM_F_EXCL);
+        given.or_else(|error| if is(&error, Errno::EXIST) { Ok(()) } else { Err(failed(error)) })?;
+    }
+    Ok(())
 }
 
 fn gift_error(error: io::Error, gift: Gift, interface: &str, namespace: &NamespaceRef) -> ContainerError {

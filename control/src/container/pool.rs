@@ -253,6 +253,15 @@ impl Pool {
         self.shared.wake.notify_one();
     }
 
+    /// The same of one whose device is gone already. Its name goes now.
+    pub fn let_go(&self, taken: Taken) {
+        let named = self.shared.maker.names.remove(&taken.namespace, taken.inode);
+        if let Err(error) = named {
+            self.shared.lock().counts.failed(&error);
+        }
+        self.give_back(taken);
+    }
+
     /// Has another size from now on.
     pub fn resize(&self, size: usize, low_water: usize) {
         let mut state = self.shared.lock();

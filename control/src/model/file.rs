@@ -324,6 +324,8 @@ impl Written<'_> {
         let [new, last, link, journal, last_journal] =
             [".new", ".last", ".link", ".journal", ".last.journal"].map(|ending| self.file.beside(ending));
         let replace = || {
+            // It belongs to the one before the last.
+            let _none = fs::remove_file(&last_journal);
             if path.exists() {
                 let _left_behind = fs::remove_file(&link);
                 // A second name for it; a copy, where the file system has no such thing.

@@ -47,6 +47,8 @@ pub fn disagreement(first: &EndpointPlan, other: &EndpointPlan) -> Option<&'stat
         ("anti_spoofing", first.anti_spoofing != other.anti_spoofing),
         ("storm_limit", first.storm_limit != other.storm_limit),
         ("announce", first.announce != other.announce),
+        // A container's interface has one.
+        ("mac", first.port.veth().is_some() && first.mac != other.mac),
     ]
     .into_iter()
     .find_map(|(key, differs)| differs.then_some(key))

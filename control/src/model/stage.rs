@@ -544,7 +544,7 @@ impl<'m, 'p> Stage<'m, 'p> {
     fn check_mate(&self, path: &str, first: &Endpoint, other: &Endpoint) {
         if let Some(key) = shared::disagreement(&first.plan, &other.plan) {
             let why = format!(
-                "endpoints on one port have the same network, anti_spoofing, storm_limit and announce, and port {} carries endpoint {} with another {key}",
+                "endpoints on one port have the same network, anti_spoofing, storm_limit and announce, and in a container the same mac, and port {} carries endpoint {} with another {key}",
                 other.port, first.plan.name
             );
             self.refuse(format!("{path}.{key}"), "", why);

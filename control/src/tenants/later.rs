@@ -58,7 +58,7 @@ impl Tenants {
     /// # Errors
     /// Why it waits.
     pub fn add_or_wait(&mut self, registry: &Registry, coming: &Coming) -> Result<(), Error> {
-        let added = self.prepare(Some(registry), &[], std::slice::from_ref(coming), When::Later);
+        let added = self.prepare(Some(registry), &[], std::slice::from_ref(coming), When::Again);
         match added {
             Ok(prepared) => {
                 self.put(prepared);

@@ -181,7 +181,8 @@ impl Tenants {
     /// # Errors
     /// The kernel does not list its interfaces.
     pub fn remove_leftovers(&mut self) -> io::Result<usize> {
-        let veths = self.ports.values().filter_map(|port| match &port.role {
+        let carrying = self.ports.values().filter(|port| port.endpoint.is_some());
+        let veths = carrying.filter_map(|port| match &port.role {
             Role::Veth(veth) => Some(veth.plan()),
             _ => None,
         });
@@ -344,6 +345,9 @@ impl Tenants {
             let prepared = port.prepare(coming, &mut self.maker, when);
             return prepared.map(|()| At::Held(slot, None)).map_err(|why| port_error(&plan.port, &why));
         }
+        // One that goes is in the way of its own successor until it is gone.
+        let in_the_way = self.by_key.contains_key(&plan.port.key());
+        let when = if in_the_way && matches!(when, When::Now(_)) { When::Later } else { when };
         let mut port = self.prepare_port(registry, removed, seats, &plan.name, &plan.port)?;
         port.prepare(coming, &mut self.maker, when).map_err(|why| port_error(&plan.port, &why))?;
         Ok(At::Own(Box::new(port)))
@@ -549,6 +553,22 @@ impl Tenants {
         self.plan_next(slot);
     }
 
+    /// Some of the kernel's words were lost: looks which containers' interfaces there still are.
+    pub fn look_for_interfaces(&mut self, now: Instant, rings: &mut impl Rings) {
+        let numbers = self.ports.values().filter_map(|port| match &port.role {
+            Role::Veth(veth) => veth.pair().map(|pair| pair.ifindex),
+            _ => None,
+        });
+        let numbers: Vec<u32> = numbers.collect();
+        if numbers.is_empty() {
+            return;
+        }
+        let Ok(there) = self.maker.interfaces() else { return };
+        for ifindex in numbers.into_iter().filter(|ifindex| !there.contains(ifindex)) {
+            self.interface_gone(ifindex, now, rings);
+        }
+    }
+
     /// Says goodbye to everybody, stops listening and connecting. Containers keep their interfaces: the next daemon drives them.
     pub fn stop(mut self, now: Instant, rings: &mut impl Rings) {
         for slot in self.ports.all() {
@@ -619,6 +639,8 @@ enum When {
     Now(Instant),
     /// When it can be.
     Later,
+    /// The same of what was declared before this daemon began.
+    Again,
 }
 
 fn port_error(plan: &PortPlan, reason: &impl ToString) -> Error {

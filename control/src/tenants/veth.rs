@@ -109,6 +109,10 @@ impl Port {
             When::Now(now) => veth.make(link, maker, now),
             When::Later => {
                 veth.want(link);
+                Ok(())
+            }
+            When::Again => {
+                veth.want(link);
                 veth.was_there = true;
                 Ok(())
             }
@@ -134,8 +138,7 @@ impl Port {
         self.end("its interface is gone, most likely with its namespace", None, now, rings);
         if let Role::Veth(veth) = &mut self.role {
             // Its number may be another interface's one day.
-            maker.forget(&veth.plan);
-            veth.pair = None;
+            veth.pair.take().iter().for_each(|pair| maker.forget(&veth.plan, pair));
             veth.lost(now);
         }
     }

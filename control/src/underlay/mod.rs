@@ -67,6 +67,8 @@ pub struct Underlay {
     looked: Option<Instant>,
     /// Our ends of containers' veths that the kernel removed.
     containers_gone: Vec<u32>,
+    /// Notices were lost.
+    has_missed: bool,
 }
 
 /// A way that is wanted: to a remote, from a source address.
@@ -148,6 +150,7 @@ impl Underlay {
             reread: None,
             looked: None,
             containers_gone: Vec::new(),
+            has_missed: false,
         })
     }
 
@@ -238,6 +241,11 @@ impl Underlay {
         std::mem::take(&mut self.containers_gone)
     }
 
+    /// Notices were lost since the last time.
+    pub fn has_missed(&mut self) -> bool {
+        std::mem::take(&mut self.has_missed)
+    }
+
     fn hear(&mut self) {
         let (dirty, removed, containers) = (&mut self.dirty, &mut self.removed, &mut self.containers_gone);
         let own: Vec<u32> = self.uplinks.iter().map(|uplink| uplink.ifindex).collect();
@@ -259,6 +267,7 @@ impl Underlay {
         self.unread = matches!(heard, Ok(Heard::More | Heard::Overrun));
         if !matches!(heard, Ok(Heard::All | Heard::More)) {
             self.dirty.all = true;
+            self.has_missed = true;
         }
     }
 

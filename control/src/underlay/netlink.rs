@@ -121,6 +121,15 @@ impl Requests {
         Ok(all)
     }
 
+    /// The numbers of all interfaces.
+    pub fn ifindexes(&mut self) -> io::Result<std::collections::HashSet<u32>> {
+        let mut all = std::collections::HashSet::new();
+        self.dump(RouteNetlinkMessage::GetLink(LinkMessage::default()), |link| {
+            all.extend(facts::alias(link).map(|(ifindex, ..)| ifindex));
+        })?;
+        Ok(all)
+    }
+
     /// The number of the interface that the one of this name is joined to: of a veth the other end.
     pub fn below_of(&mut self, name: &str) -> io::Result<Option<u32>> {
         Ok(self.link_payload(name)?.and_then(|link| facts::below(&link)))

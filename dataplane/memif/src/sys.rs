@@ -368,34 +368,27 @@ pub(crate) fn map(file: &File, bytes: usize) -> io::Result<NonNull<u8>> {
     NonNull::new(base.cast()).ok_or_else(|| io::Error::from(io::ErrorKind::OutOfMemory))
 }
 
-/// The same at an address that is a multiple of `alignment`, a power of two.
+/// The same at an address that is a multiple of `alignment`, a power of two, if one is free.
 pub(crate) fn map_aligned(file: &File, bytes: usize, alignment: usize) -> io::Result<NonNull<u8>> {
-    // SAFETY: no pointers.
-    let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096);
-    let (whole, alignment) = (bytes.next_multiple_of(page), alignment.max(page));
-    let room = whole + alignment;
     let (private, none) = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE, libc::PROT_NONE);
+    let Some(room) = bytes.checked_add(alignment) else { return map(file, bytes) };
     // SAFETY: address null: the kernel chooses a free range, so no existing memory changes.
     let start = unsafe { libc::mmap(ptr::null_mut(), room, none, private, -1, 0) };
     if start == libc::MAP_FAILED {
-        return Err(io::Error::last_os_error());
+        return map(file, bytes);
     }
-    let before = start.addr().next_multiple_of(alignment) - start.addr();
-    let at = start.wrapping_byte_add(before);
-    let (shared, protection) = (libc::MAP_SHARED | libc::MAP_FIXED, libc::PROT_READ | libc::PROT_WRITE);
-    // SAFETY: the range lies inside the room that was taken just now, and that nobody else knows of: before < alignment.
-    let base = unsafe { libc::mmap(at, bytes, protection, shared, file.as_fd().as_raw_fd(), 0) };
-    let failure = io::Error::last_os_error();
-    let is_mapped = base != libc::MAP_FAILED;
-    let used = if is_mapped { whole } else { 0 };
-    for (from, to) in [(0, before), (before + used, room)] {
-        if from < to {
-            // SAFETY: as above; of the room, this part stays unused.
-            unsafe { libc::munmap(start.wrapping_byte_add(from), to - from) };
-        }
+    let at = start.map_addr(|address| address.next_multiple_of(alignment));
+    // SAFETY: the range was taken just now, and nobody else knows of it. It was looked for only: from here on it may be anybody's.
+    unsafe { libc::munmap(start, room) };
+    let (flags, protection) =
+        (libc::MAP_SHARED | libc::MAP_FIXED_NOREPLACE, libc::PROT_READ | libc::PROT_WRITE);
+    // SAFETY: where something is mapped by now this fails, so no existing memory changes.
+    let base = unsafe { libc::mmap(at, bytes, protection, flags, file.as_fd().as_raw_fd(), 0) };
+    if base == libc::MAP_FAILED {
+        return map(file, bytes); // where it is refused for another reason, so is this
     }
-    let base = is_mapped.then(|| NonNull::new(base.cast())).flatten();
-    base.ok_or(failure)
+    // A kernel older than 4.17 takes the address for a hint: then it is any.
+    NonNull::new(base.cast()).ok_or_else(|| io::Error::from(io::ErrorKind::OutOfMemory))
 }
 
 /// Asks for pages that are larger than the smallest. Only a hint.

@@ -179,7 +179,8 @@ impl Engine {
             before.stations().map(|station| (station.mac, station.addresses)).collect();
         let is_tenant = plan.announce && self.home(endpoint).is_some();
         for station in plan.stations() {
-            let was_so = gone.remove(&station.mac) == Some(station.addresses) && before.announce;
+            let had = gone.remove(&station.mac).filter(|_| before.announce);
+            let was_so = had.is_some_and(|had| station.addresses.iter().all(|address| had.contains(address)));
             if is_tenant && !was_so {
                 self.announcing.begin((endpoint, station.mac), Instant::now());
             }

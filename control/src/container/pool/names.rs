@@ -16,6 +16,7 @@ use rustix::io::Errno;
 use rustix::mount::{MountPropagationFlags, UnmountFlags};
 
 use crate::container::ContainerError;
+use crate::container::maker::is_of_the_pool;
 use crate::container::namespace::{NAMED, NSFS_MAGIC, Namespace};
 use crate::container::pair::{Pair, refused};
 
@@ -52,7 +53,12 @@ impl Names {
     /// Locks the directory of marks, which is made if need be, and sees to it that names can be given.
     pub(super) fn open(marks: &Path) -> Result<Names, ContainerError> {
         let at = |error: io::Error| refused(error, || format!("opening {}", marks.display()));
-        std::fs::create_dir_all(marks).map_err(at)?;
+        use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(marks).map_err(at)?;
+        let kept = std::fs::symlink_metadata(marks).map_err(at)?;
+        if !kept.is_dir() || kept.uid() != rustix::process::geteuid().as_raw() || kept.mode() & 0o022 != 0 {
+            return Err(at(io::Error::other("it must be a directory of ours that nobody else may write to")));
+        }
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let directory = rustix::fs::open(marks, flags, Mode::empty()).map_err(|error| at(error.into()))?;
         match rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive) {
@@ -162,6 +168,9 @@ pub(super) fn all() -> Result<BTreeMap<u64, String>, ContainerError> {
 }
 
 fn parse(text: &str, port: String) -> Option<(u64, Pair)> {
+    if !is_of_the_pool(&port) {
+        return None;
+    }
     let (inode, ifindex) = text.split_once(' ')?;
     Some((inode.parse().ok()?, Pair { port, ifindex: ifindex.parse().ok()? }))
 }
@@ -198,6 +207,7 @@ mod tests {
         for text in ["", "1", "1 ", " 1", "x 2", "1 -2", "1 2 3", "/some/where"] {
             assert_eq!(parse(text, "pp1-2".into()), None, "{text}");
         }
+        assert_eq!(parse("4026532 17", "eth0".into()), None);
     }
 
     #[test]
