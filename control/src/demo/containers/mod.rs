@@ -189,6 +189,7 @@ impl Lab {
     }
 }
 
+/// With the same priority as Peregrine's workers: on two cores one that is above the other would leave it no time.
 fn inside(container: Container, core: usize, program: &str) -> Command {
     let mut command = Command::new("ip");
     command.args(["netns", "exec", container.namespace, "taskset", "-c", &core.to_string(), program]);

@@ -31,22 +31,22 @@ struct Daemon {
 
 pub(super) fn measure(lab: &Lab, file: &[u8]) -> Result<(Figures, Vec<LastLine>), DemoError> {
     let hosts = lab.hosts()?;
+    // They are made by the daemons, and gone when this is dropped: after the daemons, which might make them again.
+    let containers: Vec<Namespace> =
+        ON_A.iter().chain(&ON_B).map(|container| Namespace::adopt(container.namespace)).collect();
     say("starting peregrine on both hosts");
     let daemons = [start(lab, A, B, lab.cores.worker_a)?, start(lab, B, A, lab.cores.worker_b)?];
     for host in [A, B] {
         wait_for_the_pool(lab, host)?;
     }
     say("(a) peregrine: six containers, the first ping between hosts, then everybody pings everybody");
-    // They are made by the daemons, and gone when this is dropped.
-    let _containers: Vec<Namespace> =
-        ON_A.iter().chain(&ON_B).map(|container| Namespace::adopt(container.namespace)).collect();
     let began = Instant::now();
     for (host, container) in ON_A.iter().map(|on_a| (A, on_a)).chain(ON_B.iter().map(|on_b| (B, on_b))) {
         run(&mut add(lab, &host, container))?;
     }
     let figures = measure_all(lab, file, began, "peregrine")?;
     let daemons: Result<Vec<LastLine>, LabError> = daemons.into_iter().map(stop).collect();
-    drop(hosts);
+    drop((containers, hosts));
     Ok((figures, daemons?))
 }
 
