@@ -140,7 +140,7 @@ fn everybody(lab: &Lab) -> Result<(usize, usize), LabError> {
 
 fn ping(lab: &Lab) -> Result<Ping, LabError> {
     let mut command = lab.on_a(A1, "ping");
-    command.args(["-n", "-i", "0.02", "-W", "1", "-c", &PINGS.to_string(), &B1.v4()]);
+    command.args(["-n", "-i", "0.01", "-W", "1", "-c", &PINGS.to_string(), &B1.v4()]);
     let text = run_even_if(1, &mut command)?;
     let times = ping_times(&text);
     let at = |percent: usize| times.get(times.len() * percent / 100).copied().unwrap_or(0.0) * 1000.0;

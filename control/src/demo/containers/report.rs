@@ -144,7 +144,7 @@ impl Report {
     fn notes(&self) -> Vec<String> {
         let Cores { worker_a, worker_b, programs_a, programs_b } = self.cores;
         let mut notes = vec![
-            "Everything between container a1 on one host and b1 on the other; ping with nothing else going on, one every 20 ms.".into(),
+            "Everything between container a1 on one host and b1 on the other; ping with nothing else going on, one every 10 ms.".into(),
             format!(
                 "iperf3 for {} s each, one connection; UDP with {UDP_BYTES} bytes, {} a second. ratio: peregrine's figure by the kernel's.",
                 self.seconds,
