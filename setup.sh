@@ -20,6 +20,11 @@ ethtool:ethtool
 sysctl:procps
 nice:coreutils
 setpriv:util-linux
+nsenter:util-linux
+taskset:util-linux
+iperf3:iperf3
+curl:curl
+python3:python3
 dpdk-testpmd:dpdk-dev
 /usr/lib/*/librte_net_memif.so.*:librte-net-memif23
 /usr/lib/*/librte_mempool_ring.so.*:librte-mempool-ring23

@@ -130,6 +130,11 @@ impl Namespace {
         Ok(namespace)
     }
 
+    /// One that somebody else makes, or has made: it is removed with this, if it is there then.
+    pub fn adopt(name: &str) -> Namespace {
+        Namespace { name: name.to_string() }
+    }
+
     /// Its name, as `ip netns` knows it.
     pub fn name(&self) -> &str {
         &self.name

@@ -1,22 +1,13 @@
 //! The two hosts of `peregrine demo` and of `peregrine-perf kernel`, the wire between them, the overlay of each kind on
 //! the near one, and which core does what.
 
-use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
 use rustix::thread::{CpuSet, sched_getaffinity};
 
-use super::DemoError;
+use super::place::Place;
+use super::{DemoError, containers};
 use crate::lab::{LabError, Namespace, run};
-
-/// Where the runs' sockets and configs are, each in a directory of its own. Fixed, so that a run cleans up after one
-/// that was killed; and its own, because a program that was just being started at the kill goes on for some seconds
-/// looking for the socket that it was told, and must not find the next run's.
-const DIRECTORY: &str = "/run/peregrine-demo";
-
-/// A lock that is still taken after this belongs to a demo that runs.
-const LOCK_PATIENCE: Duration = Duration::from_secs(1);
 
 /// The network of the demo.
 pub const VNI: u32 = 42;
@@ -64,9 +55,10 @@ const NAMESPACES: [&str; 3] = ["peregrine-demo-far", "peregrine-demo-near", TENA
 /// The host of the kernel's tenant.
 pub const TENANT: &str = "peregrine-demo-tenant";
 
-/// What of a run is still there after it; empty when all is well.
+/// What of a run, of whichever scenario, is still there after it; empty when all is well.
 pub fn left_behind() -> Vec<&'static str> {
-    NAMESPACES.into_iter().filter(|name| Path::new("/run/netns").join(name).exists()).collect()
+    let all = NAMESPACES.into_iter().chain(containers::namespaces());
+    all.filter(|name| Path::new("/run/netns").join(name).exists()).collect()
 }
 
 /// Both hosts. Dropped, they are gone.
@@ -76,9 +68,7 @@ pub struct Hosts {
     pub far: Namespace,
     /// Where the tenants are.
     pub near: Namespace,
-    directory: PathBuf,
-    /// Held while the demo runs; the kernel lets go of it even if we are killed.
-    _lock: File,
+    place: Place,
 }
 
 impl Hosts {
@@ -87,14 +77,9 @@ impl Hosts {
     /// # Errors
     /// Another run that still goes on; what `ip` refuses.
     pub fn create() -> Result<Hosts, DemoError> {
-        let lock = lock()?;
-        let directory = Path::new(DIRECTORY).join(std::process::id().to_string());
-        let _absent = std::fs::remove_dir_all(DIRECTORY);
-        std::fs::create_dir_all(&directory)
-            .map_err(|error| DemoError::Here(format!("cannot make {DIRECTORY}: {error}")))?;
-        let [far, near, tenant] = NAMESPACES.map(Namespace::create);
-        let (far, near) = (far?, near?);
-        drop(tenant?); // made anew when its turn comes: a killed run may have left it
+        let place = Place::take()?;
+        let [far, near, _of_the_second_half] = NAMESPACES;
+        let (far, near) = (Namespace::create(far)?, Namespace::create(near)?);
         far.wire((FAR.1, FAR.2), &near, (NEAR.1, NEAR.2), 1500)?;
         far.ip(&format!("addr add {}/24 dev {}", FAR.0, FAR.1))?;
         near.ip(&format!("addr add {}/24 dev {}", NEAR.0, NEAR.1))?;
@@ -104,12 +89,17 @@ impl Hosts {
         ))?;
         far.ip(&format!("addr add {}/24 dev vx", FAR_OVERLAY.0))?;
         far.ip("link set vx up")?;
-        Ok(Hosts { far, near, directory, _lock: lock })
+        Ok(Hosts { far, near, place })
     }
 
     /// A file of this run.
     pub fn file(&self, name: &str) -> PathBuf {
-        self.directory.join(name)
+        self.place.file(name)
+    }
+
+    /// The same, with something in it.
+    pub(super) fn write(&self, name: &str, content: impl AsRef<[u8]>) -> Result<PathBuf, DemoError> {
+        self.place.write(name, content)
     }
 
     /// The config of Peregrine on the near host: one tenant that answers (memif id 0), one that counts (id 1).
@@ -171,34 +161,5 @@ impl Hosts {
         let mask: Vec<String> = (0..words).rev().map(|at| format!("{:x}", word(at))).collect();
         let file = format!("/sys/class/net/{}/queues/rx-0/rps_cpus", NEAR.1);
         run(self.near.command("sh").args(["-c", &format!("echo {} > {file}", mask.join(","))])).map(drop)
-    }
-}
-
-impl Drop for Hosts {
-    fn drop(&mut self) {
-        let _left_for_the_next_run = std::fs::remove_dir_all(DIRECTORY);
-    }
-}
-
-/// One demo at a time: two would fight for the namespaces' names.
-fn lock() -> Result<File, DemoError> {
-    let path = Path::new("/run/peregrine-demo.lock");
-    let file = File::create(path)
-        .map_err(|error| DemoError::Here(format!("cannot make {}: {error}", path.display())))?;
-    // A demo that was killed while it started a program leaves the lock to that program until its `exec`.
-    let deadline = Instant::now() + LOCK_PATIENCE;
-    let mut locked = file.try_lock();
-    while matches!(locked, Err(TryLockError::WouldBlock)) && Instant::now() < deadline {
-        std::thread::sleep(Duration::from_millis(20));
-        locked = file.try_lock();
-    }
-    match locked {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => {
-            Err(DemoError::Here("another demo is running: wait until it is done".into()))
-        }
-        Err(TryLockError::Error(error)) => {
-            Err(DemoError::Here(format!("cannot lock {}: {error}", path.display())))
-        }
     }
 }

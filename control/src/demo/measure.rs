@@ -1,6 +1,7 @@
 //! The two measurements that both halves take with the same generator: a stream at full rate, and round trips at a
 //! fixed rate.
 
+use std::collections::BTreeMap;
 use std::process::Command;
 use std::time::Duration;
 
@@ -153,4 +154,18 @@ fn generate(demo: &Demo, to: (&str, &str), rate: &str, more: &[&str]) -> Result<
 /// A report in JSON.
 pub(super) fn parse<T: DeserializeOwned>(what: &str, text: &str) -> Result<T, LabError> {
     serde_json::from_str(text).map_err(|error| LabError::Answer { what: what.into(), why: error.to_string() })
+}
+
+/// Milliseconds of each answer to `ping`, sorted; of an answer that came twice one.
+pub(super) fn ping_times(text: &str) -> Vec<f64> {
+    let answers: BTreeMap<&str, f64> = text.lines().filter_map(answer).collect();
+    let mut times: Vec<f64> = answers.into_values().collect();
+    times.sort_by(f64::total_cmp);
+    times
+}
+
+/// Sequence number and milliseconds of `64 bytes from 10.42.0.1: icmp_seq=1 ttl=64 time=0.123 ms`.
+fn answer(line: &str) -> Option<(&str, f64)> {
+    let after = |key: &str| line.split_once(key)?.1.split_whitespace().next();
+    Some((after("icmp_seq=")?, after("time=")?.parse().ok()?))
 }

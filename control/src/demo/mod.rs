@@ -10,12 +10,15 @@
 //!
 //! Everything runs as the programs that a user runs: this file starts them, waits for them, and reads what they say.
 //! `hosts` makes them, `peregrine` and `kernel` are the two halves, `measure` is what both do, `report` shows the figures.
+//! `containers` is another scenario, with parts of the same names; `place` is where a run of either keeps its files.
 
+mod containers;
 /// The hosts; `peregrine-perf` measures on the same.
 pub mod hosts;
 mod kernel;
 mod measure;
 mod peregrine;
+mod place;
 mod report;
 
 use std::io::Write;
@@ -34,12 +37,22 @@ use report::Report;
 /// What `peregrine demo` was asked for.
 #[derive(Clone, Debug, clap::Args)]
 pub struct DemoArgs {
-    /// Length of each of the four measurements, in seconds.
-    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=600))]
+    /// Which scenario; without one a stream and round trips to tenants on memif.
+    #[command(subcommand)]
+    pub scenario: Option<Scenario>,
+    /// Length of each of the measurements, in seconds.
+    #[arg(long, global = true, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=600))]
     pub seconds: u64,
     /// Print one JSON object and nothing else on standard output.
-    #[arg(long)]
+    #[arg(long, global = true)]
     pub json: bool,
+}
+
+/// The other scenarios of `peregrine demo`.
+#[derive(Clone, Copy, Debug, clap::Subcommand)]
+pub enum Scenario {
+    /// Two hosts with three containers each: ping, iperf3 and curl between them.
+    Containers,
 }
 
 /// Why the demo ended without its figures, or with bad ones. One line.
@@ -120,13 +133,19 @@ impl Demo {
 /// [`DemoError`]; namespaces and programs are gone by then.
 pub fn run<E: From<DemoError>>(args: &DemoArgs, print: impl FnOnce(&str) -> Result<(), E>) -> Result<(), E> {
     let interrupted = Arc::new(AtomicBool::new(false));
-    let report = match measure(args, &interrupted) {
+    let result = match args.scenario {
+        None => measure(args, &interrupted)
+            .map(|report| (if args.json { report.json() } else { report.text() }, report.verdict())),
+        Some(Scenario::Containers) => containers::measure(args, &interrupted)
+            .map(|report| (if args.json { report.json() } else { report.text() }, report.verdict())),
+    };
+    let (text, verdict) = match result {
         // Whatever failed then, it failed because of that.
         _ if interrupted.load(Ordering::Relaxed) => Err(DemoError::Interrupted(hosts::left_behind())),
         result => result,
     }?;
-    print(&if args.json { report.json() } else { report.text() })?;
-    report.verdict().map_err(|why| E::from(DemoError::Bad(why)))
+    print(&text)?;
+    verdict.map_err(|why| E::from(DemoError::Bad(why)))
 }
 
 fn measure(args: &DemoArgs, interrupted: &Arc<AtomicBool>) -> Result<Report, DemoError> {
@@ -171,19 +190,28 @@ pub fn check_requirements() -> Result<(), DemoError> {
             "it makes network namespaces, so it needs root: run it with sudo".into(),
         ));
     }
+    check_tools(&TOOLS)
+}
+
+/// Whether these programs are there; of the first that is not, its Debian package.
+fn check_tools(tools: &[(&str, &str)]) -> Result<(), DemoError> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let there = |tool: &str| std::env::split_paths(&path).any(|folder| folder.join(tool).is_file());
-    if let Some((tool, package)) = TOOLS.into_iter().find(|(tool, _)| !there(tool)) {
+    if let Some((tool, package)) = tools.iter().find(|(tool, _)| !there(tool)) {
         return Err(DemoError::Here(format!("{tool} is missing: run `make setup`, or install {package}")));
     }
     Ok(())
 }
 
+/// This program, which is also the daemon.
+fn ourselves() -> Result<PathBuf, DemoError> {
+    std::env::current_exe().map_err(|error| DemoError::Here(format!("cannot find this program: {error}")))
+}
+
 /// Ourselves, and the packet generator that is built beside us.
 fn programs() -> Result<(PathBuf, PathBuf), DemoError> {
     check_requirements()?;
-    let daemon = std::env::current_exe()
-        .map_err(|error| DemoError::Here(format!("cannot find this program: {error}")))?;
+    let daemon = ourselves()?;
     let pktgen = daemon.with_file_name("peregrine-pktgen");
     if pktgen.is_file() {
         Ok((daemon, pktgen))

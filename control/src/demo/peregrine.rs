@@ -1,6 +1,5 @@
 //! The first half: `peregrine run` on the near host, with two tenants on memif.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -9,7 +8,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::hosts::{ECHO, SINK};
-use super::measure::{Figures, READY, round_trips, stream};
+use super::measure::{Figures, READY, ping_times, round_trips, stream};
 use super::{Demo, DemoError, say};
 use crate::client::Client;
 use crate::lab::{LabError, Process, run_even_if};
@@ -36,9 +35,7 @@ const STOP: Duration = Duration::from_secs(2);
 
 /// Ping, stream, round trips; then the daemon is asked for its counters and stopped.
 pub(super) fn measure(demo: &Demo) -> Result<(Figures, Ping, Daemon), DemoError> {
-    let config = demo.hosts.file("demo.toml");
-    std::fs::write(&config, demo.hosts.peregrine_config(demo.cores))
-        .map_err(|error| DemoError::Here(format!("cannot write {}: {error}", config.display())))?;
+    let config = demo.hosts.write("demo.toml", demo.hosts.peregrine_config(demo.cores))?;
     say("starting peregrine on one host, and a kernel vxlan device on another");
     let mut daemon = Process::start(demo.hosts.near.command(&demo.daemon).args(["run", "-c"]).arg(&config))?;
     daemon.wait_for_line("ready", READY)?;
@@ -77,17 +74,9 @@ fn ping(demo: &Demo) -> Result<Ping, LabError> {
     let mut command = demo.hosts.far.command("ping");
     command.args(["-n", "-i", "0.02", "-W", "1", "-c", &PINGS.to_string(), ECHO.0]);
     let text = run_even_if(1, &mut command)?;
-    let answers: BTreeMap<&str, f64> = text.lines().filter_map(answer).collect();
-    let mut times: Vec<f64> = answers.into_values().collect();
-    times.sort_by(f64::total_cmp);
+    let times = ping_times(&text);
     let middle = times.get(times.len() / 2).copied().unwrap_or(0.0);
     Ok(Ping { sent: PINGS, received: times.len() as u64, rtt_us_p50: middle * 1000.0 })
-}
-
-/// Sequence number and milliseconds of `64 bytes from 10.42.0.1: icmp_seq=1 ttl=64 time=0.123 ms`.
-fn answer(line: &str) -> Option<(&str, f64)> {
-    let after = |key: &str| line.split_once(key)?.1.split_whitespace().next();
-    Some((after("icmp_seq=")?, after("time=")?.parse().ok()?))
 }
 
 /// Status and counters, once nothing is in flight any more: the far host's kernel sends a packet of its own at times.
