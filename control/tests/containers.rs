@@ -8,9 +8,10 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 
 use common::{Net, ip, text, until};
+use peregrine_control::client::Client;
 use peregrine_control::preflight::allowed_cores;
 use rustix::process::{Pid, Signal, kill_process};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_peregrine");
 
@@ -101,6 +102,11 @@ impl Host {
         assert!(output.status.success(), "{arguments}: {}", text(&output));
     }
 
+    fn change(&self, steps: Value) {
+        let mut client = Client::connect(&self.file("control.sock")).unwrap();
+        client.call_with("change", &json!({ "changes": steps })).unwrap();
+    }
+
     fn refuses(&self, arguments: &str) -> String {
         let output = self.ask(arguments);
         assert!(!output.status.success(), "{arguments}");
@@ -119,7 +125,9 @@ impl Host {
             .args(["netns", "exec", namespace, "ping", "-c", &count.to_string(), "-i", "0.2", to])
             .output()
             .unwrap();
-        let state = text(&self.ask("status")) + &text(&self.ask("stats"));
+        let there =
+            ip(&format!("-n {namespace} addr")) + &ip(&format!("-n {namespace} route show table all"));
+        let state = there + &text(&self.ask("status")) + &text(&self.ask("stats"));
         assert!(
             text(&output).contains(" 0% packet loss"),
             "{to} from {namespace}: {}\n{state}",
@@ -295,6 +303,46 @@ fn a_namespace_that_goes_is_noticed_and_one_that_comes_is_found() {
     host.container("late");
     until(10, "it is there again", || host.endpoint("late")["connected"] == true);
     host.pings(&late, "fd42::9", 5);
+}
+
+#[test]
+#[ignore = "needs root: make test runs it"]
+fn a_container_that_changes_is_reached_when_the_call_is_back() {
+    let mut host = Host::new();
+    let (one, made) = (host.container("one"), host.name("made"));
+    let daemon = host.start("");
+    host.does(&add("one", &one, 1));
+    host.does(&add("made", &format!("{made} --create-namespace"), 2));
+    let set = |name: &str, mac: u8, last: u8, veth: Value| {
+        json!({"set_endpoint": {"name": name, "network": "blue", "mac": format!("02:00:00:00:07:{mac:02x}"),
+            "addresses": [format!("10.42.0.{last}")], "veth": veth}})
+    };
+    let given = json!({"namespace": one});
+    let created = json!({"namespace": made, "create_namespace": true});
+    // Another address: the same interface, and its default route.
+    host.change(json!([set("one", 1, 11, given.clone()), set("made", 2, 12, created.clone())]));
+    for namespace in [&one, &made] {
+        host.pings(namespace, "10.42.0.9", 2);
+        assert!(ip(&format!("-n {namespace} route")).contains("default via 10.42.0.9 dev eth0"));
+    }
+    // Another Ethernet address, and what belongs to nobody any more is gone.
+    host.change(json!([set("one", 3, 11, given), set("made", 4, 12, created)]));
+    host.pings(&one, "10.42.0.12", 2);
+    host.pings(&made, "10.42.0.9", 2);
+    until(10, "only theirs are left", || {
+        host.net
+            .here("-br link")
+            .lines()
+            .filter(|line| line.starts_with("pg") || line.starts_with("pp"))
+            .count()
+            == 2
+    });
+    host.pings(&made, "10.42.0.11", 2);
+    host.does("endpoint del one made");
+    until(10, "all is gone", || {
+        !std::path::Path::new("/run/netns").join(&made).exists() && host.devices() == 0
+    });
+    daemon.end(Signal::TERM);
 }
 
 #[test]

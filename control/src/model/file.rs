@@ -1,5 +1,5 @@
 //! The state file: what was declared at the control socket, kept over a restart. A change is written before it is answered: as a record at the end of
-//! a [journal](super::journal) beside the file (`FILE.journal`), or, when that has become larger than the file, as a whole, to another file that
+//! a journal beside the file (`FILE.journal`), or, when that has become larger than the file, as a whole, to another file that
 //! then takes its place. What was before is kept as `FILE.last`, with its journal.
 //!
 //! What must hold: whatever happens while it is written, file and journal together are one whole state. What is not whole, or was written by

@@ -231,6 +231,8 @@ impl Tenants {
 
     /// Those of these endpoints whose tenants are here already are served.
     pub fn attach(&mut self, ids: impl Iterator<Item = EndpointId>, now: Instant, rings: &mut impl Rings) {
+        // What was put off since then is due.
+        let now = now.max(Instant::now());
         for id in ids {
             let Some(slot) = self.by_endpoint.get(&id).copied() else { continue };
             if let Some(port) = self.ports.get_mut(slot) {

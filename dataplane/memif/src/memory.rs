@@ -26,7 +26,7 @@ use crate::tx::TxRing;
 const PAGE_BYTES: u32 = 4096;
 const LINE_BYTES: u32 = 64;
 
-/// Sizes of the client's memory, checked by [`ClientConfig`](crate::ClientConfig) and cut to the server's limits.
+/// Sizes of the client's memory, checked by [`ClientConfig`] and cut to the server's limits.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Layout {
     pub s2m_rings: u16,
