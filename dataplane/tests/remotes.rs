@@ -117,9 +117,15 @@ impl Traffic {
     /// Nothing comes any more, and everything that was sent is where it goes.
     fn come_to_rest(&mut self) {
         self.pace.set(Speed::Stopped);
+        // Counters of several workers are read one after the other: what moves meanwhile may hide what is on its way. Twice the same is rest.
+        let mut last = None;
         self.until("it does not come to rest", |traffic| {
             let stats = traffic.engine.stats();
-            stats.totals.conserved && stats.endpoints[WEB.index()].from_tenant.frames == traffic.sent
+            let all_taken = stats.endpoints[WEB.index()].from_tenant.frames == traffic.sent;
+            let now = (stats.totals.conserved && all_taken).then(|| format!("{:?}", stats.totals));
+            let rests = now.is_some() && now == last;
+            last = now;
+            rests
         });
     }
 

@@ -160,7 +160,11 @@ mod tests {
                 unsafe { base.add(at).write_volatile(1) };
             }
         }
-        assert_eq!(faults() - before, 0);
+        // AddressSanitizer's own memory, a byte for eight of ours, has a first touch, too.
+        let shadow =
+            if std::env::var_os("ASAN_OPTIONS").is_some() { 3 * (BYTES / (8 * 4096) + 2) } else { 0 };
+        let faults = usize::try_from(faults() - before).unwrap();
+        assert!(faults <= shadow, "{faults} faults");
         // SAFETY: mapped above, and not used any more.
         [ours, theirs, untouched].into_iter().for_each(|base| unsafe { sys::unmap(base, BYTES) });
     }
