@@ -39,25 +39,23 @@ impl Prepared {
     fn refit(&self, runtime: &mut impl Runtime) -> Result<(), String> {
         for (done, (_, after)) in self.refit.iter().enumerate() {
             if let Err(why) = runtime.refit(after) {
-                self.unfit(runtime, done);
                 let path = self.path_of(Some(About::Endpoint(after.id)));
-                let come: Vec<EndpointId> = self.come.iter().map(|coming| coming.id).collect();
-                return Err(format!("{path}: {why}{}", self.go_back(runtime, self.hold.len(), &come)));
+                return Err(format!("{path}: {why}{}", self.close_after(runtime, done)));
             }
         }
         Ok(())
     }
 
-    /// As it was a moment ago.
-    fn unfit(&self, runtime: &mut impl Runtime, done: usize) {
-        for (before, _) in self.refit.iter().take(done) {
-            let _best_effort = runtime.refit(before);
-        }
-    }
-
     /// The engine wants none of it: all is as it was. What to say if that failed.
     pub(super) fn close_again(&self, runtime: &mut impl Runtime) -> String {
-        self.unfit(runtime, self.refit.len());
+        self.close_after(runtime, self.refit.len())
+    }
+
+    /// The same where so many only have got their other addresses.
+    fn close_after(&self, runtime: &mut impl Runtime, refitted: usize) -> String {
+        for (before, _) in self.refit.iter().take(refitted) {
+            let _best_effort = runtime.refit(before); // as it was a moment ago
+        }
         let come: Vec<EndpointId> = self.come.iter().map(|coming| coming.id).collect();
         self.go_back(runtime, self.hold.len(), &come)
     }

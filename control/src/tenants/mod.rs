@@ -24,8 +24,7 @@ use peregrine_dataplane::plan::{EndpointPlan, NetworkPlan, Plan, PortKey, PortPl
 use peregrine_dataplane::types::EndpointId;
 use peregrine_memif::{Credentials, RegionPool, SocketAddr, sealer};
 
-use crate::container::PoolCounts;
-use crate::container::{Link, Maker};
+use crate::container::{Link, Maker, PoolCounts};
 use crate::error::Error;
 use later::Later;
 use port::{Port, Role};

@@ -107,13 +107,9 @@ impl Port {
         let Some(link) = &coming.link else { return Err("its network is not known".to_owned()) };
         match when {
             When::Now(now) => veth.make(link, maker, now),
-            When::Later => {
+            When::Later | When::Again => {
                 veth.want(link);
-                Ok(())
-            }
-            When::Again => {
-                veth.want(link);
-                veth.was_there = true;
+                veth.was_there |= matches!(when, When::Again);
                 Ok(())
             }
         }

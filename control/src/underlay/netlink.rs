@@ -89,13 +89,8 @@ impl Requests {
 
     /// The interface of this name; `None` when there is none.
     pub fn link_named(&mut self, name: &str) -> io::Result<Option<LinkFact>> {
-        let mut message = LinkMessage::default();
-        message.attributes = vec![LinkAttribute::IfName(name.to_owned())];
-        match self.ask(RouteNetlinkMessage::GetLink(message), 0) {
-            Ok(payload) => facts::link(&payload).map(Some).ok_or_else(|| garbled("interface")),
-            Err(e) if e.raw_os_error() == Some(rustix::io::Errno::NODEV.raw_os_error()) => Ok(None),
-            Err(e) => Err(e),
-        }
+        let link = self.link_payload(name)?;
+        link.map(|link| facts::link(&link).ok_or_else(|| garbled("interface"))).transpose()
     }
 
     /// Number and alias of the interface of this name; `None` when there is none.
