@@ -148,9 +148,6 @@ pub enum Shell {
     Fish,
 }
 
-/// So long a change may take: it is milliseconds, unless there are very many objects in it.
-const CHANGE_TIMEOUT: Duration = Duration::from_secs(60);
-
 /// Whom to ask, and how to print the answer.
 #[derive(Debug, Args)]
 pub struct Ask {

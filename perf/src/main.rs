@@ -69,7 +69,13 @@ enum Command {
     Fdb(Runs),
     /// Endpoints that come in bursts, to the first packet through each, beside the kernel's overlay; what others notice meanwhile; what one
     /// costs in memory (the kernel's part needs root).
-    Endpoints(Runs),
+    Endpoints {
+        #[command(flatten)]
+        runs: Runs,
+        /// Only this part of it.
+        #[arg(long, value_enum)]
+        only: Option<endpoints_case::Part>,
+    },
     /// Draws results as one page, report.html, beside report.json: of the given files, or of all cases, run now.
     Report(report::ReportArgs),
     /// Pieces of the packet path, each by itself on one core: time, and that they allocate nothing.
@@ -142,7 +148,9 @@ fn main() -> ExitCode {
             runs.report(run, priority_case::Report::text)
         }
         Command::Fdb(runs) => runs.report(fdb_case::run, fdb_case::Report::text),
-        Command::Endpoints(runs) => runs.report(endpoints_case::run, endpoints_case::Report::text),
+        Command::Endpoints { runs, only } => {
+            runs.report(|quick| endpoints_case::run(quick, only), endpoints_case::Report::text)
+        }
         Command::Report(args) => match report::run(&args) {
             Err(report::Error::Input(error)) => {
                 eprintln!("peregrine-perf: error: {error}");

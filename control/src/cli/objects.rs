@@ -8,8 +8,8 @@ use clap::{Args, Subcommand};
 use peregrine_dataplane::types::MacAddr;
 use serde_json::{Value, json};
 
-use super::{Ask, CHANGE_TIMEOUT, print, show_with};
-use crate::client::Client;
+use super::{Ask, print, show_with};
+use crate::client::{CHANGE_TIMEOUT, Client};
 use crate::error::Error;
 use crate::model::types::{
     ChangeRequest, EndpointTable, ListRequest, MemifTable, Move, NetworkTable, NumberOrText, PortTable, Step,

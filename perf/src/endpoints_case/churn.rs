@@ -52,7 +52,7 @@ pub struct Churn {
 
 /// Runs it.
 pub fn run(worker: usize, quick: bool) -> Result<Churn, String> {
-    let bench = Bench::start(worker, EXISTING, AT_ONCE * ROUND)?;
+    let bench = Bench::start(worker, EXISTING, AT_ONCE * ROUND, 0)?;
     let mut calls = 0;
     while calls < WARM_CALLS {
         call(&bench, &mut calls)?;

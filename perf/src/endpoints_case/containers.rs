@@ -99,7 +99,7 @@ impl Bench {
         let (asker, its) = connect(rings)?;
         engine.engine().attach(EndpointId(ASKER), its).map_err(text)?;
         let ports = Arc::new(Mutex::new(Ports::load().map_err(text)?));
-        let directory = tempfile::tempdir().map_err(text)?;
+        let directory = tempfile::tempdir_in("/run").map_err(text)?; // as a daemon has it: names are links then
         let size = usize::from(burst) + SPARE;
         let config = PoolConfig {
             size,
