@@ -84,6 +84,7 @@
 //! | `anti_spoofing` | drop other source MACs | `true` | |
 //! | `storm_limit` | frames a second that may be flooded | none | 1 to 1000000 |
 //! | `announce` | announce its addresses when it connects | `true` | |
+//! | `hairpin` | frames from one endpoint of a port to another go back to it | `false` | |
 //! | **`memif`** | table: how it is attached | | |
 //! | `socket` | path, or `"@name"` for abstract | | absolute, 107 bytes, no `..`; not `control_socket` |
 //! | `id` | interface id on the socket | 0 | 0 to 4294967295, unique on the socket |

@@ -275,6 +275,7 @@ table!(
         anti_spoofing: Field<bool>,
         storm_limit: Field<i64>,
         announce: Field<bool>,
+        hairpin: Field<bool>,
         memif: Field<Memif>,
         veth: Field<Veth>,
     }
@@ -290,6 +291,7 @@ table!(
         anti_spoofing: Field<bool>,
         storm_limit: Field<i64>,
         announce: Field<bool>,
+        hairpin: Field<bool>,
         port: Field<String>,
         memif: Field<Memif>,
         veth: Field<Veth>,
@@ -307,6 +309,7 @@ impl Declared {
             anti_spoofing: self.anti_spoofing,
             storm_limit: self.storm_limit,
             announce: self.announce,
+            hairpin: self.hairpin,
             memif: self.memif,
             veth: self.veth,
             unknown: BTreeMap::new(),

@@ -459,6 +459,9 @@ pub struct EndpointPlan {
     pub storm_limit: Option<u32>,
     /// Announce its addresses in the network when it connects or moves (gratuitous ARP, unsolicited neighbour advertisement).
     pub announce: bool,
+    /// What one of its stations sends to another one goes back to it, as with a bridge's hairpin mode (IEEE 802.1Qbg: reflective relay). Without, as
+    /// a bridge (IEEE 802.1Q) never sends a frame to where it came from: a bridge inside the tenant would learn the sender on the wrong side.
+    pub hairpin: bool,
     /// How it is attached.
     pub port: PortPlan,
 }
@@ -475,6 +478,7 @@ impl EndpointPlan {
             anti_spoofing: true,
             storm_limit: None,
             announce: true,
+            hairpin: false,
             port: port.into(),
         }
     }

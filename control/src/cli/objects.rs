@@ -221,6 +221,9 @@ pub struct Endpoint {
     /// Do not announce its addresses when it connects.
     #[arg(long)]
     pub no_announce: bool,
+    /// Frames from one endpoint of its port to another go back to it, as with a bridge's hairpin mode.
+    #[arg(long)]
+    pub hairpin: bool,
     /// How.
     #[command(flatten)]
     pub how: How,
@@ -450,6 +453,7 @@ impl Endpoint {
             anti_spoofing: self.no_anti_spoofing.then_some(false),
             storm_limit: self.storm_limit,
             announce: self.no_announce.then_some(false),
+            hairpin: self.hairpin.then_some(true),
             port: self.port.clone(),
             memif: self.memif_socket.as_ref().map(|socket| self.memif.table(socket)).transpose()?,
             veth: self.veth.table(),

@@ -218,6 +218,8 @@ pub struct EndpointTable {
     pub storm_limit: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub announce: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hairpin: Option<bool>,
     /// The port that carries it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub port: Option<String>,

@@ -123,7 +123,9 @@ impl WorkerHandle {
     /// served is known by the tables that the worker has then.
     pub(super) fn send(&mut self, order: Order) {
         let is_tables = |order: &Order| matches!(order, Order::Tables(_));
-        match self.outbox.iter_mut().find(|waiting| is_tables(waiting) && is_tables(&order)) {
+        let older =
+            if is_tables(&order) { self.outbox.iter_mut().find(|order| is_tables(order)) } else { None };
+        match older {
             Some(waiting) => *waiting = order,
             None => self.outbox.push_back(order),
         }
