@@ -46,9 +46,9 @@ pub enum PortCommand {
 pub enum EndpointCommand {
     /// Show the endpoints: the config's, and those that were added.
     List(List),
-    /// Add an endpoint, on a port or with a memif of its own.
+    /// Add an endpoint, on a port or with a memif or a veth of its own.
     Add(Box<Endpoint>),
-    /// Give an endpoint other keys: what is not given has its default afterwards. Its tenant stays connected unless its network or memif is another one.
+    /// Give an endpoint other keys: what is not given has its default afterwards. Its tenant stays connected unless its network or port is another one.
     Set(Box<Endpoint>),
     /// Put an endpoint on another port, with everything else as it is.
     Move {

@@ -22,18 +22,16 @@ mod part;
 mod tests;
 
 use std::collections::VecDeque;
-use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use peregrine_dataplane::types::MacAddr;
 use peregrine_dataplane::xsk::{PortConfig, Ports, XskPort};
 use serde::Serialize;
 
 use super::ContainerError;
-use super::pair::{self, Pair, refused};
+use super::pair::{self, Link, Pair, refused};
 use crate::underlay::netlink::Requests;
 use names::Names;
 use part::{Ending, Maker, Part};
@@ -72,14 +70,8 @@ pub struct PartPlan {
     pub interface: Option<String>,
     /// What our end is to have for an alias: what for it is.
     pub alias: Option<String>,
-    /// Its Ethernet address.
-    pub mac: MacAddr,
-    /// Its largest IP packet.
-    pub mtu: u16,
-    /// Its addresses, with the lengths of their prefixes.
-    pub addresses: Vec<(IpAddr, u8)>,
-    /// Where its packets to everybody else go: one for each family, or none.
-    pub gateways: Vec<IpAddr>,
+    /// What its end is given.
+    pub link: Link,
 }
 
 /// A part that a container has. Nothing happens when it is dropped: [`Pool::give_back`] does it.
@@ -200,9 +192,9 @@ impl Pool {
     /// [`ContainerError`]. Then there is nothing of it.
     pub fn take(&mut self, plan: &PartPlan) -> Result<(Taken, XskPort), ContainerError> {
         self.check(plan)?;
-        let (ready, is_hit) = match self.shared.next(plan.mtu) {
+        let (ready, is_hit) = match self.shared.next(plan.link.mtu) {
             Some(part) => (part, true),
-            None => (self.shared.made(self.shared.maker.make_aside(plan.mtu))?, false),
+            None => (self.shared.made(self.shared.maker.make_aside(plan.link.mtu))?, false),
         };
         let given = ready.give(plan, &mut self.host, &self.shared.maker.names);
         let mut state = self.shared.lock();
