@@ -51,7 +51,7 @@
 //! | `networks` | how many there may be at the same time | 256 | 1 to 4096 |
 //! | `endpoints` | how many there may be at the same time; some 1.5 KB for each in each worker | 4096 | 1 to 65534 |
 //! | `addresses` | learned addresses of networks that come: the sum of their `fdb_limit`s; some 50 bytes for each | 65536 | 1 to 16777216 |
-//! | **`[pools]`** | what is made ready before it is asked for; when half is left, more is made | | |
+//! | **`[pools]`** | what is made ready before it is asked for; when half is left, or nothing was taken for a second, more is made | | |
 //! | `containers` | network namespaces with an interface, for `create_namespace`; each takes some 2.2 MB | 0 | 0 to 4096 |
 //! | `memif_regions` | memory for tenants that we connect to, with the default `ring_size`, `buffer_size` and `queue_pairs`; 4.1 MiB each | 0: none | 0 to 4096 |
 //! | **`[[networks]]`** | an overlay network | | 1 to 4096 |

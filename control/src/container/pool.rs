@@ -38,6 +38,8 @@ use part::{Ending, Maker, Part};
 
 /// After the last part was taken the pool's thread waits so long, if there are others.
 const CALM: Duration = Duration::from_millis(5);
+/// After so long what was taken is made again, though there are enough.
+const REST: Duration = Duration::from_secs(1);
 /// After a part could not be made: so long, then twice as long, and so on.
 const PATIENCE: Duration = Duration::from_millis(100);
 const PATIENCE_MAX: Duration = Duration::from_secs(30);
@@ -49,7 +51,7 @@ const REMOVED_AT_ONCE: usize = 8;
 pub struct PoolConfig {
     /// Parts that are kept ready.
     pub size: usize,
-    /// With so many or fewer, more are made until there are `size`; less than that.
+    /// With so many or fewer, more are made at once until there are `size`; less than that. With more, when nothing was taken for a second.
     pub low_water: usize,
     /// The name of the container's end.
     pub interface: String,
@@ -394,12 +396,20 @@ impl State {
             return Job::Remove(all);
         }
         let busy = busy.filter(|_| !(self.ready.is_empty() && self.ending.is_empty()));
+        let to_rest = self.to_rest();
+        self.is_filling |= to_rest == Some(Duration::ZERO);
         let failing = self.not_before.and_then(|at| at.checked_duration_since(Instant::now()));
         match (self.is_filling, busy, failing) {
             (true, None, None) => Job::Make,
             (true, ..) => Job::Nothing(busy.max(failing)),
-            (false, ..) => Job::Nothing(busy.filter(|_| !self.ending.is_empty())),
+            (false, ..) => Job::Nothing(busy.filter(|_| !self.ending.is_empty()).or(to_rest)),
         }
+    }
+
+    /// How long until what was taken is made again; `None` if nothing is missing.
+    fn to_rest(&self) -> Option<Duration> {
+        let since = self.taken_at.map_or(REST, |at| at.elapsed());
+        (self.ready.len() < self.counts.size).then(|| REST.saturating_sub(since))
     }
 
     /// The number of the namespace that has this name until it is removed.

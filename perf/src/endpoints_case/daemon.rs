@@ -226,16 +226,13 @@ impl Bench {
     fn run_containers(&self, kind: Kind, burst: u16) -> Result<Burst, String> {
         self.until_pool_is_calm()?;
         let given = if kind == Kind::ContainerGiven { new_namespaces(burst)? } else { Vec::new() };
-        let veth = |number: u16| match given.get(usize::from(number - FIRST_CONTAINER)) {
-            Some(there) => {
-                json!({"namespace": format!("/proc/{}/fd/{}", std::process::id(), there.as_raw_fd())})
-            }
-            None => {
-                json!({"namespace": format!("peregrine-perf-{}-{number}", std::process::id()), "create_namespace": true})
-            }
-        };
+        let own = |there: &std::fs::File| json!({"namespace": format!("/proc/{}/fd/{}", std::process::id(), there.as_raw_fd())});
         let numbers = || FIRST_CONTAINER..FIRST_CONTAINER + burst;
-        let additions = numbers().map(|number| addition(number, "veth", veth(number))).collect();
+        let additions = numbers().map(|number| match given.get(usize::from(number - FIRST_CONTAINER)) {
+            Some(there) => addition(number, "veth", own(there)),
+            None => container(number),
+        });
+        let additions = additions.collect();
         let asker = Asker {
             device: "vx",
             mac: FAR_OVERLAY.1.parse::<MacAddr>().map_err(|error| error.to_string())?.0,
@@ -253,7 +250,7 @@ impl Bench {
     }
 
     /// It is full, and nothing of it is being removed.
-    fn until_pool_is_calm(&self) -> Result<(), String> {
+    pub fn until_pool_is_calm(&self) -> Result<(), String> {
         if self.pool == 0 {
             return Ok(());
         }
@@ -272,7 +269,7 @@ impl Bench {
     }
 
     /// Some at the same time; who is turned away, because too many come at once, comes again.
-    fn connect(
+    pub fn connect(
         &self,
         ids: std::ops::Range<u16>,
         rings: &ClientConfig,
@@ -377,6 +374,12 @@ fn addition(number: u16, by: &str, port: Value) -> Value {
         "announce": false,
         by: port,
     }})
+}
+
+/// What asks for one with a container, whose namespace is made.
+pub fn container(number: u16) -> Value {
+    let namespace = format!("peregrine-perf-{}-{number}", std::process::id());
+    addition(number, "veth", json!({"namespace": namespace, "create_namespace": true}))
 }
 
 fn took_us(answer: &Value) -> f64 {
