@@ -310,10 +310,13 @@ impl Shared {
     fn next(&self, mtu: u16) -> Option<Part> {
         let mut state = self.lock();
         state.taken_at = Some(Instant::now());
+        // The thread sleeps until then, and has to know from when on it rests.
+        let was_full = state.ready.len() >= state.counts.size;
         let is_large_enough = state.ready.front().is_some_and(|part| part.mtu >= mtu);
         let part = if is_large_enough { state.ready.pop_front() } else { None };
-        if state.ready.len() <= state.low_water && !state.is_filling && state.counts.size > 0 {
-            state.is_filling = true;
+        let is_low = state.ready.len() <= state.low_water && !state.is_filling && state.counts.size > 0;
+        state.is_filling |= is_low;
+        if is_low || (was_full && part.is_some()) {
             self.wake.notify_one();
         }
         part
