@@ -12,8 +12,8 @@ pub struct Driver {
     pub zero_copy: Option<Release>,
     /// The largest MTU with a program for packets in one fragment; `None`: what a page holds, or the chunk is less.
     pub mtu_max: Option<u32>,
-    /// LRO or GRO by the card keeps programs off, so it is a failure and not only bad.
-    pub refuses_lro: bool,
+    /// What LRO, or GRO by the card, does to programs.
+    pub merging: Merging,
     /// What it asks of its channels.
     pub channels: Demand,
     /// What else is to be known, a half-sentence.
@@ -22,6 +22,17 @@ pub struct Driver {
 
 /// A kernel's first two numbers.
 pub type Release = (u32, u32);
+
+/// What becomes of a program where the card merges packets.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Merging {
+    /// It sees packets that never were on the wire.
+    Disturbs,
+    /// The driver does not take it.
+    Refuses,
+    /// The driver switches it off by itself for a program; where that is not possible, it does not take it.
+    Yields,
+}
 
 /// What a driver asks of its channels before it takes a program.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -42,7 +53,7 @@ const PLAIN: Driver = Driver {
     native: None,
     zero_copy: None,
     mtu_max: None,
-    refuses_lro: false,
+    merging: Merging::Disturbs,
     channels: Demand::None,
     note: "",
 };
@@ -55,7 +66,7 @@ const DRIVERS: &[Driver] = &[
         native: Some((4, 9)),
         zero_copy: Some((5, 3)),
         mtu_max: Some(3498),
-        refuses_lro: true,
+        merging: Merging::Refuses,
         note: "a chunk must not be larger than a page",
         ..PLAIN
     },
@@ -85,13 +96,14 @@ const DRIVERS: &[Driver] = &[
         note: "zero-copy is in Amazon's own driver only",
         ..PLAIN
     },
-    // drivers/net/virtio_net.c (virtnet_xdp_set: page - headroom and skb_shared_info 576 - Ethernet 14; GRO-HW of the host)
+    // drivers/net/virtio_net.c (virtnet_xdp_set: page - headroom and skb_shared_info 576 - Ethernet 14; without
+    // VIRTIO_NET_F_CTRL_GUEST_OFFLOADS no GRO-HW)
     Driver {
         name: "virtio_net",
         native: Some((4, 10)),
         zero_copy: Some((6, 11)),
         mtu_max: Some(3506),
-        refuses_lro: true,
+        merging: Merging::Yields,
         note: "zero-copy received since 6.11, sent later",
         ..PLAIN
     },
@@ -106,7 +118,7 @@ const DRIVERS: &[Driver] = &[
     // drivers/net/ethernet/intel/e1000e/netdev.c: no ndo_bpf
     Driver { name: "e1000e", ..PLAIN },
     // drivers/net/vmxnet3/vmxnet3_xdp.c (VMXNET3_XDP_MAX_MTU: page - headroom 256 - skb_shared_info 320 - headers 26; takes LRO off by itself)
-    Driver { name: "vmxnet3", native: Some((6, 6)), mtu_max: Some(3494), ..PLAIN },
+    Driver { name: "vmxnet3", native: Some((6, 6)), mtu_max: Some(3494), merging: Merging::Yields, ..PLAIN },
 ];
 
 #[cfg(test)]

@@ -319,3 +319,6 @@ pub fn candidates() -> std::io::Result<Vec<String>> {
     };
     Ok(inspect::interfaces()?.into_iter().filter(could_be).collect())
 }
+
+#[cfg(test)]
+mod tests;

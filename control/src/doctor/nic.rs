@@ -6,7 +6,7 @@ use peregrine_dataplane::types::QueueId;
 use peregrine_dataplane::xsk::Interface;
 use peregrine_dataplane::xsk::inspect::{self, HASH_BY_PORT, UdpFlow};
 
-use super::drivers::{self, Demand, Driver, Release};
+use super::drivers::{self, Demand, Driver, Merging, Release};
 use super::facts::{Known, Link, release};
 use super::mend::Mend;
 use super::{Case, Finding};
@@ -260,6 +260,9 @@ impl On<'_> {
     fn unserved(&self) -> Finding {
         const NAME: &str = "queues";
         let (served, has) = (self.served(), self.interface.queue_count);
+        if served.is_empty() {
+            return Finding::skipped(NAME, "not all queues that are asked for are there");
+        }
         let is_served = |queue: &u32| served.contains(&QueueId(*queue));
         let mut left: Vec<u32> = match &self.link.indirection {
             Ok(table) if !table.is_empty() => {
@@ -277,10 +280,10 @@ impl On<'_> {
         let why = "they go to the kernel, and are lost for tenants: serve all queues, or let the card choose from those that are served";
         let finding = Finding::warning(NAME, what, why);
         let count = served.len() as u32;
-        let is_first = (0..count).all(|queue| is_served(&queue)) && count > 0;
+        let is_first = (0..count).all(|queue| is_served(&queue));
         match self.channels_command(count).filter(|_| is_first) {
             Some(command) => finding.command(command),
-            None if count > 0 && self.link.indirection.is_ok() => {
+            None if self.link.indirection.is_ok() => {
                 let weights: Vec<&str> =
                     (0..has).map(|queue| if is_served(&queue) { "1" } else { "0" }).collect();
                 finding.command(format!("ethtool -X {} weight {}", self.interface.name, weights.join(" ")))
@@ -343,16 +346,29 @@ impl On<'_> {
             Err(why) => Finding::skipped(check, why),
             Ok((false, _)) => Finding::ok(check, "off"),
             Ok((true, can_change)) => {
-                let refuses = self.driver.is_some_and(|driver| driver.refuses_lro);
-                let finding = if refuses {
-                    let why = format!("driver {} takes no XDP program with it", self.driver_name());
-                    Finding::failure(check, "on", why)
-                } else {
-                    Finding::warning(
+                let driver = self.driver_name();
+                let merging = self.driver.map_or(Merging::Disturbs, |driver| driver.merging);
+                let finding = match (merging, can_change) {
+                    (Merging::Yields, true) => {
+                        return Finding::ok(
+                            check,
+                            format!("on; driver {driver} switches it off for an XDP program"),
+                        );
+                    }
+                    (Merging::Yields, false) => {
+                        let why = format!(
+                            "driver {driver} takes no XDP program with it, and only the hypervisor can switch it off"
+                        );
+                        Finding::failure(check, "on, and fixed", why)
+                    }
+                    (Merging::Refuses, _) => {
+                        Finding::failure(check, "on", format!("driver {driver} takes no XDP program with it"))
+                    }
+                    (Merging::Disturbs, _) => Finding::warning(
                         check,
                         "on",
                         "packets that the card has merged are longer than any chunk, and are lost",
-                    )
+                    ),
                 };
                 let interface = self.interface.name.clone();
                 if can_change {
