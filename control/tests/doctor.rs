@@ -178,12 +178,20 @@ fn queues_that_are_wrong_are_put_right_by_the_command() {
 fn an_underlay_in_a_vlan_is_put_right_by_the_commands() {
     let bench = Bench::new();
     let vlan = "vlan = 100";
-    let command = bench.report(vlan, 1400).finding("vlan-device")["command"].as_str().unwrap().to_owned();
-    bench.shell(&command);
-    assert_eq!(bench.is_mended("address", "failure", vlan, 1400), "ip address add 10.9.0.1/24 dev ov0.100");
     let report = bench.report(vlan, 1400);
-    let down = report.finding("next-hop");
-    assert_eq!(down["command"], "ip link set dev ov0.100 up", "{down}");
+    let command = report.finding("vlan-device")["command"].as_str().unwrap();
+    assert_eq!(command, "ip link add link ov0 name ov0.100 type vlan id 100");
+    if bench.net.command("sh").args(["-c", command]).output().unwrap().status.success() {
+        assert_eq!(
+            bench.is_mended("address", "failure", vlan, 1400),
+            "ip address add 10.9.0.1/24 dev ov0.100"
+        );
+        let report = bench.report(vlan, 1400);
+        let down = report.finding("next-hop");
+        assert_eq!(down["command"], "ip link set dev ov0.100 up", "{down}");
+    } else {
+        eprintln!("this kernel has no VLAN devices: that part of this test is left out");
+    }
     assert_eq!(bench.is_mended("vlan-strip", "failure", vlan, 1400), "ethtool -K ov0 rxvlan off");
     // The same without a shell.
     bench.shell("ethtool -K ov0 rxvlan on");
@@ -261,8 +269,14 @@ fn missing_rights_and_limits_are_put_right_by_the_command() {
     let finding = limited.finding("locked-memory");
     assert_eq!(finding["verdict"], "failure", "{finding}");
     let command = finding["command"].as_str().unwrap();
-    let raised = Report::of(&run(with_sudo(&format!("ulimit -l 1024; {command}; {weak}"))));
-    assert_eq!(raised.finding("locked-memory")["verdict"], "ok", "{}", raised.finding("locked-memory"));
+    assert_eq!(command, "sudo prlimit --pid $$ --memlock=unlimited");
+    let may_raise = rustix::thread::capabilities(None).unwrap().effective;
+    if may_raise.contains(rustix::thread::CapabilitySet::SYS_RESOURCE) {
+        let raised = Report::of(&run(with_sudo(&format!("ulimit -l 1024; {command}; {weak}"))));
+        assert_eq!(raised.finding("locked-memory")["verdict"], "ok", "{}", raised.finding("locked-memory"));
+    } else {
+        eprintln!("root may not raise limits here: that part of this test is left out");
+    }
     // A core that is not ours has no command: the config says which.
     let elsewhere = Report::of(&run(format!("exec taskset -c 1 {doctor}")));
     assert_eq!(elsewhere.finding("cores")["verdict"], "failure", "{}", elsewhere.finding("cores"));
@@ -292,43 +306,67 @@ fn memory_and_file_systems_are_put_right_by_the_command() {
     assert_eq!(Report::of(&output).finding("bpffs")["verdict"], "ok");
 }
 
-/// With `fix = true` the daemon starts where it otherwise could not, and leaves the interface as it was, even if it was killed before.
+/// With `fix = true` the daemon leaves the interface as it was, whether it starts or not, and even if it was killed.
 #[test]
 #[ignore = "needs root: make test runs it"]
 fn a_daemon_fixes_for_as_long_as_it_runs() {
     let bench = Bench::new();
-    bench.net.here("link add link ov0 name ov0.100 type vlan id 100");
-    bench.net.here("addr add 10.9.1.1/24 dev ov0.100");
-    bench.net.here("link set ov0.100 up");
-    let config = bench.config("vlan = 100\nfix = true", 1400);
-    let text = std::fs::read_to_string(&config).unwrap().replace("10.9.0.1", "10.9.1.1");
-    let start = |text: &str| {
+    let patience = Duration::from_secs(20);
+    let start = |uplink: &str, from: &str, to: &str| {
+        let config = bench.config(uplink, 1400);
+        let text = std::fs::read_to_string(&config).unwrap().replace(from, to);
         std::fs::write(&config, text).unwrap();
         let mut command = bench.net.command(BIN);
         Process::start(command.args(["run", "-c"]).arg(&config)).unwrap()
     };
-    let patience = Duration::from_secs(20);
-    let without = start(&text.replace("fix = true", "")).finish(patience, &|| false).unwrap_err().to_string();
-    assert!(without.contains("ethtool -K ov0 rxvlan off"), "{without}");
+    let file = bench.folder.path().join("control.sock.mended");
+    // Without it, that is the error of the start; with it, the next one is, and what was fixed is put back.
+    let vlan = "vlan = 100";
+    let refused = start(vlan, "", "").finish(patience, &|| false).unwrap_err().to_string();
+    assert!(refused.contains("ethtool -K ov0 rxvlan off"), "{refused}");
+    let refused =
+        start("vlan = 100\nfix = true", "", "").finish(patience, &|| false).unwrap_err().to_string();
+    let said = "fixed until the end: ov0: rxvlan off";
+    assert!(refused.contains(said) && refused.contains("no device for VLAN 100"), "{refused}");
+    assert!(bench.has_rxvlan() && !file.exists());
 
-    let mut daemon = start(&text);
-    daemon.wait_for_line("ready", patience).unwrap();
-    let said = daemon.said();
-    assert!(said.contains(&"fixed until the end: ov0: rxvlan off".into()), "{said:?}");
-    assert!(said.iter().any(|line| line.starts_with("warning: ") && line.contains("isolcpus")), "{said:?}");
-    assert!(!bench.has_rxvlan());
-    daemon.stop(patience).unwrap();
+    // As a daemon that was killed leaves it.
+    bench.shell("ethtool -K ov0 rxvlan off");
+    let ifindex = bench.net.here("-o link show ov0").split(':').next().unwrap().to_owned();
+    let was = "{\"feature\":{\"feature\":\"rx-vlan-hw-parse\",\"on\":true}}";
+    std::fs::write(&file, format!("[{{\"interface\":\"ov0\",\"ifindex\":{ifindex},\"was\":{was}}}]"))
+        .unwrap();
+    let back = "put back, as a killed daemon could not: ov0: rx-vlan-hw-parse on";
+    let mut next = start("", "", "");
+    next.wait_for_line("ready", patience).unwrap();
+    assert!(next.said().contains(&back.into()), "{:?}", next.said());
+    assert!(next.said().iter().any(|line| line.starts_with("warning: ")), "{:?}", next.said());
+    assert!(bench.has_rxvlan() && !file.exists());
+    next.stop(patience).unwrap();
+
+    let add = "link add link ov0 name ov0.100 type vlan id 100";
+    let added = Command::new("ip").args(["-n", &bench.net.here]).args(add.split(' ')).output().unwrap();
+    if !added.status.success() {
+        eprintln!("this kernel has no VLAN devices: the rest of this test is left out");
+        return;
+    }
+    bench.net.here("addr add 10.9.1.1/24 dev ov0.100");
+    bench.net.here("link set ov0.100 up");
+    let start = || {
+        let mut daemon = start("vlan = 100\nfix = true", "10.9.0.1", "10.9.1.1");
+        daemon.wait_for_line("ready", patience).unwrap();
+        assert!(daemon.said().contains(&said.into()), "{:?}", daemon.said());
+        assert!(!bench.has_rxvlan());
+        daemon
+    };
+    start().stop(patience).unwrap();
     assert!(bench.has_rxvlan());
-
-    let mut killed = start(&text);
-    killed.wait_for_line("ready", patience).unwrap();
+    let killed = start();
     killed.signal(Signal::KILL);
     killed.finish(patience, &|| false).unwrap_err();
-    assert!(!bench.has_rxvlan());
-    let mut next = start(&text);
-    next.wait_for_line("ready", patience).unwrap();
-    let back = "put back, as a killed daemon could not: ov0: rx-vlan-hw-parse on";
+    assert!(!bench.has_rxvlan() && file.exists());
+    let next = start();
     assert!(next.said().contains(&back.into()), "{:?}", next.said());
     next.stop(patience).unwrap();
-    assert!(bench.has_rxvlan() && !bench.folder.path().join("control.sock.mended").exists());
+    assert!(bench.has_rxvlan() && !file.exists());
 }
