@@ -7,8 +7,11 @@ use std::path::PathBuf;
 use std::process::{Command, Output};
 use std::time::Duration;
 
-use common::Net;
+use common::{Net, until};
 use peregrine_control::lab::Process;
+use peregrine_dataplane::plan::XdpMode;
+use peregrine_dataplane::types::QueueId;
+use peregrine_dataplane::xsk::{self, XskConfig};
 use rustix::process::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -213,6 +216,26 @@ fn another_ones_program_is_detached_by_the_command() {
     bench.shell(&format!("clang -O2 -target bpf -c {folder}/x.c -o {folder}/x.o && ip link set dev ov0 xdp obj {folder}/x.o sec xdp"));
     assert!(bench.report("", 1400).finding("program")["what"].as_str().unwrap().contains("another's"));
     assert_eq!(bench.is_mended("program", "failure", "", 1400), "ip link set dev ov0 xdp off");
+}
+
+#[test]
+#[ignore = "needs root: make test runs it"]
+fn another_ones_socket_is_told() {
+    let bench = Bench::new();
+    bench.net.enter();
+    let config = XskConfig::new("ov0", XdpMode::Copy);
+    let theirs = xsk::open(&config, &[vec![QueueId(0)]]).unwrap();
+    let report = bench.report("", 1400);
+    let what = format!("({})", std::process::id());
+    let found = report.finding("sockets");
+    if found["verdict"] == "skipped" {
+        eprintln!("this kernel does not tell of AF_XDP sockets: the rest of this test is left out: {found}");
+        return;
+    }
+    assert!(found["verdict"] == "failure" && found["what"].as_str().unwrap().contains(&what), "{found}");
+    drop(theirs);
+    // The kernel takes a socket off its queue late.
+    until(5, "the queue is free", || bench.report("", 1400).finding("sockets")["verdict"] == "ok");
 }
 
 #[test]

@@ -10,6 +10,7 @@ use rustix::process::Resource;
 use rustix::thread::CapabilitySet;
 
 use super::netdev::{self, XdpFeatures};
+use super::sockets;
 use crate::preflight;
 
 /// What was found out, or why it could not be.
@@ -94,6 +95,8 @@ pub struct Link {
     pub xdp: Known<XdpFeatures>,
     /// The number and name of the XDP program on it.
     pub program: Known<Option<(u32, String)>>,
+    /// Its queues that have AF_XDP sockets, and the process that has each, where that can be seen.
+    pub taken: Known<Vec<(u32, String)>>,
     /// The NUMA node of the card.
     pub node: Known<usize>,
     /// The card's interrupts.
@@ -215,6 +218,7 @@ impl Link {
                 .map(|flow| (flow, inspect::flow_hash(name, flow).map_err(not_told))),
             node: at("device/numa_node").and_then(|path| node(files, &path)),
             interrupts: at("device").and_then(|device| interrupts(files, &device)),
+            taken: taken(&interface, &program),
             interface,
             xdp,
             program,
@@ -229,6 +233,23 @@ impl Link {
         let feature = features.iter().find(|feature| feature.name == name);
         Ok(feature.map_or((false, false), |feature| (feature.is_on, feature.can_change)))
     }
+}
+
+/// Once a queue. Not asked where a daemon of ours has the interface: it has the sockets.
+fn taken(
+    interface: &Known<xsk::Interface>,
+    program: &Known<Option<(u32, String)>>,
+) -> Known<Vec<(u32, String)>> {
+    if matches!(program, Ok(Some((_, name))) if inspect::is_ours(name)) {
+        return Ok(Vec::new());
+    }
+    let ifindex = interface.as_ref().map_err(String::clone)?.index;
+    let all =
+        sockets::bound().map_err(|why| format!("the kernel does not tell of AF_XDP sockets ({why})"))?;
+    let here = all.into_iter().filter(|bound| bound.ifindex == ifindex);
+    let by_queue: BTreeMap<u32, u32> = here.map(|bound| (bound.queue, bound.inode)).collect();
+    let owner = |inode| sockets::owner(inode).unwrap_or_else(|| "a process that cannot be seen".into());
+    Ok(by_queue.into_iter().map(|(queue, inode)| (queue, owner(inode))).collect())
 }
 
 type Addresses = (String, Vec<std::net::IpAddr>);

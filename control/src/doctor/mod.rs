@@ -1,6 +1,7 @@
 //! `peregrine doctor`: what will not work on this machine, why, and the command that mends it, told before the start.
 //!
-//! - [`facts`]: what is so, read once; what cannot be found out has its reason (`netdev`: what the kernel tells of a driver)
+//! - [`facts`]: what is so, read once; what cannot be found out has its reason (`netdev`: what the kernel tells of a
+//!   driver; `sockets`: of others' AF_XDP sockets)
 //! - [`drivers`]: what is known of drivers beforehand
 //! - [`host`], [`nic`], [`reach`]: the checks, functions of the facts and of what is wanted; only [`reach`] asks more, about next hops
 //! - [`mend`]: settings set right, by `--fix` for good, by the daemon for as long as it runs (`[uplink] fix`)
@@ -15,6 +16,7 @@ pub mod mend;
 pub mod netdev;
 pub mod nic;
 pub mod reach;
+pub mod sockets;
 
 use std::net::{IpAddr, Ipv4Addr};
 

@@ -18,7 +18,8 @@ pub fn checks(case: &Case, uplink: &UplinkPlan, link: &Link) -> Vec<Finding> {
         Err(why) => return vec![Finding::failure("interface", why, "nothing can be sent or received there")],
     };
     let on = On { case, uplink, link, interface, driver: drivers::known(&interface.driver) };
-    let mut all = vec![on.interface(), on.carrier(), on.native(), on.zero_copy(), on.mtu(), on.program()];
+    let mut all =
+        vec![on.interface(), on.carrier(), on.native(), on.zero_copy(), on.mtu(), on.program(), on.taken()];
     all.extend([on.channels(), on.unserved(), on.spread()]);
     all.extend(link.hash.iter().map(|(flow, fields)| on.hash(*flow, fields)));
     all.extend([
@@ -209,6 +210,29 @@ impl On<'_> {
         }
     }
 
+    /// A queue has one user of AF_XDP.
+    fn taken(&self) -> Finding {
+        const NAME: &str = "sockets";
+        let is_ours = matches!(&self.link.program, Ok(Some((_, program))) if inspect::is_ours(program));
+        let taken = match &self.link.taken {
+            Err(why) => return Finding::skipped(NAME, why),
+            Ok(_) if is_ours => return Finding::ok(NAME, "a Peregrine daemon has them"),
+            Ok(taken) => taken,
+        };
+        let served = self.served();
+        match taken.iter().find(|(queue, _)| served.contains(&QueueId(*queue))) {
+            None => Finding::ok(NAME, "no AF_XDP socket is on the queues"),
+            Some((queue, owner)) => {
+                let what = format!("queue {queue} has an AF_XDP socket of {owner}");
+                Finding::failure(
+                    NAME,
+                    what,
+                    "a queue can have one user only: stop that program, or leave the queue out of `queues`",
+                )
+            }
+        }
+    }
+
     /// `combined 4`, or `rx 4` where they are not paired.
     fn channels_command(&self, count: u32) -> Option<String> {
         let channels = self.link.channels.as_ref().ok()?;
@@ -382,7 +406,12 @@ impl On<'_> {
 
     fn vlan_strip(&self) -> Finding {
         const NAME: &str = "vlan-strip";
-        let Some(vlan) = self.uplink.vlan else { return Finding::ok(NAME, "the underlay has no tag") };
+        let Some(vlan) = self.uplink.vlan else {
+            let is_on = self.link.feature("rx-vlan-hw-parse").is_ok_and(|(is_on, _)| is_on);
+            let trunk =
+                if is_on { "; on a trunk, packets of any VLAN look as if they had none, too" } else { "" };
+            return Finding::ok(NAME, format!("the underlay has no tag{trunk}"));
+        };
         match self.link.feature("rx-vlan-hw-parse") {
             Err(why) => Finding::skipped(NAME, why),
             Ok((false, _)) => Finding::ok(NAME, "tags are left in packets"),

@@ -66,6 +66,7 @@ fn link() -> Link {
         hash: [(UdpFlow::Udp4, Ok(0xf0)), (UdpFlow::Udp6, Ok(0xf0))],
         xdp: Ok(XdpFeatures { bits: 0x7f, zero_copy_segments: 8 }),
         program: Ok(None),
+        taken: Ok(Vec::new()),
         node: Ok(0),
         interrupts: Ok(vec![Interrupt { number: 45, cpus: vec![0] }]),
         underlay: Ok(("eth0".into(), vec![[10, 0, 0, 1].into()])),
@@ -320,6 +321,8 @@ fn the_card_must_be_near_and_leave_workers_alone() {
     is(&found("carrier", &[], |case| case.links[0].carrier = Ok(false)), WARNING, "no carrier", None);
     let foreign = found("program", &[], |case| case.links[0].program = Ok(Some((7, "firewall".into()))));
     is(&foreign, FAILURE, "'firewall' (id 7)", Some("ip link set dev eth0 xdp off"));
+    let taken = found("sockets", &[], |case| case.links[0].taken = Ok(vec![(2, "testpmd (7)".into())]));
+    is(&taken, FAILURE, "queue 2 has an AF_XDP socket of testpmd (7)", None);
     let own = found("program", &[], |case| case.links[0].program = Ok(Some((7, "peregrine_steer".into()))));
     is(&own, Verdict::Ok, "peregrine_steer", None);
 }
@@ -347,6 +350,7 @@ fn what_is_not_known_is_skipped_with_its_reason() {
             hash: [(UdpFlow::Udp4, Err("x".into())), (UdpFlow::Udp6, Err("x".into()))],
             xdp: Err("x".into()),
             program: Err("x".into()),
+            taken: Err("x".into()),
             node: Err("x".into()),
             interrupts: Err("x".into()),
             underlay: Err("x".into()),
@@ -379,6 +383,7 @@ fn what_is_not_known_is_skipped_with_its_reason() {
         "native-xdp",
         "zero-copy",
         "program",
+        "sockets",
         "channels",
         "rss",
         "hash-udp4",
