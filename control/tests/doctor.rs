@@ -363,7 +363,7 @@ fn a_daemon_fixes_for_as_long_as_it_runs() {
     let mut next = start("", "", "");
     next.wait_for_line("ready", patience).unwrap();
     assert!(next.said().contains(&back.into()), "{:?}", next.said());
-    assert!(next.said().iter().any(|line| line.starts_with("warning: ")), "{:?}", next.said());
+    assert!(next.said().iter().any(|line| line.starts_with("doctor: warning: ")), "{:?}", next.said());
     assert!(bench.has_rxvlan() && !file.exists());
     next.stop(patience).unwrap();
 

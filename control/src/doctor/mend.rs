@@ -5,7 +5,8 @@
 //! a SIGKILL the next daemon at that socket finds the file and puts it back first. An interface that is another one by now is left alone.
 
 use std::fmt;
-use std::io;
+use std::io::{self, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use peregrine_dataplane::plan::Plan;
@@ -183,7 +184,14 @@ impl Mended {
         if self.records.is_empty() {
             return Ok(());
         }
-        std::fs::write(&self.file, serde_json::to_string(&self.records).map_err(io::Error::other)?)
+        // Made anew: whoever else may write to the directory cannot lead us elsewhere.
+        match std::fs::remove_file(&self.file) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let mut file =
+            std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&self.file)?;
+        file.write_all(serde_json::to_string(&self.records).map_err(io::Error::other)?.as_bytes())
     }
 
     /// Puts everything back. Lines about what could not be: those records stay in the file.
@@ -217,6 +225,10 @@ impl Drop for Mended {
 
 /// What the daemon before could not put back.
 fn left_behind(file: &Path) -> Vec<String> {
+    let owner = std::fs::symlink_metadata(file).map(|found| (found.is_file(), found.uid()));
+    if owner.is_ok_and(|owner| owner != (true, rustix::process::geteuid().as_raw())) {
+        return vec![format!("warning: {} is not a file of ours: remove it", file.display())];
+    }
     let text = match std::fs::read_to_string(file) {
         Ok(text) => text,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Vec::new(),
@@ -268,6 +280,13 @@ mod tests {
         );
         assert!(!file.exists());
         std::fs::write(&file, "nonsense").unwrap();
-        assert!(left_behind(&file)[0].contains("remove it") && file.exists());
+        assert!(left_behind(&file)[0].contains("is not what a daemon writes") && file.exists());
+        std::fs::remove_file(&file).unwrap();
+        std::os::unix::fs::symlink("/etc/hostname", &file).unwrap();
+        assert!(left_behind(&file)[0].contains("is not a file of ours"));
+        let mut mended = Mended { file: file.clone(), records };
+        mended.write().unwrap();
+        assert!(!file.is_symlink(), "it is made anew, wherever the old one led");
+        mended.records.clear();
     }
 }

@@ -118,7 +118,7 @@ impl Finding {
         let name = self.about.as_ref().map_or(String::new(), |about| format!("{about}: "));
         let why = self.why.as_ref().map_or(String::new(), |why| format!(": {why}"));
         let command = self.command.as_ref().map_or(String::new(), |command| format!(": `{command}`"));
-        format!("{}: {name}{}{why}{command}", self.verdict.name(), self.what)
+        format!("doctor: {}: {name}{}{why}{command}", self.verdict.name(), self.what)
     }
 }
 
