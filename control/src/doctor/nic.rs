@@ -303,22 +303,33 @@ impl On<'_> {
         let what = format!("packets come to queues {}, which have no socket", names.join(", "));
         let why = "they go to the kernel, and are lost for tenants: serve all queues, or let the card choose from those that are served";
         let finding = Finding::warning(NAME, what, why);
-        let count = served.len() as u32;
-        let is_first = (0..count).all(|queue| is_served(&queue));
-        match self.channels_command(count).filter(|_| is_first) {
+        match self.first_queues(&served).and_then(|count| self.channels_command(count)) {
             Some(command) => finding.command(command),
-            None if self.link.indirection.is_ok() => {
-                let weights: Vec<&str> =
-                    (0..has).map(|queue| if is_served(&queue) { "1" } else { "0" }).collect();
-                finding.command(format!("ethtool -X {} weight {}", self.interface.name, weights.join(" ")))
-            }
+            None if self.link.indirection.is_ok() => finding.command(self.spread_command(&served)),
             None => finding,
         }
     }
 
+    /// How many there are, if they are those from 0 on.
+    fn first_queues(&self, served: &[QueueId]) -> Option<u32> {
+        let count = served.len() as u32;
+        (0..count).all(|queue| served.contains(&QueueId(queue))).then_some(count)
+    }
+
+    /// Makes the card choose from these queues.
+    fn spread_command(&self, served: &[QueueId]) -> String {
+        let name = &self.interface.name;
+        if let Some(count) = self.first_queues(served) {
+            return format!("ethtool -X {name} equal {count}");
+        }
+        let weight = |queue| if served.contains(&QueueId(queue)) { "1" } else { "0" };
+        let weights: Vec<&str> = (0..self.interface.queue_count).map(weight).collect();
+        format!("ethtool -X {name} weight {}", weights.join(" "))
+    }
+
     /// Each queue that is served should get packets.
     fn spread(&self) -> Finding {
-        let (served, has) = (self.served(), self.interface.queue_count);
+        let served = self.served();
         if served.len() < 2 {
             return Finding::ok("rss", "one queue is served");
         }
@@ -337,7 +348,7 @@ impl On<'_> {
         }
         let what = format!("no packets come to queues {}", idle.join(", "));
         Finding::warning("rss", what, "their workers have nothing to receive")
-            .command(format!("ethtool -X {} equal {has}", self.interface.name))
+            .command(self.spread_command(&served))
     }
 
     /// All VXLAN between two hosts has the same addresses: only the source port tells flows apart.

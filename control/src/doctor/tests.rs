@@ -281,6 +281,11 @@ fn queues_must_get_their_share() {
     is(&chosen, Verdict::Ok, "", None);
     let idle = found("rss", &[], |case| case.links[0].indirection = Ok(vec![0, 1]));
     is(&idle, WARNING, "queues 2, 3", Some("ethtool -X eth0 equal 4"));
+    let uneven = found("rss", &[], |case| {
+        uplink(case).queues = some(&[2, 3]);
+        case.links[0].indirection = Ok(vec![2, 2]);
+    });
+    is(&uneven, WARNING, "queues 3", Some("ethtool -X eth0 weight 0 0 1 1"));
     let hash = found("hash-udp4", &[], |case| case.links[0].hash[0].1 = Ok(0x30));
     is(&hash, WARNING, "by addresses only", Some("ethtool -N eth0 rx-flow-hash udp4 sdfn"));
     let other = found("hash-udp6", &[], |case| case.links[0].hash[1].1 = Ok(0x30));
