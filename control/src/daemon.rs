@@ -21,8 +21,8 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook_mio::v1_0::Signals;
 
 use crate::api::Api;
-use crate::doctor;
 use crate::doctor::mend::Mended;
+use crate::doctor::{self, Got};
 use crate::error::Error;
 use crate::methods::Methods;
 use crate::model::live::may_be_unsealed;
@@ -287,8 +287,9 @@ impl<'p> Daemon<'p> {
 
     /// What `peregrine doctor` would say of warnings and failures.
     fn tell_what_is_bad(&self) {
-        let got_huge_pages = self.engine.uplinks().iter().all(|uplink| uplink.huge_pages);
-        doctor::at_start(self.plan, got_huge_pages).iter().for_each(|line| say(line));
+        let huge_pages = self.engine.uplinks().iter().all(|uplink| uplink.huge_pages);
+        let usable = self.usable.iter().map(|core| core.0).collect();
+        doctor::at_start(self.plan, Got { huge_pages, usable }).iter().for_each(|line| say(line));
     }
 
     /// What was asked for and what was got, on standard error.

@@ -134,8 +134,8 @@ fn locked_memory(case: &Case, shares: Option<&[Share]>) -> Finding {
 fn huge_pages(case: &Case, shares: Option<&[Share]>) -> Vec<Finding> {
     const NAME: &str = "huge-pages";
     const WHY: &str = "the frames' memory lies on small pages, where each look at a frame may cost a look-up of its address";
-    if let Some(got) = case.wanted.got_huge_pages {
-        return vec![if got {
+    if let Some(got) = &case.wanted.got {
+        return vec![if got.huge_pages {
             Finding::ok(NAME, "the frames' memory lies on huge pages")
         } else {
             Finding::warning(
@@ -212,6 +212,7 @@ fn jit(case: &Case) -> Finding {
 fn list(cores: &[usize]) -> String {
     let mut cores: Vec<_> = cores.iter().copied().map(peregrine_dataplane::types::CoreId).collect();
     cores.sort();
+    cores.dedup();
     preflight::ranges(&cores)
 }
 
@@ -227,7 +228,13 @@ fn cores(case: &Case) -> Finding {
     }
     let what =
         format!("workers are to run on cores {}, and this process may use {}", list(&out), list(allowed));
-    Finding::failure("cores", what, "choose others in the config, or widen the affinity (taskset, cpuset)")
+    let why = "choose others in the config, or widen the affinity (taskset, cpuset; isolated cores are in nobody's unless asked for)";
+    let finding = Finding::failure("cores", what, why);
+    if !out.iter().all(|core| case.host.cpus.contains_key(core)) {
+        return finding;
+    }
+    let all: Vec<usize> = allowed.iter().chain(&out).copied().collect();
+    finding.command(format!("taskset -c {} {}", list(&all), own_command()))
 }
 
 fn control_core(case: &Case) -> Finding {

@@ -175,8 +175,17 @@ pub struct Wanted {
     pub multi_buffer: bool,
     /// Containers have interfaces.
     pub containers: bool,
-    /// The frames' memory lies on huge pages, where a daemon has it already.
-    pub got_huge_pages: Option<bool>,
+    /// What a daemon has got, where it runs already.
+    pub got: Option<Got>,
+}
+
+/// What cannot be seen any more when a daemon runs.
+#[derive(Clone, Debug)]
+pub struct Got {
+    /// The frames' memory lies on huge pages.
+    pub huge_pages: bool,
+    /// The cores that it could use at its start: the thread that looks leaves the workers' alone.
+    pub usable: Vec<usize>,
 }
 
 impl Wanted {
@@ -190,7 +199,7 @@ impl Wanted {
             multi_buffer: chunk_sizes.any(|size| engine::needs_multi_buffer(plan, size)),
             containers: plan.pools.containers > 0 || plan.endpoints.values().any(|e| is_veth(&e.port)),
             plan: Some(plan.clone()),
-            got_huge_pages: None,
+            got: None,
         }
     }
 
@@ -201,14 +210,7 @@ impl Wanted {
             ..UplinkPlan::new(name, IpAddr::V4(Ipv4Addr::UNSPECIFIED))
         };
         let uplinks = names.iter().map(uplink).collect();
-        Wanted {
-            plan: None,
-            uplinks,
-            only: None,
-            multi_buffer: false,
-            containers: false,
-            got_huge_pages: None,
-        }
+        Wanted { plan: None, uplinks, only: None, multi_buffer: false, containers: false, got: None }
     }
 
     /// The CPUs that the workers run on.
@@ -233,7 +235,11 @@ impl Case {
     pub fn read(wanted: Wanted) -> Case {
         let files = Files::default();
         let links = wanted.uplinks.iter().map(|uplink| Link::read(&files, &uplink.interface, uplink.vlan));
-        Case { links: links.collect(), host: Host::read(&files), wanted }
+        let mut host = Host::read(&files);
+        if let Some(got) = &wanted.got {
+            host.allowed = Ok(got.usable.clone());
+        }
+        Case { links: links.collect(), host, wanted }
     }
 
     /// The queues that get sockets, uplink by uplink.
@@ -306,8 +312,8 @@ pub fn examine_and_fix(wanted: Wanted) -> Report {
 
 /// The checks of a daemon that has just started: a line for each warning and failure. Next hops are what `status` shows; and that there is
 /// no file system for BPF objects is no matter of ours.
-pub fn at_start(plan: &Plan, got_huge_pages: bool) -> Vec<String> {
-    let case = Case::read(Wanted { got_huge_pages: Some(got_huge_pages), ..Wanted::of(plan) });
+pub fn at_start(plan: &Plan, got: Got) -> Vec<String> {
+    let case = Case::read(Wanted { got: Some(got), ..Wanted::of(plan) });
     let bad = |finding: &Finding| finding.verdict >= Verdict::Warning && finding.check != host::BPFFS;
     case.examine().iter().filter(|finding| bad(finding)).map(Finding::line).collect()
 }

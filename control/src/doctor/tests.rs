@@ -189,7 +189,17 @@ fn case_pages() -> u64 {
 
 #[test]
 fn workers_must_have_their_cores() {
-    is(&found("cores", &[], |case| case.host.allowed = Ok(vec![0, 1, 2])), FAILURE, "on cores 3", None);
+    let out = found("cores", &[], |case| case.host.allowed = Ok(vec![0, 1, 2]));
+    assert_eq!(out.verdict, FAILURE);
+    let command = out.command.unwrap();
+    assert!(out.what.contains("on cores 3,") && command.starts_with("taskset -c 0-3 "), "{command}");
+    let none = found("cores", &["siblings"], |case| {
+        case.wanted.plan.as_mut().unwrap().workers[0].core = CoreId(9);
+        case.host.isolated = Ok(vec![3, 9]);
+    });
+    is(&none, FAILURE, "on cores 9", None);
+    let seen = Case::read(Wanted { got: Some(Got { huge_pages: true, usable: vec![7] }), ..sound().wanted });
+    assert_eq!(seen.host.allowed, Ok(vec![7]), "the thread that looks may use fewer");
     is(&found("control-core", &[], |case| case.host.allowed = Ok(vec![2, 3])), WARNING, "all cores", None);
     is(
         &found("isolation", &[], |case| case.host.isolated = Ok(vec![2])),
