@@ -47,6 +47,7 @@
 //! | `chunk_size` | UMEM chunk, bytes | 2048 | 2048 or 4096, the same for all uplinks |
 //! | `ring_size` | descriptors in each ring | 2048 | a power of two from 64 to 32768, the same for all uplinks |
 //! | `early` | rings of their own for urgent frames, from the driver on | `false` | `true`, `false`, `"if-possible"` |
+//! | `fix` | settings of the interface that break or slow AF_XDP (`peregrine doctor` tells them) are set right at the start and put back at the end | `false` | |
 //! | **`[capacity]`** | room for networks and endpoints that come while it runs | | |
 //! | `networks` | how many there may be at the same time | 256 | 1 to 4096 |
 //! | `endpoints` | how many there may be at the same time; some 1.5 KB for each in each worker | 4096 | 1 to 65534 |

@@ -209,6 +209,7 @@ table!(
         chunk_size: Field<i64>,
         ring_size: Field<i64>,
         early: Field<Value>,
+        fix: Field<bool>,
     }
 );
 

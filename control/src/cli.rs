@@ -3,6 +3,8 @@
 
 /// `peregrine apply`, `export`, `watch` and `schema`.
 mod declared;
+/// `peregrine doctor`.
+mod doctor;
 /// `peregrine fdb` and `peregrine remote`.
 mod forwarding;
 /// `peregrine network`, `port` and `endpoint`.
@@ -27,6 +29,7 @@ use crate::table::{count, percent, thousands};
 use crate::{daemon, render};
 
 pub use declared::{Apply, ExportArgs, WatchArgs};
+pub use doctor::DoctorArgs;
 pub use forwarding::{FdbArgs, FdbCommand, RemoteCommand};
 pub use objects::{EndpointCommand, NetworkCommand, PortCommand};
 pub use rules::RulesCommand;
@@ -55,6 +58,8 @@ pub enum Command {
         #[arg(value_name = "FILE")]
         file: PathBuf,
     },
+    /// Tell what will not work on this machine, why, and the command that mends it. Exit status 1: something will not.
+    Doctor(DoctorArgs),
     /// Show peregrine on real traffic in network namespaces, beside the kernel's overlay (needs root).
     Demo(DemoArgs),
     /// Show what runs: uplink, workers, networks, next hops, tenants.
@@ -167,6 +172,7 @@ pub fn main() -> ExitCode {
     };
     match execute(&cli.command) {
         Ok(()) => ExitCode::SUCCESS,
+        Err(error @ Error::Unfit) => ExitCode::from(error.exit_code()), // what was found is on standard output
         Err(Error::Output(e)) if e.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(error) => {
             for line in error.to_string().lines() {
@@ -218,6 +224,7 @@ pub fn execute(command: &Command) -> Result<(), Error> {
             let plan = load(file)?;
             print(&format!("{}: ok — {}\n", file.display(), summary(&plan)))
         }
+        Command::Doctor(args) => doctor::execute(args),
         Command::Demo(args) => demo::run(args, print),
         Command::Status(ask) => show(ask, "status", render::status),
         Command::Fdb(args) => forwarding::fdb(args),
@@ -418,6 +425,8 @@ mod tests {
             "peregrine export --json --toml",
             "peregrine watch --from x",
             "peregrine completion tcsh",
+            "peregrine doctor --fx",
+            "peregrine doctor eth0 eth1",
         ] {
             assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line}");
         }
@@ -442,6 +451,8 @@ mod tests {
             "peregrine watch --from 7 --json",
             "peregrine schema",
             "peregrine completion zsh",
+            "peregrine doctor",
+            "peregrine doctor -c x.toml eth0 --fix --json",
         ] {
             assert!(parse(line).is_ok(), "{line}: {}", parse(line).unwrap_err());
         }

@@ -850,6 +850,13 @@ fn sum_traffic(parts: impl Iterator<Item = TrafficStats>) -> TrafficStats {
     })
 }
 
+/// What each worker would get of these queues, interface by interface, and so many bytes of memory for their frames.
+pub fn shares(plan: &Plan, queues: &[Vec<QueueId>]) -> Vec<(Hand, usize)> {
+    let configs = xsk_configs(plan);
+    let hands = deal(queues, plan.workers.len()).into_iter();
+    hands.map(|hand| (xsk::frame_memory(&configs, &hand), hand)).map(|(bytes, hand)| (hand, bytes)).collect()
+}
+
 fn check_cores(plan: &Plan) -> Result<(), StartError> {
     let usable = usable_cores();
     match plan.workers.iter().find(|worker| !usable.contains(&worker.core.0)) {
@@ -858,20 +865,25 @@ fn check_cores(plan: &Plan) -> Result<(), StartError> {
     }
 }
 
+/// The MTU that the underlay must have for a network's largest packets.
+pub fn underlay_mtu_needed(network: &NetworkPlan, plan: &Plan) -> u32 {
+    // The inner Ethernet header, VXLAN, UDP and IP: as many bytes as with the outer Ethernet header instead of the inner. A tag of the
+    // underlay is no part of an IP packet.
+    u32::from(network.mtu) + overhead(network, &plan.uplinks) as u32
+}
+
 /// Every network fits every uplink: where its remotes are reached may change while we run.
 fn check_mtu(plan: &Plan, infos: &[UplinkInfo]) -> Result<(), StartError> {
     let Some(uplink) = smallest_mtu(infos) else { return Ok(()) };
     for network in plan.networks.values() {
-        // The inner Ethernet header, VXLAN, UDP and IP: as many bytes as with the outer Ethernet header instead of the inner. A tag of the
-        // underlay is no part of an IP packet.
-        let overhead = overhead(network, &plan.uplinks) as u32;
-        if u32::from(network.mtu) + overhead > uplink.mtu {
+        let needed = underlay_mtu_needed(network, plan);
+        if needed > uplink.mtu {
             return Err(StartError::Mtu {
                 network: network.name.clone(),
                 mtu: network.mtu,
                 interface: uplink.interface.clone(),
                 uplink_mtu: uplink.mtu,
-                overhead,
+                overhead: needed - u32::from(network.mtu),
             });
         }
     }
@@ -934,7 +946,7 @@ fn mtu_max(network: &NetworkPlan, plan: &Plan, chunk_size: u32) -> u32 {
 }
 
 /// Some network's packets do not fit a chunk.
-fn needs_multi_buffer(plan: &Plan, chunk_size: u32) -> bool {
+pub fn needs_multi_buffer(plan: &Plan, chunk_size: u32) -> bool {
     plan.networks.values().any(|network| u32::from(network.mtu) > mtu_max(network, plan, chunk_size))
 }
 

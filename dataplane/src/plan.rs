@@ -211,6 +211,8 @@ pub struct UplinkPlan {
     pub ring_size: u32,
     /// Whether urgent frames have rings of their own from the driver on.
     pub early: Early,
+    /// Settings of the interface that break or slow AF_XDP are set right at the start and put back at the end.
+    pub fix: bool,
 }
 
 impl UplinkPlan {
@@ -235,6 +237,7 @@ impl UplinkPlan {
             chunk_size: 2048,
             ring_size: 2048,
             early: Early::Off,
+            fix: false,
         }
     }
 }
