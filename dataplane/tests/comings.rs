@@ -45,7 +45,7 @@ struct Churn {
 impl Churn {
     fn new(placement: PlacementMode, seed: u64) -> Churn {
         let cores = cores();
-        let worker = |n: u8| WorkerPlan { core: cores[usize::from(n) % cores.len()], nice: None };
+        let worker = |n: u8| WorkerPlan::on(cores[usize::from(n) % cores.len()]);
         let mut plan = Plan { workers: (0..ENTRIES).map(worker).collect(), placement, ..plan() };
         plan.uplinks[0].ring_size = 1024;
         let pace = Arc::new(Pace::new(Speed::Every(INTERVAL)));
@@ -97,7 +97,7 @@ impl Churn {
         match self.dice.below(10) {
             0..3 if self.engine.stats().workers.len() < ALL => {
                 let core = self.some_core();
-                match self.engine.add_worker(&WorkerPlan { core, nice: None }) {
+                match self.engine.add_worker(&WorkerPlan::on(core)) {
                     Ok(()) | Err(WorkerError::NothingToDo) => {}
                     Err(error) => panic!("{error}"),
                 }

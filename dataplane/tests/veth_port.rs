@@ -144,7 +144,7 @@ fn transfer(from: &Container, to: &Container, family: usize) {
 fn engine(workers: usize) -> Engine {
     let mut plan = plan();
     let cores = core_affinity::get_core_ids().unwrap();
-    let worker = |n: usize| WorkerPlan { core: CoreId(cores[n % cores.len()].id), nice: None };
+    let worker = |n: usize| WorkerPlan::on(CoreId(cores[n % cores.len()].id));
     plan.workers = (0..workers).map(worker).collect();
     (plan.uplinks[0].interface, plan.uplinks[0].locals) = ("a0".into(), vec![IpAddr::V4(OUR_ADDRESS)]);
     plan.networks[0].remotes = vec![IpAddr::V4(THEIR_ADDRESS)];

@@ -69,7 +69,7 @@ pub struct Setup {
 impl Setup {
     fn plan(&self, is_wire: bool) -> Plan {
         let mut plan = plan(2);
-        plan.workers = vec![WorkerPlan { core: CoreId(self.cores.worker), nice: None }];
+        plan.workers = vec![WorkerPlan::on(CoreId(self.cores.worker))];
         plan.classes = classes(self.order, self.normal_share, self.rules.clone());
         for uplink in &mut plan.uplinks {
             uplink.early = if self.early { Early::On } else { Early::Off };
