@@ -31,7 +31,7 @@ pub(crate) const SLEEP_MAX: Duration = Duration::from_millis(10);
 /// moves, each time after twice as long.
 const SLEEP_SHORT: Duration = Duration::from_micros(100);
 
-/// Between two looks; some microseconds.
+/// Between two looks; about a microsecond.
 const PAUSES: usize = 32;
 
 /// So many looks a tenant has whose packets cannot be taken, because there is no room for them.

@@ -142,7 +142,9 @@ fn transfer(from: &Container, to: &Container, family: usize) {
 
 /// An engine on `a0`, with so many workers, whose network has the far host as a remote.
 fn engine(workers: usize) -> Engine {
-    engine_that(workers, IdleMode::Busy)
+    // Any test can be run with workers that sleep.
+    let is_asked = std::env::var("PEREGRINE_TEST_IDLE").is_ok_and(|idle| idle == "adaptive");
+    engine_that(workers, if is_asked { IdleMode::Adaptive } else { IdleMode::Busy })
 }
 
 /// The same, whose workers do this while there is nothing to do.
