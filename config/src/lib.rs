@@ -22,6 +22,7 @@
 //! | `state` | file in which networks, ports and endpoints that were declared at the control socket are kept; beside it `FILE.journal`, what was changed since it was written, and `FILE.last`, as it was before | none: they are gone with the process | absolute, 4000 bytes, no `..` |
 //! | `placement` | how flows and their steps are spread over several workers | `"balanced"` | `"balanced"`, `"run-to-completion"`, `"static"`, `"static-hashed"` |
 //! | `balance_threshold` | percent of a worker's cycles above which `"balanced"` relieves it | 85 | 50 to 99 |
+//! | `idle_after` | for so long a worker with `idle = "adaptive"` looks for work in vain at full speed; after twice that it sleeps | "50us" | "1us" to "1s" |
 //! | `urgent_quota` | bursts of more urgent classes that a worker takes in a row while one of the others waits | 16 | 1 to 1024 |
 //! | `default_class` | class of packets that no rule and no network gives another | `"normal"` | one of the classes; required if none of them is `"normal"` |
 //! | `trusted_remotes` | VTEPs whose outer DSCP rules may ask for | none | remotes of networks, unique |
@@ -33,6 +34,7 @@
 //! | **`[[workers]]`** | a pinned thread each | | 1 to 31, one for each core |
 //! | `core` | CPU number | | 0 to 1023, each once |
 //! | `nice` | priority against other programs on that CPU | the process's | -20 (highest) to 19 |
+//! | `idle` | while there is nothing to do: look for work all the time (`"busy"`), or sleep (`"adaptive"`) | `"busy"` | those two |
 //! | **`[uplink]`** | the interface towards the underlay; several: `[[uplink]]` | | 1 to 4 |
 //! | `interface` | name | | 1 to 15 bytes, no space, `/`, `:`; unique |
 //! | `vlan` | IEEE 802.1Q tag of the underlay's frames, which the card must leave in them (`ethtool -K IF rxvlan off txvlan off`); `local` is then on the kernel's VLAN device above the interface | untagged | 1 to 4094 |

@@ -104,6 +104,7 @@ table!(
         state: Field<String>,
         placement: Field<String>,
         balance_threshold: Field<i64>,
+        idle_after: Field<String>,
         workers: List<Worker>,
         uplink: Field<Uplinks>,
         capacity: Field<Capacity>,
@@ -152,6 +153,7 @@ table!(
     Worker {
         core: Field<i64>,
         nice: Field<i64>,
+        idle: Field<String>,
     }
 );
 

@@ -127,6 +127,9 @@ pub enum WorkerCommand {
         /// The worker's priority where it is not alone, -20 (highest) to 19.
         #[arg(long, value_name = "NICE", allow_hyphen_values = true)]
         nice: Option<i8>,
+        /// What it does while there is nothing to do.
+        #[arg(long, value_name = "MODE", default_value = "busy", value_parser = ["busy", "adaptive"])]
+        idle: String,
         /// Where and how.
         #[command(flatten)]
         ask: Ask,
@@ -229,8 +232,8 @@ pub fn execute(command: &Command) -> Result<(), Error> {
         Command::Status(ask) => show(ask, "status", render::status),
         Command::Fdb(args) => forwarding::fdb(args),
         Command::Remote(command) => forwarding::remote(command),
-        Command::Worker(WorkerCommand::Add { core, nice, ask }) => {
-            let params = json!({ "core": core, "nice": nice });
+        Command::Worker(WorkerCommand::Add { core, nice, idle, ask }) => {
+            let params = json!({ "core": core, "nice": nice, "idle": idle });
             show_with(ask, "worker.add", &params, render::cores)
         }
         Command::Worker(WorkerCommand::Remove { core, ask }) => {

@@ -420,6 +420,17 @@ pub(crate) fn set_thread_nice(nice: i8) -> io::Result<()> {
     check(unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, nice.into()) }).map(drop)
 }
 
+/// What any thread of this process has written is seen by all others from here on, and the other way round (membarrier(2)). Where the kernel
+/// cannot do that, some microseconds do.
+pub(crate) fn barrier_on_all_threads() {
+    const REGISTER_PRIVATE_EXPEDITED: libc::c_int = 1 << 4;
+    const PRIVATE_EXPEDITED: libc::c_int = 1 << 3;
+    for command in [REGISTER_PRIVATE_EXPEDITED, PRIVATE_EXPEDITED] {
+        // SAFETY: no pointers.
+        unsafe { libc::syscall(libc::SYS_membarrier, command, 0, 0) };
+    }
+}
+
 /// Lifts the limit on locked memory (a UMEM is locked). False if that is not permitted: then the limit stands.
 pub(crate) fn raise_memlock() -> bool {
     let limit = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };

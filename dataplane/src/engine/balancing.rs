@@ -149,6 +149,7 @@ impl Engine {
         self.pauses = self.pauses.wrapping_add(1).max(1); // 0 is none
         let number = self.pauses;
         self.placement.ask_pause(number);
+        self.workers.iter().for_each(|worker| worker.mailbox.call());
         // Who has no frames has none under way: those of others that lie with him are not home.
         let with_frames = |it: &WorkerId| self.workers.get(it.index()).is_some_and(|it| it.frames_total > 0);
         let with_frames: Vec<WorkerId> = self.present().filter(with_frames).collect();

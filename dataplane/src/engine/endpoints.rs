@@ -811,7 +811,7 @@ mod tests {
     fn engine(workers: usize) -> Engine {
         let blue = NetworkPlan { remotes: vec![[192, 0, 2, 2].into()], ..network("blue", 42) };
         let plan = Plan {
-            workers: vec![WorkerPlan { core: CoreId(usable_cores()[0]), nice: None }; workers],
+            workers: vec![WorkerPlan::on(CoreId(usable_cores()[0])); workers],
             placement: PlacementMode::Static,
             balance_threshold: 85,
             uplinks: vec![UplinkPlan { ring_size: 64, ..UplinkPlan::new("unused", [192, 0, 2, 1].into()) }],
@@ -1046,7 +1046,7 @@ mod tests {
         let mut first = endpoint(1, BLUE);
         first.more = (7..20).map(station).collect();
         let plan = Plan {
-            workers: vec![WorkerPlan { core: CoreId(usable_cores()[0]), nice: None }],
+            workers: vec![WorkerPlan::on(CoreId(usable_cores()[0]))],
             uplinks: vec![UplinkPlan { ring_size: 64, ..UplinkPlan::new("unused", [192, 0, 2, 1].into()) }],
             networks: vec![blue].into(),
             endpoints: vec![first].into(),
