@@ -15,7 +15,7 @@ use super::*;
 
 /// Four cores of two nodes, a card with four queues on node 0, workers on cores 2 and 3.
 fn sound() -> Case {
-    let worker = |core| WorkerPlan { core: CoreId(core), nice: None };
+    let worker = |core| WorkerPlan::on(CoreId(core));
     let uplink =
         UplinkPlan { mode: XdpMode::RequireZeroCopy, ..UplinkPlan::new("eth0", [10, 0, 0, 1].into()) };
     let mut plan = Plan { workers: vec![worker(2), worker(3)], uplinks: vec![uplink], ..Plan::default() };
