@@ -55,8 +55,10 @@ fn socket(lab: &Lab, host: &HostName) -> std::path::PathBuf {
 }
 
 fn config(lab: &Lab, host: &HostName, other: &HostName, core: usize) -> String {
+    // Whoever shares a core with a worker that polls waits for the scheduler each time.
+    let idle = if lab.cores.are_shared() { "adaptive" } else { "busy" };
     format!(
-        "control_socket = \"{}\"\n\n[[workers]]\ncore = {core}\n\n[pools]\ncontainers = {}\n\n\
+        "control_socket = \"{}\"\n\n[[workers]]\ncore = {core}\nidle = \"{idle}\"\n\n[pools]\ncontainers = {}\n\n\
          [uplink]\ninterface = \"{}\"\nlocal = \"{}\"\nmode = \"copy\"\n\n\
          [[networks]]\nname = \"demo\"\nvni = {VNI}\nmtu = 1450\nremotes = [\"{}\"]\nsubnets = [\"10.42.0.0/24\", \"fd42::/64\"]\n",
         socket(lab, host).display(),

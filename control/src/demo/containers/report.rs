@@ -152,12 +152,13 @@ impl Report {
             ),
             "Six containers: one `peregrine endpoint add` each, from a pool that was full; in the kernel's half six `ip` commands each.".into(),
             format!(
-                "Cores: peregrine's workers, which poll, {worker_a} (host a) and {worker_b} (host b); programs in containers {programs_a} (a) and {programs_b} (b)."
+                "Cores: peregrine's workers {worker_a} (host a) and {worker_b} (host b); programs in containers {programs_a} (a) and {programs_b} (b)."
             ),
         ];
-        if self.cores.are_shared() {
-            notes.push("So in peregrine's half the programs share their core with a worker that never sleeps, in the kernel's they do not.".into());
-        }
+        notes.push(match self.cores.are_shared() {
+            true => "The workers sleep while there is nothing to do (idle = \"adaptive\"): the programs share their cores with them.".into(),
+            false => "The workers poll (idle = \"busy\").".into(),
+        });
         if self.ratio.tcp < 1.0 {
             notes.push("TCP: the kernel carries segments of up to 64 KiB through its overlay (GSO, GRO), peregrine each packet by itself.".into());
         }
