@@ -76,7 +76,8 @@ impl Several {
                 wire: Sent::new(),
             }
         };
-        let workers = mesh(&placement, Lanes::ONE, chunks).into_iter().map(new_worker).collect();
+        let bells: Vec<_> = exits.iter().map(|_| std::sync::Arc::default()).collect();
+        let workers = mesh(&placement, &bells, Lanes::ONE, chunks).into_iter().map(new_worker).collect();
         let fdb = Fdb::new(256, plan.networks.len());
         let mut several = Several { tables, fdb, placement, workers, clients: Vec::new(), flood_budget: 256 };
         for ((id, endpoint), home) in plan.endpoints.iter().zip(homes) {
