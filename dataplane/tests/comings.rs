@@ -46,7 +46,7 @@ impl Churn {
     fn new(placement: PlacementMode, seed: u64) -> Churn {
         let cores = cores();
         // Every other time some of them sleep between two frames.
-        let idle = |n: u8| if seed % 2 == 0 && n > 0 { IdleMode::Adaptive } else { IdleMode::Busy };
+        let idle = |n: u8| if seed.is_multiple_of(2) && n > 0 { IdleMode::Adaptive } else { IdleMode::Busy };
         let worker =
             |n: u8| WorkerPlan { idle: idle(n), ..WorkerPlan::on(cores[usize::from(n) % cores.len()]) };
         let mut plan = Plan {
