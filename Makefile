@@ -64,6 +64,7 @@ bench: build ## measurements, in figures that this machine gives
 	$(SUDO) target/release/peregrine-perf priority --quick
 	target/release/peregrine-perf fdb --quick
 	target/release/peregrine-perf tenants --quick
+	$(SUDO) target/release/peregrine-perf idle --quick
 	$(SUDO) target/release/peregrine-perf memif --quick
 	$(SUDO) target/release/peregrine-perf generator --quick
 	$(SUDO) target/release/peregrine-perf kernel --quick

@@ -18,7 +18,7 @@ pub use alone::{Carrier, Checker, DeclaredEndpoint, DeclaredPort, Networks};
 pub use classes::{protocol_name, rules_of};
 pub use port::unfit;
 
-use peregrine_dataplane::plan::{Capacity, PlacementMode, Plan, Pools, WorkerPlan};
+use peregrine_dataplane::plan::{Capacity, IdleMode, PlacementMode, Plan, Pools, WorkerPlan};
 use peregrine_dataplane::types::{CoreId, WorkerId};
 
 use crate::at::{At, Claims, Report};
@@ -51,6 +51,12 @@ pub fn file(file: &File, report: &Report) -> Option<Plan> {
         BALANCE_THRESHOLD_MIN..=BALANCE_THRESHOLD_MAX,
         Some(BALANCE_THRESHOLD),
     );
+    let idle_after = top.key("idle_after").text(
+        &file.idle_after,
+        Some(Plan::default().idle_after),
+        values::IDLE_AFTER,
+        values::idle_after,
+    );
     let uplinks = uplink::uplinks(&top.key("uplink"), &file.uplink);
     let capacity = capacity(&top.key("capacity"), &file.capacity);
     let pools = pools(&top.key("pools"), &file.pools);
@@ -64,10 +70,11 @@ pub fn file(file: &File, report: &Report) -> Option<Plan> {
     }
     let classes = classes::plan(&top, file, classes, &classes::Known::new(file, &networks));
     let control_socket = control_socket?;
-    let (placement, balance_threshold) = (placement?, balance_threshold?);
+    let (placement, balance_threshold, idle_after) = (placement?, balance_threshold?, idle_after?);
     // Entries with mistakes are not in the lists, and then the places in them mean nothing.
     report.is_clean().then_some(Plan {
         workers,
+        idle_after,
         placement,
         balance_threshold,
         uplinks: uplinks.plans,
@@ -151,13 +158,15 @@ fn workers(at: &At<'_>, field: &List<Worker>) -> Vec<WorkerPlan> {
     for (at, entry) in at.list(field, 1..=WorkerId::LIMIT, RULE) {
         let Some(raw) = at.table(entry, "a table with the key core") else { continue };
         let nice = at.key("nice").number(&raw.nice, NICE_MIN..=NICE_MAX, Some(NICE_OF_THE_PROCESS));
+        let idle = at.key("idle").text(&raw.idle, Some(IdleMode::default()), values::IDLE, values::idle);
         let at = at.key("core");
         let Some(core) = at.number(&raw.core, 0..=CORE_MAX, None) else { continue };
         cores.claim(core, &at, raw.core.shown());
-        let Some(nice) = nice else { continue };
+        let (Some(nice), Some(idle)) = (nice, idle) else { continue };
         plans.push(WorkerPlan {
             core: CoreId(core),
             nice: Some(nice).filter(|&nice| nice != NICE_OF_THE_PROCESS),
+            idle,
         });
     }
     plans

@@ -22,6 +22,7 @@
 //! | `state` | file in which networks, ports and endpoints that were declared at the control socket are kept; beside it `FILE.journal`, what was changed since it was written, and `FILE.last`, as it was before | none: they are gone with the process | absolute, 4000 bytes, no `..` |
 //! | `placement` | how flows and their steps are spread over several workers | `"balanced"` | `"balanced"`, `"run-to-completion"`, `"static"`, `"static-hashed"` |
 //! | `balance_threshold` | percent of a worker's cycles above which `"balanced"` relieves it | 85 | 50 to 99 |
+//! | `idle_after` | for so long a worker with `idle = "adaptive"` looks for work in vain at full speed; after twice that it sleeps | "50us" | "1us" to "1s" |
 //! | `urgent_quota` | bursts of more urgent classes that a worker takes in a row while one of the others waits | 16 | 1 to 1024 |
 //! | `default_class` | class of packets that no rule and no network gives another | `"normal"` | one of the classes; required if none of them is `"normal"` |
 //! | `trusted_remotes` | VTEPs whose outer DSCP rules may ask for | none | remotes of networks, unique |
@@ -33,6 +34,7 @@
 //! | **`[[workers]]`** | a pinned thread each | | 1 to 31, one for each core |
 //! | `core` | CPU number | | 0 to 1023, each once |
 //! | `nice` | priority against other programs on that CPU | the process's | -20 (highest) to 19 |
+//! | `idle` | while there is nothing to do: look for work all the time (`"busy"`), or sleep (`"adaptive"`) | `"busy"` | those two |
 //! | **`[uplink]`** | the interface towards the underlay; several: `[[uplink]]` | | 1 to 4 |
 //! | `interface` | name | | 1 to 15 bytes, no space, `/`, `:`; unique |
 //! | `vlan` | IEEE 802.1Q tag of the underlay's frames, which the card must leave in them (`ethtool -K IF rxvlan off txvlan off`); `local` is then on the kernel's VLAN device above the interface | untagged | 1 to 4094 |
@@ -47,11 +49,12 @@
 //! | `chunk_size` | UMEM chunk, bytes | 2048 | 2048 or 4096, the same for all uplinks |
 //! | `ring_size` | descriptors in each ring | 2048 | a power of two from 64 to 32768, the same for all uplinks |
 //! | `early` | rings of their own for urgent frames, from the driver on | `false` | `true`, `false`, `"if-possible"` |
+//! | `fix` | settings of the interface that break or slow AF_XDP (`peregrine doctor` tells them) are set right at the start and put back at the end | `false` | |
 //! | **`[capacity]`** | room for networks and endpoints that come while it runs | | |
 //! | `networks` | how many there may be at the same time | 256 | 1 to 4096 |
 //! | `endpoints` | how many there may be at the same time; some 1.5 KB for each in each worker | 4096 | 1 to 65534 |
 //! | `addresses` | learned addresses of networks that come: the sum of their `fdb_limit`s; some 50 bytes for each | 65536 | 1 to 16777216 |
-//! | **`[pools]`** | what is made ready before it is asked for; when half is left, more is made | | |
+//! | **`[pools]`** | what is made ready before it is asked for; when half is left, or nothing was taken for a second, more is made | | |
 //! | `containers` | network namespaces with an interface, for `create_namespace`; each takes some 2.2 MB | 0 | 0 to 4096 |
 //! | `memif_regions` | memory for tenants that we connect to, with the default `ring_size`, `buffer_size` and `queue_pairs`; 4.1 MiB each | 0: none | 0 to 4096 |
 //! | **`[[networks]]`** | an overlay network | | 1 to 4096 |
@@ -84,6 +87,7 @@
 //! | `anti_spoofing` | drop other source MACs | `true` | |
 //! | `storm_limit` | frames a second that may be flooded | none | 1 to 1000000 |
 //! | `announce` | announce its addresses when it connects | `true` | |
+//! | `hairpin` | frames from one endpoint of a port to another go back to it | `false` | |
 //! | **`memif`** | table: how it is attached | | |
 //! | `socket` | path, or `"@name"` for abstract | | absolute, 107 bytes, no `..`; not `control_socket` |
 //! | `id` | interface id on the socket | 0 | 0 to 4294967295, unique on the socket |

@@ -104,6 +104,7 @@ table!(
         state: Field<String>,
         placement: Field<String>,
         balance_threshold: Field<i64>,
+        idle_after: Field<String>,
         workers: List<Worker>,
         uplink: Field<Uplinks>,
         capacity: Field<Capacity>,
@@ -152,6 +153,7 @@ table!(
     Worker {
         core: Field<i64>,
         nice: Field<i64>,
+        idle: Field<String>,
     }
 );
 
@@ -209,6 +211,7 @@ table!(
         chunk_size: Field<i64>,
         ring_size: Field<i64>,
         early: Field<Value>,
+        fix: Field<bool>,
     }
 );
 
@@ -275,6 +278,7 @@ table!(
         anti_spoofing: Field<bool>,
         storm_limit: Field<i64>,
         announce: Field<bool>,
+        hairpin: Field<bool>,
         memif: Field<Memif>,
         veth: Field<Veth>,
     }
@@ -290,6 +294,7 @@ table!(
         anti_spoofing: Field<bool>,
         storm_limit: Field<i64>,
         announce: Field<bool>,
+        hairpin: Field<bool>,
         port: Field<String>,
         memif: Field<Memif>,
         veth: Field<Veth>,
@@ -307,6 +312,7 @@ impl Declared {
             anti_spoofing: self.anti_spoofing,
             storm_limit: self.storm_limit,
             announce: self.announce,
+            hairpin: self.hairpin,
             memif: self.memif,
             veth: self.veth,
             unknown: BTreeMap::new(),

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
-use peregrine_dataplane::plan::PlacementMode;
+use peregrine_dataplane::plan::{IdleMode, PlacementMode};
 use peregrine_dataplane::tables::Remote;
 use peregrine_dataplane::types::MacAddr;
 use peregrine_memif::SocketAddr;
@@ -89,19 +89,33 @@ pub fn ageing(text: &str) -> Option<Duration> {
     duration(text).filter(|d| (Duration::from_secs(1)..=DAY).contains(d))
 }
 
-/// A whole number of seconds, minutes or hours.
+pub const IDLE: &str = "\"busy\" or \"adaptive\"";
+
+/// What a worker does while there is nothing to do.
+pub fn idle(text: &str) -> Option<IdleMode> {
+    [IdleMode::Busy, IdleMode::Adaptive].into_iter().find(|mode| mode.name() == text)
+}
+
+pub const IDLE_AFTER: &str = "a duration from \"1us\" to \"1s\", such as \"50us\" or \"2ms\"";
+
+/// How long a worker looks for work in vain before it waits.
+pub fn idle_after(text: &str) -> Option<Duration> {
+    duration(text).filter(|d| (Duration::from_micros(1)..=Duration::from_secs(1)).contains(d))
+}
+
+/// A whole number of microseconds, milliseconds, seconds, minutes or hours.
 fn duration(text: &str) -> Option<Duration> {
-    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
-    let seconds = match unit {
-        "s" => 1,
-        "m" => 60,
-        "h" => 3600,
+    let unit_at = text.bytes().position(|b| !b.is_ascii_digit())?;
+    let (digits, unit) = text.split_at_checked(unit_at)?;
+    let microseconds = match unit {
+        "us" => 1,
+        "ms" => 1000,
+        "s" => 1_000_000,
+        "m" => 60 * 1_000_000,
+        "h" => 3600 * 1_000_000,
         _ => return None,
     };
-    if !digits.bytes().all(|b| b.is_ascii_digit()) {
-        return None;
-    }
-    digits.parse::<u64>().ok()?.checked_mul(seconds).map(Duration::from_secs)
+    digits.parse::<u64>().ok()?.checked_mul(microseconds).map(Duration::from_micros)
 }
 
 pub const SOCKET_PATH: &str = "an absolute path of at most 107 bytes, without \"..\"";

@@ -3,6 +3,8 @@
 
 /// `peregrine apply`, `export`, `watch` and `schema`.
 mod declared;
+/// `peregrine doctor`.
+mod doctor;
 /// `peregrine fdb` and `peregrine remote`.
 mod forwarding;
 /// `peregrine network`, `port` and `endpoint`.
@@ -27,6 +29,7 @@ use crate::table::{count, percent, thousands};
 use crate::{daemon, render};
 
 pub use declared::{Apply, ExportArgs, WatchArgs};
+pub use doctor::DoctorArgs;
 pub use forwarding::{FdbArgs, FdbCommand, RemoteCommand};
 pub use objects::{EndpointCommand, NetworkCommand, PortCommand};
 pub use rules::RulesCommand;
@@ -55,6 +58,8 @@ pub enum Command {
         #[arg(value_name = "FILE")]
         file: PathBuf,
     },
+    /// Tell what will not work on this machine, why, and the command that mends it. Exit status 1: something will not.
+    Doctor(DoctorArgs),
     /// Show peregrine on real traffic in network namespaces, beside the kernel's overlay (needs root).
     Demo(DemoArgs),
     /// Show what runs: uplink, workers, networks, next hops, tenants.
@@ -122,6 +127,9 @@ pub enum WorkerCommand {
         /// The worker's priority where it is not alone, -20 (highest) to 19.
         #[arg(long, value_name = "NICE", allow_hyphen_values = true)]
         nice: Option<i8>,
+        /// What it does while there is nothing to do.
+        #[arg(long, value_name = "MODE", default_value = "busy", value_parser = ["busy", "adaptive"])]
+        idle: String,
         /// Where and how.
         #[command(flatten)]
         ask: Ask,
@@ -148,9 +156,6 @@ pub enum Shell {
     Fish,
 }
 
-/// So long a change may take: it is milliseconds, unless there are very many objects in it.
-const CHANGE_TIMEOUT: Duration = Duration::from_secs(60);
-
 /// Whom to ask, and how to print the answer.
 #[derive(Debug, Args)]
 pub struct Ask {
@@ -170,6 +175,7 @@ pub fn main() -> ExitCode {
     };
     match execute(&cli.command) {
         Ok(()) => ExitCode::SUCCESS,
+        Err(error @ Error::Unfit) => ExitCode::from(error.exit_code()), // what was found is on standard output
         Err(Error::Output(e)) if e.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(error) => {
             for line in error.to_string().lines() {
@@ -221,12 +227,13 @@ pub fn execute(command: &Command) -> Result<(), Error> {
             let plan = load(file)?;
             print(&format!("{}: ok — {}\n", file.display(), summary(&plan)))
         }
+        Command::Doctor(args) => doctor::execute(args),
         Command::Demo(args) => demo::run(args, print),
         Command::Status(ask) => show(ask, "status", render::status),
         Command::Fdb(args) => forwarding::fdb(args),
         Command::Remote(command) => forwarding::remote(command),
-        Command::Worker(WorkerCommand::Add { core, nice, ask }) => {
-            let params = json!({ "core": core, "nice": nice });
+        Command::Worker(WorkerCommand::Add { core, nice, idle, ask }) => {
+            let params = json!({ "core": core, "nice": nice, "idle": idle });
             show_with(ask, "worker.add", &params, render::cores)
         }
         Command::Worker(WorkerCommand::Remove { core, ask }) => {
@@ -421,6 +428,8 @@ mod tests {
             "peregrine export --json --toml",
             "peregrine watch --from x",
             "peregrine completion tcsh",
+            "peregrine doctor --fx",
+            "peregrine doctor eth0 eth1",
         ] {
             assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line}");
         }
@@ -445,6 +454,8 @@ mod tests {
             "peregrine watch --from 7 --json",
             "peregrine schema",
             "peregrine completion zsh",
+            "peregrine doctor",
+            "peregrine doctor -c x.toml eth0 --fix --json",
         ] {
             assert!(parse(line).is_ok(), "{line}: {}", parse(line).unwrap_err());
         }

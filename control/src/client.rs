@@ -12,6 +12,8 @@ use crate::rpc::code;
 
 /// How long an answer may take.
 pub const TIMEOUT: Duration = Duration::from_secs(2);
+/// And that of a change: it takes milliseconds, unless there are very many objects in it, or the disk of the state file is busy.
+pub const CHANGE_TIMEOUT: Duration = Duration::from_secs(60);
 /// The longest answer that is read.
 const ANSWER_BYTES_MAX: usize = 256 << 20;
 

@@ -21,6 +21,8 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook_mio::v1_0::Signals;
 
 use crate::api::Api;
+use crate::doctor::mend::Mended;
+use crate::doctor::{self, Got};
 use crate::error::Error;
 use crate::methods::Methods;
 use crate::model::live::may_be_unsealed;
@@ -61,6 +63,7 @@ pub fn run(plan: &Plan) -> Result<(), Error> {
     preflight::leave_workers_alone(&daemon.usable, &cores, None);
     say(&format!("peregrine {VERSION}, process {}", std::process::id()));
     daemon.introduce();
+    daemon.tell_what_is_bad();
     say(&format!("ready in {} ms", began.elapsed().as_millis()));
     let result = daemon.serve(&mut signals);
     let stats = daemon.stop();
@@ -107,6 +110,8 @@ struct Daemon<'p> {
     underlay: Underlay,
     engine: Engine,
     sealer: Sealer,
+    /// Settings of interfaces that are put back at the end.
+    mended: Mended,
     /// The cores that this process could use at the start.
     usable: Vec<CoreId>,
     /// Those to which the underlay looks for ways: a number of the engine's.
@@ -132,6 +137,8 @@ impl<'p> Daemon<'p> {
         let (model, begins) = model::file::load(plan)?;
         model.cut().iter().for_each(|line| say(&format!("warning: {line}")));
         guard(&begins)?;
+        let (mended, lines) = Mended::begin(plan);
+        lines.iter().for_each(|line| say(line));
         let mut engine = Engine::start(&begins).map_err(Error::Engine)?;
         let mut underlay = Underlay::open(underlay_of(plan, &engine), wanted(&engine))
             .map_err(system("open a netlink socket"))?;
@@ -159,6 +166,7 @@ impl<'p> Daemon<'p> {
             underlay,
             engine,
             sealer,
+            mended,
             usable,
             remotes_known: 0,
             started: now,
@@ -266,14 +274,22 @@ impl<'p> Daemon<'p> {
     /// Tenants are told first, while the engine still runs; then the sockets go, then the workers and the uplink; and what is
     /// kept is made one file.
     fn stop(self) -> Stats {
-        let Daemon { mut engine, tenants, api, underlay, mut model, .. } = self;
+        let Daemon { mut engine, tenants, api, underlay, mut model, mended, .. } = self;
         tenants.stop(Instant::now(), &mut engine);
         drop((api, underlay));
         let stats = engine.stop();
+        mended.end().iter().for_each(|line| say(line));
         if let Err(why) = model.rest() {
             say(&format!("warning: {why}: the next start reads its journal"));
         }
         stats
+    }
+
+    /// What `peregrine doctor` would say of warnings and failures.
+    fn tell_what_is_bad(&self) {
+        let huge_pages = self.engine.uplinks().iter().all(|uplink| uplink.huge_pages);
+        let usable = self.usable.iter().map(|core| core.0).collect();
+        doctor::at_start(self.plan, Got { huge_pages, usable }).iter().for_each(|line| say(line));
     }
 
     /// What was asked for and what was got, on standard error.

@@ -316,9 +316,10 @@ fn micros(began: Instant) -> u64 {
 
 /// Who has the answer may send at once. A worker takes its orders each turn, which takes microseconds; one that has lost its core is not waited
 /// for longer than this.
-fn until_in_force(engine: &Engine) {
+fn until_in_force(engine: &mut Engine) {
     let end = Instant::now() + Duration::from_millis(5);
     while !engine.is_in_force() && Instant::now() < end {
+        engine.send_orders();
         std::thread::yield_now();
     }
 }

@@ -134,6 +134,8 @@ pub enum Error {
         /// What is wrong.
         reason: String,
     },
+    /// `peregrine doctor` found what will not work.
+    Unfit,
     /// The demo ended without its figures.
     Demo(DemoError),
     /// Standard output could not be written.
@@ -237,6 +239,7 @@ impl fmt::Display for Error {
             Error::Answer { path, reason } => write!(f, "the daemon at {}: {reason}", path.display()),
             Error::Mistakes { lines } | Error::Refused { lines, .. } => f.write_str(&lines.join("\n")),
             Error::File { path, reason } => write!(f, "{}: {reason}", path.display()),
+            Error::Unfit => f.write_str("some checks failed"),
             Error::Demo(source) => source.fmt(f),
             Error::Output(source) => write!(f, "cannot write to standard output: {source}"),
         }

@@ -20,6 +20,8 @@ pub mod daemon;
 pub mod demo;
 // The control socket's methods about networks, ports and endpoints.
 pub mod declared;
+// `peregrine doctor`.
+pub mod doctor;
 // What can go wrong, in one line each.
 pub mod error;
 // The control socket's methods about addresses and remotes.

@@ -11,7 +11,7 @@
 //! | `remote.list` | `network`, `remote`, if wanted | `remotes`: the first 10,000, each with its `standing` and whether it is `leaving`; `total` |
 //! | `remote.add` | `network`, `remote` | the same |
 //! | `remote.remove` | `network`, `remote` | the same, `fixed_removed`: addresses that were fixed behind it, and `barred`: the network takes any remote, but this one not until it is added. It is gone when it is listed no more |
-//! | `worker.add` | `core`: a CPU; `nice`: −20 to 19, if wanted | `cores`: those in use |
+//! | `worker.add` | `core`: a CPU; `nice`: −20 to 19, if wanted; `idle`: `busy` (default) or `adaptive` | `cores`: those in use |
 //! | `worker.remove` | `core` | the same |
 //! | `rules.get` | none | `rules`: those in force, each with the keys of the config's `[[rules]]`; `status`: as in `status` |
 //! | `rules.set` | `rules`: a list of such, instead of all before | `count`, and `warnings` as of `peregrine check` |
@@ -33,7 +33,7 @@ use std::time::Instant;
 
 use mio::Registry;
 use peregrine_dataplane::engine::{Engine, WorkerError};
-use peregrine_dataplane::plan::{Plan, WorkerPlan};
+use peregrine_dataplane::plan::{IdleMode, Plan, WorkerPlan};
 use peregrine_dataplane::types::CoreId;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -47,7 +47,7 @@ use crate::pools::Pools;
 use crate::preflight;
 use crate::rpc::{Reply, RpcError, Watch, code, no_params, params};
 use crate::rules;
-use crate::status::{self, Status, VERSION, WorkerStatus};
+use crate::status::{self, Status, VERSION};
 use crate::tenants::Tenants;
 use crate::underlay::Underlay;
 
@@ -79,6 +79,8 @@ pub struct Methods<'d> {
 struct AddWorker {
     core: usize,
     nice: Option<i8>,
+    #[serde(default)]
+    idle: IdleMode,
 }
 
 #[derive(Deserialize)]
@@ -145,7 +147,7 @@ impl Methods<'_> {
             uptime_seconds: now.saturating_duration_since(*started).as_secs(),
             control_socket,
             uplinks: status::uplinks(engine.uplinks(), plan, underlay),
-            workers: engine.busy().into_iter().map(|(core, busy)| WorkerStatus { core, busy }).collect(),
+            workers: status::workers(engine),
             rules: engine.rules_status(),
             networks: status::networks(engine.plan()),
             endpoints: status::endpoints(engine.plan(), engine.has_queues_by_class(), tenants, now),
@@ -171,7 +173,7 @@ impl Methods<'_> {
         Ok(Reply { result: to_value(&answer)?, watch: Some(watch) })
     }
 
-    fn add_worker(&mut self, AddWorker { core, nice }: AddWorker) -> Result<Value, RpcError> {
+    fn add_worker(&mut self, AddWorker { core, nice, idle }: AddWorker) -> Result<Value, RpcError> {
         let core = CoreId(core);
         if !self.usable.contains(&core) {
             let usable = preflight::ranges(self.usable);
@@ -184,7 +186,7 @@ impl Methods<'_> {
         if self.engine.cores().contains(&core) {
             return Err(refused(WorkerError::Taken(core).to_string()));
         }
-        self.engine.add_worker(&WorkerPlan { core, nice }).map_err(|e| refused(e.to_string()))?;
+        self.engine.add_worker(&WorkerPlan { core, nice, idle }).map_err(|e| refused(e.to_string()))?;
         Ok(self.cores())
     }
 

@@ -35,8 +35,8 @@ fn capabilities() -> Result<(), Error> {
     if missing.is_empty() { Ok(()) } else { Err(Error::Capabilities { missing }) }
 }
 
-/// CAP_SYS_ADMIN includes CAP_BPF and CAP_PERFMON.
-fn missing(held: CapabilitySet) -> Vec<&'static str> {
+/// The rights that are needed and not held. CAP_SYS_ADMIN includes CAP_BPF and CAP_PERFMON.
+pub fn missing(held: CapabilitySet) -> Vec<&'static str> {
     let included = CapabilitySet::BPF | CapabilitySet::PERFMON;
     let held = if held.contains(CapabilitySet::SYS_ADMIN) { held | included } else { held };
     NEEDED.iter().filter(|(needed, _)| !held.contains(*needed)).map(|(_, name)| *name).collect()

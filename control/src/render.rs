@@ -145,10 +145,11 @@ pub fn status(status: &Value) -> String {
     let mut pairs: Vec<_> = list(status, "uplinks").iter().flat_map(uplink).collect();
     pairs.push(("rules".into(), rules_status(&status["rules"])));
     out.push_str(&lines(&pairs));
-    let mut workers = Table::new(&[">worker", ">core", ">busy"]);
+    let mut workers = Table::new(&[">worker", ">core", ">busy", ">asleep", "idle"]);
     for (index, worker) in list(status, "workers").iter().enumerate() {
         let busy = percent(worker["busy"].as_f64().unwrap_or(0.0));
-        workers.row(vec![index.to_string(), text(&worker["core"]), busy]);
+        let slept = percent(worker["slept"].as_f64().unwrap_or(0.0));
+        workers.row(vec![index.to_string(), text(&worker["core"]), busy, slept, text(&worker["idle"])]);
     }
     let title = match list(status, "workers").len() {
         0 | 1 => "Workers".to_string(),
@@ -493,6 +494,8 @@ fn worker_stats(stats: &Value) -> Table {
         ">worker",
         ">core",
         ">busy",
+        ">asleep",
+        ">sleeps",
         ">handed over",
         ">tx kicks",
         ">deferred",
@@ -504,6 +507,8 @@ fn worker_stats(stats: &Value) -> Table {
     for (index, worker) in list(stats, "workers").iter().enumerate() {
         let mut cells = vec![index.to_string(), text(&worker["core"])];
         cells.push(percent(worker["busy"].as_f64().unwrap_or(0.0)));
+        cells.push(percent(worker["slept"].as_f64().unwrap_or(0.0)));
+        cells.push(text(&worker["sleeps"]));
         for key in
             ["handed_over", "kicks", "kicks_deferred", "device_drops", "watchdog_kicks", "tenant_wakeups"]
         {

@@ -8,8 +8,8 @@ use std::time::Instant;
 use peregrine_dataplane::engine::{AddressFilter, Engine, RulesStatus};
 use peregrine_dataplane::fdb::{Destination, Entry};
 use peregrine_dataplane::plan::{
-    ClassPlan, ClassesPlan, EndpointPlan, MemifRole, NetworkPlan, PlacementMode, Plan, PortPlan, Queues,
-    UplinkPlan, WorkOrder,
+    ClassPlan, ClassesPlan, EndpointPlan, IdleMode, MemifRole, NetworkPlan, PlacementMode, Plan, PortPlan,
+    Queues, UplinkPlan, WorkOrder,
 };
 use peregrine_dataplane::types::{CoreId, EndpointId, MacAddr, Vni};
 use peregrine_dataplane::xsk::UplinkInfo;
@@ -67,6 +67,17 @@ pub struct WorkerStatus {
     pub core: CoreId,
     /// Share of its time with work to do, over the last second; 0 to 1.
     pub busy: f64,
+    /// What it does while there is nothing to do.
+    pub idle: IdleMode,
+    /// Share of the last second in which it slept; 0 to 1.
+    pub slept: f64,
+}
+
+/// All that there are.
+pub fn workers(engine: &Engine) -> Vec<WorkerStatus> {
+    let idle = engine.idle().into_iter();
+    let workers = engine.busy().into_iter().zip(idle);
+    workers.map(|((core, busy), (idle, slept))| WorkerStatus { core, busy, idle, slept }).collect()
 }
 
 /// One priority class.

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 
 use common::{Net, ip, text, until};
-use peregrine_control::client::Client;
+use peregrine_control::client::{CHANGE_TIMEOUT, Client};
 use peregrine_control::preflight::allowed_cores;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
@@ -104,7 +104,7 @@ impl Host {
 
     fn change(&self, steps: Value) {
         let mut client = Client::connect(&self.file("control.sock")).unwrap();
-        client.call_with("change", &json!({ "changes": steps })).unwrap();
+        client.call_within("change", &json!({ "changes": steps }), CHANGE_TIMEOUT).unwrap();
     }
 
     fn refuses(&self, arguments: &str) -> String {

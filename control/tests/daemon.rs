@@ -10,7 +10,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use common::{Net, text, until};
-use peregrine_control::client::Client;
+use peregrine_control::client::{CHANGE_TIMEOUT, Client};
 use peregrine_control::preflight::allowed_cores;
 use peregrine_memif::{
     Client as MemifClient, ClientConfig, Interface, Listener, ListenerConfig, Progress, ServerConfig,
@@ -490,7 +490,7 @@ fn what_is_declared_while_it_runs_is_there_after_a_restart() {
     let with_state = format!("state = \"{}\"\ncontrol_socket", state.display());
     let change = ("control_socket", with_state.as_str());
     let call = |method: &str, params: Value| {
-        Client::connect(&host.control()).unwrap().call_with(method, &params).unwrap()
+        Client::connect(&host.control()).unwrap().call_within(method, &params, CHANGE_TIMEOUT).unwrap()
     };
     let connect = |id: u32| {
         let config = ClientConfig { id, name: "tester".into(), ..ClientConfig::default() };
@@ -538,8 +538,9 @@ fn a_declared_socket_that_cannot_be_opened_keeps_nobody_from_work() {
     let state = host.dir.path().join("state.json");
     let with_state = format!("state = \"{}\"\ncontrol_socket", state.display());
     let change = ("control_socket", with_state.as_str());
-    let call =
-        |params: Value| Client::connect(&host.control()).unwrap().call_with("change", &params).unwrap();
+    let call = |params: Value| {
+        Client::connect(&host.control()).unwrap().call_within("change", &params, CHANGE_TIMEOUT).unwrap()
+    };
     let folder = host.dir.path().join("theirs").join("run");
     let [late, held] = ["late.sock", "held.sock"].map(|name| folder.join(name));
     std::fs::create_dir_all(&folder).unwrap();

@@ -439,6 +439,21 @@ impl TurnCosts {
     }
 }
 
+/// What woke a worker.
+#[derive(Debug, Default)]
+pub struct Wakers {
+    /// Frames from an uplink.
+    pub uplink: Counter,
+    /// A tenant that has sent.
+    pub tenants: Counter,
+    /// Frames from another worker.
+    pub workers: Counter,
+    /// An order, a pause.
+    pub control: Counter,
+    /// Nobody: the time was over.
+    pub time: Counter,
+}
+
 /// One worker's counters. Only that worker writes them.
 #[derive(Debug)]
 #[repr(align(128))]
@@ -497,6 +512,14 @@ pub struct WorkerCounters {
     pub watchdog_kicks: Counter,
     /// eventfd writes to tenants that sleep.
     pub tenant_wakeups: Counter,
+    /// Times that it slept, the cycles of that (in `cycles_total`, too), and what woke it.
+    pub sleeps: Counter,
+    /// As above.
+    pub cycles_slept: Counter,
+    /// As above; more than one may have, at once.
+    pub woken: Wakers,
+    /// Tenants that cannot wake it, because the system had no room to watch them: they are noticed some milliseconds late.
+    pub unwatched: Counter,
     /// Chunks of the worker's memory that are free.
     pub frames_free: Gauge,
     /// Per network, by [`NetworkId`].
@@ -543,6 +566,10 @@ impl WorkerCounters {
             receive_kicks: Counter::default(),
             watchdog_kicks: Counter::default(),
             tenant_wakeups: Counter::default(),
+            sleeps: Counter::default(),
+            cycles_slept: Counter::default(),
+            woken: Wakers::default(),
+            unwatched: Counter::default(),
             frames_free: Gauge::default(),
             networks: list(networks),
             endpoints: list(endpoints),

@@ -29,6 +29,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::bell::Bell;
 use crate::clock::{Seconds, cycles_per_second};
 use crate::counters::{Counter, Traffic, TrafficStats};
 use crate::discard::{Discard, DiscardCounters};
@@ -40,12 +41,12 @@ use crate::mailbox::{Order, Returned};
 use crate::mesh::mesh;
 use crate::pinned::{Ending, PinnedThread, usable_cores};
 use crate::placement::{self, Placement};
-use crate::plan::{InnerVlan, NetworkPlan, PlacementMode, Plan, StaticMac, UplinkPlan};
+use crate::plan::{IdleMode, InnerVlan, NetworkPlan, PlacementMode, Plan, StaticMac, UplinkPlan};
 use crate::replay::{Pace, Replay, ReplayFrame, ReplayStream, Speed};
 use crate::stages::Work;
 use crate::stats::{
     ClassEntry, EndpointStats, NetworkStats, RemoteStats, StageStats, StationName, Stats, Totals,
-    UplinkStats, WorkerStats, drops_by_name,
+    UplinkStats, WokenBy, WorkerStats, drops_by_name,
 };
 use crate::tables::{Tables, overhead, remote_addresses};
 use crate::types::{CoreId, EndpointId, MacAddr, NetworkId, QueueId, RemoteId, Route, UplinkId, WorkerId};
@@ -389,8 +390,10 @@ impl Engine {
         };
         let frames = ports.iter().map(|port| port.pool.capacity()).max().unwrap_or(0);
         let lanes = Lanes::new(&plan.classes);
-        for ((worker, port), mesh) in plan.workers.iter().zip(ports).zip(mesh(&placement, lanes, frames)) {
-            engine.start_worker(worker, port, (!is_alone).then_some(mesh))?;
+        let bells: Vec<Arc<Bell>> = plan.workers.iter().map(|_| Arc::default()).collect();
+        let meshes = mesh(&placement, &bells, lanes, frames);
+        for (((worker, port), mesh), bell) in plan.workers.iter().zip(ports).zip(meshes).zip(bells) {
+            engine.start_worker(worker, port, (!is_alone).then_some(mesh), bell)?;
         }
         Ok(engine)
     }
@@ -660,6 +663,11 @@ impl Engine {
         self.running().map(|worker| (self.core_of(worker), worker.busy)).collect()
     }
 
+    /// In the same order: what each worker does while there is nothing to do, and the share of the last second in which it slept.
+    pub fn idle(&self) -> Vec<(IdleMode, f64)> {
+        self.running().map(|worker| (self.idle_of(worker), worker.slept)).collect()
+    }
+
     /// Those that there are.
     fn running(&self) -> impl Iterator<Item = &WorkerHandle> {
         self.workers.iter().filter(|worker| worker.presence != Presence::Absent)
@@ -722,6 +730,11 @@ impl Engine {
             receive_kicks: counters.receive_kicks.get(),
             watchdog_kicks: counters.watchdog_kicks.get(),
             tenant_wakeups: counters.tenant_wakeups.get(),
+            idle: self.idle_of(worker),
+            slept: worker.slept,
+            sleeps: counters.sleeps.get(),
+            woken_by: WokenBy::of(&counters.woken),
+            unwatched: counters.unwatched.get(),
             frames_free: counters.frames_free.get(),
             frames_total: worker.frames_total,
         }
@@ -818,12 +831,14 @@ impl Engine {
     /// A worker stops within one turn once the frames between them are home; what it owned is dropped here.
     fn join(&mut self) {
         self.ending.drain();
+        self.call_threads();
         let deadline = Instant::now() + DRAIN_PATIENCE;
         while !self.ending.is_drained() && Instant::now() < deadline {
             self.take_over(); // who is between two threads
             std::thread::sleep(Duration::from_micros(100));
         }
         self.ending.halt();
+        self.call_threads();
         // Handles and threads stay in their lists, so that counters and cores can still be read.
         for worker in &mut self.workers {
             worker.outbox.clear();
@@ -850,6 +865,13 @@ fn sum_traffic(parts: impl Iterator<Item = TrafficStats>) -> TrafficStats {
     })
 }
 
+/// What each worker would get of these queues, interface by interface, and so many bytes of memory for their frames.
+pub fn shares(plan: &Plan, queues: &[Vec<QueueId>]) -> Vec<(Hand, usize)> {
+    let configs = xsk_configs(plan);
+    let hands = deal(queues, plan.workers.len()).into_iter();
+    hands.map(|hand| (xsk::frame_memory(&configs, &hand), hand)).map(|(bytes, hand)| (hand, bytes)).collect()
+}
+
 fn check_cores(plan: &Plan) -> Result<(), StartError> {
     let usable = usable_cores();
     match plan.workers.iter().find(|worker| !usable.contains(&worker.core.0)) {
@@ -858,20 +880,25 @@ fn check_cores(plan: &Plan) -> Result<(), StartError> {
     }
 }
 
+/// The MTU that the underlay must have for a network's largest packets.
+pub fn underlay_mtu_needed(network: &NetworkPlan, plan: &Plan) -> u32 {
+    // The inner Ethernet header, VXLAN, UDP and IP: as many bytes as with the outer Ethernet header instead of the inner. A tag of the
+    // underlay is no part of an IP packet.
+    u32::from(network.mtu) + overhead(network, &plan.uplinks) as u32
+}
+
 /// Every network fits every uplink: where its remotes are reached may change while we run.
 fn check_mtu(plan: &Plan, infos: &[UplinkInfo]) -> Result<(), StartError> {
     let Some(uplink) = smallest_mtu(infos) else { return Ok(()) };
     for network in plan.networks.values() {
-        // The inner Ethernet header, VXLAN, UDP and IP: as many bytes as with the outer Ethernet header instead of the inner. A tag of the
-        // underlay is no part of an IP packet.
-        let overhead = overhead(network, &plan.uplinks) as u32;
-        if u32::from(network.mtu) + overhead > uplink.mtu {
+        let needed = underlay_mtu_needed(network, plan);
+        if needed > uplink.mtu {
             return Err(StartError::Mtu {
                 network: network.name.clone(),
                 mtu: network.mtu,
                 interface: uplink.interface.clone(),
                 uplink_mtu: uplink.mtu,
-                overhead,
+                overhead: needed - u32::from(network.mtu),
             });
         }
     }
@@ -934,7 +961,7 @@ fn mtu_max(network: &NetworkPlan, plan: &Plan, chunk_size: u32) -> u32 {
 }
 
 /// Some network's packets do not fit a chunk.
-fn needs_multi_buffer(plan: &Plan, chunk_size: u32) -> bool {
+pub fn needs_multi_buffer(plan: &Plan, chunk_size: u32) -> bool {
     plan.networks.values().any(|network| u32::from(network.mtu) > mtu_max(network, plan, chunk_size))
 }
 

@@ -7,6 +7,7 @@
 //! | [`plan`], [`stats`] | what must run; what was counted: plain data for control |
 //! | [`engine`] | a plan made to run: workers started, changed, stopped |
 //! | `worker`, `mailbox` | one pinned thread; how control talks to it |
+//! | `idle`, [`bell`] | what a thread does that has nothing to do, and how it is called |
 //! | [`stages`] | the steps of a frame's way: classify, decap, lookup, deliver; collect, encap; answers |
 //! | [`tables`], [`fdb`], [`tenants`], `turns` | what the stages look up: networks and remotes; MAC addresses; rings; whose turn it is |
 //! | [`answers`], [`limit`] | what is answered for tenants, and how much they may flood |
@@ -20,7 +21,7 @@
 //! # Invariants
 //! - A frame has one owner: [`frame::Frame`] is not `Clone`, and errors give it back.
 //! - What comes in equals what goes out plus the drops, each with a [`counters::DropReason`].
-//! - Workers take no lock, allocate and free nothing, and never wait after start.
+//! - Workers take no lock, allocate and free nothing, and never wait after start, but where they may sleep, with nothing to do.
 //! - Tenant memory is read once, copied and checked; only the copy is used.
 #![deny(unsafe_code)]
 
@@ -34,6 +35,11 @@ pub mod answers;
     deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)
 )]
 pub mod balance;
+#[cfg_attr(
+    not(test),
+    deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)
+)]
+pub mod bell;
 #[cfg_attr(
     not(test),
     deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)
@@ -60,6 +66,11 @@ pub mod frame;
     deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)
 )]
 pub mod histogram;
+#[cfg_attr(
+    not(test),
+    deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)
+)]
+mod idle;
 #[cfg_attr(
     not(test),
     deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)

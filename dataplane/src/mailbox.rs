@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use crossbeam::queue::ArrayQueue;
 
+use crate::bell::{Bell, Caller};
 use crate::mesh::{Links, Mesh};
 use crate::tables::Tables;
 use crate::tenants::{Detached, TenantRings};
@@ -115,16 +116,35 @@ pub(crate) enum Returned {
 pub(crate) struct Mailbox {
     orders: ArrayQueue<Order>,
     returned: ArrayQueue<Returned>,
+    bell: Arc<Bell>,
 }
 
 impl Mailbox {
-    pub(crate) fn new() -> Mailbox {
-        Mailbox { orders: ArrayQueue::new(CAPACITY), returned: ArrayQueue::new(CAPACITY) }
+    /// Of a worker with this bell.
+    pub(crate) fn new(bell: Arc<Bell>) -> Mailbox {
+        Mailbox { orders: ArrayQueue::new(CAPACITY), returned: ArrayQueue::new(CAPACITY), bell }
     }
 
     /// Control: sends an order. A full mailbox gives it back.
     pub(crate) fn send(&self, order: Order) -> Result<(), Order> {
-        self.orders.push(order)
+        let sent = self.orders.push(order);
+        self.call();
+        sent
+    }
+
+    /// Control: wakes the worker, if it sleeps.
+    pub(crate) fn call(&self) {
+        self.bell.ring(Caller::Control);
+    }
+
+    /// The worker's.
+    pub(crate) fn bell(&self) -> &Arc<Bell> {
+        &self.bell
+    }
+
+    /// Worker: something waits here for it. Not if there is no room for an answer: then nothing can be done about that now.
+    pub(crate) fn has_order(&self) -> bool {
+        !self.orders.is_empty() && self.can_return()
     }
 
     /// Control: every order was taken. What a worker took, it does before it looks at any frame.

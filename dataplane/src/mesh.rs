@@ -18,6 +18,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use crate::bell::{Bell, Caller};
 use crate::frame::{BURST, Burst, Frame, FramePool, Homing, Source, Target, bucket};
 use crate::lanes::Lanes;
 use crate::placement::{Buckets, Entry, Placement};
@@ -44,6 +45,8 @@ pub struct Link {
     backlog: Vec<Homing>,
     /// Something was pushed since the last publication.
     is_unpublished: bool,
+    /// The other's.
+    bell: Arc<Bell>,
 }
 
 /// A worker's ends to the others, by worker; none to itself.
@@ -84,13 +87,13 @@ pub struct Waited {
     pub class: Class,
 }
 
-/// The ends for all workers, who have memory for so many frames at most, each, and keep these lanes apart.
-pub fn mesh(placement: &Arc<Placement>, lanes: Lanes, frames: usize) -> Vec<Mesh> {
-    let workers: Vec<WorkerId> = placement.present().collect();
-    let mut meshes: Vec<Mesh> = workers.iter().map(|me| Mesh::new(placement, *me, lanes)).collect();
-    for (place, &a) in workers.iter().enumerate() {
-        for (other, &b) in workers.iter().enumerate().skip(place + 1) {
-            let (to_b, to_a) = link(lanes, frames);
+/// The ends for all workers, who have these bells, in their order, and memory for so many frames at most, each, and keep these lanes apart.
+pub fn mesh(placement: &Arc<Placement>, bells: &[Arc<Bell>], lanes: Lanes, frames: usize) -> Vec<Mesh> {
+    let workers: Vec<(WorkerId, &Arc<Bell>)> = placement.present().zip(bells).collect();
+    let mut meshes: Vec<Mesh> = workers.iter().map(|(me, _)| Mesh::new(placement, *me, lanes)).collect();
+    for (place, &(a, bell_a)) in workers.iter().enumerate() {
+        for (other, &(b, bell_b)) in workers.iter().enumerate().skip(place + 1) {
+            let (to_b, to_a) = link(lanes, frames, bell_a, bell_b);
             for (place, other, link) in [(place, b, to_b), (other, a, to_a)] {
                 if let Some(mesh) = meshes.get_mut(place) {
                     put(&mut mesh.links, other, link);
@@ -104,16 +107,16 @@ pub fn mesh(placement: &Arc<Placement>, lanes: Lanes, frames: usize) -> Vec<Mesh
 /// The ends of a worker that comes to these others, and what each of them gets for its own: see [`Mesh::relink`].
 pub fn join(
     placement: &Arc<Placement>,
-    newcomer: WorkerId,
-    others: &[WorkerId],
+    (newcomer, bell): (WorkerId, &Arc<Bell>),
+    others: &[(WorkerId, Arc<Bell>)],
     lanes: Lanes,
     frames: usize,
 ) -> (Mesh, Vec<Links>) {
-    let places = others.iter().map(|other| other.index()).max().unwrap_or(0).max(newcomer.index()) + 1;
+    let places = others.iter().map(|(other, _)| other.index()).max().unwrap_or(0).max(newcomer.index()) + 1;
     let mut mesh = Mesh::new(placement, newcomer, lanes);
-    let theirs = others.iter().map(|&other| {
-        let (to_other, to_newcomer) = link(lanes, frames);
-        put(&mut mesh.links, other, to_other);
+    let theirs = others.iter().map(|(other, other_bell)| {
+        let (to_other, to_newcomer) = link(lanes, frames, bell, other_bell);
+        put(&mut mesh.links, *other, to_other);
         let mut links: Links = std::iter::repeat_with(|| None).take(places).collect();
         put(&mut links, newcomer, to_newcomer);
         links
@@ -122,8 +125,8 @@ pub fn join(
     (mesh, theirs)
 }
 
-/// Both ends between two workers.
-fn link(lanes: Lanes, frames: usize) -> (Link, Link) {
+/// Both ends between two workers, a's and b's.
+fn link(lanes: Lanes, frames: usize, a: &Arc<Bell>, b: &Arc<Bell>) -> (Link, Link) {
     let timed_ring = || {
         let ((to, from), (probe_in, probe_out)) = (ring(RING), probe());
         ((to, probe_in), (from, probe_out))
@@ -131,11 +134,11 @@ fn link(lanes: Lanes, frames: usize) -> (Link, Link) {
     let rings = || std::iter::repeat_with(timed_ring).take(lanes.count()).unzip::<_, _, Vec<_>, Vec<_>>();
     let ((to_b, from_a), (to_a, from_b)) = (rings(), rings());
     let ((home_to_b, home_from_a), (home_to_a, home_from_b)) = (ring(RING), ring(RING));
-    let end = |to: Vec<_>, from: Vec<_>, home_to, home_from| {
-        let backlog = Vec::with_capacity(frames);
-        Link { to: to.into(), from: from.into(), home_to, home_from, backlog, is_unpublished: false }
+    let end = |to: Vec<_>, from: Vec<_>, home_to, home_from, other: &Arc<Bell>| {
+        let (backlog, bell) = (Vec::with_capacity(frames), other.clone());
+        Link { to: to.into(), from: from.into(), home_to, home_from, backlog, is_unpublished: false, bell }
     };
-    (end(to_b, from_b, home_to_b, home_from_b), end(to_a, from_a, home_to_a, home_from_a))
+    (end(to_b, from_b, home_to_b, home_from_b, b), end(to_a, from_a, home_to_a, home_from_a, a))
 }
 
 /// At its place in the list, which is made long enough.
@@ -460,6 +463,19 @@ impl Mesh {
         Some(stage)
     }
 
+    /// Before a sleep: there is something to do for this worker in the mesh.
+    pub fn has_work(&mut self) -> bool {
+        self.is_paused
+            || self.placement.asked_pause().is_some()
+            || self.buckets.is_leaving_plain()
+            || self.links.iter_mut().flatten().any(Link::has_arrived)
+    }
+
+    /// Before a sleep: something of this worker's waits for others.
+    pub fn is_waiting(&self) -> bool {
+        !self.waiting.is_empty() || self.links.iter().flatten().any(|link| !link.backlog.is_empty())
+    }
+
     /// Of the [`arrivals`](Self::arrivals) just now, the frame that was timed, if there is one.
     #[inline]
     pub fn waited(&mut self) -> Option<Waited> {
@@ -468,6 +484,11 @@ impl Mesh {
 }
 
 impl Link {
+    /// Frames lie in one of the rings to this worker.
+    fn has_arrived(&mut self) -> bool {
+        self.home_from.has_item() || self.from.iter_mut().any(|(from, _)| from.has_item())
+    }
+
     /// Sends a frame home, now or when there is room.
     #[inline]
     fn send_home(&mut self, homing: Homing) {
@@ -490,6 +511,7 @@ impl Link {
             }
         }
         self.home_to.publish();
+        self.bell.ring(Caller::Worker);
     }
 
     #[inline]
@@ -501,6 +523,7 @@ impl Link {
                 to.publish();
             }
             self.home_to.publish();
+            self.bell.ring(Caller::Worker);
         }
     }
 }

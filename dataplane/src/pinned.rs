@@ -11,9 +11,11 @@ use std::time::Duration;
 
 use crossbeam::queue::ArrayQueue;
 
+use crate::bell::{Bell, Caller};
 use crate::clock::cycles;
 use crate::engine::StartError;
-use crate::plan::WorkerPlan;
+use crate::idle::Idle;
+use crate::plan::{IdleMode, WorkerPlan};
 use crate::sys;
 use crate::types::{CoreId, WorkerId};
 use crate::worker::Worker;
@@ -83,30 +85,39 @@ struct Seats {
     going: ArrayQueue<Box<Worker>>,
     /// Nobody comes any more: the thread ends when nobody is left.
     is_closed: AtomicBool,
+    /// The thread's.
+    bell: Arc<Bell>,
 }
 
 /// Control's end of a thread.
 #[derive(Debug)]
 pub(crate) struct PinnedThread {
     core: CoreId,
+    idle: IdleMode,
     seats: Arc<Seats>,
     /// None once it has been joined.
     thread: Option<JoinHandle<Vec<Box<Worker>>>>,
 }
 
 impl PinnedThread {
-    /// Starts a thread on the core, with its priority, and without workers.
+    /// Starts a thread on the core, with its priority, and without workers. It may sleep when these have looked in vain for twice that time, if
+    /// one is given.
     ///
     /// # Errors
     /// [`StartError::Core`], [`StartError::Nice`], [`StartError::Thread`].
     pub(crate) fn start(
         plan: &WorkerPlan,
+        idle_after: Option<Duration>,
         ending: &Arc<Ending>,
         patience: Duration,
     ) -> Result<PinnedThread, StartError> {
-        let WorkerPlan { core, nice } = *plan;
+        let WorkerPlan { core, nice, idle: mode } = *plan;
+        let bell = Arc::new(Bell::new());
+        bell.allow(idle_after.is_some());
+        let idle = idle_after.map(|after| Idle::new(after, bell.clone()));
         let queue = || ArrayQueue::new(WorkerId::LIMIT);
-        let seats = Arc::new(Seats { coming: queue(), going: queue(), is_closed: AtomicBool::new(false) });
+        let seats =
+            Arc::new(Seats { coming: queue(), going: queue(), is_closed: AtomicBool::new(false), bell });
         let (theirs, ending) = (seats.clone(), ending.clone());
         let (ready, placed) = mpsc::sync_channel(1);
         let body = move || {
@@ -114,11 +125,11 @@ impl PinnedThread {
             peregrine_memif::warm_up(); // what the first wake-up of a tenant would otherwise set up
             let stays = result.is_ok();
             let _started = ready.send(result);
-            if stays { run(&theirs, &ending) } else { Vec::new() }
+            if stays { run(&theirs, &ending, idle) } else { Vec::new() }
         };
         let thread = std::thread::Builder::new().name(format!("worker-{}", core.0)).spawn(body);
         let thread = Some(thread.map_err(StartError::Thread)?);
-        let started = PinnedThread { core, seats, thread };
+        let started = PinnedThread { core, idle: mode, seats, thread };
         // Control waits here: a core that lets nobody in (a real-time program has it) is given up.
         let Ok(placed) = placed.recv_timeout(patience) else {
             started.close(); // it ends when it gets there
@@ -133,11 +144,22 @@ impl PinnedThread {
         self.core
     }
 
+    /// What it does while there is nothing to do.
+    pub(crate) fn idle(&self) -> IdleMode {
+        self.idle
+    }
+
     /// Lets a worker run there.
     pub(crate) fn seat(&self, worker: Box<Worker>) {
         if self.seats.coming.push(worker).is_err() {
             debug_assert!(false, "more workers than there can be");
         }
+        self.call();
+    }
+
+    /// Wakes it, if it sleeps.
+    pub(crate) fn call(&self) {
+        self.seats.bell.ring(Caller::Control);
     }
 
     /// A worker that was told to leave, and has.
@@ -148,6 +170,7 @@ impl PinnedThread {
     /// The thread ends once its workers have left.
     pub(crate) fn close(&self) {
         self.seats.is_closed.store(true, Ordering::Release);
+        self.call();
     }
 
     /// It is to end.
@@ -177,7 +200,7 @@ impl PinnedThread {
 }
 
 /// Round and round until told to stop; the workers that are there then.
-fn run(seats: &Seats, ending: &Ending) -> Vec<Box<Worker>> {
+fn run(seats: &Seats, ending: &Ending, mut idle: Option<Idle>) -> Vec<Box<Worker>> {
     let mut workers: Vec<Box<Worker>> = Vec::with_capacity(WorkerId::LIMIT);
     let mut now = cycles();
     loop {
@@ -188,7 +211,7 @@ fn run(seats: &Seats, ending: &Ending) -> Vec<Box<Worker>> {
         if !seats.coming.is_empty()
             && let Some(mut worker) = seats.coming.pop()
         {
-            worker.sit_down(now);
+            worker.sit_down(now, idle.is_some());
             workers.push(worker); // there is room for all that there can be
         }
         let mut leaves = false;
@@ -207,7 +230,20 @@ fn run(seats: &Seats, ending: &Ending) -> Vec<Box<Worker>> {
                 return workers;
             }
             now = cycles();
-            std::thread::yield_now();
+            if idle.is_none() || phase != Phase::Run {
+                std::thread::yield_now();
+            }
+        }
+        if let Some(idle) = &mut idle
+            && phase == Phase::Run
+            && idle.is_due(&workers, now)
+        {
+            let has_workers = !workers.is_empty();
+            let may_sleep = || {
+                let is_open = has_workers || !seats.is_closed.load(Ordering::Relaxed);
+                ending.phase() == Phase::Run && seats.coming.is_empty() && is_open
+            };
+            now = idle.rest(&mut workers, now, may_sleep);
         }
     }
 }

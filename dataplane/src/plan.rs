@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 pub use self::classes::{ClassPlan, ClassesPlan, DscpSet, Prefix, PrefixError, RulePlan, WorkOrder};
 pub use self::places::{PlaceId, Places};
@@ -21,6 +21,8 @@ use crate::types::{Class, CoreId, EndpointId, MacAddr, NetworkId, QueueId, Uplin
 pub struct Plan {
     /// One pinned polling thread each. 1 to [`WorkerId::LIMIT`](crate::types::WorkerId::LIMIT).
     pub workers: Vec<WorkerPlan>,
+    /// How long a worker that may sleep looks in vain for work at full speed. After twice that time it sleeps.
+    pub idle_after: Duration,
     /// How the steps are spread over the workers.
     pub placement: PlacementMode,
     /// A worker that is busy for more than this share of its cycles, in percent, has too much to do: what it does is spread, if
@@ -52,6 +54,7 @@ impl Default for Plan {
     fn default() -> Plan {
         Plan {
             workers: Vec::new(),
+            idle_after: Duration::from_micros(50),
             placement: PlacementMode::default(),
             balance_threshold: 85,
             uplinks: Vec::new(),
@@ -170,7 +173,7 @@ impl PlacementMode {
 }
 
 /// One pinned worker.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct WorkerPlan {
     /// The CPU it runs on, best alone.
     pub core: CoreId,
@@ -178,6 +181,36 @@ pub struct WorkerPlan {
     /// for milliseconds loses frames that the rings cannot hold; one with −20 leaves little to the others. `None`: that
     /// of the process.
     pub nice: Option<i8>,
+    /// What it does while there is nothing to do.
+    pub idle: IdleMode,
+}
+
+impl WorkerPlan {
+    /// On this CPU, with the defaults.
+    pub fn on(core: CoreId) -> WorkerPlan {
+        WorkerPlan { core, nice: None, idle: IdleMode::default() }
+    }
+}
+
+/// What a worker does while there is nothing to do.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum IdleMode {
+    /// It looks for work at full speed: nothing is noticed sooner, and its core is always busy.
+    #[default]
+    Busy,
+    /// It looks for some time, then pauses between looks, then sleeps until something happens.
+    Adaptive,
+}
+
+impl IdleMode {
+    /// As the config says it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            IdleMode::Busy => "busy",
+            IdleMode::Adaptive => "adaptive",
+        }
+    }
 }
 
 /// An uplink: an interface, its AF_XDP sockets and our address as a VTEP.
@@ -211,6 +244,8 @@ pub struct UplinkPlan {
     pub ring_size: u32,
     /// Whether urgent frames have rings of their own from the driver on.
     pub early: Early,
+    /// Settings of the interface that break or slow AF_XDP are set right at the start and put back at the end.
+    pub fix: bool,
 }
 
 impl UplinkPlan {
@@ -235,6 +270,7 @@ impl UplinkPlan {
             chunk_size: 2048,
             ring_size: 2048,
             early: Early::Off,
+            fix: false,
         }
     }
 }
@@ -459,6 +495,9 @@ pub struct EndpointPlan {
     pub storm_limit: Option<u32>,
     /// Announce its addresses in the network when it connects or moves (gratuitous ARP, unsolicited neighbour advertisement).
     pub announce: bool,
+    /// What one of its stations sends to another one goes back to it, as with a bridge's hairpin mode (IEEE 802.1Qbg: reflective relay). Without, as
+    /// a bridge (IEEE 802.1Q) never sends a frame to where it came from: a bridge inside the tenant would learn the sender on the wrong side.
+    pub hairpin: bool,
     /// How it is attached.
     pub port: PortPlan,
 }
@@ -475,6 +514,7 @@ impl EndpointPlan {
             anti_spoofing: true,
             storm_limit: None,
             announce: true,
+            hairpin: false,
             port: port.into(),
         }
     }

@@ -4,6 +4,8 @@
 //! What must hold: a packet is looked at only while it is shown, and is copied once; what was pushed is sent by the next
 //! [`flush`](Port::flush), or stays to be offered again, and is never waited for.
 
+use std::os::fd::BorrowedFd;
+
 use peregrine_memif::PushError;
 
 use crate::wire::partial;
@@ -19,6 +21,12 @@ pub trait Port: std::fmt::Debug + Send {
 
     /// What could not be sent is to be offered again: by [`flush`](Self::flush).
     fn is_due(&self) -> bool;
+
+    /// Something could not be sent, and is not due yet.
+    fn is_stuck(&self) -> bool;
+
+    /// What is readable when packets have arrived, for one who sleeps.
+    fn event_fd(&self) -> BorrowedFd<'_>;
 
     /// Shows the next packets that have arrived, this many at most, and forgets them. Returns how many there were.
     fn take(&mut self, most: usize, each: &mut dyn FnMut(PortPacket<'_>)) -> usize;

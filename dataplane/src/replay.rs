@@ -281,6 +281,12 @@ impl Replay {
         self.streams.iter().all(Stream::stays_at_full_speed)
     }
 
+    /// All streams have stopped, and nothing waits.
+    pub fn is_at_rest(&self) -> bool {
+        let nothing_waits = self.normal.due.is_empty() && self.urgent.due.is_empty();
+        nothing_waits && self.streams.iter().all(Stream::has_stopped)
+    }
+
     /// There is something that [`present_urgent`](Self::present_urgent) should see. The clock is read only if none of it waits and an urgent
     /// stream has a rate.
     #[inline]
@@ -412,6 +418,10 @@ impl Stream {
     #[inline]
     fn stays_at_full_speed(&self) -> bool {
         self.interval == FULL && self.pace.interval.load(Relaxed) == FULL
+    }
+
+    fn has_stopped(&self) -> bool {
+        self.frames.is_empty() || self.interval == STOPPED && self.pace.interval.load(Relaxed) == STOPPED
     }
 
     fn has_rate(&self) -> bool {

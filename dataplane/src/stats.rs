@@ -6,9 +6,9 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use crate::balance::BalanceStats;
-use crate::counters::{ClassStats, DropReason, TrafficStats, WorkerCounters};
+use crate::counters::{ClassStats, DropReason, TrafficStats, Wakers, WorkerCounters};
 use crate::histogram::value_at;
-use crate::plan::{ClassPlan, ClassesPlan, Station, WorkOrder};
+use crate::plan::{ClassPlan, ClassesPlan, IdleMode, Station, WorkOrder};
 use crate::types::{Class, CoreId, MacAddr, Stage, Vni};
 use crate::waiting::Before;
 use crate::xsk::{SocketStatistics, SteeringCounters};
@@ -201,10 +201,47 @@ pub struct WorkerStats {
     pub watchdog_kicks: u64,
     /// eventfd writes to sleeping tenants (syscalls).
     pub tenant_wakeups: u64,
+    /// What it does while there is nothing to do.
+    pub idle: IdleMode,
+    /// Share of the last second in which it slept; 0 to 1.
+    pub slept: f64,
+    /// Times that it slept since the start.
+    pub sleeps: u64,
+    /// What woke it.
+    pub woken_by: WokenBy,
+    /// Tenants that could not be watched (/proc/sys/fs/epoll/max_user_watches): while it sleeps they are noticed some milliseconds late.
+    pub unwatched: u64,
     /// Chunks in its UMEM, free for use just now.
     pub frames_free: u64,
     /// Chunks in its UMEM.
     pub frames_total: u64,
+}
+
+/// How often each has woken a worker; together more than its sleeps, if several did at once.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+pub struct WokenBy {
+    /// Frames from an uplink.
+    pub uplink: u64,
+    /// Tenants that sent.
+    pub tenants: u64,
+    /// Frames from other workers.
+    pub workers: u64,
+    /// The control thread.
+    pub control: u64,
+    /// Nobody: it sleeps some milliseconds at most.
+    pub time: u64,
+}
+
+impl WokenBy {
+    pub(crate) fn of(wakers: &Wakers) -> WokenBy {
+        WokenBy {
+            uplink: wakers.uplink.get(),
+            tenants: wakers.tenants.get(),
+            workers: wakers.workers.get(),
+            control: wakers.control.get(),
+            time: wakers.time.get(),
+        }
+    }
 }
 
 /// What a worker did of one step.

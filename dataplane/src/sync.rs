@@ -1,4 +1,4 @@
-//! The atomics and the cell that `ring` and `placement` are built from. Under the loom model checker they are loom's, so that every
+//! The atomics and the cell that `ring`, `bell` and `placement` are built from. Under the loom model checker they are loom's, so that every
 //! interleaving of the code itself is tried: by `mesh/loom_tests.rs`, and by `tests/loom.rs`, which compiles `ring` again with
 //! its own module in the place of this one.
 
@@ -8,12 +8,12 @@ pub use crate::clock::prefetch;
 pub use loom::{
     cell::UnsafeCell,
     sync::Arc,
-    sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicUsize, Ordering},
+    sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicUsize, Ordering, fence},
 };
 #[cfg(not(all(loom, test)))]
 pub use std::sync::{
     Arc,
-    atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicUsize, Ordering},
+    atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicUsize, Ordering, fence},
 };
 
 /// [`std::cell::UnsafeCell`] with loom's way of access.

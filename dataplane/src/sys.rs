@@ -175,6 +175,86 @@ pub(crate) fn interface_channels(name: &str) -> io::Result<u32> {
     Ok(channels.rx.saturating_add(channels.combined))
 }
 
+/// The channels of the interface, if its driver tells: the most of those that receive, send, do neither and do both, and how many there are.
+pub(crate) fn interface_all_channels(name: &str) -> io::Result<[u32; 8]> {
+    const ETHTOOL_GCHANNELS: u32 = 0x3c;
+    let mut words = [0u32; 9];
+    words[0] = ETHTOOL_GCHANNELS;
+    // SAFETY: ETHTOOL_GCHANNELS fills in a `struct ethtool_channels`, which is the command and these eight.
+    unsafe { ethtool(name, words.as_mut_ptr().cast()) }?;
+    let [_, channels @ ..] = words;
+    Ok(channels)
+}
+
+/// For each 32 features of the interface which can be changed, are wanted, are on and can never be changed.
+pub(crate) fn interface_feature_bits(name: &str, count: usize) -> io::Result<Vec<[u32; 4]>> {
+    const ETHTOOL_GFEATURES: u32 = 0x3a;
+    let blocks = count.div_ceil(32);
+    // `struct ethtool_gfeatures`: the command, how many blocks, the blocks.
+    let mut request = vec![0u32; 2 + 4 * blocks];
+    if let [command, size, ..] = request.as_mut_slice() {
+        (*command, *size) = (ETHTOOL_GFEATURES, blocks as u32);
+    }
+    // SAFETY: there is room for as many blocks as it says.
+    unsafe { ethtool(name, request.as_mut_ptr().cast()) }?;
+    let (blocks, _) = request.get(2..).unwrap_or_default().as_chunks::<4>();
+    Ok(blocks.to_vec())
+}
+
+/// Switches feature number `at`, of so many. That the driver does not want it is no error.
+pub(crate) fn set_interface_feature(name: &str, (at, count): (usize, usize), on: bool) -> io::Result<()> {
+    const ETHTOOL_SFEATURES: u32 = 0x3b;
+    let blocks = count.div_ceil(32);
+    let mut request = vec![0u32; 2 + 2 * blocks];
+    if let [command, size, ..] = request.as_mut_slice() {
+        (*command, *size) = (ETHTOOL_SFEATURES, blocks as u32);
+    }
+    if let Some([valid, requested]) =
+        request.get_mut(2 + 2 * (at / 32)..).and_then(|rest| rest.first_chunk_mut())
+    {
+        *valid = 1 << (at % 32);
+        *requested = if on { *valid } else { 0 };
+    }
+    // SAFETY: as many blocks as it says.
+    unsafe { ethtool(name, request.as_mut_ptr().cast()) }
+}
+
+/// The fields that packets of this kind are hashed by (RXH_…), set first if some are given.
+pub(crate) fn interface_flow_hash(name: &str, flow: u32, set: Option<u64>) -> io::Result<u64> {
+    const ETHTOOL_GRXFH: u32 = 0x29;
+    const ETHTOOL_SRXFH: u32 = 0x2a;
+    // `struct ethtool_rxnfc`: command, kind, fields, and what other commands need; 192 bytes, with room to spare.
+    let mut request = [0u64; 32];
+    let [fields_low, fields_high] = bytemuck::cast::<u64, [u32; 2]>(set.unwrap_or_default());
+    let words: &mut [u32] = bytemuck::cast_slice_mut(&mut request);
+    if let [command, kind, low, high, ..] = words {
+        *command = if set.is_some() { ETHTOOL_SRXFH } else { ETHTOOL_GRXFH };
+        (*kind, *low, *high) = (flow, fields_low, fields_high);
+    }
+    // SAFETY: both commands read and write a `struct ethtool_rxnfc`, which fits.
+    unsafe { ethtool(name, request.as_mut_ptr().cast()) }?;
+    let [_, fields, ..] = request;
+    Ok(fields)
+}
+
+/// The table by which the interface chooses a queue from the hash.
+pub(crate) fn interface_indirection(name: &str) -> io::Result<Vec<u32>> {
+    const ETHTOOL_GRXFHINDIR: u32 = 0x38;
+    // `struct ethtool_rxfh_indir`: the command, how many places, the places. Without room for any the kernel tells how many there are.
+    let mut question = [ETHTOOL_GRXFHINDIR, 0];
+    // SAFETY: no places are asked for.
+    unsafe { ethtool(name, question.as_mut_ptr().cast()) }?;
+    let [_, places] = question;
+    let places = places.min(1 << 16);
+    let mut table = vec![0u32; 2 + places as usize];
+    if let [command, size, ..] = table.as_mut_slice() {
+        (*command, *size) = (ETHTOOL_GRXFHINDIR, places);
+    }
+    // SAFETY: there is room for as many as it says.
+    unsafe { ethtool(name, table.as_mut_ptr().cast()) }?;
+    Ok(table.split_off(2))
+}
+
 /// `struct ethtool_value` of linux/ethtool.h.
 #[repr(C)]
 struct EthtoolValue {
@@ -219,7 +299,7 @@ pub(crate) fn interface_without_offloads(name: &str) -> io::Result<()> {
 }
 
 /// The names of the features of interfaces, each at its number.
-fn interface_features(interface: &str) -> io::Result<Vec<Vec<u8>>> {
+pub(crate) fn interface_features(interface: &str) -> io::Result<Vec<Vec<u8>>> {
     const ETHTOOL_GSTRINGS: u32 = 0x1b;
     const ETHTOOL_GSSET_INFO: u32 = 0x37;
     const ETH_SS_FEATURES: u32 = 4;
@@ -284,7 +364,7 @@ fn vlan_question(name: &str, command: libc::c_int) -> io::Result<[u8; 24]> {
 }
 
 /// All interfaces of this thread's network namespace.
-fn interface_names() -> io::Result<Vec<String>> {
+pub(crate) fn interface_names() -> io::Result<Vec<String>> {
     // SAFETY: no arguments; on success it gives a list that is freed below, once.
     let list = unsafe { libc::if_nameindex() };
     if list.is_null() {
@@ -338,6 +418,17 @@ fn interface_ioctl(command: libc::c_ulong, request: &mut libc::ifreq) -> io::Res
 pub(crate) fn set_thread_nice(nice: i8) -> io::Result<()> {
     // SAFETY: plain numbers; on Linux "process 0" is the calling thread (setpriority(2), NOTES).
     check(unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, nice.into()) }).map(drop)
+}
+
+/// What any thread of this process has written is seen by all others from here on, and the other way round (membarrier(2)). Where the kernel
+/// cannot do that, some microseconds do.
+pub(crate) fn barrier_on_all_threads() {
+    const REGISTER_PRIVATE_EXPEDITED: libc::c_int = 1 << 4;
+    const PRIVATE_EXPEDITED: libc::c_int = 1 << 3;
+    for command in [REGISTER_PRIVATE_EXPEDITED, PRIVATE_EXPEDITED] {
+        // SAFETY: no pointers.
+        unsafe { libc::syscall(libc::SYS_membarrier, command, 0, 0) };
+    }
 }
 
 /// Lifts the limit on locked memory (a UMEM is locked). False if that is not permitted: then the limit stands.
@@ -432,6 +523,20 @@ pub(crate) fn xdp_bind(socket: BorrowedFd<'_>, interface_index: u32, queue: u32)
             sxdp_flags: libc::XDP_COPY,
             sxdp_ifindex: interface_index,
             sxdp_queue_id: queue,
+            sxdp_shared_umem_fd: 0,
+        },
+    )
+}
+
+/// Tries to bind an AF_XDP socket to no interface at all, with these flags: it fails in any case.
+pub(crate) fn xdp_bind_nowhere(socket: BorrowedFd<'_>, flags: u16) -> io::Result<()> {
+    xdp_bind_to(
+        socket,
+        &libc::sockaddr_xdp {
+            sxdp_family: libc::AF_XDP as u16,
+            sxdp_flags: flags,
+            sxdp_ifindex: 0,
+            sxdp_queue_id: 0,
             sxdp_shared_umem_fd: 0,
         },
     )

@@ -283,6 +283,8 @@ pub struct Endpoint {
     pub mac: MacAddr,
     /// Refuse other source addresses.
     pub anti_spoofing: bool,
+    /// What one of its stations sends to another one goes back to it.
+    pub hairpin: bool,
     /// Those of its other stations, in order; most have none.
     more: Option<Arc<Vec<MacAddr>>>,
 }
@@ -302,7 +304,8 @@ impl Nothing for Network {
 impl Nothing for Endpoint {
     /// On no network.
     fn nothing() -> Endpoint {
-        Endpoint { network: NetworkId(u16::MAX), mac: MacAddr([0; 6]), anti_spoofing: true, more: None }
+        let network = NetworkId(u16::MAX);
+        Endpoint { network, mac: MacAddr([0; 6]), anti_spoofing: true, hairpin: false, more: None }
     }
 
     fn is_nothing(&self) -> bool {
@@ -318,6 +321,7 @@ impl Endpoint {
             network: plan.network,
             mac: plan.mac,
             anti_spoofing: plan.anti_spoofing,
+            hairpin: plan.hairpin,
             more: (!more.is_empty()).then(|| Arc::new(more)),
         }
     }

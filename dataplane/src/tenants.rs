@@ -10,6 +10,7 @@
 //! than [`BAD_DESCRIPTORS_MAX`] bad descriptors, is put out: its rings go back to control, which hangs up and unmaps.
 //! Nobody else notices.
 
+use std::os::fd::BorrowedFd;
 use std::time::Instant;
 
 use peregrine_memif::{PushError, RxRing, TxRing, Violation, Watch};
@@ -98,6 +99,16 @@ impl TenantRings {
         !matches!(self.instead, Some(Instead::Discard(_)))
     }
 
+    /// What tells that packets have come from it, for one who sleeps, and whether that is a shared eventfd, which tells it once, or a socket,
+    /// which tells it as long as they are there.
+    pub(crate) fn events(&self) -> impl Iterator<Item = (BorrowedFd<'_>, EventKind)> {
+        let port = match &self.instead {
+            Some(Instead::Port(port)) => Some((port.event_fd(), EventKind::Socket)),
+            _ => None,
+        };
+        self.rx.iter().map(|ring| (ring.event_fd(), EventKind::Shared)).chain(port)
+    }
+
     /// The numbers of rings are within the bounds.
     pub fn is_complete(&self) -> bool {
         if self.instead.is_some() {
@@ -106,6 +117,35 @@ impl TenantRings {
         let good = 1..=QUEUES_MAX;
         good.contains(&self.rx.len()) && good.contains(&self.tx.len())
     }
+}
+
+/// What kind of descriptor tells that packets have come.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum EventKind {
+    /// An eventfd that the tenant has as well.
+    Shared,
+    /// An AF_XDP socket.
+    Socket,
+}
+
+/// How far a tenant may be left alone.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Armed {
+    /// It will call.
+    Quiet,
+    /// It will call, but what is for it waits, and is to be offered again after some time.
+    Owed,
+    /// There is something to take from it.
+    Pending,
+}
+
+/// How far all tenants may be left alone.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub(crate) struct Calm {
+    /// Some have something to be taken.
+    pub(crate) is_pending: bool,
+    /// Some must be looked at after a time.
+    pub(crate) is_owed: bool,
 }
 
 /// Why a tenant is put out.
@@ -153,6 +193,8 @@ pub struct Tenant {
     was_meant: bool,
     /// Its first queue had something that is not urgent, since its last turn.
     is_mixed: bool,
+    /// It was asked to call when it sends. Who was not stands among the busy ones, where the worker sleeps at times.
+    is_armed: bool,
 }
 
 /// What an endpoint's slow wake-ups have cost and was not yet forgiven; it stays over connections to the same worker.
@@ -241,6 +283,29 @@ impl Tenant {
         self.rings.rx.iter_mut().any(|queue| queue.pending() != Ok(0))
     }
 
+    /// Asks it to call when it sends, and then looks once more. A broken ring has something to take: its turn shows what.
+    fn arm(&mut self) -> Armed {
+        self.is_armed = true;
+        if let Some(port) = self.port() {
+            return match (port.has_work(), port.is_stuck()) {
+                (true, _) => Armed::Pending,
+                (false, true) => Armed::Owed,
+                (false, false) => Armed::Quiet,
+            };
+        }
+        // Each is asked, whatever the others have.
+        let pending =
+            self.rings.rx.iter_mut().filter_map(|queue| (queue.arm() != Ok(false)).then_some(())).count();
+        if pending > 0 { Armed::Pending } else { Armed::Quiet }
+    }
+
+    /// It need not call: it is looked at.
+    #[cold]
+    fn disarm(&mut self) {
+        self.is_armed = false;
+        self.rings.rx.iter_mut().for_each(RxRing::disable_interrupt);
+    }
+
     /// Something to look at instead of the tenant while it is quiet; for one with several queues there is nothing.
     fn watch(&self) -> Option<Watch> {
         match self.rings.rx.as_slice() {
@@ -310,6 +375,8 @@ pub struct Tenants {
     unflushed: Vec<EndpointId>,
     /// Who is to be put out.
     faulty: Vec<EndpointId>,
+    /// The worker sleeps at times: who stands among the quiet ones has been asked to call.
+    is_calling: bool,
 }
 
 /// How long a list for so many endpoints of a network is: some more may come before there must be another one.
@@ -344,6 +411,7 @@ impl Tenants {
             wakeup_debts: vec![WakeupDebt::default(); endpoints].into(),
             unflushed: Vec::with_capacity(endpoints),
             faulty: Vec::with_capacity(endpoints),
+            is_calling: false,
         }
     }
 
@@ -398,6 +466,7 @@ impl Tenants {
                     unflushed: 0,
                     was_meant: false,
                     is_mixed: false,
+                    is_armed: false,
                 });
                 self.turns.join(id);
                 if has_first {
@@ -424,6 +493,9 @@ impl Tenants {
     pub fn detach(&mut self, id: EndpointId, serial: u64) -> Option<Detached> {
         let slot = self.slots.get_mut(id.index())?;
         let mut tenant = slot.take_if(|tenant| tenant.serial == serial)?;
+        if tenant.is_armed {
+            tenant.disarm();
+        }
         tenant.rings.account.wakeups = self.wakeup_debts.get(id.index()).copied().unwrap_or_default();
         self.turns.leave(id);
         self.first_turns.leave(id);
@@ -496,9 +568,15 @@ impl Tenants {
     /// As [`turn_over`](Self::turn_over). Whose queue had something that is not `urgent` is passed over until its turn.
     #[inline]
     pub fn first_turn_over(&mut self, id: EndpointId, is_mixed: bool, result: Result<Taken, Fault>) {
-        if is_mixed && let Some(Some(tenant)) = self.slots.get_mut(id.index()) {
-            tenant.is_mixed = true;
-            self.turns.wake(id); // so that its turn comes
+        if let Some(Some(tenant)) = self.slots.get_mut(id.index()) {
+            tenant.is_mixed |= is_mixed;
+            let is_called = tenant.is_armed && result != Ok(Taken::default());
+            if is_called {
+                tenant.disarm();
+            }
+            if is_mixed || is_called {
+                self.turns.wake(id); // so that its turn comes
+            }
         }
         self.first_turns.served(id, result != Ok(Taken::default()));
         self.note_taken(id, result);
@@ -514,16 +592,85 @@ impl Tenants {
     /// room for what it had, it is first in the next turn.
     #[inline]
     pub fn turn_over(&mut self, id: EndpointId, was_cut_short: bool, result: Result<Taken, Fault>) {
+        let had_packets = result != Ok(Taken::default());
         if let Some(Some(tenant)) = self.slots.get_mut(id.index()) {
             tenant.is_mixed = false;
+            if tenant.is_armed && had_packets {
+                tenant.disarm();
+            }
         }
         if was_cut_short {
             self.turns.cut_short(id);
-        } else if self.turns.served(id, result != Ok(Taken::default())) {
-            let watch = self.slots.get(id.index()).and_then(Option::as_ref).and_then(Tenant::watch);
-            self.set_watch(id, watch);
+        } else if self.turns.served(id, had_packets) {
+            self.begin_quiet(id);
         }
         self.note_taken(id, result);
+    }
+
+    /// One stands among the quiet ones from now on. Where the worker sleeps at times it is asked to call; one that has something after all
+    /// is busy again.
+    #[cold]
+    fn begin_quiet(&mut self, id: EndpointId) -> Armed {
+        let Some(Some(tenant)) = self.slots.get_mut(id.index()) else { return Armed::Quiet };
+        let armed = if self.is_calling { tenant.arm() } else { Armed::Quiet };
+        let watch = tenant.watch();
+        self.set_watch(id, watch);
+        if armed != Armed::Quiet {
+            self.turns.wake(id);
+        }
+        armed
+    }
+
+    /// The worker sleeps at times from now on, or no more: all are busy until they are asked to call, or need not call any more.
+    pub(crate) fn let_call(&mut self, is_calling: bool) {
+        self.is_calling = is_calling;
+        for (index, slot) in self.slots.iter_mut().enumerate() {
+            let Some(tenant) = slot else { continue };
+            if tenant.is_armed {
+                tenant.disarm();
+            }
+            if is_calling {
+                self.turns.wake(EndpointId::at(index));
+            }
+        }
+    }
+
+    /// Before a sleep: asks all to call that were not asked yet. That are the busy ones, however many others there are.
+    pub(crate) fn ask_all_to_call(&mut self) -> Calm {
+        let mut calm = Calm::default();
+        for _ in 0..self.turns.busy() {
+            let Some(id) = self.turns.next_busy() else { continue };
+            self.turns.calm(id);
+            let armed = self.begin_quiet(id);
+            calm.is_pending |= armed == Armed::Pending;
+            calm.is_owed |= armed == Armed::Owed;
+        }
+        calm
+    }
+
+    /// After a sleep: this one has called. So might one have done that has gone since.
+    pub(crate) fn has_called(&mut self, id: EndpointId) {
+        let Some(Some(tenant)) = self.slots.get_mut(id.index()) else { return };
+        self.turns.wake(id);
+        if self.queue_classes > 1 && tenant.first_queue().is_some() {
+            self.first_turns.wake(id);
+        }
+    }
+
+    /// Tenants are to be put out.
+    pub(crate) fn has_faulty(&self) -> bool {
+        !self.faulty.is_empty()
+    }
+
+    /// What one that is attached is served through.
+    pub(crate) fn rings_of(&self, id: EndpointId) -> Option<&TenantRings> {
+        Some(&self.slots.get(id.index())?.as_ref()?.rings)
+    }
+
+    /// Of all that are attached.
+    pub(crate) fn rings(&self) -> impl Iterator<Item = (EndpointId, &TenantRings)> {
+        let tenants = self.slots.iter().enumerate();
+        tenants.filter_map(|(index, slot)| Some((EndpointId::at(index), &slot.as_ref()?.rings)))
     }
 
     #[inline]
@@ -687,12 +834,15 @@ impl Tenants {
             if tenant.fault.is_some() {
                 continue;
             }
-            let mut fault = None;
+            let (mut fault, mut is_owed) = (None, false);
             while queues != 0 {
                 let queue = queues.trailing_zeros() as usize;
                 queues &= queues - 1;
                 let Some(ring) = tenant.rings.tx.get_mut(queue) else {
-                    fault = tenant.port().and_then(|port| flush_port(port, counters));
+                    if let Some(port) = tenant.port() {
+                        fault = flush_port(port, counters);
+                        is_owed = port.is_stuck();
+                    }
                     continue;
                 };
                 let before = cycles();
@@ -710,6 +860,9 @@ impl Tenants {
             }
             if std::mem::take(&mut tenant.was_meant) {
                 self.turns.stir(id);
+            }
+            if is_owed && self.is_calling {
+                self.turns.wake(id); // it is looked at after a sleep
             }
             if let Some(fault) = fault {
                 self.set_fault(id, fault);

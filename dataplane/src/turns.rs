@@ -95,13 +95,25 @@ impl Turns {
         standing.empty_turns = if had_packets { 0 } else { standing.empty_turns + 1 };
         let is_quiet = standing.empty_turns >= EMPTY_TURNS_MAX;
         if is_quiet {
-            standing.quiet_at = Some(self.quiet.len() as u16);
-            self.quiet.push(id); // never grows: each is in it once
+            self.calm(id);
         } else {
             standing.in_busy = true;
             self.busy.push_back(id); // it was taken from there
         }
         is_quiet
+    }
+
+    /// One that was taken from the busy ones goes to the quiet ones.
+    #[inline]
+    pub fn calm(&mut self, id: EndpointId) {
+        let Some(standing) = self.standings.get_mut(id.index()) else { return };
+        standing.quiet_at = Some(self.quiet.len() as u16);
+        self.quiet.push(id); // never grows: each is in it once
+    }
+
+    /// How many places there are among the busy ones.
+    pub fn busy(&self) -> usize {
+        self.busy.len()
     }
 
     /// A busy one had more than there was room for: it is first in the next turn. Otherwise those before it could take all

@@ -1,15 +1,18 @@
 //! One worker: takes bursts from its uplink queues and its tenants, sends them through the stages, and does
-//! what control tells it in between. It runs on a pinned thread (see `pinned`), polls and never waits.
+//! what control tells it in between. It runs on a pinned thread (see `pinned`), polls and never waits; a thread that may sleep does so
+//! between two turns (`idle`).
 //!
 //! The order of work in a turn: orders; what other workers sent: frames that come home, frames that may go on after a wait, a burst
 //! from each; a burst from each uplink queue; one burst out, from the tenants; then the rings are tended (completions, fill, kick). A
 //! burst is at most [`BURST`] frames. Where packets have classes, the more urgent ones go first, and in between: `by_class`.
 //!
 //! - `by_class`: the order of work where it depends on the class; `looks`: when it looked for new work
+//! - `sleep`: what it sleeps on, where its thread may
 //! - `uplink`: where frames come from and leave by
 
 mod by_class;
 mod looks;
+mod sleep;
 mod uplink;
 
 use std::sync::Arc;
@@ -30,8 +33,10 @@ use crate::types::{UplinkId, WorkerId};
 use crate::waiting::{self, Before};
 use crate::xsk::{Kicks, Losses, WorkerPort, XskSocket};
 use by_class::ByClass;
+use sleep::Events;
 use uplink::Sockets;
 
+pub(crate) use sleep::Sleep;
 pub(crate) use uplink::Uplink;
 
 /// Everything that one worker owns. Engine makes it, the thread runs it, and at the end it goes back to be dropped.
@@ -55,8 +60,11 @@ pub(crate) struct Worker {
     flood_budget: usize,
     /// In this turn, what each step takes is noted.
     is_sampled: bool,
-    /// When its last turn ended, in cycles.
+    /// When its last turn ended, in cycles; and the last one that moved a frame.
     last_end: u64,
+    worked_at: u64,
+    /// Of one that may sleep.
+    events: Option<Events>,
     /// Since the end began: all its frames are home.
     is_finished: bool,
     /// Control calls it back from the thread that it runs on.
@@ -111,16 +119,12 @@ impl Worker {
             flood_budget: 0,
             is_sampled: false,
             last_end: 0,
+            worked_at: 0,
+            events: None,
             is_finished: false,
             leaves: false,
             drains: None,
         }
-    }
-
-    /// Before its first turn on a thread.
-    pub(crate) fn sit_down(&mut self, now: u64) {
-        self.last_end = now;
-        self.leaves = false;
     }
 
     /// Who it is.
@@ -157,6 +161,7 @@ impl Worker {
             self.counters.turn_costs.note(moved as u64, spent);
         }
         if moved > 0 {
+            self.worked_at = now;
             self.counters.frames_free.set(self.pool.available() as u64);
         }
         if phase == Phase::Drain && !self.is_finished && self.has_all_home() {
@@ -334,6 +339,7 @@ impl Worker {
         if self.mailbox.can_return()
             && let Some(detached) = self.tenants.put_out()
         {
+            self.forget_tenant(&detached.rings);
             self.mailbox.give_back(Returned::Tenant(detached));
         }
     }
@@ -366,7 +372,10 @@ impl Worker {
         let answer = match order {
             Order::Tables(tables) => Returned::Tables(std::mem::replace(&mut self.tables, tables)),
             Order::Detach { endpoint, serial } => match self.tenants.detach(endpoint, serial) {
-                Some(detached) => Returned::Tenant(detached),
+                Some(detached) => {
+                    self.forget_tenant(&detached.rings);
+                    Returned::Tenant(detached)
+                }
                 None => return, // it was put out before
             },
             Order::Attach { endpoint, serial, rings } => {
@@ -374,7 +383,10 @@ impl Worker {
                     self.tenants.place(endpoint, its.network);
                 }
                 match self.tenants.attach(endpoint, serial, rings) {
-                    Ok(()) => return,
+                    Ok(()) => {
+                        self.watch_tenant(endpoint);
+                        return;
+                    }
                     Err(rings) => Returned::Tenant(Detached { endpoint, serial, rings, fault: None }),
                 }
             }

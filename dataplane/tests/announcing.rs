@@ -18,7 +18,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// web has two addresses, db none. No remote: nobody else hears it.
 fn announced(workers: usize, placement: PlacementMode) -> Plan {
     let cores: Vec<usize> = core_affinity::get_core_ids().unwrap().iter().map(|core| core.id).collect();
-    let worker = |n: usize| WorkerPlan { core: CoreId(cores[n % cores.len()]), nice: None };
+    let worker = |n: usize| WorkerPlan::on(CoreId(cores[n % cores.len()]));
     let mut plan = Plan { workers: (0..workers).map(worker).collect(), placement, ..plan() };
     plan.networks[0].remotes.clear();
     plan.endpoints.values_mut().for_each(|endpoint| endpoint.announce = true);

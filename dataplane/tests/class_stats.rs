@@ -20,7 +20,7 @@ const FLOWS: usize = 33;
 /// Two classes, the first by source ports below 100; on so many workers, each step of a flow on the next one.
 fn classed(workers: usize, order: WorkOrder) -> Plan {
     let cores = core_affinity::get_core_ids().unwrap();
-    let worker = |n: usize| WorkerPlan { core: CoreId(cores[n % cores.len()].id), nice: None };
+    let worker = |n: usize| WorkerPlan::on(CoreId(cores[n % cores.len()].id));
     let mut plan =
         Plan { workers: (0..workers).map(worker).collect(), placement: PlacementMode::Static, ..plan() };
     plan.uplinks[0].ring_size = 1024;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use peregrine_dataplane::discard::DiscardCounters;
 use peregrine_dataplane::engine::{Engine, WorkerError};
-use peregrine_dataplane::plan::{PlacementMode, Plan, WorkerPlan};
+use peregrine_dataplane::plan::{IdleMode, PlacementMode, Plan, WorkerPlan};
 use peregrine_dataplane::replay::{Pace, ReplayFrame, ReplayStream, STAMP, Speed};
 use peregrine_dataplane::types::{CoreId, Route, WorkerId};
 use rig::{BLUE, DB, Dice, REMOTE_A, WEB, flow, mac, plan, vxlan};
@@ -45,8 +45,16 @@ struct Churn {
 impl Churn {
     fn new(placement: PlacementMode, seed: u64) -> Churn {
         let cores = cores();
-        let worker = |n: u8| WorkerPlan { core: cores[usize::from(n) % cores.len()], nice: None };
-        let mut plan = Plan { workers: (0..ENTRIES).map(worker).collect(), placement, ..plan() };
+        // Every other time some of them sleep between two frames.
+        let idle = |n: u8| if seed % 2 == 0 && n > 0 { IdleMode::Adaptive } else { IdleMode::Busy };
+        let worker =
+            |n: u8| WorkerPlan { idle: idle(n), ..WorkerPlan::on(cores[usize::from(n) % cores.len()]) };
+        let mut plan = Plan {
+            workers: (0..ENTRIES).map(worker).collect(),
+            idle_after: Duration::from_micros(2),
+            placement,
+            ..plan()
+        };
         plan.uplinks[0].ring_size = 1024;
         let pace = Arc::new(Pace::new(Speed::Every(INTERVAL)));
         let stream =
@@ -97,7 +105,8 @@ impl Churn {
         match self.dice.below(10) {
             0..3 if self.engine.stats().workers.len() < ALL => {
                 let core = self.some_core();
-                match self.engine.add_worker(&WorkerPlan { core, nice: None }) {
+                let idle = [IdleMode::Busy, IdleMode::Adaptive][self.dice.below(2)];
+                match self.engine.add_worker(&WorkerPlan { idle, ..WorkerPlan::on(core) }) {
                     Ok(()) | Err(WorkerError::NothingToDo) => {}
                     Err(error) => panic!("{error}"),
                 }

@@ -242,7 +242,7 @@ fn replay(workers: usize) {
     plan.uplinks[0].ring_size = 512;
     plan.placement = if workers > 1 { PlacementMode::Static } else { PlacementMode::RunToCompletion };
     let cores = core_affinity::get_core_ids().unwrap();
-    let worker = |n: usize| WorkerPlan { core: CoreId(cores[n % cores.len()].id), nice: None };
+    let worker = |n: usize| WorkerPlan::on(CoreId(cores[n % cores.len()].id));
     plan.workers = (0..workers).map(worker).collect();
     let frames = |worker: usize| {
         let frame = |flow: u32| {

@@ -16,7 +16,7 @@ use veth::{OUR_ADDRESS, Wire, run, until};
 fn two_workers() -> Engine {
     let cores = core_affinity::get_core_ids().unwrap();
     let mut plan = plan();
-    plan.workers = (0..2).map(|n| WorkerPlan { core: CoreId(cores[n].id), nice: None }).collect();
+    plan.workers = (0..2).map(|n| WorkerPlan::on(CoreId(cores[n].id))).collect();
     (plan.uplinks[0].interface, plan.uplinks[0].locals) = ("a0".into(), vec![IpAddr::V4(OUR_ADDRESS)]);
     let mut engine = Engine::start(&plan).unwrap();
     let hop = NextHop {

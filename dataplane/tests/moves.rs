@@ -22,7 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// So many workers, on the cores that there are in turn.
 fn workers(count: usize) -> Plan {
     let cores: Vec<usize> = core_affinity::get_core_ids().unwrap().iter().map(|core| core.id).collect();
-    let worker = |n: usize| WorkerPlan { core: CoreId(cores[n % cores.len()]), nice: None };
+    let worker = |n: usize| WorkerPlan::on(CoreId(cores[n % cores.len()]));
     // Static: whenever workers come or go, all flows are spread anew.
     let workers = (0..count).map(worker).collect();
     let mut plan = Plan { workers, placement: PlacementMode::Static, ..plan() };
@@ -90,9 +90,9 @@ fn change_workers(engine: &mut Engine, start: usize, nth: usize) {
         core_affinity::get_core_ids().unwrap().iter().map(|core| CoreId(core.id)).collect();
     let (first, second) = (cores[0], *cores.get(1).expect("two CPUs are needed"));
     match nth % 4 {
-        0 => engine.add_worker(&WorkerPlan { core: first, nice: None }).unwrap(),
+        0 => engine.add_worker(&WorkerPlan::on(first)).unwrap(),
         1 => engine.remove_worker(second).unwrap(),
-        2 => engine.add_worker(&WorkerPlan { core: second, nice: None }).unwrap(),
+        2 => engine.add_worker(&WorkerPlan::on(second)).unwrap(),
         _ => engine.remove_worker(first).unwrap(), // of those on that core, the last one
     }
     let (workers, cores) = [(1, 1), (1, 0), (1, 1), (0, 0)][nth % 4];

@@ -196,7 +196,7 @@ impl Bench {
 
 fn worker(place: usize) -> WorkerPlan {
     let cores = core_affinity::get_core_ids().unwrap();
-    WorkerPlan { core: CoreId(cores[(cores.len() - 1 + place) % cores.len()].id), nice: None }
+    WorkerPlan::on(CoreId(cores[(cores.len() - 1 + place) % cores.len()].id))
 }
 
 /// Sends in with this order of work; what was seen.

@@ -57,7 +57,7 @@ impl Traffic {
     fn new(plan: Plan, workers: usize, frames: Vec<ReplayFrame>) -> Traffic {
         let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         let cores = core_affinity::get_core_ids().unwrap();
-        let worker = |n: usize| WorkerPlan { core: CoreId(cores[n % cores.len()].id), nice: None };
+        let worker = |n: usize| WorkerPlan::on(CoreId(cores[n % cores.len()].id));
         let mut plan =
             Plan { workers: (0..workers).map(worker).collect(), placement: PlacementMode::Static, ..plan };
         plan.uplinks[0].ring_size = 1024;

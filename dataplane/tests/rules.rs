@@ -43,8 +43,7 @@ fn rule_sets() -> [Vec<RulePlan>; 4] {
 fn early_plan(workers: usize) -> Plan {
     let cores = core_affinity::get_core_ids().unwrap();
     let mut plan = plan();
-    plan.workers =
-        (0..workers).map(|n| WorkerPlan { core: CoreId(cores[n % cores.len()].id), nice: None }).collect();
+    plan.workers = (0..workers).map(|n| WorkerPlan::on(CoreId(cores[n % cores.len()].id))).collect();
     plan.placement = PlacementMode::Static;
     let uplink = &mut plan.uplinks[0];
     (uplink.interface, uplink.locals, uplink.early) = ("a0".into(), vec![OUR_ADDRESS.into()], Early::On);

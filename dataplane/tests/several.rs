@@ -3,6 +3,9 @@
 
 mod rig;
 
+use std::sync::Arc;
+
+use peregrine_dataplane::bell::Bell;
 use peregrine_dataplane::counters::{DropReason, WorkerCounters};
 use peregrine_dataplane::fdb::{Destination, Fdb};
 use peregrine_dataplane::frame::{BURST, Burst, FramePool, bucket};
@@ -76,7 +79,8 @@ impl Several {
                 wire: Sent::new(),
             }
         };
-        let workers = mesh(&placement, Lanes::ONE, chunks).into_iter().map(new_worker).collect();
+        let bells: Vec<Arc<Bell>> = (0..workers).map(|_| Arc::default()).collect();
+        let workers = mesh(&placement, &bells, Lanes::ONE, chunks).into_iter().map(new_worker).collect();
         let fdb = Fdb::new(256, plan.networks.len());
         let mut several = Several { tables, fdb, placement, workers, clients: Vec::new(), flood_budget: 256 };
         for ((id, endpoint), home) in plan.endpoints.iter().zip(homes) {

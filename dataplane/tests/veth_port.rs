@@ -11,10 +11,10 @@ use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use peregrine_dataplane::engine::{Engine, Event, NextHop, TenantRings};
-use peregrine_dataplane::plan::WorkerPlan;
+use peregrine_dataplane::plan::{IdleMode, WorkerPlan};
 use peregrine_dataplane::port::Port;
 use peregrine_dataplane::types::{CoreId, EndpointId, MacAddr, RemoteId, SourceId, UplinkId};
 use peregrine_dataplane::xsk::{PortConfig, Ports, XskError, switch_offloads_off};
@@ -142,9 +142,16 @@ fn transfer(from: &Container, to: &Container, family: usize) {
 
 /// An engine on `a0`, with so many workers, whose network has the far host as a remote.
 fn engine(workers: usize) -> Engine {
+    // Any test can be run with workers that sleep.
+    let is_asked = std::env::var("PEREGRINE_TEST_IDLE").is_ok_and(|idle| idle == "adaptive");
+    engine_that(workers, if is_asked { IdleMode::Adaptive } else { IdleMode::Busy })
+}
+
+/// The same, whose workers do this while there is nothing to do.
+fn engine_that(workers: usize, idle: IdleMode) -> Engine {
     let mut plan = plan();
     let cores = core_affinity::get_core_ids().unwrap();
-    let worker = |n: usize| WorkerPlan { core: CoreId(cores[n % cores.len()].id), nice: None };
+    let worker = |n: usize| WorkerPlan { idle, ..WorkerPlan::on(CoreId(cores[n % cores.len()].id)) };
     plan.workers = (0..workers).map(worker).collect();
     (plan.uplinks[0].interface, plan.uplinks[0].locals) = ("a0".into(), vec![IpAddr::V4(OUR_ADDRESS)]);
     plan.networks[0].remotes = vec![IpAddr::V4(THEIR_ADDRESS)];
@@ -254,6 +261,77 @@ fn ports_of_different_workers_reach_each_other_and_the_far_host() {
     }
     assert_conserved(&mut engine);
     assert!(engine.stop().totals.conserved);
+}
+
+/// Sends back what comes, until that is nothing.
+fn echo(socket: &UdpSocket) {
+    let mut buffer = [0; 2048];
+    loop {
+        let (length, from) = socket.recv_from(&mut buffer).unwrap();
+        if length == 0 {
+            return;
+        }
+        socket.send_to(&buffer[..length], from).unwrap();
+    }
+}
+
+/// Asks these in turn, after pauses around those after which workers fall asleep; how long the usual answer took.
+fn ask(number: u8, addresses: &[SocketAddr]) -> Duration {
+    let socket = UdpSocket::bind(("10.42.0.1", 0)).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    let (mut buffer, mut times) = ([0; 2048], Vec::new());
+    for round in 0..600u32 {
+        let pause =
+            Duration::from_micros(u64::from(round * 37 % 256) + if round % 8 == 0 { 12_000 } else { 0 });
+        let (began, address) = (Instant::now(), addresses[round as usize % addresses.len()]);
+        while began.elapsed() < pause {
+            std::hint::spin_loop();
+        }
+        let (began, question) = (Instant::now(), [number, round as u8, (round >> 8) as u8]);
+        socket.send_to(&question, address).unwrap();
+        let length = socket.recv(&mut buffer).unwrap_or_else(|error| panic!("{round}: no answer: {error}"));
+        assert_eq!(buffer[..length], question);
+        times.push(began.elapsed());
+    }
+    times.sort();
+    times[times.len() / 2]
+}
+
+#[test]
+#[ignore = "needs root: make test runs it"]
+fn workers_that_sleep_are_woken_by_containers_and_by_the_far_host() {
+    for workers in [1, 2usize] {
+        let wire = Wire::new(workers as u32);
+        let far = far(&wire);
+        let (web, db) = (Container::new(1, 1450), Container::new(2, 1450));
+        let (mut engine, mut ports) = (engine_that(workers, IdleMode::Adaptive), Ports::load().unwrap());
+        attach(&mut engine, &mut ports, WEB, &web);
+        attach(&mut engine, &mut ports, DB, &db);
+        for address in ["10.42.0.2", "10.42.0.9"] {
+            web.inside(|| run(&format!("ping -c 2 -i 0.01 -W 10 {address}")));
+        }
+        let answerers = [&db, &far].map(|container| {
+            let socket = container.inside(|| UdpSocket::bind((container.addresses[0], 0)).unwrap());
+            let address = socket.local_addr().unwrap();
+            (address, container.thread(move || echo(&socket)))
+        });
+        let addresses: Vec<SocketAddr> = answerers.iter().map(|(address, _)| *address).collect();
+        let asked = addresses.clone();
+        let usual = web.thread(move || ask(workers as u8, &asked)).join().unwrap();
+        web.inside(|| {
+            let socket = UdpSocket::bind(("10.42.0.1", 0)).unwrap();
+            addresses.iter().for_each(|address| assert_eq!(socket.send_to(&[], address).unwrap(), 0));
+        });
+        answerers.into_iter().for_each(|(_, thread)| thread.join().unwrap());
+        assert_conserved(&mut engine);
+        let stats = engine.stop();
+        let woken: Vec<_> = stats.workers.iter().map(|worker| worker.woken_by).collect();
+        println!("{usual:?} {woken:?}");
+        assert!(usual < Duration::from_millis(5), "{usual:?}"); // not the time after which they look anyway
+        assert!(woken.iter().map(|by| by.tenants).sum::<u64>() > 100, "{woken:?}");
+        assert!(woken.iter().map(|by| by.uplink).sum::<u64>() > 50, "{woken:?}");
+        assert!(stats.workers.iter().all(|worker| worker.unwatched == 0 && worker.slept <= 1.0));
+    }
 }
 
 /// Datagrams of many sizes, each of which arrives whole: also those of several fragments.

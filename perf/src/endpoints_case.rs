@@ -10,7 +10,7 @@
 //! answered.
 //!
 //! `ratio` is the kernel's time to the last first packet, one by one in its usual form, over ours; `strongest_ratio` the same of its
-//! strongest form with the namespaces there already.
+//! strongest form, with the namespaces there already unless ours are made with them.
 
 mod bursts;
 mod churn;
@@ -55,6 +55,25 @@ const LONGEST_S: f64 = 60.0;
 const KERNEL_S: f64 = 240.0;
 /// Containers of a burst of ours.
 const OUR_CONTAINERS: u16 = 100;
+
+/// What can be measured by itself.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
+pub enum Part {
+    /// What one costs in memory.
+    Memory,
+    /// The kernel's overlay.
+    Kernel,
+    /// Bursts on an engine without a wire.
+    Engine,
+    /// Containers on an engine.
+    Containers,
+    /// Bursts through a daemon.
+    Daemon,
+    /// What others notice.
+    Load,
+    /// Endpoints that come and go for a minute.
+    Churn,
+}
 
 /// Lowest, median and highest of the runs.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
@@ -143,49 +162,46 @@ pub struct Report {
     /// Why there is nothing of a daemon.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub daemon_failure: Option<String>,
-    pub under_load: load::UnderLoad,
+    pub under_load: Option<load::UnderLoad>,
     /// Of endpoints that come and go all the time, through a daemon.
     #[serde(default)]
     pub churn: Option<churn::Churn>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub churn_failure: Option<String>,
     /// Of a memif endpoint with the smallest rings: shared memory and the daemon's own.
-    pub per_endpoint_bytes: u64,
-    pub memory: memory::Memory,
+    pub per_endpoint_bytes: Option<u64>,
+    pub memory: Option<memory::Memory>,
     pub runs: usize,
     pub cores: usize,
     pub environment: Option<Environment>,
 }
 
-/// Measures everything.
-pub fn run(quick: bool) -> Result<Report, String> {
+/// Measures everything, or one part of it.
+pub fn run(quick: bool, only: Option<Part>) -> Result<Report, String> {
     let cores = two_cores("one for the worker and one for control")?;
     let watch = Watch::start();
     let runs = if quick { 3 } else { 9 };
-    let memory = aside(|| memory::run(cores))?;
+    let is_wanted = |part| only.is_none_or(|only| only == part);
+    let memory = is_wanted(Part::Memory).then(|| aside(|| memory::run(cores))).transpose()?;
     let mut kernel_skipped = Vec::new();
-    let (kernel, kernel_failure) = match kernel_bursts(quick, &mut kernel_skipped) {
-        Ok(kernel) => (kernel, None),
-        Err(error) => (Vec::new(), Some(error)),
-    };
+    let kernel = is_wanted(Part::Kernel).then(|| kernel_bursts(quick, &mut kernel_skipped));
+    let (kernel, kernel_failure) = apart(kernel);
     let mut bursts = Vec::new();
-    for existing in EXISTING {
-        for n in BURSTS {
+    if is_wanted(Part::Engine) {
+        for (existing, n) in sizes() {
             bursts.extend(aside(|| engine_bursts(cores, existing, n, runs))?);
         }
     }
-    let container_failure = container_bursts(cores, runs).map(|all| bursts.extend(all)).err();
-    let daemon_failure = daemon_bursts(cores[1].id, runs).map(|all| bursts.extend(all)).err();
-    bursts.iter_mut().for_each(|burst| compare(burst, &kernel));
-    let under_load = aside(|| load::run(cores, quick))?;
-    let (churn, churn_failure) = match churn::run(cores[1].id, quick) {
-        Ok(churn) => (Some(churn), None),
-        Err(error) => (None, Some(error)),
-    };
-    let shared = memory.rings.first().map_or(0, |rings| rings.shared_bytes + rings.heap_bytes);
+    let (containers, container_failure) =
+        apart(is_wanted(Part::Containers).then(|| container_bursts(cores, runs)));
+    let (daemon, daemon_failure) = apart(is_wanted(Part::Daemon).then(|| daemon_bursts(cores[1].id, runs)));
+    bursts.extend([containers, daemon].into_iter().flatten().flatten());
+    bursts.iter_mut().for_each(|burst| compare(burst, kernel.as_deref().unwrap_or_default()));
+    let under_load = is_wanted(Part::Load).then(|| aside(|| load::run(cores, quick))).transpose()?;
+    let (churn, churn_failure) = apart(is_wanted(Part::Churn).then(|| churn::run(cores[1].id, quick)));
     Ok(Report {
         bursts,
-        kernel,
+        kernel: kernel.unwrap_or_default(),
         kernel_failure,
         kernel_skipped,
         container_failure,
@@ -193,12 +209,26 @@ pub fn run(quick: bool) -> Result<Report, String> {
         under_load,
         churn,
         churn_failure,
-        per_endpoint_bytes: shared + memory.engine_bytes + memory.place_bytes,
+        per_endpoint_bytes: memory.as_ref().map(memory::Memory::of_one),
         memory,
         runs,
         cores: 2,
         environment: Some(watch.end()),
     })
+}
+
+/// So many are there, and so many come.
+fn sizes() -> impl Iterator<Item = (u16, u16)> {
+    EXISTING.into_iter().flat_map(|existing| BURSTS.map(|n| (existing, n)))
+}
+
+/// What came of a measurement, if there was one, and why nothing did.
+fn apart<T>(measured: Option<Result<T, String>>) -> (Option<T>, Option<String>) {
+    match measured {
+        None => (None, None),
+        Some(Ok(figures)) => (Some(figures), None),
+        Some(Err(why)) => (None, Some(why)),
+    }
 }
 
 /// On a thread of its own: control is pinned, and what is measured next must not inherit that.
@@ -251,22 +281,24 @@ fn engine_figures(
     }
 }
 
-/// One call, and a tenant for each, with rings of its own.
+/// One call each; with memif tenants of this process's, or containers.
 fn daemon_bursts(worker: usize, runs: usize) -> Result<Vec<BurstFigures>, String> {
     let rings = ClientConfig { ring_log2: 5, buffer_bytes: 2048, ..ClientConfig::default() };
     let mut all = Vec::new();
-    for existing in EXISTING {
-        for n in BURSTS {
-            let bench = daemon::Bench::start(worker, existing, n)?;
-            bench.run(n, &rings)?; // until all is warm
-            let runs = (0..runs).map(|_| bench.run(n, &rings)).collect::<Result<Vec<_>, _>>()?;
-            all.push(daemon_figures(Kind::Memif.name(), n, existing, &runs));
-        }
+    let mut measure = |bench: &daemon::Bench, kind: daemon::Kind, n, existing| {
+        bench.run(kind, n, &rings)?; // until all is warm
+        let runs = (0..runs).map(|_| bench.run(kind, n, &rings)).collect::<Result<Vec<_>, String>>()?;
+        all.push(daemon_figures(kind.name(), n, existing, &runs));
+        Ok::<(), String>(())
+    };
+    for (existing, n) in sizes() {
+        let bench = daemon::Bench::start(worker, existing, n, 0)?;
+        measure(&bench, daemon::Kind::ExistingPorts, n, existing)?;
+        measure(&bench, daemon::Kind::Memif, n, existing)?;
     }
-    let bench = daemon::Bench::start(worker, 0, OUR_CONTAINERS)?;
-    bench.run_containers(OUR_CONTAINERS)?;
-    let runs = (0..runs).map(|_| bench.run_containers(OUR_CONTAINERS)).collect::<Result<Vec<_>, _>>()?;
-    all.push(daemon_figures(containers::Kind::Given.name(), OUR_CONTAINERS, 0, &runs));
+    let bench = daemon::Bench::start(worker, 0, OUR_CONTAINERS, 2 * OUR_CONTAINERS)?;
+    measure(&bench, daemon::Kind::ContainerPool, OUR_CONTAINERS, 0)?;
+    measure(&bench, daemon::Kind::ContainerGiven, OUR_CONTAINERS, 0)?;
     Ok(all)
 }
 
@@ -383,8 +415,13 @@ fn compare(burst: &mut BurstFigures, kernel: &[KernelFigures]) {
             .find(|other| other.n == u32::from(burst.n) && other.form == form.name() && other.threads == 1)
     };
     let usual = of(Form::Moved).map(|other| other.first_packet_ms.median);
-    let strongest = of(Form::Batch)
-        .map(|other| other.first_packet_ms.median - other.namespaces_ms.map_or(0.0, |figure| figure.median));
+    // The namespaces count where ours are made with them, too.
+    let with_namespaces =
+        [containers::Kind::Pool, containers::Kind::Empty].iter().any(|kind| kind.name() == burst.kind);
+    let strongest = of(Form::Batch).map(|other| {
+        let namespaces = if with_namespaces { None } else { other.namespaces_ms };
+        other.first_packet_ms.median - namespaces.map_or(0.0, |figure| figure.median)
+    });
     (burst.kernel_total_ms, burst.ratio) = (usual, usual.map(|usual| usual / ours));
     (burst.strongest_total_ms, burst.strongest_ratio) = (strongest, strongest.map(|other| other / ours));
 }
@@ -392,6 +429,21 @@ fn compare(burst: &mut BurstFigures, kernel: &[KernelFigures]) {
 impl Report {
     /// Tables.
     pub fn text(&self) -> String {
+        let mut out = self.bursts_text();
+        if let Some(failure) = &self.container_failure {
+            out += &format!("Containers on an engine were not measured: {failure}\n");
+        }
+        if let Some(failure) = &self.daemon_failure {
+            out += &format!("A daemon was not measured: {failure}\n");
+        }
+        [out, self.kernel_text(), self.churn_text(), self.load_text(), self.memory_text(), self.notes()]
+            .concat()
+    }
+
+    fn bursts_text(&self) -> String {
+        if self.bursts.is_empty() {
+            return String::new();
+        }
         let mut out = String::from("Peregrine: medians (lowest–highest) in ms\n");
         out += &format!(
             "{:<9}{:<16}{:>6}{:>9}{:>24}{:>24}{:>26}{:>9}{:>10}\n",
@@ -420,20 +472,15 @@ impl Report {
                 times(burst.strongest_ratio),
             );
         }
-        if let Some(failure) = &self.container_failure {
-            out += &format!("Containers on an engine were not measured: {failure}\n");
-        }
-        if let Some(failure) = &self.daemon_failure {
-            out += &format!("A daemon was not measured: {failure}\n");
-        }
-        out += &self.kernel_text();
-        out += &self.churn_text();
-        out + &self.notes()
+        out
     }
 
     fn kernel_text(&self) -> String {
         if let Some(failure) = &self.kernel_failure {
             return format!("The kernel's overlay was not measured: {failure}\n");
+        }
+        if self.kernel.is_empty() {
+            return String::new();
         }
         let mut out = format!(
             "The kernel's overlay: ms\n{:<10}{:>8}{:>6}{:>6}{:>26}{:>30}{:>24}{:>24}\n",
@@ -467,10 +514,10 @@ impl Report {
     }
 
     fn churn_text(&self) -> String {
-        let Some(churn) = &self.churn else {
-            let why = self.churn_failure.as_deref().unwrap_or("no reason is known");
+        if let Some(why) = &self.churn_failure {
             return format!("Endpoints that come and go all the time were not measured: {why}\n");
-        };
+        }
+        let Some(churn) = &self.churn else { return String::new() };
         let grew = if churn.grew.is_empty() {
             "nothing grew".into()
         } else {
@@ -501,9 +548,9 @@ impl Report {
         )
     }
 
-    fn notes(&self) -> String {
-        let load = &self.under_load;
-        let mut out = format!(
+    fn load_text(&self) -> String {
+        let Some(load) = &self.under_load else { return String::new() };
+        format!(
             "Others' p99 at {:.1} Mpps ({:.0} % of what the worker can), µs: {:.1} ({:.1}–{:.1}) before, {:.1} ({:.1}–{:.1}) while {:.0} endpoints a second come \
              and go: {:.3} times; not taken in time: {} and {} packets\n",
             load.load_pps / 1e6,
@@ -518,8 +565,13 @@ impl Report {
             load.p99_ratio,
             load.missed_before,
             load.missed_during,
-        );
-        for rings in &self.memory.rings {
+        )
+    }
+
+    fn memory_text(&self) -> String {
+        let Some(memory) = &self.memory else { return String::new() };
+        let mut out = String::new();
+        for rings in &memory.rings {
             out += &format!(
                 "memif with {} slots of {} bytes: {} KB shared, {} KB of it there at once, {} bytes of the daemon's\n",
                 rings.ring_slots,
@@ -530,11 +582,16 @@ impl Report {
             );
         }
         out + &format!(
-            "Of the engine's: {} bytes for each endpoint, {} for each place. With the smallest rings {} bytes in all.\n\
-             Medians of {} runs; {} cores: one for the worker, one for control and the tenants. Machine's load before: {:?}.\n",
-            self.memory.engine_bytes,
-            self.memory.place_bytes,
-            self.per_endpoint_bytes,
+            "Of the engine's: {} bytes for each endpoint, {} for each place. With the smallest rings {} bytes in all.\n",
+            memory.engine_bytes,
+            memory.place_bytes,
+            memory.of_one(),
+        )
+    }
+
+    fn notes(&self) -> String {
+        format!(
+            "Medians of {} runs; {} cores: one for the worker, one for control and the tenants. Machine's load before: {:?}.\n",
             self.runs,
             self.cores,
             self.environment.as_ref().and_then(|environment| environment.load_before),

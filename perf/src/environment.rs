@@ -5,8 +5,9 @@
 
 use std::fs;
 use std::process::Command;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use serde::{Deserialize, Serialize};
 
 use crate::proc_stat::{self, Ticks};
@@ -114,10 +115,38 @@ impl CpuTime {
         ran / (ran + waited).max(1.0)
     }
 
+    /// How long it ran since `earlier`.
+    pub fn ran_since(&self, earlier: &CpuTime) -> Duration {
+        Duration::from_nanos(self.ran_ns.saturating_sub(earlier.ran_ns))
+    }
+
     /// Nanoseconds in which it wanted the core since `earlier` and did not have it, and how often it got it back. Of a thread that never
     /// sleeps: how often the core was taken away.
     pub fn taken_since(&self, earlier: &CpuTime) -> (u64, u64) {
         (self.waited_ns.saturating_sub(earlier.waited_ns), self.turns.saturating_sub(earlier.turns))
+    }
+}
+
+/// This thread, on one core while this lives. The worker's is on another one already, and an engine that starts must see all cores.
+#[derive(Debug)]
+pub struct Apart {
+    before: CpuSet,
+}
+
+impl Apart {
+    pub fn on(core: usize) -> Result<Apart, String> {
+        let failed = |error| format!("cannot keep control on core {core}: {error}");
+        let before = sched_getaffinity(None).map_err(failed)?;
+        let mut only = CpuSet::new();
+        only.set(core);
+        sched_setaffinity(None, &only).map_err(failed)?;
+        Ok(Apart { before })
+    }
+}
+
+impl Drop for Apart {
+    fn drop(&mut self) {
+        let _worse_only = sched_setaffinity(None, &self.before);
     }
 }
 

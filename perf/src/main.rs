@@ -9,6 +9,7 @@ mod fdb_case;
 mod figures;
 mod generator_case;
 mod hardware;
+mod idle_case;
 mod kernel_case;
 mod memif_case;
 mod micro;
@@ -67,9 +68,18 @@ enum Command {
     /// The forwarding database with up to a million addresses: look-ups by its size, 100,000 new addresses a second beside full rate, and
     /// whether ageing shows in how late packets are.
     Fdb(Runs),
+    /// What a worker costs that has nothing to do, busy and adaptive, and how long a packet takes that comes every millisecond (over a
+    /// wire: needs root).
+    Idle(Runs),
     /// Endpoints that come in bursts, to the first packet through each, beside the kernel's overlay; what others notice meanwhile; what one
     /// costs in memory (the kernel's part needs root).
-    Endpoints(Runs),
+    Endpoints {
+        #[command(flatten)]
+        runs: Runs,
+        /// Only this part of it.
+        #[arg(long, value_enum)]
+        only: Option<endpoints_case::Part>,
+    },
     /// Draws results as one page, report.html, beside report.json: of the given files, or of all cases, run now.
     Report(report::ReportArgs),
     /// Pieces of the packet path, each by itself on one core: time, and that they allocate nothing.
@@ -82,6 +92,8 @@ enum Command {
     },
     /// The same pieces under valgrind: instructions per packet, which are the same in every run.
     Instructions(micro::instructions::Args),
+    #[command(hide = true)]
+    IdleSide(idle_case::Side),
     #[command(hide = true)]
     GeneratorSide(generator_case::Side),
     #[command(hide = true)]
@@ -130,6 +142,7 @@ fn main() -> ExitCode {
             runs.report(run, kernel_case::Report::text)
         }
         Command::Generator(runs) => runs.report(generator_case::run, generator_case::Report::text),
+        Command::Idle(runs) => runs.report(idle_case::run, idle_case::Report::text),
         Command::Tenants(runs) => runs.report(tenants_case::run, tenants_case::Report::text),
         Command::Memif(runs) => runs.report(memif_case::run, memif_case::Report::text),
         Command::Pipeline(runs) => runs.report(pipeline_case::run, pipeline_case::Report::text),
@@ -142,7 +155,9 @@ fn main() -> ExitCode {
             runs.report(run, priority_case::Report::text)
         }
         Command::Fdb(runs) => runs.report(fdb_case::run, fdb_case::Report::text),
-        Command::Endpoints(runs) => runs.report(endpoints_case::run, endpoints_case::Report::text),
+        Command::Endpoints { runs, only } => {
+            runs.report(|quick| endpoints_case::run(quick, only), endpoints_case::Report::text)
+        }
         Command::Report(args) => match report::run(&args) {
             Err(report::Error::Input(error)) => {
                 eprintln!("peregrine-perf: error: {error}");
@@ -158,6 +173,7 @@ fn main() -> ExitCode {
         Command::GeneratorSide(side) => side.run(),
         Command::MemifSide(side) => side.run(),
         Command::PrioritySide(side) => side.run(),
+        Command::IdleSide(side) => side.run(),
         Command::MicroRounds { filter } => micro::instructions::rounds(&filter),
     };
     match text {

@@ -142,7 +142,7 @@ impl Reading {
 impl Bench {
     /// Starts the workers, by worker the streams, all of which must be stopped.
     pub fn start(setup: &Setup<'_>, streams: Vec<Vec<ReplayStream>>) -> Result<Bench, String> {
-        let worker = |core: &usize| WorkerPlan { core: CoreId(*core), nice: None };
+        let worker = |core: &usize| WorkerPlan::on(CoreId(*core));
         let plan = Plan {
             workers: setup.cores.iter().map(worker).collect(),
             placement: setup.mode.placement(),

@@ -85,7 +85,7 @@ fn measure(quick: bool) -> Result<Results, Error> {
     results.fdb = case("fdb", || fdb_case::run(quick), failures);
     results.priority = case("priority", || priority_case::run(quick), failures);
     results.generator = case("generator", || generator_case::run(quick), failures);
-    results.endpoints = case("endpoints", || endpoints_case::run(quick), failures);
+    results.endpoints = case("endpoints", || endpoints_case::run(quick, None), failures);
     results.kernel = case("kernel", || kernel_case::run(quick), failures);
     if let Some(error) = results.priority.as_ref().and_then(|report| report.failure.clone()) {
         results.failures.push(Failure { case: "priority over a wire".into(), error });

@@ -301,7 +301,7 @@ pub fn plan(tenants: u16) -> Plan {
         EndpointPlan { announce: false, ..plan } // only what a measurement sends is measured
     };
     Plan {
-        workers: vec![WorkerPlan { core: CoreId(0), nice: None }],
+        workers: vec![WorkerPlan::on(CoreId(0))],
         placement: PlacementMode::RunToCompletion,
         balance_threshold: 85,
         uplinks: vec![UplinkPlan { mode: XdpMode::Copy, ..UplinkPlan::new("", IpAddr::V4(LOCAL)) }],

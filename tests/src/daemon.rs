@@ -132,6 +132,19 @@ impl Daemon {
         text
     }
 
+    /// The same config with workers that sleep while there is nothing to do.
+    ///
+    /// # Panics
+    /// If they do already.
+    pub fn sleepy(config: &str) -> String {
+        assert!(!config.contains("idle = "), "{config}");
+        let adaptive = |line: &str| {
+            let is_core = line.starts_with("core = ");
+            format!("{line}\n{}", if is_core { "idle = \"adaptive\"\n" } else { "" })
+        };
+        config.lines().map(adaptive).collect()
+    }
+
     /// The same config with a second worker, and the steps of every flow spread over both.
     ///
     /// # Panics
@@ -160,6 +173,10 @@ impl Daemon {
     /// # Panics
     /// If it does not become ready.
     pub fn start_with(net: &Net, config: &str) -> Daemon {
+        // Any test can be run with workers that sleep.
+        let is_asked = std::env::var("PEREGRINE_TEST_IDLE").is_ok_and(|idle| idle == "adaptive");
+        let sleepy = (is_asked && !config.contains("idle = ")).then(|| Daemon::sleepy(config));
+        let config = sleepy.as_deref().unwrap_or(config);
         let began = Instant::now();
         let mut process = Daemon::spawn(net, config);
         process.wait_for_line("ready", PATIENCE).unwrap_or_else(|error| panic!("{error}"));

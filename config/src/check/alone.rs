@@ -60,6 +60,7 @@ pub struct DeclaredEndpoint {
     pub anti_spoofing: bool,
     pub storm_limit: Option<u32>,
     pub announce: bool,
+    pub hairpin: bool,
     /// What carries it.
     pub carrier: Carrier,
 }
@@ -81,6 +82,7 @@ impl DeclaredEndpoint {
             anti_spoofing: self.anti_spoofing,
             storm_limit: self.storm_limit,
             announce: self.announce,
+            hairpin: self.hairpin,
             ..EndpointPlan::new(&self.name, self.network, self.mac, port)
         }
     }
@@ -150,6 +152,7 @@ impl<'p> Checker<'p> {
             anti_spoofing: keys.anti_spoofing,
             storm_limit: keys.storm_limit,
             announce: keys.announce,
+            hairpin: keys.hairpin,
             carrier: carrier?,
         };
         Some(declared).filter(|_| self.report.count() == before)

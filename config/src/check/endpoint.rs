@@ -63,6 +63,7 @@ fn endpoint(at: &At<'_>, raw: &Endpoint, shared: &mut Shared<'_>) -> Option<Endp
         anti_spoofing: keys.anti_spoofing,
         storm_limit: keys.storm_limit,
         announce: keys.announce,
+        hairpin: keys.hairpin,
         ..EndpointPlan::new(&name?, network, keys.mac, port?)
     })
 }
@@ -74,6 +75,7 @@ pub struct Keys {
     pub anti_spoofing: bool,
     pub storm_limit: Option<u32>,
     pub announce: bool,
+    pub hairpin: bool,
 }
 
 /// Checks them; `on` is its network, if it is known.
@@ -86,12 +88,14 @@ pub fn keys(at: &At<'_>, raw: &Endpoint, mut on: Option<&mut OnNetwork>) -> Opti
     let anti_spoofing = at.key("anti_spoofing").switch(&raw.anti_spoofing, true);
     let storm_limit = at.key("storm_limit").number(&raw.storm_limit, 1..=1_000_000, Some(NO_STORM_LIMIT));
     let announce = at.key("announce").switch(&raw.announce, true);
+    let hairpin = at.key("hairpin").switch(&raw.hairpin, false);
     Some(Keys {
         mac: mac?,
         addresses,
         anti_spoofing: anti_spoofing?,
         storm_limit: storm_limit.filter(|limit| *limit != NO_STORM_LIMIT),
         announce: announce?,
+        hairpin: hairpin?,
     })
 }
 

@@ -150,6 +150,7 @@ fn uplink(at: &At<'_>, raw: &Uplink, checked: &mut Checked, unlike: &mut Unlike)
             u32::try_from(*size).ok().filter(|size| size.is_power_of_two() && (64..=32768).contains(size))
         });
     let early = at.key("early").optional(&raw.early, Early::Off, EARLY, early);
+    let fix = at.key("fix").switch(&raw.fix, false);
     if let Some(interface) = &interface {
         unlike.interfaces.claim(interface.clone(), &at.key("interface"), raw.interface.shown());
     }
@@ -172,6 +173,7 @@ fn uplink(at: &At<'_>, raw: &Uplink, checked: &mut Checked, unlike: &mut Unlike)
             chunk_size: chunk_size?,
             ring_size: ring_size?,
             early: early?,
+            fix: fix?,
             ..UplinkPlan::new(&interface?, *locals.first()?)
         })
     };

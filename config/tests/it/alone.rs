@@ -69,7 +69,7 @@ fn every_mistake_is_told_with_its_place() {
     assert_eq!(
         mistakes,
         [
-            "e.colour: unknown key: must be one of name, network, mac, addresses, anti_spoofing, storm_limit, announce, port, memif, veth",
+            "e.colour: unknown key: must be one of name, network, mac, addresses, anti_spoofing, storm_limit, announce, hairpin, port, memif, veth",
             "e.name = \"a b\": must be 1 to 63 letters, digits, '_', '.' or '-'",
             "e.network = \"gren\": must be the name of a network: did you mean \"green\"?",
             "e.mac = \"03:00:00:00:00:01\": must be a station's Ethernet address, such as \"02:00:00:00:00:01\" (not multicast, not zero)",

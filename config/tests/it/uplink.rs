@@ -1,7 +1,9 @@
 //! The file as a whole, workers and the uplink.
 
+use std::time::Duration;
+
 use peregrine_config::parse;
-use peregrine_dataplane::plan::{Early, PlacementMode};
+use peregrine_dataplane::plan::{Early, IdleMode, PlacementMode};
 
 use crate::good::{GOOD, VTEP, refused, replaced};
 
@@ -260,6 +262,27 @@ fn several_workers_and_how_their_work_is_spread() {
         errors.to_string(),
         "t: workers: 32 entries: must be 1 to 31 [[workers]] tables, one for each core"
     );
+}
+
+#[test]
+fn workers_that_sleep() {
+    let plan = parse(GOOD, "t").unwrap();
+    assert_eq!((plan.workers[0].idle, plan.idle_after), (IdleMode::Busy, Duration::from_micros(50)));
+    let adaptive = GOOD.replace("core = 1", "core = 1\nidle = \"adaptive\"");
+    for (text, after) in [("1us", 1), ("200us", 200), ("2ms", 2000), ("1s", 1_000_000)] {
+        let plan = parse(&format!("idle_after = \"{text}\"\n{adaptive}"), "t").unwrap();
+        assert_eq!(
+            (plan.workers[0].idle, plan.idle_after),
+            (IdleMode::Adaptive, Duration::from_micros(after))
+        );
+    }
+    let rule = "must be a duration from \"1us\" to \"1s\", such as \"50us\" or \"2ms\"";
+    for bad in ["", "50", "us", "0us", "-1us", "1.5ms", "2s", "99999999999999999999us", "5 us", "µs"] {
+        let errors = parse(&format!("idle_after = \"{bad}\"\n{GOOD}"), "t").unwrap_err().to_string();
+        assert_eq!(errors, format!("t: idle_after = \"{bad}\": {rule}"));
+    }
+    let errors = parse(&adaptive.replace("adaptive", "lazy"), "t").unwrap_err().to_string();
+    assert_eq!(errors, "t: workers[0].idle = \"lazy\": must be \"busy\" or \"adaptive\"");
 }
 
 #[test]

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::{Ask, CHANGE_TIMEOUT, print};
-use crate::client::Client;
+use super::{Ask, print};
+use crate::client::{CHANGE_TIMEOUT, Client};
 use crate::error::Error;
 use crate::model::types::Export;
 use crate::render::objects as render;

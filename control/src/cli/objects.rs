@@ -8,8 +8,8 @@ use clap::{Args, Subcommand};
 use peregrine_dataplane::types::MacAddr;
 use serde_json::{Value, json};
 
-use super::{Ask, CHANGE_TIMEOUT, print, show_with};
-use crate::client::Client;
+use super::{Ask, print, show_with};
+use crate::client::{CHANGE_TIMEOUT, Client};
 use crate::error::Error;
 use crate::model::types::{
     ChangeRequest, EndpointTable, ListRequest, MemifTable, Move, NetworkTable, NumberOrText, PortTable, Step,
@@ -46,9 +46,9 @@ pub enum PortCommand {
 pub enum EndpointCommand {
     /// Show the endpoints: the config's, and those that were added.
     List(List),
-    /// Add an endpoint, on a port or with a memif of its own.
+    /// Add an endpoint, on a port or with a memif or a veth of its own.
     Add(Box<Endpoint>),
-    /// Give an endpoint other keys: what is not given has its default afterwards. Its tenant stays connected unless its network or memif is another one.
+    /// Give an endpoint other keys: what is not given has its default afterwards. Its tenant stays connected unless its network or port is another one.
     Set(Box<Endpoint>),
     /// Put an endpoint on another port, with everything else as it is.
     Move {
@@ -221,6 +221,9 @@ pub struct Endpoint {
     /// Do not announce its addresses when it connects.
     #[arg(long)]
     pub no_announce: bool,
+    /// Frames from one endpoint of its port to another go back to it, as with a bridge's hairpin mode.
+    #[arg(long)]
+    pub hairpin: bool,
     /// How.
     #[command(flatten)]
     pub how: How,
@@ -450,6 +453,7 @@ impl Endpoint {
             anti_spoofing: self.no_anti_spoofing.then_some(false),
             storm_limit: self.storm_limit,
             announce: self.no_announce.then_some(false),
+            hairpin: self.hairpin.then_some(true),
             port: self.port.clone(),
             memif: self.memif_socket.as_ref().map(|socket| self.memif.table(socket)).transpose()?,
             veth: self.veth.table(),

@@ -12,10 +12,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use peregrine_dataplane::plan::{EndpointPlan, NamespaceRef, NetworkPlan, VethPlan as Wanted};
-use peregrine_dataplane::types::MacAddr;
 use peregrine_dataplane::xsk::{PortConfig, Ports, XskPort};
 
-use super::pair::set_addresses;
+use super::pair::{Link, set_addresses};
 use super::pool::{PartPlan, Pool, PoolConfig, PoolCounts, Taken};
 use super::remover::Remover;
 use super::{ContainerError, Namespace, Pair, VethPlan, make};
@@ -26,19 +25,6 @@ const POOL_MTU: u16 = 1500;
 
 /// What is about to be removed is waited for so long.
 const PATIENCE: Duration = Duration::from_secs(2);
-
-/// What a container's end is given.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Link {
-    /// The endpoint's.
-    pub mac: MacAddr,
-    /// The network's.
-    pub mtu: u16,
-    /// The endpoint's, each with the length of its prefix.
-    pub addresses: Vec<(IpAddr, u8)>,
-    /// The network's, if the container is to have default routes.
-    pub gateways: Vec<IpAddr>,
-}
 
 impl Link {
     /// That of an endpoint with a veth on a network.
@@ -155,15 +141,14 @@ impl Maker {
     }
 
     fn device_of(&self, wanted: &Wanted) -> String {
-        let place = format!("{}\0{:?}\0{}", self.owner, wanted.namespace, wanted.interface);
+        let place = format!("{}\0{}\0{}", self.owner, place(&wanted.namespace), wanted.interface);
         let (first, second) =
             (crc32fast::hash(place.as_bytes()), crc32fast::hash(format!("2{place}").as_bytes()));
         format!("pg{first:08x}{:05x}", second >> 12)
     }
 
     fn alias(&self, wanted: &Wanted, link: &Link) -> String {
-        let made_by = format!("{wanted:?} {link:?}");
-        format!("{}{:08x}", self.mark(), crc32fast::hash(made_by.as_bytes()))
+        format!("{}{:08x}", self.mark(), crc32fast::hash(made_by(wanted, link).as_bytes()))
     }
 
     fn mark(&self) -> String {
@@ -232,10 +217,7 @@ impl Maker {
             namespace: name.to_owned(),
             interface: (wanted.interface != "eth0").then(|| wanted.interface.clone()),
             alias: Some(alias),
-            mac: link.mac,
-            mtu: link.mtu,
-            addresses: link.addresses.clone(),
-            gateways: link.gateways.clone(),
+            link: link.clone(),
         };
         let (taken, port) = self.pool()?.take(&plan).map_err(|error| error.to_string())?;
         let pair = taken.pair.clone();
@@ -278,14 +260,8 @@ impl Maker {
         link: &Link,
         namespace: &Namespace,
     ) -> Result<Pair, String> {
-        let plan = VethPlan {
-            port: device.to_owned(),
-            interface: wanted.interface.clone(),
-            mac: link.mac,
-            mtu: link.mtu,
-            addresses: link.addresses.clone(),
-            gateways: link.gateways.clone(),
-        };
+        let plan =
+            VethPlan { port: device.to_owned(), interface: wanted.interface.clone(), link: link.clone() };
         let pair = make(&mut self.requests, &plan, namespace).map_err(|error| error.to_string())?;
         match self.requests.set_alias(pair.ifindex, alias) {
             Ok(()) => Ok(pair),
@@ -375,6 +351,29 @@ impl Maker {
     }
 }
 
+/// All that a pair is made by. Another daemon, a newer one too, writes the same of the same, or takes the pair for another one and makes it anew.
+fn made_by(wanted: &Wanted, link: &Link) -> String {
+    let Wanted { namespace, create, interface, default_route, ring_size } = wanted;
+    let Link { mac, mtu, addresses, gateways } = link;
+    let addresses: Vec<String> =
+        addresses.iter().map(|(address, bits)| format!("{address}/{bits}")).collect();
+    let gateways: Vec<String> = gateways.iter().map(IpAddr::to_string).collect();
+    let (addresses, gateways) = (addresses.join(" "), gateways.join(" "));
+    let place = place(namespace);
+    format!(
+        "1\0{place}\0{create}\0{interface}\0{default_route}\0{ring_size}\0{mac}\0{mtu}\0{addresses}\0{gateways}"
+    )
+}
+
+/// A namespace, as what is made for it is known by.
+fn place(namespace: &NamespaceRef) -> String {
+    match namespace {
+        NamespaceRef::Name(name) => format!("name {name}"),
+        NamespaceRef::Path(path) => format!("path {}", path.display()),
+        NamespaceRef::Pid(pid) => format!("pid {pid}"),
+    }
+}
+
 fn name_of(namespace: &NamespaceRef) -> Option<&str> {
     match namespace {
         NamespaceRef::Name(name) => Some(name),
@@ -420,4 +419,27 @@ fn beside(path: &Path, ending: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(ending);
     PathBuf::from(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_pair_is_made_by_reads_the_same_in_every_version() {
+        let wanted =
+            Wanted { interface: "net1".into(), ..Wanted::new(NamespaceRef::Path("/run/netns/web".into())) };
+        let link = Link {
+            mac: peregrine_dataplane::types::MacAddr([2, 0, 0, 0, 0, 7]),
+            mtu: 1450,
+            addresses: vec![([10, 42, 0, 7].into(), 24), ("fd42::7".parse().unwrap(), 64)],
+            gateways: vec![[10, 42, 0, 1].into()],
+        };
+        let text = "1|path /run/netns/web|false|net1|true|256|02:00:00:00:00:07|1450|10.42.0.7/24 fd42::7/64|10.42.0.1";
+        assert_eq!(
+            made_by(&wanted, &link).replace('\0', "|"),
+            text,
+            "pairs of daemons before would be made anew"
+        );
+    }
 }

@@ -27,10 +27,10 @@ use std::path::PathBuf;
 
 use peregrine_dataplane::xsk::XskError;
 
-pub use maker::{Link, Maker, is_device, is_fleeting};
+pub use maker::{Maker, is_device, is_fleeting};
 pub use namespace::Namespace;
 use namespace::how_to_list;
-pub use pair::{Pair, VethPlan, make};
+pub use pair::{Link, Pair, VethPlan, make};
 use peregrine_dataplane::plan::NamespaceRef;
 pub use pool::{PartPlan, Pool, PoolConfig, PoolCounts, Taken};
 
@@ -140,7 +140,7 @@ impl fmt::Display for ContainerError {
             ),
             E::HasRoute { namespace, gateway } => write!(
                 f,
-                "{namespace} has a default route, so none to {gateway} was made: remove it there, or leave the gateway out"
+                "{namespace} has a default route, so none to {gateway} was made: remove it there, or say default_route = false"
             ),
             E::BadNamespaceName { name } => write!(
                 f,

@@ -17,7 +17,7 @@ use peregrine_dataplane::types::MacAddr;
 use peregrine_dataplane::xsk::switch_offloads_off;
 use rustix::io::Errno;
 
-use super::{ContainerError, Link, Namespace};
+use super::{ContainerError, Namespace};
 use crate::underlay::netlink::Requests;
 
 /// What is to be made.
@@ -27,11 +27,18 @@ pub struct VethPlan {
     pub port: String,
     /// The name of the container's end.
     pub interface: String,
-    /// The container's Ethernet address.
+    /// What that is given.
+    pub link: Link,
+}
+
+/// What a container's end is given.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Link {
+    /// Its Ethernet address.
     pub mac: MacAddr,
     /// The largest IP packet, at both ends.
     pub mtu: u16,
-    /// The container's addresses, with the lengths of their prefixes.
+    /// Its addresses, with the lengths of their prefixes.
     pub addresses: Vec<(IpAddr, u8)>,
     /// Where its packets to everybody else go: one for each family, or none. They need not be in one of the prefixes.
     pub gateways: Vec<IpAddr>,
@@ -115,14 +122,14 @@ pub(super) fn pair_message(plan: &VethPlan, namespace: &Namespace) -> LinkMessag
     let common = |name: &str| {
         vec![
             LinkAttribute::IfName(name.to_owned()),
-            LinkAttribute::Mtu(plan.mtu.into()),
+            LinkAttribute::Mtu(plan.link.mtu.into()),
             LinkAttribute::NumTxQueues(1),
             LinkAttribute::NumRxQueues(1),
         ]
     };
     let mut theirs = LinkMessage::default();
     theirs.attributes = common(&plan.interface);
-    theirs.attributes.push(LinkAttribute::Address(plan.mac.0.to_vec()));
+    theirs.attributes.push(LinkAttribute::Address(plan.link.mac.0.to_vec()));
     theirs.attributes.push(LinkAttribute::NetNsFd(namespace.raw_fd()));
     let mut ours = LinkMessage::default();
     (ours.header.flags, ours.header.change_mask) = (LinkFlags::Up, LinkFlags::Up);
@@ -161,7 +168,7 @@ fn set_up(plan: &VethPlan, namespace: &NamespaceRef) -> Result<(), ContainerErro
     switch_offloads_off(&plan.interface).map_err(failed("switching off the offloads of"))?;
     let link = requests.link_named(&plan.interface).map_err(failed("finding"))?;
     let ifindex = link.ok_or_else(|| failed("finding")(Errno::NODEV.into()))?.ifindex;
-    give(&mut requests, plan, link_up(ifindex), namespace)
+    give(&mut requests, (&plan.interface, &plan.link), link_up(ifindex), namespace)
 }
 
 /// Brings an interface up.
@@ -181,28 +188,27 @@ enum Gift {
     Gateway(IpAddr),
 }
 
-/// Gives an interface, by a socket of its namespace, what the plan says of addresses and routes, and brings it up by `link`: all at once, for one
-/// system call.
+/// Gives an interface, by a socket of its namespace, its addresses and routes, and brings it up by `message`: all at once, for one system call.
 pub(super) fn give(
     requests: &mut Requests,
-    plan: &VethPlan,
-    link: LinkMessage,
+    (interface, link): (&str, &Link),
+    message: LinkMessage,
     namespace: &NamespaceRef,
 ) -> Result<(), ContainerError> {
-    let (ifindex, new) = (link.header.index, NLM_F_CREATE | NLM_F_EXCL);
-    let addresses = plan.addresses.iter().map(|&(address, prefix)| Gift::Address(address, prefix));
-    let gateways = plan.gateways.iter().map(|&gateway| Gift::Gateway(gateway));
+    let (ifindex, new) = (message.header.index, NLM_F_CREATE | NLM_F_EXCL);
+    let addresses = link.addresses.iter().map(|&(address, prefix)| Gift::Address(address, prefix));
+    let gateways = link.gateways.iter().map(|&gateway| Gift::Gateway(gateway));
     let gifts: Vec<Gift> = addresses.chain([Gift::Up]).chain(gateways).collect();
     let all = gifts.iter().map(|&gift| match gift {
         Gift::Address(address, prefix) => {
             (RouteNetlinkMessage::NewAddress(address_message(ifindex, address, prefix)), new)
         }
-        Gift::Up => (RouteNetlinkMessage::SetLink(link.clone()), 0),
+        Gift::Up => (RouteNetlinkMessage::SetLink(message.clone()), 0),
         Gift::Gateway(gateway) => (RouteNetlinkMessage::NewRoute(default_route(ifindex, gateway)), new),
     });
     requests.change_all(all).map_err(|(which, error)| {
         let gift = gifts.get(which).copied().unwrap_or(Gift::Up);
-        gift_error(error, gift, &plan.interface, namespace)
+        gift_error(error, gift, interface, namespace)
     })
 }
 

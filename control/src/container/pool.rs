@@ -22,24 +22,24 @@ mod part;
 mod tests;
 
 use std::collections::VecDeque;
-use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use peregrine_dataplane::types::MacAddr;
 use peregrine_dataplane::xsk::{PortConfig, Ports, XskPort};
 use serde::Serialize;
 
 use super::ContainerError;
-use super::pair::{self, Pair, refused};
+use super::pair::{self, Link, Pair, refused};
 use crate::underlay::netlink::Requests;
 use names::Names;
 use part::{Ending, Maker, Part};
 
 /// After the last part was taken the pool's thread waits so long, if there are others.
 const CALM: Duration = Duration::from_millis(5);
+/// After so long what was taken is made again, though there are enough.
+const REST: Duration = Duration::from_secs(1);
 /// After a part could not be made: so long, then twice as long, and so on.
 const PATIENCE: Duration = Duration::from_millis(100);
 const PATIENCE_MAX: Duration = Duration::from_secs(30);
@@ -51,7 +51,7 @@ const REMOVED_AT_ONCE: usize = 8;
 pub struct PoolConfig {
     /// Parts that are kept ready.
     pub size: usize,
-    /// With so many or fewer, more are made until there are `size`; less than that.
+    /// With so many or fewer, more are made at once until there are `size`; less than that. With more, when nothing was taken for a second.
     pub low_water: usize,
     /// The name of the container's end.
     pub interface: String,
@@ -72,14 +72,8 @@ pub struct PartPlan {
     pub interface: Option<String>,
     /// What our end is to have for an alias: what for it is.
     pub alias: Option<String>,
-    /// Its Ethernet address.
-    pub mac: MacAddr,
-    /// Its largest IP packet.
-    pub mtu: u16,
-    /// Its addresses, with the lengths of their prefixes.
-    pub addresses: Vec<(IpAddr, u8)>,
-    /// Where its packets to everybody else go: one for each family, or none.
-    pub gateways: Vec<IpAddr>,
+    /// What its end is given.
+    pub link: Link,
 }
 
 /// A part that a container has. Nothing happens when it is dropped: [`Pool::give_back`] does it.
@@ -200,9 +194,9 @@ impl Pool {
     /// [`ContainerError`]. Then there is nothing of it.
     pub fn take(&mut self, plan: &PartPlan) -> Result<(Taken, XskPort), ContainerError> {
         self.check(plan)?;
-        let (ready, is_hit) = match self.shared.next(plan.mtu) {
+        let (ready, is_hit) = match self.shared.next(plan.link.mtu) {
             Some(part) => (part, true),
-            None => (self.shared.made(self.shared.maker.make_aside(plan.mtu))?, false),
+            None => (self.shared.made(self.shared.maker.make_aside(plan.link.mtu))?, false),
         };
         let given = ready.give(plan, &mut self.host, &self.shared.maker.names);
         let mut state = self.shared.lock();
@@ -316,10 +310,13 @@ impl Shared {
     fn next(&self, mtu: u16) -> Option<Part> {
         let mut state = self.lock();
         state.taken_at = Some(Instant::now());
+        // The thread sleeps until then, and has to know from when on it rests.
+        let was_full = state.ready.len() >= state.counts.size;
         let is_large_enough = state.ready.front().is_some_and(|part| part.mtu >= mtu);
         let part = if is_large_enough { state.ready.pop_front() } else { None };
-        if state.ready.len() <= state.low_water && !state.is_filling && state.counts.size > 0 {
-            state.is_filling = true;
+        let is_low = state.ready.len() <= state.low_water && !state.is_filling && state.counts.size > 0;
+        state.is_filling |= is_low;
+        if is_low || (was_full && part.is_some()) {
             self.wake.notify_one();
         }
         part
@@ -402,12 +399,20 @@ impl State {
             return Job::Remove(all);
         }
         let busy = busy.filter(|_| !(self.ready.is_empty() && self.ending.is_empty()));
+        let to_rest = self.to_rest();
+        self.is_filling |= to_rest == Some(Duration::ZERO);
         let failing = self.not_before.and_then(|at| at.checked_duration_since(Instant::now()));
         match (self.is_filling, busy, failing) {
             (true, None, None) => Job::Make,
             (true, ..) => Job::Nothing(busy.max(failing)),
-            (false, ..) => Job::Nothing(busy.filter(|_| !self.ending.is_empty())),
+            (false, ..) => Job::Nothing(busy.filter(|_| !self.ending.is_empty()).or(to_rest)),
         }
+    }
+
+    /// How long until what was taken is made again; `None` if nothing is missing.
+    fn to_rest(&self) -> Option<Duration> {
+        let since = self.taken_at.map_or(REST, |at| at.elapsed());
+        (self.ready.len() < self.counts.size).then(|| REST.saturating_sub(since))
     }
 
     /// The number of the namespace that has this name until it is removed.

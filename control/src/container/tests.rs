@@ -62,9 +62,11 @@ pub(super) fn ours() -> Requests {
 }
 
 fn plan(port: &str) -> VethPlan {
-    VethPlan {
-        port: port.into(),
-        interface: "eth0".into(),
+    VethPlan { port: port.into(), interface: "eth0".into(), link: link() }
+}
+
+fn link() -> Link {
+    Link {
         mac: "02:00:00:00:42:07".parse().unwrap(),
         mtu: 1450,
         addresses: vec![([10, 42, 0, 7].into(), 24), ("fd42::7".parse().unwrap(), 64)],
@@ -172,7 +174,10 @@ fn what_cannot_be_made_is_named_and_leaves_nothing_behind() {
     run("ip link add pg7 type veth peer name other");
     let error = refused(plan("pg7"));
     assert!(error.starts_with("there is an interface 'pg7' already"), "{error}");
-    let error = refused(VethPlan { addresses: vec![([10, 0, 0, 1].into(), 99)], ..plan("pg8") });
+    let error = refused(VethPlan {
+        link: Link { addresses: vec![([10, 0, 0, 1].into(), 99)], ..link() },
+        ..plan("pg8")
+    });
     assert!(error.starts_with("giving 10.0.0.1/99 to eth0 in network namespace of process"), "{error}");
     container.run("sysctl -qw net.ipv6.conf.default.disable_ipv6=1");
     let error = refused(plan("pg8"));
@@ -181,10 +186,11 @@ fn what_cannot_be_made_is_named_and_leaves_nothing_behind() {
     container.run("ip link set other up");
     container.run("ip route add default dev other");
     let v4 = vec![(IpAddr::from([10, 42, 0, 7]), 24)];
-    let error = refused(VethPlan { addresses: v4.clone(), ..plan("pg8") });
+    let error = refused(VethPlan { link: Link { addresses: v4.clone(), ..link() }, ..plan("pg8") });
     assert!(error.contains("has a default route, so none to 10.42.0.1 was made"), "{error}");
     assert!(!run("ip link").contains("pg8"));
-    make(&mut requests, &VethPlan { addresses: v4, gateways: vec![], ..plan("pg8") }, &namespace).unwrap();
+    let without_route = VethPlan { link: Link { addresses: v4, gateways: vec![], ..link() }, ..plan("pg8") };
+    make(&mut requests, &without_route, &namespace).unwrap();
 }
 
 #[test]
@@ -238,15 +244,16 @@ fn containers_reach_each_other_through_an_engine() {
     let mut ports = Ports::load().unwrap();
     let containers = [1, 2].map(|number| {
         let container = Container::new();
-        let plan = VethPlan {
+        let link = Link {
             mac: format!("02:00:00:00:42:0{number}").parse().unwrap(),
             addresses: vec![
                 ([10, 42, 0, number].into(), 24),
                 (format!("fd42::{number}").parse().unwrap(), 64),
             ],
             gateways: vec![],
-            ..plan(&format!("pg{number}"))
+            ..link()
         };
+        let plan = VethPlan { link, ..plan(&format!("pg{number}")) };
         let pair = make(&mut requests, &plan, &container.open()).unwrap();
         let port = ports.open(&pair.port, &PortConfig::default()).unwrap();
         engine.attach(EndpointId((number - 1).into()), TenantRings::port(port)).unwrap();

@@ -1,8 +1,8 @@
 //! Networks, ports and endpoints that are declared: by the config, and at the control socket while the daemon runs. Called by the methods
 //! (`declared.rs`); owned by the [daemon](crate::daemon).
 //!
-//! Everything that is to be changed is staged first ([`stage`]), checked as a config is and held against all that there is; then the sockets
-//! and the engine get it, then the file ([`mod@file`]), and only then the model is another one. So a change is there as a whole or not at all,
+//! Everything that is to be changed is staged first ([`stage`]), checked as a config is and held against all that there is; then it is written
+//! beside the file ([`mod@file`]), sockets and engine get it, what was written becomes what is kept, and only then the model is another one. So a change is there as a whole or not at all,
 //! and what it costs does not depend on how much is there: what may be had once is found by what it is ([`Key`]). Only the file, where there
 //! is one, is now and then written as a whole.
 

@@ -47,6 +47,7 @@ pub fn disagreement(first: &EndpointPlan, other: &EndpointPlan) -> Option<&'stat
         ("anti_spoofing", first.anti_spoofing != other.anti_spoofing),
         ("storm_limit", first.storm_limit != other.storm_limit),
         ("announce", first.announce != other.announce),
+        ("hairpin", first.hairpin != other.hairpin),
         // A container's interface has one.
         ("mac", first.port.veth().is_some() && first.mac != other.mac),
     ]

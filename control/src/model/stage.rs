@@ -297,6 +297,7 @@ impl<'m, 'p> Stage<'m, 'p> {
             anti_spoofing: endpoint.plan.anti_spoofing,
             storm_limit: endpoint.plan.storm_limit,
             announce: endpoint.plan.announce,
+            hairpin: endpoint.plan.hairpin,
             carrier: Carrier::Port(port.to_owned()),
         };
         let network = endpoint.network.clone();
@@ -544,7 +545,7 @@ impl<'m, 'p> Stage<'m, 'p> {
     fn check_mate(&self, path: &str, first: &Endpoint, other: &Endpoint) {
         if let Some(key) = shared::disagreement(&first.plan, &other.plan) {
             let why = format!(
-                "endpoints on one port have the same network, anti_spoofing, storm_limit and announce, and in a container the same mac, and port {} carries endpoint {} with another {key}",
+                "endpoints on one port have the same network, anti_spoofing, storm_limit, announce and hairpin, and in a container the same mac, and port {} carries endpoint {} with another {key}",
                 other.port, first.plan.name
             );
             self.refuse(format!("{path}.{key}"), "", why);

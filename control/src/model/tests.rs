@@ -280,7 +280,7 @@ fn what_is_wrong_is_told_with_its_path_and_changes_nothing() {
         ),
         (
             add(endpoint("e3", "blue", 9, json!({"port": "p1"}))),
-            "add_endpoint.network: endpoints on one port have the same network, anti_spoofing, storm_limit and announce, and in a container the same mac, and port p1 carries endpoint e1 with another network",
+            "add_endpoint.network: endpoints on one port have the same network, anti_spoofing, storm_limit, announce and hairpin, and in a container the same mac, and port p1 carries endpoint e1 with another network",
         ),
         (
             add(endpoint("e3", "green", 9, json!({"port": "web"}))),

@@ -197,7 +197,7 @@ impl std::fmt::Debug for MemifTable {
     }
 }
 
-/// An endpoint: the keys of the config's `[[endpoints]]`, on a port of that name or with a `memif` of its own. What is left out has the
+/// An endpoint: the keys of the config's `[[endpoints]]`, on a port of that name or with a `memif` or `veth` of its own. What is left out has the
 /// config's default.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -218,6 +218,8 @@ pub struct EndpointTable {
     pub storm_limit: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub announce: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hairpin: Option<bool>,
     /// The port that carries it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub port: Option<String>,

@@ -166,6 +166,7 @@ pub fn endpoint(plan: &EndpointPlan, network: &str, port: Option<&str>, secrets:
         anti_spoofing: unless(plan.anti_spoofing, &default.anti_spoofing),
         storm_limit: plan.storm_limit,
         announce: unless(plan.announce, &default.announce),
+        hairpin: unless(plan.hairpin, &default.hairpin),
         port: port.map(str::to_owned),
         memif,
         veth,

@@ -254,6 +254,9 @@ impl Tenants {
             let was_held = std::mem::replace(&mut port.is_held, true);
             return if was_held { Err(port_error(plan, &"it is there already")) } else { Ok(()) };
         }
+        if self.ports.len() >= PORTS_MAX {
+            return Err(no_room(plan));
+        }
         let (none, mut seats) = (HashSet::new(), HashSet::new());
         let prepared = self.prepare_port(Some(registry), &none, &mut seats, name, plan);
         let mut port = prepared.inspect_err(|_| self.listeners.close_unused())?;
@@ -290,9 +293,11 @@ impl Tenants {
         let (mut prepared, mut seats) = (Vec::new(), HashSet::new());
         for (index, coming) in added.iter().enumerate() {
             let is_free = removed.contains(&coming.id) || !self.by_endpoint.contains_key(&coming.id);
-            let made = match is_free {
-                true => self.prepare_one(registry, &removed, &mut seats, coming, when),
-                false => Err(port_error(
+            let has_room = self.ports.len() + prepared.len() < PORTS_MAX;
+            let made = match (is_free, has_room) {
+                (true, true) => self.prepare_one(registry, &removed, &mut seats, coming, when),
+                (true, false) => Err(no_room(&coming.plan.port)),
+                (false, _) => Err(port_error(
                     &coming.plan.port,
                     &format!("endpoint {} is there already", coming.plan.name),
                 )),
@@ -362,9 +367,6 @@ impl Tenants {
         name: &str,
         plan: &PortPlan,
     ) -> Result<Port, Error> {
-        if self.ports.len() >= PORTS_MAX {
-            return Err(port_error(plan, &format!("there are {PORTS_MAX} ports already: remove some")));
-        }
         let memif = match plan {
             PortPlan::Memif(memif) => memif,
             PortPlan::Veth(veth) => return Ok(Port::new(plan.key(), Role::Veth(Box::new(Veth::new(veth))))),
@@ -642,6 +644,10 @@ enum When {
     Later,
     /// The same of what was declared before this daemon began.
     Again,
+}
+
+fn no_room(plan: &PortPlan) -> Error {
+    port_error(plan, &format!("there are {PORTS_MAX} ports already: remove some"))
 }
 
 fn port_error(plan: &PortPlan, reason: &impl ToString) -> Error {

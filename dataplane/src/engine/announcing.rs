@@ -73,7 +73,15 @@ impl Announcing {
         }
     }
 
-    /// The station's tenant has connected, or it is new, or has other addresses.
+    /// The station is new, or has other addresses: that is the operator's doing, so how often its tenant connects is no reason to wait.
+    pub(super) fn begin_anew(&mut self, who: Who, now: Instant) {
+        if let Some(standing) = self.standings.get_mut(&who) {
+            standing.last = None;
+        }
+        self.begin(who, now);
+    }
+
+    /// The station's tenant has connected.
     pub(super) fn begin(&mut self, who: Who, now: Instant) {
         self.number = self.number.wrapping_add(1);
         let standing = self.standings.entry(who).or_default();
@@ -182,7 +190,7 @@ impl Engine {
             let had = gone.remove(&station.mac).filter(|_| before.announce);
             let was_so = had.is_some_and(|had| station.addresses.iter().all(|address| had.contains(address)));
             if is_tenant && !was_so {
-                self.announcing.begin((endpoint, station.mac), Instant::now());
+                self.announcing.begin_anew((endpoint, station.mac), Instant::now());
             }
         }
         gone.into_keys().for_each(|mac| self.announcing.forget_station((endpoint, mac)));
@@ -295,6 +303,10 @@ mod tests {
         assert_eq!(announcing.due(start), [first]);
         announcing.begin(second, start);
         assert_eq!(announcing.due(start), [second], "the first one's pause is not its");
+        announcing.begin(first, start);
+        assert!(announcing.due(start).is_empty());
+        announcing.begin_anew(first, start);
+        assert_eq!(announcing.due(start), [first], "it has other addresses now");
         let made = |announcing: &Announcing, who: Who| Announcement {
             endpoint: who.0,
             station: who.1,

@@ -15,6 +15,9 @@ pub(super) const PAUSE_PATIENCE: Duration = Duration::from_millis(5);
 /// What two of them may take to let go of a tenant and to take it up.
 const HANDOVER_PATIENCE: Duration = Duration::from_millis(20);
 
+/// When a worker has taken some of the orders that it has no room for all of.
+const ORDERS_LOOK: Duration = Duration::from_millis(1);
+
 /// The balancer and when it looks next.
 #[derive(Debug)]
 pub(super) struct Balancing {
@@ -36,13 +39,16 @@ impl Engine {
     /// When [`poll`](Engine::poll) has something to do at the latest, besides what others ask for.
     pub fn deadline(&self) -> Option<Instant> {
         let balancing = self.balancing.as_ref().map(|balancing| balancing.next);
+        // Workers take their orders within microseconds.
+        let has_more = self.workers.iter().any(|worker| !worker.outbox.is_empty());
+        let orders = has_more.then(|| Instant::now() + ORDERS_LOOK);
         let others = [
             self.rules.deadline(),
             self.remotes.deadline(),
             self.announcing.deadline(),
             self.lives.deadline(),
         ];
-        [balancing, self.due].into_iter().chain(others).flatten().min()
+        [balancing, orders, self.due].into_iter().chain(others).flatten().min()
     }
 
     /// One look, if it is time.
@@ -143,6 +149,7 @@ impl Engine {
         self.pauses = self.pauses.wrapping_add(1).max(1); // 0 is none
         let number = self.pauses;
         self.placement.ask_pause(number);
+        self.workers.iter().for_each(|worker| worker.mailbox.call());
         // Who has no frames has none under way: those of others that lie with him are not home.
         let with_frames = |it: &WorkerId| self.workers.get(it.index()).is_some_and(|it| it.frames_total > 0);
         let with_frames: Vec<WorkerId> = self.present().filter(with_frames).collect();

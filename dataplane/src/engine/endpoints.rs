@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use super::grace::Grace;
 use super::remotes::{self, RemoteError};
-use super::{Engine, Presence, smallest_mtu};
+use super::{Engine, Presence, WorkerHandle, smallest_mtu};
 use crate::fdb::Destination;
 use crate::mailbox::Order;
 use crate::plan::{EndpointPlan, NetworkPlan, PlaceId, Plan};
@@ -335,9 +335,14 @@ impl Engine {
         Ok(())
     }
 
-    /// Every worker forwards by the last change.
+    /// Every worker forwards by the last change, and serves whom it was told to serve.
     pub fn is_in_force(&self) -> bool {
         self.has_everybody_obeyed()
+    }
+
+    /// Gives workers the orders that there was no room for before. [`poll`](Self::poll) does it, too: this is for who waits for what was asked for.
+    pub fn send_orders(&mut self) {
+        self.workers.iter_mut().for_each(WorkerHandle::flush);
     }
 
     /// Whether [`change`](Self::change) would make it, but for what is only found out by doing it: a forwarding database that has no room
@@ -806,7 +811,7 @@ mod tests {
     fn engine(workers: usize) -> Engine {
         let blue = NetworkPlan { remotes: vec![[192, 0, 2, 2].into()], ..network("blue", 42) };
         let plan = Plan {
-            workers: vec![WorkerPlan { core: CoreId(usable_cores()[0]), nice: None }; workers],
+            workers: vec![WorkerPlan::on(CoreId(usable_cores()[0])); workers],
             placement: PlacementMode::Static,
             balance_threshold: 85,
             uplinks: vec![UplinkPlan { ring_size: 64, ..UplinkPlan::new("unused", [192, 0, 2, 1].into()) }],
@@ -826,6 +831,18 @@ mod tests {
             assert_eq!(engine.poll(), []);
             std::thread::yield_now();
         }
+    }
+
+    #[test]
+    fn orders_that_a_mailbox_had_no_room_for_are_sent_soon() {
+        let mut engine = engine(1);
+        until(&mut engine, "it begins", Engine::is_in_force);
+        engine.workers[0].outbox.push_back(Order::Drain { number: 0 });
+        assert!(!engine.is_in_force());
+        let soon = Instant::now() + Duration::from_millis(5);
+        assert!(engine.deadline().is_some_and(|at| at < soon), "who polls by it would come late");
+        engine.send_orders();
+        until(&mut engine, "they are taken", Engine::is_in_force);
     }
 
     fn come(id: u16, last: u8) -> (EndpointId, Option<EndpointPlan>) {
@@ -1029,7 +1046,7 @@ mod tests {
         let mut first = endpoint(1, BLUE);
         first.more = (7..20).map(station).collect();
         let plan = Plan {
-            workers: vec![WorkerPlan { core: CoreId(usable_cores()[0]), nice: None }],
+            workers: vec![WorkerPlan::on(CoreId(usable_cores()[0]))],
             uplinks: vec![UplinkPlan { ring_size: 64, ..UplinkPlan::new("unused", [192, 0, 2, 1].into()) }],
             networks: vec![blue].into(),
             endpoints: vec![first].into(),

@@ -877,7 +877,7 @@ mod tests {
             ..NetworkPlan::new(name, Vni::new(vni).unwrap())
         };
         let plan = Plan {
-            workers: vec![WorkerPlan { core: CoreId(usable_cores()[0]), nice: None }; 2],
+            workers: vec![WorkerPlan::on(CoreId(usable_cores()[0])); 2],
             placement: PlacementMode::Static,
             balance_threshold: 85,
             uplinks: vec![UplinkPlan { ring_size: 64, ..UplinkPlan::new("unused", address(1)) }],

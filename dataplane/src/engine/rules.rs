@@ -324,7 +324,7 @@ mod tests {
 
     fn plan(workers: usize) -> Plan {
         Plan {
-            workers: (0..workers).map(|n| WorkerPlan { core: core(n), nice: None }).collect(),
+            workers: (0..workers).map(|n| WorkerPlan::on(core(n))).collect(),
             placement: PlacementMode::Static,
             balance_threshold: 85,
             uplinks: vec![UplinkPlan {
@@ -523,10 +523,10 @@ mod tests {
             }
             // One without queues comes; the core of one with queues goes, so that it moves.
             match round % 4 {
-                0 => engine.add_worker(&WorkerPlan { core: core(0), nice: None }).unwrap(),
+                0 => engine.add_worker(&WorkerPlan::on(core(0))).unwrap(),
                 1 => engine.remove_worker(core(0)).unwrap(),
                 2 => engine.remove_worker(core(1)).unwrap(),
-                _ => engine.add_worker(&WorkerPlan { core: core(1), nice: None }).unwrap(),
+                _ => engine.add_worker(&WorkerPlan::on(core(1))).unwrap(),
             }
             settle(&mut engine);
             until(&mut engine, |engine| engine.poll().is_empty() && engine.deadline().is_none());

@@ -17,13 +17,14 @@ use std::time::{Duration, Instant};
 
 use super::balancing::{Balancing, PAUSE_PATIENCE};
 use super::{Engine, StartError, spread};
-use crate::counters::WorkerCounters;
+use crate::bell::Bell;
+use crate::counters::{Counter, WorkerCounters};
 use crate::frame::FramePool;
 use crate::lanes::Lanes;
 use crate::mailbox::{Mailbox, Order};
 use crate::mesh::{self, Mesh};
 use crate::pinned::{JOIN_PATIENCE, PinnedThread, START_PATIENCE};
-use crate::plan::{PlacementMode, WorkerPlan};
+use crate::plan::{IdleMode, PlacementMode, WorkerPlan};
 use crate::types::{CoreId, WorkerId};
 use crate::worker::{Port, Shared, Uplink, Worker};
 use crate::xsk;
@@ -113,9 +114,10 @@ pub(super) struct WorkerHandle {
     /// It has a socket of its own.
     pub(super) sends: bool,
     pub(super) frames_total: u64,
-    /// Busy and total cycles at the last [`Engine::age`], and the share between the last two.
-    pub(super) cycles_seen: (u64, u64),
+    /// Busy, slept and total cycles at the last [`Engine::age`], and the shares of the first two between the last two of these.
+    cycles_seen: [u64; 3],
     pub(super) busy: f64,
+    pub(super) slept: f64,
 }
 
 impl WorkerHandle {
@@ -123,7 +125,9 @@ impl WorkerHandle {
     /// served is known by the tables that the worker has then.
     pub(super) fn send(&mut self, order: Order) {
         let is_tables = |order: &Order| matches!(order, Order::Tables(_));
-        match self.outbox.iter_mut().find(|waiting| is_tables(waiting) && is_tables(&order)) {
+        let older =
+            if is_tables(&order) { self.outbox.iter_mut().find(|order| is_tables(order)) } else { None };
+        match older {
             Some(waiting) => *waiting = order,
             None => self.outbox.push_back(order),
         }
@@ -157,13 +161,22 @@ impl WorkerHandle {
         self.outbox.is_empty() && self.mailbox.is_read()
     }
 
-    /// The busy share since the last call.
+    /// The shares since the last call.
     pub(super) fn measure_busy(&mut self) {
-        let cycles = (self.counters.cycles_busy.get(), self.counters.cycles_total.get());
-        let (busy, total) = (cycles.0 - self.cycles_seen.0, cycles.1 - self.cycles_seen.1);
+        let cycles = cycles_of(&self.counters);
+        let [busy, slept, total] = std::array::from_fn(|at| {
+            let of = |cycles: &[u64; 3]| cycles.get(at).copied().unwrap_or_default();
+            of(&cycles).saturating_sub(of(&self.cycles_seen)) as f64
+        });
         self.cycles_seen = cycles;
-        self.busy = if total == 0 { 0.0 } else { (busy as f64 / total as f64).min(1.0) };
+        let share = |cycles: f64| if total == 0.0 { 0.0 } else { (cycles / total).min(1.0) };
+        (self.busy, self.slept) = (share(busy), share(slept));
     }
+}
+
+/// Busy, slept, total.
+fn cycles_of(counters: &WorkerCounters) -> [u64; 3] {
+    [&counters.cycles_busy, &counters.cycles_slept, &counters.cycles_total].map(Counter::get)
 }
 
 impl Engine {
@@ -173,17 +186,19 @@ impl Engine {
         plan: &WorkerPlan,
         port: Port,
         mesh: Option<Mesh>,
+        bell: Arc<Bell>,
     ) -> Result<(), StartError> {
         let thread = self.start_thread(plan, START_PATIENCE)?;
         let me = mesh.as_ref().map_or(WorkerId(0), Mesh::me);
         let counters = self.new_counters();
-        self.seat_new(me, thread, port, mesh, counters);
+        self.seat_new((me, bell), thread, port, mesh, counters);
         Ok(())
     }
 
     /// Its place in the list.
     fn start_thread(&mut self, plan: &WorkerPlan, patience: Duration) -> Result<usize, StartError> {
-        let thread = Some(PinnedThread::start(plan, &self.ending, patience)?);
+        let idle_after = (plan.idle == IdleMode::Adaptive).then_some(self.plan.idle_after);
+        let thread = Some(PinnedThread::start(plan, idle_after, &self.ending, patience)?);
         let free = self.threads.iter().position(Option::is_none);
         let place = free.unwrap_or(self.threads.len());
         match self.threads.get_mut(place) {
@@ -201,7 +216,7 @@ impl Engine {
 
     fn seat_new(
         &mut self,
-        me: WorkerId,
+        (me, bell): (WorkerId, Arc<Bell>),
         thread: usize,
         mut port: Port,
         mesh: Option<Mesh>,
@@ -209,7 +224,7 @@ impl Engine {
     ) {
         port.pool.set_owner(me);
         port.pool.set_class(self.plan.classes.default);
-        let mailbox = Arc::new(Mailbox::new());
+        let mailbox = Arc::new(Mailbox::new(bell));
         counters.frames_free.set(port.pool.available() as u64);
         let handle = WorkerHandle {
             thread,
@@ -220,8 +235,9 @@ impl Engine {
             outbox: VecDeque::new(),
             sends: port.uplink.sends(),
             frames_total: port.pool.capacity() as u64,
-            cycles_seen: (counters.cycles_busy.get(), counters.cycles_total.get()),
+            cycles_seen: cycles_of(&counters),
             busy: 0.0,
+            slept: 0.0,
         };
         let shared = Shared {
             tables: self.tables.clone(),
@@ -245,6 +261,17 @@ impl Engine {
     pub(super) fn core_of(&self, worker: &WorkerHandle) -> CoreId {
         let thread = self.threads.get(worker.thread).and_then(Option::as_ref);
         thread.map_or(CoreId(usize::MAX), PinnedThread::core)
+    }
+
+    /// What its thread does while there is nothing to do.
+    pub(super) fn idle_of(&self, worker: &WorkerHandle) -> IdleMode {
+        let thread = self.threads.get(worker.thread).and_then(Option::as_ref);
+        thread.map_or(IdleMode::Busy, PinnedThread::idle)
+    }
+
+    /// Wakes the threads that sleep.
+    pub(super) fn call_threads(&self) {
+        self.threads.iter().flatten().for_each(PinnedThread::call);
     }
 
     /// The cores that workers run on, in their order.
@@ -287,11 +314,15 @@ impl Engine {
 
     /// A worker without queues, and rings between it and the others.
     fn join_new(&mut self, me: WorkerId, thread: usize) {
-        let others: Vec<WorkerId> = self.present().filter(|other| *other != me).collect();
+        let others = self.present().filter(|other| *other != me);
+        let with_bell =
+            |other: WorkerId| Some((other, self.workers.get(other.index())?.mailbox.bell().clone()));
+        let others: Vec<(WorkerId, Arc<Bell>)> = others.filter_map(with_bell).collect();
+        let bell = Arc::default();
         let frames = self.workers.iter().map(|worker| worker.frames_total).max().unwrap_or(0) as usize;
         let lanes = Lanes::new(&self.plan.classes);
-        let (mesh, theirs) = mesh::join(&self.placement, me, &others, lanes, frames);
-        for (other, mut links) in others.into_iter().zip(theirs) {
+        let (mesh, theirs) = mesh::join(&self.placement, (me, &bell), &others, lanes, frames);
+        for ((other, _), mut links) in others.into_iter().zip(theirs) {
             let order = if self.is_alone {
                 let mut first = Mesh::new(&self.placement, other, lanes);
                 first.relink(&mut links, me);
@@ -310,7 +341,7 @@ impl Engine {
         };
         let kept = self.workers.get(me.index()).map(|worker| worker.counters.clone());
         let counters = kept.unwrap_or_else(|| self.new_counters());
-        self.seat_new(me, thread, port, Some(mesh), counters);
+        self.seat_new((me, bell), thread, port, Some(mesh), counters);
         if let Some(handle) = self.workers.get_mut(me.index()) {
             handle.presence = Presence::Joining;
         }
@@ -502,7 +533,7 @@ mod tests {
     /// Without networks: what comes in is dropped, and counted.
     fn plan(workers: usize) -> Plan {
         Plan {
-            workers: (0..workers).map(|n| WorkerPlan { core: core(n), nice: None }).collect(),
+            workers: (0..workers).map(|n| WorkerPlan::on(core(n))).collect(),
             placement: PlacementMode::Static,
             balance_threshold: 85,
             uplinks: vec![UplinkPlan {
@@ -591,7 +622,7 @@ mod tests {
     #[test]
     fn who_has_no_frames_need_not_say_that_they_are_home() {
         let mut engine = engine(2);
-        engine.add_worker(&WorkerPlan { core: core(0), nice: None }).unwrap();
+        engine.add_worker(&WorkerPlan::on(core(0))).unwrap();
         until(&mut engine, |engine| engine.poll().is_empty() && engine.deadline().is_none());
         let worker = take_off(&mut engine, 2);
         until(&mut engine, |engine| engine.pause(PAUSE_PATIENCE, |_| true));
@@ -601,7 +632,7 @@ mod tests {
     #[test]
     fn who_cannot_leave_does_not_keep_the_others_waiting() {
         let mut engine = engine(2);
-        engine.add_worker(&WorkerPlan { core: core(0), nice: None }).unwrap();
+        engine.add_worker(&WorkerPlan::on(core(0))).unwrap();
         until(&mut engine, |engine| engine.poll().is_empty() && engine.deadline().is_none());
         // One that never rests: it sits on no thread.
         let worker = take_off(&mut engine, 1);
@@ -622,7 +653,7 @@ mod tests {
     fn who_joins_waits_for_the_others_who_join() {
         let mut engine = engine(1);
         for _ in 0..2 {
-            engine.add_worker(&WorkerPlan { core: core(1), nice: None }).unwrap();
+            engine.add_worker(&WorkerPlan::on(core(1))).unwrap();
         }
         // Something that it has not been told yet.
         let tables = engine.tables.clone();

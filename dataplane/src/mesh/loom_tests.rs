@@ -15,6 +15,7 @@ use loom::sync::Mutex;
 use loom::thread;
 
 use super::*;
+use crate::bell::{Bell, Caller};
 use crate::sync::AtomicBool;
 use crate::sync::Ordering::{Acquire, Release};
 use crate::types::{EndpointId, Route};
@@ -69,12 +70,13 @@ impl Model {
         placement.want(A, 0, self.route);
         control.let_b_serve(self.b_serves);
 
-        let mut workers = mesh(&placement, Lanes::ONE, self.frames as usize).into_iter().map(|mesh| {
-            let (coming, turns) =
-                if mesh.me() == A { (0..self.frames, self.turns.0) } else { (0..0, self.turns.1) };
-            let worker = Worker::new(mesh, coming, tenant.clone(), without);
-            thread::spawn(move || worker.run(turns))
-        });
+        let mut workers =
+            mesh(&placement, &bells(), Lanes::ONE, self.frames as usize).into_iter().map(|mesh| {
+                let (coming, turns) =
+                    if mesh.me() == A { (0..self.frames, self.turns.0) } else { (0..0, self.turns.1) };
+                let worker = Worker::new(mesh, coming, tenant.clone(), without);
+                thread::spawn(move || worker.run(turns))
+            });
         let (a, b) = (workers.next().unwrap(), workers.next().unwrap());
         (self.change)(&control);
         let (mut a, mut b) = (a.join().unwrap(), b.join().unwrap());
@@ -395,7 +397,7 @@ fn join_while_frames_come(waits_for_rings: bool) {
     let control = Control { placement: placement.clone(), tenant: tenant.clone() };
     control.publish_home(A);
     let post = Rc::new(Post::default());
-    let mesh_a = mesh(&placement, Lanes::ONE, FRAMES as usize).pop().unwrap();
+    let mesh_a = mesh(&placement, &bells(), Lanes::ONE, FRAMES as usize).pop().unwrap();
     let mut a = Worker::new(mesh_a, 0..FRAMES, tenant.clone(), Without::Nothing);
     let letters = post.clone();
     let a = thread::spawn(move || {
@@ -405,7 +407,8 @@ fn join_while_frames_come(waits_for_rings: bool) {
         }
         a
     });
-    let (mesh_b, mut theirs) = join(&placement, B, &[A], Lanes::ONE, FRAMES as usize);
+    let (mesh_b, mut theirs) =
+        join(&placement, (B, &Arc::default()), &[(A, Arc::default())], Lanes::ONE, FRAMES as usize);
     let b = Worker::new(mesh_b, 0..0, tenant.clone(), Without::Nothing);
     let b = thread::spawn(move || b.run(2));
     thread::yield_now();
@@ -432,7 +435,7 @@ fn leave_while_frames_come(waits_for_rest: bool) {
     let control = Control { placement: placement.clone(), tenant: tenant.clone() };
     control.publish_home(A);
     control.want(ELSEWHERE);
-    let mut meshes = mesh(&placement, Lanes::ONE, FRAMES as usize).into_iter();
+    let mut meshes = mesh(&placement, &bells(), Lanes::ONE, FRAMES as usize).into_iter();
     let a = Worker::new(meshes.next().unwrap(), 0..FRAMES, tenant.clone(), Without::Nothing);
     let mut b = Worker::new(meshes.next().unwrap(), 0..0, tenant.clone(), Without::Nothing);
     let is_called_back = Arc::new(AtomicBool::new(false));
@@ -467,6 +470,51 @@ fn leave_while_frames_come(waits_for_rest: bool) {
     check_arrived(&a, &tenant, FRAMES);
 }
 
+/// Of workers that never sleep.
+fn bells() -> [Arc<Bell>; 2] {
+    Default::default()
+}
+
+/// B falls asleep while A gives it frames, or control wants a pause: in the end it does not sleep, or was called, or nothing is there.
+fn fall_asleep_beside(frames: u32, wants_pause: bool, looks_again: bool) {
+    let placement = Arc::new(Placement::new(&[A, B], 1, 1));
+    let tenant = Rc::new(Tenant { got: Cell::new(Vec::new()), at: Cell::new(A) });
+    let control = Control { placement: placement.clone(), tenant: tenant.clone() };
+    control.publish_home(A);
+    control.let_b_serve(true);
+    control.want(ELSEWHERE);
+    let bells = bells();
+    bells.iter().for_each(|bell| bell.allow(true));
+    let mut meshes = mesh(&placement, &bells, Lanes::ONE, frames as usize).into_iter();
+    let a = Worker::new(meshes.next().unwrap(), 0..frames, tenant.clone(), Without::Nothing);
+    let mut b = Worker::new(meshes.next().unwrap(), 0..0, tenant.clone(), Without::Nothing);
+    let [_, bell] = bells;
+    let sleeper = bell.clone();
+    let a = thread::spawn(move || a.run(frames as usize));
+    let b = thread::spawn(move || {
+        b.turn();
+        sleeper.lie_down();
+        let is_asleep = !looks_again || !b.mesh.has_work();
+        if !is_asleep {
+            sleeper.get_up();
+        }
+        (b, is_asleep)
+    });
+    if wants_pause {
+        placement.ask_pause(1);
+        bell.ring(Caller::Control);
+    }
+    let (mut a, (mut b, is_asleep)) = (a.join().unwrap(), b.join().unwrap());
+    let is_called = bell.get_up().is_some();
+    assert!(!is_asleep || is_called || !b.mesh.has_work(), "forgotten");
+    placement.ask_pause(0);
+    for _ in 0..2 * (frames + 2) {
+        a.turn();
+        b.turn();
+    }
+    check_arrived(&a, &tenant, frames);
+}
+
 fn check(model: impl Fn() + Sync + Send + 'static) {
     let mut builder = loom::model::Builder::new();
     builder.preemption_bound = Some(1);
@@ -495,4 +543,26 @@ fn a_worker_leaves_while_frames_come() {
 #[should_panic(expected = "lost")]
 fn a_worker_that_leaves_before_all_rest_takes_frames_along() {
     check(|| leave_while_frames_come(false));
+}
+
+#[test]
+fn nobody_sleeps_beside_frames() {
+    check(|| fall_asleep_beside(2, false, true));
+}
+
+#[test]
+#[should_panic(expected = "forgotten")]
+fn who_does_not_look_again_sleeps_beside_frames() {
+    check(|| fall_asleep_beside(1, false, false));
+}
+
+#[test]
+fn nobody_sleeps_while_control_waits() {
+    check(|| fall_asleep_beside(1, true, true));
+}
+
+#[test]
+#[should_panic(expected = "forgotten")]
+fn who_does_not_look_again_lets_control_wait() {
+    check(|| fall_asleep_beside(0, true, false));
 }

@@ -75,12 +75,12 @@ fn lookup(frame: &mut Frame, last: &mut Last, cx: &Cx<'_>) -> Result<(), DropRea
     Ok(())
 }
 
-/// From a tenant to itself. What one of its stations sends to another one goes back, by the way that both have: whose stations reach each
-/// other otherwise sends no such frames. Everything else would only go round.
+/// From a tenant to itself. What one of its stations sends to another one goes back where that is wanted, by the way that both have. Everything else
+/// would only go round.
 #[cold]
 #[inline(never)]
 fn back(source: u64, destination: u64, to: EndpointId, cx: &Cx<'_>) -> Result<Target, DropReason> {
-    let is_its = |endpoint: &Endpoint| endpoint.has(MacAddr::from_u64(source));
+    let is_its = |endpoint: &Endpoint| endpoint.hairpin && endpoint.has(MacAddr::from_u64(source));
     if source != destination && cx.tables.endpoint(to).is_some_and(is_its) {
         return Ok(Target::Endpoint(to));
     }

@@ -149,6 +149,11 @@ impl ByClass {
         }
     }
 
+    /// After a sleep.
+    pub(super) fn forget_looks(&mut self) {
+        self.looks.forget();
+    }
+
     #[inline]
     pub(super) fn begin_turn(&mut self, now: u64, turn: u64, by_class: bool) {
         (self.takes_in, self.takes_first) = (false, false);

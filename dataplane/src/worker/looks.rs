@@ -43,6 +43,11 @@ impl Looks {
         }
     }
 
+    /// Between two looks was a sleep, which ended when something came: they tell nothing.
+    pub(super) fn forget(&mut self) {
+        self.is_on = false;
+    }
+
     /// A place is looked at now. Since when a burst that is found there may have waited, if that counts.
     #[inline]
     pub(super) fn look(&mut self, place: Place) -> Option<u64> {

@@ -48,7 +48,7 @@ fn plan(classes: ClassesPlan) -> Plan {
         EndpointPlan::new(&format!("h{}", id.0), NetworkId(0), mac(id), memif)
     };
     Plan {
-        workers: vec![WorkerPlan { core: CoreId(0), nice: None }],
+        workers: vec![WorkerPlan::on(CoreId(0))],
         placement: PlacementMode::Static,
         balance_threshold: 85,
         uplinks: vec![UplinkPlan {
@@ -127,7 +127,8 @@ impl Bench {
         }
         let ids: Vec<WorkerId> = (0..workers).map(WorkerId).collect();
         let placement = Arc::new(Placement::new(&ids, plan.endpoints.len(), 1));
-        let mut meshes = mesh(&placement, Lanes::new(&plan.classes), 4096).into_iter();
+        let bells: Vec<_> = ids.iter().map(|_| Arc::default()).collect();
+        let mut meshes = mesh(&placement, &bells, Lanes::new(&plan.classes), 4096).into_iter();
         let remotes = plan.networks[0].remotes.len();
         let mut uplink = Some(Uplink::Replay(Replay::new(streams, true)));
         let shared = Shared {
@@ -143,7 +144,7 @@ impl Bench {
             let port = Port { uplink: uplink.take().unwrap_or_else(Uplink::none), pool };
             let mesh = meshes.next().filter(|_| workers > 1);
             let counters = Arc::new(WorkerCounters::new(1, plan.endpoints.len(), remotes));
-            Worker::new(port, shared.clone(), mesh, counters, Arc::new(Mailbox::new()))
+            Worker::new(port, shared.clone(), mesh, counters, Arc::new(Mailbox::new(Arc::default())))
         };
         let workers = ids.into_iter().map(worker).collect();
         Bench { workers, placement, clients: Default::default() }

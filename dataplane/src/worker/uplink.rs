@@ -138,6 +138,14 @@ impl Uplink {
         }
     }
 
+    /// Before a sleep: something has arrived, or is due at a time.
+    pub(super) fn has_arrived(&mut self) -> bool {
+        match self {
+            Uplink::Sockets(sockets) => sockets.all.iter_mut().any(XskSocket::has_arrived),
+            Uplink::Replay(replay) => !replay.is_at_rest(),
+        }
+    }
+
     /// There is somewhere to send to.
     pub(crate) fn sends(&self) -> bool {
         self.sources() > 0

@@ -17,6 +17,7 @@
 //! - `multi`: packets that are longer than a chunk
 //! - `program`: the XDP program in the kernel
 //! - `early`: which frames are urgent, as the program is told
+//! - `inspect`: what `peregrine doctor` asks, and nobody else
 //! - `grace`: until the programs that were told otherwise have ended
 //! - `uplink`: the control half
 //!
@@ -26,6 +27,7 @@
 mod early;
 mod error;
 mod grace;
+pub mod inspect;
 mod interface;
 mod multi;
 mod port;
@@ -248,6 +250,17 @@ fn open_in(
     let start = |opening: Opening<'_>| opening.start(huge_pages, frames);
     let uplinks = opening.into_iter().map(start).collect::<Result<_, _>>()?;
     Ok((uplinks, ports))
+}
+
+/// Bytes of frames' memory that a worker with these queues gets from [`open_all`]; a worker without a queue gets none.
+pub fn frame_memory(configs: &[XskConfig], hand: &Hand) -> usize {
+    let sizes =
+        |(config, queues): (&XskConfig, &Vec<QueueId>)| std::iter::repeat_n(Sizes::of(config), queues.len());
+    let sizes: Vec<Sizes> = configs.iter().zip(hand).flat_map(sizes).collect();
+    match configs.first() {
+        Some(first) if !sizes.is_empty() => umem::bytes(first.chunk_size, &sizes),
+        _ => 0,
+    }
 }
 
 /// How the first socket of a UMEM is bound; the others take over from it.

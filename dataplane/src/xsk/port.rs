@@ -24,7 +24,7 @@
 
 use std::io;
 use std::mem::ManuallyDrop;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use aya::maps::XskMap;
@@ -322,6 +322,15 @@ impl Port for XskPort {
     #[inline]
     fn is_due(&self) -> bool {
         self.stuck_at != 0 && cycles().wrapping_sub(self.stuck_at) >= RETRY_CYCLES
+    }
+
+    #[inline]
+    fn is_stuck(&self) -> bool {
+        self.stuck_at != 0
+    }
+
+    fn event_fd(&self) -> BorrowedFd<'_> {
+        self.socket.fd.as_fd()
     }
 
     fn take(&mut self, most: usize, each: &mut dyn FnMut(PortPacket<'_>)) -> usize {

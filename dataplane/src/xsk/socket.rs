@@ -187,8 +187,8 @@ impl XskSocket {
         self.urgent.is_some()
     }
 
-    /// The second socket.
-    pub(super) fn urgent_fd(&self) -> Option<BorrowedFd<'_>> {
+    /// For `poll`: readable when urgent frames have arrived.
+    pub(crate) fn urgent_fd(&self) -> Option<BorrowedFd<'_>> {
         self.urgent.as_ref().map(Urgent::fd)
     }
 
@@ -243,12 +243,22 @@ impl XskSocket {
 
     /// Notes what lies in the rx rings now, for [`has_marked`](Self::has_marked).
     pub(crate) fn mark_arrived(&mut self) {
+        self.marked = self.arrived();
+    }
+
+    /// Frames lie in the rx rings.
+    pub(crate) fn has_arrived(&mut self) -> bool {
+        self.arrived() != [0; 2]
+    }
+
+    /// How many in each.
+    fn arrived(&mut self) -> [u32; 2] {
         let urgent = self.urgent.as_ref().map_or(0, |urgent| urgent.rx.arrived());
         let normal = match &self.multi {
             Some(multi) => multi.rx.arrived(),
             None => self.rx.nb_avail_exact(),
         };
-        self.marked = [normal, urgent];
+        [normal, urgent]
     }
 
     /// Whether something of that is still there.

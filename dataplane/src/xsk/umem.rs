@@ -105,6 +105,13 @@ fn chunk_count(chunk_size: usize, queues: &[Sizes]) -> (usize, usize) {
     (all - in_large, large)
 }
 
+/// Bytes of the UMEM for these queues.
+pub(super) fn bytes(chunk_size: u32, queues: &[Sizes]) -> usize {
+    let chunk_size = chunk_size as usize;
+    let (chunks, large) = chunk_count(chunk_size, queues);
+    (chunks + large * large_parts(chunk_size, HEADROOM)) * chunk_size
+}
+
 /// A UMEM as its sockets see it. Cheap to clone; the memory lives until the last clone is gone.
 #[derive(Clone)]
 pub(super) struct Area {

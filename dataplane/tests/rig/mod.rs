@@ -51,7 +51,7 @@ pub fn plan() -> Plan {
         EndpointPlan { announce: false, ..EndpointPlan::new(name, NetworkId(network), mac(last), memif) }
     };
     Plan {
-        workers: vec![WorkerPlan { core: CoreId(0), nice: None }],
+        workers: vec![WorkerPlan::on(CoreId(0))],
         placement: PlacementMode::RunToCompletion,
         balance_threshold: 85,
         uplinks: vec![UplinkPlan {

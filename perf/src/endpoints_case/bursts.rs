@@ -86,7 +86,7 @@ impl Bench {
     ) -> Result<Bench, String> {
         let [control, worker] = cores;
         let mut plan = Plan {
-            workers: vec![WorkerPlan { core: CoreId(worker.id), nice: None }],
+            workers: vec![WorkerPlan::on(CoreId(worker.id))],
             endpoints: (0..existing).map(endpoint).collect(),
             ..plan(0)
         };

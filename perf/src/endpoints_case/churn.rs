@@ -1,16 +1,24 @@
 //! Endpoints that come and go for a minute, a thousand a second, through a real daemon: whether it keeps up, and whether anything of it grows.
+//! Some of them are used: memif tenants connect to them, and are still there when they go; and some are containers, from a pool.
 
 use std::time::{Duration, Instant};
 
+use peregrine_memif::{ClientConfig, Interface};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::daemon::Bench;
+use super::daemon::{Bench, container};
 
 /// Endpoints that stay.
 const EXISTING: u16 = 1000;
 /// Those that come, and as many that go, with one call.
 const AT_ONCE: u16 = 100;
+/// Of these the first so many have tenants, who connect,
+const TENANTS: u16 = 10;
+/// and so many more come that are containers,
+const CONTAINERS: u16 = 1;
+/// from a pool of so many.
+const POOL: u16 = 32;
 /// From one call to the next.
 const EVERY: Duration = Duration::from_millis(100);
 /// Numbers are used again after so many calls.
@@ -52,26 +60,25 @@ pub struct Churn {
 
 /// Runs it.
 pub fn run(worker: usize, quick: bool) -> Result<Churn, String> {
-    let bench = Bench::start(worker, EXISTING, AT_ONCE * ROUND)?;
-    let mut calls = 0;
-    while calls < WARM_CALLS {
-        call(&bench, &mut calls)?;
+    let bench = Bench::start(worker, EXISTING, (AT_ONCE + CONTAINERS) * ROUND, POOL)?;
+    let mut tenants = Tenants { bench: &bench, calls: 0, connected: Vec::new() };
+    while tenants.calls < WARM_CALLS {
+        tenants.call()?;
     }
-    end(&bench, calls)?;
+    tenants.end()?;
     let before = holdings(&bench)?;
     let seconds = if quick { 10 } else { 60 };
     let (begun, mut count, mut times) = (Instant::now(), 0_u32, Vec::new());
-    let mut calls = 0;
     while count < seconds * 10 {
         let due = EVERY * count;
         std::thread::sleep(due.saturating_sub(begun.elapsed()));
-        times.push(call(&bench, &mut calls)? / 1e3);
+        times.push(tenants.call()? / 1e3);
         count += 1;
     }
     let elapsed = begun.elapsed().as_secs_f64();
-    end(&bench, calls)?;
+    tenants.end()?;
     let after = holdings(&bench)?;
-    let created = u64::from(calls) * u64::from(AT_ONCE);
+    let created = u64::from(count) * u64::from(AT_ONCE + CONTAINERS);
     let of = |share| super::nearest(times.clone(), share).unwrap_or(f64::NAN);
     Ok(Churn {
         seconds: elapsed,
@@ -86,28 +93,46 @@ pub fn run(worker: usize, quick: bool) -> Result<Churn, String> {
     })
 }
 
-/// The numbers that come with this call.
-fn group(call: u32) -> std::ops::Range<u16> {
-    let first = EXISTING + (call % u32::from(ROUND)) as u16 * AT_ONCE;
-    first..first + AT_ONCE
+/// Those that come and go, and who uses them.
+struct Tenants<'b> {
+    bench: &'b Bench,
+    calls: u32,
+    connected: Vec<(u16, Interface)>,
+}
+
+impl Tenants<'_> {
+    /// Some come, and those of the call before go, with one call; its time in microseconds.
+    fn call(&mut self) -> Result<f64, String> {
+        let [memif, containers] = groups(self.calls);
+        let coming = memif.clone().map(|number| self.bench.addition(number)).chain(containers.map(container));
+        let going = self.calls.checked_sub(1).map(groups).into_iter().flatten().flat_map(removals);
+        let (_, took_us) = self.bench.change(going.chain(coming).collect())?;
+        self.calls += 1;
+        // Those of before hang up only now: their endpoints were taken away from under them.
+        let users = memif.start..memif.start + TENANTS;
+        self.connected =
+            self.bench.connect(users, &ClientConfig { ring_log2: 5, ..ClientConfig::default() })?;
+        Ok(took_us)
+    }
+
+    /// The last ones go. The next call is the first again.
+    fn end(&mut self) -> Result<(), String> {
+        let last = groups(std::mem::take(&mut self.calls) - 1);
+        self.bench.change(last.into_iter().flat_map(removals).collect())?;
+        self.connected.clear();
+        Ok(())
+    }
+}
+
+/// The numbers that come with this call: of memif endpoints, and of containers.
+fn groups(call: u32) -> [std::ops::Range<u16>; 2] {
+    let turn = (call % u32::from(ROUND)) as u16;
+    let group = |first: u16, count: u16| first + turn * count..first + (turn + 1) * count;
+    [group(EXISTING, AT_ONCE), group(EXISTING + ROUND * AT_ONCE, CONTAINERS)]
 }
 
 fn removals(numbers: std::ops::Range<u16>) -> impl Iterator<Item = Value> {
     numbers.map(|number| json!({ "remove_endpoint": format!("e{number}") }))
-}
-
-/// Some come, and those of the call before go, with one call; its time in microseconds.
-fn call(bench: &Bench, calls: &mut u32) -> Result<f64, String> {
-    let coming = group(*calls).map(|number| bench.addition(number));
-    let going = calls.checked_sub(1).map(group).into_iter().flat_map(removals);
-    let (_, took_us) = bench.change(going.chain(coming).collect())?;
-    *calls += 1;
-    Ok(took_us)
-}
-
-/// The last ones go.
-fn end(bench: &Bench, calls: u32) -> Result<(), String> {
-    bench.change(removals(group(calls - 1)).collect()).map(drop)
 }
 
 fn grown(before: &Holdings, after: &Holdings) -> Vec<String> {
@@ -126,6 +151,7 @@ fn grown(before: &Holdings, after: &Holdings) -> Vec<String> {
 
 /// What it has when nothing is under way any more.
 fn holdings(bench: &Bench) -> Result<Holdings, String> {
+    bench.until_pool_is_calm()?;
     let patience = Instant::now() + Duration::from_secs(5);
     let mut last = holdings_now(bench)?;
     loop {

@@ -10,7 +10,9 @@ use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use peregrine_control::container::{Namespace, Pair, PartPlan, Pool, PoolConfig, Taken, VethPlan, make};
+use peregrine_control::container::{
+    Link, Namespace, Pair, PartPlan, Pool, PoolConfig, Taken, VethPlan, make,
+};
 use peregrine_control::underlay::netlink::Requests;
 use peregrine_dataplane::engine::TenantRings;
 use peregrine_dataplane::plan::NamespaceRef;
@@ -83,6 +85,15 @@ fn ip(number: u16) -> Ipv4Addr {
     Ipv4Addr::new(10, 0, high, low)
 }
 
+fn link(number: u16) -> Link {
+    Link {
+        mac: tenant_mac(number),
+        mtu: MTU,
+        addresses: vec![(ip(number).into(), BITS)],
+        gateways: vec![IpAddr::V4(ip(ASKER))],
+    }
+}
+
 impl Bench {
     /// Does something with it, in a namespace of its own, on a thread of its own.
     pub fn with<T: Send>(
@@ -99,7 +110,7 @@ impl Bench {
         let (asker, its) = connect(rings)?;
         engine.engine().attach(EndpointId(ASKER), its).map_err(text)?;
         let ports = Arc::new(Mutex::new(Ports::load().map_err(text)?));
-        let directory = tempfile::tempdir().map_err(text)?;
+        let directory = tempfile::tempdir_in("/run").map_err(text)?; // as a daemon has it: names are links then
         let size = usize::from(burst) + SPARE;
         let config = PoolConfig {
             size,
@@ -160,10 +171,7 @@ impl Bench {
             namespace: format!("peregrine-perf-{}-{number}", std::process::id()),
             interface: None,
             alias: None,
-            mac: tenant_mac(number),
-            mtu: MTU,
-            addresses: vec![(ip(number).into(), BITS)],
-            gateways: vec![IpAddr::V4(ip(ASKER))],
+            link: link(number),
         };
         let (taken, port) = self.pool.take(&plan).map_err(text)?;
         Ok((Made::Taken(taken), port))
@@ -176,14 +184,7 @@ impl Bench {
     ) -> Result<(Made, peregrine_dataplane::xsk::XskPort), String> {
         let path = format!("/proc/self/fd/{}", namespace.as_raw_fd());
         let namespace = Namespace::open(&NamespaceRef::Path(path.into())).map_err(text)?;
-        let plan = VethPlan {
-            port: format!("perf{number}"),
-            interface: "eth0".into(),
-            mac: tenant_mac(number),
-            mtu: MTU,
-            addresses: vec![(ip(number).into(), BITS)],
-            gateways: vec![IpAddr::V4(ip(ASKER))],
-        };
+        let plan = VethPlan { port: format!("perf{number}"), interface: "eth0".into(), link: link(number) };
         let pair = make(&mut self.requests, &plan, &namespace).map_err(text)?;
         let mut ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
         let port = ports.open(&pair.port, &PortConfig::default()).map_err(text)?;

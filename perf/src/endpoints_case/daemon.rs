@@ -7,9 +7,10 @@ use std::collections::VecDeque;
 use std::net::{Ipv4Addr, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
-use peregrine_control::client;
+use peregrine_control::client::{self, CHANGE_TIMEOUT};
 use peregrine_control::demo::hosts::{FAR, FAR_OVERLAY, Hosts, NEAR, VNI};
 use peregrine_control::lab::{LabError, Process};
 use peregrine_dataplane::types::MacAddr;
@@ -50,6 +51,30 @@ pub struct Burst {
     pub removal_us: f64,
 }
 
+/// What a burst on a daemon is of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kind {
+    /// Endpoints for ports that are there, with their tenants connected.
+    ExistingPorts,
+    /// Endpoints with ports of their own, and tenants that connect then.
+    Memif,
+    /// Containers whose namespace is made with them, from the daemon's pool.
+    ContainerPool,
+    /// Ports into namespaces that were there.
+    ContainerGiven,
+}
+
+impl Kind {
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::ExistingPorts => "existing-ports",
+            Kind::Memif => "memif",
+            Kind::ContainerPool => "container-pool",
+            Kind::ContainerGiven => "container-given",
+        }
+    }
+}
+
 /// A daemon with so many endpoints.
 pub struct Bench {
     // Before the hosts, so that it ends first.
@@ -57,6 +82,8 @@ pub struct Bench {
     hosts: Hosts,
     far: UdpSocket,
     existing: u16,
+    /// Containers that its pool keeps ready.
+    pool: u16,
 }
 
 fn lab(error: LabError) -> String {
@@ -64,15 +91,15 @@ fn lab(error: LabError) -> String {
 }
 
 impl Bench {
-    /// Starts it, and lets it make what is to exist.
-    pub fn start(worker: usize, existing: u16, burst: u16) -> Result<Bench, String> {
+    /// Starts it, with a pool of so many containers, and lets it make what is to exist.
+    pub fn start(worker: usize, existing: u16, burst: u16, pool: u16) -> Result<Bench, String> {
         let most = getrlimit(Resource::Nofile).maximum;
         setrlimit(Resource::Nofile, Rlimit { current: most, maximum: most })
             .map_err(|error| format!("cannot raise the number of open files: {error}"))?;
         let hosts = Hosts::create().map_err(|error| format!("{error:?}"))?;
         let config = hosts.file("perf.toml");
         let text = format!(
-            "control_socket = \"{}\"\nstate = \"{}\"\n\n[capacity]\nendpoints = {}\n\n[[workers]]\ncore = {worker}\n\n\
+            "control_socket = \"{}\"\nstate = \"{}\"\n\n[capacity]\nendpoints = {}\n\n[pools]\ncontainers = {pool}\n\n[[workers]]\ncore = {worker}\n\n\
              [uplink]\ninterface = \"{}\"\nlocal = \"{}\"\nmode = \"copy\"\n\n\
              [[networks]]\nname = \"blue\"\nvni = {VNI}\nmtu = 1450\nremotes = [\"{}\"]\nsubnets = [\"10.42.0.0/16\"]\n",
             hosts.file("control.sock").display(),
@@ -85,14 +112,16 @@ impl Bench {
         );
         std::fs::write(&config, text)
             .map_err(|error| format!("cannot write {}: {error}", config.display()))?;
-        let mut command = hosts.near.command(program("peregrine")?);
+        // Not by `ip netns exec`, which has mounts of its own: names that the daemon gives to namespaces would not be seen here.
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net=/run/netns/{}", hosts.near.name())).arg(program("peregrine")?);
         let mut daemon = Process::start(command.args(["run", "-c"]).arg(&config)).map_err(lab)?;
         daemon.wait_for_line("ready", PATIENCE).map_err(lab)?;
         let far = inside(hosts.far.name(), || {
             UdpSocket::bind((FAR.0, 0)).and_then(|socket| socket.connect((NEAR.0, 4789)).map(|()| socket))
         })?;
         let far = far.map_err(|error| format!("no socket on the far host: {error}"))?;
-        let bench = Bench { daemon, hosts, far, existing };
+        let bench = Bench { daemon, hosts, far, existing, pool };
         let mut first = 0;
         while first < existing {
             let next = existing.min(first + FILL);
@@ -108,15 +137,11 @@ impl Bench {
 
     /// What asks for one, with memif.
     pub fn addition(&self, number: u16) -> Value {
-        let [high, low] = number.to_be_bytes();
-        json!({"add_endpoint": {
-            "name": format!("e{number}"),
-            "network": "blue",
-            "mac": tenant_mac(number).to_string(),
-            "addresses": [format!("10.42.{high}.{low}")],
-            "announce": false,
-            "memif": {"socket": self.memif_socket().display().to_string(), "id": number},
-        }})
+        addition(number, "memif", self.memif(number))
+    }
+
+    fn memif(&self, number: u16) -> Value {
+        json!({"socket": self.memif_socket().display().to_string(), "id": number})
     }
 
     /// The daemon's number.
@@ -137,12 +162,21 @@ impl Bench {
             client::Client::connect(&self.hosts.file("control.sock")).map_err(|error| error.to_string())?;
         let parameters = json!({ "changes": changes });
         let begun = Instant::now();
-        let answer = client.call_with("change", &parameters).map_err(|error| error.to_string())?;
+        let answer =
+            client.call_within("change", &parameters, CHANGE_TIMEOUT).map_err(|error| error.to_string())?;
         Ok((answer, us(begun)))
     }
 
     /// One burst, from nothing and back to nothing.
-    pub fn run(&self, burst: u16, rings: &ClientConfig) -> Result<Burst, String> {
+    pub fn run(&self, kind: Kind, burst: u16, rings: &ClientConfig) -> Result<Burst, String> {
+        match kind {
+            Kind::ExistingPorts => self.run_existing(burst, rings),
+            Kind::Memif => self.run_memif(burst, rings),
+            Kind::ContainerPool | Kind::ContainerGiven => self.run_containers(kind, burst),
+        }
+    }
+
+    fn run_memif(&self, burst: u16, rings: &ClientConfig) -> Result<Burst, String> {
         let ids = self.existing..self.existing + burst;
         let additions = ids.clone().map(|number| self.addition(number)).collect();
         let begun = Instant::now();
@@ -150,32 +184,53 @@ impl Bench {
         let clients = self.connect(ids.clone(), rings)?;
         let connected_us = us(begun);
         let (first_packet_us, clients) = self.first_packets(clients, begun)?;
-        let (_, removal_us) =
-            self.change(ids.map(|number| json!({"remove_endpoint": format!("e{number}")})).collect())?;
+        let removal_us = self.remove("endpoint", "e", ids)?;
+        self.leave(clients);
+        Ok(Burst { call_us, took_us: took_us(&answer), connected_us, first_packet_us, removal_us })
+    }
+
+    /// The ports are declared, and their tenants connected, before it begins.
+    fn run_existing(&self, burst: u16, rings: &ClientConfig) -> Result<Burst, String> {
+        let ids = self.existing..self.existing + burst;
+        let port = |number| json!({"add_port": {"name": format!("p{number}"), "memif": self.memif(number)}});
+        self.change(ids.clone().map(port).collect())?;
+        let clients = self.connect(ids.clone(), rings)?;
+        let additions =
+            ids.clone().map(|number| addition(number, "port", format!("p{number}").into())).collect();
+        let begun = Instant::now();
+        let (answer, call_us) = self.change(additions)?;
+        let (first_packet_us, clients) = self.first_packets(clients, begun)?;
+        let removal_us = self.remove("endpoint", "e", ids.clone())?;
+        self.leave(clients);
+        self.remove("port", "p", ids)?;
+        Ok(Burst { call_us, took_us: took_us(&answer), connected_us: call_us, first_packet_us, removal_us })
+    }
+
+    /// One call; the time that it took.
+    fn remove(&self, what: &str, prefix: &str, numbers: std::ops::Range<u16>) -> Result<f64, String> {
+        let step = format!("remove_{what}");
+        let all = numbers.map(|number| json!({ step.as_str(): format!("{prefix}{number}") })).collect();
+        self.change(all).map(|(_, took_us)| took_us)
+    }
+
+    /// What tenants leave behind is not the next burst's.
+    fn leave(&self, clients: Vec<(u16, Interface)>) {
         drop(clients);
-        // What tenants leave behind is not the next burst's.
         let left = Instant::now();
         while sealer::unreturned() > 0 && left.elapsed() < PATIENCE {
             sealer::wait(AGAIN);
         }
-        let took_us = answer["took_us"].as_f64().unwrap_or(f64::NAN);
-        Ok(Burst { call_us, took_us, connected_us, first_packet_us, removal_us })
     }
 
-    /// One burst of ports into namespaces that are there: one call, until each container's kernel has answered the far host's.
-    pub fn run_containers(&self, burst: u16) -> Result<Burst, String> {
-        let namespaces = new_namespaces(burst)?;
+    /// Containers, with one call: from the pool, or in namespaces that are there; until each one's kernel has answered the far host's.
+    fn run_containers(&self, kind: Kind, burst: u16) -> Result<Burst, String> {
+        self.until_pool_is_calm()?;
+        let given = if kind == Kind::ContainerGiven { new_namespaces(burst)? } else { Vec::new() };
+        let own = |there: &std::fs::File| json!({"namespace": format!("/proc/{}/fd/{}", std::process::id(), there.as_raw_fd())});
         let numbers = || FIRST_CONTAINER..FIRST_CONTAINER + burst;
-        let additions = numbers().zip(&namespaces).map(|(number, namespace)| {
-            let path = format!("/proc/{}/fd/{}", std::process::id(), namespace.as_raw_fd());
-            json!({"add_endpoint": {
-                "name": format!("c{number}"),
-                "network": "blue",
-                "mac": tenant_mac(number).to_string(),
-                "addresses": [overlay(number).to_string()],
-                "announce": false,
-                "veth": {"namespace": path},
-            }})
+        let additions = numbers().map(|number| match given.get(usize::from(number - FIRST_CONTAINER)) {
+            Some(there) => addition(number, "veth", own(there)),
+            None => container(number),
         });
         let additions = additions.collect();
         let asker = Asker {
@@ -187,16 +242,34 @@ impl Bench {
         let whom: Vec<_> = numbers().map(|number| (overlay(number), tenant_mac(number).0)).collect();
         let begun = Instant::now();
         let (answer, call_us) = self.change(additions)?;
-        let connected_us = us(begun);
         let first_packet_us = probe.reach(&whom, begun)?;
-        let (_, removal_us) =
-            self.change(numbers().map(|number| json!({"remove_endpoint": format!("c{number}")})).collect())?;
-        let took_us = answer["took_us"].as_f64().unwrap_or(f64::NAN);
-        Ok(Burst { call_us, took_us, connected_us, first_packet_us, removal_us })
+        let removal_us = self.remove("endpoint", "e", numbers())?;
+        drop(given); // and their devices with them
+        self.until_pool_is_calm()?;
+        Ok(Burst { call_us, took_us: took_us(&answer), connected_us: call_us, first_packet_us, removal_us })
+    }
+
+    /// It is full, and nothing of it is being removed.
+    pub fn until_pool_is_calm(&self) -> Result<(), String> {
+        if self.pool == 0 {
+            return Ok(());
+        }
+        let begun = Instant::now();
+        loop {
+            let status = self.ask("status")?;
+            let pool = &status["pools"]["containers"];
+            if pool["ready"] == self.pool && pool["ending"] == 0 {
+                return Ok(());
+            }
+            if begun.elapsed() > PATIENCE {
+                return Err(format!("the daemon's pool is not filled: {pool}"));
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 
     /// Some at the same time; who is turned away, because too many come at once, comes again.
-    fn connect(
+    pub fn connect(
         &self,
         ids: std::ops::Range<u16>,
         rings: &ClientConfig,
@@ -291,7 +364,29 @@ impl Bench {
     }
 }
 
-/// The overlay address of a container.
+/// An endpoint, and what it is attached by.
+fn addition(number: u16, by: &str, port: Value) -> Value {
+    json!({"add_endpoint": {
+        "name": format!("e{number}"),
+        "network": "blue",
+        "mac": tenant_mac(number).to_string(),
+        "addresses": [overlay(number).to_string()],
+        "announce": false,
+        by: port,
+    }})
+}
+
+/// What asks for one with a container, whose namespace is made.
+pub fn container(number: u16) -> Value {
+    let namespace = format!("peregrine-perf-{}-{number}", std::process::id());
+    addition(number, "veth", json!({"namespace": namespace, "create_namespace": true}))
+}
+
+fn took_us(answer: &Value) -> f64 {
+    answer["took_us"].as_f64().unwrap_or(f64::NAN)
+}
+
+/// The overlay address of an endpoint.
 fn overlay(number: u16) -> Ipv4Addr {
     let [high, low] = number.to_be_bytes();
     Ipv4Addr::new(10, 42, high, low)

@@ -38,6 +38,14 @@ pub struct Memory {
     pub place_bytes: u64,
 }
 
+impl Memory {
+    /// A memif endpoint with the smallest rings, all in all.
+    pub fn of_one(&self) -> u64 {
+        let rings = self.rings.first().map_or(0, |rings| rings.shared_bytes + rings.heap_bytes);
+        rings + self.engine_bytes + self.place_bytes
+    }
+}
+
 /// On a thread of its own, which it pins.
 pub fn run(cores: [core_affinity::CoreId; 2]) -> Result<Memory, String> {
     let rings = SIZES.map(|(ring_log2, buffer_bytes)| {

@@ -112,10 +112,7 @@ pub fn stream(flow: u32, numbers: Numbers) -> ReplayStream {
 impl Bench {
     /// Starts the worker, lets it learn what is to be known, and nothing else yet. Flow 0 is that of what is learned.
     pub fn start(setup: &Setup, streams: Vec<ReplayStream>) -> Result<Bench, String> {
-        let mut plan = Plan {
-            workers: vec![WorkerPlan { core: CoreId(setup.worker), nice: None }],
-            ..plan(SENDER.0 + 1)
-        };
+        let mut plan = Plan { workers: vec![WorkerPlan::on(CoreId(setup.worker))], ..plan(SENDER.0 + 1) };
         for network in plan.networks.values_mut() {
             let NetworkPlan { fdb_limit, ageing, .. } = network;
             (*fdb_limit, *ageing) = (setup.room, setup.ageing);

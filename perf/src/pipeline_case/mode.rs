@@ -160,7 +160,7 @@ impl Setup {
     pub fn measure(&self, mode: Mode, series: Series, cycles: u32) -> Result<Run, String> {
         let cores = self.cores.iter().take(mode.workers());
         let plan = Plan {
-            workers: cores.map(|core| WorkerPlan { core: CoreId(*core), nice: None }).collect(),
+            workers: cores.map(|core| WorkerPlan::on(CoreId(*core))).collect(),
             placement: mode.placement(),
             ..plan(1)
         };

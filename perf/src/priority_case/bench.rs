@@ -18,13 +18,12 @@ use peregrine_dataplane::plan::{Early, Plan, RulePlan, WorkOrder, WorkerPlan};
 use peregrine_dataplane::replay::Speed;
 use peregrine_dataplane::stages::Stage;
 use peregrine_dataplane::types::{CoreId, EndpointId};
-use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use super::calm::{Calm, SLICE, SLICE_WITH_GENERATOR, Thread};
 use super::measured::Taken;
 use super::traffic::{self, FLOWS, Paces, Receiver, classes};
 use super::wire::{Generator, NEAR_DEVICE};
-use crate::environment::CpuTime;
+use crate::environment::{Apart, CpuTime};
 use crate::paced::{self, Latencies};
 use crate::pipeline_case::mode::{check, worker_time};
 use crate::proc_stat::{self, Ticks};
@@ -69,7 +68,7 @@ pub struct Setup {
 impl Setup {
     fn plan(&self, is_wire: bool) -> Plan {
         let mut plan = plan(2);
-        plan.workers = vec![WorkerPlan { core: CoreId(self.cores.worker), nice: None }];
+        plan.workers = vec![WorkerPlan::on(CoreId(self.cores.worker))];
         plan.classes = classes(self.order, self.normal_share, self.rules.clone());
         for uplink in &mut plan.uplinks {
             uplink.early = if self.early { Early::On } else { Early::Off };
@@ -358,29 +357,6 @@ fn of_urgent(paces: &Paces) -> [u64; 2] {
 /// How long a whole burst takes in a step in which a packet costs so many cycles, in µs.
 pub fn batch_us(step_cycles: f64, hertz: f64) -> f64 {
     1e6 * BURST as f64 * step_cycles / hertz
-}
-
-/// This thread, on one core while this lives. The worker's is on another one already, and an engine that starts must see all cores.
-#[derive(Debug)]
-struct Apart {
-    before: CpuSet,
-}
-
-impl Apart {
-    fn on(core: usize) -> Result<Apart, String> {
-        let failed = |error| format!("cannot keep control on core {core}: {error}");
-        let before = sched_getaffinity(None).map_err(failed)?;
-        let mut only = CpuSet::new();
-        only.set(core);
-        sched_setaffinity(None, &only).map_err(failed)?;
-        Ok(Apart { before })
-    }
-}
-
-impl Drop for Apart {
-    fn drop(&mut self) {
-        let _worse_only = sched_setaffinity(None, &self.before);
-    }
 }
 
 #[cfg(test)]

@@ -28,7 +28,16 @@ pub fn endpoints(report: &Report) -> String {
         Group { title: n.to_string(), small: "at once".into(), rows: ours.chain(kernel).collect() }
     };
     let groups: Vec<Group> = sizes.into_iter().map(group).collect();
-    let load = &report.under_load;
+    let load = report.under_load.as_ref().map_or(String::new(), |load| {
+        format!(
+            " While {} endpoints a second came and went, the 99th percentile of others' lateness at 70 % load was {} times that before.",
+            figure(load.endpoints_per_second),
+            figure(load.p99_ratio)
+        )
+    });
+    let memory = report.per_endpoint_bytes.map_or(String::new(), |bytes| {
+        format!(" A memif endpoint with the smallest rings takes {bytes} bytes.")
+    });
     let churn = report.churn.as_ref().map_or(String::new(), |churn| {
         let grew = if churn.grew.is_empty() { "nothing".into() } else { churn.grew.join("; ") };
         format!(
@@ -42,13 +51,9 @@ pub fn endpoints(report: &Report) -> String {
     section(
         "Endpoints in bursts",
         &format!(
-            "Until a packet got through the last of them; through containers an answer of their kernel's. {} cores: the worker, and everything else. Medians of {} runs. While {} endpoints a second came and \
-             went, the 99th percentile of others' lateness at 70 % load was {} times that before. A memif endpoint with the smallest rings takes {} bytes.{churn}{skipped}",
-            report.cores,
-            report.runs,
-            figure(load.endpoints_per_second),
-            figure(load.p99_ratio),
-            report.per_endpoint_bytes
+            "Until a packet got through the last of them; through containers an answer of their kernel's. {} cores: the worker, and everything else. Medians of {} \
+             runs.{load}{memory}{churn}{skipped}",
+            report.cores, report.runs,
         ),
     ) + &bars(&groups, "ms")
         + &table_of(&[("ms", &groups)])

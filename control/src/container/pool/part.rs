@@ -19,7 +19,7 @@ use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space}
 use super::names::{self, Names};
 use super::{PartPlan, Taken};
 use crate::container::namespace::Namespace;
-use crate::container::pair::{self, Pair, VethPlan, is, refused};
+use crate::container::pair::{self, Link, Pair, VethPlan, is, refused};
 use crate::container::{ContainerError, remover};
 use crate::underlay::netlink::Requests;
 
@@ -165,10 +165,7 @@ impl Maker {
             let plan = VethPlan {
                 port: port.clone(),
                 interface: self.interface.clone(),
-                mac: NO_MAC,
-                mtu,
-                addresses: Vec::new(),
-                gateways: Vec::new(),
+                link: Link { mac: NO_MAC, mtu, addresses: Vec::new(), gateways: Vec::new() },
             };
             tries += 1;
             let what = || format!("making the veth {port}");
@@ -210,30 +207,23 @@ impl Part {
 
     fn set_up(&mut self, plan: &PartPlan, host: &mut Requests) -> Result<(), ContainerError> {
         let which = names::which(&plan.namespace);
-        let mut link = pair::link_up(self.ifindex);
-        link.attributes = vec![LinkAttribute::Address(plan.mac.0.to_vec())];
+        let mut theirs = pair::link_up(self.ifindex);
+        theirs.attributes = vec![LinkAttribute::Address(plan.link.mac.0.to_vec())];
         let mut ours = LinkMessage::default();
         ours.header.index = self.pair.ifindex;
         ours.attributes = plan.alias.clone().map(LinkAttribute::IfAlias).into_iter().collect();
-        if plan.mtu != self.mtu {
-            let mtu = LinkAttribute::Mtu(plan.mtu.into());
-            link.attributes.push(mtu.clone());
+        if plan.link.mtu != self.mtu {
+            let mtu = LinkAttribute::Mtu(plan.link.mtu.into());
+            theirs.attributes.push(mtu.clone());
             ours.attributes.push(mtu);
         }
         if !ours.attributes.is_empty() {
-            let what = || format!("giving {} an MTU of {} and an alias", self.pair.port, plan.mtu);
+            let what = || format!("giving {} an MTU of {} and an alias", self.pair.port, plan.link.mtu);
             host.change(RouteNetlinkMessage::SetLink(ours), 0).map_err(|error| refused(error, what))?;
         }
-        link.attributes.extend(plan.interface.clone().map(LinkAttribute::IfName));
-        let plan = VethPlan {
-            port: self.pair.port.clone(),
-            interface: plan.interface.clone().unwrap_or_else(|| self.interface.clone()),
-            mac: plan.mac,
-            mtu: plan.mtu,
-            addresses: plan.addresses.clone(),
-            gateways: plan.gateways.clone(),
-        };
-        pair::give(&mut self.requests, &plan, link, &which)
+        theirs.attributes.extend(plan.interface.clone().map(LinkAttribute::IfName));
+        let interface = plan.interface.as_ref().unwrap_or(&self.interface);
+        pair::give(&mut self.requests, (interface, &plan.link), theirs, &which)
     }
 }
 

@@ -4,6 +4,8 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::atomic::AtomicU32;
 
+use peregrine_dataplane::types::MacAddr;
+
 use super::*;
 use crate::container::tests::{PLAN, ours, run};
 
@@ -31,6 +33,12 @@ fn plan(number: u8) -> PartPlan {
         namespace: name(),
         interface: None,
         alias: Some(format!("a container, number {number}")),
+        link: link(number),
+    }
+}
+
+fn link(number: u8) -> Link {
+    Link {
         mac: MacAddr([2, 0, 0, 0, 0x42, number]),
         mtu: 1450,
         addresses: vec![([10, 42, 0, number].into(), 24), (format!("fd42::{number}").parse().unwrap(), 64)],
@@ -80,7 +88,7 @@ fn containers_from_the_pool_reach_each_other_through_an_engine() {
     let other = PartPlan { interface: Some("net1".into()), ..plan(2) };
     let taken = [plan(1), other].map(|plan| {
         let (taken, port) = pool.take(&plan).unwrap();
-        let number = u16::from(plan.mac.0[5]);
+        let number = u16::from(plan.link.mac.0[5]);
         engine.attach(EndpointId(number - 1), TenantRings::port(port)).unwrap();
         taken
     });
@@ -102,6 +110,8 @@ fn containers_from_the_pool_reach_each_other_through_an_engine() {
     assert!(inside(&taken[0], "ip -6 route").contains("default via fe80::1 dev eth0"));
     let features = inside(&taken[0], "ethtool -k eth0");
     assert!(features.contains("\ntx-checksumming: off"), "{features}");
+    // There were more than the low-water mark.
+    until("what was taken is not made again", || pool.counts().ready == 4);
     for taken in taken.clone() {
         pool.give_back(taken);
     }
@@ -121,7 +131,7 @@ fn an_empty_pool_makes_a_part_on_the_spot_and_so_does_one_of_too_small_parts() {
     pool.give_back(taken);
     pool.resize(2, 1);
     until("it does not fill", || pool.counts().ready == 2);
-    let (taken, _port) = pool.take(&PartPlan { mtu: 1600, ..plan(2) }).unwrap();
+    let (taken, _port) = pool.take(&PartPlan { link: Link { mtu: 1600, ..link(2) }, ..plan(2) }).unwrap();
     assert!(inside(&taken, "ip link show eth0").contains("mtu 1600"));
     let counts = pool.counts();
     assert_eq!((counts.hits, counts.misses, counts.failed, counts.ready), (0, 2, 0, 2), "{counts:?}");
@@ -175,11 +185,11 @@ fn what_cannot_be_given_is_named_and_leaves_nothing_behind() {
     assert!(error.starts_with("no network namespace can be called 'a/b'"), "{error}");
     let error = refused(PartPlan { interface: Some("a b".into()), ..plan(2) });
     assert!(error.starts_with("no interface can be called 'a b'"), "{error}");
-    let bad = PartPlan { addresses: vec![([10, 0, 0, 1].into(), 99)], ..plan(2) };
+    let bad = PartPlan { link: Link { addresses: vec![([10, 0, 0, 1].into(), 99)], ..link(2) }, ..plan(2) };
     let at = format!("giving 10.0.0.1/99 to eth0 in network namespace '{}'", bad.namespace);
     let error = refused(bad);
     assert!(error.starts_with(&at), "{error}");
-    let error = refused(PartPlan { mtu: 60_000, ..plan(2) });
+    let error = refused(PartPlan { link: Link { mtu: 60_000, ..link(2) }, ..plan(2) });
     assert!(error.contains("60000"), "{error}");
     // Given back, its name is free at once.
     pool.give_back(taken.clone());

@@ -1,0 +1,292 @@
+//! Settings set right: by `peregrine doctor --fix` for good, and by a daemon whose config says `[uplink] fix = true` for as long as it
+//! runs.
+//!
+//! What a daemon changes is written to a file beside its control socket before it is changed, and put back when the daemon ends. After
+//! a SIGKILL the next daemon at that socket finds the file and puts it back first. An interface that is another one by now is left alone.
+
+use std::fmt;
+use std::io::{self, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use peregrine_dataplane::plan::Plan;
+use peregrine_dataplane::xsk;
+use peregrine_dataplane::xsk::inspect::{self, UdpFlow};
+use rustix::mount::MountFlags;
+use serde::{Deserialize, Serialize};
+
+use super::{Case, Wanted};
+
+/// Something that can be set right without harm.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Mend {
+    /// A feature of an interface is switched off.
+    FeatureOff {
+        /// The interface.
+        interface: String,
+        /// The feature, as the kernel names it,
+        feature: &'static str,
+        /// and ethtool.
+        short: &'static str,
+    },
+    /// UDP is hashed by ports, too.
+    HashByPort {
+        /// The interface.
+        interface: String,
+        /// Over which IP.
+        flow: UdpFlow,
+    },
+    /// The file system for BPF objects is mounted.
+    MountBpffs,
+}
+
+impl Mend {
+    /// The same for a shell.
+    pub fn command(&self) -> String {
+        match self {
+            Mend::FeatureOff { interface, short, .. } => format!("ethtool -K {interface} {short} off"),
+            Mend::HashByPort { interface, flow } => {
+                format!("ethtool -N {interface} rx-flow-hash {} sdfn", flow.name())
+            }
+            Mend::MountBpffs => "mount -t bpf bpf /sys/fs/bpf".into(),
+        }
+    }
+
+    /// Does it, and looks whether it is so.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn apply(&self) -> io::Result<()> {
+        match self {
+            Mend::FeatureOff { interface, feature, .. } => inspect::set_feature(interface, feature, false),
+            Mend::HashByPort { interface, flow } => {
+                inspect::set_flow_hash(interface, *flow, inspect::HASH_BY_PORT)
+            }
+            Mend::MountBpffs => {
+                Ok(rustix::mount::mount("bpf", "/sys/fs/bpf", "bpf", MountFlags::empty(), None)?)
+            }
+        }
+    }
+
+    /// What is to be put back afterwards; nothing, if it is not about an interface.
+    fn record(&self) -> Option<Record> {
+        let (interface, was) = match self {
+            Mend::FeatureOff { interface, feature, .. } => {
+                (interface, Was::Feature { feature: (*feature).to_owned(), on: true })
+            }
+            Mend::HashByPort { interface, flow } => {
+                let fields = inspect::flow_hash(interface, *flow).ok()?;
+                (interface, Was::Hash { flow: *flow, fields })
+            }
+            Mend::MountBpffs => return None,
+        };
+        let ifindex = xsk::interface(interface).ok()?.index;
+        Some(Record { interface: interface.clone(), ifindex, was })
+    }
+}
+
+impl fmt::Display for Mend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Mend::FeatureOff { interface, short, .. } => write!(f, "{interface}: {short} off"),
+            Mend::HashByPort { interface, flow } => write!(f, "{interface}: {} hashed by ports", flow.name()),
+            Mend::MountBpffs => f.write_str("bpf mounted at /sys/fs/bpf"),
+        }
+    }
+}
+
+/// How something was that was changed for the time of a run.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+struct Record {
+    interface: String,
+    /// Another interface may have the name by now.
+    ifindex: u32,
+    was: Was,
+}
+
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Was {
+    Feature { feature: String, on: bool },
+    Hash { flow: UdpFlow, fields: u64 },
+}
+
+impl Record {
+    fn put_back(&self) -> io::Result<()> {
+        let Record { interface, ifindex, was } = self;
+        match xsk::interface(interface) {
+            Ok(now) if now.index == *ifindex => {}
+            _ => return Ok(()), // it is gone, and its settings with it
+        }
+        match was {
+            Was::Feature { feature, on } => inspect::set_feature(interface, feature, *on),
+            Was::Hash { flow, fields } => inspect::set_flow_hash(interface, *flow, *fields),
+        }
+    }
+}
+
+impl fmt::Display for Record {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Record { interface, was, .. } = self;
+        match was {
+            Was::Feature { feature, on } => {
+                write!(f, "{interface}: {feature} {}", if *on { "on" } else { "off" })
+            }
+            Was::Hash { flow, .. } => write!(f, "{interface}: {} hashed as before", flow.name()),
+        }
+    }
+}
+
+/// What a daemon has changed. Dropping it puts everything back.
+#[derive(Debug)]
+pub struct Mended {
+    file: PathBuf,
+    records: Vec<Record>,
+}
+
+impl Mended {
+    /// Puts back what a killed daemon could not, and sets right what the config wants to be. Also what was done, and what could not be, in
+    /// lines for people.
+    pub fn begin(plan: &Plan) -> (Mended, Vec<String>) {
+        let mut file = plan.control_socket.clone().into_os_string();
+        file.push(".mended");
+        let file = PathBuf::from(file);
+        let mut lines = left_behind(&file);
+        let mut mended = Mended { file, records: Vec::new() };
+        let uplinks: Vec<_> = plan.uplinks.iter().filter(|uplink| uplink.fix).cloned().collect();
+        if uplinks.is_empty() {
+            return (mended, lines);
+        }
+        let case = Case::read(Wanted { uplinks, ..Wanted::of(plan) });
+        let mends = case.examine().into_iter().filter_map(|finding| finding.mend);
+        let mends: Vec<(Mend, Record)> =
+            mends.filter_map(|mend| Some((mend.record()?, mend))).map(|(a, b)| (b, a)).collect();
+        mended.records = mends.iter().map(|(_, record)| record.clone()).collect();
+        if let Err(error) = mended.write() {
+            let file = mended.file.display();
+            lines.push(format!("warning: nothing is fixed, because {file} cannot be written: {error}"));
+            mended.records.clear();
+            return (mended, lines);
+        }
+        for (mend, record) in mends {
+            match mend.apply() {
+                Ok(()) => lines.push(format!("fixed until the end: {mend}")),
+                Err(error) => {
+                    mended.records.retain(|known| *known != record);
+                    lines.push(format!("warning: not fixed: {mend}: {error}: `{}`", mend.command()));
+                }
+            }
+        }
+        (mended, lines)
+    }
+
+    fn write(&self) -> io::Result<()> {
+        if self.records.is_empty() {
+            return Ok(());
+        }
+        // Made anew: whoever else may write to the directory cannot lead us elsewhere.
+        match std::fs::remove_file(&self.file) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let mut file =
+            std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&self.file)?;
+        file.write_all(serde_json::to_string(&self.records).map_err(io::Error::other)?.as_bytes())
+    }
+
+    /// Puts everything back. Lines about what could not be: those records stay in the file.
+    pub fn end(mut self) -> Vec<String> {
+        self.put_back()
+    }
+
+    fn put_back(&mut self) -> Vec<String> {
+        let (records, mut lines) = (std::mem::take(&mut self.records), Vec::new());
+        if records.is_empty() {
+            return lines;
+        }
+        for record in records {
+            if let Err(error) = record.put_back() {
+                lines.push(format!("warning: not put back: {record}: {error}"));
+                self.records.push(record);
+            }
+        }
+        let _unwritten =
+            if self.records.is_empty() { std::fs::remove_file(&self.file) } else { self.write() };
+        self.records.clear(); // once is enough
+        lines
+    }
+}
+
+impl Drop for Mended {
+    fn drop(&mut self) {
+        let _nobody_listens = self.put_back();
+    }
+}
+
+/// What the daemon before could not put back.
+fn left_behind(file: &Path) -> Vec<String> {
+    let owner = std::fs::symlink_metadata(file).map(|found| (found.is_file(), found.uid()));
+    if owner.is_ok_and(|owner| owner != (true, rustix::process::geteuid().as_raw())) {
+        return vec![format!("warning: {} is not a file of ours: remove it", file.display())];
+    }
+    let text = match std::fs::read_to_string(file) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Vec::new(),
+        Err(error) => return vec![format!("warning: {}: {error}", file.display())],
+    };
+    let records: Vec<Record> = match serde_json::from_str(&text) {
+        Ok(records) => records,
+        Err(error) => {
+            let file = file.display();
+            return vec![format!("warning: {file} is not what a daemon writes ({error}): remove it")];
+        }
+    };
+    let back = |record: Record| match record.put_back() {
+        Ok(()) => format!("put back, as a killed daemon could not: {record}"),
+        Err(error) => format!("warning: not put back: {record}: {error}"),
+    };
+    let lines = records.into_iter().map(back).collect();
+    let _gone = std::fs::remove_file(file);
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commands_are_those_of_ethtool() {
+        let interface = "eth0".to_owned();
+        let off = Mend::FeatureOff { interface: interface.clone(), feature: "rx-lro", short: "lro" };
+        assert_eq!(
+            (off.command(), off.to_string()),
+            ("ethtool -K eth0 lro off".into(), "eth0: lro off".into())
+        );
+        let hash = Mend::HashByPort { interface, flow: UdpFlow::Udp6 };
+        assert_eq!(hash.command(), "ethtool -N eth0 rx-flow-hash udp6 sdfn");
+    }
+
+    #[test]
+    fn what_a_killed_daemon_left_is_read_and_what_is_gone_is_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("control.sock.mended");
+        assert_eq!(left_behind(&file), Vec::<String>::new());
+        let was = Was::Hash { flow: UdpFlow::Udp4, fields: 48 };
+        let records = vec![Record { interface: "gone0".into(), ifindex: 7, was }];
+        std::fs::write(&file, serde_json::to_string(&records).unwrap()).unwrap();
+        assert_eq!(
+            left_behind(&file),
+            ["put back, as a killed daemon could not: gone0: udp4 hashed as before"]
+        );
+        assert!(!file.exists());
+        std::fs::write(&file, "nonsense").unwrap();
+        assert!(left_behind(&file)[0].contains("is not what a daemon writes") && file.exists());
+        std::fs::remove_file(&file).unwrap();
+        std::os::unix::fs::symlink("/etc/hostname", &file).unwrap();
+        assert!(left_behind(&file)[0].contains("is not a file of ours"));
+        let mut mended = Mended { file: file.clone(), records };
+        mended.write().unwrap();
+        assert!(!file.is_symlink(), "it is made anew, wherever the old one led");
+        mended.records.clear();
+    }
+}

@@ -1,0 +1,439 @@
+//! Each check against made facts: a sound machine, on which all is well, and one thing after the other that is wrong. What a namespace can be
+//! brought into is tested with the real thing, in tests/doctor.rs.
+
+use std::collections::BTreeMap;
+
+use peregrine_dataplane::plan::{NetworkPlan, Queues, WorkerPlan, XdpMode};
+use peregrine_dataplane::types::{CoreId, MacAddr, Vni};
+use peregrine_dataplane::xsk;
+use peregrine_dataplane::xsk::inspect::{AfXdp, Channels, Feature, UdpFlow};
+use rustix::thread::CapabilitySet;
+
+use super::facts::{Cpu, HugePages, Interrupt, Refused};
+use super::netdev::XdpFeatures;
+use super::*;
+
+/// Four cores of two nodes, a card with four queues on node 0, workers on cores 2 and 3.
+fn sound() -> Case {
+    let worker = |core| WorkerPlan::on(CoreId(core));
+    let uplink =
+        UplinkPlan { mode: XdpMode::RequireZeroCopy, ..UplinkPlan::new("eth0", [10, 0, 0, 1].into()) };
+    let mut plan = Plan { workers: vec![worker(2), worker(3)], uplinks: vec![uplink], ..Plan::default() };
+    plan.networks = std::iter::once(NetworkPlan::new("blue", Vni::new(42).unwrap())).collect();
+    Case { wanted: Wanted::of(&plan), host: host(), links: vec![link()] }
+}
+
+fn host() -> Host {
+    let cpu = |cpu: usize| {
+        (cpu, Cpu { governor: Ok("performance".into()), siblings: Ok(vec![cpu]), node: Some(0) })
+    };
+    Host {
+        kernel: Ok("6.18.1".into()),
+        page_bytes: 4096,
+        af_xdp: Ok(AfXdp { need_wakeup: true, multi_buffer: true }),
+        rights: Ok(CapabilitySet::all()),
+        lockable: None,
+        huge: Ok(HugePages { bytes: 2 << 20, total: 64, free: BTreeMap::from([(0, 64), (1, 0)]) }),
+        bpffs: Ok(true),
+        jit: Ok(1),
+        allowed: Ok(vec![0, 1, 2, 3]),
+        isolated: Ok(vec![2, 3]),
+        cpus: (0..4).map(cpu).collect(),
+    }
+}
+
+fn link() -> Link {
+    let feature = |name: &str| Feature { name: name.into(), is_on: false, can_change: true };
+    let interface = xsk::Interface {
+        name: "eth0".into(),
+        index: 2,
+        driver: "ice".into(),
+        mac: MacAddr([2, 0, 0, 0, 0, 1]),
+        mtu: 1500,
+        up: true,
+        addresses: vec![[10, 0, 0, 1].into()],
+        vlan_device: None,
+        vlan_mtu: None,
+        queue_count: 4,
+    };
+    Link {
+        name: "eth0".into(),
+        interface: Ok(interface),
+        carrier: Ok(true),
+        channels: Ok(Channels { receive: 4, receive_max: 8, combined: 4, combined_max: 8 }),
+        features: Ok(["rx-lro", "rx-gro-hw", "rx-vlan-hw-parse"].map(feature).into()),
+        indirection: Ok(vec![0, 1, 2, 3]),
+        hash: [(UdpFlow::Udp4, Ok(0xf0)), (UdpFlow::Udp6, Ok(0xf0))],
+        xdp: Ok(XdpFeatures { bits: 0x7f, zero_copy_segments: 8 }),
+        program: Ok(None),
+        taken: Ok(Vec::new()),
+        node: Ok(0),
+        interrupts: Ok(vec![Interrupt { number: 45, cpus: vec![0] }]),
+        underlay: Ok(("eth0".into(), vec![[10, 0, 0, 1].into()])),
+        underlay_mtu: Ok(1500),
+    }
+}
+
+fn uplink(case: &mut Case) -> &mut UplinkPlan {
+    &mut case.wanted.uplinks[0]
+}
+
+fn interface(case: &mut Case) -> &mut xsk::Interface {
+    case.links[0].interface.as_mut().unwrap()
+}
+
+/// What a check finds after something was made wrong, and nothing else finds fault with it but those of `also`.
+#[track_caller]
+fn found(check: &str, also: &[&str], wrong: impl FnOnce(&mut Case)) -> Finding {
+    let mut case = sound();
+    wrong(&mut case);
+    let all = case.examine();
+    for finding in all.iter().filter(|finding| finding.verdict >= Verdict::Warning) {
+        assert!(finding.check == check || also.contains(&finding.check), "{}", finding.line());
+        assert!(finding.why.is_some(), "{}", finding.line());
+    }
+    all.into_iter().filter(|finding| finding.check == check).max_by_key(|finding| finding.verdict).unwrap()
+}
+
+#[track_caller]
+fn is(finding: &Finding, verdict: Verdict, what: &str, command: Option<&str>) {
+    let line = finding.line();
+    assert_eq!((finding.verdict, finding.command.as_deref()), (verdict, command), "{line}");
+    assert!(line.contains(what), "no '{what}' in: {line}");
+}
+
+const FAILURE: Verdict = Verdict::Failure;
+const WARNING: Verdict = Verdict::Warning;
+
+#[test]
+fn a_sound_machine_passes_every_check() {
+    for finding in sound().examine() {
+        assert_eq!(finding.verdict, Verdict::Ok, "{}", finding.line());
+        assert!(finding.command.is_none() && finding.mend.is_none(), "{}", finding.line());
+    }
+}
+
+#[test]
+fn the_kernel_must_have_what_is_needed() {
+    let old = found("kernel", &["multi-buffer"], |case| case.host.kernel = Ok("5.4.0-100".into()));
+    is(&old, FAILURE, "Linux 5.4.0-100", None);
+    let refused = |is_permission| Refused { is_permission, why: "no".into() };
+    is(
+        &found("af-xdp", &[], |case| case.host.af_xdp = Err(refused(false))),
+        FAILURE,
+        "CONFIG_XDP_SOCKETS",
+        None,
+    );
+    is(
+        &found("af-xdp", &[], |case| case.host.af_xdp = Err(refused(true))),
+        Verdict::Skipped,
+        "not permitted",
+        None,
+    );
+    let none = AfXdp { need_wakeup: false, multi_buffer: true };
+    is(&found("af-xdp", &[], |case| case.host.af_xdp = Ok(none)), FAILURE, "to be woken", None);
+    let early = found("multi-buffer", &[], |case| {
+        case.wanted.multi_buffer = true;
+        case.host.kernel = Ok("6.6.9".into());
+    });
+    is(&early, FAILURE, "6.6.10", None);
+    is(
+        &found("jit", &[], |case| case.host.jit = Ok(0)),
+        WARNING,
+        "interpreted",
+        Some("echo 1 > /proc/sys/net/core/bpf_jit_enable"),
+    );
+    is(&found("page-size", &[], |case| case.host.page_bytes = 65536), WARNING, "65536", None);
+    is(
+        &found("bpffs", &[], |case| case.host.bpffs = Ok(false)),
+        WARNING,
+        "not mounted",
+        Some("mount -t bpf bpf /sys/fs/bpf"),
+    );
+}
+
+#[test]
+fn rights_and_memory_must_do() {
+    let rights =
+        found("rights", &[], |case| case.host.rights = Ok(CapabilitySet::all() - CapabilitySet::NET_RAW));
+    assert_eq!((rights.verdict, rights.what.as_str()), (FAILURE, "this process has not CAP_NET_RAW"));
+    let containers = found("rights", &[], |case| {
+        case.wanted.containers = true;
+        case.host.rights = Ok(CapabilitySet::all() - CapabilitySet::SYS_ADMIN);
+    });
+    assert!(containers.what.contains("CAP_SYS_ADMIN"), "{}", containers.what);
+    let locked = found("locked-memory", &[], |case| {
+        case.host.rights = Ok(CapabilitySet::all() - CapabilitySet::IPC_LOCK - CapabilitySet::SYS_RESOURCE);
+        case.host.lockable = Some(8 << 20);
+    });
+    is(&locked, FAILURE, "at most 8 may be locked", Some("sudo prlimit --pid $$ --memlock=unlimited"));
+    // Each worker has two queues of 2048 descriptors.
+    let few = found("huge-pages", &[], |case| {
+        case.host.huge = Ok(HugePages { bytes: 2 << 20, total: 12, free: BTreeMap::from([(0, 5)]) });
+    });
+    let needed = case_pages();
+    is(&few, WARNING, "5 free", Some(&format!("echo {} > /proc/sys/vm/nr_hugepages", 12 + needed - 5)));
+    let far = found("huge-pages", &["numa"], |case| case.host.cpus.get_mut(&3).unwrap().node = Some(1));
+    let file = "/sys/devices/system/node/node1/hugepages/hugepages-2048kB/nr_hugepages";
+    is(
+        &far,
+        WARNING,
+        "0 free on node 1",
+        Some(&format!("echo $(($(cat {file}) + {})) > {file}", needed / 2)),
+    );
+}
+
+fn case_pages() -> u64 {
+    sound().shares().unwrap().iter().map(|share| share.bytes.div_ceil(2 << 20)).sum()
+}
+
+#[test]
+fn workers_must_have_their_cores() {
+    let out = found("cores", &[], |case| case.host.allowed = Ok(vec![0, 1, 2]));
+    assert_eq!(out.verdict, FAILURE);
+    let command = out.command.unwrap();
+    assert!(out.what.contains("on cores 3,") && command.starts_with("taskset -c 0-3 "), "{command}");
+    let none = found("cores", &["siblings"], |case| {
+        case.wanted.plan.as_mut().unwrap().workers[0].core = CoreId(9);
+        case.host.isolated = Ok(vec![3, 9]);
+    });
+    is(&none, FAILURE, "on cores 9", None);
+    let seen = Case::read(Wanted { got: Some(Got { huge_pages: true, usable: vec![7] }), ..sound().wanted });
+    assert_eq!(seen.host.allowed, Ok(vec![7]), "the thread that looks may use fewer");
+    is(&found("control-core", &[], |case| case.host.allowed = Ok(vec![2, 3])), WARNING, "all cores", None);
+    is(
+        &found("isolation", &[], |case| case.host.isolated = Ok(vec![2])),
+        WARNING,
+        "isolcpus=managed_irq,domain,2-3",
+        None,
+    );
+    let pair =
+        |case: &mut Case, a: usize, b: usize| case.host.cpus.get_mut(&a).unwrap().siblings = Ok(vec![a, b]);
+    is(&found("siblings", &[], |case| pair(case, 2, 3)), WARNING, "one physical core", None);
+    let off = "for cpu in 1; do echo 0 > /sys/devices/system/cpu/cpu$cpu/online; done";
+    is(&found("siblings", &[], |case| pair(case, 2, 1)), WARNING, "cores 1 share", Some(off));
+    let slow =
+        found("governor", &[], |case| case.host.cpus.get_mut(&3).unwrap().governor = Ok("powersave".into()));
+    is(
+        &slow,
+        WARNING,
+        "'powersave'",
+        Some("echo performance > /sys/devices/system/cpu/cpu3/cpufreq/scaling_governor"),
+    );
+    let none =
+        found("governor", &[], |case| case.host.cpus.get_mut(&3).unwrap().governor = Err("no file".into()));
+    is(&none, Verdict::Skipped, "no file", None);
+}
+
+#[test]
+fn a_driver_must_have_what_is_asked_for() {
+    let lacks = |bits: u64| {
+        move |case: &mut Case| case.links[0].xdp = Ok(XdpFeatures { bits, zero_copy_segments: 1 })
+    };
+    is(&found("native-xdp", &["zero-copy"], lacks(0)), FAILURE, "generic", None);
+    is(&found("zero-copy", &[], lacks(0b11)), FAILURE, "prefer-zero-copy", None);
+    let preferred = found("zero-copy", &[], |case| {
+        lacks(0b11)(case);
+        uplink(case).mode = XdpMode::PreferZeroCopy;
+        interface(case).driver = "e1000e".into();
+    });
+    is(&preferred, Verdict::Ok, "copies each packet", None);
+    let old = |case: &mut Case| {
+        interface(case).driver = "igb".into();
+        case.links[0].xdp = Err("no family".into());
+        case.host.kernel = Ok("6.12.0".into());
+        uplink(case).mode = XdpMode::PreferZeroCopy;
+    };
+    is(&found("zero-copy", &[], old), WARNING, "none before Linux 6.14", None);
+    let unknown = found("native-xdp", &[], |case| {
+        interface(case).driver = "none".into();
+        case.links[0].xdp = Err("no family".into());
+    });
+    is(&unknown, Verdict::Skipped, "no family", None);
+    let single = found("zero-copy", &[], |case| {
+        case.wanted.multi_buffer = true;
+        case.links[0].xdp = Ok(XdpFeatures { bits: 0x7f, zero_copy_segments: 1 });
+    });
+    is(&single, FAILURE, "one chunk only", None);
+    let whole = found("mtu", &[], |case| {
+        case.wanted.multi_buffer = true;
+        case.links[0].xdp = Ok(XdpFeatures { bits: 0x1f, zero_copy_segments: 8 });
+    });
+    is(&whole, FAILURE, "no packets in several parts", None);
+    let limit = found("mtu", &[], |case| {
+        interface(case).driver = "igc".into();
+        interface(case).mtu = 1600;
+    });
+    is(&limit, FAILURE, "igc", Some("ip link set dev eth0 mtu 1500"));
+    let half = found("channels", &[], |case| {
+        interface(case).driver = "ena".into();
+        let channels = Channels { receive: 8, receive_max: 8, combined: 8, combined_max: 8 };
+        case.links[0].channels = Ok(channels);
+    });
+    is(&half, FAILURE, "half of its channels", Some("ethtool -L eth0 combined 4"));
+}
+
+#[test]
+fn queues_must_get_their_share() {
+    let too_many = found("channels", &[], |case| uplink(case).queues = Queues::List(vec![QueueId(5)]));
+    is(&too_many, FAILURE, "queue 5", Some("ethtool -L eth0 combined 6"));
+    let never = found("channels", &[], |case| uplink(case).queues = Queues::List(vec![QueueId(9)]));
+    is(&never, FAILURE, "queue 9", None);
+    let some = |list: &[u32]| Queues::List(list.iter().copied().map(QueueId).collect());
+    let first = found("queues", &[], |case| uplink(case).queues = some(&[0, 1]));
+    is(&first, WARNING, "queues 2, 3", Some("ethtool -L eth0 combined 2"));
+    let last = found("queues", &[], |case| uplink(case).queues = some(&[2, 3]));
+    is(&last, WARNING, "queues 0, 1", Some("ethtool -X eth0 weight 0 0 1 1"));
+    let chosen = found("queues", &[], |case| {
+        uplink(case).queues = some(&[2, 3]);
+        case.links[0].indirection = Ok(vec![2, 3, 2]);
+    });
+    is(&chosen, Verdict::Ok, "", None);
+    let idle = found("rss", &[], |case| case.links[0].indirection = Ok(vec![0, 1]));
+    is(&idle, WARNING, "queues 2, 3", Some("ethtool -X eth0 equal 4"));
+    let uneven = found("rss", &[], |case| {
+        uplink(case).queues = some(&[2, 3]);
+        case.links[0].indirection = Ok(vec![2, 2]);
+    });
+    is(&uneven, WARNING, "queues 3", Some("ethtool -X eth0 weight 0 0 1 1"));
+    let hash = found("hash-udp4", &[], |case| case.links[0].hash[0].1 = Ok(0x30));
+    is(&hash, WARNING, "by addresses only", Some("ethtool -N eth0 rx-flow-hash udp4 sdfn"));
+    let other = found("hash-udp6", &[], |case| case.links[0].hash[1].1 = Ok(0x30));
+    is(&other, Verdict::Ok, "IP version", None);
+}
+
+#[test]
+fn offloads_must_leave_packets_alone() {
+    let on = |driver: &'static str, at: usize, can_change: bool| {
+        move |case: &mut Case| {
+            interface(case).driver = driver.into();
+            let feature = &mut case.links[0].features.as_mut().unwrap()[at];
+            (feature.is_on, feature.can_change) = (true, can_change);
+        }
+    };
+    is(&found("lro", &[], on("mlx5_core", 0, true)), FAILURE, "mlx5_core", Some("ethtool -K eth0 lro off"));
+    is(&found("lro", &[], on("ice", 0, true)), WARNING, "merged", Some("ethtool -K eth0 lro off"));
+    is(&found("gro-hw", &[], on("ice", 1, true)), WARNING, "merged", Some("ethtool -K eth0 rx-gro-hw off"));
+    is(&found("gro-hw", &[], on("virtio_net", 1, true)), Verdict::Ok, "switches it off", None);
+    is(&found("gro-hw", &[], on("virtio_net", 1, false)), FAILURE, "hypervisor", None);
+    let strip = found("vlan-strip", &[], |case| {
+        uplink(case).vlan = Some(100);
+        on("ice", 2, true)(case);
+    });
+    is(&strip, FAILURE, "VLAN 100", Some("ethtool -K eth0 rxvlan off"));
+    is(&found("vlan-strip", &[], on("ice", 2, true)), Verdict::Ok, "no tag", None);
+}
+
+#[test]
+fn the_card_must_be_near_and_leave_workers_alone() {
+    let crowded = found("interrupts", &[], |case| {
+        let one = |number, cpu| Interrupt { number, cpus: vec![cpu] };
+        case.links[0].interrupts = Ok(vec![one(45, 0), one(46, 2), one(47, 3)]);
+    });
+    let command = "for irq in 46 47; do echo 0 > /proc/irq/$irq/smp_affinity_list; done";
+    is(&crowded, WARNING, "46, 47 are served", Some(command));
+    is(&found("numa", &[], |case| case.links[0].node = Ok(1)), WARNING, "cores 2, 3", None);
+    is(&found("carrier", &[], |case| case.links[0].carrier = Ok(false)), WARNING, "no carrier", None);
+    let foreign = found("program", &[], |case| case.links[0].program = Ok(Some((7, "firewall".into()))));
+    is(&foreign, FAILURE, "'firewall' (id 7)", Some("ip link set dev eth0 xdp off"));
+    let taken = found("sockets", &[], |case| case.links[0].taken = Ok(vec![(2, "testpmd (7)".into())]));
+    is(&taken, FAILURE, "queue 2 has an AF_XDP socket of testpmd (7)", None);
+    let own = found("program", &[], |case| case.links[0].program = Ok(Some((7, "peregrine_steer".into()))));
+    is(&own, Verdict::Ok, "peregrine_steer", None);
+}
+
+#[test]
+fn what_is_not_known_is_skipped_with_its_reason() {
+    let blind = Case {
+        host: Host {
+            kernel: Err("x".into()),
+            af_xdp: Err(Refused { is_permission: true, why: "x".into() }),
+            rights: Err("x".into()),
+            huge: Err("x".into()),
+            bpffs: Err("x".into()),
+            jit: Err("x".into()),
+            allowed: Err("x".into()),
+            isolated: Err("x".into()),
+            cpus: BTreeMap::new(),
+            ..host()
+        },
+        links: vec![Link {
+            carrier: Err("x".into()),
+            channels: Err("x".into()),
+            features: Err("x".into()),
+            indirection: Err("x".into()),
+            hash: [(UdpFlow::Udp4, Err("x".into())), (UdpFlow::Udp6, Err("x".into()))],
+            xdp: Err("x".into()),
+            program: Err("x".into()),
+            taken: Err("x".into()),
+            node: Err("x".into()),
+            interrupts: Err("x".into()),
+            underlay: Err("x".into()),
+            underlay_mtu: Err("x".into()),
+            ..link()
+        }],
+        ..sound()
+    };
+    let skipped: Vec<&str> = blind
+        .examine()
+        .iter()
+        .inspect(|finding| assert!(finding.verdict <= Verdict::Skipped, "{}", finding.line()))
+        .filter(|finding| finding.verdict == Verdict::Skipped)
+        .map(|finding| finding.check)
+        .collect();
+    let unknown = [
+        "kernel",
+        "af-xdp",
+        "multi-buffer",
+        "rights",
+        "huge-pages",
+        "bpffs",
+        "jit",
+        "cores",
+        "control-core",
+        "isolation",
+        "siblings",
+        "governor",
+        "carrier",
+        "native-xdp",
+        "zero-copy",
+        "program",
+        "sockets",
+        "channels",
+        "rss",
+        "hash-udp4",
+        "lro",
+        "gro-hw",
+        "interrupts",
+        "numa",
+        "address",
+        "underlay-mtu",
+    ];
+    assert_eq!(skipped, unknown);
+}
+
+#[test]
+fn one_interface_of_several_can_be_looked_at() {
+    let mut case = sound();
+    let second = UplinkPlan::new("eth1", [10, 0, 1, 1].into());
+    case.wanted.uplinks.push(second);
+    case.links.push(Link { name: "eth1".into(), ..link() });
+    case.wanted.only = Some("eth1".into());
+    assert!(
+        case.examine().iter().all(|finding| finding.about.as_deref().is_none_or(|about| about == "eth1"))
+    );
+    let none = Case { wanted: Wanted::of_interfaces(&[]), host: host(), links: Vec::new() };
+    assert!(none.examine().iter().any(|finding| finding.what == "no interface here could be an uplink"));
+}
+
+#[test]
+fn the_report_has_a_schema() {
+    let schema = schemars::schema_for!(Report).to_value();
+    assert_eq!(schema["properties"]["checks"]["items"]["$ref"], "#/$defs/DoctorFinding");
+    let report = serde_json::to_value(Report::new(sound().examine())).unwrap();
+    assert_eq!(report["counts"]["failure"], 0);
+    assert_eq!(
+        report["checks"][0],
+        serde_json::json!({"check": "kernel", "verdict": "ok", "what": "Linux 6.18.1"})
+    );
+}

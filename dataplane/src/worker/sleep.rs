@@ -1,0 +1,213 @@
+//! What a worker sleeps on, and how it lies down and gets up. On a thread that may sleep (`idle`) it watches by one epoll all that can
+//! bring it work, from the moment at which it has it, so that to lie down and to get up costs the same however many tenants there are:
+//!
+//! | work comes from | what tells so |
+//! |---|---|
+//! | an uplink's queue, an urgent one too | its AF_XDP socket |
+//! | a container | its port's AF_XDP socket |
+//! | a memif tenant | the eventfd of its ring, for which it is asked when it becomes quiet, or before the sleep |
+//! | another worker | the worker's bell, after a burst was put into a ring |
+//! | control: an order, a pause | the same bell |
+//! | the kernel, which sends and completes; a container whose ring was full | nothing: the sleep is short then |
+//!
+//! What must hold: everything is looked at once more after the bell says that the worker sleeps, and each tenant after it was asked to call.
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::event::Timespec;
+use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
+
+use super::Worker;
+use crate::bell::Caller;
+use crate::mesh::Mesh;
+use crate::plan::PlaceId;
+use crate::sys;
+use crate::tenants::{EventKind, TenantRings};
+use crate::turns::PACKETS_PER_LOOK;
+use crate::types::EndpointId;
+
+/// Quiet tenants that are looked at when nobody has called: a call may have been lost.
+const QUIET_LOOKS: usize = 256;
+
+/// Events taken at once; those beyond are there the next time.
+const EVENTS: usize = 64;
+
+/// What an event is of: one of these, or a tenant, by the number of its endpoint from there on.
+const BELL: u64 = 0;
+const UPLINK: u64 = 1;
+const TENANTS: u64 = 2;
+
+/// How long a worker can sleep.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Sleep {
+    /// There is something to do.
+    No,
+    /// Something is to be looked at after a time.
+    Short,
+    /// Until it is called.
+    Long,
+}
+
+/// What it watches.
+#[derive(Debug)]
+pub(super) struct Events(OwnedFd);
+
+impl Events {
+    fn new(bell: BorrowedFd<'_>) -> io::Result<Events> {
+        let events = Events(epoll::create(CreateFlags::CLOEXEC)?);
+        events.watch(bell, BELL, EventFlags::IN | EventFlags::ET)?;
+        Ok(events)
+    }
+
+    fn watch(&self, fd: BorrowedFd<'_>, what: u64, flags: EventFlags) -> io::Result<()> {
+        Ok(epoll::add(&self.0, fd, EventData::new_u64(what), flags)?)
+    }
+
+    /// False if the system has no room for it: then it is looked at when nobody has called.
+    fn watch_tenant(&self, id: EndpointId, rings: &TenantRings) -> bool {
+        let mut is_watched = true;
+        for (fd, kind) in rings.events() {
+            let flags = match kind {
+                // Each signal counts once, and nobody has to read the tenant's eventfd.
+                EventKind::Shared => EventFlags::IN | EventFlags::ET,
+                EventKind::Socket => EventFlags::IN,
+            };
+            is_watched &= self.watch(fd, TENANTS + id.index() as u64, flags).is_ok();
+        }
+        is_watched
+    }
+
+    fn forget_tenant(&self, rings: &TenantRings) {
+        for (fd, _) in rings.events() {
+            let _unwatched = epoll::delete(&self.0, fd);
+        }
+    }
+}
+
+impl Worker {
+    /// Before its first turn on a thread, which may sleep at times, or not.
+    pub(crate) fn sit_down(&mut self, now: u64, may_sleep: bool) {
+        self.last_end = now;
+        self.worked_at = now;
+        self.leaves = false;
+        if may_sleep == self.events.is_some() {
+            return;
+        }
+        self.events = if may_sleep { self.watch_all() } else { None };
+        let may_sleep = self.events.is_some();
+        self.tenants.let_call(may_sleep);
+        self.mailbox.bell().allow(may_sleep);
+        sys::barrier_on_all_threads();
+    }
+
+    /// `None` if the system has no descriptors for it: then it does not sleep.
+    fn watch_all(&mut self) -> Option<Events> {
+        let events = Events::new(self.mailbox.bell().fd()?).ok()?;
+        for socket in self.uplink.sockets() {
+            events.watch(socket.fd(), UPLINK, EventFlags::IN).ok()?;
+            if let Some(urgent) = socket.urgent_fd() {
+                events.watch(urgent, UPLINK, EventFlags::IN).ok()?;
+            }
+        }
+        for (id, rings) in self.tenants.rings() {
+            self.counters.unwatched.add(u64::from(!events.watch_tenant(id, rings)));
+        }
+        Some(events)
+    }
+
+    /// A tenant has come.
+    pub(super) fn watch_tenant(&self, id: EndpointId) {
+        if let Some(events) = &self.events
+            && let Some(rings) = self.tenants.rings_of(id)
+        {
+            self.counters.unwatched.add(u64::from(!events.watch_tenant(id, rings)));
+        }
+    }
+
+    /// A tenant has gone: its eventfd may be open elsewhere, and would call here for ever.
+    pub(super) fn forget_tenant(&self, rings: &TenantRings) {
+        if let Some(events) = &self.events {
+            events.forget_tenant(rings);
+        }
+    }
+
+    /// When it last moved a frame, in cycles.
+    #[inline]
+    pub(crate) fn worked_at(&self) -> u64 {
+        self.worked_at
+    }
+
+    /// What is readable when there is work.
+    pub(crate) fn events(&self) -> Option<BorrowedFd<'_>> {
+        self.events.as_ref().map(|events| events.0.as_fd())
+    }
+
+    /// Asks everybody to call, and looks once more; [`get_up`](Self::get_up) is to follow. Packets of tenants that could not be taken in
+    /// many turns need not be looked at again now.
+    pub(crate) fn lie_down(&mut self, has_looked_enough: bool) -> Sleep {
+        if self.events.is_none() {
+            return Sleep::No;
+        }
+        self.mailbox.bell().lie_down();
+        let calm = self.tenants.ask_all_to_call();
+        let has_work = self.mailbox.has_order()
+            || self.drains.is_some()
+            || self.leaves
+            || self.tenants.has_faulty() && self.mailbox.can_return()
+            || self.mesh.as_mut().is_some_and(Mesh::has_work)
+            || self.uplink.has_arrived();
+        if has_work || calm.is_pending && !has_looked_enough {
+            return Sleep::No;
+        }
+        let is_owed = calm.is_pending
+            || calm.is_owed
+            || !self.mailbox.can_return()
+            || !self.uplink.has_sent_all()
+            || self.pool.all_under_way() > 0
+            || self.mesh.as_ref().is_some_and(Mesh::is_waiting);
+        if is_owed { Sleep::Short } else { Sleep::Long }
+    }
+
+    /// After [`lie_down`](Self::lie_down): it has slept, and has events or not; or it has not slept.
+    pub(crate) fn get_up(&mut self, slept: Option<bool>) {
+        let caller = self.mailbox.bell().get_up();
+        let Some(has_events) = slept else { return };
+        let now = crate::clock::cycles();
+        let asleep = now.wrapping_sub(self.last_end);
+        self.last_end = now;
+        self.counters.cycles_total.add(asleep);
+        self.counters.cycles_slept.add(asleep);
+        self.counters.sleeps.add(1);
+        self.by_class.forget_looks();
+        let (uplink, tenants) = if has_events { self.take_events() } else { (false, false) };
+        let woken = &self.counters.woken;
+        woken.uplink.add(u64::from(uplink));
+        woken.tenants.add(u64::from(tenants));
+        woken.workers.add(u64::from(caller == Some(Caller::Worker)));
+        woken.control.add(u64::from(caller == Some(Caller::Control)));
+        if !uplink && !tenants && caller.is_none() {
+            woken.time.add(1);
+            self.tenants.note_work(QUIET_LOOKS * PACKETS_PER_LOOK);
+        }
+    }
+
+    /// Lets tenants that have called have their turn. Whether an uplink has frames, and a tenant has called.
+    fn take_events(&mut self) -> (bool, bool) {
+        let Some(Events(epoll)) = &self.events else { return (false, false) };
+        let mut room = [const { MaybeUninit::<Event>::uninit() }; EVENTS];
+        let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let Ok((events, _)) = epoll::wait(epoll, &mut room, Some(&at_once)) else { return (false, false) };
+        let (mut uplink, mut tenants) = (false, false);
+        for event in events {
+            let what = { event.data }.u64();
+            uplink |= what == UPLINK;
+            if let Some(endpoint) = what.checked_sub(TENANTS) {
+                tenants = true;
+                self.tenants.has_called(EndpointId::at(endpoint as usize));
+            }
+        }
+        (uplink, tenants)
+    }
+}

@@ -1,0 +1,287 @@
+//! Workers that sleep while there is nothing to do: whoever has something for them wakes them, whatever the pause before it was, nobody is
+//! forgotten who sends just as they fall asleep, and frames in = frames out + drops. Tenants over memif, in one process.
+
+mod rig;
+
+use std::time::{Duration, Instant};
+
+use peregrine_dataplane::engine::{Change, Engine};
+use peregrine_dataplane::plan::{EndpointPlan, IdleMode, MemifPlan, PlacementMode, Plan, WorkerPlan};
+use peregrine_dataplane::stats::{Stats, WokenBy};
+use peregrine_dataplane::types::{CoreId, EndpointId, NetworkId, WorkerId};
+use peregrine_memif::{ClientConfig, Interface, ServerConfig};
+use rig::{DB, Dice, WEB, flow, mac, packets_of, plan, rings};
+
+/// Far longer than anything here takes.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// They sleep after twice that time.
+const AFTER: Duration = Duration::from_micros(50);
+
+fn adaptive(workers: &[IdleMode], placement: PlacementMode) -> Plan {
+    let cores: Vec<usize> = core_affinity::get_core_ids().unwrap().iter().map(|core| core.id).collect();
+    let worker = |(n, idle): (usize, &IdleMode)| WorkerPlan {
+        idle: *idle,
+        ..WorkerPlan::on(CoreId(cores[n % cores.len()]))
+    };
+    let mut plan = Plan {
+        workers: workers.iter().enumerate().map(worker).collect(),
+        placement,
+        idle_after: AFTER,
+        ..plan()
+    };
+    plan.networks[0].remotes.clear();
+    plan
+}
+
+fn connect(engine: &mut Engine, endpoint: EndpointId) -> Interface {
+    let (client, server) = peregrine_memif::pair(ClientConfig::default(), ServerConfig::default()).unwrap();
+    engine.attach(endpoint, rings(server)).unwrap();
+    client
+}
+
+/// Does what control does until it is so.
+fn until<T>(engine: &mut Engine, what: &str, mut is_so: impl FnMut(&mut Engine) -> Option<T>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        assert_eq!(engine.poll(), []);
+        if let Some(result) = is_so(engine) {
+            return result;
+        }
+        assert!(Instant::now() < deadline, "{what}: {:?}", engine.stats());
+        std::thread::yield_now();
+    }
+}
+
+fn sleeps(engine: &Engine) -> Vec<u64> {
+    engine.stats().workers.iter().map(|worker| worker.sleeps).collect()
+}
+
+/// Each of these has begun another sleep.
+fn until_asleep(engine: &mut Engine, workers: &[usize]) {
+    let before = sleeps(engine);
+    until(engine, "it does not sleep", |engine| {
+        let now = sleeps(engine);
+        workers.iter().all(|worker| now[*worker] > before[*worker]).then_some(())
+    });
+}
+
+fn send(from: &mut Interface, to: u8, number: u16) {
+    let sender = if to == 1 { 2 } else { 1 };
+    from.tx[0].push(&flow(mac(sender), mac(to), number, 30)).unwrap();
+    from.tx[0].flush().unwrap();
+}
+
+/// Waits as a tenant does that polls; how long it took.
+fn receive(engine: &mut Engine, tenant: &mut Interface, packets: usize) -> Duration {
+    let (began, mut got) = (Instant::now(), 0);
+    until(engine, "a packet was forgotten", |_| {
+        got += packets_of(&mut tenant.rx[0]).len();
+        (got >= packets).then_some(())
+    });
+    began.elapsed()
+}
+
+/// Until a packet comes through: both are attached then.
+fn begin(engine: &mut Engine, from: &mut Interface, to: &mut Interface) {
+    until(engine, "nothing comes through", |_| {
+        send(from, 2, 0);
+        let deadline = Instant::now() + Duration::from_millis(200);
+        std::iter::from_fn(|| (Instant::now() < deadline).then(|| packets_of(&mut to.rx[0])))
+            .any(|packets| !packets.is_empty())
+            .then_some(())
+    });
+}
+
+fn pause(time: Duration) {
+    let end = Instant::now() + time;
+    while Instant::now() < end {
+        std::hint::spin_loop();
+    }
+}
+
+fn stopped(engine: Engine) -> Stats {
+    let stats = engine.stop();
+    assert!(stats.totals.conserved, "{stats:?}");
+    assert!(stats.drops.keys().all(|reason| *reason == "tenant_absent"), "{:?}", stats.drops);
+    stats
+}
+
+fn woken(stats: &Stats) -> WokenBy {
+    stats.workers.iter().fold(WokenBy::default(), |sum, worker| WokenBy {
+        uplink: sum.uplink + worker.woken_by.uplink,
+        tenants: sum.tenants + worker.woken_by.tenants,
+        workers: sum.workers + worker.woken_by.workers,
+        control: sum.control + worker.woken_by.control,
+        time: sum.time + worker.woken_by.time,
+    })
+}
+
+/// Packets to and fro, after pauses around those after which workers fall asleep. Half of the time the far one answers.
+fn talk(engine: &mut Engine, web: &mut Interface, db: &mut Interface, packets: u16) -> Vec<Duration> {
+    let mut dice = Dice::new(u64::from(packets));
+    let mut times = Vec::new();
+    for number in 0..packets {
+        let time = match number % 8 {
+            0 => Duration::from_millis(dice.below(15) as u64),
+            1..4 => AFTER * 2 + Duration::from_nanos(dice.below(20_000) as u64),
+            4..7 => Duration::from_nanos(dice.below(200_000) as u64),
+            _ => Duration::ZERO,
+        };
+        pause(time);
+        send(web, 2, number);
+        times.push(receive(engine, db, 1));
+        if dice.below(2) == 0 {
+            send(db, 1, number);
+            receive(engine, web, 1);
+        }
+    }
+    times.sort();
+    times
+}
+
+#[test]
+fn a_packet_arrives_whatever_the_pause_before_it() {
+    use IdleMode::{Adaptive, Busy};
+    let cases: [(&[IdleMode], PlacementMode); 5] = [
+        (&[Adaptive], PlacementMode::Balanced),
+        (&[Adaptive, Adaptive], PlacementMode::RunToCompletion),
+        (&[Adaptive, Busy], PlacementMode::Static),
+        (&[Adaptive, Adaptive], PlacementMode::Static),
+        (&[Adaptive, Adaptive, Adaptive, Adaptive], PlacementMode::Static), // two on each thread's core
+    ];
+    for (workers, placement) in cases {
+        let mut engine = Engine::replay(&adaptive(workers, placement), vec![]).unwrap();
+        let (mut web, mut db) = (connect(&mut engine, WEB), connect(&mut engine, DB));
+        begin(&mut engine, &mut web, &mut db);
+        let times = talk(&mut engine, &mut web, &mut db, 2000);
+        let (median, worst) = (times[times.len() / 2], times[times.len() - 1]);
+        let stats = stopped(engine);
+        println!("{placement:?} {workers:?}: {median:?}, {worst:?} {:?}", woken(&stats));
+        // The time that a lost call would cost is none of the usual.
+        assert!(median < Duration::from_millis(5), "{median:?}");
+        assert!(woken(&stats).tenants > 100, "{stats:?}");
+        assert!(placement != PlacementMode::Static || woken(&stats).workers > 100, "{stats:?}");
+        for (worker, idle) in stats.workers.iter().zip(workers) {
+            assert_eq!((worker.idle, worker.sleeps > 0), (*idle, *idle == Adaptive), "{worker:?}");
+        }
+    }
+}
+
+#[test]
+fn tenants_that_were_silent_for_long_wake_it_however_many_there_are() {
+    const TENANTS: u16 = 300;
+    let mut plan = adaptive(&[IdleMode::Adaptive], PlacementMode::Balanced);
+    let endpoint = |id: u16| {
+        let memif = MemifPlan::server(peregrine_memif::SocketAddr::Abstract("unused".into()), id.into());
+        let address = peregrine_dataplane::types::MacAddr([2, 0, 0, 1, (id >> 8) as u8, id as u8]);
+        EndpointPlan { announce: false, ..EndpointPlan::new(&format!("t{id}"), NetworkId(0), address, memif) }
+    };
+    plan.endpoints = (0..TENANTS).map(endpoint).collect();
+    let mut engine = Engine::replay(&plan, vec![]).unwrap();
+    let mut tenants: Vec<Interface> = (0..TENANTS).map(|id| connect(&mut engine, EndpointId(id))).collect();
+    until_asleep(&mut engine, &[0]);
+    let mut dice = Dice::new(1);
+    for _ in 0..1000 {
+        let (from, to) = (dice.below(300), dice.below(300));
+        if from == to {
+            continue;
+        }
+        let addresses = [from, to].map(|id| plan.endpoints[id].mac);
+        tenants[from].tx[0].push(&flow(addresses[0], addresses[1], 7, 30)).unwrap();
+        tenants[from].tx[0].flush().unwrap();
+        receive(&mut engine, &mut tenants[to], 1);
+        pause(Duration::from_nanos(dice.below(300_000) as u64));
+    }
+    let stats = stopped(engine);
+    assert_eq!(stats.workers[0].unwatched, 0);
+    assert!(woken(&stats).tenants > 50, "{stats:?}");
+}
+
+#[test]
+fn a_tenant_with_several_queues_wakes_it_by_any_of_them() {
+    let mut engine =
+        Engine::replay(&adaptive(&[IdleMode::Adaptive], PlacementMode::Balanced), vec![]).unwrap();
+    let config = ClientConfig { queue_pairs: 4, ..ClientConfig::default() };
+    let server = ServerConfig { rings_max: 4, ..ServerConfig::default() };
+    let (mut web, theirs) = peregrine_memif::pair(config, server).unwrap();
+    engine.attach(WEB, rings(theirs)).unwrap();
+    let mut db = connect(&mut engine, DB);
+    for n in 0..200 {
+        if n % 4 == 0 {
+            until_asleep(&mut engine, &[0]);
+        }
+        web.tx[n % 4].push(&flow(mac(1), mac(2), 7, 30)).unwrap();
+        web.tx[n % 4].flush().unwrap();
+        receive(&mut engine, &mut db, 1);
+    }
+    let stats = stopped(engine);
+    assert!(woken(&stats).tenants >= 50, "{stats:?}");
+}
+
+#[test]
+fn what_control_wants_is_done_at_once() {
+    for workers in [&[IdleMode::Adaptive; 1][..], &[IdleMode::Adaptive; 2][..]] {
+        let all: Vec<usize> = (0..workers.len()).collect();
+        let plan = adaptive(workers, PlacementMode::RunToCompletion);
+        let mut engine = Engine::replay(&plan, vec![]).unwrap();
+        let mut web = connect(&mut engine, WEB);
+        for round in 0..20 {
+            until_asleep(&mut engine, &all);
+            let mut db = connect(&mut engine, DB);
+            if workers.len() > 1 && round % 2 == 0 {
+                until_asleep(&mut engine, &all);
+                let to = WorkerId(1 - engine.home(DB).unwrap().0);
+                until(&mut engine, "it does not move", |engine| engine.serve_at(DB, to).then_some(()));
+            }
+            until_asleep(&mut engine, &all);
+            send(&mut web, 2, round);
+            receive(&mut engine, &mut db, 1);
+            until_asleep(&mut engine, &all);
+            engine.detach(DB);
+            let change =
+                EndpointPlan { storm_limit: Some(1000 + u32::from(round)), ..plan.endpoints[1].clone() };
+            engine.change(Change { endpoints: vec![(DB, Some(change))], ..Change::default() }).unwrap();
+        }
+        until_asleep(&mut engine, &all);
+        let before = Instant::now();
+        let stats = stopped(engine);
+        println!("ended in {:?}, {:?}", before.elapsed(), woken(&stats));
+        assert!(woken(&stats).control > 30, "{stats:?}");
+    }
+}
+
+#[test]
+fn workers_sleep_and_are_woken_where_they_come_to() {
+    let cores: Vec<CoreId> =
+        core_affinity::get_core_ids().unwrap().iter().map(|core| CoreId(core.id)).collect();
+    let [first, second] = [cores[0], *cores.get(1).expect("two CPUs are needed")];
+    let mut plan = adaptive(&[IdleMode::Busy; 2], PlacementMode::Static);
+    plan.workers[0].idle = IdleMode::Adaptive;
+    let mut engine = Engine::replay(&plan, vec![]).unwrap();
+    let (mut web, mut db) = (connect(&mut engine, WEB), connect(&mut engine, DB));
+    begin(&mut engine, &mut web, &mut db);
+    let settle = |engine: &mut Engine| {
+        until(engine, "workers do not come and go", |engine| engine.deadline().is_none().then_some(()));
+    };
+    for _ in 0..10 {
+        // From a busy thread to one that sleeps, where both are then, and back.
+        engine.remove_worker(second).unwrap();
+        settle(&mut engine);
+        until_asleep(&mut engine, &[0, 1]);
+        talk(&mut engine, &mut web, &mut db, 20);
+        engine.add_worker(&WorkerPlan::on(second)).unwrap();
+        settle(&mut engine);
+        until_asleep(&mut engine, &[0]);
+        talk(&mut engine, &mut web, &mut db, 20);
+        // One without queues comes, and goes.
+        engine.add_worker(&WorkerPlan { idle: IdleMode::Adaptive, ..WorkerPlan::on(second) }).unwrap();
+        settle(&mut engine);
+        until_asleep(&mut engine, &[0, 2]);
+        talk(&mut engine, &mut web, &mut db, 20);
+        until_asleep(&mut engine, &[0, 2]);
+        engine.remove_worker(second).unwrap();
+        settle(&mut engine);
+    }
+    assert!(engine.cores().contains(&first));
+    stopped(engine);
+}
