@@ -10,7 +10,7 @@ FUZZ_SECONDS ?= 300
 # And `make long` at its load.
 LONG_SECONDS ?= 600
 
-.PHONY: help setup setup-tests build demo test conformance long fuzz lint bench report instructions-baseline clean
+.PHONY: help setup setup-tests build demo test conformance long nic-lab fuzz lint bench report instructions-baseline clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  \1: /p' Makefile
@@ -42,6 +42,9 @@ long: setup-tests build ## Linux, Peregrine and Open vSwitch as three VTEPs of o
 	LONG_SECONDS=$(LONG_SECONDS) $(CARGO) test --locked -p peregrine-tests --test three_vteps \
 		--config 'target."cfg(unix)".runner = "$(if $(SUDO),sudo -E env PATH=$(PATH):/usr/sbin:/sbin,env)"' \
 		-- --ignored --test-threads=1 --nocapture
+
+nic-lab: build ## Peregrine on the drivers of igb, virtio-net, vmxnet3 and e1000e, in QEMU's guests, zero-copy where they have it (minutes; NIC_LAB_CACHE=DIR keeps the downloads)
+	@NIC_LAB_CASES="$(NIC_LAB_CASES)" tests/nic-lab/run.sh $(NICS)
 
 fuzz: setup ## look for inputs that break memif, 5 minutes each way (FUZZ_SECONDS=60: a minute)
 	@CARGO="$(CARGO)" tests/fuzz.sh run $(FUZZ_SECONDS)

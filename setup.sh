@@ -24,6 +24,7 @@ nsenter:util-linux
 taskset:util-linux
 iperf3:iperf3
 curl:curl
+xz:xz-utils
 python3:python3
 dpdk-testpmd:dpdk-dev
 /usr/lib/*/librte_net_memif.so.*:librte-net-memif23

@@ -66,6 +66,10 @@ pub enum XskError {
         mtu: u32,
         /// The chunk size asked for.
         chunk_size: u32,
+        /// The largest MTU whose packets fit such a chunk, and one of 4096 bytes.
+        holds: (u32, u32),
+        /// Zero-copy was required, of this driver, and that is why so little fits.
+        zero_copy: Option<String>,
     },
     /// The kernel takes 2048 or 4096 only.
     ChunkSize {
@@ -261,7 +265,7 @@ impl fmt::Display for XskError {
                 "{what} is not permitted: run as root, or with the capabilities CAP_NET_ADMIN, CAP_NET_RAW, CAP_BPF and \
                  CAP_PERFMON"
             ),
-            E::MtuTooLarge { interface, mtu, chunk_size } => mtu_too_large(f, interface, *mtu, *chunk_size),
+            E::MtuTooLarge { .. } => mtu_too_large(f, self),
             E::ChunkSize { got } => write!(f, "a chunk of {got} bytes is not possible: use 2048 or 4096"),
             E::RingSize { got } => {
                 write!(f, "a ring of {got} descriptors is not possible: use a power of two from 64 to 32768")
@@ -368,14 +372,25 @@ fn no_address(f: &mut fmt::Formatter<'_>, interface: &str, wanted: &IpAddr, has:
     )
 }
 
-fn mtu_too_large(f: &mut fmt::Formatter<'_>, interface: &str, mtu: u32, chunk_size: u32) -> fmt::Result {
-    let most = super::largest_mtu(chunk_size);
+fn mtu_too_large(f: &mut fmt::Formatter<'_>, error: &XskError) -> fmt::Result {
+    let XskError::MtuTooLarge { interface, mtu, chunk_size, holds: (most, most_of_4096), zero_copy } = error
+    else {
+        return Ok(());
+    };
+    let larger = if *chunk_size < 4096 && mtu <= most_of_4096 { "chunks of 4096 bytes, " } else { "" };
+    if let Some(driver) = zero_copy {
+        return write!(
+            f,
+            "{interface} has an MTU of {mtu}, but with zero-copy a chunk of {chunk_size} bytes holds {most} (driver {driver}): use {larger}\
+             `ip link set dev {interface} mtu {most}`, or mode 'copy'"
+        );
+    }
     write!(f, "{interface} has an MTU of {mtu}, but a chunk of {chunk_size} bytes holds {most}: ")?;
-    if chunk_size < 4096 && mtu <= super::largest_mtu(4096) {
-        return write!(f, "use chunks of 4096 bytes, or `ip link set dev {interface} mtu {most}`");
+    if !larger.is_empty() {
+        return write!(f, "use {larger}or `ip link set dev {interface} mtu {most}`");
     }
     // Then it does not fit behind any outer headers.
-    let more = (chunk_size as usize).saturating_sub(HEADROOM + EthHeader::LEN + OVERHEAD_IPV4) + 1;
+    let more = (*chunk_size as usize).saturating_sub(HEADROOM + EthHeader::LEN + OVERHEAD_IPV4) + 1;
     write!(
         f,
         "use `ip link set dev {interface} mtu {most}`, or set some networks[n].mtu to {more} or more, with which packets may lie in \
@@ -494,8 +509,11 @@ mod tests {
 
     #[test]
     fn an_mtu_that_larger_chunks_would_hold_says_so() {
-        let error =
-            |mtu, chunk_size| XskError::MtuTooLarge { interface: "eth0".into(), mtu, chunk_size }.to_string();
+        let error = |mtu, chunk_size| {
+            let holds = (super::super::largest_mtu(chunk_size), super::super::largest_mtu(4096));
+            let interface = "eth0".into();
+            XskError::MtuTooLarge { interface, mtu, chunk_size, holds, zero_copy: None }.to_string()
+        };
         assert!(error(3000, 2048).contains("use chunks of 4096 bytes"), "{}", error(3000, 2048));
         let text = error(9000, 2048);
         assert!(

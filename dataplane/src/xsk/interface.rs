@@ -6,7 +6,7 @@
 use std::io;
 use std::net::IpAddr;
 
-use crate::plan::Queues;
+use crate::plan::{Queues, XdpMode};
 use crate::sys;
 use crate::types::{MacAddr, QueueId};
 
@@ -162,8 +162,15 @@ impl Interface {
         if !self.up {
             return Err(XskError::InterfaceDown { interface: self.name.clone() });
         }
-        if self.mtu > largest_mtu(chunk_size) && !config.multi_buffer {
-            return Err(XskError::MtuTooLarge { interface: self.name.clone(), mtu: self.mtu, chunk_size });
+        let zero_copy = (config.mode == XdpMode::RequireZeroCopy).then(|| self.driver.clone());
+        let most = |chunk_size| match &zero_copy {
+            Some(driver) => largest_zero_copy_mtu(driver, chunk_size),
+            None => largest_mtu(chunk_size),
+        };
+        if self.mtu > most(chunk_size) && !config.multi_buffer {
+            let (interface, mtu) = (self.name.clone(), self.mtu);
+            let holds = (most(chunk_size), most(4096));
+            return Err(XskError::MtuTooLarge { interface, mtu, chunk_size, holds, zero_copy });
         }
         let locals = config.steering.as_ref().map_or(&[][..], |steering| &steering.locals);
         if let Some(&wanted) = locals.iter().find(|local| !self.addresses.contains(local)) {
@@ -179,10 +186,19 @@ pub(super) const fn largest_mtu(chunk_size: u32) -> u32 {
     chunk_size.saturating_sub(HEADROOM as u32 + LINK_HEADER)
 }
 
+/// The same with zero-copy: Linux wants room for a second VLAN tag and the frame's checksum as well (xp_assign_dev in
+/// net/xdp/xsk_buff_pool.c, from 7.0 and the stable kernels of April 2026 on). And igb and igc tell the card of buffers in steps of 1024
+/// bytes, rounded down (SRRCTL.BSIZEPKT in igb_main.c and igc_main.c), and take what lies in the next buffer for another frame.
+pub(super) fn largest_zero_copy_mtu(driver: &str, chunk_size: u32) -> u32 {
+    const SECOND_TAG_AND_CHECKSUM: u32 = 4 + 4;
+    let room = chunk_size.saturating_sub(HEADROOM as u32);
+    let buffer = if matches!(driver, "igb" | "igc") { room / 1024 * 1024 } else { room };
+    buffer.saturating_sub(LINK_HEADER + SECOND_TAG_AND_CHECKSUM)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::XdpMode;
     use crate::xsk::Steering;
 
     fn eth0() -> Interface {
@@ -245,6 +261,26 @@ mod tests {
         let interface = Interface { mtu: 9050, ..eth0() };
         let multi = XskConfig { multi_buffer: true, ..config() };
         assert!(interface.check(&multi, [].into_iter()).is_ok());
+    }
+
+    #[test]
+    fn with_zero_copy_a_chunk_holds_less() {
+        let asked = |driver: &str, mtu, chunk_size| {
+            let interface = Interface { mtu, driver: driver.into(), ..eth0() };
+            let config = XskConfig { mode: XdpMode::RequireZeroCopy, chunk_size, ..config() };
+            interface.check(&config, [].into_iter())
+        };
+        for (driver, chunk_size, most) in
+            [("ice", 2048, 1766), ("ice", 4096, 3814), ("igb", 2048, 998), ("igc", 4096, 3046)]
+        {
+            assert!(asked(driver, most, chunk_size).is_ok(), "{driver}");
+            assert!(asked(driver, most + 1, chunk_size).is_err(), "{driver}");
+        }
+        assert_eq!(
+            asked("igb", 1500, 2048).unwrap_err().to_string(),
+            "eth0 has an MTU of 1500, but with zero-copy a chunk of 2048 bytes holds 998 (driver igb): use chunks of 4096 bytes, \
+             `ip link set dev eth0 mtu 998`, or mode 'copy'"
+        );
     }
 
     #[test]

@@ -64,7 +64,7 @@ pub use program::{PassedCounters, SteeringCounters};
 pub use socket::{Kicks, XskSocket};
 pub use uplink::{ActualMode, SocketStatistics, Uplink, UplinkInfo};
 
-use interface::largest_mtu;
+use interface::{largest_mtu, largest_zero_copy_mtu};
 use multi::{Multi, Share};
 use program::{AttachError, Program};
 use socket::Parts;
@@ -191,7 +191,10 @@ pub fn open(config: &XskConfig, workers: &[Vec<QueueId>]) -> Result<(Uplink, Vec
 ///
 /// What fails leaves nothing behind. Takes some seconds at most, when a queue is still held by somebody else.
 pub fn open_all(configs: &[XskConfig], workers: &[Hand]) -> Result<(Vec<Uplink>, Vec<WorkerPort>), XskError> {
-    let mode = common_mode(configs);
+    let mode = match common_mode(configs) {
+        XdpMode::PreferZeroCopy if !configs.iter().all(fits_zero_copy) => XdpMode::Copy,
+        mode => mode,
+    };
     match open_in(mode, configs, workers) {
         // One driver has zero-copy, and another, whose socket is to share the memory, has not.
         Err(XskError::Bind { .. }) if mode == XdpMode::PreferZeroCopy && configs.len() > 1 => {
@@ -211,6 +214,13 @@ fn common_mode(configs: &[XskConfig]) -> XdpMode {
     } else {
         XdpMode::PreferZeroCopy
     }
+}
+
+/// Whether each packet of the interface has room in a chunk with zero-copy. Not every driver and kernel refuses where it has not.
+fn fits_zero_copy(config: &XskConfig) -> bool {
+    let fits = |found: Interface| found.mtu <= largest_zero_copy_mtu(&found.driver, config.chunk_size);
+    // What is wrong with it, opening it says.
+    config.multi_buffer || interface(&config.interface).map_or(true, fits)
 }
 
 fn open_in(

@@ -1,0 +1,95 @@
+//! What is tried with each NIC.
+
+mod links;
+mod refusals;
+mod rings;
+mod streams;
+
+use peregrine_tests::{Daemon, totals};
+use serde_json::Value;
+
+use crate::bench::Bench;
+use crate::kinds::Kind;
+
+/// One case.
+#[derive(Debug)]
+pub struct Case {
+    /// Its name, as it is printed.
+    pub name: &'static str,
+    /// The kinds of NIC that it is for.
+    pub kinds: fn(Kind) -> bool,
+    /// Does it. Panics if it fails; else a few facts.
+    pub run: fn(Kind) -> String,
+}
+
+const fn all(_: Kind) -> bool {
+    true
+}
+
+/// All of them, in the order in which they run.
+pub const CASES: &[Case] = &[
+    Case { name: "ping", kinds: all, run: ping },
+    Case { name: "modes", kinds: all, run: refusals::modes },
+    Case { name: "stream", kinds: all, run: streams::both_ways },
+    Case { name: "burst", kinds: all, run: streams::burst },
+    Case { name: "link", kinds: all, run: links::cable_and_interface },
+    Case { name: "killed", kinds: all, run: killed },
+    Case { name: "dry", kinds: all, run: rings::dry },
+    Case { name: "queues", kinds: Kind::is_multi_queue, run: rings::unserved_queue },
+    Case { name: "mtu", kinds: all, run: refusals::mtu },
+    Case { name: "foreign", kinds: all, run: refusals::foreign_program },
+    Case { name: "vlan", kinds: all, run: refusals::vlan },
+    Case { name: "filters", kinds: all, run: links::filters },
+    Case { name: "huge", kinds: all, run: streams::huge },
+    Case { name: "removed", kinds: all, run: links::removed },
+];
+
+/// The best mode of the driver, asked for and got; and a thousand pings, of which none is lost.
+fn ping(kind: Kind) -> String {
+    let bench = Bench::new(kind);
+    let daemon = bench.start(&bench.config(&[]));
+    bench.pings(1000);
+    let stats = nothing_lost(&daemon);
+    format!(
+        "{}, 1000 of 1000 pings, {} frames in, none dropped",
+        kind.actual_mode(),
+        totals(&stats, "uplink_rx")
+    )
+}
+
+/// Killed with -9 and started again at once, while the kernel still has the sockets of the one before.
+fn killed(kind: Kind) -> String {
+    let bench = Bench::new(kind);
+    let config = bench.config(&[]);
+    let mut slowest = 0;
+    for _ in 0..3 {
+        let daemon = bench.start(&config);
+        slowest = slowest.max(daemon.start_time.as_millis());
+        bench.pings(20);
+        daemon.kill();
+    }
+    let daemon = bench.start(&config);
+    bench.pings(100);
+    daemon.at_rest();
+    format!("3 times, started again within {slowest} ms")
+}
+
+/// At rest, and no frame was dropped, neither by us nor at the sockets.
+#[track_caller]
+fn nothing_lost(daemon: &Daemon) -> Value {
+    let stats = daemon.at_rest();
+    assert_eq!(totals(&stats, "dropped"), 0, "{}", stats["drops"]);
+    let sockets = &stats["uplinks"][0]["sockets"];
+    for socket in sockets.as_array().into_iter().flatten() {
+        assert!(socket["rx_dropped"] == 0 && socket["rx_ring_full"] == 0, "{sockets}");
+    }
+    stats
+}
+
+/// Frames that the kernel dropped before they came into a ring of ours.
+fn lost_at_sockets(stats: &Value) -> u64 {
+    let of_socket = |socket: &Value| {
+        ["rx_dropped", "rx_ring_full"].iter().filter_map(|key| socket[key].as_u64()).sum::<u64>()
+    };
+    stats["uplinks"][0]["sockets"].as_array().into_iter().flatten().map(of_socket).sum()
+}

@@ -1,0 +1,201 @@
+//! Streams of frames, each of which is accounted for. The tenant is on memif and polls: what a wake-up takes in a guest that is
+//! emulated, Peregrine does not put up with for long.
+
+use std::time::{Duration, Instant};
+
+use peregrine_memif::Interface;
+use peregrine_tests::{Daemon, FAR, FAR_OVERLAY, NEAR, PATIENCE, RawSocket, Tenant, frame, totals, until};
+use serde_json::Value;
+
+use super::lost_at_sockets;
+use crate::bench::{Bench, counter};
+use crate::kinds::Kind;
+
+/// What begins the payload of each frame of ours.
+const MARK: &str = "stream ";
+
+/// A frame of the stream, with this number, from about 100 to 1400 bytes long.
+fn numbered(from: &str, to: &str, number: usize) -> Vec<u8> {
+    let text = format!("{MARK}{number} ");
+    frame(from, to, &format!("{text:.<length$}", length = 60 + number * 37 % 1300))
+}
+
+fn is_ours(frame: &[u8]) -> bool {
+    frame.windows(MARK.len()).any(|bytes| bytes == MARK.as_bytes())
+}
+
+/// What has come to a tenant since the last look.
+pub fn polled(tenant: &mut Interface) -> Vec<Vec<u8>> {
+    let ring = tenant.rx.first_mut().expect("a ring");
+    ring.disable_interrupt();
+    ring.pending().expect("an honest peer");
+    let mut frames = Vec::new();
+    while let Some(packet) = ring.next_packet() {
+        let packet = packet.expect("an honest peer");
+        let mut bytes = vec![0; packet.len()];
+        packet.copy_to(&mut bytes).expect("room");
+        frames.push(bytes);
+    }
+    ring.release();
+    frames.retain(|frame| is_ours(frame));
+    frames
+}
+
+fn give(tenant: &mut Interface, frame: &[u8]) {
+    let ring = tenant.tx.first_mut().expect("a ring");
+    ring.push(frame).expect("room in the ring");
+    ring.flush().expect("flushed");
+}
+
+/// The far kernel's vxlan device and the tenant send to each other, so many under way at once; all of them come, in order.
+pub fn both_ways(kind: Kind) -> String {
+    const WINDOWS: usize = 60;
+    const WINDOW: usize = 32;
+    let bench = Bench::new(kind);
+    let daemon = bench.start(&bench.config(&[Tenant::DB]));
+    let mut tenant = Tenant::DB.connect(&bench.net);
+    let far = RawSocket::open(&bench.net.far, "vx");
+    // So that nothing of the stream is flooded: the daemon learns where the far end is.
+    far.send(&numbered(FAR_OVERLAY.1, Tenant::DB.mac, 0));
+    until("the first frame", || !polled(&mut tenant).is_empty());
+    let before = daemon.at_rest();
+
+    for window in 0..WINDOWS {
+        let numbers = window * WINDOW..(window + 1) * WINDOW;
+        let inward: Vec<_> = numbers.clone().map(|n| numbered(FAR_OVERLAY.1, Tenant::DB.mac, n)).collect();
+        let outward: Vec<_> = numbers.map(|n| numbered(Tenant::DB.mac, FAR_OVERLAY.1, n)).collect();
+        for (inward, outward) in inward.iter().zip(&outward) {
+            far.send(inward);
+            give(&mut tenant, outward);
+        }
+        let mut got = Vec::new();
+        until("the window to come in", || {
+            got.extend(polled(&mut tenant));
+            got.len() >= WINDOW
+        });
+        assert!(got == inward, "window {window} came in otherwise than it was sent");
+        // The socket sees what it sends itself as well.
+        let wanted = |frame: &[u8]| is_ours(frame) && frame.get(6..12) == outward[0].get(6..12);
+        for (n, sent) in outward.iter().enumerate() {
+            let got = far.next(PATIENCE, wanted);
+            assert!(
+                got.as_ref() == Some(sent),
+                "frame {n} of window {window} went out otherwise than it was given"
+            );
+        }
+    }
+    let after = super::nothing_lost(&daemon);
+    let grown = |name| totals(&after, name) - totals(&before, name);
+    let all = (WINDOWS * WINDOW) as u64;
+    assert!(grown("uplink_rx") >= all && grown("uplink_tx") >= all, "{after:#}");
+    assert_eq!(grown("tenant_rx"), grown("uplink_tx"));
+    format!(
+        "{all} frames each way, all came, in order; {} in, {} out",
+        grown("uplink_rx"),
+        grown("uplink_tx")
+    )
+}
+
+/// As many as the far host can send at once: what came, what we dropped, and what the socket or the NIC had no room for, is all of it.
+pub fn burst(kind: Kind) -> String {
+    const FRAMES: usize = 3000;
+    let bench = Bench::new(kind);
+    let daemon = bench.start(&bench.config(&[Tenant::DB]));
+    let mut tenant = Tenant::DB.connect(&bench.net);
+    let far = RawSocket::sender(&bench.net.far, "vx");
+    let before = (daemon.at_rest(), Wire::now(&bench));
+    let mut got = 0;
+    for number in 0..FRAMES {
+        far.send(&numbered(FAR_OVERLAY.1, Tenant::DB.mac, number));
+        if number % 64 == 0 {
+            got += polled(&mut tenant).len() as u64;
+        }
+    }
+    let stats = settled(&bench, &daemon, &before, || got += polled(&mut tenant).len() as u64);
+    let (came, sent, lost) = balance(&stats, &Wire::now(&bench), &before);
+    assert_eq!(came + lost, sent, "{came} came and {lost} were counted as lost, of {sent}: {stats:#}");
+    let delivered = totals(&stats, "tenant_tx") - totals(&before.0, "tenant_tx");
+    until("the last ones", || {
+        got += polled(&mut tenant).len() as u64;
+        got >= delivered
+    });
+    assert_eq!(got, delivered);
+    format!("{sent} sent, {came} came, {lost} counted as lost before, {got} delivered")
+}
+
+/// Counters of the wire's two ends.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Wire {
+    sent: u64,
+    /// For which the near NIC had no room, or which it did not take.
+    refused: u64,
+}
+
+impl Wire {
+    /// As they are now.
+    pub fn now(bench: &Bench) -> Wire {
+        let near = |name| counter(&bench.net.near, NEAR.1, name);
+        let refused = near("rx_missed_errors") + near("rx_over_errors");
+        Wire { sent: counter(&bench.net.far, FAR.1, "tx_packets"), refused }
+    }
+}
+
+/// Waits until the frames that came, and those counted as lost, are as many as were sent; or until nothing changes any more.
+pub fn settled(bench: &Bench, daemon: &Daemon, before: &(Value, Wire), mut meanwhile: impl FnMut()) -> Value {
+    let mut last = (daemon.stats(), Instant::now());
+    loop {
+        meanwhile();
+        let stats = daemon.stats();
+        let (came, sent, lost) = balance(&stats, &Wire::now(bench), before);
+        if came + lost >= sent || last.1.elapsed() > Duration::from_secs(4) {
+            return daemon.at_rest();
+        }
+        if stats["totals"] != last.0["totals"] {
+            last = (stats, Instant::now());
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// What came to us or to the kernel, what was sent, and what somebody counted as lost on the way.
+pub fn balance(stats: &Value, wire: &Wire, before: &(Value, Wire)) -> (u64, u64, u64) {
+    let came = |stats: &Value| {
+        let passed = stats["uplinks"][0]["program"].as_array().into_iter().flatten().map(|queue| {
+            let passed = queue["passed"].as_object().into_iter().flatten().filter_map(|(_, n)| n.as_u64());
+            queue["no_socket"].as_u64().unwrap_or(0) + passed.sum::<u64>()
+        });
+        totals(stats, "uplink_rx") + passed.sum::<u64>()
+    };
+    let lost = lost_at_sockets(stats) - lost_at_sockets(&before.0) + wire.refused - before.1.refused;
+    (came(stats) - came(&before.0), wire.sent - before.1.sent, lost)
+}
+
+/// Frames that are longer than the MTU: the NIC may drop them, or they do not fit a chunk; those around them come all the same.
+pub fn huge(kind: Kind) -> String {
+    const FRAMES: usize = 40;
+    let bench = Bench::new(kind);
+    let daemon = bench.start(&bench.config(&[Tenant::DB]));
+    bench.net.far.ip(&format!("link set {} mtu 6000", FAR.1)).expect("a larger MTU");
+    bench.net.far.ip("link set vx mtu 5900").expect("a larger MTU");
+    bench.wait_for_carrier(&bench.net.far, FAR.1, true);
+    bench.pings(20);
+    let far = RawSocket::sender(&bench.net.far, "vx");
+    let mut tenant = Tenant::DB.connect(&bench.net);
+    let mut lengths = [0; 2];
+    for (place, length) in [1600, 5000].into_iter().enumerate() {
+        let before = totals(&daemon.at_rest(), "uplink_rx");
+        for number in 0..FRAMES {
+            far.send(&frame(FAR_OVERLAY.1, Tenant::DB.mac, &format!("{MARK}{number}{:.<length$}", "")));
+            polled(&mut tenant);
+        }
+        bench.pings(100);
+        lengths[place] =
+            totals(&daemon.at_rest(), "uplink_rx").saturating_sub(before + 100).min(FRAMES as u64);
+    }
+    let stats = daemon.at_rest();
+    assert!(daemon.is_alive());
+    format!(
+        "of {FRAMES} with 1600 bytes {} came, of {FRAMES} with 5000 {}; all pings; dropped: {}",
+        lengths[0], lengths[1], stats["drops"]
+    )
+}

@@ -1,0 +1,173 @@
+//! On the host: one guest after the other. What they say that is for people is printed, all of it is kept.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
+
+use peregrine_control::lab::tethered;
+use peregrine_tests::{FAR, NEAR};
+
+use crate::guest::MARK;
+use crate::kinds::Kind;
+
+/// What begins a line by which the guest asks for something outside of it: a command of QEMU's monitor follows.
+pub const REQUEST: &str = "nic-lab-monitor: ";
+/// A guest that says nothing for so long will not go on: a case's patience, and a start on a busy machine.
+const SILENCE: Duration = Duration::from_secs(90);
+/// No guest takes longer than this.
+const GUEST_PATIENCE: Duration = Duration::from_secs(420);
+/// Lines of the console that are shown of a guest that broke off.
+const LAST_LINES: usize = 30;
+
+/// How a guest did.
+#[derive(Default, Debug)]
+struct Outcome {
+    passed: u32,
+    failed: u32,
+    /// Why it broke off.
+    broken: Option<String>,
+}
+
+/// Boots a guest for each of these kinds. `folder` holds the kernel, the initramfs, and QEMU under `root`.
+pub fn run(folder: &Path, kinds: Vec<Kind>) -> ExitCode {
+    let began = Instant::now();
+    let (mut passed, mut failed) = (0, 0);
+    for kind in kinds {
+        let outcome = guest(folder, kind);
+        passed += outcome.passed;
+        failed += outcome.failed;
+        if let Some(why) = outcome.broken {
+            failed += 1;
+            println!("{MARK}{}: FAILED: {why}", kind.name());
+        }
+    }
+    println!("{MARK}{passed} passed, {failed} failed, in {:.0} s", began.elapsed().as_secs_f64());
+    ExitCode::from(u8::from(failed > 0 || passed == 0))
+}
+
+/// Boots one, reads its console to the end, and leaves nothing running.
+fn guest(folder: &Path, kind: Kind) -> Outcome {
+    let monitor = folder.join("monitor");
+    let _absent = std::fs::remove_file(&monitor);
+    let mut child = match qemu(folder, kind, &monitor).spawn() {
+        Ok(child) => child,
+        Err(error) => return Outcome { broken: Some(format!("QEMU: {error}")), ..Outcome::default() },
+    };
+    let log = folder.join(format!("console-{}.log", kind.name()));
+    let outcome = read_console(&lines_of(&mut child), &log, &monitor);
+    let _gone = child.kill();
+    let _reaped = child.wait();
+    outcome
+}
+
+/// The virtual machine: two NICs of a kind on one hub, each behind a port of its own.
+fn qemu(folder: &Path, kind: Kind, monitor: &Path) -> Command {
+    let root = folder.join("root/usr");
+    let unpacked = root.join("bin/qemu-system-x86_64");
+    // Nothing was unpacked where this machine has the newest one.
+    let program = if unpacked.is_file() { unpacked } else { PathBuf::from("qemu-system-x86_64") };
+    let mut command = Command::new(program);
+    command.env("LD_LIBRARY_PATH", root.join("lib/x86_64-linux-gnu"));
+    for data in ["share/qemu", "share/seabios"] {
+        command.arg("-L").arg(root.join(data));
+    }
+    command.args(["-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "1G"]);
+    command.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "stdio"]);
+    command.arg("-monitor").arg(format!("unix:{},server=on,wait=off", monitor.display()));
+    command.arg("-kernel").arg(folder.join("kernel")).arg("-initrd").arg(folder.join("initramfs"));
+    let cases = std::env::var("NIC_LAB_CASES").ok().filter(|names| !names.is_empty());
+    let cases = cases.map(|names| format!(" nic_lab_cases={names}"));
+    let line = "console=ttyS0 quiet panic=-1 mitigations=off nokaslr";
+    command.arg("-append").arg(format!("{line} nic_lab={}{}", kind.name(), cases.unwrap_or_default()));
+    for (number, (name, mac)) in [("far", FAR.2), ("near", NEAR.2)].into_iter().enumerate() {
+        command.args(["-netdev", &format!("hubport,id=hub-{name},hubid=0")]);
+        command.args(["-device", &format!("pcie-root-port,id=port-{name},chassis={number},slot={number}")]);
+        command.args([
+            "-device",
+            &format!("{},id={name},bus=port-{name},netdev=hub-{name},mac={mac},romfile=", kind.device()),
+        ]);
+    }
+    let mut command = tethered(&command);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+/// What it writes, to either stream, line by line.
+fn lines_of(child: &mut Child) -> Receiver<String> {
+    let (sender, lines) = channel();
+    let streams: [Option<Box<dyn Read + Send>>; 2] = [
+        child.stdout.take().map(|stream| Box::new(stream) as Box<dyn Read + Send>),
+        child.stderr.take().map(|stream| Box::new(stream) as Box<dyn Read + Send>),
+    ];
+    for stream in streams.into_iter().flatten() {
+        let sender = sender.clone();
+        std::thread::spawn(move || {
+            for line in BufReader::new(stream).split(b'\n').map_while(Result::ok) {
+                if sender.send(String::from_utf8_lossy(&line).trim_end().to_string()).is_err() {
+                    return;
+                }
+            }
+        });
+    }
+    lines
+}
+
+fn read_console(lines: &Receiver<String>, log: &Path, monitor: &Path) -> Outcome {
+    let mut kept = File::create(log).ok();
+    let mut last: Vec<String> = Vec::new();
+    let mut outcome = Outcome::default();
+    let deadline = Instant::now() + GUEST_PATIENCE;
+    let why = loop {
+        let patience = SILENCE.min(deadline.saturating_duration_since(Instant::now()));
+        let line = match lines.recv_timeout(patience) {
+            Ok(line) => line,
+            Err(RecvTimeoutError::Timeout) => break format!("silent for {patience:?}, or too slow"),
+            Err(RecvTimeoutError::Disconnected) => break "the guest broke off".into(),
+        };
+        let _full = kept.as_mut().map(|file| writeln!(file, "{line}"));
+        if let Some(request) = line.strip_prefix(REQUEST) {
+            if let Err(error) = ask_monitor(monitor, request) {
+                break format!("QEMU's monitor, `{request}`: {error}");
+            }
+        } else if line.starts_with(MARK) {
+            println!("{line}");
+            if let Some((passed, failed)) = end_of(&line) {
+                (outcome.passed, outcome.failed) = (passed, failed);
+                return outcome;
+            }
+        }
+        last.push(line);
+        if last.len() > LAST_LINES {
+            last.remove(0);
+        }
+    };
+    last.iter().for_each(|line| println!("{MARK}    {line}"));
+    outcome.broken = Some(format!("{why}; its console is in {}", log.display()));
+    outcome
+}
+
+/// `nic-lab: KIND end: N passed, M failed`.
+fn end_of(line: &str) -> Option<(u32, u32)> {
+    let (passed, failed) = line.split(" end: ").nth(1)?.split_once(", ")?;
+    Some((passed.strip_suffix(" passed")?.parse().ok()?, failed.strip_suffix(" failed")?.parse().ok()?))
+}
+
+fn ask_monitor(monitor: &Path, request: &str) -> std::io::Result<()> {
+    let mut stream = UnixStream::connect(monitor)?;
+    stream.write_all(format!("{request}\n").as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_a_guest_is_known() {
+        assert_eq!(end_of("nic-lab: igb end: 12 passed, 1 failed"), Some((12, 1)));
+        assert_eq!(end_of("nic-lab: igb ping: ok (the end: near)"), None);
+    }
+}

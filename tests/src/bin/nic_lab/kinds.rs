@@ -1,0 +1,90 @@
+//! The kinds of NIC: what QEMU is told, and what is known of their drivers.
+
+/// A kind of NIC.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kind {
+    /// Intel 82576: native XDP, zero-copy since Linux 6.14, several queues.
+    Igb,
+    /// Virtio: native XDP, zero-copy since Linux 6.11; one queue here, QEMU's hub has no more.
+    Virtio,
+    /// VMware: native XDP since Linux 6.6, no zero-copy; several queues.
+    Vmxnet3,
+    /// Intel 82574: no XDP of its own.
+    E1000e,
+}
+
+impl Kind {
+    /// In the order in which they are tested.
+    pub const ALL: [Kind; 4] = [Kind::Igb, Kind::Virtio, Kind::Vmxnet3, Kind::E1000e];
+
+    /// As people call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Igb => "igb",
+            Kind::Virtio => "virtio-net",
+            Kind::Vmxnet3 => "vmxnet3",
+            Kind::E1000e => "e1000e",
+        }
+    }
+
+    /// The one of this name.
+    pub fn named(name: &str) -> Option<Kind> {
+        Kind::ALL.into_iter().find(|kind| kind.name() == name)
+    }
+
+    /// QEMU's device. Virtio's gets its memory through the kernel's DMA functions (`iommu_platform`): without them it has no zero-copy.
+    pub fn device(self) -> &'static str {
+        match self {
+            Kind::Igb => "igb",
+            Kind::Virtio => "virtio-net-pci,disable-legacy=on,iommu_platform=on",
+            Kind::Vmxnet3 => "vmxnet3",
+            Kind::E1000e => "e1000e",
+        }
+    }
+
+    /// The kernel's name of its driver, as `status` shows it.
+    pub fn driver(self) -> &'static str {
+        match self {
+            Kind::Virtio => "virtio_net",
+            other => other.name(),
+        }
+    }
+
+    /// The best mode that its driver has, as the config asks for it.
+    pub fn mode(self) -> &'static str {
+        match self {
+            Kind::Igb | Kind::Virtio => "require-zero-copy",
+            Kind::Vmxnet3 => "copy",
+            Kind::E1000e => "generic",
+        }
+    }
+
+    /// And as `status` says that it was got.
+    pub fn actual_mode(self) -> &'static str {
+        self.mode().trim_start_matches("require-")
+    }
+
+    /// Bytes of a chunk: with zero-copy igb has no room for packets of 1500 bytes in one of 2048.
+    pub fn chunk_size(self) -> u32 {
+        if self == Kind::Igb { 4096 } else { 2048 }
+    }
+
+    /// The largest MTU whose packets fit a chunk of 2048 bytes in the best mode.
+    pub fn small_mtu(self) -> u32 {
+        match self {
+            Kind::Igb => 998,
+            Kind::Virtio => 1766,
+            Kind::Vmxnet3 | Kind::E1000e => 1774,
+        }
+    }
+
+    /// Whether it has several queues here.
+    pub fn is_multi_queue(self) -> bool {
+        matches!(self, Kind::Igb | Kind::Vmxnet3)
+    }
+
+    /// Whether the card takes VLAN tags off, and can be told not to.
+    pub fn strips_vlans(self) -> bool {
+        self != Kind::Virtio
+    }
+}
