@@ -415,9 +415,8 @@ fn compare(burst: &mut BurstFigures, kernel: &[KernelFigures]) {
             .find(|other| other.n == u32::from(burst.n) && other.form == form.name() && other.threads == 1)
     };
     let usual = of(Form::Moved).map(|other| other.first_packet_ms.median);
-    // The namespaces count where ours are made with them, too.
-    let with_namespaces =
-        [containers::Kind::Pool, containers::Kind::Empty].iter().any(|kind| kind.name() == burst.kind);
+    // The namespaces count where ours are made with them, too; a pool's are there before.
+    let with_namespaces = burst.kind == containers::Kind::Empty.name();
     let strongest = of(Form::Batch).map(|other| {
         let namespaces = if with_namespaces { None } else { other.namespaces_ms };
         other.first_packet_ms.median - namespaces.map_or(0.0, |figure| figure.median)

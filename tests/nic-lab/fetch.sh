@@ -66,8 +66,16 @@ fetch() {
     mv "$cache/new" "$cache/debs"
 }
 
+mkdir -p "$cache"
+# One at a time; and what was fetched is what this machine lacks: another set of packages, another cache.
+exec 9>"$cache/lock"
+flock 9
 rm -rf "$cache/new"
-[ -f "$cache/debs/versions" ] || fetch
+installed=$(dpkg-query --show --showformat '${Package} ${Version}\n' 2>/dev/null | cksum)
+if [ ! -f "$cache/debs/versions" ] || [ "$(cat "$cache/debs/installed" 2>/dev/null)" != "$installed" ]; then
+    fetch
+    echo "$installed" >"$cache/debs/installed"
+fi
 if ! cmp -s "$cache/debs/versions" "$folder/versions"; then
     rm -rf "$folder/root" "$folder/versions"
     mkdir -p "$folder/root"

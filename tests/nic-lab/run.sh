@@ -14,6 +14,8 @@ cd "$(dirname "$0")/../.." || exit 1
 folder=$PWD/target/nic-lab
 cache=${NIC_LAB_CACHE:-$folder/cache}
 mkdir -p "$folder" "$cache"
+cache=$(cd "$cache" && pwd)
+programs=${CARGO_TARGET_DIR:-target}/release
 
 did_not_run() {
     echo "nic-lab: DID NOT RUN: $1"
@@ -27,5 +29,5 @@ case $? in
 3) did_not_run "QEMU and a kernel cannot be had here (above: why)" ;;
 *) exit 1 ;;
 esac
-tests/nic-lab/pack.sh "$folder" target/release || exit 1
-exec target/release/nic_lab host "$folder" "$@"
+tests/nic-lab/pack.sh "$folder" "$programs" || exit 1
+exec "$programs/nic_lab" host "$folder" "$@"

@@ -290,18 +290,24 @@ impl Tenants {
         when: When,
     ) -> Result<Vec<Prepared>, (usize, Error)> {
         let removed: HashSet<EndpointId> = removed.iter().copied().collect();
-        let (mut prepared, mut seats) = (Vec::new(), HashSet::new());
+        let (mut prepared, mut seats, mut own) = (Vec::new(), HashSet::new(), 0);
         for (index, coming) in added.iter().enumerate() {
             let is_free = removed.contains(&coming.id) || !self.by_endpoint.contains_key(&coming.id);
-            let has_room = self.ports.len() + prepared.len() < PORTS_MAX;
-            let made = match (is_free, has_room) {
-                (true, true) => self.prepare_one(registry, &removed, &mut seats, coming, when),
-                (true, false) => Err(no_room(&coming.plan.port)),
-                (false, _) => Err(port_error(
+            let made = match is_free {
+                true => self.prepare_one(registry, &removed, &mut seats, coming, when),
+                false => Err(port_error(
                     &coming.plan.port,
                     &format!("endpoint {} is there already", coming.plan.name),
                 )),
             };
+            let made = match made {
+                Ok(At::Own(mut port)) if self.ports.len() + own >= PORTS_MAX => {
+                    port.put_away(&mut self.maker);
+                    Err(no_room(&coming.plan.port))
+                }
+                made => made,
+            };
+            own += usize::from(matches!(made, Ok(At::Own(_))));
             match made {
                 Ok(at) => prepared.push(Prepared { id: coming.id, at }),
                 Err(error) => {

@@ -26,6 +26,11 @@ pub fn run(kind: Kind) -> ExitCode {
         (case.kinds)(kind) && wanted.is_none_or(|names| names.split(',').any(|name| name == case.name))
     };
     let (mut passed, mut failed) = (0, 0);
+    let is_known = |name: &&str| CASES.iter().any(|case| case.name == *name);
+    for name in wanted.into_iter().flat_map(|names| names.split(',')).filter(|name| !is_known(name)) {
+        failed += 1;
+        println!("{MARK}{} {name}: FAILED: there is no such case", kind.name());
+    }
     for case in CASES.iter().filter(is_wanted) {
         let began = Instant::now();
         let result = supervised(kind, case);
@@ -60,6 +65,8 @@ fn supervised(kind: Kind, case: &Case) -> Result<String, String> {
     if !ended {
         let _gone = child.kill();
         let _reaped = child.wait();
+        // With its namespaces, or the next case finds no NICs.
+        let _none = Command::new("ip").args(["-all", "netns", "delete"]).status();
     }
     let (out, err) = (out.join().unwrap_or_default(), err.join().unwrap_or_default());
     match out.lines().find_map(|line| line.strip_prefix(PASSED)) {

@@ -20,6 +20,8 @@ pub const REQUEST: &str = "nic-lab-monitor: ";
 const SILENCE: Duration = Duration::from_secs(90);
 /// No guest takes longer than this.
 const GUEST_PATIENCE: Duration = Duration::from_secs(420);
+/// What the guest's kernel says of a fault of its own: a driver's, most likely, and then no case is worth much.
+const FAULTS: [&str; 4] = ["BUG: ", "Oops: ", "WARNING: CPU", "Kernel panic"];
 /// Lines of the console that are shown of a guest that broke off.
 const LAST_LINES: usize = 30;
 
@@ -81,7 +83,7 @@ fn qemu(folder: &Path, kind: Kind, monitor: &Path) -> Command {
     command.arg("-kernel").arg(folder.join("kernel")).arg("-initrd").arg(folder.join("initramfs"));
     let cases = std::env::var("NIC_LAB_CASES").ok().filter(|names| !names.is_empty());
     let cases = cases.map(|names| format!(" nic_lab_cases={names}"));
-    let line = "console=ttyS0 quiet panic=-1 mitigations=off nokaslr";
+    let line = "console=ttyS0 quiet panic=-1 oops=panic mitigations=off nokaslr";
     command.arg("-append").arg(format!("{line} nic_lab={}{}", kind.name(), cases.unwrap_or_default()));
     for (number, (name, mac)) in [("far", FAR.2), ("near", NEAR.2)].into_iter().enumerate() {
         command.args(["-netdev", &format!("hubport,id=hub-{name},hubid=0")]);
@@ -121,6 +123,7 @@ fn read_console(lines: &Receiver<String>, log: &Path, monitor: &Path) -> Outcome
     let mut last: Vec<String> = Vec::new();
     let mut outcome = Outcome::default();
     let deadline = Instant::now() + GUEST_PATIENCE;
+    let mut fault = None;
     let why = loop {
         let patience = SILENCE.min(deadline.saturating_duration_since(Instant::now()));
         let line = match lines.recv_timeout(patience) {
@@ -137,8 +140,13 @@ fn read_console(lines: &Receiver<String>, log: &Path, monitor: &Path) -> Outcome
             println!("{line}");
             if let Some((passed, failed)) = end_of(&line) {
                 (outcome.passed, outcome.failed) = (passed, failed);
-                return outcome;
+                match fault.take() {
+                    Some(fault) => break format!("its kernel said: {fault}"),
+                    None => return outcome,
+                }
             }
+        } else if FAULTS.iter().any(|start| line.contains(start)) {
+            fault.get_or_insert(line.clone());
         }
         last.push(line);
         if last.len() > LAST_LINES {

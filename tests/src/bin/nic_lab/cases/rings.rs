@@ -37,7 +37,7 @@ pub fn dry(kind: Kind) -> String {
         let empty =
             |stats: &Value| sockets(stats, "rx_fill_ring_empty_descs") + sockets(stats, "rx_ring_full");
         assert!(came < sent || empty(&stats) > empty(&before.0), "nothing ran dry: {stats:#}");
-        // What its queue could not be given buffers for, igb (Linux 7.2) looks at again when it goes on, and the kernel counts that as well.
+        // On igb (Linux 7.2) up to a ring of descriptors was counted more than was sent: it seems to look again at those that it had no buffers for.
         let again = if kind == Kind::Igb { IGB_DESCRIPTORS } else { 0 };
         let wire = Wire::now(&bench);
         assert!(
