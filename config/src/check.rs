@@ -75,6 +75,7 @@ pub fn file(file: &File, report: &Report) -> Option<Plan> {
     report.is_clean().then_some(Plan {
         workers,
         idle_after,
+        sleep_max: Plan::default().sleep_max,
         placement,
         balance_threshold,
         uplinks: uplinks.plans,

@@ -48,6 +48,7 @@ use crate::stats::{
     ClassEntry, EndpointStats, NetworkStats, RemoteStats, StageStats, StationName, Stats, Totals,
     UplinkStats, WokenBy, WorkerStats, drops_by_name,
 };
+use crate::sys;
 use crate::tables::{Tables, overhead, remote_addresses};
 use crate::types::{CoreId, EndpointId, MacAddr, NetworkId, QueueId, RemoteId, Route, UplinkId, WorkerId};
 use crate::wire::eth::EthHeader;
@@ -342,6 +343,7 @@ impl Engine {
         ports: Vec<Port>,
         rules: Rules,
     ) -> Result<Engine, StartError> {
+        sys::allow_barriers();
         let mut tables = Tables::new(plan, smallest_mtu(&infos).map_or(0, |info| info.mtu as usize));
         for (uplink, info) in tables.uplinks.iter_mut().zip(&infos) {
             uplink.cardless = info.driver == "veth";

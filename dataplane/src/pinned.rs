@@ -14,7 +14,7 @@ use crossbeam::queue::ArrayQueue;
 use crate::bell::{Bell, Caller};
 use crate::clock::cycles;
 use crate::engine::StartError;
-use crate::idle::Idle;
+use crate::idle::{Idle, Times};
 use crate::plan::{IdleMode, WorkerPlan};
 use crate::sys;
 use crate::types::{CoreId, WorkerId};
@@ -100,21 +100,20 @@ pub(crate) struct PinnedThread {
 }
 
 impl PinnedThread {
-    /// Starts a thread on the core, with its priority, and without workers. It may sleep when these have looked in vain for twice that time, if
-    /// one is given.
+    /// Starts a thread on the core, with its priority, and without workers. It may sleep if times for that are given.
     ///
     /// # Errors
     /// [`StartError::Core`], [`StartError::Nice`], [`StartError::Thread`].
     pub(crate) fn start(
         plan: &WorkerPlan,
-        idle_after: Option<Duration>,
+        idle_times: Option<Times>,
         ending: &Arc<Ending>,
         patience: Duration,
     ) -> Result<PinnedThread, StartError> {
         let WorkerPlan { core, nice, idle: mode } = *plan;
         let bell = Arc::new(Bell::new());
-        bell.allow(idle_after.is_some());
-        let idle = idle_after.map(|after| Idle::new(after, bell.clone()));
+        bell.allow(idle_times.is_some());
+        let idle = idle_times.map(|times| Idle::new(times, bell.clone()));
         let queue = || ArrayQueue::new(WorkerId::LIMIT);
         let seats =
             Arc::new(Seats { coming: queue(), going: queue(), is_closed: AtomicBool::new(false), bell });

@@ -23,6 +23,9 @@ pub struct Plan {
     pub workers: Vec<WorkerPlan>,
     /// How long a worker that may sleep looks in vain for work at full speed. After twice that time it sleeps.
     pub idle_after: Duration,
+    /// It sleeps no longer than this. No config says it: only tests do, for which a call that was lost is to be a call that never comes.
+    #[doc(hidden)]
+    pub sleep_max: Duration,
     /// How the steps are spread over the workers.
     pub placement: PlacementMode,
     /// A worker that is busy for more than this share of its cycles, in percent, has too much to do: what it does is spread, if
@@ -55,6 +58,7 @@ impl Default for Plan {
         Plan {
             workers: Vec::new(),
             idle_after: Duration::from_micros(50),
+            sleep_max: crate::idle::SLEEP_MAX,
             placement: PlacementMode::default(),
             balance_threshold: 85,
             uplinks: Vec::new(),

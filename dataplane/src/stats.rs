@@ -209,7 +209,8 @@ pub struct WorkerStats {
     pub sleeps: u64,
     /// What woke it.
     pub woken_by: WokenBy,
-    /// Tenants that could not be watched (/proc/sys/fs/epoll/max_user_watches): while it sleeps they are noticed some milliseconds late.
+    /// Times that a tenant could not be watched (/proc/sys/fs/epoll/max_user_watches), when it came or the worker moved: while the worker sleeps
+    /// such a one is noticed late, by up to 10 ms for every 256 quiet tenants.
     pub unwatched: u64,
     /// Chunks in its UMEM, free for use just now.
     pub frames_free: u64,

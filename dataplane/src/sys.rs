@@ -421,14 +421,18 @@ pub(crate) fn set_thread_nice(nice: i8) -> io::Result<()> {
 }
 
 /// What any thread of this process has written is seen by all others from here on, and the other way round (membarrier(2)). Where the kernel
-/// cannot do that, some microseconds do.
+/// cannot do that, some microseconds do. [`allow_barriers`] comes first.
 pub(crate) fn barrier_on_all_threads() {
-    const REGISTER_PRIVATE_EXPEDITED: libc::c_int = 1 << 4;
     const PRIVATE_EXPEDITED: libc::c_int = 1 << 3;
-    for command in [REGISTER_PRIVATE_EXPEDITED, PRIVATE_EXPEDITED] {
-        // SAFETY: no pointers.
-        unsafe { libc::syscall(libc::SYS_membarrier, command, 0, 0) };
-    }
+    // SAFETY: no pointers.
+    unsafe { libc::syscall(libc::SYS_membarrier, PRIVATE_EXPEDITED, 0, 0) };
+}
+
+/// Before threads may use [`barrier_on_all_threads`]. The first time it can take milliseconds, so it is not for a worker.
+pub(crate) fn allow_barriers() {
+    const REGISTER_PRIVATE_EXPEDITED: libc::c_int = 1 << 4;
+    // SAFETY: no pointers.
+    unsafe { libc::syscall(libc::SYS_membarrier, REGISTER_PRIVATE_EXPEDITED, 0, 0) };
 }
 
 /// Lifts the limit on locked memory (a UMEM is locked). False if that is not permitted: then the limit stands.

@@ -3,8 +3,8 @@
 //! Those that sent lately stand in one row, of which a burst is filled; the quiet ones in another, of which every
 //! second turn of the worker looks at one, and each turn at one more for every [`PACKETS_PER_LOOK`] packets that were moved. So the
 //! looking is a fixed small share of a worker's time (some 6 ns a look), however many are quiet; what they pay is that the first
-//! packet after a pause waits until their place is looked at: some 0.2 µs for each quiet tenant, so 0.2 ms with a thousand. Nobody
-//! waits for an interrupt, so nobody can lose or withhold one.
+//! packet after a pause waits until their place is looked at: some 0.2 µs for each quiet tenant, so 0.2 ms with a thousand. While the worker
+//! is up nobody waits for an interrupt, so nobody can lose or withhold one; before it sleeps all are asked to call (`worker/sleep.rs`).
 //!
 //! Used by `tenants`; knows no rings. An endpoint stands in each row at most once, so the rows never grow
 //! beyond what they were made for.

@@ -36,7 +36,7 @@ use by_class::ByClass;
 use sleep::Events;
 use uplink::Sockets;
 
-pub(crate) use sleep::Sleep;
+pub(crate) use sleep::{Sleep, Woken};
 pub(crate) use uplink::Uplink;
 
 /// Everything that one worker owns. Engine makes it, the thread runs it, and at the end it goes back to be dropped.
@@ -147,6 +147,7 @@ impl Worker {
     /// found nothing to do.
     #[inline]
     pub(crate) fn run(&mut self, began: u64, phase: Phase, ending: &Ending) -> u64 {
+        let taken = self.counters.tenant_rx.frames.get();
         let moved = self.turn(began, phase == Phase::Run);
         let now = cycles();
         let (spent, elapsed) = (now.wrapping_sub(began), now.wrapping_sub(self.last_end));
@@ -159,6 +160,9 @@ impl Worker {
         } else if moved > 0 {
             self.counters.cycles_busy.add(spent);
             self.counters.turn_costs.note(moved as u64, spent);
+        }
+        if self.counters.tenant_rx.frames.get() != taken {
+            self.worked_at = now; // though all of them may have been dropped where they came in
         }
         if moved > 0 {
             self.worked_at = now;

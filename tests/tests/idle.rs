@@ -22,6 +22,7 @@ fn worker(daemon: &Daemon) -> serde_json::Value {
     daemon.stats()["workers"][0].take()
 }
 
+/// A sleep has ended, and with nothing to do the next one soon begins.
 fn until_asleep(daemon: &Daemon) {
     let sleeps = || worker(daemon)["sleeps"].as_u64().unwrap();
     let before = sleeps();
@@ -103,7 +104,7 @@ fn a_tenant_that_does_not_call_is_noticed_all_the_same() {
         let sent = frame(Tenant::WEB.mac, Tenant::DB.mac, &format!("{round}"));
         mute.send(&sent);
         other.receive_until(&sent);
-        // And nobody else is later for it.
+        // And what is for it comes all the same.
         let answer = frame(Tenant::DB.mac, Tenant::WEB.mac, &format!("{round}"));
         other.send(&answer);
         mute.receive_until(&answer);

@@ -20,6 +20,7 @@ use super::{Engine, StartError, spread};
 use crate::bell::Bell;
 use crate::counters::{Counter, WorkerCounters};
 use crate::frame::FramePool;
+use crate::idle::Times;
 use crate::lanes::Lanes;
 use crate::mailbox::{Mailbox, Order};
 use crate::mesh::{self, Mesh};
@@ -197,8 +198,9 @@ impl Engine {
 
     /// Its place in the list.
     fn start_thread(&mut self, plan: &WorkerPlan, patience: Duration) -> Result<usize, StartError> {
-        let idle_after = (plan.idle == IdleMode::Adaptive).then_some(self.plan.idle_after);
-        let thread = Some(PinnedThread::start(plan, idle_after, &self.ending, patience)?);
+        let times = Times { after: self.plan.idle_after, sleep_max: self.plan.sleep_max };
+        let idle_times = (plan.idle == IdleMode::Adaptive).then_some(times);
+        let thread = Some(PinnedThread::start(plan, idle_times, &self.ending, patience)?);
         let free = self.threads.iter().position(Option::is_none);
         let place = free.unwrap_or(self.threads.len());
         match self.threads.get_mut(place) {

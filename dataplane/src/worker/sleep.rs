@@ -28,7 +28,7 @@ use crate::tenants::{EventKind, TenantRings};
 use crate::turns::PACKETS_PER_LOOK;
 use crate::types::EndpointId;
 
-/// Quiet tenants that are looked at when nobody has called: a call may have been lost.
+/// Quiet tenants that are looked at now and then after a sleep: a call may have been lost.
 const QUIET_LOOKS: usize = 256;
 
 /// Events taken at once; those beyond are there the next time.
@@ -44,10 +44,23 @@ const TENANTS: u64 = 2;
 pub(crate) enum Sleep {
     /// There is something to do.
     No,
+    /// Nothing but packets of tenants that could not be taken lately.
+    Refused,
     /// Something is to be looked at after a time.
     Short,
     /// Until it is called.
     Long,
+}
+
+/// How a sleep ended.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Woken {
+    /// Something that the worker watches has called.
+    pub(crate) has_events: bool,
+    /// Nobody called its thread: the time was over.
+    pub(crate) is_over: bool,
+    /// Some of the quiet tenants are to be looked at.
+    pub(crate) looks: bool,
 }
 
 /// What it watches.
@@ -81,7 +94,7 @@ impl Events {
 
     fn forget_tenant(&self, rings: &TenantRings) {
         for (fd, _) in rings.events() {
-            let _unwatched = epoll::delete(&self.0, fd);
+            let _not_watched = epoll::delete(&self.0, fd);
         }
     }
 }
@@ -144,6 +157,17 @@ impl Worker {
         self.events.as_ref().map(|events| events.0.as_fd())
     }
 
+    /// It need not lie down: there is something to do, or nothing to sleep on. That costs little; tenants are not looked at.
+    pub(crate) fn has_work(&mut self) -> bool {
+        self.events.is_none()
+            || self.mailbox.has_order()
+            || self.drains.is_some()
+            || self.leaves
+            || self.tenants.has_faulty() && self.mailbox.can_return()
+            || self.mesh.as_mut().is_some_and(Mesh::has_work)
+            || self.uplink.has_arrived()
+    }
+
     /// Asks everybody to call, and looks once more; [`get_up`](Self::get_up) is to follow. Packets of tenants that could not be taken in
     /// many turns need not be looked at again now.
     pub(crate) fn lie_down(&mut self, has_looked_enough: bool) -> Sleep {
@@ -152,14 +176,11 @@ impl Worker {
         }
         self.mailbox.bell().lie_down();
         let calm = self.tenants.ask_all_to_call();
-        let has_work = self.mailbox.has_order()
-            || self.drains.is_some()
-            || self.leaves
-            || self.tenants.has_faulty() && self.mailbox.can_return()
-            || self.mesh.as_mut().is_some_and(Mesh::has_work)
-            || self.uplink.has_arrived();
-        if has_work || calm.is_pending && !has_looked_enough {
+        if self.has_work() {
             return Sleep::No;
+        }
+        if calm.is_pending && !has_looked_enough {
+            return Sleep::Refused;
         }
         let is_owed = calm.is_pending
             || calm.is_owed
@@ -170,10 +191,10 @@ impl Worker {
         if is_owed { Sleep::Short } else { Sleep::Long }
     }
 
-    /// After [`lie_down`](Self::lie_down): it has slept, and has events or not; or it has not slept.
-    pub(crate) fn get_up(&mut self, slept: Option<bool>) {
+    /// After [`lie_down`](Self::lie_down): how its sleep ended, if it has slept.
+    pub(crate) fn get_up(&mut self, slept: Option<Woken>) {
         let caller = self.mailbox.bell().get_up();
-        let Some(has_events) = slept else { return };
+        let Some(Woken { has_events, is_over, looks }) = slept else { return };
         let now = crate::clock::cycles();
         let asleep = now.wrapping_sub(self.last_end);
         self.last_end = now;
@@ -187,8 +208,8 @@ impl Worker {
         woken.tenants.add(u64::from(tenants));
         woken.workers.add(u64::from(caller == Some(Caller::Worker)));
         woken.control.add(u64::from(caller == Some(Caller::Control)));
-        if !uplink && !tenants && caller.is_none() {
-            woken.time.add(1);
+        woken.time.add(u64::from(is_over && caller.is_none()));
+        if looks {
             self.tenants.note_work(QUIET_LOOKS * PACKETS_PER_LOOK);
         }
     }
