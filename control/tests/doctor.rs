@@ -164,7 +164,7 @@ fn a_link_that_is_wrong_is_put_right_by_the_command() {
     bench.net.here("link set ov0 mtu 1400");
     assert_eq!(bench.is_mended("underlay-mtu", "failure", "", 1400), "ip link set dev ov0 mtu 1450");
     bench.net.here("addr del 10.9.0.1/24 dev ov0");
-    assert_eq!(bench.is_mended("address", "failure", "", 1400), "ip address add 10.9.0.1/24 dev ov0");
+    assert_eq!(bench.is_mended("address", "failure", "", 1400), "ip address add 10.9.0.1/32 dev ov0");
 }
 
 #[test]
@@ -185,10 +185,16 @@ fn an_underlay_in_a_vlan_is_put_right_by_the_commands() {
     let command = report.finding("vlan-device")["command"].as_str().unwrap();
     assert_eq!(command, "ip link add link ov0 name ov0.100 type vlan id 100");
     if bench.net.command("sh").args(["-c", command]).output().unwrap().status.success() {
+        let elsewhere = bench.report(vlan, 1400);
+        let elsewhere = elsewhere.finding("address");
+        assert!(elsewhere["what"].as_str().unwrap().contains("is on ov0, not on ov0.100"), "{elsewhere}");
+        assert!(elsewhere["command"].is_null(), "{elsewhere}");
+        bench.net.here("addr del 10.9.0.1/24 dev ov0");
         assert_eq!(
             bench.is_mended("address", "failure", vlan, 1400),
-            "ip address add 10.9.0.1/24 dev ov0.100"
+            "ip address add 10.9.0.1/32 dev ov0.100"
         );
+        bench.net.here("addr add 10.9.0.1/24 dev ov0.100");
         let report = bench.report(vlan, 1400);
         let down = report.finding("next-hop");
         assert_eq!(down["command"], "ip link set dev ov0.100 up", "{down}");
