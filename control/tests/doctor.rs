@@ -139,6 +139,9 @@ fn a_sound_wire_has_no_failures() {
     let output = bench.net.command(BIN).args(["doctor", "none0", "--json"]).output().unwrap();
     let report = Report::of(&output);
     assert_eq!((report.code, &report.finding("interface")["verdict"]), (Some(1), &Value::from("failure")));
+    let output = bench.net.command(BIN).args(["doctor", "--fix"]).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.code() == Some(2) && said.contains("name an interface"), "{said}");
     let output = bench.command(&["ov7"], "", 1400).output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.code() == Some(2) && said.contains("no uplink 'ov7': it has ov0"), "{said}");
@@ -221,7 +224,7 @@ fn another_ones_program_is_detached_by_the_command() {
     std::fs::write(bench.folder.path().join("x.c"), source).unwrap();
     bench.shell(&format!("clang -O2 -target bpf -c {folder}/x.c -o {folder}/x.o && ip link set dev ov0 xdp obj {folder}/x.o sec xdp"));
     assert!(bench.report("", 1400).finding("program")["what"].as_str().unwrap().contains("another's"));
-    assert_eq!(bench.is_mended("program", "failure", "", 1400), "ip link set dev ov0 xdp off");
+    assert_eq!(bench.is_mended("program", "failure", "", 1400), "ip link set dev ov0 xdpdrv off");
 }
 
 #[test]
@@ -365,9 +368,16 @@ fn a_daemon_fixes_for_as_long_as_it_runs() {
     // As a daemon that was killed leaves it.
     bench.shell("ethtool -K ov0 rxvlan off");
     let ifindex = bench.net.here("-o link show ov0").split(':').next().unwrap().to_owned();
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
     let was = "{\"feature\":{\"feature\":\"rx-vlan-hw-parse\",\"on\":true}}";
-    std::fs::write(&file, format!("[{{\"interface\":\"ov0\",\"ifindex\":{ifindex},\"was\":{was}}}]"))
-        .unwrap();
+    std::fs::write(
+        &file,
+        format!(
+            "{{\"boot\":\"{}\",\"records\":[{{\"interface\":\"ov0\",\"ifindex\":{ifindex},\"was\":{was}}}]}}",
+            boot.trim()
+        ),
+    )
+    .unwrap();
     let back = "put back, as a killed daemon could not: ov0: rx-vlan-hw-parse on";
     let mut next = start("", "", "");
     next.wait_for_line("ready", patience).unwrap();

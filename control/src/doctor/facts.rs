@@ -95,6 +95,10 @@ pub struct Link {
     pub xdp: Known<XdpFeatures>,
     /// The number and name of the XDP program on it.
     pub program: Known<Option<(u32, String)>>,
+    /// The mode in which `ip link` detaches it, if it can.
+    pub detachable: Option<&'static str>,
+    /// Of a virtio card: it has VIRTIO_F_ACCESS_PLATFORM.
+    pub virtio_platform: Known<bool>,
     /// Its queues that have AF_XDP sockets, and the process that has each, where that can be seen.
     pub taken: Known<Vec<(u32, String)>>,
     /// The NUMA node of the card.
@@ -220,6 +224,8 @@ impl Link {
                 .map(|flow| (flow, inspect::flow_hash(name, flow).map_err(not_told))),
             node: at("device/numa_node").and_then(|path| node(files, &path)),
             interrupts: at("device").and_then(|device| interrupts(files, &device)),
+            virtio_platform: at("device/features").and_then(|path| virtio_platform(&files.text(&path)?)),
+            detachable: interface.as_ref().ok().and_then(|it| inspect::detachable_mode(it).ok().flatten()),
             taken: taken(&interface, &program),
             elsewhere: elsewhere(underlay.as_ref().map_or(name, |(device, _)| device)),
             interface,
@@ -253,6 +259,15 @@ fn taken(
     let by_queue: BTreeMap<u32, u32> = here.map(|bound| (bound.queue, bound.inode)).collect();
     let owner = |inode| sockets::owner(inode).unwrap_or_else(|| "a process that cannot be seen".into());
     Ok(by_queue.into_iter().map(|(queue, inode)| (queue, owner(inode))).collect())
+}
+
+/// Bit 33 of a virtio device's features, which are written as ones and zeros from bit 0 on.
+fn virtio_platform(features: &str) -> Known<bool> {
+    match features.as_bytes().get(33) {
+        Some(b'0') => Ok(false),
+        Some(b'1') => Ok(true),
+        _ => Err(format!("'{features}' are no virtio device's features")),
+    }
 }
 
 /// The addresses of all interfaces but this one.

@@ -293,7 +293,7 @@ pub fn examine(wanted: Wanted) -> Report {
     Report::new(all)
 }
 
-/// The same after what is safe was set right.
+/// The same after what [`Mend`] can do was done.
 pub fn examine_and_fix(wanted: Wanted) -> Report {
     let first = examine(wanted.clone());
     let mends: Vec<&Mend> = first.checks.iter().filter_map(|finding| finding.mend.as_ref()).collect();

@@ -146,6 +146,7 @@ impl On<'_> {
             None => {
                 Finding::skipped(NAME, format!("nobody tells whether driver {driver} has it: a start does"))
             }
+            Some(true) if let Some(finding) = self.virtio(NAME, is_required) => finding,
             Some(true) if self.case.wanted.multi_buffer && is_single => {
                 let what = format!("driver {driver} has it for packets in one chunk only");
                 let why = "some networks[n].mtu does not fit one: lower it, or use chunk_size = 4096";
@@ -173,6 +174,24 @@ impl On<'_> {
                     Finding::ok(NAME, format!("{what}: the kernel copies each packet"))
                 }
             }
+        }
+    }
+
+    /// The driver has zero-copy, but not each virtio card.
+    fn virtio(&self, check: &'static str, is_required: bool) -> Option<Finding> {
+        if self.interface.driver != "virtio_net" {
+            return None;
+        }
+        let what = "the hypervisor gives this card no VIRTIO_F_ACCESS_PLATFORM, without which there is none";
+        match &self.link.virtio_platform {
+            Ok(true) => None,
+            Err(why) => Some(Finding::skipped(check, why)),
+            Ok(false) if is_required => {
+                let why =
+                    "use mode = \"prefer-zero-copy\" or \"copy\", or set iommu_platform=on in the hypervisor";
+                Some(Finding::failure(check, what, why))
+            }
+            Ok(false) => Some(Finding::warning(check, what, "the kernel copies each packet")),
         }
     }
 
@@ -242,9 +261,18 @@ impl On<'_> {
                 self.of_a_daemon("program", format!("a Peregrine daemon's ({program}, id {id})"))
             }
             Ok(Some((id, program))) => {
-                let why = "there can be one only, and Peregrine replaces no other's: detach it, or choose another interface";
-                Finding::failure("program", format!("another's is there already: '{program}' (id {id})"), why)
-                    .command(format!("ip link set dev {} xdp off", self.interface.name))
+                let why = "there can be one only, and Peregrine replaces no other's, which may be a firewall: end the program that attached it, or choose another interface";
+                let finding = Finding::failure(
+                    "program",
+                    format!("another's is there already: '{program}' (id {id})"),
+                    why,
+                );
+                match self.link.detachable {
+                    Some(mode) => {
+                        finding.command(format!("ip link set dev {} {mode} off", self.interface.name))
+                    }
+                    None => finding,
+                }
             }
         }
     }
@@ -418,7 +446,8 @@ impl On<'_> {
                 Finding::ok(name, "by addresses and ports")
             }
             Ok(_) => {
-                let why = "all packets between two hosts come to one queue, because the ports, which tell flows apart, do not count";
+                let why = "all packets between two hosts come to one queue, because the ports, which tell flows apart, do not count \
+                           (by ports, fragments of other UDP may come out of order)";
                 Finding::warning(name, "by addresses only", why)
                     .mend(Mend::HashByPort { interface: self.interface.name.clone(), flow })
             }

@@ -66,6 +66,8 @@ fn link() -> Link {
         hash: [(UdpFlow::Udp4, Ok(0xf0)), (UdpFlow::Udp6, Ok(0xf0))],
         xdp: Ok(XdpFeatures { bits: 0x7f, zero_copy_segments: 8 }),
         program: Ok(None),
+        detachable: None,
+        virtio_platform: Err("no virtio card".into()),
         taken: Ok(Vec::new()),
         node: Ok(0),
         interrupts: Ok(vec![Interrupt { number: 45, cpus: vec![0] }]),
@@ -280,6 +282,20 @@ fn a_driver_must_have_what_is_asked_for() {
     is(&half, FAILURE, "half of its channels", Some("ethtool -L eth0 combined 4"));
 }
 
+#[test]
+fn a_virtio_card_has_zero_copy_only_where_the_hypervisor_lets_it() {
+    let virtio = |platform: Result<bool, &str>| {
+        let platform = platform.map_err(str::to_owned);
+        move |case: &mut Case| {
+            interface(case).driver = "virtio_net".into();
+            case.links[0].virtio_platform = platform;
+        }
+    };
+    is(&found("zero-copy", &[], virtio(Ok(false))), FAILURE, "VIRTIO_F_ACCESS_PLATFORM", None);
+    is(&found("zero-copy", &[], virtio(Ok(true))), Verdict::Ok, "has it", None);
+    is(&found("zero-copy", &[], virtio(Err("unread"))), Verdict::Skipped, "unread", None);
+}
+
 /// What zero-copy uses of a chunk is less than the chunk, and with igb and igc much less.
 #[test]
 fn packets_must_fit_what_zero_copy_uses_of_a_chunk() {
@@ -390,8 +406,15 @@ fn the_card_must_be_near_and_leave_workers_alone() {
     is(&crowded, WARNING, "46, 47 are served", Some(command));
     is(&found("numa", &[], |case| case.links[0].node = Ok(1)), WARNING, "cores 2, 3", None);
     is(&found("carrier", &[], |case| case.links[0].carrier = Ok(false)), WARNING, "no carrier", None);
-    let foreign = found("program", &[], |case| case.links[0].program = Ok(Some((7, "firewall".into()))));
-    is(&foreign, FAILURE, "'firewall' (id 7)", Some("ip link set dev eth0 xdp off"));
+    let foreign = |mode| {
+        move |case: &mut Case| {
+            let link = &mut case.links[0];
+            (link.program, link.detachable) = (Ok(Some((7, "firewall".into()))), mode);
+        }
+    };
+    let generic = found("program", &[], foreign(Some("xdpgeneric")));
+    is(&generic, FAILURE, "'firewall' (id 7)", Some("ip link set dev eth0 xdpgeneric off"));
+    is(&found("program", &[], foreign(None)), FAILURE, "end the program that attached it", None);
     let taken = found("sockets", &[], |case| case.links[0].taken = Ok(vec![(2, "testpmd (7)".into())]));
     is(&taken, FAILURE, "queue 2 has an AF_XDP socket of testpmd (7)", None);
     let own = found("program", &[], |case| {

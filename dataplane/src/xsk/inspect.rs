@@ -162,6 +162,15 @@ pub fn program_on(interface: &Interface) -> Result<Option<(u32, String)>, XskErr
     program::attached(interface.index)
 }
 
+/// What `ip link set dev … MODE off` calls the mode of the program on an interface; `None`: there is none, or a BPF link holds it, which
+/// ends only with the program that made it.
+///
+/// # Errors
+/// The kernel's.
+pub fn detachable_mode(interface: &Interface) -> io::Result<Option<&'static str>> {
+    program::detachable_mode(interface.index)
+}
+
 /// Whether a program of this name is one of ours.
 pub fn is_ours(program: &str) -> bool {
     program.starts_with(program::NAME)
@@ -184,6 +193,14 @@ pub fn addresses() -> io::Result<Vec<(IpAddr, String)>> {
     Ok(all
         .flat_map(|(name, found)| found.addresses.into_iter().map(move |address| (address, name.clone())))
         .collect())
+}
+
+/// The name that the interface with this number has now.
+///
+/// # Errors
+/// The kernel's.
+pub fn name_of(ifindex: u32) -> io::Result<Option<String>> {
+    Ok(sys::all_addresses()?.into_iter().find(|(_, found)| found.index == ifindex).map(|(name, _)| name))
 }
 
 /// The names of all interfaces.
