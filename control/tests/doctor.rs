@@ -139,6 +139,9 @@ fn a_sound_wire_has_no_failures() {
     let output = bench.net.command(BIN).args(["doctor", "none0", "--json"]).output().unwrap();
     let report = Report::of(&output);
     assert_eq!((report.code, &report.finding("interface")["verdict"]), (Some(1), &Value::from("failure")));
+    let output = bench.net.command(BIN).args(["doctor", "--fix"]).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.code() == Some(2) && said.contains("name an interface"), "{said}");
     let output = bench.command(&["ov7"], "", 1400).output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.code() == Some(2) && said.contains("no uplink 'ov7': it has ov0"), "{said}");
@@ -164,7 +167,7 @@ fn a_link_that_is_wrong_is_put_right_by_the_command() {
     bench.net.here("link set ov0 mtu 1400");
     assert_eq!(bench.is_mended("underlay-mtu", "failure", "", 1400), "ip link set dev ov0 mtu 1450");
     bench.net.here("addr del 10.9.0.1/24 dev ov0");
-    assert_eq!(bench.is_mended("address", "failure", "", 1400), "ip address add 10.9.0.1/24 dev ov0");
+    assert_eq!(bench.is_mended("address", "failure", "", 1400), "ip address add 10.9.0.1/32 dev ov0");
 }
 
 #[test]
@@ -185,10 +188,16 @@ fn an_underlay_in_a_vlan_is_put_right_by_the_commands() {
     let command = report.finding("vlan-device")["command"].as_str().unwrap();
     assert_eq!(command, "ip link add link ov0 name ov0.100 type vlan id 100");
     if bench.net.command("sh").args(["-c", command]).output().unwrap().status.success() {
+        let elsewhere = bench.report(vlan, 1400);
+        let elsewhere = elsewhere.finding("address");
+        assert!(elsewhere["what"].as_str().unwrap().contains("is on ov0, not on ov0.100"), "{elsewhere}");
+        assert!(elsewhere["command"].is_null(), "{elsewhere}");
+        bench.net.here("addr del 10.9.0.1/24 dev ov0");
         assert_eq!(
             bench.is_mended("address", "failure", vlan, 1400),
-            "ip address add 10.9.0.1/24 dev ov0.100"
+            "ip address add 10.9.0.1/32 dev ov0.100"
         );
+        bench.net.here("addr add 10.9.0.1/24 dev ov0.100");
         let report = bench.report(vlan, 1400);
         let down = report.finding("next-hop");
         assert_eq!(down["command"], "ip link set dev ov0.100 up", "{down}");
@@ -215,7 +224,7 @@ fn another_ones_program_is_detached_by_the_command() {
     std::fs::write(bench.folder.path().join("x.c"), source).unwrap();
     bench.shell(&format!("clang -O2 -target bpf -c {folder}/x.c -o {folder}/x.o && ip link set dev ov0 xdp obj {folder}/x.o sec xdp"));
     assert!(bench.report("", 1400).finding("program")["what"].as_str().unwrap().contains("another's"));
-    assert_eq!(bench.is_mended("program", "failure", "", 1400), "ip link set dev ov0 xdp off");
+    assert_eq!(bench.is_mended("program", "failure", "", 1400), "ip link set dev ov0 xdpdrv off");
 }
 
 #[test]
@@ -359,9 +368,16 @@ fn a_daemon_fixes_for_as_long_as_it_runs() {
     // As a daemon that was killed leaves it.
     bench.shell("ethtool -K ov0 rxvlan off");
     let ifindex = bench.net.here("-o link show ov0").split(':').next().unwrap().to_owned();
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
     let was = "{\"feature\":{\"feature\":\"rx-vlan-hw-parse\",\"on\":true}}";
-    std::fs::write(&file, format!("[{{\"interface\":\"ov0\",\"ifindex\":{ifindex},\"was\":{was}}}]"))
-        .unwrap();
+    std::fs::write(
+        &file,
+        format!(
+            "{{\"boot\":\"{}\",\"records\":[{{\"interface\":\"ov0\",\"ifindex\":{ifindex},\"was\":{was}}}]}}",
+            boot.trim()
+        ),
+    )
+    .unwrap();
     let back = "put back, as a killed daemon could not: ov0: rx-vlan-hw-parse on";
     let mut next = start("", "", "");
     next.wait_for_line("ready", patience).unwrap();

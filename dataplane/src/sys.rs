@@ -3,6 +3,7 @@
 //! Called by `xsk` (interface facts at start; wake-ups while running). The wake-ups are the only ones on the
 //! data path: they allocate nothing and never block.
 
+use std::collections::BTreeMap;
 use std::ffi::CStr;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -22,23 +23,27 @@ pub(crate) struct InterfaceAddresses {
 
 /// The addresses of the interface with this name in this thread's network namespace; `None` if there is no such one.
 pub(crate) fn interface_addresses(name: &str) -> io::Result<Option<InterfaceAddresses>> {
+    Ok(all_addresses()?.remove(name))
+}
+
+/// The same of all interfaces, by their names.
+pub(crate) fn all_addresses() -> io::Result<BTreeMap<String, InterfaceAddresses>> {
     let mut list: *mut libc::ifaddrs = std::ptr::null_mut();
     // SAFETY: on success the call stores a list that is freed below, once.
     check(unsafe { libc::getifaddrs(&mut list) })?;
-    let mut found: Option<InterfaceAddresses> = None;
+    let mut found: BTreeMap<String, InterfaceAddresses> = BTreeMap::new();
     let mut next = list;
     // SAFETY: `next` is null or a node of the list, which lives until freeifaddrs.
     while let Some(node) = unsafe { next.as_ref() } {
         next = node.ifa_next;
         // SAFETY: the kernel's names are terminated strings.
-        let label = unsafe { CStr::from_ptr(node.ifa_name) }.to_bytes();
+        let label = unsafe { CStr::from_ptr(node.ifa_name) }.to_string_lossy();
         // An address with a label has that for a name (`eth0:1`); a colon is in no interface's own name.
-        if label.split(|byte| *byte == b':').next() == Some(name.as_bytes()) {
-            let entry = found.get_or_insert_default();
-            entry.up = node.ifa_flags & libc::IFF_UP as u32 != 0;
-            // SAFETY: null, or an address of the family that it names.
-            unsafe { take_address(node.ifa_addr, entry) };
-        }
+        let name = label.split(':').next().unwrap_or_default();
+        let entry = found.entry(name.to_owned()).or_default();
+        entry.up = node.ifa_flags & libc::IFF_UP as u32 != 0;
+        // SAFETY: null, or an address of the family that it names.
+        unsafe { take_address(node.ifa_addr, entry) };
     }
     // SAFETY: from getifaddrs, not freed yet, and no reference into it is left.
     unsafe { libc::freeifaddrs(list) };

@@ -19,7 +19,8 @@ pub struct DoctorArgs {
     /// The config that is to run, in TOML: without it nothing is known of workers, addresses and remotes.
     #[arg(short, long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Set right what is safe: LRO, GRO-HW and VLAN stripping off, UDP hashed by ports, bpffs mounted.
+    /// Set right what of an INTERFACE or a config's can be at once: LRO, GRO-HW and VLAN stripping off, UDP hashed by ports, bpffs mounted. The
+    /// link may go away for seconds, and fragments of UDP may come out of order.
     #[arg(long)]
     pub fix: bool,
     /// Print one JSON object and nothing else.
@@ -32,6 +33,11 @@ pub struct DoctorArgs {
 /// # Errors
 /// [`Error::Unfit`] where a check failed; mistakes in the config.
 pub fn execute(args: &DoctorArgs) -> Result<(), Error> {
+    if args.fix && args.interface.is_none() && args.config.is_none() {
+        let line =
+            "--fix changes no interface that nobody named: name an interface, or a config with -c FILE";
+        return Err(Error::Mistakes { lines: vec![line.into()] });
+    }
     let wanted = wanted(args)?;
     let report = if args.fix { doctor::examine_and_fix(wanted) } else { doctor::examine(wanted) };
     if args.json {

@@ -60,11 +60,11 @@ const PLAIN: Driver = Driver {
 
 const DRIVERS: &[Driver] = &[
     // drivers/net/ethernet/mellanox/mlx5/core/en_main.c (mlx5e_xdp_allowed: no LRO), en/xdp.c (mlx5e_xdp_max_mtu: page - headroom 256 -
-    // skb_shared_info 320 - Ethernet, tag and checksum 22), en/xsk/ (zero-copy)
+    // skb_shared_info 320 - Ethernet, tag and checksum 22), en/xsk/ (zero-copy; since 6.1 in the rings that other packets use, with queues as numbered here)
     Driver {
         name: "mlx5_core",
         native: Some((4, 9)),
-        zero_copy: Some((5, 3)),
+        zero_copy: Some((6, 1)),
         mtu_max: Some(3498),
         merging: Merging::Refuses,
         note: "a chunk must not be larger than a page",
@@ -72,14 +72,15 @@ const DRIVERS: &[Driver] = &[
     },
     // drivers/net/ethernet/intel/ice/ice_main.c (ice_max_xdp_frame_size: 3072, less 26 of headers), ice_xsk.c
     Driver { name: "ice", native: Some((5, 5)), zero_copy: Some((5, 5)), mtu_max: Some(3046), ..PLAIN },
-    // drivers/net/ethernet/intel/i40e/i40e_main.c (i40e_xdp_setup: 3072, less 22), i40e_xsk.c
-    Driver { name: "i40e", native: Some((4, 13)), zero_copy: Some((4, 20)), mtu_max: Some(3050), ..PLAIN },
-    // drivers/net/ethernet/intel/ixgbe/ixgbe_main.c (ixgbe_xdp_setup: 3072, less 22; not with SR-IOV; 128 CPUs at most), ixgbe_xsk.c
+    // drivers/net/ethernet/intel/i40e/i40e_main.c (i40e_xdp_setup: 3072, less 26), i40e_xsk.c
+    Driver { name: "i40e", native: Some((4, 13)), zero_copy: Some((4, 20)), mtu_max: Some(3046), ..PLAIN },
+    // drivers/net/ethernet/intel/ixgbe/ixgbe_main.c (ixgbe_xdp_setup: 3072, less 22; not with LRO or SR-IOV; 128 CPUs at most), ixgbe_xsk.c
     Driver {
         name: "ixgbe",
         native: Some((4, 12)),
         zero_copy: Some((4, 20)),
         mtu_max: Some(3050),
+        merging: Merging::Refuses,
         note: "no XDP while virtual functions are on, or with more than 128 CPUs",
         ..PLAIN
     },
@@ -101,10 +102,10 @@ const DRIVERS: &[Driver] = &[
     Driver {
         name: "virtio_net",
         native: Some((4, 10)),
-        zero_copy: Some((6, 11)),
+        zero_copy: Some((6, 13)),
         mtu_max: Some(3506),
         merging: Merging::Yields,
-        note: "zero-copy received since 6.11, sent later",
+        note: "zero-copy only where the hypervisor gives it VIRTIO_F_ACCESS_PLATFORM",
         ..PLAIN
     },
     // drivers/net/veth.c (veth_xdp_set: the other end's MTU, and its tx queues)

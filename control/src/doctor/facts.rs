@@ -46,8 +46,8 @@ pub struct Host {
 /// Why the kernel gave no AF_XDP socket.
 #[derive(Clone, Debug)]
 pub struct Refused {
-    /// It was not permitted, which says nothing about the kernel.
-    pub is_permission: bool,
+    /// It knows of none; any other refusal (no permission, no descriptors) says nothing about the kernel.
+    pub is_missing: bool,
     /// In words.
     pub why: String,
 }
@@ -95,6 +95,10 @@ pub struct Link {
     pub xdp: Known<XdpFeatures>,
     /// The number and name of the XDP program on it.
     pub program: Known<Option<(u32, String)>>,
+    /// The mode in which `ip link` detaches it, if it can.
+    pub detachable: Option<&'static str>,
+    /// Of a virtio card: it has VIRTIO_F_ACCESS_PLATFORM.
+    pub virtio_platform: Known<bool>,
     /// Its queues that have AF_XDP sockets, and the process that has each, where that can be seen.
     pub taken: Known<Vec<(u32, String)>>,
     /// The NUMA node of the card.
@@ -103,6 +107,8 @@ pub struct Link {
     pub interrupts: Known<Vec<Interrupt>>,
     /// Addresses of the device that the underlay is on, the VLAN's or its own; and that device.
     pub underlay: Known<(String, Vec<std::net::IpAddr>)>,
+    /// Addresses that other interfaces have, with their names.
+    pub elsewhere: Vec<(std::net::IpAddr, String)>,
     /// MTU of that device.
     pub underlay_mtu: Known<u32>,
 }
@@ -170,7 +176,7 @@ impl Host {
             kernel: files.text("proc/sys/kernel/osrelease"),
             page_bytes: rustix::param::page_size(),
             af_xdp: inspect::af_xdp().map_err(|error| Refused {
-                is_permission: error.kind() == std::io::ErrorKind::PermissionDenied,
+                is_missing: error.raw_os_error() == Some(rustix::io::Errno::AFNOSUPPORT.raw_os_error()),
                 why: error.to_string(),
             }),
             rights: known(rustix::thread::capabilities(None)).map(|sets| sets.effective),
@@ -218,7 +224,10 @@ impl Link {
                 .map(|flow| (flow, inspect::flow_hash(name, flow).map_err(not_told))),
             node: at("device/numa_node").and_then(|path| node(files, &path)),
             interrupts: at("device").and_then(|device| interrupts(files, &device)),
+            virtio_platform: at("device/features").and_then(|path| virtio_platform(&files.text(&path)?)),
+            detachable: interface.as_ref().ok().and_then(|it| inspect::detachable_mode(it).ok().flatten()),
             taken: taken(&interface, &program),
+            elsewhere: elsewhere(underlay.as_ref().map_or(name, |(device, _)| device)),
             interface,
             xdp,
             program,
@@ -250,6 +259,21 @@ fn taken(
     let by_queue: BTreeMap<u32, u32> = here.map(|bound| (bound.queue, bound.inode)).collect();
     let owner = |inode| sockets::owner(inode).unwrap_or_else(|| "a process that cannot be seen".into());
     Ok(by_queue.into_iter().map(|(queue, inode)| (queue, owner(inode))).collect())
+}
+
+/// Bit 33 of a virtio device's features, which are written as ones and zeros from bit 0 on.
+fn virtio_platform(features: &str) -> Known<bool> {
+    match features.as_bytes().get(33) {
+        Some(b'0') => Ok(false),
+        Some(b'1') => Ok(true),
+        _ => Err(format!("'{features}' are no virtio device's features")),
+    }
+}
+
+/// The addresses of all interfaces but this one.
+fn elsewhere(name: &str) -> Vec<(std::net::IpAddr, String)> {
+    let all = inspect::addresses().unwrap_or_default();
+    all.into_iter().filter(|(_, other)| other != name).collect()
 }
 
 type Addresses = (String, Vec<std::net::IpAddr>);
@@ -288,6 +312,9 @@ fn huge_pages(files: &Files) -> Known<HugePages> {
     if free.is_empty() {
         free.insert(0, value("HugePages_Free:")?);
     }
+    // Some of the free ones are promised to others already; on which node, nobody tells.
+    let promised = value("HugePages_Rsvd:")?;
+    free.values_mut().for_each(|free| *free = free.saturating_sub(promised));
     Ok(HugePages { bytes, total, free })
 }
 
@@ -327,14 +354,15 @@ fn node(files: &Files, path: &str) -> Known<usize> {
 fn interrupts(files: &Files, device: &str) -> Known<Vec<Interrupt>> {
     let own = files.names(&format!("{device}/msi_irqs"));
     let names = own.or_else(|why| files.names(&format!("{device}/../msi_irqs")).map_err(|_| why))?;
-    let one = |name: String| -> Known<Interrupt> {
+    let one = |name: &String| -> Known<Interrupt> {
         let number = name.parse().map_err(|_| format!("msi_irqs has '{name}', which is no number"))?;
         let list = files.text(&format!("proc/irq/{number}/effective_affinity_list"));
         let list = list.or_else(|_| files.text(&format!("proc/irq/{number}/smp_affinity_list")));
         Ok(Interrupt { number, cpus: cpu_list(&list?)? })
     };
     // Those that nobody asked for have no entry in /proc.
-    Ok(names.into_iter().filter_map(|name| one(name).ok()).collect())
+    let is_used = |name: &&String| files.0.join("proc/irq").join(name).exists();
+    names.iter().filter(is_used).map(one).collect()
 }
 
 /// `0-3,8` as 0, 1, 2, 3, 8.
@@ -385,7 +413,10 @@ mod tests {
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
             std::fs::write(path, text).unwrap();
         };
-        write("proc/meminfo", "HugePages_Total: 64\nHugePages_Free: 40\nHugepagesize: 2048 kB\n");
+        write(
+            "proc/meminfo",
+            "HugePages_Total: 64\nHugePages_Free: 40\nHugePages_Rsvd: 8\nHugepagesize: 2048 kB\n",
+        );
         for (node, free) in [(0, "8"), (1, "32")] {
             write(
                 &format!("sys/devices/system/node/node{node}/hugepages/hugepages-2048kB/free_hugepages"),
@@ -404,7 +435,7 @@ mod tests {
         write("old/numa_node", "-1\n");
         let files = Files::below(root.path());
         let huge = huge_pages(&files).unwrap();
-        assert_eq!((huge.bytes, huge.total, huge.free), (2 << 20, 64, BTreeMap::from([(0, 8), (1, 32)])));
+        assert_eq!((huge.bytes, huge.total, huge.free), (2 << 20, 64, BTreeMap::from([(0, 0), (1, 24)])));
         let cpus = cpus(&files);
         assert_eq!(cpus.keys().copied().collect::<Vec<_>>(), [3]);
         let cpu = &cpus[&3];

@@ -51,8 +51,8 @@ fn kernel(case: &Case) -> Finding {
 
 fn af_xdp(case: &Case) -> Finding {
     match &case.host.af_xdp {
-        Err(refused) if refused.is_permission => {
-            Finding::skipped("af-xdp", format!("a socket to try with is not permitted ({})", refused.why))
+        Err(refused) if !refused.is_missing => {
+            Finding::skipped("af-xdp", format!("no socket to try with ({})", refused.why))
         }
         Err(refused) => {
             let why = "AF_XDP is missing in this kernel: use one that was built with CONFIG_XDP_SOCKETS";
@@ -301,15 +301,20 @@ fn siblings(case: &Case) -> Finding {
         return Finding::ok(NAME, "each worker has its physical core for itself");
     }
     let each: Vec<String> = in_use.iter().map(usize::to_string).collect();
+    let allowed = case.host.allowed.as_deref().unwrap_or_default();
+    let is_left = |core: &usize| !workers.contains(core) && !in_use.contains(core);
+    // The first core often cannot be switched off, and somebody must serve the others.
+    let can_be_off = !in_use.contains(&0) && allowed.iter().any(is_left);
     let command =
         format!("for cpu in {}; do echo 0 > /sys/devices/system/cpu/cpu$cpu/online; done", each.join(" "));
     let what = format!("cores {} share physical cores with workers", list(&in_use));
-    Finding::warning(
-        NAME,
-        what,
-        "what runs there halves the worker's speed: isolate them, or switch them off",
-    )
-    .command(command)
+    const WHY: &str = "what runs there halves the worker's speed";
+    if can_be_off {
+        let why = format!("{WHY}: isolate them, or switch them off");
+        Finding::warning(NAME, what, why).command(command)
+    } else {
+        Finding::warning(NAME, what, format!("{WHY}: isolate them, or put the workers on other cores"))
+    }
 }
 
 fn governor(case: &Case) -> Vec<Finding> {

@@ -2,7 +2,8 @@
 //! runs.
 //!
 //! What a daemon changes is written to a file beside its control socket before it is changed, and put back when the daemon ends. After
-//! a SIGKILL the next daemon at that socket finds the file and puts it back first. An interface that is another one by now is left alone.
+//! a SIGKILL the next daemon at that socket finds the file and puts it back first. An interface that is gone by now is left alone, and what
+//! was changed before the machine was booted is forgotten. What cannot be put back stays in the file.
 
 use std::fmt;
 use std::io::{self, Write};
@@ -17,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Case, Wanted};
 
-/// Something that can be set right without harm.
+/// Something that can be set right while others use the interface; its link may go away for seconds.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Mend {
     /// A feature of an interface is switched off.
@@ -99,7 +100,7 @@ impl fmt::Display for Mend {
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 struct Record {
     interface: String,
-    /// Another interface may have the name by now.
+    /// Names change, and another interface may have this one by now.
     ifindex: u32,
     was: Was,
 }
@@ -112,16 +113,14 @@ enum Was {
 }
 
 impl Record {
-    fn put_back(&self) -> io::Result<()> {
-        let Record { interface, ifindex, was } = self;
-        match xsk::interface(interface) {
-            Ok(now) if now.index == *ifindex => {}
-            _ => return Ok(()), // it is gone, and its settings with it
+    /// Whether it is put back; if not, the interface is gone, and its settings with it.
+    fn put_back(&self) -> io::Result<bool> {
+        let Some(interface) = inspect::name_of(self.ifindex)? else { return Ok(false) };
+        match &self.was {
+            Was::Feature { feature, on } => inspect::set_feature(&interface, feature, *on)?,
+            Was::Hash { flow, fields } => inspect::set_flow_hash(&interface, *flow, *fields)?,
         }
-        match was {
-            Was::Feature { feature, on } => inspect::set_feature(interface, feature, *on),
-            Was::Hash { flow, fields } => inspect::set_flow_hash(interface, *flow, *fields),
-        }
+        Ok(true)
     }
 }
 
@@ -135,6 +134,20 @@ impl fmt::Display for Record {
             Was::Hash { flow, .. } => write!(f, "{interface}: {} hashed as before", flow.name()),
         }
     }
+}
+
+/// The file's text.
+#[derive(Debug, Serialize, Deserialize)]
+struct Kept {
+    /// Settings do not outlive a boot.
+    boot: String,
+    records: Vec<Record>,
+}
+
+/// Of this boot; empty where nobody tells.
+fn boot() -> String {
+    let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id");
+    id.map(|id| id.trim().to_owned()).unwrap_or_default()
 }
 
 /// What a daemon has changed. Dropping it puts everything back.
@@ -151,8 +164,8 @@ impl Mended {
         let mut file = plan.control_socket.clone().into_os_string();
         file.push(".mended");
         let file = PathBuf::from(file);
-        let mut lines = left_behind(&file);
-        let mut mended = Mended { file, records: Vec::new() };
+        let (mut lines, records) = left_behind(&file);
+        let mut mended = Mended { file, records };
         let uplinks: Vec<_> = plan.uplinks.iter().filter(|uplink| uplink.fix).cloned().collect();
         if uplinks.is_empty() {
             return (mended, lines);
@@ -161,7 +174,7 @@ impl Mended {
         let mends = case.examine().into_iter().filter_map(|finding| finding.mend);
         let mends: Vec<(Mend, Record)> =
             mends.filter_map(|mend| Some((mend.record()?, mend))).map(|(a, b)| (b, a)).collect();
-        mended.records = mends.iter().map(|(_, record)| record.clone()).collect();
+        mended.records.extend(mends.iter().map(|(_, record)| record.clone()));
         if let Err(error) = mended.write() {
             let file = mended.file.display();
             lines.push(format!("warning: nothing is fixed, because {file} cannot be written: {error}"));
@@ -184,14 +197,17 @@ impl Mended {
         if self.records.is_empty() {
             return Ok(());
         }
-        // Made anew: whoever else may write to the directory cannot lead us elsewhere.
-        match std::fs::remove_file(&self.file) {
+        // Made anew: whoever else may write to the directory cannot lead us elsewhere; and the old one is there until the new one is whole.
+        let mut new = self.file.clone().into_os_string();
+        new.push(".new");
+        match std::fs::remove_file(&new) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
-        let mut file =
-            std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&self.file)?;
-        file.write_all(serde_json::to_string(&self.records).map_err(io::Error::other)?.as_bytes())
+        let kept = Kept { boot: boot(), records: self.records.clone() };
+        let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
+        file.write_all(serde_json::to_string(&kept).map_err(io::Error::other)?.as_bytes())?;
+        std::fs::rename(&new, &self.file)
     }
 
     /// Puts everything back. Lines about what could not be: those records stay in the file.
@@ -224,30 +240,46 @@ impl Drop for Mended {
 }
 
 /// What the daemon before could not put back.
-fn left_behind(file: &Path) -> Vec<String> {
+fn left_behind(file: &Path) -> (Vec<String>, Vec<Record>) {
     let owner = std::fs::symlink_metadata(file).map(|found| (found.is_file(), found.uid()));
     if owner.is_ok_and(|owner| owner != (true, rustix::process::geteuid().as_raw())) {
-        return vec![format!("warning: {} is not a file of ours: remove it", file.display())];
+        return told(format!("warning: {} is not a file of ours: remove it", file.display()));
     }
     let text = match std::fs::read_to_string(file) {
         Ok(text) => text,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Vec::new(),
-        Err(error) => return vec![format!("warning: {}: {error}", file.display())],
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return (Vec::new(), Vec::new()),
+        Err(error) => return told(format!("warning: {}: {error}", file.display())),
     };
-    let records: Vec<Record> = match serde_json::from_str(&text) {
-        Ok(records) => records,
+    let kept: Kept = match serde_json::from_str(&text) {
+        Ok(kept) => kept,
         Err(error) => {
             let file = file.display();
-            return vec![format!("warning: {file} is not what a daemon writes ({error}): remove it")];
+            return told(format!("warning: {file} is not what a daemon writes ({error}): remove it"));
         }
     };
-    let back = |record: Record| match record.put_back() {
-        Ok(()) => format!("put back, as a killed daemon could not: {record}"),
-        Err(error) => format!("warning: not put back: {record}: {error}"),
-    };
-    let lines = records.into_iter().map(back).collect();
-    let _gone = std::fs::remove_file(file);
-    lines
+    if kept.boot != boot() {
+        let _gone = std::fs::remove_file(file);
+        return told(format!("left alone, as the machine was booted since: what {} tells", file.display()));
+    }
+    let (mut lines, mut failed) = (Vec::new(), Vec::new());
+    for record in kept.records {
+        match record.put_back() {
+            Ok(true) => lines.push(format!("put back, as a killed daemon could not: {record}")),
+            Ok(false) => lines.push(format!("left alone, as the interface is gone: {record}")),
+            Err(error) => {
+                lines.push(format!("warning: not put back: {record}: {error}"));
+                failed.push(record);
+            }
+        }
+    }
+    if failed.is_empty() {
+        let _gone = std::fs::remove_file(file);
+    } // else the file stays; the end of this daemon tries once more
+    (lines, failed)
+}
+
+fn told(line: String) -> (Vec<String>, Vec<Record>) {
+    (vec![line], Vec::new())
 }
 
 #[cfg(test)]
@@ -270,20 +302,30 @@ mod tests {
     fn what_a_killed_daemon_left_is_read_and_what_is_gone_is_left_alone() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("control.sock.mended");
-        assert_eq!(left_behind(&file), Vec::<String>::new());
+        assert_eq!(left_behind(&file), (Vec::new(), Vec::new()));
         let was = Was::Hash { flow: UdpFlow::Udp4, fields: 48 };
-        let records = vec![Record { interface: "gone0".into(), ifindex: 7, was }];
-        std::fs::write(&file, serde_json::to_string(&records).unwrap()).unwrap();
-        assert_eq!(
-            left_behind(&file),
-            ["put back, as a killed daemon could not: gone0: udp4 hashed as before"]
-        );
+        let records = vec![Record { interface: "gone0".into(), ifindex: 0x7fff_fff7, was: was.clone() }];
+        let write = |boot: String, records: &[Record]| {
+            let kept = Kept { boot, records: records.to_vec() };
+            std::fs::write(&file, serde_json::to_string(&kept).unwrap()).unwrap();
+        };
+        write(boot(), &records);
+        let line = "left alone, as the interface is gone: gone0: udp4 hashed as before";
+        assert_eq!(left_behind(&file), (vec![line.to_owned()], Vec::new()));
         assert!(!file.exists());
+        write("another".into(), &records);
+        assert!(left_behind(&file).0[0].contains("booted since") && !file.exists());
+        // Nobody can choose the fields of the loopback's hash.
+        let lo = [Record { interface: "lo".into(), ifindex: 1, was }];
+        write(boot(), &lo);
+        let (lines, failed) = left_behind(&file);
+        assert!(lines[0].contains("not put back: lo: udp4") && file.exists(), "{lines:?}");
+        assert_eq!(failed, lo);
         std::fs::write(&file, "nonsense").unwrap();
-        assert!(left_behind(&file)[0].contains("is not what a daemon writes") && file.exists());
+        assert!(left_behind(&file).0[0].contains("is not what a daemon writes") && file.exists());
         std::fs::remove_file(&file).unwrap();
         std::os::unix::fs::symlink("/etc/hostname", &file).unwrap();
-        assert!(left_behind(&file)[0].contains("is not a file of ours"));
+        assert!(left_behind(&file).0[0].contains("is not a file of ours"));
         let mut mended = Mended { file: file.clone(), records };
         mended.write().unwrap();
         assert!(!file.is_symlink(), "it is made anew, wherever the old one led");

@@ -110,7 +110,11 @@ impl Finding {
     }
 
     fn mend(self, mend: Mend) -> Finding {
-        Finding { command: Some(mend.command()), mend: Some(mend), ..self }
+        // Many drivers start the card anew for a setting.
+        let may_interrupt = !matches!(mend, Mend::MountBpffs);
+        let warned =
+            |why| if may_interrupt { format!("{why}; the link may go away for seconds") } else { why };
+        Finding { command: Some(mend.command()), why: self.why.map(warned), mend: Some(mend), ..self }
     }
 
     /// In one line, as the daemon says it at start.
@@ -293,7 +297,7 @@ pub fn examine(wanted: Wanted) -> Report {
     Report::new(all)
 }
 
-/// The same after what is safe was set right.
+/// The same after what [`Mend`] can do was done.
 pub fn examine_and_fix(wanted: Wanted) -> Report {
     let first = examine(wanted.clone());
     let mends: Vec<&Mend> = first.checks.iter().filter_map(|finding| finding.mend.as_ref()).collect();

@@ -60,9 +60,18 @@ impl On<'_> {
         if self.interface.driver.is_empty() { "unknown" } else { &self.interface.driver }
     }
 
-    /// `, since Linux 6.14`, where a newer kernel has it.
+    /// ` before Linux 6.14`, where a newer kernel has it; one that should have it and tells of none has a reason, such as another setting.
     fn later(&self, since: Option<Release>) -> String {
-        since.map_or(String::new(), |(major, minor)| format!(" before Linux {major}.{minor}"))
+        match (since, came(since, self.kernel())) {
+            (None, _) => String::new(),
+            (Some((major, minor)), Some(false)) => format!(" before Linux {major}.{minor}"),
+            (Some(_), _) => ": the kernel tells of none now (LRO? the other end's queues?)".to_owned(),
+        }
+    }
+
+    /// A daemon's program is there; a daemon that looks for itself has put it there.
+    fn has_ours(&self) -> bool {
+        matches!(&self.link.program, Ok(Some((_, program))) if inspect::is_ours(program))
     }
 
     fn interface(&self) -> Finding {
@@ -137,6 +146,7 @@ impl On<'_> {
             None => {
                 Finding::skipped(NAME, format!("nobody tells whether driver {driver} has it: a start does"))
             }
+            Some(true) if let Some(finding) = self.virtio(NAME, is_required) => finding,
             Some(true) if self.case.wanted.multi_buffer && is_single => {
                 let what = format!("driver {driver} has it for packets in one chunk only");
                 let why = "some networks[n].mtu does not fit one: lower it, or use chunk_size = 4096";
@@ -145,6 +155,13 @@ impl On<'_> {
                 } else {
                     Finding::warning(NAME, what, why)
                 }
+            }
+            Some(true) if !is_required && !self.fits_zero_copy() => {
+                let what = format!(
+                    "an MTU of {} does not fit a chunk of {} bytes with it",
+                    self.interface.mtu, self.uplink.chunk_size
+                );
+                Finding::warning(NAME, what, "the kernel copies each packet: use chunk_size = 4096")
             }
             Some(true) => Finding::ok(NAME, format!("driver {driver} has it")),
             Some(false) => {
@@ -160,12 +177,64 @@ impl On<'_> {
         }
     }
 
+    /// The driver has zero-copy, but not each virtio card.
+    fn virtio(&self, check: &'static str, is_required: bool) -> Option<Finding> {
+        if self.interface.driver != "virtio_net" {
+            return None;
+        }
+        let what = "the hypervisor gives this card no VIRTIO_F_ACCESS_PLATFORM, without which there is none";
+        match &self.link.virtio_platform {
+            Ok(true) => None,
+            Err(why) => Some(Finding::skipped(check, why)),
+            Ok(false) if is_required => {
+                let why =
+                    "use mode = \"prefer-zero-copy\" or \"copy\", or set iommu_platform=on in the hypervisor";
+                Some(Finding::failure(check, what, why))
+            }
+            Ok(false) => Some(Finding::warning(check, what, "the kernel copies each packet")),
+        }
+    }
+
+    /// Otherwise a start that only prefers it does without.
+    fn fits_zero_copy(&self) -> bool {
+        let most = inspect::largest_zero_copy_mtu(&self.interface.driver, self.uplink.chunk_size);
+        self.case.wanted.multi_buffer || self.interface.mtu <= most
+    }
+
+    /// The largest MTU with packets in one chunk, and why there is no larger one.
+    fn mtu_limit(&self) -> (u32, String) {
+        let (driver, chunk) = (self.driver_name(), self.uplink.chunk_size);
+        let is_zero_copy = self.uplink.mode == XdpMode::RequireZeroCopy;
+        let (by_chunk, with) = if is_zero_copy {
+            let most = inspect::largest_zero_copy_mtu(&self.interface.driver, chunk);
+            (most, format!(" with driver {driver}'s zero-copy"))
+        } else {
+            (inspect::largest_mtu(chunk), String::new())
+        };
+        // Where our program is on, the driver has taken it.
+        let is_asked = self.uplink.mode != XdpMode::Generic && !self.has_ours();
+        match self.driver.and_then(|driver| driver.mtu_max).filter(|most| is_asked && *most < by_chunk) {
+            Some(most) => (most, format!("driver {driver} takes no XDP program with a larger one")),
+            None => {
+                let why = format!(
+                    "a chunk of {chunk} bytes holds no larger packet{with}: lower it, or use a larger chunk_size"
+                );
+                (by_chunk, why)
+            }
+        }
+    }
+
     /// A packet must fit what the driver gives a program, and a chunk.
     fn mtu(&self) -> Finding {
         let Interface { name, mtu, .. } = self.interface;
         if self.case.wanted.multi_buffer {
-            let fragments = self.link.xdp.as_ref().map(|xdp| xdp.has_fragments());
-            if fragments == Ok(false) && self.uplink.mode != XdpMode::Generic {
+            let is_asked = self.uplink.mode != XdpMode::Generic;
+            let fragments = match &self.link.xdp {
+                Err(why) if is_asked => return Finding::skipped("mtu", why),
+                Err(_) => true,
+                Ok(xdp) => xdp.has_fragments(),
+            };
+            if is_asked && !fragments {
                 let what =
                     format!("driver {} gives programs no packets in several parts", self.driver_name());
                 return Finding::failure(
@@ -176,21 +245,10 @@ impl On<'_> {
             }
             return Finding::ok("mtu", format!("{mtu}; packets may lie in several chunks"));
         }
-        let by_chunk = inspect::largest_mtu(self.uplink.chunk_size);
-        let by_driver =
-            self.driver.and_then(|driver| driver.mtu_max).filter(|_| self.uplink.mode != XdpMode::Generic);
-        let most = by_driver.map_or(by_chunk, |most| most.min(by_chunk));
+        let (most, why) = self.mtu_limit();
         if *mtu <= most {
             return Finding::ok("mtu", format!("{mtu} of at most {most}"));
         }
-        let why = if most == by_chunk {
-            format!(
-                "a chunk of {} bytes holds no larger packet: lower it, or use a larger chunk_size",
-                self.uplink.chunk_size
-            )
-        } else {
-            format!("driver {} takes no XDP program with a larger one", self.driver_name())
-        };
         Finding::failure("mtu", format!("{mtu} of at most {most}"), why)
             .command(format!("ip link set dev {name} mtu {most}"))
     }
@@ -200,23 +258,40 @@ impl On<'_> {
             Err(why) => Finding::skipped("program", why),
             Ok(None) => Finding::ok("program", "no XDP program is there"),
             Ok(Some((id, program))) if inspect::is_ours(program) => {
-                Finding::ok("program", format!("a Peregrine daemon's ({program}, id {id})"))
+                self.of_a_daemon("program", format!("a Peregrine daemon's ({program}, id {id})"))
             }
             Ok(Some((id, program))) => {
-                let why = "there can be one only, and Peregrine replaces no other's: detach it, or choose another interface";
-                Finding::failure("program", format!("another's is there already: '{program}' (id {id})"), why)
-                    .command(format!("ip link set dev {} xdp off", self.interface.name))
+                let why = "there can be one only, and Peregrine replaces no other's, which may be a firewall: end the program that attached it, or choose another interface";
+                let finding = Finding::failure(
+                    "program",
+                    format!("another's is there already: '{program}' (id {id})"),
+                    why,
+                );
+                match self.link.detachable {
+                    Some(mode) => {
+                        finding.command(format!("ip link set dev {} {mode} off", self.interface.name))
+                    }
+                    None => finding,
+                }
             }
         }
+    }
+
+    /// A daemon that looks for itself is well; for any other start the interface is taken.
+    fn of_a_daemon(&self, check: &'static str, what: impl Into<String>) -> Finding {
+        if self.case.wanted.got.is_some() {
+            return Finding::ok(check, what);
+        }
+        let why = "another daemon cannot start here: for a new one, stop that which runs, or choose another interface";
+        Finding::warning(check, what, why)
     }
 
     /// A queue has one user of AF_XDP.
     fn taken(&self) -> Finding {
         const NAME: &str = "sockets";
-        let is_ours = matches!(&self.link.program, Ok(Some((_, program))) if inspect::is_ours(program));
         let taken = match &self.link.taken {
             Err(why) => return Finding::skipped(NAME, why),
-            Ok(_) if is_ours => return Finding::ok(NAME, "a Peregrine daemon has them"),
+            Ok(_) if self.has_ours() => return self.of_a_daemon(NAME, "a Peregrine daemon has them"),
             Ok(taken) => taken,
         };
         let served = self.served();
@@ -236,8 +311,11 @@ impl On<'_> {
     /// `combined 4`, or `rx 4` where they are not paired.
     fn channels_command(&self, count: u32) -> Option<String> {
         let channels = self.link.channels.as_ref().ok()?;
-        let kind = if channels.combined_max > 0 { "combined" } else { "rx" };
-        (count <= channels.receive_max).then(|| format!("ethtool -L {} {kind} {count}", self.interface.name))
+        let (kind, most) = match channels.combined_max {
+            0 => ("rx", channels.receive_max),
+            most => ("combined", most),
+        };
+        (count <= most).then(|| format!("ethtool -L {} {kind} {count}", self.interface.name))
     }
 
     /// Those that the config names must be there; and some drivers want room.
@@ -368,7 +446,8 @@ impl On<'_> {
                 Finding::ok(name, "by addresses and ports")
             }
             Ok(_) => {
-                let why = "all packets between two hosts come to one queue, because the ports, which tell flows apart, do not count";
+                let why = "all packets between two hosts come to one queue, because the ports, which tell flows apart, do not count \
+                           (by ports, fragments of other UDP may come out of order)";
                 Finding::warning(name, "by addresses only", why)
                     .mend(Mend::HashByPort { interface: self.interface.name.clone(), flow })
             }
@@ -446,7 +525,7 @@ impl On<'_> {
         let all = match &self.link.interrupts {
             Ok(all) if !all.is_empty() => all,
             Ok(_) => return Finding::skipped(NAME, "the card has none that are known"),
-            Err(why) => return Finding::skipped(NAME, format!("no card with interrupts of its own ({why})")),
+            Err(why) => return Finding::skipped(NAME, format!("which are this card's is not known ({why})")),
         };
         if workers.is_empty() {
             return Finding::skipped(NAME, "which workers there are says a config: -c FILE");
@@ -497,14 +576,14 @@ impl On<'_> {
         let serves = |hand: &[Vec<QueueId>]| {
             place.and_then(|at| hand.get(at)).is_some_and(|queues| !queues.is_empty())
         };
-        let far: Vec<String> = shares
-            .iter()
-            .filter(|share| serves(&share.hand))
-            .filter(|share| {
-                self.case.host.cpus.get(&share.core).and_then(|cpu| cpu.node).is_some_and(|of| of != node)
-            })
-            .map(|share| share.core.to_string())
-            .collect();
+        let mut far = Vec::new();
+        for core in shares.iter().filter(|share| serves(&share.hand)).map(|share| share.core) {
+            match self.case.host.cpus.get(&core).and_then(|cpu| cpu.node) {
+                None => return Finding::skipped("numa", format!("core {core}'s node is not known")),
+                Some(of) if of != node => far.push(core.to_string()),
+                Some(_) => {}
+            }
+        }
         if far.is_empty() {
             return Finding::ok("numa", format!("the card and its workers are on node {node}"));
         }
@@ -526,7 +605,10 @@ impl On<'_> {
             (Ok(found), _) => found,
             (Err(why), None) => return vec![Finding::skipped(NAME, why)],
             (Err(why), Some(vlan)) => {
-                let command = format!("ip link add link {name} name {name}.{vlan} type vlan id {vlan}");
+                // Names are of 15 bytes at most.
+                let usual = format!("{name}.{vlan}");
+                let device = if usual.len() <= 15 { usual } else { format!("vlan{vlan}") };
+                let command = format!("ip link add link {name} name {device} type vlan id {vlan}");
                 return vec![
                     Finding::failure("vlan-device", why, "our address must be on it").command(command),
                 ];
@@ -536,8 +618,14 @@ impl On<'_> {
             if has.contains(local) {
                 return Finding::ok(NAME, format!("{local} is on {device}"));
             }
-            let bits = if local.is_ipv4() { 24 } else { 64 };
-            let why = "a VTEP sends from an address of its interface, and is answered there: add it with the prefix of its network";
+            if let Some((_, other)) = self.link.elsewhere.iter().find(|(address, _)| address == local) {
+                let what = format!("{local} is on {other}, not on {device}");
+                let why = "a VTEP sends from an address of its interface, and is answered there: take that interface, or move the address";
+                return Finding::failure(NAME, what, why);
+            }
+            let bits = if local.is_ipv4() { 32 } else { 128 };
+            let why = "a VTEP sends from an address of its interface, and is answered there: with its network's prefix instead of this command's, \
+                       the kernel makes the route to that network, too";
             Finding::failure(NAME, format!("{local} is not on {device}"), why)
                 .command(format!("ip address add {local}/{bits} dev {device}"))
         };
@@ -558,21 +646,28 @@ impl On<'_> {
             return Some(Finding::ok(NAME, format!("{has}, and no network needs more than {needed}")));
         }
         let what = format!("{has}, and network {} (MTU {}) needs {needed}", network.name, network.mtu);
+        // Raised beyond what a chunk or the driver takes it would stop the start.
+        let (most, limit) = self.mtu_limit();
+        if needed > most && !self.case.wanted.multi_buffer {
+            let why = format!(
+                "its longest packets would be dropped, and the interface's may be {most} at most ({limit}): lower networks[n].mtu by {}, or use a larger chunk_size",
+                needed - has
+            );
+            return Some(Finding::failure(NAME, what, why));
+        }
         let why = format!(
             "its longest packets would be dropped: raise it on the whole underlay, or lower networks[n].mtu by {}",
             needed - has
         );
-        let mut devices = vec![self.interface.name.clone()];
-        devices.extend(
-            self.link
-                .underlay
-                .as_ref()
-                .ok()
-                .map(|(device, _)| device.clone())
-                .filter(|device| *device != self.interface.name),
-        );
+        let mut devices = vec![(&self.interface.name, self.interface.mtu)];
+        if let (Ok((device, _)), Ok(mtu)) = (&self.link.underlay, &self.link.underlay_mtu)
+            && *device != self.interface.name
+        {
+            devices.push((device, *mtu));
+        }
+        let low = devices.into_iter().filter(|(_, mtu)| *mtu < needed);
         let commands: Vec<String> =
-            devices.iter().map(|device| format!("ip link set dev {device} mtu {needed}")).collect();
+            low.map(|(device, _)| format!("ip link set dev {device} mtu {needed}")).collect();
         Some(Finding::failure(NAME, what, why).command(commands.join(" && ")))
     }
 }

@@ -66,10 +66,13 @@ fn link() -> Link {
         hash: [(UdpFlow::Udp4, Ok(0xf0)), (UdpFlow::Udp6, Ok(0xf0))],
         xdp: Ok(XdpFeatures { bits: 0x7f, zero_copy_segments: 8 }),
         program: Ok(None),
+        detachable: None,
+        virtio_platform: Err("no virtio card".into()),
         taken: Ok(Vec::new()),
         node: Ok(0),
         interrupts: Ok(vec![Interrupt { number: 45, cpus: vec![0] }]),
         underlay: Ok(("eth0".into(), vec![[10, 0, 0, 1].into()])),
+        elsewhere: Vec::new(),
         underlay_mtu: Ok(1500),
     }
 }
@@ -117,17 +120,17 @@ fn a_sound_machine_passes_every_check() {
 fn the_kernel_must_have_what_is_needed() {
     let old = found("kernel", &["multi-buffer"], |case| case.host.kernel = Ok("5.4.0-100".into()));
     is(&old, FAILURE, "Linux 5.4.0-100", None);
-    let refused = |is_permission| Refused { is_permission, why: "no".into() };
+    let refused = |is_missing| Refused { is_missing, why: "no".into() };
     is(
-        &found("af-xdp", &[], |case| case.host.af_xdp = Err(refused(false))),
+        &found("af-xdp", &[], |case| case.host.af_xdp = Err(refused(true))),
         FAILURE,
         "CONFIG_XDP_SOCKETS",
         None,
     );
     is(
-        &found("af-xdp", &[], |case| case.host.af_xdp = Err(refused(true))),
+        &found("af-xdp", &[], |case| case.host.af_xdp = Err(refused(false))),
         Verdict::Skipped,
-        "not permitted",
+        "no socket to try with",
         None,
     );
     let none = AfXdp { need_wakeup: false, multi_buffer: true };
@@ -212,6 +215,12 @@ fn workers_must_have_their_cores() {
     is(&found("siblings", &[], |case| pair(case, 2, 3)), WARNING, "one physical core", None);
     let off = "for cpu in 1; do echo 0 > /sys/devices/system/cpu/cpu$cpu/online; done";
     is(&found("siblings", &[], |case| pair(case, 2, 1)), WARNING, "cores 1 share", Some(off));
+    is(&found("siblings", &[], |case| pair(case, 2, 0)), WARNING, "cores 0 share", None);
+    let all = found("siblings", &[], |case| {
+        case.host.allowed = Ok(vec![1, 2, 3]);
+        pair(case, 2, 1);
+    });
+    is(&all, WARNING, "cores 1 share", None);
     let slow =
         found("governor", &[], |case| case.host.cpus.get_mut(&3).unwrap().governor = Ok("powersave".into()));
     is(
@@ -264,13 +273,76 @@ fn a_driver_must_have_what_is_asked_for() {
         interface(case).driver = "igc".into();
         interface(case).mtu = 1600;
     });
-    is(&limit, FAILURE, "igc", Some("ip link set dev eth0 mtu 1500"));
+    is(&limit, FAILURE, "igc", Some("ip link set dev eth0 mtu 998"));
     let half = found("channels", &[], |case| {
         interface(case).driver = "ena".into();
         let channels = Channels { receive: 8, receive_max: 8, combined: 8, combined_max: 8 };
         case.links[0].channels = Ok(channels);
     });
     is(&half, FAILURE, "half of its channels", Some("ethtool -L eth0 combined 4"));
+}
+
+#[test]
+fn a_virtio_card_has_zero_copy_only_where_the_hypervisor_lets_it() {
+    let virtio = |platform: Result<bool, &str>| {
+        let platform = platform.map_err(str::to_owned);
+        move |case: &mut Case| {
+            interface(case).driver = "virtio_net".into();
+            case.links[0].virtio_platform = platform;
+        }
+    };
+    is(&found("zero-copy", &[], virtio(Ok(false))), FAILURE, "VIRTIO_F_ACCESS_PLATFORM", None);
+    is(&found("zero-copy", &[], virtio(Ok(true))), Verdict::Ok, "has it", None);
+    is(&found("zero-copy", &[], virtio(Err("unread"))), Verdict::Skipped, "unread", None);
+}
+
+/// What zero-copy uses of a chunk is less than the chunk, and with igb and igc much less.
+#[test]
+fn packets_must_fit_what_zero_copy_uses_of_a_chunk() {
+    let igb = |mode: XdpMode, chunk_size: u32| {
+        move |case: &mut Case| {
+            interface(case).driver = "igb".into();
+            (uplink(case).mode, uplink(case).chunk_size) = (mode, chunk_size);
+        }
+    };
+    let required = found("mtu", &[], igb(XdpMode::RequireZeroCopy, 2048));
+    is(&required, FAILURE, "igb's zero-copy", Some("ip link set dev eth0 mtu 998"));
+    let preferred = found("zero-copy", &[], igb(XdpMode::PreferZeroCopy, 2048));
+    is(&preferred, WARNING, "use chunk_size = 4096", None);
+    is(&found("mtu", &[], igb(XdpMode::RequireZeroCopy, 4096)), Verdict::Ok, "1500 of", None);
+    is(&found("zero-copy", &[], igb(XdpMode::PreferZeroCopy, 4096)), Verdict::Ok, "", None);
+}
+
+#[test]
+fn addresses_and_the_underlays_mtu_are_mended_without_harm() {
+    let gone = |case: &mut Case| case.links[0].underlay = Ok(("eth0".into(), Vec::new()));
+    is(&found("address", &[], gone), FAILURE, "not on eth0", Some("ip address add 10.0.0.1/32 dev eth0"));
+    let moved = found("address", &[], |case| {
+        gone(case);
+        case.links[0].elsewhere = vec![([10, 0, 0, 1].into(), "br0".into())];
+    });
+    is(&moved, FAILURE, "is on br0", None);
+    let long = found("vlan-device", &[], |case| {
+        uplink(case).vlan = Some(100);
+        interface(case).name = "enp129s0f1np1".into();
+        case.links[0].underlay = Err("none".into());
+    });
+    is(&long, FAILURE, "none", Some("ip link add link enp129s0f1np1 name vlan100 type vlan id 100"));
+    let network = |mtu: u16| {
+        move |case: &mut Case| {
+            let blue = NetworkPlan { mtu, ..NetworkPlan::new("blue", Vni::new(42).unwrap()) };
+            case.wanted.plan.as_mut().unwrap().networks = std::iter::once(blue).collect();
+        }
+    };
+    let low = found("underlay-mtu", &[], network(1500));
+    is(&low, FAILURE, "raise it", Some("ip link set dev eth0 mtu 1550"));
+    let device = found("underlay-mtu", &[], |case| {
+        network(1500)(case);
+        interface(case).mtu = 1600;
+        case.links[0].underlay = Ok(("eth0.100".into(), vec![[10, 0, 0, 1].into()]));
+    });
+    is(&device, FAILURE, "raise it", Some("ip link set dev eth0.100 mtu 1550"));
+    is(&found("underlay-mtu", &[], network(1750)), FAILURE, "lower networks[n].mtu", None);
 }
 
 #[test]
@@ -334,12 +406,25 @@ fn the_card_must_be_near_and_leave_workers_alone() {
     is(&crowded, WARNING, "46, 47 are served", Some(command));
     is(&found("numa", &[], |case| case.links[0].node = Ok(1)), WARNING, "cores 2, 3", None);
     is(&found("carrier", &[], |case| case.links[0].carrier = Ok(false)), WARNING, "no carrier", None);
-    let foreign = found("program", &[], |case| case.links[0].program = Ok(Some((7, "firewall".into()))));
-    is(&foreign, FAILURE, "'firewall' (id 7)", Some("ip link set dev eth0 xdp off"));
+    let foreign = |mode| {
+        move |case: &mut Case| {
+            let link = &mut case.links[0];
+            (link.program, link.detachable) = (Ok(Some((7, "firewall".into()))), mode);
+        }
+    };
+    let generic = found("program", &[], foreign(Some("xdpgeneric")));
+    is(&generic, FAILURE, "'firewall' (id 7)", Some("ip link set dev eth0 xdpgeneric off"));
+    is(&found("program", &[], foreign(None)), FAILURE, "end the program that attached it", None);
     let taken = found("sockets", &[], |case| case.links[0].taken = Ok(vec![(2, "testpmd (7)".into())]));
     is(&taken, FAILURE, "queue 2 has an AF_XDP socket of testpmd (7)", None);
-    let own = found("program", &[], |case| case.links[0].program = Ok(Some((7, "peregrine_steer".into()))));
+    let own = found("program", &[], |case| {
+        case.wanted.got = Some(Got { huge_pages: true, usable: vec![0, 1, 2, 3] });
+        case.links[0].program = Ok(Some((7, "peregrine_steer".into())));
+    });
     is(&own, Verdict::Ok, "peregrine_steer", None);
+    let of_another = |case: &mut Case| case.links[0].program = Ok(Some((7, "peregrine_steer".into())));
+    is(&found("program", &["sockets"], of_another), WARNING, "another daemon cannot start", None);
+    is(&found("sockets", &["program"], of_another), WARNING, "another daemon cannot start", None);
 }
 
 #[test]
@@ -347,7 +432,7 @@ fn what_is_not_known_is_skipped_with_its_reason() {
     let blind = Case {
         host: Host {
             kernel: Err("x".into()),
-            af_xdp: Err(Refused { is_permission: true, why: "x".into() }),
+            af_xdp: Err(Refused { is_missing: false, why: "x".into() }),
             rights: Err("x".into()),
             huge: Err("x".into()),
             bpffs: Err("x".into()),

@@ -5,6 +5,7 @@
 //! namespace of the calling thread.
 
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::AsFd;
 
 use serde::{Deserialize, Serialize};
@@ -15,6 +16,11 @@ use crate::sys;
 /// The largest MTU whose frames fit a chunk behind the kernel's headroom.
 pub const fn largest_mtu(chunk_size: u32) -> u32 {
     super::largest_mtu(chunk_size)
+}
+
+/// The same for zero-copy, where some drivers use less of a chunk.
+pub fn largest_zero_copy_mtu(driver: &str, chunk_size: u32) -> u32 {
+    super::largest_zero_copy_mtu(driver, chunk_size)
 }
 
 /// How many channels an interface has, and may have.
@@ -156,6 +162,15 @@ pub fn program_on(interface: &Interface) -> Result<Option<(u32, String)>, XskErr
     program::attached(interface.index)
 }
 
+/// What `ip link set dev … MODE off` calls the mode of the program on an interface; `None`: there is none, or a BPF link holds it, which
+/// ends only with the program that made it.
+///
+/// # Errors
+/// The kernel's.
+pub fn detachable_mode(interface: &Interface) -> io::Result<Option<&'static str>> {
+    program::detachable_mode(interface.index)
+}
+
 /// Whether a program of this name is one of ours.
 pub fn is_ours(program: &str) -> bool {
     program.starts_with(program::NAME)
@@ -167,6 +182,25 @@ pub fn is_ours(program: &str) -> bool {
 /// The kernel's.
 pub fn vlan_device(interface: &str, vlan: u16) -> io::Result<Option<String>> {
     sys::vlan_device(interface, vlan)
+}
+
+/// Each address, with the name of its interface.
+///
+/// # Errors
+/// The kernel's.
+pub fn addresses() -> io::Result<Vec<(IpAddr, String)>> {
+    let all = sys::all_addresses()?.into_iter();
+    Ok(all
+        .flat_map(|(name, found)| found.addresses.into_iter().map(move |address| (address, name.clone())))
+        .collect())
+}
+
+/// The name that the interface with this number has now.
+///
+/// # Errors
+/// The kernel's.
+pub fn name_of(ifindex: u32) -> io::Result<Option<String>> {
+    Ok(sys::all_addresses()?.into_iter().find(|(_, found)| found.index == ifindex).map(|(name, _)| name))
 }
 
 /// The names of all interfaces.

@@ -12,7 +12,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use aya::maps::{HashMap, MapData, MapError, PerCpuArray, XskMap};
 use aya::programs::Xdp;
-use aya::programs::loaded_programs;
+use aya::programs::links::LinkType;
+use aya::programs::{loaded_links, loaded_programs};
 use aya::{Ebpf, EbpfLoader};
 use serde::Serialize;
 
@@ -247,7 +248,27 @@ fn program_name(id: u32) -> Option<String> {
     info.name_as_str().filter(|name| !name.is_empty()).map(str::to_string)
 }
 
+/// For [`inspect`](super::inspect): as `ip link` names it, if netlink can detach it.
+pub(super) fn detachable_mode(interface_index: u32) -> io::Result<Option<&'static str>> {
+    let answer = query(interface_index)?;
+    let modes = [
+        (answer.drv_prog_id, "xdpdrv"),
+        (answer.skb_prog_id, "xdpgeneric"),
+        (answer.hw_prog_id, "xdpoffload"),
+    ];
+    let Some((id, mode)) = modes.into_iter().find(|(id, _)| *id != 0) else { return Ok(None) };
+    let mut links = loaded_links().filter_map(Result::ok).filter(|link| link.program_id() == id);
+    let is_held = links.any(|link| matches!(link.link_type(), Ok(LinkType::Xdp)));
+    Ok((!is_held).then_some(mode))
+}
+
 fn program_id(interface_index: u32) -> io::Result<Option<u32>> {
+    let answer = query(interface_index)?;
+    let ids = [answer.prog_id, answer.drv_prog_id, answer.skb_prog_id, answer.hw_prog_id];
+    Ok(ids.into_iter().find(|id| *id != 0))
+}
+
+fn query(interface_index: u32) -> io::Result<libxdp_sys::bpf_xdp_query_opts> {
     // SAFETY: all zero is a valid value: numbers only.
     let mut answer: libxdp_sys::bpf_xdp_query_opts = unsafe { std::mem::zeroed() };
     answer.sz = size_of::<libxdp_sys::bpf_xdp_query_opts>();
@@ -256,8 +277,7 @@ fn program_id(interface_index: u32) -> io::Result<Option<u32>> {
     if result < 0 {
         return Err(io::Error::from_raw_os_error(-result));
     }
-    let ids = [answer.prog_id, answer.drv_prog_id, answer.skb_prog_id, answer.hw_prog_id];
-    Ok(ids.into_iter().find(|id| *id != 0))
+    Ok(answer)
 }
 
 /// aya's own attach turns to netlink when the kernel answers EINVAL, which is neither a link nor safe for a foreign
