@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::environment::{Environment, Watch, two_cores};
 use crate::figures::spread;
 use crate::kernel_case::plain;
+use crate::near_host;
 pub use side::Side;
 
 /// Runs of each kind; medians count.
@@ -120,7 +121,7 @@ pub fn run(quick: bool) -> Result<Report, String> {
     let watch = Watch::start();
     let setup = Setup::new(first.id, worker.id, quick);
     let mut figures = measure("memif", || bench::memif(setup))?;
-    let no_wire = side::missing();
+    let no_wire = near_host::missing();
     if no_wire.is_none() {
         let interrupted = Arc::new(AtomicBool::new(false));
         peregrine_control::demo::catch_signals(&interrupted).map_err(|error| plain(&error))?;

@@ -13,6 +13,7 @@ mod idle_case;
 mod kernel_case;
 mod memif_case;
 mod micro;
+mod near_host;
 mod paced;
 mod pipeline_case;
 mod placement_latency_case;

@@ -46,6 +46,7 @@ pub use side::Side;
 
 use crate::environment::{Environment, Watch, two_cores};
 use crate::kernel_case::plain;
+use crate::near_host;
 use crate::paced;
 
 /// Frames from memory: what each such port is called, and the cycles added to each packet's way.
@@ -92,7 +93,7 @@ pub struct Report {
 /// Runs everything. Namespaces and programs are gone when it returns, however it ends.
 pub fn run(quick: bool) -> Result<Report, String> {
     let [first, second] = two_cores("one for the worker; one for control, the generator and the wire")?;
-    let left_out = side::missing();
+    let left_out = near_host::missing();
     let watch = Watch::start();
     let times = Times::of(quick);
     let cores = Cores { first: first.id, worker: second.id, hertz: paced::hertz() };

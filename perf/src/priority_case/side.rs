@@ -1,22 +1,16 @@
-//! What needs a wire: the two hosts of `peregrine demo` with both ends of the wire on the near one, and there a process of this
-//! program's own, for what an uplink is made of is read under `/sys`, which shows the network namespace that a process began in.
+//! The two systems over a wire, each in a process on the near host.
 
-use std::process::Command;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use peregrine_control::demo::hosts::{FAR, Hosts};
-use peregrine_control::demo::{self};
-use peregrine_control::lab::Process;
 
 use super::bench::Cores;
 use super::measured::PortReport;
 use super::port::{self, Times};
 use crate::figures::json;
-use crate::kernel_case::plain;
-use crate::paced;
+use crate::{near_host, paced};
 
 /// All that one side measures takes less than this.
 const PATIENCE: Duration = Duration::from_secs(900);
@@ -70,34 +64,16 @@ pub fn over_wire(
     ports: &mut Vec<PortReport>,
 ) -> Result<(), String> {
     let lab = |error: &dyn std::fmt::Display| error.to_string();
-    let hosts = Hosts::create().map_err(|error| plain(&error))?;
-    let far = FAR.1;
-    hosts.far.ip(&format!("link set {far} netns {}", hosts.near.name())).map_err(|error| lab(&error))?;
-    hosts.near.ip(&format!("link set {far} up")).map_err(|error| lab(&error))?;
+    let hosts = near_host::create()?;
     let side = |role: Role| {
         eprintln!("peregrine-perf: priority: {}", role.name());
-        let program =
-            std::env::current_exe().map_err(|error| format!("cannot find this program: {error}"))?;
-        let mut command: Command = hosts.near.command(program);
-        command.args(["priority-side", "--role", role.name()]);
-        command.args(["--first", &cores.first.to_string(), "--worker", &cores.worker.to_string()]);
-        command.args(if quick { &["--quick"][..] } else { &[] });
-        let process = Process::start(&mut command).map_err(|error| lab(&error))?;
-        let stop = || interrupted.load(Ordering::Relaxed);
-        let text = process.finish(PATIENCE, &stop).map_err(|error| match stop() {
-            true => "interrupted; everything that it made was removed".into(),
-            false => lab(&error),
-        })?;
-        serde_json::from_str(&text).map_err(|error| format!("{}: it said: {error}", role.name()))
+        let (arguments, cores) =
+            (["priority-side", "--role", role.name()], (cores.first, cores.worker, quick));
+        near_host::run(&hosts, role.name(), &arguments, cores, PATIENCE, interrupted)
     };
     ports.push(side(Role::Veth)?);
     let _tenant = hosts.kernel_overlay().map_err(|error| lab(&error))?;
     hosts.steer_receiving(Some(cores.worker)).map_err(|error| lab(&error))?;
     ports.push(side(Role::Kernel)?);
     Ok(())
-}
-
-/// Why nothing can be measured over a wire here, if so.
-pub fn missing() -> Option<String> {
-    demo::check_requirements().err().map(|error| plain(&error))
 }
