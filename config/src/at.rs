@@ -6,13 +6,14 @@
 use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::fmt::Display;
+use std::collections::hash_map::Entry;
+use std::fmt::{self, Display};
 use std::hash::Hash;
 use std::ops::RangeInclusive;
 
 use crate::error::{ConfigError, ConfigErrors};
 use crate::nearest::nearest;
-use crate::raw::{Field, List, Table, show_text};
+use crate::raw::{Field, Kind, List, Table, show_text};
 
 /// The mistakes so far.
 #[derive(Default)]
@@ -53,82 +54,110 @@ impl Report {
     }
 }
 
-/// A place in the file: a key path, and where its mistakes go.
-#[derive(Clone)]
-pub struct At<'r> {
-    path: String,
-    report: &'r Report,
+/// A place in the file, and where its mistakes go. Its path is put together only when somebody is told it.
+#[derive(Clone, Copy)]
+pub struct At<'a> {
+    parent: Option<&'a At<'a>>,
+    part: Part<'a>,
+    report: &'a Report,
 }
 
-impl<'r> At<'r> {
+/// The last part of a path.
+#[derive(Clone, Copy)]
+enum Part<'a> {
+    /// All of it: nothing for the top of a file.
+    Path(&'a str),
+    Key(&'a str),
+    Nth(usize),
+    All,
+}
+
+impl Display for At<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(parent) = self.parent {
+            write!(f, "{parent}")?;
+        }
+        match self.part {
+            Part::Path(path) => f.write_str(path),
+            Part::Key(key) => {
+                let is_first = self.parent.is_none_or(At::is_top);
+                let is_bare = !key.is_empty()
+                    && key.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
+                f.write_str(if is_first { "" } else { "." })?;
+                if is_bare { f.write_str(key) } else { f.write_str(&show_text(key)) }
+            }
+            Part::Nth(index) => write!(f, "[{index}]"),
+            Part::All => f.write_str("[*]"),
+        }
+    }
+}
+
+impl<'a> At<'a> {
     /// The top of the file.
-    pub fn top(report: &'r Report) -> At<'r> {
-        At { path: String::new(), report }
+    pub fn top(report: &'a Report) -> At<'a> {
+        At::under("", report)
     }
 
     /// A place in something else, such as a request.
-    pub fn under(path: &str, report: &'r Report) -> At<'r> {
-        At { path: path.to_owned(), report }
+    pub fn under(path: &'a str, report: &'a Report) -> At<'a> {
+        At { parent: None, part: Part::Path(path), report }
+    }
+
+    fn is_top(&self) -> bool {
+        matches!(self.part, Part::Path(""))
     }
 
     /// A key of the table that is here.
-    pub fn key(&self, key: &str) -> At<'r> {
-        let bare =
-            !key.is_empty() && key.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
-        let key = if bare { Cow::Borrowed(key) } else { Cow::Owned(show_text(key)) };
-        let path = if self.path.is_empty() { key.into_owned() } else { format!("{}.{key}", self.path) };
-        At { path, report: self.report }
+    pub fn key(&'a self, key: &'a str) -> At<'a> {
+        At { parent: Some(self), part: Part::Key(key), report: self.report }
     }
 
     /// An entry of the list that is here.
-    pub fn nth(&self, index: usize) -> At<'r> {
-        At { path: format!("{}[{index}]", self.path), report: self.report }
+    pub fn nth(&'a self, index: usize) -> At<'a> {
+        At { parent: Some(self), part: Part::Nth(index), report: self.report }
     }
 
     /// All entries of the list that is here, together.
-    pub fn all(&self) -> At<'r> {
-        At { path: format!("{}[*]", self.path), report: self.report }
+    pub fn all(&'a self) -> At<'a> {
+        At { parent: Some(self), part: Part::All, report: self.report }
     }
 
     /// The key path.
-    pub fn path(&self) -> &str {
-        &self.path
+    pub fn path(&self) -> String {
+        self.to_string()
     }
 
     /// Where mistakes go.
-    pub fn report(&self) -> &'r Report {
+    pub fn report(&self) -> &'a Report {
         self.report
     }
 
     /// Reports that `got` is not what the rule says ("must be …").
-    pub fn invalid(&self, got: &str, rule: impl Into<Cow<'static, str>>) {
-        self.report.add(ConfigError::Invalid {
-            key: self.path.clone(),
-            got: got.to_owned(),
-            rule: rule.into(),
-        });
+    pub fn invalid(&self, got: impl Display, rule: impl Into<Cow<'static, str>>) {
+        let (key, got) = (self.path(), got.to_string());
+        self.report.add(ConfigError::Invalid { key, got, rule: rule.into() });
     }
 
     /// The field's value as `parse` understands it. What is absent, of another type or not understood is reported.
-    pub fn required<T, U>(
+    pub fn required<T: Kind, U>(
         &self,
         field: &Field<T>,
         rule: impl Into<Cow<'static, str>>,
         parse: impl FnOnce(&T) -> Option<U>,
     ) -> Option<U> {
         if matches!(field, Field::Absent) {
-            self.report.add(ConfigError::Missing { key: self.path.clone(), rule: rule.into() });
+            self.report.add(ConfigError::Missing { key: self.path(), rule: rule.into() });
             return None;
         }
         let value = field.value().and_then(parse);
         if value.is_none() {
-            self.invalid(field.shown(), rule);
+            self.invalid(field, rule);
         }
         value
     }
 
     /// As [`required`](Self::required), but what is absent is the default.
-    pub fn optional<T, U>(
+    pub fn optional<T: Kind, U>(
         &self,
         field: &Field<T>,
         default: U,
@@ -157,11 +186,16 @@ impl<'r> At<'r> {
     where
         N: TryFrom<i64> + PartialOrd + Display,
     {
-        let rule = format!("a number from {} to {}", range.start(), range.end());
+        if let (Field::Absent, Some(default)) = (field, default) {
+            return Some(default);
+        }
         let parse = |raw: &i64| N::try_from(*raw).ok().filter(|number| range.contains(number));
-        match default {
-            Some(default) => self.optional(field, default, rule, parse),
-            None => self.required(field, rule, parse),
+        match field.value().and_then(parse) {
+            Some(number) => Some(number),
+            None => {
+                let rule = format!("a number from {} to {}", range.start(), range.end());
+                self.required(field, rule, |_| None)
+            }
         }
     }
 
@@ -171,7 +205,7 @@ impl<'r> At<'r> {
     }
 
     /// A table; the keys that it may not have are reported.
-    pub fn table<'f, T: Table>(&self, field: &'f Field<T>, rule: &'static str) -> Option<&'f T> {
+    pub fn table<'f, T: Table + Kind>(&self, field: &'f Field<T>, rule: &'static str) -> Option<&'f T> {
         self.required(field, rule, |_| Some(()))?;
         let table = field.value()?;
         self.unknown_keys(table);
@@ -182,7 +216,7 @@ impl<'r> At<'r> {
     pub fn unknown_keys<T: Table>(&self, table: &T) {
         for key in table.unknown() {
             self.report.add(ConfigError::UnknownKey {
-                key: self.key(key).path,
+                key: self.key(key).path(),
                 nearest: nearest(key, T::KEYS.iter().copied()),
                 known: T::KEYS,
             });
@@ -190,22 +224,21 @@ impl<'r> At<'r> {
     }
 
     /// A list's entries, each with its place; a list of another length than `count` is reported. Absent is empty.
-    pub fn list<'f, T>(
-        &self,
+    pub fn list<'f, T: Kind>(
+        &'a self,
         field: &'f List<T>,
         count: RangeInclusive<usize>,
         rule: &'static str,
-    ) -> impl Iterator<Item = (At<'r>, &'f Field<T>)> + use<'f, 'r, T> {
+    ) -> impl Iterator<Item = (At<'a>, &'f Field<T>)> + use<'f, 'a, T> {
         if *count.start() > 0 || !matches!(field, Field::Absent) {
             let _ = self.required(field, rule, |_| Some(()));
         }
         let entries = field.value().map(Vec::as_slice).unwrap_or_default();
         if field.value().is_some() && !count.contains(&entries.len()) {
-            let (key, count) = (self.path.clone(), entries.len());
+            let (key, count) = (self.path(), entries.len());
             self.report.add(ConfigError::Count { key, count, rule: rule.into() });
         }
-        let here = self.clone();
-        entries.iter().enumerate().map(move |(i, entry)| (here.nth(i), entry))
+        entries.iter().enumerate().map(|(i, entry)| (self.nth(i), entry))
     }
 }
 
@@ -225,15 +258,13 @@ impl<K: Hash + Eq> Claims<K> {
     }
 
     /// Takes `value` for the key at `at`, or reports who has it.
-    pub fn claim(&mut self, value: K, at: &At<'_>, got: &str) {
-        match self.0.get(&value) {
-            Some(by) => {
-                let (key, got, by) = (at.path.clone(), got.to_owned(), by.clone());
+    pub fn claim(&mut self, value: K, at: &At<'_>, got: impl Display) {
+        match self.0.entry(value) {
+            Entry::Occupied(by) => {
+                let (key, got, by) = (at.path(), got.to_string(), by.get().clone());
                 at.report.add(ConfigError::Taken { key, got, by });
             }
-            None => {
-                self.0.insert(value, at.path.clone());
-            }
+            Entry::Vacant(free) => drop(free.insert(at.path())),
         }
     }
 

@@ -99,7 +99,7 @@ fn group(id: &i64) -> Option<Option<u32>> {
 fn state(at: &At<'_>, field: &Field<String>, control_socket: Option<&Path>) -> Option<Option<PathBuf>> {
     let path = at.optional(field, None, values::STATE_PATH, |text| values::state_path(text).map(Some))?;
     if path.is_some() && path.as_deref() == control_socket {
-        let (key, got) = (at.path().to_owned(), field.shown().to_owned());
+        let (key, got) = (at.path(), field.to_string());
         at.report().add(ConfigError::Taken { key, got, by: "control_socket".to_owned() });
     }
     Some(path)
@@ -162,7 +162,7 @@ fn workers(at: &At<'_>, field: &List<Worker>) -> Vec<WorkerPlan> {
         let idle = at.key("idle").text(&raw.idle, Some(IdleMode::default()), values::IDLE, values::idle);
         let at = at.key("core");
         let Some(core) = at.number(&raw.core, 0..=CORE_MAX, None) else { continue };
-        cores.claim(core, &at, raw.core.shown());
+        cores.claim(core, &at, &raw.core);
         let (Some(nice), Some(idle)) = (nice, idle) else { continue };
         plans.push(WorkerPlan {
             core: CoreId(core),

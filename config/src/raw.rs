@@ -4,63 +4,160 @@
 //! them, so here nothing is a mistake: a key that is absent, or whose value has another type, is a [`Field`]
 //! that says so, and keys that the format does not have are kept by name. `check` makes the errors.
 
-use std::collections::BTreeMap;
+use std::fmt::{self, Display};
 
-use serde::de::{DeserializeOwned, IgnoredAny};
 use serde::{Deserialize, Deserializer};
 use toml::Value;
 
-/// What stands at a key.
+/// What stands at a key. Displayed, it is as errors show it.
 #[derive(Default)]
 pub enum Field<T> {
     /// Nothing.
     #[default]
     Absent,
-    /// A value.
-    Given {
-        /// As errors show it.
-        shown: String,
-        /// `None` when it has another type.
-        value: Option<T>,
-    },
+    /// A value of the right type.
+    Given(T),
+    /// One of another type.
+    Wrong(Value),
 }
 
-impl<T> Field<T> {
+/// What can stand at a key.
+pub trait Kind: Sized {
+    /// The value as one of these; or it is of another type.
+    fn of(value: Value) -> Result<Self, Value>;
+    /// As errors show it: on one line, short.
+    fn show(&self) -> String;
+    /// The same within a list: lists are not followed further.
+    fn show_entry(&self) -> String {
+        self.show()
+    }
+}
+
+impl<T: Kind> Field<T> {
+    /// With this value.
+    pub fn of(value: Value) -> Field<T> {
+        T::of(value).map_or_else(Field::Wrong, Field::Given)
+    }
+
     /// The value, when there is one and its type is right.
     pub fn value(&self) -> Option<&T> {
         match self {
-            Field::Given { value, .. } => value.as_ref(),
-            Field::Absent => None,
+            Field::Given(value) => Some(value),
+            Field::Wrong(_) | Field::Absent => None,
         }
     }
 
     /// As errors show it, if there is something.
-    pub fn given(&self) -> Option<&str> {
+    pub fn given(&self) -> Option<&dyn Display> {
         match self {
-            Field::Given { shown, .. } => Some(shown),
             Field::Absent => None,
+            Field::Given(_) | Field::Wrong(_) => Some(self),
         }
-    }
-
-    /// As errors show it.
-    pub fn shown(&self) -> &str {
-        self.given().unwrap_or("(not given)")
     }
 }
 
-impl<'de, T: DeserializeOwned> Deserialize<'de> for Field<T> {
+impl<T: Kind> Display for Field<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Field::Absent => f.write_str("(not given)"),
+            Field::Given(value) => f.write_str(&value.show()),
+            Field::Wrong(value) => f.write_str(&value.show()),
+        }
+    }
+}
+
+impl<'de, T: Kind> Deserialize<'de> for Field<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let value = Value::deserialize(deserializer)?;
-        Ok(Field::Given { shown: show(&value), value: value.try_into().ok() })
+        Value::deserialize(deserializer).map(Field::of)
+    }
+}
+
+impl Kind for Value {
+    fn of(value: Value) -> Result<Value, Value> {
+        Ok(value)
+    }
+
+    /// What is inside a table stays out, it may be secret.
+    fn show(&self) -> String {
+        match self {
+            Value::Array(list) => show_list(list.iter().map(Kind::show_entry)),
+            other => other.show_entry(),
+        }
+    }
+
+    fn show_entry(&self) -> String {
+        match self {
+            Value::Table(_) => TABLE_SHOWN.to_owned(),
+            Value::Array(_) => LIST_SHOWN.to_owned(),
+            Value::String(text) => show_text(text),
+            other => other.to_string(),
+        }
+    }
+}
+
+impl Kind for String {
+    fn of(value: Value) -> Result<String, Value> {
+        if let Value::String(text) = value { Ok(text) } else { Err(value) }
+    }
+
+    fn show(&self) -> String {
+        show_text(self)
+    }
+}
+
+impl Kind for i64 {
+    fn of(value: Value) -> Result<i64, Value> {
+        if let Value::Integer(number) = value { Ok(number) } else { Err(value) }
+    }
+
+    fn show(&self) -> String {
+        self.to_string()
+    }
+}
+
+impl Kind for bool {
+    fn of(value: Value) -> Result<bool, Value> {
+        if let Value::Boolean(is_on) = value { Ok(is_on) } else { Err(value) }
+    }
+
+    fn show(&self) -> String {
+        self.to_string()
+    }
+}
+
+/// Entries of which each is right or wrong for itself.
+impl<T: Kind> Kind for Vec<Field<T>> {
+    fn of(value: Value) -> Result<Self, Value> {
+        if let Value::Array(list) = value {
+            Ok(list.into_iter().map(Field::of).collect())
+        } else {
+            Err(value)
+        }
+    }
+
+    fn show(&self) -> String {
+        show_list(self.iter().map(|entry| match entry {
+            Field::Given(value) => value.show_entry(),
+            Field::Wrong(value) => value.show_entry(),
+            Field::Absent => String::new(),
+        }))
+    }
+
+    fn show_entry(&self) -> String {
+        LIST_SHOWN.to_owned()
     }
 }
 
 /// A text that errors must not show.
 pub struct Secret(pub String);
 
-impl<'de> Deserialize<'de> for Secret {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer).map(Secret)
+impl Kind for Secret {
+    fn of(value: Value) -> Result<Secret, Value> {
+        String::of(value).map(Secret)
+    }
+
+    fn show(&self) -> String {
+        "(not shown)".to_owned()
     }
 }
 
@@ -72,25 +169,41 @@ pub trait Table {
     /// The keys that it may have.
     const KEYS: &'static [&'static str];
     /// The keys that it has and may not.
-    fn unknown(&self) -> impl Iterator<Item = &str>;
+    fn unknown(&self) -> &[String];
 }
 
 macro_rules! table {
     ($(#[$doc:meta])* $name:ident { $($key:ident: $kind:ty,)* }) => {
         $(#[$doc])*
-        #[derive(Default, Deserialize)]
-        #[serde(default)]
+        #[derive(Default)]
         pub struct $name {
             $(pub $key: $kind,)*
-            #[serde(flatten)]
-            unknown: BTreeMap<String, IgnoredAny>,
+            unknown: Vec<String>,
         }
 
         impl Table for $name {
             const KEYS: &'static [&'static str] = &[$(stringify!($key)),*];
 
-            fn unknown(&self) -> impl Iterator<Item = &str> {
-                self.unknown.keys().map(String::as_str)
+            fn unknown(&self) -> &[String] {
+                &self.unknown
+            }
+        }
+
+        impl Kind for $name {
+            fn of(value: Value) -> Result<Self, Value> {
+                let Value::Table(table) = value else { return Err(value) };
+                let mut all = $name::default();
+                for (key, value) in table {
+                    match key.as_str() {
+                        $(stringify!($key) => all.$key = Field::of(value),)*
+                        _ => all.unknown.push(key),
+                    }
+                }
+                Ok(all)
+            }
+
+            fn show(&self) -> String {
+                TABLE_SHOWN.to_owned()
             }
         }
     };
@@ -127,14 +240,19 @@ pub enum ClassEntry {
     Table(Box<ClassTable>),
 }
 
-impl<'de> Deserialize<'de> for ClassEntry {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let value = Value::deserialize(deserializer)?;
-        let entry = match value {
-            Value::Table(_) => value.try_into().map(ClassEntry::Table),
-            _ => value.try_into().map(ClassEntry::Name),
-        };
-        entry.map_err(serde::de::Error::custom)
+impl Kind for ClassEntry {
+    fn of(value: Value) -> Result<ClassEntry, Value> {
+        match value {
+            Value::Table(_) => ClassTable::of(value).map(|table| ClassEntry::Table(Box::new(table))),
+            _ => String::of(value).map(ClassEntry::Name),
+        }
+    }
+
+    fn show(&self) -> String {
+        match self {
+            ClassEntry::Name(name) => name.show(),
+            ClassEntry::Table(table) => table.show(),
+        }
     }
 }
 
@@ -165,14 +283,19 @@ pub enum Uplinks {
     Several(Vec<Field<Uplink>>),
 }
 
-impl<'de> Deserialize<'de> for Uplinks {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let value = Value::deserialize(deserializer)?;
-        let uplinks = match value {
-            Value::Array(_) => value.try_into().map(Uplinks::Several),
-            _ => value.try_into().map(Uplinks::One),
-        };
-        uplinks.map_err(serde::de::Error::custom)
+impl Kind for Uplinks {
+    fn of(value: Value) -> Result<Uplinks, Value> {
+        match value {
+            Value::Array(_) => Vec::of(value).map(Uplinks::Several),
+            _ => Uplink::of(value).map(|uplink| Uplinks::One(Box::new(uplink))),
+        }
+    }
+
+    fn show(&self) -> String {
+        match self {
+            Uplinks::One(uplink) => uplink.show(),
+            Uplinks::Several(list) => list.show(),
+        }
     }
 }
 
@@ -184,14 +307,19 @@ pub enum Addresses {
     Several(Vec<Field<String>>),
 }
 
-impl<'de> Deserialize<'de> for Addresses {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let value = Value::deserialize(deserializer)?;
-        let addresses = match value {
-            Value::Array(_) => value.try_into().map(Addresses::Several),
-            _ => value.try_into().map(Addresses::One),
-        };
-        addresses.map_err(serde::de::Error::custom)
+impl Kind for Addresses {
+    fn of(value: Value) -> Result<Addresses, Value> {
+        match value {
+            Value::Array(_) => Vec::of(value).map(Addresses::Several),
+            _ => String::of(value).map(Addresses::One),
+        }
+    }
+
+    fn show(&self) -> String {
+        match self {
+            Addresses::One(address) => address.show(),
+            Addresses::Several(list) => list.show(),
+        }
     }
 }
 
@@ -205,7 +333,7 @@ table!(
         local: Field<Addresses>,
         port: Field<i64>,
         ttl: Field<i64>,
-        source_ports: Field<Vec<i64>>,
+        source_ports: List<i64>,
         udp_checksum: Field<Value>,
         accept_zero_checksum: Field<bool>,
         chunk_size: Field<i64>,
@@ -315,7 +443,7 @@ impl Declared {
             hairpin: self.hairpin,
             memif: self.memif,
             veth: self.veth,
-            unknown: BTreeMap::new(),
+            unknown: Vec::new(),
         };
         (endpoint, self.port)
     }
@@ -383,7 +511,7 @@ table!(
 table!(
     /// A file with nothing but `[[rules]]`, which who knows the names checks.
     Rules {
-        rules: Field<Vec<Value>>,
+        rules: List<Value>,
     }
 );
 
@@ -392,29 +520,17 @@ const SHOWN_CHARS_MAX: usize = 60;
 /// and lists to so many entries.
 const SHOWN_ENTRIES_MAX: usize = 8;
 
-/// A value as errors show it: on one line, short. What is inside a table stays out, it may be secret.
-fn show(value: &Value) -> String {
-    match value {
-        Value::Table(_) => "{…}".to_owned(),
-        Value::Array(list) => {
-            let mut parts: Vec<String> = list.iter().take(SHOWN_ENTRIES_MAX).map(show_entry).collect();
-            if list.len() > SHOWN_ENTRIES_MAX {
-                parts.push("…".to_owned());
-            }
-            format!("[{}]", parts.join(", "))
-        }
-        other => show_entry(other),
-    }
-}
+/// A table's inside stays out of errors: it may be secret.
+const TABLE_SHOWN: &str = "{…}";
+const LIST_SHOWN: &str = "[…]";
 
-/// A value within a list: lists are not followed further.
-fn show_entry(value: &Value) -> String {
-    match value {
-        Value::Table(_) => "{…}".to_owned(),
-        Value::Array(_) => "[…]".to_owned(),
-        Value::String(text) => show_text(text),
-        other => other.to_string(),
+/// A list, of entries as they are shown.
+fn show_list(mut entries: impl Iterator<Item = String>) -> String {
+    let mut parts: Vec<String> = entries.by_ref().take(SHOWN_ENTRIES_MAX).collect();
+    if entries.next().is_some() {
+        parts.push("…".to_owned());
     }
+    format!("[{}]", parts.join(", "))
 }
 
 /// A text in quotes, cut where it is too long.

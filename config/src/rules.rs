@@ -34,7 +34,9 @@ pub fn rules_file(path: &Path) -> Result<RulesFile, ConfigErrors> {
     let top = At::top(&report);
     top.unknown_keys(&file);
     let rule = "a list of tables, [[rules]], and nothing else; rules = [] for none";
-    let rules = top.key("rules").required(&file.rules, rule, |rules| Some(rules.clone()));
+    let rules = top
+        .key("rules")
+        .required(&file.rules, rule, |rules| rules.iter().map(|rule| rule.value().cloned()).collect());
     match rules {
         Some(rules) if report.is_clean() => Ok(RulesFile { rules }),
         _ => Err(report.into_errors(&origin)),
@@ -48,7 +50,8 @@ pub fn rules<'de, D: Deserializer<'de>>(
     plan: &Plan,
 ) -> Result<Vec<RulePlan>, ConfigErrors> {
     let report = Report::default();
-    let at = At::top(&report).key("rules");
+    let top = At::top(&report);
+    let at = top.key("rules");
     match <List<Rule> as Deserialize>::deserialize(given) {
         Ok(field) => {
             let rules = check::rules_of(&at, &field, plan);

@@ -4,16 +4,18 @@
 //! 80 of the other. serde recurses for each level and would overflow the stack, so the tree is measured before, without
 //! recursion.
 
-use serde::de::DeserializeOwned;
-use toml::Spanned;
+use serde::Deserialize;
 use toml::de::{DeTable, DeValue};
+use toml::{Spanned, Value};
 
 use crate::error::{ConfigError, one_line};
+use crate::raw::Kind;
+
 /// Levels of tables and lists. The format has 5.
 const DEPTH_MAX: usize = 16;
 
 /// The file as it is written.
-pub fn read<T: DeserializeOwned>(text: &str) -> Result<T, ConfigError> {
+pub fn read<T: Kind + Default>(text: &str) -> Result<T, ConfigError> {
     let (tree, errors) = DeTable::parse_recoverable(text);
     let refused = match errors.first() {
         Some(error) => Some(from_parser(text, error)),
@@ -25,7 +27,9 @@ pub fn read<T: DeserializeOwned>(text: &str) -> Result<T, ConfigError> {
         take_apart(tree.into_inner());
         return Err(error);
     }
-    T::deserialize(toml::Deserializer::from(tree)).map_err(|error| from_parser(text, &error))
+    let value = Value::deserialize(toml::Deserializer::from(tree));
+    // Its top is a table.
+    value.map(|value| T::of(value).unwrap_or_default()).map_err(|error| from_parser(text, &error))
 }
 
 /// Where the first value below the last level is.

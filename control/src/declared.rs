@@ -20,7 +20,7 @@ use crate::model::types::{
 };
 use crate::model::written::{self, Secrets};
 use crate::model::{Model, Runtime, file};
-use crate::rpc::{RpcError, code, no_params, params};
+use crate::rpc::{RpcError, code, no_params, params, take_list};
 use crate::status;
 use crate::tenants::Tenants;
 
@@ -221,9 +221,11 @@ pub fn change(
     model: &mut Model,
     plan: &Plan,
     runtime: &mut impl Runtime,
-    given: Value,
+    mut given: Value,
 ) -> Result<ChangeAnswer, RpcError> {
+    let steps = take_list(&mut given, "changes");
     let ChangeParams { changes, dry_run, generation } = params("change", given)?;
+    let changes = steps.unwrap_or(changes);
     expect_generation(model, generation)?;
     let mut stage = Stage::new(model, plan);
     for (nth, step) in changes.into_iter().enumerate() {
@@ -243,8 +245,9 @@ pub fn apply(
     model: &mut Model,
     plan: &Plan,
     runtime: &mut impl Runtime,
-    given: Value,
+    mut given: Value,
 ) -> Result<ApplyAnswer, RpcError> {
+    let taken = ["networks", "ports", "endpoints"].map(|kind| take_list(&mut given, kind));
     let ApplyParams { format, generation, networks, ports, endpoints, dry_run, _check: _ } =
         params("apply", given)?;
     if let Some(format) = format.filter(|format| !file::FORMATS.contains(format)) {
@@ -254,7 +257,12 @@ pub fn apply(
     expect_generation(model, generation)?;
     let mut stage = Stage::new(model, plan);
     stage.clear();
-    stage.declare_all(networks, ports, endpoints);
+    let [of_networks, of_ports, of_endpoints] = taken;
+    stage.declare_all([
+        of_networks.unwrap_or(networks),
+        of_ports.unwrap_or(ports),
+        of_endpoints.unwrap_or(endpoints),
+    ]);
     let prepared = stage.finish(runtime).map_err(mistakes)?;
     let first = |names: &[Named]| names.iter().take(APPLIED_MAX).cloned().collect();
     let answer = ApplyAnswer {

@@ -4,7 +4,6 @@
 //! What must hold: whatever the bytes are, at most one line of them is kept, as long as a line may be, and every line gets at most
 //! one answer. A line that is too long cannot be answered in order, so it ends the conversation.
 
-use serde::Deserialize;
 use serde_json::{Value, json};
 
 /// The longest request of anybody: 1024 rules, each with all that a rule may ask for, fit into it.
@@ -74,20 +73,6 @@ impl From<Value> for Reply {
     }
 }
 
-#[derive(Deserialize)]
-struct RawRequest {
-    jsonrpc: Option<Value>,
-    method: Option<Value>,
-    params: Option<Value>,
-    #[serde(default, deserialize_with = "present")]
-    id: Option<Value>,
-}
-
-/// Tells `"id": null` from no id at all: the second is a notification, which gets no answer.
-fn present<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Value>, D::Error> {
-    Value::deserialize(deserializer).map(Some)
-}
-
 /// Answers one line: calls `method` with its name and its parameters if the line is a request, and returns the line to send, if any is
 /// due.
 pub fn answer(line: &[u8], method: impl FnOnce(&str, Value) -> Result<Value, RpcError>) -> Option<Vec<u8>> {
@@ -139,6 +124,14 @@ pub fn params<T: serde::de::DeserializeOwned>(method: &str, params: Value) -> Re
     serde_json::from_value(params).map_err(invalid)
 }
 
+/// A list of them, taken out: it may be long, and is left as it is. None if it is not there, or no list.
+pub fn take_list(params: &mut Value, name: &str) -> Option<Vec<Value>> {
+    match params.get_mut(name)? {
+        Value::Array(list) => Some(std::mem::take(list)),
+        _ => None,
+    }
+}
+
 /// For a method that has none.
 pub fn no_params(method: &str, params: &Value) -> Result<(), RpcError> {
     let is_empty = match params {
@@ -166,21 +159,24 @@ fn read(line: &[u8]) -> Result<Request, (Value, RpcError)> {
     if value.is_array() {
         return Err((Value::Null, invalid("batches are not supported: send one request per line")));
     }
-    let request: RawRequest = serde_json::from_value(value)
-        .map_err(|_| (Value::Null, invalid("a request is an object with jsonrpc, id and method")))?;
-    let id = match request.id {
+    // Taken apart, not read as a type once more: parameters may have a hundred thousand values.
+    let Value::Object(mut request) = value else {
+        return Err((Value::Null, invalid("a request is an object with jsonrpc, id and method")));
+    };
+    // `"id": null` is not the same as no id at all: the second is a notification, which gets no answer.
+    let id = match request.remove("id") {
         None => None,
         Some(id @ (Value::Null | Value::String(_) | Value::Number(_))) => Some(id),
         Some(_) => return Err((Value::Null, invalid("id must be a string, a number or null"))),
     };
     let told = id.clone().unwrap_or(Value::Null);
-    if request.jsonrpc != Some(Value::from("2.0")) {
+    if request.remove("jsonrpc") != Some(Value::from("2.0")) {
         return Err((told, invalid("jsonrpc must be \"2.0\"")));
     }
-    let Some(Value::String(method)) = request.method else {
+    let Some(Value::String(method)) = request.remove("method") else {
         return Err((told, invalid("method must be a string")));
     };
-    match request.params.unwrap_or_default() {
+    match request.remove("params").unwrap_or_default() {
         params @ (Value::Null | Value::Array(_) | Value::Object(_)) => Ok((method, params, id)),
         _ => Err((told, invalid("params must be an object or an array"))),
     }
@@ -235,8 +231,8 @@ impl Lines {
 
     /// Takes the next line.
     pub fn take(&mut self) -> Next {
-        let found =
-            self.bytes.iter().skip(self.searched).position(|&b| b == b'\n').map(|at| at + self.searched);
+        let unseen = self.bytes.get(self.searched..).unwrap_or_default();
+        let found = unseen.iter().position(|&byte| byte == b'\n').map(|at| at + self.searched);
         match found {
             Some(end) => {
                 let rest = self.bytes.split_off(end + 1);
@@ -257,6 +253,7 @@ impl Lines {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde::Deserialize;
 
     #[derive(Deserialize)]
     #[serde(deny_unknown_fields)]

@@ -9,13 +9,12 @@ use serde::{Deserialize, Deserializer};
 
 use super::classes::{Classes, of_network};
 use super::endpoint::{SUGGESTIONS_MAX, keys, no_such_name};
-use super::memif::Sockets;
 use super::network::{OnNetwork, Unique, network};
 use super::port::{Ports, port};
 use super::uplink;
 use crate::at::{At, Report};
 use crate::error::{ConfigError, ConfigErrors, one_line};
-use crate::raw::{Declared, Field, Memif, Network, Port, Table, Veth};
+use crate::raw::{Declared, Field, Kind, Memif, Network, Port, Table, Veth};
 use crate::values;
 
 /// Checks one object after the other, and collects what is wrong with them.
@@ -98,8 +97,8 @@ impl<'p> Checker<'p> {
     /// A network. `path` is where it stands, as errors show it; `None` if something was wrong.
     pub fn network<'de>(&self, path: &str, given: impl Deserializer<'de>) -> Option<NetworkPlan> {
         let before = self.report.count();
-        let (at, raw) =
-            self.table::<Network>(path, given, "a network: a table with the keys name and vni")?;
+        let at = At::under(path, &self.report);
+        let raw = self.table::<Network>(&at, given, "a network: a table with the keys name and vni")?;
         let plan = network(&at, &raw, &self.uplinks, &mut Unique::default(), &mut OnNetwork::default());
         let class = of_network(&at, &raw, &self.classes);
         Some(NetworkPlan { class: class?, ..plan? }).filter(|_| self.report.count() == before)
@@ -108,8 +107,9 @@ impl<'p> Checker<'p> {
     /// A port.
     pub fn port<'de>(&self, path: &str, given: impl Deserializer<'de>) -> Option<DeclaredPort> {
         let before = self.report.count();
-        let (at, raw) =
-            self.table::<Port>(path, given, "a port: a table with the keys name, and memif or veth")?;
+        let at = At::under(path, &self.report);
+        let rule = "a port: a table with the keys name, and memif or veth";
+        let raw = self.table::<Port>(&at, given, rule)?;
         let name = at.key("name").text(&raw.name, None, values::NAME, values::name);
         let plan = self.carrier(&at, (&raw.memif, &raw.veth), None);
         Some(DeclaredPort { name: name?, plan: plan? }).filter(|_| self.report.count() == before)
@@ -124,8 +124,8 @@ impl<'p> Checker<'p> {
     ) -> Option<DeclaredEndpoint> {
         let before = self.report.count();
         let rule = "an endpoint: a table with the keys name, network, mac, and port, memif or veth";
-        let (at, raw) = self.table::<Declared>(path, given, rule)?;
-        let (raw, port) = raw.split();
+        let at = At::under(path, &self.report);
+        let (raw, port) = self.table::<Declared>(&at, given, rule)?.split();
         let name = at.key("name").text(&raw.name, None, values::NAME, values::name);
         let found = self.network_of(&at.key("network"), &raw.network, networks);
         let keys = keys(&at, &raw, Some(&mut OnNetwork::default()));
@@ -179,28 +179,26 @@ impl<'p> Checker<'p> {
         fields: (&Field<Memif>, &Field<Veth>),
         mtu: Option<(u16, String)>,
     ) -> Option<PortPlan> {
-        port(at, fields, mtu, &mut Ports::new(Sockets::new(Some(&self.plan.control_socket))))
+        port(at, fields, mtu, &mut Ports::of_one(Some(&self.plan.control_socket)))
     }
 
-    /// The table at `path`; what it may not have has been reported.
-    fn table<'de, T: Table + serde::de::DeserializeOwned>(
+    /// The table that was given; what it may not have has been reported.
+    fn table<'de, T: Table + Kind>(
         &self,
-        path: &str,
+        at: &At<'_>,
         given: impl Deserializer<'de>,
         rule: &'static str,
-    ) -> Option<(At<'_>, T)> {
-        let at = At::under(path, &self.report);
+    ) -> Option<T> {
         let field = Field::<T>::deserialize(given);
         let field = field.map_err(|error| {
             // What TOML has no word for, such as null in a list.
-            let text = one_line(&error.to_string()).into_owned();
-            at.invalid(&text, "what can stand in a file");
+            at.invalid(one_line(&error.to_string()), "what can stand in a file");
         });
         let field = field.ok()?;
         at.table(&field, rule)?;
         match field {
-            Field::Given { value, .. } => Some((at, value?)),
-            Field::Absent => None,
+            Field::Given(table) => Some(table),
+            Field::Wrong(_) | Field::Absent => None,
         }
     }
 

@@ -17,7 +17,7 @@ pub use running::rules_of;
 
 use super::endpoint::no_such_name;
 use crate::at::{At, Claims};
-use crate::raw::{ClassEntry, ClassTable, Field, File, List, Network, Rule, show_text};
+use crate::raw::{ClassEntry, ClassTable, Field, File, Kind, List, Network, Rule, show_text};
 use crate::values;
 
 /// Protocols that have ports.
@@ -84,7 +84,7 @@ fn list(at: &At<'_>, field: &List<ClassEntry>) -> (Vec<ClassPlan>, bool) {
     if shares > SHARES_MAX {
         at.all()
             .key("share")
-            .invalid(&format!("{shares} in total"), format!("at most {SHARES_MAX} over all classes"));
+            .invalid(format!("{shares} in total"), format!("at most {SHARES_MAX} over all classes"));
     }
     let whole = list.len() == given && given > 0;
     (list, whole)
@@ -92,7 +92,7 @@ fn list(at: &At<'_>, field: &List<ClassEntry>) -> (Vec<ClassPlan>, bool) {
 
 /// One class, with the place of its name and the name as it is shown. What else of it is wrong has been reported.
 fn entry_of<'r>(
-    at: &At<'r>,
+    at: &'r At<'r>,
     entry: &Field<ClassEntry>,
     is_last: bool,
 ) -> Option<(ClassPlan, At<'r>, String)> {
@@ -104,13 +104,13 @@ fn entry_of<'r>(
                 at.invalid(&shown, values::NAME);
                 return None;
             }
-            Some((ClassPlan::new(name), at.clone(), shown))
+            Some((ClassPlan::new(name), *at, shown))
         }
         ClassEntry::Table(raw) => {
             at.unknown_keys(&**raw);
             let name = at.key("name").text(&raw.name, None, values::NAME, values::name);
             let plan = class_table(at, raw, is_last);
-            Some((ClassPlan { name: name?, ..plan }, at.key("name"), raw.name.shown().to_owned()))
+            Some((ClassPlan { name: name?, ..plan }, at.key("name"), raw.name.to_string()))
         }
     }
 }
@@ -142,7 +142,7 @@ impl Classes {
         let place = self.list.iter().position(|known| known.name == name);
         if place.is_none() && self.whole {
             let known: Vec<String> = self.list.iter().map(|known| show_text(&known.name)).collect();
-            at.invalid(field.shown(), format!("the name of a class: {}", known.join(", ")));
+            at.invalid(field, format!("the name of a class: {}", known.join(", ")));
         }
         place.and_then(|place| u8::try_from(place).ok()).map(Class)
     }
@@ -195,7 +195,7 @@ impl<'a> Known<'a> {
     }
 }
 
-fn tables<T>(list: &List<T>) -> impl Iterator<Item = (usize, &T)> {
+fn tables<T: Kind>(list: &List<T>) -> impl Iterator<Item = (usize, &T)> {
     let entries = list.value().map(Vec::as_slice).unwrap_or_default();
     entries.iter().enumerate().filter_map(|(place, entry)| Some((place, entry.value()?)))
 }
@@ -225,7 +225,7 @@ fn rules(
         let Some(raw) = at.table(entry, "a table: [[rules]]") else { continue };
         if nobody && !matches!(raw.outer_dscp, Field::Absent) {
             let rule = "left out: it is believed only from trusted_remotes, and there are none";
-            at.key("outer_dscp").invalid(raw.outer_dscp.shown(), rule);
+            at.key("outer_dscp").invalid(&raw.outer_dscp, rule);
         }
         rules.extend(rule(&at, raw, classes, known));
     }
@@ -238,10 +238,10 @@ fn trusted(at: &At<'_>, field: &List<String>, networks: &[NetworkPlan]) -> Vec<I
     let mut trusted = Vec::new();
     for (at, entry) in at.list(field, 0..=65535, RULE) {
         let Some(ip) = at.text(entry, None, values::vtep_rule(entry), values::vtep) else { continue };
-        claims.claim(ip, &at, entry.shown());
+        claims.claim(ip, &at, entry);
         // Where something else is wrong, its network may be the one that is not in the list.
         if at.report().is_clean() && !networks.iter().any(|network| network.remotes.contains(&ip)) {
-            at.invalid(entry.shown(), "one of the remotes of a network");
+            at.invalid(entry, "one of the remotes of a network");
         }
         trusted.push(ip);
     }
@@ -258,7 +258,7 @@ fn rule(at: &At<'_>, raw: &Rule, classes: &Classes, known: &Known<'_>) -> Option
         && network != its
     {
         let rule = format!("left out, or the endpoint's network, {}", show_text(of));
-        at.key("network").invalid(raw.network.shown(), rule);
+        at.key("network").invalid(&raw.network, rule);
     }
     let plan = RulePlan {
         class: Class::NORMAL,
@@ -287,7 +287,7 @@ fn contradictions(at: &At<'_>, raw: &Rule, plan: &RulePlan) {
             ("port", &raw.port),
         ] {
             if let Some(given) = field.given() {
-                let rule = format!("left out: protocol = {} has no ports", raw.protocol.shown());
+                let rule = format!("left out: protocol = {} has no ports", &raw.protocol);
                 at.key(key).invalid(given, rule);
             }
         }
@@ -296,7 +296,7 @@ fn contradictions(at: &At<'_>, raw: &Rule, plan: &RulePlan) {
         (&plan.port, &plan.source_port, &plan.destination_port)
         && [source, destination].iter().all(|one| one.end() < either.start() || either.end() < one.start())
     {
-        at.key("port").invalid(raw.port.shown(), "within reach of source_port or destination_port");
+        at.key("port").invalid(&raw.port, "within reach of source_port or destination_port");
     }
     let addresses = [
         ("source", &raw.source, plan.source),
@@ -308,7 +308,7 @@ fn contradictions(at: &At<'_>, raw: &Rule, plan: &RulePlan) {
         && let Some((key, field, _)) = given.find(|(_, _, prefix)| prefix.is_ipv4() != first.is_ipv4())
     {
         let rule = format!("of the same IP version as {first_key}: a packet has one");
-        at.key(key).invalid(field.shown(), rule);
+        at.key(key).invalid(field, rule);
     }
 }
 
@@ -346,7 +346,7 @@ fn prefix(at: &At<'_>, field: &Field<String>) -> Option<Prefix> {
         return None;
     }
     let parsed = field.value().map_or(Err(PrefixError::Syntax), |text| text.parse());
-    parsed.map_err(|error| at.invalid(field.shown(), error.to_string())).ok()
+    parsed.map_err(|error| at.invalid(field, error.to_string())).ok()
 }
 
 const DSCP: &str = "a number from 0 to 63, a range such as \"40-47\", or a list of both";

@@ -6,7 +6,6 @@ use std::path::Path;
 use peregrine_dataplane::plan::EndpointPlan;
 use peregrine_dataplane::types::{MacAddr, NetworkId};
 
-use super::memif::Sockets;
 use super::network::{OnNetwork, Taken};
 use super::port::{Ports, port};
 use crate::at::{At, Claims};
@@ -35,8 +34,7 @@ pub fn endpoints(
     networks: Taken<'_>,
     control_socket: Option<&Path>,
 ) -> Vec<EndpointPlan> {
-    let mut shared =
-        Shared { networks, names: Claims::new(), ports: Ports::new(Sockets::new(control_socket)) };
+    let mut shared = Shared { networks, names: Claims::new(), ports: Ports::new(control_socket) };
     let mut plans = Vec::new();
     for (at, entry) in at.list(field, 0..=65534, "a list of at most 65534 tables: [[endpoints]]") {
         if let Some(raw) = at.table(entry, "a table: [[endpoints]]") {
@@ -49,7 +47,7 @@ pub fn endpoints(
 fn endpoint(at: &At<'_>, raw: &Endpoint, shared: &mut Shared<'_>) -> Option<EndpointPlan> {
     let name = at.key("name").text(&raw.name, None, values::NAME, values::name);
     if let Some(name) = &name {
-        shared.names.claim(name.clone(), &at.key("name"), raw.name.shown());
+        shared.names.claim(name.clone(), &at.key("name"), &raw.name);
     }
     let place = network(&at.key("network"), &raw.network, &shared.networks);
     let keys = keys(at, raw, place.and_then(|place| shared.networks.on.get_mut(place)));
@@ -82,7 +80,7 @@ pub struct Keys {
 pub fn keys(at: &At<'_>, raw: &Endpoint, mut on: Option<&mut OnNetwork>) -> Option<Keys> {
     let mac = at.key("mac").text(&raw.mac, None, values::MAC, values::station_mac);
     if let (Some(mac), Some(on)) = (mac, &mut on) {
-        on.macs.claim(mac, &at.key("mac"), raw.mac.shown());
+        on.macs.claim(mac, &at.key("mac"), &raw.mac);
     }
     let addresses = addresses(&at.key("addresses"), &raw.addresses, on);
     let anti_spoofing = at.key("anti_spoofing").switch(&raw.anti_spoofing, true);
@@ -123,8 +121,8 @@ pub fn no_such_name<'a>(
     let few = at.report().len() < SUGGESTIONS_MAX;
     at.report().add(ConfigError::NoSuchName {
         what,
-        key: at.path().to_owned(),
-        got: field.shown().to_owned(),
+        key: at.path(),
+        got: field.to_string(),
         nearest: if few { nearest(name, names.clone()).map(show_text) } else { None },
         known: names.take(8).map(show_text).collect(),
     });
@@ -138,7 +136,7 @@ fn addresses(at: &At<'_>, field: &List<String>, mut on: Option<&mut OnNetwork>) 
             continue;
         };
         if let Some(on) = &mut on {
-            on.addresses.claim(ip, &at, entry.shown());
+            on.addresses.claim(ip, &at, entry);
         }
         addresses.push(ip);
     }

@@ -4,6 +4,7 @@
 //! it expects something of it.
 
 use std::collections::HashMap;
+use std::fmt::{self, Display};
 use std::ops::RangeInclusive;
 use std::path::Path;
 
@@ -34,6 +35,12 @@ const ETHERNET_BYTES: u32 = 18;
 /// What those that share a socket may have once, and what they must agree on.
 pub struct Sockets<'a> {
     control_socket: Option<&'a Path>,
+    /// `None`: this is about one alone.
+    together: Option<Together>,
+}
+
+#[derive(Default)]
+struct Together {
     ids: Claims<(SocketAddr, u32)>,
     /// By socket and key: what the first endpoint on the socket says.
     first: HashMap<(SocketAddr, &'static str), Said>,
@@ -65,7 +72,12 @@ impl Role {
 impl<'a> Sockets<'a> {
     /// Nobody has one but the daemon itself.
     pub fn new(control_socket: Option<&'a Path>) -> Sockets<'a> {
-        Sockets { control_socket, ids: Claims::new(), first: HashMap::new() }
+        Sockets { control_socket, together: Some(Together::default()) }
+    }
+
+    /// For one alone: whom it shares a socket with is not looked at.
+    pub fn of_one(control_socket: Option<&'a Path>) -> Sockets<'a> {
+        Sockets { control_socket, together: None }
     }
 
     /// A socket is made once, so all who share it must want the same; `false`, and reported, if this one does not.
@@ -74,18 +86,19 @@ impl<'a> Sockets<'a> {
         at: &At<'_>,
         key: &'static str,
         socket: &SocketAddr,
-        shown: &str,
+        shown: impl Display,
         value: Option<u32>,
     ) -> bool {
-        let path = at.key(key).path().to_owned();
-        let said = Said { path, shown: shown.to_owned(), value };
-        let Some(first) = self.first.get(&(socket.clone(), key)) else {
-            self.first.insert((socket.clone(), key), said);
+        let Some(together) = &mut self.together else { return true };
+        let said = || Said { path: at.key(key).path(), shown: shown.to_string(), value };
+        let Some(first) = together.first.get(&(socket.clone(), key)) else {
+            together.first.insert((socket.clone(), key), said());
             return true;
         };
         if first.value == value {
             return true;
         }
+        let said = said();
         at.report().add(ConfigError::Disagree {
             of: "one socket",
             key: said.path,
@@ -110,8 +123,8 @@ pub fn memif(
     let queue_pairs = at.key("queue_pairs").number(&raw.queue_pairs, 1..=QUEUE_PAIRS_MAX, Some(1));
     let chains = at.key("chains").switch(&raw.chains, false);
     let agreed = role.zip(socket.as_ref()).is_none_or(|(role, socket)| {
-        let shown = shown_or(raw.role.given(), "\"server\"");
-        sockets.agree(at, "role", socket, &shown, Some(role as u32))
+        let shown = GivenOr(raw.role.given(), "\"server\"");
+        sockets.agree(at, "role", socket, shown, Some(role as u32))
     });
     let plan = match role? {
         Role::Server => {
@@ -151,18 +164,18 @@ fn place(at: &At<'_>, raw: &Memif, sockets: &mut Sockets<'_>) -> (Option<SocketA
     let id = at.key("id").number(&raw.id, 0..=u32::MAX, Some(0));
     let path = socket.as_ref().and_then(SocketAddr::path);
     if path.is_some() && path == sockets.control_socket {
-        let (key, got) = (at.key("socket").path().to_owned(), raw.socket.shown().to_owned());
+        let (key, got) = (at.key("socket").path(), raw.socket.to_string());
         at.report().add(ConfigError::Taken { key, got, by: "control_socket".to_owned() });
     }
-    if let (Some(socket), Some(id)) = (&socket, id) {
-        let got = format!("{} on {}", shown_or(raw.id.given(), "0"), raw.socket.shown());
-        sockets.ids.claim((socket.clone(), id), &at.key("id"), &got);
+    if let (Some(socket), Some(id), Some(together)) = (&socket, id, &mut sockets.together) {
+        let got = format_args!("{} on {}", GivenOr(raw.id.given(), "0"), raw.socket);
+        together.ids.claim((socket.clone(), id), &at.key("id"), got);
     }
     (socket, id)
 }
 
 /// Reports those of the keys that are there.
-fn left_out(at: &At<'_>, keys: &[(&str, Option<&str>)], why: &str) {
+fn left_out(at: &At<'_>, keys: &[(&str, Option<&dyn Display>)], why: &str) {
     for (key, given) in keys {
         if let Some(shown) = given {
             at.key(key).invalid(shown, format!("left out: {why}"));
@@ -186,11 +199,11 @@ fn server(
     match socket {
         Some(socket) if path.is_some() => {
             if let Some(mode) = mode {
-                sockets.agree(at, "mode", socket, &shown_or(raw.mode.given(), "\"0660\""), Some(mode));
+                sockets.agree(at, "mode", socket, GivenOr(raw.mode.given(), "\"0660\""), Some(mode));
             }
             for (key, field, value) in [("owner", &raw.owner, owner), ("group", &raw.group, group)] {
                 if let Some(value) = value {
-                    sockets.agree(at, key, socket, &shown_or(field.given(), "the daemon's"), value);
+                    sockets.agree(at, key, socket, GivenOr(field.given(), "the daemon's"), value);
                 }
             }
         }
@@ -232,7 +245,7 @@ fn client(
         let rule = format!(
             "at most {most} with queue_pairs = {pairs}: 2 × queue_pairs × ring_size must stay below 65536"
         );
-        at.key("ring_size").invalid(&shown_or(raw.ring_size.given(), "1024"), rule);
+        at.key("ring_size").invalid(GivenOr(raw.ring_size.given(), "1024"), rule);
     }
     if let (Some(bytes), Some(false), Some((mtu, path))) = (buffer_bytes, chains, network)
         && bytes < buffer_least(mtu)
@@ -240,7 +253,7 @@ fn client(
         let least = buffer_least(mtu);
         let rule =
             format!("at least {least}, or chains = true: {path} + {ETHERNET_BYTES} bytes must fit a buffer");
-        at.key("buffer_size").invalid(&shown_or(raw.buffer_size.given(), "2048"), rule);
+        at.key("buffer_size").invalid(GivenOr(raw.buffer_size.given(), "2048"), rule);
     }
     let uid = at.key("tenant_uid");
     let tenant_uid = uid.optional(&raw.tenant_uid, None, values::OWNER, |id| values::owner(*id).map(Some))?;
@@ -268,8 +281,15 @@ fn slots(queue_pairs: u16, ring_size: u32) -> u32 {
 }
 
 /// A value as it was given, or the default that stands for it.
-fn shown_or(given: Option<&str>, default: &str) -> String {
-    given.map_or_else(|| format!("{default} (the default)"), str::to_owned)
+struct GivenOr<'f>(Option<&'f dyn Display>, &'f str);
+
+impl Display for GivenOr<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            GivenOr(Some(given), _) => given.fmt(f),
+            GivenOr(None, default) => write!(f, "{default} (the default)"),
+        }
+    }
 }
 
 /// Never shows what was given.

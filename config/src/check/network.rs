@@ -76,7 +76,7 @@ pub fn networks<'a>(
     let total = |key: &str, count: u64, limit: u64, what: &str| {
         if count > limit {
             let rule = format!("at most {limit} {what}over all networks");
-            at.all().key(key).invalid(&format!("{count} in total"), rule);
+            at.all().key(key).invalid(format!("{count} in total"), rule);
         }
     };
     total("remotes", unique.remotes.len() as u64, REMOTES_TOTAL_MAX, "different ones ");
@@ -94,11 +94,11 @@ pub fn network(
 ) -> Option<NetworkPlan> {
     let name = at.key("name").text(&raw.name, None, values::NAME, values::name);
     if let Some(name) = &name {
-        unique.names.claim(name.clone(), &at.key("name"), raw.name.shown());
+        unique.names.claim(name.clone(), &at.key("name"), &raw.name);
     }
     let vni = at.key("vni").number(&raw.vni, 1..=Vni::MAX, None).and_then(Vni::new);
     if let Some(vni) = vni {
-        unique.vnis.claim(vni, &at.key("vni"), raw.vni.shown());
+        unique.vnis.claim(vni, &at.key("vni"), &raw.vni);
     }
     let mtu = at.key("mtu").number(&raw.mtu, 576..=9000, Some(1450));
     on.mtu = mtu;
@@ -109,9 +109,10 @@ pub fn network(
         }
     }
     let local = local(&at.key("local"), &raw.local, &uplinks.locals);
-    let remotes = remotes(&at.key("remotes"), &raw.remotes, &uplinks.locals);
+    let at_remotes = at.key("remotes");
+    let remotes = remotes(&at_remotes, &raw.remotes, &uplinks.locals);
     let any_remote = at.key("any_remote").switch(&raw.any_remote, false);
-    same_family(&remotes, local.flatten(), at.key("local").path(), &uplinks.locals);
+    same_family(&remotes, local.flatten(), &at.key("local"), &uplinks.locals);
     let reserved_bits =
         at.key("reserved_bits").text(&raw.reserved_bits, Some(ReservedBits::Ignore), RESERVED_BITS, |text| {
             [("ignore", ReservedBits::Ignore), ("refuse", ReservedBits::Refuse)]
@@ -196,7 +197,7 @@ fn local(at: &At<'_>, field: &Field<String>, locals: &[(IpAddr, String)]) -> Opt
     let ip = at.text(field, None, values::vtep_rule(field), values::vtep)?;
     // Without any, that is what was told.
     if !locals.is_empty() && !locals.iter().any(|(local, _)| *local == ip) {
-        at.invalid(field.shown(), "one of the uplinks' `local` addresses");
+        at.invalid(field, "one of the uplinks' `local` addresses");
         return None;
     }
     Some(Some(ip))
@@ -206,7 +207,7 @@ fn local(at: &At<'_>, field: &Field<String>, locals: &[(IpAddr, String)]) -> Opt
 fn same_family(
     remotes: &[(IpAddr, At<'_>)],
     local: Option<IpAddr>,
-    local_path: &str,
+    local_at: &At<'_>,
     locals: &[(IpAddr, String)],
 ) {
     for (remote, at) in remotes {
@@ -214,7 +215,7 @@ fn same_family(
         let got = format!("\"{remote}\"");
         match local {
             Some(local) if local.is_ipv6() != remote.is_ipv6() => {
-                at.invalid(&got, format!("of the same IP version as {local_path} = \"{local}\""));
+                at.invalid(&got, format!("of the same IP version as {local_at} = \"{local}\""));
             }
             None if !locals.is_empty() && !locals.iter().any(|(ip, _)| ip.is_ipv6() == remote.is_ipv6()) => {
                 at.invalid(
@@ -235,10 +236,10 @@ fn subnets(at: &At<'_>, field: &List<String>) -> Vec<Prefix> {
         let parsed = entry.value().map_or(Err(PrefixError::Syntax), |text| text.parse());
         match parsed {
             Ok(prefix) => {
-                claims.claim(prefix, &at, entry.shown());
+                claims.claim(prefix, &at, entry);
                 subnets.push(prefix);
             }
-            Err(error) => at.invalid(entry.shown(), error.to_string()),
+            Err(error) => at.invalid(entry, error.to_string()),
         }
     }
     subnets
@@ -254,23 +255,23 @@ fn gateways(at: &At<'_>, field: &List<String>) -> Vec<IpAddr> {
             continue;
         };
         if is_counted && gateways.iter().any(|other| other.is_ipv6() == ip.is_ipv6()) {
-            at.invalid(entry.shown(), RULE);
+            at.invalid(entry, RULE);
         }
         gateways.push(ip);
     }
     gateways
 }
 
-fn remotes<'r>(at: &At<'r>, field: &List<String>, locals: &[(IpAddr, String)]) -> Vec<(IpAddr, At<'r>)> {
+fn remotes<'r>(at: &'r At<'r>, field: &List<String>, locals: &[(IpAddr, String)]) -> Vec<(IpAddr, At<'r>)> {
     const RULE: &str = "a list of at most 1024 VTEP addresses, such as [\"192.0.2.2\"]";
     let mut claims = Claims::new();
     let mut remotes = Vec::new();
     for (at, entry) in at.list(field, 0..=1024, RULE) {
         let Some(ip) = at.text(entry, None, values::vtep_rule(entry), values::vtep) else { continue };
         if let Some((_, local)) = locals.iter().find(|(local, _)| *local == ip) {
-            at.invalid(entry.shown(), format!("another host's address: {local} is the same"));
+            at.invalid(entry, format!("another host's address: {local} is the same"));
         } else {
-            claims.claim(ip, &at, entry.shown());
+            claims.claim(ip, &at, entry);
         }
         remotes.push((ip, at));
     }
@@ -292,12 +293,12 @@ fn static_macs(
         let addresses = static_addresses(&at.key("addresses"), &raw.addresses, &mut on.addresses);
         let mac = at.key("mac").text(&raw.mac, None, values::MAC, values::station_mac);
         if let Some(mac) = mac {
-            on.macs.claim(mac, &at.key("mac"), raw.mac.shown());
+            on.macs.claim(mac, &at.key("mac"), &raw.mac);
         }
         let at = at.key("remote");
         let remote = at.text(&raw.remote, None, values::vtep_rule(&raw.remote), values::vtep);
         if remote.is_some_and(|ip| known.as_ref().is_some_and(|known| !known.contains(&ip))) {
-            at.invalid(raw.remote.shown(), format!("one of {}", network.key("remotes").path()));
+            at.invalid(&raw.remote, format!("one of {}", network.key("remotes").path()));
         }
         plans.extend(mac.zip(remote).map(|(mac, remote)| StaticMac { mac, remote, addresses }));
     }
@@ -313,9 +314,9 @@ fn static_addresses(at: &At<'_>, field: &List<String>, claims: &mut Claims<IpAdd
         let Some(ip) = at.text(entry, None, values::station_rule(entry), values::station_ip) else {
             continue;
         };
-        own.claim(ip, &at, entry.shown());
+        own.claim(ip, &at, entry);
         if !claims.contains(&ip) {
-            claims.claim(ip, &at, entry.shown());
+            claims.claim(ip, &at, entry);
         }
         addresses.push(ip);
     }

@@ -1,6 +1,6 @@
 //! What carries an endpoint: `memif` for a program that speaks it, or `veth` for a container that knows nothing of us.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use peregrine_dataplane::plan::{NamespaceRef, PortPlan, VethPlan};
 
@@ -17,16 +17,27 @@ const NAMESPACE: &str = "the name of a network namespace (1 to 63 letters, digit
 
 /// What ports may have once over all of them.
 pub struct Ports<'a> {
-    pub sockets: Sockets<'a>,
+    sockets: Sockets<'a>,
+    /// `None`: this is about one alone.
+    together: Option<Together>,
+}
+
+#[derive(Default)]
+struct Together {
     interfaces: Claims<(NamespaceRef, String)>,
     /// Namespaces that are made with their port.
     made: Claims<NamespaceRef>,
 }
 
 impl<'a> Ports<'a> {
-    /// Nobody has one; `sockets` knows the daemon's own.
-    pub fn new(sockets: Sockets<'a>) -> Ports<'a> {
-        Ports { sockets, interfaces: Claims::new(), made: Claims::new() }
+    /// Nobody has one but the daemon itself.
+    pub fn new(control_socket: Option<&'a Path>) -> Ports<'a> {
+        Ports { sockets: Sockets::new(control_socket), together: Some(Together::default()) }
+    }
+
+    /// For one alone: whether others have the same is not looked at.
+    pub fn of_one(control_socket: Option<&'a Path>) -> Ports<'a> {
+        Ports { sockets: Sockets::of_one(control_socket), together: None }
     }
 }
 
@@ -77,7 +88,7 @@ fn veth(at: &At<'_>, raw: &Veth, network: Option<(u16, String)>, ports: &mut Por
     if let Some(size) = ring_size
         && !size.is_power_of_two()
     {
-        at.key("ring_size").invalid(raw.ring_size.shown(), "a power of two from 64 to 4096");
+        at.key("ring_size").invalid(&raw.ring_size, "a power of two from 64 to 4096");
     }
     if let Some((mtu, path)) = network
         && mtu > VethPlan::MTU_MAX
@@ -86,12 +97,13 @@ fn veth(at: &At<'_>, raw: &Veth, network: Option<(u16, String)>, ports: &mut Por
         at.report().add(ConfigError::Refused { key: path, got: mtu.to_string(), why });
         return None;
     }
-    if let (Some(namespace), Some(interface)) = (&namespace, &interface) {
-        let got = format!("{interface:?} in {namespace}");
+    if let (Some(namespace), Some(interface), Some(together)) = (&namespace, &interface, &mut ports.together)
+    {
         if create == Some(true) {
-            ports.made.claim(namespace.clone(), &at.key("namespace"), raw.namespace.shown());
+            together.made.claim(namespace.clone(), &at.key("namespace"), &raw.namespace);
         }
-        ports.interfaces.claim((namespace.clone(), interface.clone()), &at.key("interface"), &got);
+        let got = format_args!("{interface:?} in {namespace}");
+        together.interfaces.claim((namespace.clone(), interface.clone()), &at.key("interface"), got);
     }
     if create == Some(true) && !matches!(namespace, None | Some(NamespaceRef::Name(_))) {
         let rule = "false, or the namespace must be given by a name: it is made under that";

@@ -1,6 +1,7 @@
 //! `[uplink]`, or several: `[[uplink]]`.
 
 use std::collections::HashSet;
+use std::fmt::Display;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
@@ -64,7 +65,7 @@ pub fn uplinks(at: &At<'_>, field: &Field<Uplinks>) -> Checked {
         }
         Some(Uplinks::Several(list)) => {
             if !(1..=UplinkId::LIMIT).contains(&list.len()) {
-                let (key, count) = (at.path().to_owned(), list.len());
+                let (key, count) = (at.path(), list.len());
                 at.report().add(ConfigError::Count { key, count, rule: TABLES.into() });
             }
             for (place, entry) in list.iter().enumerate() {
@@ -100,17 +101,17 @@ impl<T> Default for Shared<T> {
 
 impl<T: PartialEq> Shared<T> {
     /// The first says it; who says another value is reported.
-    fn agree(&mut self, at: &At<'_>, value: Option<T>, shown: &str) {
+    fn agree(&mut self, at: &At<'_>, value: Option<T>, shown: impl Display) {
         let Some(value) = value else { return };
         let Some((first, path, first_shown)) = &self.0 else {
-            self.0 = Some((value, at.path().to_owned(), shown.to_owned()));
+            self.0 = Some((value, at.path(), shown.to_string()));
             return;
         };
         if *first != value {
             at.report().add(ConfigError::Disagree {
                 of: "all uplinks, whose sockets share memory",
-                key: at.path().to_owned(),
-                got: shown.to_owned(),
+                key: at.path(),
+                got: shown.to_string(),
                 other: path.clone(),
                 other_got: first_shown.clone(),
             });
@@ -139,8 +140,8 @@ fn uplink(at: &At<'_>, raw: &Uplink, checked: &mut Checked, unlike: &mut Unlike)
     );
     let accept_zero_checksum = at.key("accept_zero_checksum").switch(&raw.accept_zero_checksum, true);
     if let (Some(port), Some(ports)) = (port, &source_ports) {
-        port_is_apart(&at.key("port"), port, ports, at.key("source_ports").path());
-        checked.source_ports.push((ports.clone(), at.key("source_ports").path().to_owned()));
+        port_is_apart(&at.key("port"), port, ports, &at.key("source_ports").path());
+        checked.source_ports.push((ports.clone(), at.key("source_ports").path()));
     }
     let chunk_size = at.key("chunk_size").optional(&raw.chunk_size, 2048, "2048 or 4096", |size| {
         u32::try_from(*size).ok().filter(|size| matches!(size, 2048 | 4096))
@@ -152,14 +153,16 @@ fn uplink(at: &At<'_>, raw: &Uplink, checked: &mut Checked, unlike: &mut Unlike)
     let early = at.key("early").optional(&raw.early, Early::Off, EARLY, early);
     let fix = at.key("fix").switch(&raw.fix, false);
     if let Some(interface) = &interface {
-        unlike.interfaces.claim(interface.clone(), &at.key("interface"), raw.interface.shown());
+        unlike.interfaces.claim(interface.clone(), &at.key("interface"), &raw.interface);
     }
-    let size = |field: &Field<i64>| field.given().unwrap_or("2048 (the default)").to_owned();
-    unlike.chunk_size.agree(&at.key("chunk_size"), chunk_size, &size(&raw.chunk_size));
-    unlike.ring_size.agree(&at.key("ring_size"), ring_size, &size(&raw.ring_size));
+    let size = |field: &Field<i64>| {
+        field.given().map_or_else(|| "2048 (the default)".to_owned(), ToString::to_string)
+    };
+    unlike.chunk_size.agree(&at.key("chunk_size"), chunk_size, size(&raw.chunk_size));
+    unlike.ring_size.agree(&at.key("ring_size"), ring_size, size(&raw.ring_size));
     let zero_copy = mode.filter(|mode| *mode != XdpMode::PreferZeroCopy);
     let zero_copy = zero_copy.map(|mode| mode == XdpMode::RequireZeroCopy);
-    unlike.zero_copy.agree(&at.key("mode"), zero_copy, raw.mode.shown());
+    unlike.zero_copy.agree(&at.key("mode"), zero_copy, &raw.mode);
     let plan = || {
         Some(UplinkPlan {
             vlan: vlan.filter(|vlan| *vlan != UNTAGGED),
@@ -187,19 +190,16 @@ fn locals(at: &At<'_>, field: &Field<Addresses>, checked: &mut Checked, unlike: 
     let mut locals = Vec::new();
     let mut add = |at: &At<'_>, entry: &Field<String>| {
         let Some(ip) = at.text(entry, None, values::vtep_rule(entry), values::vtep) else { return };
-        unlike.locals.claim(ip, at, entry.shown());
-        checked.locals.push((ip, at.path().to_owned()));
+        unlike.locals.claim(ip, at, entry);
+        checked.locals.push((ip, at.path()));
         locals.push(ip);
     };
     match at.required(field, RULE, |_| Some(())).and(field.value()) {
         None => {}
-        Some(Addresses::One(text)) => {
-            let shown = field.shown().to_owned();
-            add(at, &Field::Given { shown, value: Some(text.clone()) });
-        }
+        Some(Addresses::One(text)) => add(at, &Field::Given(text.clone())),
         Some(Addresses::Several(list)) => {
             if !(1..=LOCALS_MAX).contains(&list.len()) {
-                let (key, count) = (at.path().to_owned(), list.len());
+                let (key, count) = (at.path(), list.len());
                 at.report().add(ConfigError::Count { key, count, rule: RULE.into() });
             }
             list.iter().enumerate().for_each(|(place, entry)| add(&at.nth(place), entry));
@@ -213,7 +213,7 @@ pub fn port_is_apart(at: &At<'_>, port: u16, ports: &RangeInclusive<u16>, path: 
     if ports.contains(&port) {
         let (first, last) = (ports.start(), ports.end());
         at.invalid(
-            &port.to_string(),
+            port.to_string(),
             format!("outside {path} = [{first}, {last}], which frames are sent from"),
         );
     }
@@ -255,8 +255,8 @@ fn queues(value: &Value) -> Option<Queues> {
     Some(Queues::List(queues))
 }
 
-fn source_ports(list: &[i64]) -> Option<RangeInclusive<u16>> {
-    let &[first, last] = list else { return None };
-    let (first, last) = (u16::try_from(first).ok()?, u16::try_from(last).ok()?);
+fn source_ports(list: &[Field<i64>]) -> Option<RangeInclusive<u16>> {
+    let [first, last] = list else { return None };
+    let (first, last) = (u16::try_from(*first.value()?).ok()?, u16::try_from(*last.value()?).ok()?);
     (1 <= first && first <= last).then_some(first..=last)
 }

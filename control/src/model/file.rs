@@ -17,7 +17,7 @@ use peregrine_dataplane::types::{EndpointId, NetworkId};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::journal::{self, Damage, Journal, Objects, Record};
+use super::journal::{self, Damage, Journal, Lists, Objects, Record};
 use super::prepared::Prepared;
 use super::stage::Stage;
 use super::types::Kind;
@@ -387,7 +387,7 @@ fn restore(
 ) -> Result<Model, String> {
     let Contents { generation, networks, ports, endpoints, .. } = contents;
     let mut stage = Stage::new(&model, plan);
-    stage.declare_all(networks, ports, endpoints);
+    stage.declare_all([networks, ports, endpoints]);
     let prepared = stage.finish(beginning).map_err(|mistaken| mistaken.in_one_line())?;
     model.make(prepared, beginning)?;
     model.generation = generation;
@@ -398,8 +398,8 @@ fn restore(
 
 impl Stage<'_, '_> {
     /// Lists of objects, each at its place.
-    pub fn declare_all(&mut self, networks: Vec<Value>, ports: Vec<Value>, endpoints: Vec<Value>) {
-        for (kind, list) in [(Kind::Network, networks), (Kind::Port, ports), (Kind::Endpoint, endpoints)] {
+    pub fn declare_all(&mut self, lists: Lists) {
+        for (kind, list) in [Kind::Network, Kind::Port, Kind::Endpoint].into_iter().zip(lists) {
             for (nth, object) in list.into_iter().enumerate() {
                 self.declare(kind, &format!("{}s[{nth}]", kind.name()), object);
             }

@@ -54,7 +54,9 @@ impl Networks for Stage<'_, '_> {
 /// A key without a value is as good as one left out.
 fn without_nulls(value: &mut Value) {
     if let Value::Object(map) = value {
-        map.retain(|_, value| !value.is_null());
+        if map.values().any(Value::is_null) {
+            map.retain(|_, value| !value.is_null());
+        }
         map.values_mut().for_each(without_nulls);
     }
 }
