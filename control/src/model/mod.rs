@@ -223,7 +223,7 @@ impl Model {
             port: name.clone(),
             text: String::new(),
         };
-        endpoint.keys().into_iter().for_each(|(key, kind, holder)| self.hold(key, kind, &holder));
+        endpoint.keys().for_each(|(key, kind, holder)| self.hold(key, kind, holder));
         self.on_ports.entry(name.clone()).or_default().insert(name.clone());
         if let Some(network) = self.networks.get_mut(&endpoint.network) {
             network.endpoints.insert(name.clone());
@@ -470,12 +470,11 @@ impl Port {
 
 impl Endpoint {
     /// With whose each is: an Ethernet address is the port's, as all on that may have it.
-    fn keys(&self) -> Vec<(Key, Kind, String)> {
+    fn keys(&self) -> impl Iterator<Item = (Key, Kind, &str)> {
         let EndpointPlan { name, network, mac, addresses, .. } = &self.plan;
-        let mut keys = vec![(Key::Mac(*network, *mac), Kind::Port, self.port.clone())];
-        let address = |ip: &IpAddr| (Key::Address(*network, *ip), Kind::Endpoint, name.clone());
-        keys.extend(addresses.iter().map(address));
-        keys
+        let address = |ip: &IpAddr| (Key::Address(*network, *ip), Kind::Endpoint, name.as_str());
+        let mac = (Key::Mac(*network, *mac), Kind::Port, self.port.as_str());
+        std::iter::once(mac).chain(addresses.iter().map(address))
     }
 }
 

@@ -1,6 +1,7 @@
 //! A change before it is made: its steps read and checked one after the other, each seeing those before it; then everything that counts
 //! only at the end: who has which address, which port carries what, which places are taken. The model stays as it is meanwhile.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use peregrine_config::{Carrier, Checker, ConfigError, DeclaredEndpoint, Networks, port_unfit};
@@ -37,6 +38,14 @@ pub(super) struct Staged<T> {
     pub(super) path: String,
     /// In which step.
     step: usize,
+}
+
+/// What takes what may be had once.
+#[derive(Clone, Copy)]
+enum Taker<'s> {
+    Network(&'s str, &'s Staged<Network>),
+    Port(&'s str, &'s Staged<Port>),
+    Endpoint(&'s Staged<Endpoint>),
 }
 
 impl Networks for Stage<'_, '_> {
@@ -560,44 +569,40 @@ impl<'m, 'p> Stage<'m, 'p> {
         let mut released: HashSet<Key> = HashSet::new();
         released.extend(self.networks.keys().filter_map(|n| model.networks.get(n)).flat_map(Network::keys));
         released.extend(self.ports.keys().filter_map(|name| model.ports.get(name)).map(Port::key));
-        released.extend(
-            self.endpoints
-                .keys()
-                .filter_map(|n| model.endpoints.get(n))
-                .flat_map(Endpoint::keys)
-                .map(|(key, ..)| key),
-        );
-        type Taker<'a> = (usize, &'a str, Vec<(Key, Kind, String)>);
-        let mut takers: Vec<Taker<'_>> = Vec::new();
-        let all_of = |kind: Kind, name: &str, keys: Vec<Key>| -> Vec<(Key, Kind, String)> {
-            keys.into_iter().map(|key| (key, kind, name.to_owned())).collect()
+        let endpoints = self.endpoints.keys().filter_map(|name| model.endpoints.get(name));
+        released.extend(endpoints.flat_map(|endpoint| endpoint.keys()).map(|(key, ..)| key));
+        let networks = self.networks.iter().map(|(name, staged)| (staged.step, Taker::Network(name, staged)));
+        let ports = self.ports.iter().map(|(name, staged)| (staged.step, Taker::Port(name, staged)));
+        let endpoints = self.endpoints.values().map(|staged| (staged.step, Taker::Endpoint(staged)));
+        let mut takers: Vec<(usize, Taker<'_>)> = networks.chain(ports).chain(endpoints).collect();
+        takers.sort_by_key(|(step, _)| *step);
+        let mut take = |path: &str, key: Key, kind: Kind, name: &str| {
+            let holder = match prepared.claimed.entry(key) {
+                Entry::Occupied(claimed) => Err((claimed.key().clone(), claimed.get().clone())),
+                Entry::Vacant(free) => match model.held.get(free.key()) {
+                    Some(holder) if !released.contains(free.key()) => Err((free.into_key(), holder.clone())),
+                    _ => Ok(free.insert(Named { kind, name: name.to_owned() })),
+                },
+            };
+            // It may be its own, as where two stations of a network have the same address.
+            if let Err((key, holder)) = holder
+                && (holder.kind != kind || holder.name != name)
+            {
+                self.checker.report(held_already(path, kind, &key, &self.as_told(&holder)));
+            }
         };
-        for (name, staged) in &self.networks {
-            let keys = staged.after.iter().flat_map(Network::keys).collect();
-            takers.push((staged.step, &staged.path, all_of(Kind::Network, name, keys)));
-        }
-        for (name, staged) in &self.ports {
-            let keys = staged.after.iter().map(Port::key).collect();
-            takers.push((staged.step, &staged.path, all_of(Kind::Port, name, keys)));
-        }
-        for staged in self.endpoints.values() {
-            takers.push((staged.step, &staged.path, staged.after.iter().flat_map(Endpoint::keys).collect()));
-        }
-        takers.sort_by_key(|taker| taker.0);
-        for (_, path, keys) in takers {
-            for (key, kind, name) in keys {
-                let holder = prepared.claimed.get(&key);
-                let holder = holder.or_else(|| model.held.get(&key).filter(|_| !released.contains(&key)));
-                match holder {
-                    // Its own, as where two stations of a network have the same address.
-                    Some(holder) if holder.kind == kind && holder.name == name => {}
-                    Some(holder) => {
-                        self.checker.report(held_already(path, kind, &key, &self.as_told(holder)))
-                    }
-                    None => {
-                        prepared.claimed.insert(key, Named { kind, name });
-                    }
+        for (_, taker) in takers {
+            match taker {
+                Taker::Network(name, Staged { after: Some(after), path, .. }) => {
+                    after.keys().into_iter().for_each(|key| take(path, key, Kind::Network, name));
                 }
+                Taker::Port(name, Staged { after: Some(after), path, .. }) => {
+                    take(path, after.key(), Kind::Port, name);
+                }
+                Taker::Endpoint(Staged { after: Some(after), path, .. }) => {
+                    after.keys().for_each(|(key, kind, name)| take(path, key, kind, name));
+                }
+                _ => {}
             }
         }
         prepared.released = released.into_iter().collect();
