@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use peregrine_dataplane::plan::{EndpointPlan, NamespaceRef, NetworkPlan, VethPlan as Wanted};
 use peregrine_dataplane::xsk::{PortConfig, Ports, XskPort};
+use rustix::io::Errno;
 
 use super::pair::{Link, set_addresses};
 use super::pool::{PartPlan, Pool, PoolConfig, PoolCounts, Taken};
@@ -123,6 +124,7 @@ impl Maker {
                 interface: "eth0".to_owned(),
                 mtu: POOL_MTU,
                 port: PortConfig::default(),
+                alias: self.mark(),
                 directory: self.pool.directory.clone(),
             };
             let (pool, given) = Pool::start(&config, self.ports()?).map_err(|error| error.to_string())?;
@@ -204,9 +206,7 @@ impl Maker {
         let alias = self.alias(wanted, link);
         self.pool()?;
         if let Some(taken) = self.pool.given.get(name).cloned() {
-            let there = self.requests.alias_of(&taken.pair.port);
-            let there = there.map_err(|error| format!("looking for {}: {error}", taken.pair.port))?;
-            if there == Some((taken.pair.ifindex, alias.clone())) {
+            if is_as_made(&taken.pair, wanted, &alias)? {
                 let port = self.pool()?.adopt(&taken).map_err(|error| error.to_string())?;
                 return Ok((taken.pair, port));
             }
@@ -286,10 +286,18 @@ impl Maker {
             let _best_effort = change(after, before);
             return Err(why);
         }
-        let alias = self.alias(wanted, after);
-        self.requests
-            .set_alias(pair.ifindex, &alias)
-            .map_err(|error| format!("marking {}: {error}", pair.port))
+        let (alias, failed) = (self.alias(wanted, after), |error| format!("marking {}: {error}", pair.port));
+        if !wanted.create {
+            return self.requests.set_alias(pair.ifindex, &alias).map_err(failed);
+        }
+        let mark = || {
+            let mut its = Requests::open()?;
+            match its.alias_of(&wanted.interface)? {
+                Some((ifindex, _)) => its.set_alias(ifindex, &alias),
+                None => Err(Errno::NODEV.into()),
+            }
+        };
+        namespace.inside(mark).map_err(|error| error.to_string())?.map_err(failed)
     }
 
     /// Takes a pair away, soon; with its namespace, if that was made with it.
@@ -349,6 +357,18 @@ impl Maker {
         }
         Ok(count)
     }
+}
+
+/// Whether the far end of what was given out is still there, and made by the same: its alias says that.
+fn is_as_made(pair: &Pair, wanted: &Wanted, alias: &str) -> Result<bool, String> {
+    let namespace = Namespace::open(&wanted.namespace).map_err(|error| error.to_string())?;
+    let look = || {
+        let mut its = Requests::open()?;
+        let is_joined = its.below_of(&wanted.interface)? == Some(pair.ifindex);
+        io::Result::Ok(is_joined && its.alias_of(&wanted.interface)?.is_some_and(|(_, it)| it == alias))
+    };
+    let looked = namespace.inside(look).map_err(|error| error.to_string())?;
+    looked.map_err(|error| format!("looking at {} in {}: {error}", wanted.interface, wanted.namespace))
 }
 
 /// All that a pair is made by. Another daemon, a newer one too, writes the same of the same, or takes the pair for another one and makes it anew.

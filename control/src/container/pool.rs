@@ -59,6 +59,8 @@ pub struct PoolConfig {
     pub mtu: u16,
     /// How large the ports are.
     pub port: PortConfig,
+    /// What our ends have for an alias: whose they are.
+    pub alias: String,
     /// For the marks of what is taken: of this pool alone, and still there when the daemon is started again.
     pub directory: PathBuf,
 }
@@ -70,7 +72,7 @@ pub struct PartPlan {
     pub namespace: String,
     /// The name of its end, if it is not the pool's.
     pub interface: Option<String>,
-    /// What our end is to have for an alias: what for it is.
+    /// What its end is to have for an alias: what it was made by.
     pub alias: Option<String>,
     /// What its end is given.
     pub link: Link,
@@ -112,7 +114,6 @@ pub struct PoolCounts {
 #[derive(Debug)]
 pub struct Pool {
     shared: Arc<Shared>,
-    host: Requests,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -179,12 +180,12 @@ impl Pool {
                 is_over: false,
             }),
             wake: Condvar::new(),
-            maker: Maker::new(names, ports, config.port, &config.interface)?,
+            maker: Maker::new(names, ports, config)?,
         });
         let (its, mut requests) = (shared.clone(), Requests::open().map_err(failed)?);
         let thread = std::thread::Builder::new().name("pool".into());
         let thread = thread.spawn(move || its.run(&mut requests)).map_err(failed)?;
-        Ok((Pool { shared, host, thread: Some(thread) }, there))
+        Ok((Pool { shared, thread: Some(thread) }, there))
     }
 
     /// Takes a part; where none is ready one is made now, which takes a millisecond or two. When this returns the container can send, and once
@@ -198,7 +199,7 @@ impl Pool {
             Some(part) => (part, true),
             None => (self.shared.made(self.shared.maker.make_aside(plan.link.mtu))?, false),
         };
-        let given = ready.give(plan, &mut self.host, &self.shared.maker.names);
+        let given = ready.give(plan, &self.shared.maker.names);
         let mut state = self.shared.lock();
         match given {
             Ok(taken) => {

@@ -118,6 +118,7 @@ impl Bench {
             interface: "eth0".into(),
             mtu: MTU,
             port: PortConfig::default(),
+            alias: "peregrine-perf".into(),
             directory: directory.path().into(),
         };
         let (pool, _) = Pool::start(&config, ports.clone()).map_err(text)?;

@@ -20,8 +20,6 @@ use crate::container::maker::is_of_the_pool;
 use crate::container::namespace::{NAMED, NSFS_MAGIC, Namespace};
 use crate::container::pair::{Pair, refused};
 
-/// The file that names are links to: some file systems take longer to make a new one.
-const BLANK: &str = "blank";
 /// What a name may have in bytes, as a file's.
 const NAME_MAX: usize = 255;
 
@@ -67,10 +65,6 @@ impl Names {
             }
             locked => locked.map_err(|error| at(error.into()))?,
         }
-        match make(&marks.join(BLANK)) {
-            Err(Errno::EXIST) => {}
-            made => made.map_err(|error| at(error.into()))?,
-        }
         prepare().map_err(|error| refused(error, || format!("preparing {NAMED} for names of namespaces")))?;
         Ok(Names { marks: marks.to_path_buf(), _locked: directory, changing: Mutex::new(()) })
     }
@@ -113,7 +107,7 @@ impl Names {
         let _alone = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         let path = place(name);
         let which = || format!("giving a namespace the name {name} ({})", path.display());
-        match rustix::fs::link(self.marks.join(BLANK), &path).or_else(|_| make(&path)) {
+        match make(&path) {
             Err(Errno::EXIST) => return Err(ContainerError::NamespaceTaken { name: name.into() }),
             made => made.map_err(|error| refused(error.into(), which))?,
         }

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::link::{LinkAttribute, LinkMessage};
+use netlink_packet_route::link::LinkAttribute;
 use peregrine_dataplane::plan::NamespaceRef;
 use peregrine_dataplane::types::MacAddr;
 use peregrine_dataplane::xsk::{PortConfig, Ports, XskPort, switch_offloads_off};
@@ -17,7 +17,7 @@ use rustix::io::Errno;
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
 
 use super::names::{self, Names};
-use super::{PartPlan, Taken};
+use super::{PartPlan, PoolConfig, Taken};
 use crate::container::namespace::Namespace;
 use crate::container::pair::{self, Link, Pair, VethPlan, is, refused};
 use crate::container::{ContainerError, remover};
@@ -64,6 +64,7 @@ pub(super) struct Maker {
     ports: Arc<Mutex<Ports>>,
     config: PortConfig,
     interface: String,
+    alias: String,
     /// Where our ends are to be.
     home: OwnedFd,
     next: AtomicU32,
@@ -74,16 +75,16 @@ impl Maker {
     pub(super) fn new(
         names: Names,
         ports: Arc<Mutex<Ports>>,
-        config: PortConfig,
-        interface: &str,
+        PoolConfig { interface, alias, port, .. }: &PoolConfig,
     ) -> Result<Maker, ContainerError> {
         if !pair::is_interface_name(interface) {
-            return Err(ContainerError::BadName { name: interface.into() });
+            return Err(ContainerError::BadName { name: interface.clone() });
         }
         let home = rustix::fs::open(HERE, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
         let home = home.map_err(|error| refused(error.into(), || format!("opening {HERE}")))?;
         let first = std::hash::RandomState::new().build_hasher().finish() as u32;
-        Ok(Maker { names, ports, config, interface: interface.into(), home, next: AtomicU32::new(first) })
+        let (config, interface, alias) = (*port, interface.clone(), alias.clone());
+        Ok(Maker { names, ports, config, interface, alias, home, next: AtomicU32::new(first) })
     }
 
     /// Opens our end again as a port.
@@ -176,7 +177,14 @@ impl Maker {
             }
             let link = host.link_named(&port).and_then(|link| link.ok_or_else(|| Errno::NODEV.into()));
             let ifindex = link.map_err(|error| refused(error, what))?.ifindex;
-            return Ok(Pair { port, ifindex });
+            let pair = Pair { port: port.clone(), ifindex };
+            return match host.set_alias(ifindex, &self.alias) {
+                Ok(()) => Ok(pair),
+                Err(error) => {
+                    let _gone = pair.remove(host);
+                    Err(refused(error, what))
+                }
+            };
         }
     }
 }
@@ -192,10 +200,9 @@ impl Part {
     pub(super) fn give(
         mut self,
         plan: &PartPlan,
-        host: &mut Requests,
         names: &Names,
     ) -> Result<(Taken, XskPort), (ContainerError, Box<Part>)> {
-        let given = self.set_up(plan, host).and_then(|()| names.give(&plan.namespace, &self.namespace));
+        let given = self.set_up(plan).and_then(|()| names.give(&plan.namespace, &self.namespace));
         match given {
             Ok(()) => {
                 let Part { inode, pair, port, .. } = self;
@@ -205,23 +212,16 @@ impl Part {
         }
     }
 
-    fn set_up(&mut self, plan: &PartPlan, host: &mut Requests) -> Result<(), ContainerError> {
+    /// In one request of its namespace. Our end stays as it is: its MTU may be larger, the kernel holds packets against that of the end that they go to.
+    fn set_up(&mut self, plan: &PartPlan) -> Result<(), ContainerError> {
         let which = names::which(&plan.namespace);
         let mut theirs = pair::link_up(self.ifindex);
         theirs.attributes = vec![LinkAttribute::Address(plan.link.mac.0.to_vec())];
-        let mut ours = LinkMessage::default();
-        ours.header.index = self.pair.ifindex;
-        ours.attributes = plan.alias.clone().map(LinkAttribute::IfAlias).into_iter().collect();
         if plan.link.mtu != self.mtu {
-            let mtu = LinkAttribute::Mtu(plan.link.mtu.into());
-            theirs.attributes.push(mtu.clone());
-            ours.attributes.push(mtu);
-        }
-        if !ours.attributes.is_empty() {
-            let what = || format!("giving {} an MTU of {} and an alias", self.pair.port, plan.link.mtu);
-            host.change(RouteNetlinkMessage::SetLink(ours), 0).map_err(|error| refused(error, what))?;
+            theirs.attributes.push(LinkAttribute::Mtu(plan.link.mtu.into()));
         }
         theirs.attributes.extend(plan.interface.clone().map(LinkAttribute::IfName));
+        theirs.attributes.extend(plan.alias.clone().map(LinkAttribute::IfAlias));
         let interface = plan.interface.as_ref().unwrap_or(&self.interface);
         pair::give(&mut self.requests, (interface, &plan.link), theirs, &which)
     }
