@@ -590,7 +590,7 @@ impl Report {
 
     fn notes(&self) -> String {
         format!(
-            "Medians of {} runs; {} cores: one for the worker, one for control and the tenants. Machine's load before: {:?}.\n",
+            "Medians of {} runs; {} cores: one for the worker, one for control and the tenants; through a daemon the worker sleeps while it has nothing to do, and its core is the others'. Machine's load before: {:?}.\n",
             self.runs,
             self.cores,
             self.environment.as_ref().and_then(|environment| environment.load_before),

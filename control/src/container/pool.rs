@@ -36,8 +36,10 @@ use crate::underlay::netlink::Requests;
 use names::Names;
 use part::{Ending, Maker, Part};
 
-/// After the last part was taken the pool's thread waits so long, if there are others.
-const CALM: Duration = Duration::from_millis(5);
+/// After the last part was taken the pool's thread waits so long: what was taken has its first packets, and to make a part takes what they need.
+const CALM: Duration = Duration::from_millis(25);
+/// The same when only an eighth is left. With none left there is no waiting.
+const CALM_WHEN_FEW: Duration = Duration::from_millis(5);
 /// After so long what was taken is made again, though there are enough.
 const REST: Duration = Duration::from_secs(1);
 /// After a part could not be made: so long, then twice as long, and so on.
@@ -392,7 +394,8 @@ impl State {
             let all: Vec<Ending> = self.ending.drain(..).chain(ready).collect();
             return if all.is_empty() { Job::End } else { Job::Remove(all) };
         }
-        let busy = self.taken_at.and_then(|at| CALM.checked_sub(at.elapsed()));
+        let calm = if 8 * self.ready.len() > self.counts.size { CALM } else { CALM_WHEN_FEW };
+        let busy = self.taken_at.and_then(|at| calm.checked_sub(at.elapsed()));
         if self.ending.len() >= REMOVED_AT_ONCE || (busy.is_none() && !self.ending.is_empty()) {
             let most = self.ending.len().min(REMOVED_AT_ONCE);
             let all: Vec<Ending> = self.ending.drain(..most).collect();

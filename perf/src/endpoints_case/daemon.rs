@@ -1,7 +1,8 @@
 //! Bursts on a real daemon, from outside: one `change` on its control socket, all tenants connected by one process, to the first packet
 //! from a VTEP on another host through each. `endpoints_case` runs it.
 //!
-//! The daemon drives a veth by AF_XDP in copy mode and keeps its state in a file, as in use.
+//! The daemon drives a veth by AF_XDP in copy mode and keeps its state in a file, as in use. Its worker sleeps while there is nothing to do: with
+//! two cores, control and the tenants would otherwise share one, which have a core each on a host.
 
 use std::collections::VecDeque;
 use std::net::{Ipv4Addr, UdpSocket};
@@ -99,7 +100,7 @@ impl Bench {
         let hosts = Hosts::create().map_err(|error| format!("{error:?}"))?;
         let config = hosts.file("perf.toml");
         let text = format!(
-            "control_socket = \"{}\"\nstate = \"{}\"\n\n[capacity]\nendpoints = {}\n\n[pools]\ncontainers = {pool}\n\n[[workers]]\ncore = {worker}\n\n\
+            "control_socket = \"{}\"\nstate = \"{}\"\n\n[capacity]\nendpoints = {}\n\n[pools]\ncontainers = {pool}\n\n[[workers]]\ncore = {worker}\nidle = \"adaptive\"\n\n\
              [uplink]\ninterface = \"{}\"\nlocal = \"{}\"\nmode = \"copy\"\n\n\
              [[networks]]\nname = \"blue\"\nvni = {VNI}\nmtu = 1450\nremotes = [\"{}\"]\nsubnets = [\"10.42.0.0/16\"]\n",
             hosts.file("control.sock").display(),
