@@ -24,7 +24,7 @@ use crate::rpc::{RpcError, code, no_params, params, take_list};
 use crate::status;
 use crate::tenants::Tenants;
 
-/// Objects that one answer lists at most: the rest is counted.
+/// Objects that one answer lists at most: the next ones are asked for by `after`.
 pub const LISTED_MAX: usize = 10_000;
 /// Objects of each list of `apply`'s answer.
 const APPLIED_MAX: usize = 1000;
@@ -110,7 +110,7 @@ impl Declared<'_> {
     }
 
     fn networks(&self, given: Value) -> Result<Value, RpcError> {
-        let ListRequest { name, network } = filter("network.list", given)?;
+        let ListRequest { name, network, after } = filter("network.list", given)?;
         let all = self.model.networks();
         let names: Vec<&String> = match (&name, &network) {
             (None, None) => all.keys().collect(),
@@ -127,12 +127,13 @@ impl Declared<'_> {
                 endpoints: network.endpoints.len(),
             })
         };
-        let networks = names.iter().take(LISTED_MAX).filter_map(entry).collect();
-        to_value(&NetworkList { networks, total: names.len() })
+        let (listed, next) = page(&names, after.as_deref());
+        let networks = listed.iter().filter_map(entry).collect();
+        to_value(&NetworkList { networks, total: names.len(), next })
     }
 
     fn ports(&self, given: Value) -> Result<Value, RpcError> {
-        let ListRequest { name, network } = filter("port.list", given)?;
+        let ListRequest { name, network, after } = filter("port.list", given)?;
         let all = self.model.ports();
         let names: Vec<&str> = match (&name, &network) {
             (Some(name), network) => {
@@ -150,8 +151,9 @@ impl Declared<'_> {
             }
             (None, None) => all.keys().map(String::as_str).collect(),
         };
-        let ports = names.iter().take(LISTED_MAX).filter_map(|name| self.port(name)).collect();
-        to_value(&PortList { ports, total: names.len() })
+        let (listed, next) = page(&names, after.as_deref());
+        let ports = listed.iter().filter_map(|name| self.port(name)).collect();
+        to_value(&PortList { ports, total: names.len(), next })
     }
 
     fn is_port_on(&self, port: &str, network: &str) -> bool {
@@ -186,7 +188,7 @@ impl Declared<'_> {
     }
 
     fn endpoints(&self, given: Value) -> Result<Value, RpcError> {
-        let ListRequest { name, network } = filter("endpoint.list", given)?;
+        let ListRequest { name, network, after } = filter("endpoint.list", given)?;
         let all = self.model.endpoints();
         let names: Vec<&String> = match (&name, &network) {
             (Some(name), network) => {
@@ -208,8 +210,21 @@ impl Declared<'_> {
                 connected: self.is_connected(endpoint.id),
             })
         };
-        let endpoints = names.iter().take(LISTED_MAX).filter_map(entry).collect();
-        to_value(&EndpointList { endpoints, total: names.len() })
+        let (listed, next) = page(&names, after.as_deref());
+        let endpoints = listed.iter().filter_map(entry).collect();
+        to_value(&EndpointList { endpoints, total: names.len(), next })
+    }
+}
+
+/// Of names in order those that one answer lists, and after which one the next answer begins, if there are more.
+fn page<'n, N: AsRef<str>>(names: &'n [N], after: Option<&str>) -> (&'n [N], Option<String>) {
+    let first = after.map_or(0, |after| names.partition_point(|name| name.as_ref() <= after));
+    let rest = names.get(first..).unwrap_or_default();
+    match rest.get(..LISTED_MAX) {
+        Some(listed) if rest.len() > LISTED_MAX => {
+            (listed, listed.last().map(|last| last.as_ref().to_owned()))
+        }
+        _ => (rest, None),
     }
 }
 

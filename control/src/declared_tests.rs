@@ -158,6 +158,26 @@ fn a_dry_run_knows_what_the_engine_would_refuse() {
 }
 
 #[test]
+fn a_long_list_comes_in_pages_that_together_have_each_name_once() {
+    for count in [0, 1, LISTED_MAX, LISTED_MAX + 1, 2 * LISTED_MAX, 2 * LISTED_MAX + 3] {
+        let names: Vec<String> = (0..count).map(|number| format!("e{number:05}")).collect();
+        let (mut seen, mut after, mut pages) = (Vec::new(), None, 0);
+        loop {
+            let (listed, next) = page(&names, after.as_deref());
+            seen.extend_from_slice(listed);
+            pages += 1;
+            let Some(next) = next else { break };
+            assert!(after.replace(next.clone()).is_none_or(|before| before < next));
+        }
+        assert_eq!((seen, pages), (names, count.div_ceil(LISTED_MAX).max(1)), "{count}");
+    }
+    // One that went meanwhile is no name to look for, but still a place in the order.
+    let names = ["a", "c", "d"];
+    assert_eq!(page(&names, Some("b")), (&["c", "d"][..], None));
+    assert_eq!(page(&names, Some("d")), (&[][..], None));
+}
+
+#[test]
 fn lists_are_filtered_and_show_no_secrets() {
     let mut rig = Rig::new();
     let socket = rig.path("s.sock");
@@ -177,6 +197,7 @@ fn lists_are_filtered_and_show_no_secrets() {
     assert_eq!(names("network.list", json!(null)), ["blue", "green"]);
     assert_eq!(names("network.list", json!({"name": "green"})), ["green"]);
     assert_eq!(names("network.list", json!({"name": "nope"})), [""; 0]);
+
     assert_eq!(names("port.list", json!({})), ["h", "p", "web"]);
     assert_eq!(names("port.list", json!({"network": "green"})), ["p"]);
     assert_eq!(names("port.list", json!({"network": "blue", "name": "p"})), [""; 0]);

@@ -19,7 +19,7 @@
 //! | `change` | `changes`: a list of steps, `{"add_network": {…}}` and so on; `dry_run`, `generation`, if wanted | all of it done or nothing: `generation`, `added`, `changed`, `removed`, `took_us` |
 //! | `apply` | `networks`, `ports`, `endpoints`: all that is to be there by this socket; `dry_run`, `generation`, if wanted | the difference: `added`, `changed` with the `keys`, `removed`, the first 1000 each; `totals` |
 //! | `export` | none | what `apply` takes: all that is there by this socket, with secrets |
-//! | `network.list`, `port.list`, `endpoint.list` | `name`, `network`, if wanted | `networks`, `ports` or `endpoints`: the first 10,000; `total` |
+//! | `network.list`, `port.list`, `endpoint.list` | `name`, `network`, if wanted; `after`: the last answer's `next` | `networks`, `ports` or `endpoints`: at most 10,000; `total`; `next` if there are more |
 //! | `watch` | `from`: a generation, if wanted | `generation`, `version`, `resync`; from then on this connection is told each `changed` |
 //! | `schema` | none | the JSON schema of these, which says what all their keys are |
 //!

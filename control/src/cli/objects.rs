@@ -8,7 +8,7 @@ use clap::{Args, Subcommand};
 use peregrine_dataplane::types::MacAddr;
 use serde_json::{Value, json};
 
-use super::{Ask, print, show_with};
+use super::{Ask, print};
 use crate::client::{CHANGE_TIMEOUT, Client};
 use crate::error::Error;
 use crate::model::types::{
@@ -317,7 +317,7 @@ const SECRET_FILE_BYTES_MAX: u64 = 4096;
 /// What the daemon says.
 pub fn network(command: &NetworkCommand) -> Result<(), Error> {
     match command {
-        NetworkCommand::List(which) => which.show("network.list", render::networks),
+        NetworkCommand::List(which) => which.show("network", render::networks),
         NetworkCommand::Add(network) => {
             let done = format!("network {} is there", network.name);
             change(vec![Step::AddNetwork(network.table())], &network.how, &done)
@@ -332,7 +332,7 @@ pub fn network(command: &NetworkCommand) -> Result<(), Error> {
 /// What the daemon says; or a file that cannot be read.
 pub fn port(command: &PortCommand) -> Result<(), Error> {
     match command {
-        PortCommand::List(which) => which.show("port.list", render::ports),
+        PortCommand::List(which) => which.show("port", render::ports),
         PortCommand::Add(port) => {
             let memif = port.memif_socket.as_ref().map(|socket| port.memif.table(socket)).transpose()?;
             let table = PortTable { name: port.name.clone(), memif, veth: port.veth.table() };
@@ -348,7 +348,7 @@ pub fn port(command: &PortCommand) -> Result<(), Error> {
 /// What the daemon says; or a file that cannot be read.
 pub fn endpoint(command: &EndpointCommand) -> Result<(), Error> {
     match command {
-        EndpointCommand::List(which) => which.show("endpoint.list", render::endpoints),
+        EndpointCommand::List(which) => which.show("endpoint", render::endpoints),
         EndpointCommand::Add(endpoint) => {
             let done = format!("endpoint {} is on network {}", endpoint.name, endpoint.network);
             change(vec![Step::AddEndpoint(endpoint.table()?)], &endpoint.how, &done)
@@ -395,9 +395,22 @@ fn by_key(error: Error) -> Error {
 }
 
 impl List {
-    fn show(&self, method: &str, human: impl FnOnce(&Value) -> String) -> Result<(), Error> {
-        let request = ListRequest { name: self.name.clone(), network: self.network.clone() };
-        show_with(&self.ask, method, &json!(request), human)
+    /// All pages as one.
+    fn show(&self, kind: &str, human: impl FnOnce(&Value) -> String) -> Result<(), Error> {
+        let method = format!("{kind}.list");
+        let mut request = ListRequest { name: self.name.clone(), network: self.network.clone(), after: None };
+        let mut client = Client::connect(&self.ask.socket)?;
+        let mut listed: Vec<Value> = Vec::new();
+        let mut answer = loop {
+            let mut answer = client.call_with(&method, &json!(request))?;
+            listed.append(answer[format!("{kind}s")].as_array_mut().unwrap_or(&mut Vec::new()));
+            match answer.as_object_mut().and_then(|answer| answer.remove("next")) {
+                Some(Value::String(next)) => request.after = Some(next),
+                _ => break answer,
+            }
+        };
+        answer[format!("{kind}s")] = listed.into();
+        print(&if self.ask.json { format!("{answer}\n") } else { human(&answer) })
     }
 }
 

@@ -392,15 +392,21 @@ pub struct ListRequest {
     /// Endpoints, and ports that carry endpoints, on the network of this name.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub network: Option<String>,
+    /// Only those whose names come after this one: the last answer's `next`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub after: Option<String>,
 }
 
-/// Result of `network.list`: the first 10,000.
+/// Result of `network.list`: 10,000 at most.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct NetworkList {
     /// By name.
     pub networks: Vec<NetworkEntry>,
-    /// How many there are.
+    /// How many there are, listed or not.
     pub total: usize,
+    /// There are more: what to ask for next as `after`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
 }
 
 /// A network that is there.
@@ -415,13 +421,16 @@ pub struct NetworkEntry {
     pub endpoints: usize,
 }
 
-/// Result of `port.list`: the first 10,000.
+/// Result of `port.list`: 10,000 at most.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct PortList {
     /// By name.
     pub ports: Vec<PortEntry>,
-    /// How many there are.
+    /// How many there are, listed or not.
     pub total: usize,
+    /// There are more: what to ask for next as `after`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
 }
 
 /// A port that is there. Secrets are never listed.
@@ -440,13 +449,16 @@ pub struct PortEntry {
     pub state: String,
 }
 
-/// Result of `endpoint.list`: the first 10,000.
+/// Result of `endpoint.list`: 10,000 at most.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct EndpointList {
     /// By name.
     pub endpoints: Vec<EndpointEntry>,
-    /// How many there are.
+    /// How many there are, listed or not.
     pub total: usize,
+    /// There are more: what to ask for next as `after`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
 }
 
 /// An endpoint that is there. Secrets are never listed.
