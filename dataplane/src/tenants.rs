@@ -621,6 +621,11 @@ impl Tenants {
         armed
     }
 
+    /// The worker sleeps at times.
+    pub(crate) fn are_to_call(&self) -> bool {
+        self.is_calling
+    }
+
     /// The worker sleeps at times from now on, or no more: all are busy until they are asked to call, or need not call any more.
     pub(crate) fn let_call(&mut self, is_calling: bool) {
         self.is_calling = is_calling;

@@ -100,16 +100,25 @@ impl Events {
 }
 
 impl Worker {
-    /// Before its first turn on a thread, which may sleep at times, or not.
-    pub(crate) fn sit_down(&mut self, now: u64, may_sleep: bool) {
+    /// Control, before it sits down on a thread, which may sleep at times, or not. With thousands of tenants it takes milliseconds to watch
+    /// all, and to close what it has watched until now, which is returned: that can wait until it runs.
+    pub(crate) fn watch(&mut self, may_sleep: bool) -> Option<OwnedFd> {
+        if may_sleep == self.events.is_some() {
+            return None;
+        }
+        let events = if may_sleep { self.watch_all() } else { None };
+        std::mem::replace(&mut self.events, events).map(|Events(epoll)| epoll)
+    }
+
+    /// Before its first turn on a thread.
+    pub(crate) fn sit_down(&mut self, now: u64) {
         self.last_end = now;
         self.worked_at = now;
         self.leaves = false;
-        if may_sleep == self.events.is_some() {
+        let may_sleep = self.events.is_some();
+        if may_sleep == self.tenants.are_to_call() {
             return;
         }
-        self.events = if may_sleep { self.watch_all() } else { None };
-        let may_sleep = self.events.is_some();
         self.tenants.let_call(may_sleep);
         self.mailbox.bell().allow(may_sleep);
         sys::barrier_on_all_threads();
