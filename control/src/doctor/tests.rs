@@ -455,8 +455,9 @@ fn a_machine_that_lacks_something_is_told_so() {
 
 #[test]
 fn a_link_that_is_gone_or_down_is_told_so() {
-    let gone = found("interface", &[], |case| case.links[0].interface = Err("no such interface".into()));
-    is(&gone, FAILURE, "no such interface", None);
+    let gone = |case: &mut Case| case.links[0].interface = Err("no such interface".into());
+    is(&found("interface", &[], gone), FAILURE, "no such interface", None);
+    is(&found("huge-pages", &["interface"], gone), Verdict::Skipped, "the queues of eth0", None);
     let down = found("interface", &[], |case| interface(case).up = false);
     is(&down, FAILURE, "it is down", Some("ip link set dev eth0 up"));
     let none = found("native-xdp", &[], |case| {
@@ -648,6 +649,28 @@ fn one_interface_of_several_can_be_looked_at() {
     );
     let none = Case { wanted: Wanted::of_interfaces(&[]), host: host(), links: Vec::new() };
     assert!(none.examine().iter().any(|finding| finding.what == "no interface here could be an uplink"));
+    let mut hidden = none;
+    hidden.wanted.left_out = ["veth0", "veth1", "veth2", "veth3"].map(String::from).into();
+    let found =
+        |case: &Case| case.examine().into_iter().find(|finding| finding.check == "interface").unwrap();
+    is(
+        &found(&hidden),
+        FAILURE,
+        "no card is here: 4 interfaces could be an uplink all the same (veth0, veth1, veth2, …): name one, or --all",
+        None,
+    );
+    hidden.links = vec![link()];
+    is(&found(&hidden), Verdict::Skipped, "4 interfaces not looked at", None);
+}
+
+#[test]
+fn the_page_names_every_check() {
+    let page = include_str!("../../../docs/doctor.md");
+    let of_remotes = ["vlan-device", "next-hop", "path-mtu"].map(String::from);
+    let all = sound().examine().into_iter().map(|finding| finding.check.to_owned()).chain(of_remotes);
+    for check in all {
+        assert!(page.lines().any(|line| line.starts_with("| ") && line.contains(&format!("`{check}`"))), "{check}");
+    }
 }
 
 #[test]
