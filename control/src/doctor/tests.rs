@@ -669,7 +669,10 @@ fn the_page_names_every_check() {
     let of_remotes = ["vlan-device", "next-hop", "path-mtu"].map(String::from);
     let all = sound().examine().into_iter().map(|finding| finding.check.to_owned()).chain(of_remotes);
     for check in all {
-        assert!(page.lines().any(|line| line.starts_with("| ") && line.contains(&format!("`{check}`"))), "{check}");
+        assert!(
+            page.lines().any(|line| line.starts_with("| ") && line.contains(&format!("`{check}`"))),
+            "{check}"
+        );
     }
 }
 

@@ -725,7 +725,8 @@ mod tests {
         let other = mine.replace("\"web\"", "\"other\"");
         state(&[vec![], vec![], vec![&other]]);
         let error = kept.start().unwrap_err();
-        let both = "endpoints[0].mac = \"02:00:00:00:00:01\": must be unique: that of endpoint web is the same: ";
+        let both =
+            "endpoints[0].mac = \"02:00:00:00:00:01\": must be unique: that of endpoint web is the same: ";
         assert!(error.contains(&format!("{both}{way_out}")), "{error}");
         state(&[vec!["{\"name\":\"n\",\"vni\":0}"], vec!["{}"], vec![]]);
         let error = kept.start().unwrap_err();

@@ -21,10 +21,11 @@ use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 
 use super::Worker;
 use crate::bell::Caller;
+use crate::clock::thread_time_ns;
 use crate::mesh::Mesh;
 use crate::plan::PlaceId;
 use crate::sys;
-use crate::tenants::{EventKind, TenantRings};
+use crate::tenants::{Detached, EventKind, TenantRings};
 use crate::turns::PACKETS_PER_LOOK;
 use crate::types::EndpointId;
 
@@ -140,19 +141,21 @@ impl Worker {
     }
 
     /// A tenant has come.
-    pub(super) fn watch_tenant(&self, id: EndpointId) {
-        if let Some(events) = &self.events
-            && let Some(rings) = self.tenants.rings_of(id)
-        {
-            self.counters.unwatched.add(u64::from(!events.watch_tenant(id, rings)));
-        }
+    pub(super) fn watch_tenant(&mut self, id: EndpointId) {
+        let Some(events) = &self.events else { return };
+        let Some(rings) = self.tenants.rings_of(id) else { return };
+        let before = thread_time_ns();
+        let is_watched = events.watch_tenant(id, rings);
+        self.counters.unwatched.add(u64::from(!is_watched));
+        self.tenants.charge(id, thread_time_ns().saturating_sub(before));
     }
 
     /// A tenant has gone: its eventfd may be open elsewhere, and would call here for ever.
-    pub(super) fn forget_tenant(&self, rings: &TenantRings) {
-        if let Some(events) = &self.events {
-            events.forget_tenant(rings);
-        }
+    pub(super) fn forget_tenant(&mut self, detached: &mut Detached) {
+        let Some(events) = &self.events else { return };
+        let before = thread_time_ns();
+        events.forget_tenant(&detached.rings);
+        self.tenants.charge_detached(detached, thread_time_ns().saturating_sub(before));
     }
 
     /// When it last moved a frame, in cycles.
