@@ -559,6 +559,37 @@ fn commands_name_what_is_at_hand() {
     is(&both, FAILURE, "raise it", Some(command));
 }
 
+/// What is asked of a card that tells nothing of it is not known, which is not the same as well.
+#[test]
+fn what_a_card_does_not_tell_is_skipped() {
+    let skipped = |check: &str, what: &str, wrong: fn(&mut Case)| {
+        is(&found(check, &[], wrong), Verdict::Skipped, what, None);
+    };
+    skipped("rss", "no table", |case| case.links[0].indirection = Ok(Vec::new()));
+    skipped("interrupts", "none that are known", |case| case.links[0].interrupts = Ok(Vec::new()));
+    skipped("numa", "core 3's node", |case| case.host.cpus.get_mut(&3).unwrap().node = None);
+    skipped("siblings", "no core 3", |case| drop(case.host.cpus.remove(&3)));
+    skipped("governor", "no core 3", |case| drop(case.host.cpus.remove(&3)));
+    let several = |mode| {
+        move |case: &mut Case| {
+            case.wanted.multi_buffer = true;
+            case.links[0].xdp = Err("no family".into());
+            uplink(case).mode = mode;
+        }
+    };
+    is(&found("mtu", &[], several(XdpMode::Copy)), Verdict::Skipped, "no family", None);
+    is(&found("mtu", &[], several(XdpMode::Generic)), Verdict::Ok, "several chunks", None);
+}
+
+#[test]
+fn without_remotes_there_are_no_next_hops() {
+    let found = |case: &Case| reach::checks(case).into_iter().next().unwrap();
+    is(&found(&sound()), Verdict::Ok, "no remotes", None);
+    let mut case = sound();
+    case.wanted.plan = None;
+    is(&found(&case), Verdict::Skipped, "-c FILE", None);
+}
+
 #[test]
 fn what_cannot_be_mended_is_an_error_of_the_kernels() {
     let interface = || "none0".to_owned();
