@@ -5,16 +5,18 @@
 mod rig;
 mod veth;
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use peregrine_dataplane::engine::{Change, Engine};
+use peregrine_dataplane::engine::{Change, Engine, Event};
 use peregrine_dataplane::plan::{EndpointPlan, IdleMode, MemifPlan, PlacementMode, Plan, WorkerPlan};
 use peregrine_dataplane::stats::{Stats, WokenBy};
 use peregrine_dataplane::types::{CoreId, EndpointId, NetworkId, WorkerId};
 use peregrine_memif::{ClientConfig, Interface, ServerConfig};
 use rig::{DB, Dice, WEB, flow, mac, packets_of, plan, rings};
+use rustix::event::epoll;
 use veth::filter::{answer, if_less_skip, if_not_skip, install, load};
 
 /// Far longer than anything here takes.
@@ -429,4 +431,63 @@ fn a_worker_that_gets_no_epoll_stays_awake() {
     begin(&mut engine, &mut web, &mut db);
     talk(&mut engine, &mut web, &mut db, 200);
     assert_eq!(stopped(engine).workers[0].sleeps, 0);
+}
+
+/// So many times each of so many epolls watches an eventfd: to signal it then takes milliseconds, in which it is locked.
+const WATCHERS: usize = 140;
+
+fn watchers(event: BorrowedFd<'_>) -> Vec<OwnedFd> {
+    let many: Vec<_> = (0..WATCHERS).map(|_| event.try_clone_to_owned().unwrap()).collect();
+    let set = |_| {
+        let set = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
+        for (number, event) in (0..).zip(&many) {
+            epoll::add(&set, event, epoll::EventData::new_u64(number), epoll::EventFlags::IN).unwrap();
+        }
+        set
+    };
+    let sets: Vec<_> = (0..WATCHERS).map(set).collect();
+    many.into_iter().chain(sets).collect()
+}
+
+/// It comes and goes, and makes the worker wait each time for who signals its eventfd without end.
+#[test]
+fn a_tenant_whose_eventfd_is_slow_to_watch_is_put_out() {
+    let _alone = alone();
+    let plan = adaptive(&[IdleMode::Adaptive], PlacementMode::Balanced);
+    let mut engine = Engine::replay(&plan, vec![]).unwrap();
+    let elsewhere = *core_affinity::get_core_ids().unwrap().get(1).expect("two CPUs are needed");
+    let deadline = Instant::now() + PATIENCE;
+    let mut put_out = None;
+    for round in 1.. {
+        let (_client, server) =
+            peregrine_memif::pair(ClientConfig::default(), ServerConfig::default()).unwrap();
+        let event = server.rx[0].event_fd().try_clone_to_owned().unwrap();
+        let _watchers = watchers(event.as_fd());
+        let is_over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                core_affinity::set_for_current(elsewhere);
+                while !is_over.load(Ordering::Relaxed) {
+                    rustix::io::write(&event, &1u64.to_ne_bytes()).unwrap();
+                }
+            });
+            engine.attach(WEB, rings(server)).unwrap();
+            for _ in 0..2 {
+                let end = Instant::now() + Duration::from_millis(20);
+                while Instant::now() < end && put_out.is_none() {
+                    put_out = engine.poll().pop();
+                }
+                engine.detach(WEB);
+            }
+            is_over.store(true, Ordering::Relaxed);
+        });
+        if put_out.is_some() {
+            println!("in round {round}");
+            break;
+        }
+        assert!(Instant::now() < deadline, "it was never put out");
+    }
+    let reason = "waking it through its eventfd takes too long".to_owned();
+    assert_eq!(put_out, Some(Event::TenantFault { endpoint: WEB, reason }));
+    stopped(engine);
 }
