@@ -430,6 +430,8 @@ mod tests {
             "peregrine completion tcsh",
             "peregrine doctor --fx",
             "peregrine doctor eth0 eth1",
+            "peregrine doctor eth0 --all",
+            "peregrine doctor -c x.toml --all",
         ] {
             assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line}");
         }
@@ -455,6 +457,7 @@ mod tests {
             "peregrine schema",
             "peregrine completion zsh",
             "peregrine doctor",
+            "peregrine doctor --all --json",
             "peregrine doctor -c x.toml eth0 --fix --json",
         ] {
             assert!(parse(line).is_ok(), "{line}: {}", parse(line).unwrap_err());

@@ -11,7 +11,7 @@ use common::{Net, until};
 use peregrine_control::lab::Process;
 use peregrine_dataplane::plan::XdpMode;
 use peregrine_dataplane::types::QueueId;
-use peregrine_dataplane::xsk::{self, XskConfig};
+use peregrine_dataplane::xsk::{self, XskConfig, inspect};
 use rustix::process::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -71,6 +71,15 @@ impl Bench {
         let after = self.report(uplink, mtu);
         assert_eq!(after.finding(check)["verdict"], "ok", "after `{command}`: {}", after.finding(check));
         command
+    }
+
+    /// The number of ours.
+    fn namespace(&self) -> u64 {
+        let inside = || {
+            self.net.enter();
+            inspect::network_namespace().unwrap()
+        };
+        std::thread::scope(|scope| scope.spawn(inside).join().unwrap())
     }
 
     fn has_rxvlan(&self) -> bool {
@@ -133,8 +142,16 @@ fn a_sound_wire_has_no_failures() {
     let counts = &report.json["counts"];
     let last = text.lines().last().unwrap();
     assert!(last.contains(&format!("{} ok, ", counts["ok"])) && last.contains("0 failures"), "{text}");
-    // Without a config: all interfaces that could be an uplink, or one.
+    // Without a config: all cards, or all interfaces that could be an uplink, or one.
     let output = bench.net.command(BIN).args(["doctor", "--json"]).output().unwrap();
+    let report = Report::of(&output);
+    let (finding, why) = (
+        report.finding("interface"),
+        "1 interface could be an uplink all the same (ov0): name one, or --all",
+    );
+    assert_eq!((report.code, &finding["what"]), (Some(1), &Value::from("no card is here")));
+    assert_eq!(finding["why"], why);
+    let output = bench.net.command(BIN).args(["doctor", "--json", "--all"]).output().unwrap();
     assert_eq!(Report::of(&output).finding("interface")["about"], "ov0");
     let output = bench.net.command(BIN).args(["doctor", "none0", "--json"]).output().unwrap();
     let report = Report::of(&output);
@@ -153,6 +170,8 @@ fn a_link_that_is_wrong_is_put_right_by_the_command() {
     let bench = Bench::new();
     bench.net.here("link set ov0 down");
     bench.is_mended("interface", "failure", "", 1400);
+    bench.net.here("link set ov0 down");
+    assert_eq!(bench.is_mended("next-hop", "failure", "", 1400), "ip link set dev ov0 up");
     bench.net.there("link set ov1 down");
     let report = bench.report("", 1400);
     assert_eq!(report.finding("carrier")["verdict"], "warning");
@@ -309,6 +328,20 @@ fn missing_rights_and_limits_are_put_right_by_the_command() {
     } else {
         eprintln!("root may not raise limits here: that part of this test is left out");
     }
+    // Interfaces of containers are made in their namespaces.
+    let text = std::fs::read_to_string(&config).unwrap();
+    let container = "[[endpoints]]\nname = \"c\"\nnetwork = \"blue\"\nmac = \"02:00:00:00:00:01\"\nveth = { namespace = \"none\" }\n";
+    std::fs::write(&config, format!("{text}{container}")).unwrap();
+    let weak = Report::of(&run(format!("exec setpriv --bounding-set -sys_admin {doctor}")));
+    let finding = weak.finding("rights");
+    assert_eq!(finding["what"], "this process has not CAP_SYS_ADMIN", "{finding}");
+    let command = finding["command"].as_str().unwrap();
+    assert_eq!(Report::of(&run(with_sudo(command))).finding("rights")["verdict"], "ok");
+
+    let alone = Report::of(&run(format!("exec taskset -c 0 {doctor}")));
+    assert_eq!(alone.finding("control-core")["verdict"], "warning", "{}", alone.finding("control-core"));
+    let two = Report::of(&run(format!("exec taskset -c 0-1 {doctor}")));
+    assert_eq!(two.finding("control-core")["verdict"], "ok", "{}", two.finding("control-core"));
     let elsewhere = Report::of(&run(format!("exec taskset -c 1 {doctor}")));
     let finding = elsewhere.finding("cores");
     assert_eq!(finding["verdict"], "failure", "{finding}");
@@ -339,6 +372,168 @@ fn memory_and_file_systems_are_put_right_by_the_command() {
     let command = report.finding("bpffs")["command"].as_str().unwrap();
     let output = bench.net.command("sh").args(["-c", &format!("{command} && {doctor}")]).output().unwrap();
     assert_eq!(Report::of(&output).finding("bpffs")["verdict"], "ok");
+    let output = bench.command(&["--fix", "--json"], "", 1400).output().unwrap();
+    let report = Report::of(&output);
+    assert_eq!(report.json["fixed"], serde_json::json!(["bpf mounted at /sys/fs/bpf"]), "{}", report.json);
+    assert_eq!(report.finding("bpffs")["verdict"], "ok");
+    // What is not permitted is said.
+    let doctor = format!("{BIN} doctor --fix --json -c {}", bench.config("vlan = 100", 1400).display());
+    let script = format!("exec setpriv --bounding-set -net_admin {doctor}");
+    let report = Report::of(&bench.net.command("sh").args(["-c", &script]).output().unwrap());
+    let not_fixed = report.json["not_fixed"][0].as_str().unwrap();
+    assert!(not_fixed.starts_with("ov0: rxvlan off: ") && bench.has_rxvlan(), "{not_fixed}");
+}
+
+/// What this machine has not, or what cannot be changed here (a compiler that is always on, a second memory node, a clock's governor), is
+/// made: files of the kernel's with others over them, which nobody else sees. What is printed is run on them.
+#[test]
+#[ignore = "needs root: make test runs it"]
+fn what_the_kernel_tells_of_itself_is_put_right_by_the_command() {
+    let bench = Bench::new();
+    let doctor = format!("{BIN} doctor --json -c {}", bench.config("", 1400).display());
+    // The compiler's switch is seen in the first network namespace only; interfaces are where they are.
+    let in_made = |setup: &str, command: &str| {
+        let script =
+            format!("set -e; cd {}; {setup}; {command}; exec {doctor}", bench.folder.path().display());
+        let mut sh = if setup.contains("/proc/sys/net") {
+            Command::new("unshare")
+        } else {
+            bench.net.command("unshare")
+        };
+        Report::of(&sh.args(["-m", "sh", "-c", &script]).output().unwrap())
+    };
+    let cpu = "cpu=/sys/devices/system/cpu/cpu0; mount -t tmpfs made $cpu";
+    let governor = format!("{cpu}; mkdir $cpu/cpufreq; echo powersave > $cpu/cpufreq/scaling_governor");
+    let compiler = "echo 0 > jit; mount --bind jit /proc/sys/net/core/bpf_jit_enable";
+    // What is made is free.
+    let nodes = format!(
+        "{cpu}; mkdir $cpu/node1; nodes=/sys/devices/system/node; mount -t tmpfs made $nodes; for n in 0 1; do \
+         pages=$nodes/node$n/hugepages/hugepages-2048kB; mkdir -p $pages; echo 0 > $pages/nr_hugepages; \
+         ln -s nr_hugepages $pages/free_hugepages; done"
+    );
+    let file = "/sys/devices/system/node/node1/hugepages/hugepages-2048kB/nr_hugepages";
+    for (check, setup, expected) in [
+        (
+            "governor",
+            governor.as_str(),
+            "echo performance > /sys/devices/system/cpu/cpu0/cpufreq/scaling_governor",
+        ),
+        ("jit", compiler, "echo 1 > /proc/sys/net/core/bpf_jit_enable"),
+        ("huge-pages", nodes.as_str(), &format!("echo $(($(cat {file}) + ")),
+    ] {
+        let before = in_made(setup, ":");
+        let finding = before.finding(check);
+        let command = finding["command"].as_str().unwrap_or_else(|| panic!("no command: {finding}"));
+        assert!(finding["verdict"] == "warning" && command.starts_with(expected), "{finding}");
+        let after = in_made(setup, command);
+        assert_eq!(after.finding(check)["verdict"], "ok", "after `{command}`: {}", after.finding(check));
+    }
+    // Those that no command mends.
+    let isolated = |cores: &str| {
+        let setup = format!("echo {cores} > cores; mount --bind cores /sys/devices/system/cpu/isolated");
+        in_made(&setup, ":").finding("isolation").clone()
+    };
+    let (none, one) = (isolated(""), isolated("0"));
+    assert!(none["why"].as_str().unwrap().contains("isolcpus=managed_irq,domain,0 "), "{none}");
+    assert_eq!((&none["verdict"], &one["verdict"]), (&Value::from("warning"), &Value::from("ok")), "{one}");
+    let siblings = |list: &str| {
+        let setup = format!("{cpu}; mkdir $cpu/topology; echo {list} > $cpu/topology/thread_siblings_list");
+        in_made(&setup, ":").finding("siblings").clone()
+    };
+    let (shared, own) = (siblings("0-1"), siblings("0"));
+    assert_eq!(shared["what"], "cores 1 share physical cores with workers", "{shared}");
+    assert_eq!((&shared["verdict"], &own["verdict"]), (&Value::from("warning"), &Value::from("ok")), "{own}");
+}
+
+/// Modes that a driver does not have: the way out is another one.
+#[test]
+#[ignore = "needs root: make test runs it"]
+fn a_mode_that_the_driver_has_not_is_told_with_those_that_it_has() {
+    let bench = Bench::new();
+    bench.net.here("link add br0 type bridge");
+    bench.net.here("link set br0 up");
+    let finding = |check: &str, interface: &str, mode: &str| {
+        let text = std::fs::read_to_string(bench.config("", 1400)).unwrap();
+        let text =
+            text.replace("\"ov0\"", &format!("\"{interface}\"")).replace("\"copy\"", &format!("\"{mode}\""));
+        let path = bench.folder.path().join("other.toml");
+        std::fs::write(&path, text).unwrap();
+        let output = bench.net.command(BIN).args(["doctor", "--json", "-c"]).arg(&path).output().unwrap();
+        Report::of(&output).finding(check).clone()
+    };
+    for (check, interface, mode, what, way_out) in [
+        ("native-xdp", "br0", "copy", "driver bridge runs no XDP programs", "generic"),
+        ("zero-copy", "ov0", "require-zero-copy", "driver veth has none", "prefer-zero-copy"),
+    ] {
+        let wrong = finding(check, interface, mode);
+        assert_eq!(wrong["verdict"], "failure", "{wrong}");
+        assert!(wrong["what"].as_str().unwrap().starts_with(what), "{wrong}");
+        assert!(wrong["why"].as_str().unwrap().contains(&format!("mode = \"{way_out}\"")), "{wrong}");
+        let right = finding(check, interface, way_out);
+        assert_eq!(right["verdict"], "ok", "{right}");
+    }
+}
+
+/// What a daemon that was killed leaves beside its control socket: it has switched `ov0`'s VLAN stripping off.
+fn left_behind(namespace: u64, ifindex: &str) -> String {
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+    let was = "{\"feature\":{\"feature\":\"rx-vlan-hw-parse\",\"on\":true}}";
+    format!(
+        "{{\"boot\":\"{}\",\"records\":[{{\"interface\":\"ov0\",\"namespace\":{namespace},\"ifindex\":{ifindex},\"was\":{was}}}]}}",
+        boot.trim()
+    )
+}
+
+/// What one daemon has left is no matter of another interface with the same number, nor put back under another daemon.
+#[test]
+#[ignore = "needs root: make test runs it"]
+fn what_was_left_is_not_put_back_where_that_disturbs_others() {
+    let (bench, second) = (Bench::new(), tempfile::tempdir().unwrap());
+    let patience = Duration::from_secs(20);
+    bench.net.here("link add ov2 type veth peer name ov3");
+    bench.net.here("addr add 10.9.9.1/24 dev ov2");
+    bench.net.here("link set ov2 up");
+    bench.net.here("link set ov3 up");
+    let text = std::fs::read_to_string(bench.config("", 1400)).unwrap();
+    let text = text.replace("ov0", "ov2").replace("10.9.0.1", "10.9.9.1").replace("10.9.0.2", "10.9.9.2");
+    let text = text.replace(&bench.folder.path().display().to_string(), &second.path().display().to_string());
+    let config = second.path().join("peregrine.toml");
+    std::fs::write(&config, text).unwrap();
+    let run = |config: &std::path::Path| {
+        let mut daemon = Process::start(bench.net.command(BIN).args(["run", "-c"]).arg(config)).unwrap();
+        daemon.wait_for_line("ready", patience).unwrap();
+        daemon
+    };
+    let file = second.path().join("control.sock.mended");
+    let ifindex = bench.net.here("-o link show ov0").split(':').next().unwrap().to_owned();
+    bench.shell("ethtool -K ov0 rxvlan off");
+    let not = "warning: not put back: ov0: rx-vlan-hw-parse on: ";
+    let says = |daemon: &Process, why: &str| {
+        let line = format!("{not}{why}");
+        assert!(daemon.said().iter().any(|said| said.contains(&line)), "{:?}", daemon.said());
+        assert!(!bench.has_rxvlan() && file.exists());
+    };
+
+    let elsewhere = inspect::network_namespace().unwrap();
+    std::fs::write(&file, left_behind(elsewhere, &ifindex)).unwrap();
+    let daemon = run(&config);
+    says(&daemon, "it is in another network namespace");
+    daemon.stop(patience).unwrap();
+    assert!(!bench.has_rxvlan() && file.exists());
+
+    std::fs::write(&file, left_behind(bench.namespace(), &ifindex)).unwrap();
+    let first = run(&bench.config("", 1400));
+    let report = bench.report("", 1400);
+    for check in ["program", "sockets"] {
+        assert_eq!(report.finding(check)["verdict"], "warning", "{}", report.finding(check));
+    }
+    let daemon = run(&config);
+    says(&daemon, "another daemon uses it");
+    first.stop(patience).unwrap();
+    assert_eq!(bench.report("", 1400).finding("program")["verdict"], "ok");
+    assert!(!bench.has_rxvlan());
+    daemon.stop(patience).unwrap();
+    assert!(bench.has_rxvlan() && !file.exists());
 }
 
 /// With `fix = true` the daemon leaves the interface as it was, whether it starts or not, and even if it was killed.
@@ -368,16 +563,7 @@ fn a_daemon_fixes_for_as_long_as_it_runs() {
     // As a daemon that was killed leaves it.
     bench.shell("ethtool -K ov0 rxvlan off");
     let ifindex = bench.net.here("-o link show ov0").split(':').next().unwrap().to_owned();
-    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
-    let was = "{\"feature\":{\"feature\":\"rx-vlan-hw-parse\",\"on\":true}}";
-    std::fs::write(
-        &file,
-        format!(
-            "{{\"boot\":\"{}\",\"records\":[{{\"interface\":\"ov0\",\"ifindex\":{ifindex},\"was\":{was}}}]}}",
-            boot.trim()
-        ),
-    )
-    .unwrap();
+    std::fs::write(&file, left_behind(bench.namespace(), &ifindex)).unwrap();
     let back = "put back, as a killed daemon could not: ov0: rx-vlan-hw-parse on";
     let mut next = start("", "", "");
     next.wait_for_line("ready", patience).unwrap();

@@ -94,6 +94,7 @@ struct Seats {
 pub(crate) struct PinnedThread {
     core: CoreId,
     idle: IdleMode,
+    may_sleep: bool,
     seats: Arc<Seats>,
     /// None once it has been joined.
     thread: Option<JoinHandle<Vec<Box<Worker>>>>,
@@ -113,6 +114,7 @@ impl PinnedThread {
         let WorkerPlan { core, nice, idle: mode } = *plan;
         let bell = Arc::new(Bell::new());
         bell.allow(idle_times.is_some());
+        let may_sleep = idle_times.is_some();
         let idle = idle_times.map(|times| Idle::new(times, bell.clone()));
         let queue = || ArrayQueue::new(WorkerId::LIMIT);
         let seats =
@@ -128,7 +130,7 @@ impl PinnedThread {
         };
         let thread = std::thread::Builder::new().name(format!("worker-{}", core.0)).spawn(body);
         let thread = Some(thread.map_err(StartError::Thread)?);
-        let started = PinnedThread { core, idle: mode, seats, thread };
+        let started = PinnedThread { core, idle: mode, may_sleep, seats, thread };
         // Control waits here: a core that lets nobody in (a real-time program has it) is given up.
         let Ok(placed) = placed.recv_timeout(patience) else {
             started.close(); // it ends when it gets there
@@ -149,11 +151,13 @@ impl PinnedThread {
     }
 
     /// Lets a worker run there.
-    pub(crate) fn seat(&self, worker: Box<Worker>) {
+    pub(crate) fn seat(&self, mut worker: Box<Worker>) {
+        let watched = worker.watch(self.may_sleep);
         if self.seats.coming.push(worker).is_err() {
             debug_assert!(false, "more workers than there can be");
         }
         self.call();
+        drop(watched); // the worker need not wait for that
     }
 
     /// Wakes it, if it sleeps.
@@ -210,7 +214,7 @@ fn run(seats: &Seats, ending: &Ending, mut idle: Option<Idle>) -> Vec<Box<Worker
         if !seats.coming.is_empty()
             && let Some(mut worker) = seats.coming.pop()
         {
-            worker.sit_down(now, idle.is_some());
+            worker.sit_down(now);
             workers.push(worker); // there is room for all that there can be
         }
         let mut leaves = false;

@@ -309,18 +309,23 @@ pub(crate) fn interface_features(interface: &str) -> io::Result<Vec<Vec<u8>>> {
     const ETHTOOL_GSSET_INFO: u32 = 0x37;
     const ETH_SS_FEATURES: u32 = 4;
     const NAME: usize = 32;
+    const FEATURES_MAX: u32 = 1024;
     // `struct ethtool_sset_info`: which sets, of 64 bits, and the length of each.
     let [low, high] = bytemuck::cast::<u64, [u32; 2]>(1 << ETH_SS_FEATURES);
     let mut sets = [ETHTOOL_GSSET_INFO, 0, low, high, 0];
     // SAFETY: one set is asked for, and there is room for one length.
     unsafe { ethtool(interface, sets.as_mut_ptr().cast()) }?;
-    let count = sets.last().copied().unwrap_or_default().min(1024);
+    let count = sets.last().copied().unwrap_or_default();
+    if count > FEATURES_MAX {
+        return Err(io::ErrorKind::InvalidData.into());
+    }
     // `struct ethtool_gstrings`: a header of three words and the names.
     let mut strings = vec![0u32; 3 + count as usize * NAME / size_of::<u32>()];
     if let [command, set, length, ..] = strings.as_mut_slice() {
         (*command, *set, *length) = (ETHTOOL_GSTRINGS, ETH_SS_FEATURES, count);
     }
-    // SAFETY: there is room for as many as the kernel has said that there are, which does not change while it runs.
+    // SAFETY: the kernel writes all its names, however many are asked for. There is room for as many as it has said that there are, and their
+    // number is built into it.
     unsafe { ethtool(interface, strings.as_mut_ptr().cast()) }?;
     let bytes: Vec<u8> = strings.iter().skip(3).flat_map(|word| word.to_ne_bytes()).collect();
     let name = |bytes: &[u8]| bytes.split(|byte| *byte == 0).next().unwrap_or_default().to_vec();
@@ -366,6 +371,28 @@ fn vlan_question(name: &str, command: libc::c_int) -> io::Result<[u8; 24]> {
     // SAFETY: SIOCGIFVLAN reads and writes a `struct vlan_ioctl_args`, which this is.
     check(unsafe { libc::ioctl(socket.as_raw_fd(), SIOCGIFVLAN as _, &raw mut request) })?;
     Ok(request.answer)
+}
+
+/// A number that no other network namespace has until the next boot (SO_NETNS_COOKIE, Linux 5.14): this thread's. Older kernels have but
+/// the number of its inode, which another one may have when it is gone.
+pub(crate) fn network_namespace() -> io::Result<u64> {
+    // SAFETY: no pointers.
+    let fd = check(unsafe { libc::socket(libc::AF_UNIX, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) })?;
+    // SAFETY: just made, owned by nobody else.
+    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+    let (mut cookie, mut bytes) = (0u64, size_of::<u64>() as libc::socklen_t);
+    let to = (&raw mut cookie).cast();
+    // SAFETY: the kernel writes at most `bytes` bytes, the size of `cookie`.
+    let result = unsafe {
+        libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_NETNS_COOKIE, to, &mut bytes)
+    };
+    match check(result) {
+        Ok(_) => Ok(cookie),
+        Err(error) if error.raw_os_error() == Some(libc::ENOPROTOOPT) => {
+            Ok(std::os::unix::fs::MetadataExt::ino(&std::fs::metadata("/proc/thread-self/ns/net")?))
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// All interfaces of this thread's network namespace.

@@ -621,6 +621,11 @@ impl Tenants {
         armed
     }
 
+    /// The worker sleeps at times.
+    pub(crate) fn are_to_call(&self) -> bool {
+        self.is_calling
+    }
+
     /// The worker sleeps at times from now on, or no more: all are busy until they are asked to call, or need not call any more.
     pub(crate) fn let_call(&mut self, is_calling: bool) {
         self.is_calling = is_calling;
@@ -665,6 +670,26 @@ impl Tenants {
     /// What one that is attached is served through.
     pub(crate) fn rings_of(&self, id: EndpointId) -> Option<&TenantRings> {
         Some(&self.slots.get(id.index())?.as_ref()?.rings)
+    }
+
+    /// What else its eventfd has cost, in processor time, counts as its wake-ups do: who watches it, or ends that, waits for a lock that the
+    /// tenant holds while it signals, as long as it takes to wake all who watch it.
+    pub fn charge(&mut self, id: EndpointId, spent_ns: u64) {
+        let Some(beyond @ 1..) = spent_ns.checked_sub(FREE_WAKEUP_NS) else { return };
+        let Some(debt) = self.wakeup_debts.get_mut(id.index()) else { return };
+        let now = Instant::now();
+        debt.add(beyond, now);
+        if debt.is_too_high(now) {
+            self.set_fault(id, Fault::SlowWakeups);
+        }
+    }
+
+    /// The same of one that is served no more: it takes that with it.
+    pub fn charge_detached(&mut self, detached: &mut Detached, spent_ns: u64) {
+        self.charge(detached.endpoint, spent_ns);
+        if let Some(debt) = self.wakeup_debts.get(detached.endpoint.index()) {
+            detached.rings.account.wakeups = *debt;
+        }
     }
 
     /// Of all that are attached.

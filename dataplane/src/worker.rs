@@ -341,9 +341,9 @@ impl Worker {
     #[inline]
     fn put_out(&mut self) {
         if self.mailbox.can_return()
-            && let Some(detached) = self.tenants.put_out()
+            && let Some(mut detached) = self.tenants.put_out()
         {
-            self.forget_tenant(&detached.rings);
+            self.forget_tenant(&mut detached);
             self.mailbox.give_back(Returned::Tenant(detached));
         }
     }
@@ -376,8 +376,8 @@ impl Worker {
         let answer = match order {
             Order::Tables(tables) => Returned::Tables(std::mem::replace(&mut self.tables, tables)),
             Order::Detach { endpoint, serial } => match self.tenants.detach(endpoint, serial) {
-                Some(detached) => {
-                    self.forget_tenant(&detached.rings);
+                Some(mut detached) => {
+                    self.forget_tenant(&mut detached);
                     Returned::Tenant(detached)
                 }
                 None => return, // it was put out before

@@ -3,16 +3,21 @@
 //! ends a sleep here: one that is lost is a packet that does not come.
 
 mod rig;
+mod veth;
 
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use peregrine_dataplane::engine::{Change, Engine};
+use peregrine_dataplane::engine::{Change, Engine, Event};
 use peregrine_dataplane::plan::{EndpointPlan, IdleMode, MemifPlan, PlacementMode, Plan, WorkerPlan};
 use peregrine_dataplane::stats::{Stats, WokenBy};
 use peregrine_dataplane::types::{CoreId, EndpointId, NetworkId, WorkerId};
 use peregrine_memif::{ClientConfig, Interface, ServerConfig};
 use rig::{DB, Dice, WEB, flow, mac, packets_of, plan, rings};
+use rustix::event::epoll;
+use veth::filter::{answer, if_less_skip, if_not_skip, install, load};
 
 /// Far longer than anything here takes.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -314,5 +319,178 @@ fn workers_sleep_and_are_woken_where_they_come_to() {
         settle(&mut engine);
     }
     assert!(engine.cores().contains(&first));
+    stopped(engine);
+}
+
+/// From this number on, no descriptor can be watched by epoll: that is for tenants that come late.
+const UNWATCHED: u32 = 300;
+
+/// From here on this thread, and those that it starts, get no epoll if `at` is 0, and otherwise watch no descriptors from that number on. A
+/// seccomp filter that answers as a system does that has no room.
+fn refuse_to_watch(at: u32) {
+    let allow = answer(libc::SECCOMP_RET_ALLOW);
+    let refuse = |why: libc::c_int| answer(libc::SECCOMP_RET_ERRNO | why as u32);
+    if at == 0 {
+        install(&mut [load(0), if_not_skip(libc::SYS_epoll_create1 as u32, 1), refuse(libc::EMFILE), allow]);
+        return;
+    }
+    install(&mut [
+        load(0), // the number of the system call
+        if_not_skip(libc::SYS_epoll_ctl as u32, 5),
+        load(24), // its second argument
+        if_not_skip(libc::EPOLL_CTL_ADD as u32, 3),
+        load(32), // its third one
+        if_less_skip(at, 1),
+        refuse(libc::ENOSPC),
+        allow,
+    ]);
+}
+
+/// Descriptors up to those that nobody can watch.
+fn fill() -> Vec<OwnedFd> {
+    let file = std::fs::File::open("/dev/null").unwrap();
+    let more = || rustix::io::fcntl_dupfd_cloexec(&file, 0).unwrap();
+    let is_last = |fd: &OwnedFd| std::os::fd::AsRawFd::as_raw_fd(fd) + 1 >= UNWATCHED as i32;
+    let mut all = vec![more()];
+    while !all.last().is_some_and(is_last) {
+        all.push(more());
+    }
+    all
+}
+
+#[test]
+fn a_tenant_that_no_epoll_has_room_for_gets_and_sends_its_packets_all_the_same() {
+    let _alone = alone();
+    refuse_to_watch(UNWATCHED);
+    let plan = Plan {
+        sleep_max: Duration::from_millis(10),
+        ..adaptive(&[IdleMode::Adaptive], PlacementMode::Balanced)
+    };
+    let mut engine = Engine::replay(&plan, vec![]).unwrap();
+    let mut web = connect(&mut engine, WEB);
+    let full = fill();
+    let mut db = connect(&mut engine, DB);
+    begin(&mut engine, &mut web, &mut db);
+    assert_eq!(engine.stats().workers[0].unwatched, 1);
+    for number in 0..100 {
+        let slept = engine.stats().workers[0].sleeps;
+        until(&mut engine, "it does not sleep", |engine| {
+            (engine.stats().workers[0].sleeps > slept).then_some(())
+        });
+        // It is not called for this one, but looks.
+        send(&mut db, 1, number);
+        let took = receive(&mut engine, &mut web, 1);
+        assert!(took < Duration::from_secs(1), "{took:?}");
+        send(&mut web, 2, number);
+        receive(&mut engine, &mut db, 1);
+    }
+    // One that comes in its place when there is room again is watched.
+    drop((full, db));
+    engine.detach(DB);
+    let mut db = connect(&mut engine, DB);
+    begin(&mut engine, &mut web, &mut db);
+    assert_eq!(engine.stats().workers[0].unwatched, 1);
+    let stats = stopped(engine);
+    assert!(woken(&stats).time > 20, "{stats:?}");
+}
+
+/// Among busy ones, and where it comes to a thread that may sleep: there all tenants are watched at once.
+#[test]
+fn tenants_are_looked_at_where_a_worker_comes_to_that_cannot_watch_them() {
+    let _alone = alone();
+    refuse_to_watch(UNWATCHED);
+    let cores: Vec<usize> = core_affinity::get_core_ids().unwrap().iter().map(|core| core.id).collect();
+    let second = CoreId(*cores.get(1).expect("two CPUs are needed"));
+    let mut plan = adaptive(&[IdleMode::Adaptive, IdleMode::Busy], PlacementMode::RunToCompletion);
+    plan.sleep_max = Duration::from_millis(10);
+    let mut engine = Engine::replay(&plan, vec![]).unwrap();
+    let _full = fill();
+    let (mut web, mut db) = (connect(&mut engine, WEB), connect(&mut engine, DB));
+    for endpoint in [WEB, DB] {
+        until(&mut engine, "it does not move", |engine| {
+            let is_there = engine.home(endpoint) == Some(WorkerId(1));
+            (is_there || engine.serve_at(endpoint, WorkerId(1))).then_some(())
+        });
+    }
+    begin(&mut engine, &mut web, &mut db);
+    let before = engine.stats().workers[1].unwatched;
+    engine.remove_worker(second).unwrap();
+    until(&mut engine, "it does not come", |engine| engine.deadline().is_none().then_some(()));
+    talk(&mut engine, &mut web, &mut db, 100);
+    let stats = stopped(engine);
+    assert_eq!(stats.workers[1].unwatched - before, 2, "{stats:?}");
+}
+
+#[test]
+fn a_worker_that_gets_no_epoll_stays_awake() {
+    let _alone = alone();
+    refuse_to_watch(0);
+    let plan = adaptive(&[IdleMode::Adaptive], PlacementMode::Balanced);
+    let mut engine = Engine::replay(&plan, vec![]).unwrap();
+    let (mut web, mut db) = (connect(&mut engine, WEB), connect(&mut engine, DB));
+    begin(&mut engine, &mut web, &mut db);
+    talk(&mut engine, &mut web, &mut db, 200);
+    assert_eq!(stopped(engine).workers[0].sleeps, 0);
+}
+
+/// So many times each of so many epolls watches an eventfd: to signal it then takes milliseconds, in which it is locked.
+const WATCHERS: usize = 300;
+
+fn watchers(event: BorrowedFd<'_>) -> Vec<OwnedFd> {
+    let many: Vec<_> = (0..WATCHERS).map(|_| event.try_clone_to_owned().unwrap()).collect();
+    let set = |_| {
+        let set = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
+        for (number, event) in (0..).zip(&many) {
+            epoll::add(&set, event, epoll::EventData::new_u64(number), epoll::EventFlags::IN).unwrap();
+        }
+        set
+    };
+    let sets: Vec<_> = (0..WATCHERS).map(set).collect();
+    many.into_iter().chain(sets).collect()
+}
+
+/// It comes and goes, and makes the worker wait each time for who signals its eventfd without end.
+#[test]
+fn a_tenant_whose_eventfd_is_slow_to_watch_is_put_out() {
+    let _alone = alone();
+    let plan = adaptive(&[IdleMode::Adaptive], PlacementMode::Balanced);
+    let mut engine = Engine::replay(&plan, vec![]).unwrap();
+    // Who signals has a core for itself, beside the worker's.
+    let cores = core_affinity::get_core_ids().unwrap();
+    let [here, elsewhere] = [cores[0], *cores.get(1).expect("two CPUs are needed")];
+    core_affinity::set_for_current(here);
+    let deadline = Instant::now() + 4 * PATIENCE;
+    let mut put_out = None;
+    for round in 1.. {
+        let (_client, server) =
+            peregrine_memif::pair(ClientConfig::default(), ServerConfig::default()).unwrap();
+        let event = server.rx[0].event_fd().try_clone_to_owned().unwrap();
+        let _watchers = watchers(event.as_fd());
+        let is_over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                core_affinity::set_for_current(elsewhere);
+                while !is_over.load(Ordering::Relaxed) {
+                    rustix::io::write(&event, &1u64.to_ne_bytes()).unwrap();
+                }
+            });
+            engine.attach(WEB, rings(server)).unwrap();
+            for _ in 0..2 {
+                let end = Instant::now() + Duration::from_millis(20);
+                while Instant::now() < end && put_out.is_none() {
+                    put_out = engine.poll().pop();
+                }
+                engine.detach(WEB);
+            }
+            is_over.store(true, Ordering::Relaxed);
+        });
+        if put_out.is_some() {
+            println!("in round {round}");
+            break;
+        }
+        assert!(Instant::now() < deadline, "it was never put out");
+    }
+    let reason = "waking it through its eventfd takes too long".to_owned();
+    assert_eq!(put_out, Some(Event::TenantFault { endpoint: WEB, reason }));
     stopped(engine);
 }

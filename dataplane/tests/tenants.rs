@@ -201,6 +201,22 @@ fn a_tenant_that_is_moved_is_not_forgiven_its_slow_wake_ups() {
     assert_slow(&other.put_out().expect("put out there, too"));
 }
 
+/// Other waits for its eventfd count as wake-ups: what one connection has cost goes on to the next, and to another worker.
+#[test]
+fn what_a_tenants_eventfd_costs_otherwise_is_counted_too() {
+    let mut rig = Rig::new();
+    (0..10_000).for_each(|_| rig.tenants.charge(WEB, 15_000));
+    rig.tenants.charge(WEB, 6_000_000);
+    assert!(rig.tenants.put_out().is_none());
+    let mut detached = rig.tenants.detach(WEB, 7).unwrap();
+    rig.tenants.charge_detached(&mut detached, 3_000_000);
+    let mut other = Tenants::new(&rig.tables);
+    other.attach(WEB, 8, detached.rings).unwrap();
+    assert!(other.put_out().is_none());
+    other.charge(WEB, 3_000_000);
+    assert_slow(&other.put_out().expect("put out"));
+}
+
 /// However often it is moved: it has as many in all as one that stays.
 #[test]
 fn a_tenant_that_is_moved_is_not_forgiven_its_bad_descriptors() {

@@ -1,5 +1,7 @@
 //! The test itself as a tenant, and frames for it.
 
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
 use etherparse::PacketBuilder;
@@ -70,6 +72,56 @@ impl Guest {
             }
         }
         panic!("the frame did not come; what came: {received:?}");
+    }
+}
+
+/// A guest's memory, written behind its back, as a tenant does that keeps no rule. There is one guest at a time when it is found.
+#[derive(Debug)]
+pub struct Memory {
+    /// All of this process's: the memory's own file takes no writes once the daemon has sealed it.
+    process: File,
+    begin: u64,
+}
+
+impl Memory {
+    /// The memory of the guest that there is.
+    ///
+    /// # Panics
+    /// If there is none.
+    pub fn of_the_guest() -> Memory {
+        let maps = std::fs::read_to_string("/proc/self/maps").expect("our own maps");
+        let range = maps.lines().find(|line| line.contains("/memfd:")).expect("a guest's memory");
+        let begin = range.split('-').next().expect("where it begins");
+        let begin = u64::from_str_radix(begin, 16).expect("an address");
+        let process =
+            OpenOptions::new().read(true).write(true).open("/proc/self/mem").expect("our own memory");
+        Memory { process, begin }
+    }
+
+    /// Writes there.
+    ///
+    /// # Panics
+    /// If nothing can be written there.
+    pub fn write(&self, bytes: &[u8], offset: u64) {
+        self.process.write_all_at(bytes, self.begin + offset).expect("memory");
+    }
+
+    /// The head of the ring that begins there.
+    ///
+    /// # Panics
+    /// If there is none.
+    pub fn head(&self, ring: u64) -> u16 {
+        let mut head = [0; 2];
+        self.process.read_exact_at(&mut head, self.begin + ring + 6).expect("memory");
+        u16::from_ne_bytes(head)
+    }
+
+    /// Says in the daemon's name that it need not be called for the first ring.
+    ///
+    /// # Panics
+    /// If there is none.
+    pub fn mask(&self) {
+        self.write(&1u16.to_ne_bytes(), 4);
     }
 }
 

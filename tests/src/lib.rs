@@ -32,7 +32,7 @@ use peregrine_control::lab::Process;
 use serde_json::Value;
 
 pub use daemon::{Daemon, Ended, Tenant, totals};
-pub use guest::{Guest, frame, serve};
+pub use guest::{Guest, Memory, frame, serve};
 pub use neighbour::{Case, beside};
 pub use net::{FAR, FAR_OVERLAY, NEAR, Net, VNI, inside, ping, ping_patiently};
 pub use ovs::OpenVswitch;

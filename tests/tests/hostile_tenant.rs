@@ -2,15 +2,15 @@
 
 mod by_hand;
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::os::fd::AsFd;
-use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
 use by_hand::{DESCRIPTORS_MAX, Peer, garbage, good_message};
 use peregrine_memif::{Client, ClientConfig, SocketAddr};
 use peregrine_tests::{
-    Case, Daemon, Guest, Net, PATIENCE, Random, Tenant, Waiters, beside, frame, ping, totals, until, within,
+    Case, Daemon, Guest, Memory, Net, PATIENCE, Random, Tenant, Waiters, beside, frame, ping, totals, until,
+    within,
 };
 use rustix::event::{EventfdFlags, eventfd};
 
@@ -18,32 +18,6 @@ use rustix::event::{EventfdFlags, eventfd};
 const SLOTS: u16 = 1024;
 /// Where the guest's rings lie: client to server, then server to client.
 const RINGS_AT: [u64; 2] = [0, 128 + 16 * SLOTS as u64];
-
-/// The guest's memory, written behind its back. There is one guest at a time.
-struct Memory {
-    /// All of this process's: the memory's own file takes no writes once the daemon has sealed it.
-    process: File,
-    begin: u64,
-}
-
-impl Memory {
-    fn of_the_guest() -> Memory {
-        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
-        let range = maps.lines().find(|line| line.contains("/memfd:")).expect("a guest's memory");
-        let begin = u64::from_str_radix(range.split('-').next().unwrap(), 16).unwrap();
-        Memory { process: OpenOptions::new().read(true).write(true).open("/proc/self/mem").unwrap(), begin }
-    }
-
-    fn write(&self, bytes: &[u8], offset: u64) {
-        self.process.write_all_at(bytes, self.begin + offset).unwrap();
-    }
-
-    fn head(&self, ring: u64) -> u16 {
-        let mut head = [0; 2];
-        self.process.read_exact_at(&mut head, self.begin + ring + 6).unwrap();
-        u16::from_ne_bytes(head)
-    }
-}
 
 fn descriptor(random: &mut Random) -> [u8; 16] {
     let mut bytes = [0; 16];

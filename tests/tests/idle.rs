@@ -1,11 +1,9 @@
 //! A daemon whose worker sleeps while there is nothing to do: it costs next to nothing then, everybody wakes it, and a tenant that does not
 //! want to is noticed all the same.
 
-use std::fs::{File, OpenOptions};
-use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
-use peregrine_tests::{Daemon, FAR, Guest, Net, Tenant, frame, ping_patiently, totals, until};
+use peregrine_tests::{Daemon, FAR, Guest, Memory, Net, Tenant, frame, ping_patiently, totals, until};
 use rustix::process::Signal;
 
 const PINGS: u32 = 1000;
@@ -68,26 +66,6 @@ fn pings_wake_it_and_at_rest_it_costs_next_to_nothing() {
     until_asleep(&daemon);
     daemon.signal(Signal::TERM);
     assert_eq!(daemon.end(Duration::from_secs(5)).code, Some(0));
-}
-
-/// The guest's memory, written behind its back.
-struct Memory {
-    process: File,
-    begin: u64,
-}
-
-impl Memory {
-    fn of_the_guest() -> Memory {
-        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
-        let range = maps.lines().find(|line| line.contains("/memfd:")).expect("a guest's memory");
-        let begin = u64::from_str_radix(range.split('-').next().unwrap(), 16).unwrap();
-        Memory { process: OpenOptions::new().read(true).write(true).open("/proc/self/mem").unwrap(), begin }
-    }
-
-    /// Says in the worker's name that it need not be called.
-    fn mask(&self) {
-        self.process.write_all_at(&1u16.to_ne_bytes(), self.begin + 4).unwrap();
-    }
 }
 
 #[test]

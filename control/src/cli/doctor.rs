@@ -13,9 +13,12 @@ use crate::table::count;
 /// What is looked at, and what is done.
 #[derive(Debug, Args)]
 pub struct DoctorArgs {
-    /// The interface; without it all uplinks of the config, or, without a config, all interfaces that could be one.
+    /// The interface; without it all uplinks of the config, or, without a config, all cards.
     #[arg(value_name = "INTERFACE")]
     pub interface: Option<String>,
+    /// Not only cards, but all interfaces that could be an uplink: each veth, too.
+    #[arg(long, conflicts_with_all = ["interface", "config"])]
+    pub all: bool,
     /// The config that is to run, in TOML: without it nothing is known of workers, addresses and remotes.
     #[arg(short, long, value_name = "FILE")]
     pub config: Option<PathBuf>,
@@ -53,7 +56,13 @@ fn wanted(args: &DoctorArgs) -> Result<Wanted, Error> {
     let system = |source| Error::System { doing: "list the interfaces", source };
     match (&args.config, &args.interface) {
         (None, Some(interface)) => Ok(Wanted::of_interfaces(std::slice::from_ref(interface))),
-        (None, None) => Ok(Wanted::of_interfaces(&doctor::candidates().map_err(system)?)),
+        (None, None) => {
+            let (mut names, mut left_out) = doctor::candidates().map_err(system)?;
+            if args.all {
+                names.append(&mut left_out);
+            }
+            Ok(Wanted { left_out, ..Wanted::of_interfaces(&names) })
+        }
         (Some(path), only) => {
             let wanted = Wanted::of(&load(path)?);
             let names: Vec<&str> = wanted.uplinks.iter().map(|uplink| uplink.interface.as_str()).collect();

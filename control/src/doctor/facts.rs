@@ -10,7 +10,7 @@ use rustix::process::Resource;
 use rustix::thread::CapabilitySet;
 
 use super::netdev::{self, XdpFeatures};
-use super::sockets;
+use super::sockets::Sockets;
 use crate::preflight;
 
 /// What was found out, or why it could not be.
@@ -193,7 +193,7 @@ impl Host {
 
 impl Link {
     /// Reads everything about an interface; with a VLAN, the addresses of its device.
-    pub fn read(files: &Files, name: &str, vlan: Option<u16>) -> Link {
+    pub fn read(files: &Files, sockets: &Sockets, name: &str, vlan: Option<u16>) -> Link {
         let interface = known(xsk::interface(name));
         let xdp = match &interface {
             Ok(interface) => netdev::xdp_features(interface.index)
@@ -201,16 +201,7 @@ impl Link {
             Err(why) => Err(why.clone()),
         };
         let program = interface.clone().and_then(|interface| known(inspect::program_on(&interface)));
-        // In a network namespace /sys may show the interfaces of another one.
-        let own = |interface: &xsk::Interface| {
-            let number: u32 = files.number(&format!("sys/class/net/{name}/ifindex"))?;
-            if number == interface.index {
-                Ok(format!("sys/class/net/{name}"))
-            } else {
-                Err("/sys shows another network namespace".to_owned())
-            }
-        };
-        let folder = interface.as_ref().map_err(String::clone).and_then(own);
+        let folder = interface.as_ref().map_err(String::clone).and_then(|interface| folder(files, interface));
         let at = |file: &str| folder.as_ref().map(|folder| format!("{folder}/{file}")).map_err(String::clone);
         let not_told = |error: std::io::Error| format!("the driver does not tell ({error})");
         let (underlay, underlay_mtu) = underlay(name, vlan, &interface);
@@ -226,7 +217,7 @@ impl Link {
             interrupts: at("device").and_then(|device| interrupts(files, &device)),
             virtio_platform: at("device/features").and_then(|path| virtio_platform(&files.text(&path)?)),
             detachable: interface.as_ref().ok().and_then(|it| inspect::detachable_mode(it).ok().flatten()),
-            taken: taken(&interface, &program),
+            taken: taken(sockets, &interface, &program),
             elsewhere: elsewhere(underlay.as_ref().map_or(name, |(device, _)| device)),
             interface,
             xdp,
@@ -244,21 +235,33 @@ impl Link {
     }
 }
 
+/// Where /sys tells of an interface. In a network namespace it may show the interfaces of another one.
+fn folder(files: &Files, interface: &xsk::Interface) -> Known<String> {
+    let folder = format!("sys/class/net/{}", interface.name);
+    let number: u32 = files.number(&format!("{folder}/ifindex"))?;
+    if number == interface.index {
+        Ok(folder)
+    } else {
+        Err("/sys shows another network namespace".to_owned())
+    }
+}
+
+/// It has a device behind it, on PCI or a bus like it.
+pub fn is_card(interface: &xsk::Interface) -> bool {
+    let files = Files::default();
+    folder(&files, interface).is_ok_and(|folder| files.0.join(folder).join("device").exists())
+}
+
 /// Once a queue. Not asked where a daemon of ours has the interface: it has the sockets.
 fn taken(
+    sockets: &Sockets,
     interface: &Known<xsk::Interface>,
     program: &Known<Option<(u32, String)>>,
 ) -> Known<Vec<(u32, String)>> {
     if matches!(program, Ok(Some((_, name))) if inspect::is_ours(name)) {
         return Ok(Vec::new());
     }
-    let ifindex = interface.as_ref().map_err(String::clone)?.index;
-    let all =
-        sockets::bound().map_err(|why| format!("the kernel does not tell of AF_XDP sockets ({why})"))?;
-    let here = all.into_iter().filter(|bound| bound.ifindex == ifindex);
-    let by_queue: BTreeMap<u32, u32> = here.map(|bound| (bound.queue, bound.inode)).collect();
-    let owner = |inode| sockets::owner(inode).unwrap_or_else(|| "a process that cannot be seen".into());
-    Ok(by_queue.into_iter().map(|(queue, inode)| (queue, owner(inode))).collect())
+    sockets.on(interface.as_ref().map_err(String::clone)?.index)
 }
 
 /// Bit 33 of a virtio device's features, which are written as ones and zeros from bit 0 on.

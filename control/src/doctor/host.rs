@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use rustix::thread::CapabilitySet;
 
-use super::facts::{Cpu, release};
+use super::facts::{Cpu, Known, release};
 use super::mend::Mend;
 use super::{Case, Finding, Share};
 use crate::preflight;
@@ -22,8 +22,8 @@ const NO_CONFIG: &str = "which workers there are says a config: -c FILE";
 pub fn checks(case: &Case) -> Vec<Finding> {
     let mut all = vec![kernel(case), af_xdp(case), multi_buffer(case), rights(case)];
     let shares = case.shares();
-    all.push(locked_memory(case, shares.as_deref()));
-    all.extend(huge_pages(case, shares.as_deref()));
+    all.push(locked_memory(case, &shares));
+    all.extend(huge_pages(case, &shares));
     all.extend([page_size(case), bpffs(case), jit(case)]);
     if case.wanted.plan.is_none() {
         all.push(Finding::skipped("cores", NO_CONFIG));
@@ -107,18 +107,16 @@ fn own_command() -> String {
     words.join(" ")
 }
 
-fn locked_memory(case: &Case, shares: Option<&[Share]>) -> Finding {
+fn locked_memory(case: &Case, shares: &Known<Vec<Share>>) -> Finding {
     const NAME: &str = "locked-memory";
     let rights = case.host.rights.as_ref().copied().unwrap_or(CapabilitySet::empty());
     if rights.intersects(CapabilitySet::IPC_LOCK | CapabilitySet::SYS_RESOURCE) {
         return Finding::ok(NAME, "no limit for this process");
     }
     let Some(limit) = case.host.lockable else { return Finding::ok(NAME, "no limit") };
-    let Some(shares) = shares else {
-        return Finding::skipped(
-            NAME,
-            format!("at most {} MiB; how much is needed says a config: -c FILE", limit >> 20),
-        );
+    let shares = match shares {
+        Ok(shares) => shares,
+        Err(why) => return Finding::skipped(NAME, format!("at most {} MiB; {why}", limit >> 20)),
     };
     let needed: u64 = shares.iter().map(|share| share.bytes).sum();
     let (least, most) = (needed.div_ceil(1 << 20), limit >> 20);
@@ -131,7 +129,7 @@ fn locked_memory(case: &Case, shares: Option<&[Share]>) -> Finding {
 }
 
 /// Of the nodes that the workers are on.
-fn huge_pages(case: &Case, shares: Option<&[Share]>) -> Vec<Finding> {
+fn huge_pages(case: &Case, shares: &Known<Vec<Share>>) -> Vec<Finding> {
     const NAME: &str = "huge-pages";
     const WHY: &str = "the frames' memory lies on small pages, where each look at a frame may cost a look-up of its address";
     if let Some(got) = &case.wanted.got {
@@ -146,9 +144,8 @@ fn huge_pages(case: &Case, shares: Option<&[Share]>) -> Vec<Finding> {
         }];
     }
     let (huge, shares) = match (&case.host.huge, shares) {
-        (Err(why), _) => return vec![Finding::skipped(NAME, why)],
-        (_, None) => return vec![Finding::skipped(NAME, "how many are needed says a config: -c FILE")],
-        (Ok(huge), Some(shares)) => (huge, shares),
+        (Err(why), _) | (_, Err(why)) => return vec![Finding::skipped(NAME, why)],
+        (Ok(huge), Ok(shares)) => (huge, shares),
     };
     let mut needed: BTreeMap<usize, u64> = BTreeMap::new();
     for share in shares {

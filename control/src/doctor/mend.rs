@@ -3,7 +3,8 @@
 //!
 //! What a daemon changes is written to a file beside its control socket before it is changed, and put back when the daemon ends. After
 //! a SIGKILL the next daemon at that socket finds the file and puts it back first. An interface that is gone by now is left alone, and what
-//! was changed before the machine was booted is forgotten. What cannot be put back stays in the file.
+//! was changed before the machine was booted is forgotten. What cannot be put back stays in the file: so does what is of another network
+//! namespace, whose interfaces have the same numbers, and what another daemon uses now.
 
 use std::fmt;
 use std::io::{self, Write};
@@ -82,7 +83,8 @@ impl Mend {
             Mend::MountBpffs => return None,
         };
         let ifindex = xsk::interface(interface).ok()?.index;
-        Some(Record { interface: interface.clone(), ifindex, was })
+        let namespace = inspect::network_namespace().ok()?;
+        Some(Record { interface: interface.clone(), namespace, ifindex, was })
     }
 }
 
@@ -100,6 +102,8 @@ impl fmt::Display for Mend {
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 struct Record {
     interface: String,
+    /// Interfaces of another network namespace have the same numbers.
+    namespace: u64,
     /// Names change, and another interface may have this one by now.
     ifindex: u32,
     was: Was,
@@ -115,7 +119,17 @@ enum Was {
 impl Record {
     /// Whether it is put back; if not, the interface is gone, and its settings with it.
     fn put_back(&self) -> io::Result<bool> {
+        if self.namespace != inspect::network_namespace()? {
+            return Err(io::Error::other("it is in another network namespace: start a daemon there"));
+        }
         let Some(interface) = inspect::name_of(self.ifindex)? else { return Ok(false) };
+        // Our own program is not on it: it comes later, and has gone before. What one that was killed has left goes with its process.
+        let program = xsk::interface(&interface).and_then(|interface| inspect::program_on(&interface));
+        if matches!(program, Ok(Some((_, name))) if inspect::is_ours(&name)) {
+            return Err(io::Error::other(
+                "another daemon uses it: the next end or start of this one tries again",
+            ));
+        }
         match &self.was {
             Was::Feature { feature, on } => inspect::set_feature(&interface, feature, *on)?,
             Was::Hash { flow, fields } => inspect::set_flow_hash(&interface, *flow, *fields)?,
@@ -304,7 +318,11 @@ mod tests {
         let file = folder.path().join("control.sock.mended");
         assert_eq!(left_behind(&file), (Vec::new(), Vec::new()));
         let was = Was::Hash { flow: UdpFlow::Udp4, fields: 48 };
-        let records = vec![Record { interface: "gone0".into(), ifindex: 0x7fff_fff7, was: was.clone() }];
+        let namespace = inspect::network_namespace().unwrap();
+        assert!(namespace > 0);
+        let record =
+            |name: &str, ifindex| Record { interface: name.into(), namespace, ifindex, was: was.clone() };
+        let records = vec![record("gone0", 0x7fff_fff7)];
         let write = |boot: String, records: &[Record]| {
             let kept = Kept { boot, records: records.to_vec() };
             std::fs::write(&file, serde_json::to_string(&kept).unwrap()).unwrap();
@@ -316,11 +334,20 @@ mod tests {
         write("another".into(), &records);
         assert!(left_behind(&file).0[0].contains("booted since") && !file.exists());
         // Nobody can choose the fields of the loopback's hash.
-        let lo = [Record { interface: "lo".into(), ifindex: 1, was }];
+        let lo = [record("lo", 1)];
         write(boot(), &lo);
         let (lines, failed) = left_behind(&file);
         assert!(lines[0].contains("not put back: lo: udp4") && file.exists(), "{lines:?}");
         assert_eq!(failed, lo);
+        let there = [Record { namespace: namespace + 1, ..record("gone0", 0x7fff_fff7) }];
+        write(boot(), &there);
+        let (lines, failed) = left_behind(&file);
+        assert!(
+            lines[0]
+                .contains("not put back: gone0: udp4 hashed as before: it is in another network namespace"),
+            "{lines:?}"
+        );
+        assert!(failed == there && file.exists());
         std::fs::write(&file, "nonsense").unwrap();
         assert!(left_behind(&file).0[0].contains("is not what a daemon writes") && file.exists());
         std::fs::remove_file(&file).unwrap();

@@ -27,8 +27,9 @@ use peregrine_dataplane::xsk::inspect;
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use facts::{Files, Host, Link};
+use facts::{Files, Host, Known, Link};
 use mend::Mend;
+use sockets::Sockets;
 
 /// How a check ended.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, JsonSchema)]
@@ -175,6 +176,8 @@ pub struct Wanted {
     pub uplinks: Vec<UplinkPlan>,
     /// Only what is about this interface is told of them.
     pub only: Option<String>,
+    /// Interfaces that could be uplinks and were not looked at, because nobody named them.
+    pub left_out: Vec<String>,
     /// Some network's packets lie in several chunks.
     pub multi_buffer: bool,
     /// Containers have interfaces.
@@ -200,6 +203,7 @@ impl Wanted {
         Wanted {
             uplinks: plan.uplinks.clone(),
             only: None,
+            left_out: Vec::new(),
             multi_buffer: chunk_sizes.any(|size| engine::needs_multi_buffer(plan, size)),
             containers: plan.pools.containers > 0 || plan.endpoints.values().any(|e| is_veth(&e.port)),
             plan: Some(plan.clone()),
@@ -214,7 +218,15 @@ impl Wanted {
             ..UplinkPlan::new(name, IpAddr::V4(Ipv4Addr::UNSPECIFIED))
         };
         let uplinks = names.iter().map(uplink).collect();
-        Wanted { plan: None, uplinks, only: None, multi_buffer: false, containers: false, got: None }
+        Wanted {
+            plan: None,
+            uplinks,
+            only: None,
+            left_out: Vec::new(),
+            multi_buffer: false,
+            containers: false,
+            got: None,
+        }
     }
 
     /// The CPUs that the workers run on.
@@ -237,8 +249,9 @@ pub struct Case {
 impl Case {
     /// Reads the facts.
     pub fn read(wanted: Wanted) -> Case {
-        let files = Files::default();
-        let links = wanted.uplinks.iter().map(|uplink| Link::read(&files, &uplink.interface, uplink.vlan));
+        let (files, sockets) = (Files::default(), Sockets::default());
+        let read = |uplink: &UplinkPlan| Link::read(&files, &sockets, &uplink.interface, uplink.vlan);
+        let links = wanted.uplinks.iter().map(read);
         let mut host = Host::read(&files);
         if let Some(got) = &wanted.got {
             host.allowed = Ok(got.usable.clone());
@@ -256,28 +269,63 @@ impl Case {
     }
 
     /// Of each worker: its core, what it gets of the queues, and the bytes of its frames' memory. Only where all uplinks of a config
-    /// are looked at.
-    fn shares(&self) -> Option<Vec<Share>> {
-        let plan =
-            self.wanted.plan.as_ref().filter(|plan| plan.uplinks.len() == self.wanted.uplinks.len())?;
-        let shares = engine::shares(plan, &self.queues()).into_iter();
+    /// are looked at, and there.
+    fn shares(&self) -> Known<Vec<Share>> {
+        let Some(plan) = &self.wanted.plan else {
+            return Err("what workers need says a config: -c FILE".to_owned());
+        };
+        if plan.uplinks.len() != self.wanted.uplinks.len() {
+            return Err("what workers need depends on uplinks that are not looked at".to_owned());
+        }
+        let queues = self.queues();
+        if let Some((_, link)) = queues.iter().zip(&self.links).find(|(queues, _)| queues.is_empty()) {
+            return Err(format!(
+                "what workers need depends on the queues of {}, which are not there",
+                link.name
+            ));
+        }
+        let shares = engine::shares(plan, &queues).into_iter();
         let share = |(worker, (hand, bytes))| Share { core: worker, hand, bytes: bytes as u64 };
-        Some(plan.workers.iter().map(|worker| worker.core.0).zip(shares).map(share).collect())
+        Ok(plan.workers.iter().map(|worker| worker.core.0).zip(shares).map(share).collect())
     }
 
     /// All checks but those about next hops.
     fn examine(&self) -> Vec<Finding> {
         let mut all = host::checks(self);
-        if self.links.is_empty() {
-            let why = "there is none of a driver that is known, and no card's: name one";
-            all.push(Finding::failure("interface", "no interface here could be an uplink", why));
-        }
+        all.extend(self.unseen());
         let is_meant = |link: &Link| self.wanted.only.as_ref().is_none_or(|only| *only == link.name);
         let uplinks = self.wanted.uplinks.iter().zip(&self.links);
         for (uplink, link) in uplinks.filter(|(_, link)| is_meant(link)) {
             all.extend(nic::checks(self, uplink, link).into_iter().map(|finding| finding.about(&link.name)));
         }
         all
+    }
+}
+
+impl Case {
+    /// What is to be said where no interface was named.
+    fn unseen(&self) -> Option<Finding> {
+        const NAME: &str = "interface";
+        let left_out = &self.wanted.left_out;
+        let count = crate::table::count(left_out.len(), "interface");
+        let some = left_out.iter().take(3).map(String::as_str).collect::<Vec<_>>().join(", ");
+        let more = if left_out.len() > 3 { ", …" } else { "" };
+        match (self.links.is_empty(), left_out.is_empty()) {
+            (false, true) => None,
+            (true, true) => {
+                let why = "there is none of a driver that is known, and no card's: name one";
+                Some(Finding::failure(NAME, "no interface here could be an uplink", why))
+            }
+            (true, false) => {
+                let why =
+                    format!("{count} could be an uplink all the same ({some}{more}): name one, or --all");
+                Some(Finding::failure(NAME, "no card is here", why))
+            }
+            (false, false) => {
+                let what = format!("{count} not looked at ({some}{more}): name one, or --all");
+                Some(Finding::skipped(NAME, what))
+            }
+        }
     }
 }
 
@@ -322,14 +370,21 @@ pub fn at_start(plan: &Plan, got: Got) -> Vec<String> {
     case.examine().iter().filter(|finding| bad(finding)).map(Finding::line).collect()
 }
 
-/// Interfaces that could be uplinks: Ethernet, of a driver that is known, or a card's.
-pub fn candidates() -> std::io::Result<Vec<String>> {
-    let is_card = |name: &str| std::path::Path::new("/sys/class/net").join(name).join("device").exists();
-    let could_be = |name: &String| {
-        let interface = peregrine_dataplane::xsk::interface(name);
-        interface.is_ok_and(|interface| drivers::known(&interface.driver).is_some() || is_card(name))
-    };
-    Ok(inspect::interfaces()?.into_iter().filter(could_be).collect())
+/// Interfaces that could be uplinks: those of cards, and others of a driver that is known, such as the veth of each container.
+///
+/// # Errors
+/// The kernel's.
+pub fn candidates() -> std::io::Result<(Vec<String>, Vec<String>)> {
+    let (mut cards, mut others) = (Vec::new(), Vec::new());
+    for name in inspect::interfaces()? {
+        let Ok(interface) = peregrine_dataplane::xsk::interface(&name) else { continue };
+        if facts::is_card(&interface) {
+            cards.push(name);
+        } else if drivers::known(&interface.driver).is_some() {
+            others.push(name);
+        }
+    }
+    Ok((cards, others))
 }
 
 #[cfg(test)]

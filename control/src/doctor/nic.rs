@@ -565,11 +565,9 @@ impl On<'_> {
             Ok(node) => *node,
             Err(why) => return Finding::skipped("numa", why),
         };
-        let Some(shares) = self.case.shares() else {
-            return Finding::skipped(
-                "numa",
-                format!("node {node}; which workers there are says a config: -c FILE"),
-            );
+        let shares = match self.case.shares() {
+            Ok(shares) => shares,
+            Err(why) => return Finding::skipped("numa", format!("node {node}; {why}")),
         };
         let place =
             self.case.wanted.uplinks.iter().position(|uplink| uplink.interface == self.uplink.interface);

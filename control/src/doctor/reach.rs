@@ -141,3 +141,69 @@ fn up_command(interface: &str, why: &Why) -> String {
         _ => format!("ip link set dev {interface} up"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use peregrine_dataplane::engine::NextHop;
+    use peregrine_dataplane::types::{MacAddr, UplinkId};
+
+    use super::super::Verdict as Ending;
+    use super::*;
+    use crate::underlay::decide::{Care, Refusal};
+
+    const REMOTE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 2));
+
+    fn hop(state: Result<NextHop, Why>) -> Verdict {
+        let hop = Hop {
+            uplink: UplinkId(0),
+            interface: "eth0".into(),
+            local: [10, 0, 0, 1].into(),
+            neighbour: REMOTE,
+            weight: 1,
+            mtu: 1500,
+            mtu_not_believed: None,
+            state,
+            care: Care::None,
+        };
+        Verdict { hops: vec![hop], others: Vec::new() }
+    }
+
+    fn resolved() -> NextHop {
+        NextHop { uplink: UplinkId(0), destination: MacAddr([4; 6]), source: MacAddr([2; 6]) }
+    }
+
+    #[track_caller]
+    fn is(verdict: &Verdict, ending: Ending, what: &str, command: Option<&str>) {
+        let found = judge((REMOTE, None), 1450, verdict);
+        assert_eq!((found.verdict, found.command.as_deref()), (ending, command), "{found:?}");
+        assert!(found.line().contains(what) && found.about.as_deref() == Some("10.0.0.2"), "{found:?}");
+    }
+
+    #[test]
+    fn each_reason_without_a_way_is_told_with_what_mends_it() {
+        is(&hop(Ok(resolved())), Ending::Ok, "10.0.0.2 over eth0", None);
+        let failed = |why: Why, what: &str, command: Option<&str>| {
+            let verdict = Verdict::no("eth0", why);
+            is(&verdict, Ending::Failure, what, command);
+        };
+        failed(Why::LinkDown, "is down", Some("ip link set dev eth0 up"));
+        let device = || "eth0.100".to_owned();
+        failed(Why::VlanDown { device: device() }, "is down", Some("ip link set dev eth0.100 up"));
+        failed(Why::NoCarrier, "no carrier", None);
+        failed(Why::Refused(Refusal::NoRoute), "no route", None);
+        failed(Why::Refused(Refusal::BlackHole), "blackhole", None);
+        failed(Why::Elsewhere { interface: "eth7".into() }, "leads over eth7", None);
+        failed(Why::Local, "this host's own", None);
+        let silent = Why::NoAnswer { neighbour: REMOTE };
+        is(&hop(Err(silent)), Ending::Failure, "10.0.0.2 does not answer", None);
+        let asking = Why::Asking { neighbour: REMOTE };
+        assert!(is_open(&hop(Err(asking))) && !is_open(&hop(Ok(resolved()))));
+    }
+
+    #[test]
+    fn a_path_that_holds_too_little_is_told() {
+        let mut narrow = hop(Ok(resolved()));
+        narrow.hops[0].mtu = 1430;
+        is(&narrow, Ending::Warning, "packets of 1430 bytes, and its networks need 1450", None);
+    }
+}

@@ -1,9 +1,13 @@
 //! Which queues have AF_XDP sockets, and whose: netlink's socket diagnosis, and the processes' descriptors.
 
+use std::cell::OnceCell;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
 use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkBuffer, NlasIterator};
 use netlink_sys::{Socket, SocketAddr};
+
+use super::facts::Known;
 
 /// From linux/netlink.h, linux/sock_diag.h and linux/xdp_diag.h.
 const NETLINK_SOCK_DIAG: isize = 4;
@@ -89,20 +93,54 @@ fn one(payload: &[u8]) -> Option<Bound> {
     (ifindex > 0).then_some(Bound { ifindex, queue, inode })
 }
 
-/// The process that has a socket, such as `dpdk-testpmd (4242)`; `None` where that cannot be seen.
-pub fn owner(inode: u32) -> Option<String> {
-    let link = format!("socket:[{inode}]");
-    let has = |folder: &std::path::Path| {
-        let entries = std::fs::read_dir(folder.join("fd")).ok()?;
-        let mut targets = entries.flatten().filter_map(|entry| std::fs::read_link(entry.path()).ok());
-        targets.any(|target| target.as_os_str() == link.as_str()).then_some(())
-    };
-    std::fs::read_dir("/proc").ok()?.flatten().find_map(|entry| {
-        let pid: u32 = entry.file_name().to_str()?.parse().ok()?;
-        has(&entry.path())?;
-        let name = std::fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
-        Some(format!("{} ({pid})", name.trim()))
-    })
+/// All that are bound, and who has them: asked for once, however many interfaces are looked at. Whose they are is looked for when somebody
+/// first wants to know, because it means to read all descriptors of all processes.
+#[derive(Debug, Default)]
+pub struct Sockets {
+    bound: OnceCell<Known<Vec<Bound>>>,
+    owners: OnceCell<BTreeMap<u32, String>>,
+}
+
+impl Sockets {
+    /// The queues of an interface that have sockets, and the process that has each, such as `dpdk-testpmd (4242)`, where that can be seen.
+    ///
+    /// # Errors
+    /// The kernel does not tell.
+    pub fn on(&self, ifindex: u32) -> Known<Vec<(u32, String)>> {
+        let not_told = |why| format!("the kernel does not tell of AF_XDP sockets ({why})");
+        let all = self.bound.get_or_init(|| bound().map_err(not_told)).as_ref().map_err(String::clone)?;
+        let here = all.iter().filter(|bound| bound.ifindex == ifindex);
+        let by_queue: BTreeMap<u32, u32> = here.map(|bound| (bound.queue, bound.inode)).collect();
+        let owner = |inode| {
+            let owners = self.owners.get_or_init(|| owners(&all.iter().map(|bound| bound.inode).collect()));
+            owners.get(&inode).cloned().unwrap_or_else(|| "a process that cannot be seen".into())
+        };
+        Ok(by_queue.into_iter().map(|(queue, inode)| (queue, owner(inode))).collect())
+    }
+}
+
+/// The first process that has each of these sockets.
+fn owners(inodes: &BTreeSet<u32>) -> BTreeMap<u32, String> {
+    let mut found = BTreeMap::new();
+    for process in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let Some(pid) = process.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
+            continue;
+        };
+        let Ok(descriptors) = std::fs::read_dir(process.path().join("fd")) else { continue };
+        let targets = descriptors.flatten().filter_map(|entry| std::fs::read_link(entry.path()).ok());
+        for inode in targets.filter_map(|target| socket_inode(target.to_str()?)) {
+            if inodes.contains(&inode) && !found.contains_key(&inode) {
+                let name = std::fs::read_to_string(process.path().join("comm")).unwrap_or_default();
+                found.insert(inode, format!("{} ({pid})", name.trim()));
+            }
+        }
+    }
+    found
+}
+
+/// `socket:[4711]` as 4711.
+fn socket_inode(target: &str) -> Option<u32> {
+    target.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
 }
 
 fn garbled() -> io::Error {
@@ -112,6 +150,27 @@ fn garbled() -> io::Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_has_a_socket_is_found() {
+        let sockets = [(); 2].map(|()| std::os::unix::net::UnixDatagram::unbound().unwrap());
+        let inode =
+            |socket: &std::os::unix::net::UnixDatagram| rustix::fs::fstat(socket).unwrap().st_ino as u32;
+        let [first, second] = sockets.each_ref().map(inode);
+        let found = owners(&BTreeSet::from([first, second]));
+        let ours = format!("({})", std::process::id());
+        assert!(found.len() == 2 && found.values().all(|owner| owner.ends_with(&ours)), "{found:?}");
+        assert_eq!((socket_inode("socket:[4711]"), socket_inode("pipe:[4711]")), (Some(4711), None));
+        let told = Sockets::default();
+        let bound = vec![
+            Bound { ifindex: 5, queue: 0, inode: first },
+            Bound { ifindex: 5, queue: 1, inode: 0 },
+            Bound { ifindex: 6, queue: 0, inode: second },
+        ];
+        told.bound.set(Ok(bound)).unwrap();
+        let on = told.on(5).unwrap();
+        assert!(on[0].1.ends_with(&ours) && on[1] == (1, "a process that cannot be seen".into()), "{on:?}");
+    }
 
     #[test]
     fn an_answer_is_read_and_a_cut_one_is_not() {

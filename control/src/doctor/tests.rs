@@ -427,6 +427,177 @@ fn the_card_must_be_near_and_leave_workers_alone() {
     is(&found("sockets", &["program"], of_another), WARNING, "another daemon cannot start", None);
 }
 
+/// What is left of each check's warnings and failures: other ways to the same end, and those for which no command is known.
+#[test]
+fn a_machine_that_lacks_something_is_told_so() {
+    let single = |is_wanted| {
+        move |case: &mut Case| {
+            case.wanted.multi_buffer = is_wanted;
+            case.host.af_xdp = Ok(AfXdp { need_wakeup: true, multi_buffer: false });
+        }
+    };
+    is(&found("multi-buffer", &[], single(true)), FAILURE, "chunk_size = 4096", None);
+    is(&found("multi-buffer", &[], single(false)), Verdict::Ok, "none has to", None);
+    let small = found("huge-pages", &[], |case| {
+        case.wanted.got = Some(Got { huge_pages: false, usable: vec![0, 1, 2, 3] });
+    });
+    is(&small, WARNING, "`peregrine doctor -c FILE`", None);
+    let garbled = found("kernel", &[], |case| case.host.kernel = Ok("x.y".into()));
+    is(&garbled, Verdict::Skipped, "'x.y' is no kernel's name", None);
+    let bare = Case { wanted: Wanted::of_interfaces(&["eth0".into()]), host: host(), links: vec![link()] };
+    let bare =
+        Case { host: Host { rights: Ok(CapabilitySet::empty()), lockable: Some(1), ..bare.host }, ..bare };
+    for check in ["locked-memory", "huge-pages", "cores", "interrupts", "numa", "address"] {
+        let finding = bare.examine().into_iter().find(|finding| finding.check == check).unwrap();
+        is(&finding, Verdict::Skipped, "-c FILE", None);
+    }
+}
+
+#[test]
+fn a_link_that_is_gone_or_down_is_told_so() {
+    let gone = |case: &mut Case| case.links[0].interface = Err("no such interface".into());
+    is(&found("interface", &[], gone), FAILURE, "no such interface", None);
+    is(&found("huge-pages", &["interface"], gone), Verdict::Skipped, "the queues of eth0", None);
+    let down = found("interface", &[], |case| interface(case).up = false);
+    is(&down, FAILURE, "it is down", Some("ip link set dev eth0 up"));
+    let none = found("native-xdp", &[], |case| {
+        interface(case).driver = "e1000e".into();
+        case.links[0].xdp = Err("no family".into());
+        uplink(case).mode = XdpMode::Copy;
+    });
+    is(&none, FAILURE, "driver e1000e runs no XDP programs: only mode", None);
+    let old = found("native-xdp", &["kernel"], |case| {
+        interface(case).driver = "igc".into();
+        case.links[0].xdp = Err("no family".into());
+        case.host.kernel = Ok("5.9.0".into());
+        case.host.af_xdp = Ok(AfXdp { need_wakeup: true, multi_buffer: false });
+        uplink(case).mode = XdpMode::Copy;
+    });
+    is(&old, FAILURE, "before Linux 5.13", None);
+    let generic = found("native-xdp", &[], |case| {
+        uplink(case).mode = XdpMode::Generic;
+        case.links[0].xdp = Ok(XdpFeatures::default());
+    });
+    is(&generic, Verdict::Ok, "not needed", None);
+    let single = found("zero-copy", &[], |case| {
+        case.wanted.multi_buffer = true;
+        uplink(case).mode = XdpMode::PreferZeroCopy;
+        case.links[0].xdp = Ok(XdpFeatures { bits: 0x7f, zero_copy_segments: 1 });
+    });
+    is(&single, WARNING, "one chunk only", None);
+    let virtio = found("zero-copy", &[], |case| {
+        interface(case).driver = "virtio_net".into();
+        case.links[0].virtio_platform = Ok(false);
+        uplink(case).mode = XdpMode::PreferZeroCopy;
+    });
+    is(&virtio, WARNING, "the kernel copies each packet", None);
+}
+
+#[test]
+fn where_nothing_mends_it_no_command_is_given() {
+    let fixed = |driver: &'static str, at: usize| {
+        move |case: &mut Case| {
+            interface(case).driver = driver.into();
+            uplink(case).vlan = (at == 2).then_some(100);
+            let feature = &mut case.links[0].features.as_mut().unwrap()[at];
+            (feature.is_on, feature.can_change) = (true, false);
+        }
+    };
+    is(&found("lro", &[], fixed("mlx5_core", 0)), FAILURE, "takes no XDP program", None);
+    is(&found("lro", &[], fixed("ice", 0)), WARNING, "merged", None);
+    is(&found("vlan-strip", &[], fixed("ice", 2)), FAILURE, "VLAN 100", None);
+    let crowded = found("interrupts", &["control-core"], |case| {
+        case.host.allowed = Ok(vec![2, 3]);
+        case.links[0].interrupts = Ok(vec![Interrupt { number: 46, cpus: vec![2] }]);
+    });
+    is(&crowded, WARNING, "46 are served", None);
+    let no_table = found("queues", &[], |case| {
+        uplink(case).queues = Queues::List(vec![QueueId(2), QueueId(3)]);
+        case.links[0].indirection = Err("x".into());
+    });
+    is(&no_table, WARNING, "queues 0, 1", None);
+}
+
+/// A core of the card's node serves its interrupts, if one has no worker.
+#[test]
+fn commands_name_what_is_at_hand() {
+    let near = found("interrupts", &["numa", "huge-pages"], |case| {
+        for core in [0, 2, 3] {
+            case.host.cpus.get_mut(&core).unwrap().node = Some(1);
+        }
+        case.links[0].interrupts = Ok(vec![Interrupt { number: 46, cpus: vec![2] }]);
+    });
+    let command = "for irq in 46; do echo 1 > /proc/irq/$irq/smp_affinity_list; done";
+    is(&near, WARNING, "46 are served", Some(command));
+    let ours: IpAddr = "2001:db8::1".parse().unwrap();
+    let by_ipv6 = |case: &mut Case| {
+        uplink(case).locals = vec![ours];
+        case.links[0].underlay = Ok(("eth0".into(), vec![ours]));
+    };
+    let address = found("address", &[], |case| {
+        by_ipv6(case);
+        case.links[0].underlay = Ok(("eth0".into(), Vec::new()));
+    });
+    is(&address, FAILURE, "not on eth0", Some("ip address add 2001:db8::1/128 dev eth0"));
+    let hash = found("hash-udp6", &[], |case| {
+        by_ipv6(case);
+        case.links[0].hash = [(UdpFlow::Udp4, Ok(0x30)), (UdpFlow::Udp6, Ok(0x30))];
+    });
+    is(&hash, WARNING, "by addresses only", Some("ethtool -N eth0 rx-flow-hash udp6 sdfn"));
+    let apart = found("channels", &[], |case| {
+        uplink(case).queues = Queues::List(vec![QueueId(5)]);
+        let channels = Channels { receive: 4, receive_max: 8, combined: 0, combined_max: 0 };
+        case.links[0].channels = Ok(channels);
+    });
+    is(&apart, FAILURE, "queue 5", Some("ethtool -L eth0 rx 6"));
+    let both = found("underlay-mtu", &[], |case| {
+        let blue = NetworkPlan { mtu: 1500, ..NetworkPlan::new("blue", Vni::new(42).unwrap()) };
+        case.wanted.plan.as_mut().unwrap().networks = std::iter::once(blue).collect();
+        case.links[0].underlay = Ok(("eth0.100".into(), vec![[10, 0, 0, 1].into()]));
+    });
+    let command = "ip link set dev eth0 mtu 1550 && ip link set dev eth0.100 mtu 1550";
+    is(&both, FAILURE, "raise it", Some(command));
+}
+
+/// What is asked of a card that tells nothing of it is not known, which is not the same as well.
+#[test]
+fn what_a_card_does_not_tell_is_skipped() {
+    let skipped = |check: &str, what: &str, wrong: fn(&mut Case)| {
+        is(&found(check, &[], wrong), Verdict::Skipped, what, None);
+    };
+    skipped("rss", "no table", |case| case.links[0].indirection = Ok(Vec::new()));
+    skipped("interrupts", "none that are known", |case| case.links[0].interrupts = Ok(Vec::new()));
+    skipped("numa", "core 3's node", |case| case.host.cpus.get_mut(&3).unwrap().node = None);
+    skipped("siblings", "no core 3", |case| drop(case.host.cpus.remove(&3)));
+    skipped("governor", "no core 3", |case| drop(case.host.cpus.remove(&3)));
+    let several = |mode| {
+        move |case: &mut Case| {
+            case.wanted.multi_buffer = true;
+            case.links[0].xdp = Err("no family".into());
+            uplink(case).mode = mode;
+        }
+    };
+    is(&found("mtu", &[], several(XdpMode::Copy)), Verdict::Skipped, "no family", None);
+    is(&found("mtu", &[], several(XdpMode::Generic)), Verdict::Ok, "several chunks", None);
+}
+
+#[test]
+fn without_remotes_there_are_no_next_hops() {
+    let found = |case: &Case| reach::checks(case).into_iter().next().unwrap();
+    is(&found(&sound()), Verdict::Ok, "no remotes", None);
+    let mut case = sound();
+    case.wanted.plan = None;
+    is(&found(&case), Verdict::Skipped, "-c FILE", None);
+}
+
+#[test]
+fn what_cannot_be_mended_is_an_error_of_the_kernels() {
+    let interface = || "none0".to_owned();
+    let off = Mend::FeatureOff { interface: interface(), feature: "rx-lro", short: "lro" };
+    let hash = Mend::HashByPort { interface: interface(), flow: UdpFlow::Udp4 };
+    assert!(off.apply().is_err() && hash.apply().is_err());
+}
+
 #[test]
 fn what_is_not_known_is_skipped_with_its_reason() {
     let blind = Case {
@@ -509,6 +680,31 @@ fn one_interface_of_several_can_be_looked_at() {
     );
     let none = Case { wanted: Wanted::of_interfaces(&[]), host: host(), links: Vec::new() };
     assert!(none.examine().iter().any(|finding| finding.what == "no interface here could be an uplink"));
+    let mut hidden = none;
+    hidden.wanted.left_out = ["veth0", "veth1", "veth2", "veth3"].map(String::from).into();
+    let found =
+        |case: &Case| case.examine().into_iter().find(|finding| finding.check == "interface").unwrap();
+    is(
+        &found(&hidden),
+        FAILURE,
+        "no card is here: 4 interfaces could be an uplink all the same (veth0, veth1, veth2, …): name one, or --all",
+        None,
+    );
+    hidden.links = vec![link()];
+    is(&found(&hidden), Verdict::Skipped, "4 interfaces not looked at", None);
+}
+
+#[test]
+fn the_page_names_every_check() {
+    let page = include_str!("../../../docs/doctor.md");
+    let of_remotes = ["vlan-device", "next-hop", "path-mtu"].map(String::from);
+    let all = sound().examine().into_iter().map(|finding| finding.check.to_owned()).chain(of_remotes);
+    for check in all {
+        assert!(
+            page.lines().any(|line| line.starts_with("| ") && line.contains(&format!("`{check}`"))),
+            "{check}"
+        );
+    }
 }
 
 #[test]

@@ -253,6 +253,18 @@ impl StateFile {
         Error::State { path: self.path.clone(), why, way_out }
     }
 
+    /// It says what cannot be beside the config: mostly because the same is declared in both.
+    fn contradicted(&self, why: String) -> Error {
+        match self.refused(why) {
+            Error::State { path, why, way_out } => {
+                let first = "to have it by the config, start without it there, remove it (`peregrine endpoint remove NAME`, or port, or network), and \
+                             start with it again";
+                Error::State { path, why, way_out: format!("{first}; {way_out}") }
+            }
+            other => other,
+        }
+    }
+
     fn journal_refused(&self, journal: &Path, Damage { at, why }: &Damage) -> Error {
         let path = journal.display();
         let why = format!("its journal {path}: at byte {at}: {why}");
@@ -364,7 +376,7 @@ pub fn load(plan: &Plan) -> Result<(Model, Plan), Error> {
     match file.read()? {
         Some((contents, bytes)) => {
             let format = contents.format;
-            model = restore(model, contents, plan, &mut beginning).map_err(|why| file.refused(why))?;
+            model = restore(model, contents, plan, &mut beginning).map_err(|why| file.contradicted(why))?;
             let cut = file.go_on(format, bytes);
             model.cut =
                 cut.map_err(|error| file.refused(format!("its journal cannot be taken up: {error}")))?;
@@ -706,11 +718,16 @@ mod tests {
         let mine = "{\"name\":\"web\",\"network\":\"blue\",\"mac\":\"02:00:00:00:00:01\",\"memif\":{\"socket\":\"@x\"}}";
         state(&[vec![], vec![], vec![mine]]);
         let error = kept.start().unwrap_err();
-        assert!(
-            error
-                .contains("endpoints[0].name = \"web\": the config has an endpoint of this name: to go back"),
-            "{error}"
-        );
+        let way_out = "to have it by the config, start without it there, remove it (`peregrine endpoint remove NAME`, or port, or network), and start \
+                       with it again; to go back to what was before it: mv ";
+        let both = "endpoints[0].name = \"web\": the config has an endpoint of this name: ";
+        assert!(error.contains(&format!("{both}{way_out}")), "{error}");
+        let other = mine.replace("\"web\"", "\"other\"");
+        state(&[vec![], vec![], vec![&other]]);
+        let error = kept.start().unwrap_err();
+        let both =
+            "endpoints[0].mac = \"02:00:00:00:00:01\": must be unique: that of endpoint web is the same: ";
+        assert!(error.contains(&format!("{both}{way_out}")), "{error}");
         state(&[vec!["{\"name\":\"n\",\"vni\":0}"], vec!["{}"], vec![]]);
         let error = kept.start().unwrap_err();
         assert!(

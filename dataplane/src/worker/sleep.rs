@@ -21,10 +21,11 @@ use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 
 use super::Worker;
 use crate::bell::Caller;
+use crate::clock::thread_time_ns;
 use crate::mesh::Mesh;
 use crate::plan::PlaceId;
 use crate::sys;
-use crate::tenants::{EventKind, TenantRings};
+use crate::tenants::{Detached, EventKind, TenantRings};
 use crate::turns::PACKETS_PER_LOOK;
 use crate::types::EndpointId;
 
@@ -100,16 +101,25 @@ impl Events {
 }
 
 impl Worker {
-    /// Before its first turn on a thread, which may sleep at times, or not.
-    pub(crate) fn sit_down(&mut self, now: u64, may_sleep: bool) {
+    /// Control, before it sits down on a thread, which may sleep at times, or not. With thousands of tenants it takes milliseconds to watch
+    /// all, and to close what it has watched until now, which is returned: that can wait until it runs.
+    pub(crate) fn watch(&mut self, may_sleep: bool) -> Option<OwnedFd> {
+        if may_sleep == self.events.is_some() {
+            return None;
+        }
+        let events = if may_sleep { self.watch_all() } else { None };
+        std::mem::replace(&mut self.events, events).map(|Events(epoll)| epoll)
+    }
+
+    /// Before its first turn on a thread.
+    pub(crate) fn sit_down(&mut self, now: u64) {
         self.last_end = now;
         self.worked_at = now;
         self.leaves = false;
-        if may_sleep == self.events.is_some() {
+        let may_sleep = self.events.is_some();
+        if may_sleep == self.tenants.are_to_call() {
             return;
         }
-        self.events = if may_sleep { self.watch_all() } else { None };
-        let may_sleep = self.events.is_some();
         self.tenants.let_call(may_sleep);
         self.mailbox.bell().allow(may_sleep);
         sys::barrier_on_all_threads();
@@ -131,19 +141,21 @@ impl Worker {
     }
 
     /// A tenant has come.
-    pub(super) fn watch_tenant(&self, id: EndpointId) {
-        if let Some(events) = &self.events
-            && let Some(rings) = self.tenants.rings_of(id)
-        {
-            self.counters.unwatched.add(u64::from(!events.watch_tenant(id, rings)));
-        }
+    pub(super) fn watch_tenant(&mut self, id: EndpointId) {
+        let Some(events) = &self.events else { return };
+        let Some(rings) = self.tenants.rings_of(id) else { return };
+        let before = thread_time_ns();
+        let is_watched = events.watch_tenant(id, rings);
+        self.counters.unwatched.add(u64::from(!is_watched));
+        self.tenants.charge(id, thread_time_ns().saturating_sub(before));
     }
 
     /// A tenant has gone: its eventfd may be open elsewhere, and would call here for ever.
-    pub(super) fn forget_tenant(&self, rings: &TenantRings) {
-        if let Some(events) = &self.events {
-            events.forget_tenant(rings);
-        }
+    pub(super) fn forget_tenant(&mut self, detached: &mut Detached) {
+        let Some(events) = &self.events else { return };
+        let before = thread_time_ns();
+        events.forget_tenant(&detached.rings);
+        self.tenants.charge_detached(detached, thread_time_ns().saturating_sub(before));
     }
 
     /// When it last moved a frame, in cycles.

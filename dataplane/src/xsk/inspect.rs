@@ -203,6 +203,14 @@ pub fn name_of(ifindex: u32) -> io::Result<Option<String>> {
     Ok(sys::all_addresses()?.into_iter().find(|(_, found)| found.index == ifindex).map(|(name, _)| name))
 }
 
+/// A number of this thread's network namespace: none other has it until the next boot, where the kernel is 5.14 or newer.
+///
+/// # Errors
+/// The kernel's.
+pub fn network_namespace() -> io::Result<u64> {
+    sys::network_namespace()
+}
+
 /// The names of all interfaces.
 ///
 /// # Errors

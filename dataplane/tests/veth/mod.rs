@@ -305,6 +305,10 @@ pub mod filter {
         libc::sock_filter { code: 0x15, jt: 0, jf: skip, k: value }
     }
 
+    pub const fn if_less_skip(value: u32, skip: u8) -> libc::sock_filter {
+        libc::sock_filter { code: 0x35, jt: 0, jf: skip, k: value }
+    }
+
     pub const fn answer(value: u32) -> libc::sock_filter {
         libc::sock_filter { code: 0x06, jt: 0, jf: 0, k: value }
     }
