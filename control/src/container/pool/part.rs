@@ -2,13 +2,16 @@
 
 use std::hash::{BuildHasher, Hasher};
 use std::io;
+use std::net::Ipv6Addr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::link::LinkAttribute;
+use netlink_packet_route::link::{
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkFlags, LinkMessage,
+};
 use peregrine_dataplane::plan::NamespaceRef;
 use peregrine_dataplane::types::MacAddr;
 use peregrine_dataplane::xsk::{PortConfig, Ports, XskPort, switch_offloads_off};
@@ -45,6 +48,8 @@ pub(super) struct Part {
     pair: Pair,
     port: XskPort,
     pub(super) mtu: u16,
+    /// The container's end is up, without an address.
+    is_up: bool,
 }
 
 /// What ends.
@@ -110,11 +115,11 @@ impl Maker {
         // In any case.
         move_into_link_name_space(self.home.as_fd(), Some(LinkNameSpaceType::Network))
             .map_err(|error| refused(error.into(), || "coming back from a new network namespace".into()))?;
-        let (namespace, inode, requests, ifindex, pair) = made?;
+        let (namespace, inode, requests, (ifindex, is_up), pair) = made?;
         match self.names.mark(inode, &pair).and_then(|()| self.open(&pair)) {
             Ok(port) => {
                 let interface = self.interface.clone();
-                Ok(Part { namespace, inode, requests, interface, ifindex, pair, port, mtu })
+                Ok(Part { namespace, inode, requests, interface, ifindex, pair, port, mtu, is_up })
             }
             Err(error) => {
                 let _gone = pair.remove(host); // what is to be told is why
@@ -130,7 +135,7 @@ impl Maker {
         &self,
         host: &mut Requests,
         mtu: u16,
-    ) -> Result<(Namespace, u64, Requests, u32, Pair), ContainerError> {
+    ) -> Result<(Namespace, u64, Requests, (u32, bool), Pair), ContainerError> {
         new_namespace()?;
         let namespace = Namespace::open(&NamespaceRef::Path(HERE.into()))?;
         let failed = |what: &'static str| move |error: io::Error| refused(error, || what.into());
@@ -140,11 +145,16 @@ impl Maker {
         let set_up = |requests: &mut Requests| {
             switch_offloads_off(&self.interface)?;
             let link = requests.link_named(&self.interface)?.ok_or(Errno::NODEV)?;
-            requests.change(RouteNetlinkMessage::SetLink(pair::link_up(LOOPBACK)), 0)?;
-            Ok(link.ifindex)
+            let is_up = makes_common_addresses(&self.interface);
+            let quiet = address_generation(link.ifindex, In6AddrGenMode::None);
+            let early = [quiet, pair::link_up(link.ifindex)].into_iter().filter(|_| is_up);
+            let all = early.chain([pair::link_up(LOOPBACK)]);
+            let all = all.map(|message| (RouteNetlinkMessage::SetLink(message), 0));
+            requests.change_all(all).map_err(|(_, error)| error)?;
+            Ok((link.ifindex, is_up))
         };
         match set_up(&mut requests) {
-            Ok(ifindex) => Ok((namespace, inode, requests, ifindex, pair)),
+            Ok(end) => Ok((namespace, inode, requests, end, pair)),
             Err(error) => {
                 let _gone = pair.remove(host);
                 Err(failed("setting up a new network namespace")(error))
@@ -215,16 +225,56 @@ impl Part {
     /// In one request of its namespace. Our end stays as it is: its MTU may be larger, the kernel holds packets against that of the end that they go to.
     fn set_up(&mut self, plan: &PartPlan) -> Result<(), ContainerError> {
         let which = names::which(&plan.namespace);
+        let mut link = plan.link.clone();
         let mut theirs = pair::link_up(self.ifindex);
-        theirs.attributes = vec![LinkAttribute::Address(plan.link.mac.0.to_vec())];
+        if self.is_up {
+            theirs = address_generation(self.ifindex, In6AddrGenMode::Eui64);
+            if plan.interface.is_some() {
+                // One that is up keeps its name, before Linux 6.2.
+                theirs.header.change_mask = LinkFlags::Up;
+                let down = RouteNetlinkMessage::SetLink(theirs);
+                let what = || format!("taking down {} in {which}", self.interface);
+                self.requests.change(down, 0).map_err(|error| refused(error, what))?;
+                theirs = pair::link_up(self.ifindex);
+            } else {
+                link.addresses.push((link_local(link.mac).into(), 64));
+            }
+        }
+        theirs.attributes.push(LinkAttribute::Address(plan.link.mac.0.to_vec()));
         if plan.link.mtu != self.mtu {
             theirs.attributes.push(LinkAttribute::Mtu(plan.link.mtu.into()));
         }
         theirs.attributes.extend(plan.interface.clone().map(LinkAttribute::IfName));
         theirs.attributes.extend(plan.alias.clone().map(LinkAttribute::IfAlias));
         let interface = plan.interface.as_ref().unwrap_or(&self.interface);
-        pair::give(&mut self.requests, (interface, &plan.link), theirs, &which)
+        pair::give(&mut self.requests, (interface, &link), theirs, &which)
     }
+}
+
+/// Whether an interface of this thread's namespace gets the one IPv6 address that its Ethernet address makes as soon as it is up, as is usual.
+/// Then it can be brought up before it has its Ethernet address, and be given that address with it. The kernel holds its lock on network devices
+/// for what follows when one comes up, twice as long as for all else that a container is given.
+fn makes_common_addresses(interface: &str) -> bool {
+    let is_zero = |what: &str| {
+        let text = std::fs::read_to_string(format!("/proc/sys/net/ipv6/conf/{interface}/{what}"));
+        text.is_ok_and(|text| text.trim() == "0")
+    };
+    is_zero("disable_ipv6") && is_zero("addr_gen_mode")
+}
+
+/// What says which IPv6 address an interface makes when it comes up; nothing is made by it.
+fn address_generation(ifindex: u32, mode: In6AddrGenMode) -> LinkMessage {
+    let mut message = LinkMessage::default();
+    message.header.index = ifindex;
+    let inet6 = AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(mode)]);
+    message.attributes = vec![LinkAttribute::AfSpecUnspec(vec![inet6])];
+    message
+}
+
+/// The address that an Ethernet address makes (RFC 4291, appendix A).
+fn link_local(MacAddr([a, b, c, d, e, f]): MacAddr) -> Ipv6Addr {
+    let tail = [a ^ 2, b, c, 0xff, 0xfe, d, e, f];
+    Ipv6Addr::from_bits((0xfe80 << 112) | u128::from(u64::from_be_bytes(tail)))
 }
 
 /// Removes what has ended, all devices at once: the kernel waits as long for many as for one. Where something is refused, the rest is done all the same.

@@ -111,6 +111,16 @@ fn containers_from_the_pool_reach_each_other_through_an_engine() {
     assert!(inside(&taken[0], "ip -6 route").contains("default via fe80::1 dev eth0"));
     let features = inside(&taken[0], "ethtool -k eth0");
     assert!(features.contains("\ntx-checksumming: off"), "{features}");
+    // The address that its Ethernet address makes, and no other; also when it has been down. (`up` gives addresses back later than it returns.)
+    for (taken, interface, number) in [(&taken[0], "eth0", 1), (&taken[1], "net1", 2)] {
+        let own = || inside(taken, &format!("ip -6 -o address show dev {interface} scope link"));
+        let is_so =
+            || own().lines().count() == 1 && own().contains(&format!("inet6 fe80::ff:fe00:420{number}/64"));
+        assert!(is_so(), "{}", own());
+        inside(taken, &format!("ip link set {interface} down"));
+        inside(taken, &format!("ip link set {interface} up"));
+        until("it is not made again", is_so);
+    }
     // There were more than the low-water mark.
     until("what was taken is not made again", || pool.counts().ready == 4);
     for taken in taken.clone() {
