@@ -1,7 +1,7 @@
 //! A pair of veth devices: one request makes both ends, each where it is to be, and the far end is then set up inside its namespace.
 
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage};
@@ -168,7 +168,7 @@ fn set_up(plan: &VethPlan, namespace: &NamespaceRef) -> Result<(), ContainerErro
     switch_offloads_off(&plan.interface).map_err(failed("switching off the offloads of"))?;
     let link = requests.link_named(&plan.interface).map_err(failed("finding"))?;
     let ifindex = link.ok_or_else(|| failed("finding")(Errno::NODEV.into()))?.ifindex;
-    give(&mut requests, (&plan.interface, &plan.link), link_up(ifindex), namespace)
+    give(&mut requests, (&plan.interface, &plan.link), link_up(ifindex), None, namespace)
 }
 
 /// Brings an interface up.
@@ -183,6 +183,8 @@ pub(super) fn link_up(ifindex: u32) -> LinkMessage {
 #[derive(Clone, Copy, Debug)]
 enum Gift {
     Address(IpAddr, u8),
+    /// The one that its Ethernet address makes.
+    Own(Ipv6Addr),
     /// It is brought up, and what else is in that request.
     Up,
     Gateway(IpAddr),
@@ -193,15 +195,19 @@ pub(super) fn give(
     requests: &mut Requests,
     (interface, link): (&str, &Link),
     message: LinkMessage,
+    own: Option<Ipv6Addr>,
     namespace: &NamespaceRef,
 ) -> Result<(), ContainerError> {
     let (ifindex, new) = (message.header.index, NLM_F_CREATE | NLM_F_EXCL);
     let addresses = link.addresses.iter().map(|&(address, prefix)| Gift::Address(address, prefix));
     let gateways = link.gateways.iter().map(|&gateway| Gift::Gateway(gateway));
-    let gifts: Vec<Gift> = addresses.chain([Gift::Up]).chain(gateways).collect();
+    let gifts: Vec<Gift> = addresses.chain([Gift::Up]).chain(own.map(Gift::Own)).chain(gateways).collect();
     let all = gifts.iter().map(|&gift| match gift {
         Gift::Address(address, prefix) => {
             (RouteNetlinkMessage::NewAddress(address_message(ifindex, address, prefix)), new)
+        }
+        Gift::Own(address) => {
+            (RouteNetlinkMessage::NewAddress(plain_address_message(ifindex, address.into(), 64)), new)
         }
         Gift::Up => (RouteNetlinkMessage::SetLink(message.clone()), 0),
         Gift::Gateway(gateway) => (RouteNetlinkMessage::NewRoute(default_route(ifindex, gateway)), new),
@@ -256,6 +262,7 @@ fn gift_error(error: io::Error, gift: Gift, interface: &str, namespace: &Namespa
             ContainerError::HasRoute { namespace: namespace.clone(), gateway }
         }
         Gift::Address(address, prefix) => refused(error, || at(format!("giving {address}/{prefix} to"))),
+        Gift::Own(address) => refused(error, || at(format!("giving {address}/64 to"))),
         Gift::Up => refused(error, || at("bringing up".into())),
         Gift::Gateway(gateway) => {
             refused(error, || at(format!("setting the default route by {gateway} over")))
@@ -263,12 +270,18 @@ fn gift_error(error: io::Error, gift: Gift, interface: &str, namespace: &Namespa
     }
 }
 
-fn address_message(ifindex: u32, address: IpAddr, prefix: u8) -> AddressMessage {
+/// As the kernel gives one: it asks first whether somebody has it, after a moment that is not the same for all.
+fn plain_address_message(ifindex: u32, address: IpAddr, prefix: u8) -> AddressMessage {
     let mut message = AddressMessage::default();
     message.header.family = family(address);
     message.header.index = ifindex;
     message.header.prefix_len = prefix;
     message.attributes = vec![AddressAttribute::Local(address), AddressAttribute::Address(address)];
+    message
+}
+
+fn address_message(ifindex: u32, address: IpAddr, prefix: u8) -> AddressMessage {
+    let mut message = plain_address_message(ifindex, address, prefix);
     if address.is_ipv6() {
         // Who gives the addresses out sees to it that there are no two; and it is usable at once.
         message.header.flags = AddressHeaderFlags::Nodad;

@@ -225,8 +225,7 @@ impl Part {
     /// In one request of its namespace. Our end stays as it is: its MTU may be larger, the kernel holds packets against that of the end that they go to.
     fn set_up(&mut self, plan: &PartPlan) -> Result<(), ContainerError> {
         let which = names::which(&plan.namespace);
-        let mut link = plan.link.clone();
-        let mut theirs = pair::link_up(self.ifindex);
+        let (mut theirs, mut own) = (pair::link_up(self.ifindex), None);
         if self.is_up {
             theirs = address_generation(self.ifindex, In6AddrGenMode::Eui64);
             if plan.interface.is_some() {
@@ -237,7 +236,7 @@ impl Part {
                 self.requests.change(down, 0).map_err(|error| refused(error, what))?;
                 theirs = pair::link_up(self.ifindex);
             } else {
-                link.addresses.push((link_local(link.mac).into(), 64));
+                own = Some(link_local(plan.link.mac));
             }
         }
         theirs.attributes.push(LinkAttribute::Address(plan.link.mac.0.to_vec()));
@@ -247,7 +246,7 @@ impl Part {
         theirs.attributes.extend(plan.interface.clone().map(LinkAttribute::IfName));
         theirs.attributes.extend(plan.alias.clone().map(LinkAttribute::IfAlias));
         let interface = plan.interface.as_ref().unwrap_or(&self.interface);
-        pair::give(&mut self.requests, (interface, &link), theirs, &which)
+        pair::give(&mut self.requests, (interface, &plan.link), theirs, own, &which)
     }
 }
 
