@@ -149,11 +149,12 @@ impl<T: Kind> Kind for Vec<Field<T>> {
 }
 
 /// A text that errors must not show.
-pub struct Secret(pub String);
+pub struct Secret(pub Option<String>);
 
 impl Kind for Secret {
     fn of(value: Value) -> Result<Secret, Value> {
-        String::of(value).map(Secret)
+        // Never `Wrong`, which is shown.
+        Ok(Secret(String::of(value).ok()))
     }
 
     fn show(&self) -> String {

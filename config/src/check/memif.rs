@@ -297,7 +297,7 @@ fn secret(at: &At<'_>, field: &Field<crate::raw::Secret>) -> Option<Vec<u8>> {
     if matches!(field, Field::Absent) {
         return Some(Vec::new());
     }
-    let secret = field.value().and_then(|text| values::secret(&text.0));
+    let secret = field.value().and_then(|text| values::secret(text.0.as_deref()?));
     if secret.is_none() {
         at.invalid("(not shown)", values::SECRET);
     }

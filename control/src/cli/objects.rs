@@ -409,6 +409,7 @@ impl List {
                 _ => break answer,
             }
         };
+        answer["total"] = listed.len().into();
         answer[format!("{kind}s")] = listed.into();
         print(&if self.ask.json { format!("{answer}\n") } else { human(&answer) })
     }

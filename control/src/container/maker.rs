@@ -13,7 +13,6 @@ use std::time::Duration;
 
 use peregrine_dataplane::plan::{EndpointPlan, NamespaceRef, NetworkPlan, VethPlan as Wanted};
 use peregrine_dataplane::xsk::{PortConfig, Ports, XskPort};
-use rustix::io::Errno;
 
 use super::pair::{Link, set_addresses};
 use super::pool::{PartPlan, Pool, PoolConfig, PoolCounts, Taken};
@@ -206,7 +205,10 @@ impl Maker {
         let alias = self.alias(wanted, link);
         self.pool()?;
         if let Some(taken) = self.pool.given.get(name).cloned() {
-            if is_as_made(&taken.pair, wanted, &alias)? {
+            let there = self.requests.alias_of(&taken.pair.port);
+            let there = there.map_err(|error| format!("looking for {}: {error}", taken.pair.port))?;
+            let is_there = there.is_some_and(|(ifindex, _)| ifindex == taken.pair.ifindex);
+            if is_there && taken.mark == alias {
                 let port = self.pool()?.adopt(&taken).map_err(|error| error.to_string())?;
                 return Ok((taken.pair, port));
             }
@@ -216,7 +218,7 @@ impl Maker {
         let plan = PartPlan {
             namespace: name.to_owned(),
             interface: (wanted.interface != "eth0").then(|| wanted.interface.clone()),
-            alias: Some(alias),
+            mark: alias,
             link: link.clone(),
         };
         let (taken, port) = self.pool()?.take(&plan).map_err(|error| error.to_string())?;
@@ -286,18 +288,23 @@ impl Maker {
             let _best_effort = change(after, before);
             return Err(why);
         }
-        let (alias, failed) = (self.alias(wanted, after), |error| format!("marking {}: {error}", pair.port));
-        if !wanted.create {
-            return self.requests.set_alias(pair.ifindex, &alias).map_err(failed);
-        }
-        let mark = || {
-            let mut its = Requests::open()?;
-            match its.alias_of(&wanted.interface)? {
-                Some((ifindex, _)) => its.set_alias(ifindex, &alias),
-                None => Err(Errno::NODEV.into()),
-            }
+        self.mark_as(wanted, pair, self.alias(wanted, after)).inspect_err(|_| {
+            let _best_effort = change(after, before);
+        })
+    }
+
+    /// What is made by something else from now on.
+    fn mark_as(&mut self, wanted: &Wanted, pair: &Pair, alias: String) -> Result<(), String> {
+        let name = name_of(&wanted.namespace).filter(|_| wanted.create);
+        let (given, pool) = (name.and_then(|name| self.pool.given.get_mut(name)), &self.pool.pool);
+        let (Some(taken), Some(pool)) = (given, pool) else {
+            let marked = self.requests.set_alias(pair.ifindex, &alias);
+            return marked.map_err(|error| format!("marking {}: {error}", pair.port));
         };
-        namespace.inside(mark).map_err(|error| error.to_string())?.map_err(failed)
+        let marked = Taken { mark: alias, ..taken.clone() };
+        pool.mark_anew(&marked).map_err(|error| error.to_string())?;
+        *taken = marked;
+        Ok(())
     }
 
     /// Takes a pair away, soon; with its namespace, if that was made with it.
@@ -357,18 +364,6 @@ impl Maker {
         }
         Ok(count)
     }
-}
-
-/// Whether the far end of what was given out is still there, and made by the same: its alias says that.
-fn is_as_made(pair: &Pair, wanted: &Wanted, alias: &str) -> Result<bool, String> {
-    let namespace = Namespace::open(&wanted.namespace).map_err(|error| error.to_string())?;
-    let look = || {
-        let mut its = Requests::open()?;
-        let is_joined = its.below_of(&wanted.interface)? == Some(pair.ifindex);
-        io::Result::Ok(is_joined && its.alias_of(&wanted.interface)?.is_some_and(|(_, it)| it == alias))
-    };
-    let looked = namespace.inside(look).map_err(|error| error.to_string())?;
-    looked.map_err(|error| format!("looking at {} in {}: {error}", wanted.interface, wanted.namespace))
 }
 
 /// All that a pair is made by. Another daemon, a newer one too, writes the same of the same, or takes the pair for another one and makes it anew.

@@ -3,7 +3,7 @@
 use std::io;
 use std::net::{IpAddr, Ipv6Addr};
 
-use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage};
 use netlink_packet_route::link::{
     InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
@@ -185,12 +185,13 @@ enum Gift {
     Address(IpAddr, u8),
     /// The one that its Ethernet address makes.
     Own(Ipv6Addr),
-    /// It is brought up, and what else is in that request.
-    Up,
+    /// What is in that request, most often that it is brought up.
+    Change,
     Gateway(IpAddr),
 }
 
-/// Gives an interface, by a socket of its namespace, its addresses and routes, and brings it up by `message`: all at once, for one system call.
+/// Gives an interface, by a socket of its namespace, its addresses and routes, and what `message` says, such as that it is up: all at once, for one system
+/// call.
 pub(super) fn give(
     requests: &mut Requests,
     (interface, link): (&str, &Link),
@@ -201,19 +202,22 @@ pub(super) fn give(
     let (ifindex, new) = (message.header.index, NLM_F_CREATE | NLM_F_EXCL);
     let addresses = link.addresses.iter().map(|&(address, prefix)| Gift::Address(address, prefix));
     let gateways = link.gateways.iter().map(|&gateway| Gift::Gateway(gateway));
-    let gifts: Vec<Gift> = addresses.chain([Gift::Up]).chain(own.map(Gift::Own)).chain(gateways).collect();
+    let gifts: Vec<Gift> =
+        addresses.chain([Gift::Change]).chain(own.map(Gift::Own)).chain(gateways).collect();
     let all = gifts.iter().map(|&gift| match gift {
         Gift::Address(address, prefix) => {
             (RouteNetlinkMessage::NewAddress(address_message(ifindex, address, prefix)), new)
         }
         Gift::Own(address) => {
-            (RouteNetlinkMessage::NewAddress(plain_address_message(ifindex, address.into(), 64)), new)
+            // The kernel may have been faster.
+            let flags = NLM_F_CREATE | NLM_F_REPLACE;
+            (RouteNetlinkMessage::NewAddress(plain_address_message(ifindex, address.into(), 64)), flags)
         }
-        Gift::Up => (RouteNetlinkMessage::SetLink(message.clone()), 0),
+        Gift::Change => (RouteNetlinkMessage::SetLink(message.clone()), 0),
         Gift::Gateway(gateway) => (RouteNetlinkMessage::NewRoute(default_route(ifindex, gateway)), new),
     });
     requests.change_all(all).map_err(|(which, error)| {
-        let gift = gifts.get(which).copied().unwrap_or(Gift::Up);
+        let gift = gifts.get(which).copied().unwrap_or(Gift::Change);
         gift_error(error, gift, interface, namespace)
     })
 }
@@ -263,7 +267,7 @@ fn gift_error(error: io::Error, gift: Gift, interface: &str, namespace: &Namespa
         }
         Gift::Address(address, prefix) => refused(error, || at(format!("giving {address}/{prefix} to"))),
         Gift::Own(address) => refused(error, || at(format!("giving {address}/64 to"))),
-        Gift::Up => refused(error, || at("bringing up".into())),
+        Gift::Change => refused(error, || at("setting up".into())),
         Gift::Gateway(gateway) => {
             refused(error, || at(format!("setting the default route by {gateway} over")))
         }

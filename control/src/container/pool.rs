@@ -4,7 +4,7 @@
 //! - `names`: the names of those that are taken, and marks by which they are found after a crash
 //!
 //! ```text
-//!  thread "pool":  make ──► ready ──► take: MAC, addresses, routes, up, name ──► Taken, XskPort  (whoever called)
+//!  thread "pool":  make ──► ready ──► take: mark, MAC, addresses, routes, name ──► Taken, XskPort  (whoever called)
 //!                  remove ◄── ending ◄── give_back ◄──────────────────────────────┘
 //! ```
 //!
@@ -38,7 +38,7 @@ use part::{Ending, Maker, Part};
 
 /// After the last part was taken the pool's thread waits so long: what was taken has its first packets, and to make a part takes what they need.
 const CALM: Duration = Duration::from_millis(25);
-/// The same when only an eighth is left. With none left there is no waiting.
+/// The same when only an eighth is left. With none left, and none to be removed, there is no waiting.
 const CALM_WHEN_FEW: Duration = Duration::from_millis(5);
 /// After so long what was taken is made again, though there are enough.
 const REST: Duration = Duration::from_secs(1);
@@ -74,8 +74,8 @@ pub struct PartPlan {
     pub namespace: String,
     /// The name of its end, if it is not the pool's.
     pub interface: Option<String>,
-    /// What its end is to have for an alias: what it was made by.
-    pub alias: Option<String>,
+    /// What for it is, in the caller's words: in the mark, and so still known when the daemon is started again.
+    pub mark: String,
     /// What its end is given.
     pub link: Link,
 }
@@ -89,6 +89,8 @@ pub struct Taken {
     pub inode: u64,
     /// Its veth.
     pub pair: Pair,
+    /// What for, as it was said when it was taken.
+    pub mark: String,
 }
 
 /// What a pool has, and what came of it.
@@ -244,6 +246,14 @@ impl Pool {
         self.shared.maker.open(&taken.pair)
     }
 
+    /// It is for something else, and marked so.
+    ///
+    /// # Errors
+    /// The mark cannot be written; it says what it said.
+    pub fn mark_anew(&self, taken: &Taken) -> Result<(), ContainerError> {
+        self.shared.maker.names.mark_anew(taken)
+    }
+
     /// Has a part removed: its name, its device, and its namespace, unless somebody is still in it. The port is dropped by who has it.
     pub fn give_back(&self, taken: Taken) {
         self.shared.lock().ending.push(Ending::Taken(taken));
@@ -284,10 +294,10 @@ impl Pool {
 fn left(names: &Names, host: &mut Requests) -> Result<(Vec<Taken>, Vec<Ending>), ContainerError> {
     let (mut there, mut ending) = (Vec::new(), Vec::new());
     let mut called = names::all()?;
-    for (inode, pair) in names.marked()? {
+    for (inode, pair, mark) in names.marked()? {
         // Where our end is gone the number may be another's.
         match called.remove(&inode).filter(|_| pair.is_still(host)) {
-            Some(namespace) => there.push(Taken { namespace, inode, pair }),
+            Some(namespace) => there.push(Taken { namespace, inode, pair, mark }),
             None => ending.push(Ending::Nameless(pair)),
         }
     }
@@ -317,9 +327,13 @@ impl Shared {
         let was_full = state.ready.len() >= state.counts.size;
         let is_large_enough = state.ready.front().is_some_and(|part| part.mtu >= mtu);
         let part = if is_large_enough { state.ready.pop_front() } else { None };
+        // And so much less when there are few.
+        let is_first_of_few =
+            8 * state.ready.len() <= state.counts.size && 8 * (state.ready.len() + 1) > state.counts.size;
+        let is_of_interest = was_full || is_first_of_few || state.ready.is_empty();
         let is_low = state.ready.len() <= state.low_water && !state.is_filling && state.counts.size > 0;
         state.is_filling |= is_low;
-        if is_low || (was_full && part.is_some()) {
+        if is_low || (is_of_interest && part.is_some()) {
             self.wake.notify_one();
         }
         part

@@ -171,7 +171,7 @@ impl Bench {
         let plan = PartPlan {
             namespace: format!("peregrine-perf-{}-{number}", std::process::id()),
             interface: None,
-            alias: None,
+            mark: String::new(),
             link: link(number),
         };
         let (taken, port) = self.pool.take(&plan).map_err(text)?;

@@ -1,12 +1,14 @@
 //! The names of namespaces, as `ip netns` keeps them, and marks of all that are ours: whatever ends the daemon, the next one finds them.
 //!
-//! A mark is a link in the pool's own directory, called as our end of the pair, which says the numbers of the namespace and of that end. It is there from when a part
-//! is made until it is gone, so nothing is to be written when one is taken; who has which name is seen from the names. The
-//! directory is locked as long as its owner lives, so two daemons never take each other's away.
+//! A mark is a file in the pool's own directory, called as our end of the pair, which says the numbers of the namespace and of that end, and, once it is taken, what
+//! for. It is there from when a part is made until it is gone, and open until it is taken, so that there is one write then; who has which name is seen from the
+//! names. The directory is locked as long as its owner lives, so two daemons never take each other's away.
 
 use std::collections::BTreeMap;
-use std::io;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
@@ -19,6 +21,7 @@ use crate::container::ContainerError;
 use crate::container::maker::is_of_the_pool;
 use crate::container::namespace::{NAMED, NSFS_MAGIC, Namespace};
 use crate::container::pair::{Pair, refused};
+use crate::container::pool::Taken;
 
 /// What a name may have in bytes, as a file's.
 const NAME_MAX: usize = 255;
@@ -75,12 +78,18 @@ impl Names {
     }
 
     /// Marks a part as ours.
-    pub(super) fn mark(&self, inode: u64, pair: &Pair) -> Result<(), ContainerError> {
-        let mark = self.marks.join(&pair.port);
-        let what = || format!("writing the mark {}", mark.display());
+    pub(super) fn mark(&self, inode: u64, pair: &Pair) -> Result<File, ContainerError> {
         self.unmark(pair); // one of somebody dead who was called so
-        rustix::fs::symlink(format!("{inode} {}", pair.ifindex), &mark)
-            .map_err(|error| refused(error.into(), what))
+        write_new(&self.marks.join(&pair.port), &format!("{inode} {} ", pair.ifindex))
+    }
+
+    /// It is for something else now: the mark is replaced as a whole.
+    pub(super) fn mark_anew(&self, Taken { inode, pair, mark, .. }: &Taken) -> Result<(), ContainerError> {
+        let (place, new) = (self.marks.join(&pair.port), self.marks.join("new"));
+        let _or_not_there = rustix::fs::unlink(&new);
+        write_new(&new, &format!("{inode} {} {mark}", pair.ifindex))?;
+        let what = || format!("writing the mark {}", place.display());
+        rustix::fs::rename(&new, &place).map_err(|error| refused(error.into(), what))
     }
 
     /// It is gone.
@@ -88,15 +97,16 @@ impl Names {
         let _or_not_there = rustix::fs::unlink(self.marks.join(&pair.port));
     }
 
-    /// What is marked. What is no mark is left alone.
-    pub(super) fn marked(&self) -> Result<Vec<(u64, Pair)>, ContainerError> {
+    /// What is marked: the number of a namespace, a pair, and what for. What is no mark is left alone.
+    pub(super) fn marked(&self) -> Result<Vec<(u64, Pair, String)>, ContainerError> {
         let at = |error: io::Error| refused(error, || format!("reading {}", self.marks.display()));
         let mut all = Vec::new();
         for entry in std::fs::read_dir(&self.marks).map_err(at)? {
             let entry = entry.map_err(at)?;
-            if let (Ok(text), Ok(port)) = (std::fs::read_link(entry.path()), entry.file_name().into_string())
+            if let (Ok(text), Ok(port)) =
+                (std::fs::read_to_string(entry.path()), entry.file_name().into_string())
             {
-                all.extend(text.to_str().and_then(|text| parse(text, port)));
+                all.extend(parse(&text, port));
             }
         }
         Ok(all)
@@ -134,6 +144,12 @@ impl Names {
     }
 }
 
+fn write_new(path: &Path, text: &str) -> Result<File, ContainerError> {
+    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+    let written = file.and_then(|mut file| file.write_all(text.as_bytes()).map(|()| file));
+    written.map_err(|error| refused(error, || format!("writing the mark {}", path.display())))
+}
+
 /// The number of the namespace that is bound there; none if something else is.
 fn inode(path: &Path) -> io::Result<Option<u64>> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -161,12 +177,13 @@ pub(super) fn all() -> Result<BTreeMap<u64, String>, ContainerError> {
     Ok(all)
 }
 
-fn parse(text: &str, port: String) -> Option<(u64, Pair)> {
+fn parse(text: &str, port: String) -> Option<(u64, Pair, String)> {
     if !is_of_the_pool(&port) {
         return None;
     }
-    let (inode, ifindex) = text.split_once(' ')?;
-    Some((inode.parse().ok()?, Pair { port, ifindex: ifindex.parse().ok()? }))
+    let (inode, rest) = text.split_once(' ')?;
+    let (ifindex, mark) = rest.split_once(' ')?;
+    Some((inode.parse().ok()?, Pair { port, ifindex: ifindex.parse().ok()? }, mark.to_owned()))
 }
 
 /// What `ip netns` does first: names that are given here are seen in the other mount namespaces that share this one's.
@@ -197,11 +214,14 @@ mod tests {
     #[test]
     fn a_mark_says_whose_it_is_and_what_is_none_says_nothing() {
         let pair = Pair { port: "pp1-2".into(), ifindex: 17 };
-        assert_eq!(parse("4026532 17", "pp1-2".into()), Some((4_026_532, pair)));
-        for text in ["", "1", "1 ", " 1", "x 2", "1 -2", "1 2 3", "/some/where"] {
+        for mark in ["", "peregrine /run/s 0123"] {
+            let read = parse(&format!("4026532 17 {mark}"), "pp1-2".into());
+            assert_eq!(read, Some((4_026_532, pair.clone(), mark.to_owned())));
+        }
+        for text in ["", "1", "1 ", " 1", "1 2", "x 2 ", "1 -2 ", " 1 2 ", "/some/where"] {
             assert_eq!(parse(text, "pp1-2".into()), None, "{text}");
         }
-        assert_eq!(parse("4026532 17", "eth0".into()), None);
+        assert_eq!(parse("4026532 17 ", "eth0".into()), None);
     }
 
     #[test]

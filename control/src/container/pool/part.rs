@@ -1,7 +1,8 @@
 //! One part: how it is made, what it is given when it is taken, and how many are removed at once.
 
+use std::fs::File;
 use std::hash::{BuildHasher, Hasher};
-use std::io;
+use std::io::{self, Write};
 use std::net::Ipv6Addr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -32,6 +33,8 @@ const HERE: &str = "/proc/thread-self/ns/net";
 const NO_MAC: MacAddr = MacAddr([2, 0, 0, 0, 0, 0]);
 /// The number of `lo` in each namespace.
 const LOOPBACK: u32 = 1;
+/// With a smaller MTU an interface has no IPv6 (RFC 8200, section 5).
+const IPV6_MTU_MIN: u16 = 1280;
 /// Names that are tried: others may have some that look like ours.
 const NAMES_TRIED: u32 = 64;
 
@@ -50,6 +53,7 @@ pub(super) struct Part {
     pub(super) mtu: u16,
     /// The container's end is up, without an address.
     is_up: bool,
+    mark: File,
 }
 
 /// What ends.
@@ -116,10 +120,10 @@ impl Maker {
         move_into_link_name_space(self.home.as_fd(), Some(LinkNameSpaceType::Network))
             .map_err(|error| refused(error.into(), || "coming back from a new network namespace".into()))?;
         let (namespace, inode, requests, (ifindex, is_up), pair) = made?;
-        match self.names.mark(inode, &pair).and_then(|()| self.open(&pair)) {
-            Ok(port) => {
+        match self.names.mark(inode, &pair).and_then(|mark| Ok((mark, self.open(&pair)?))) {
+            Ok((mark, port)) => {
                 let interface = self.interface.clone();
-                Ok(Part { namespace, inode, requests, interface, ifindex, pair, port, mtu, is_up })
+                Ok(Part { namespace, inode, requests, interface, ifindex, pair, port, mtu, is_up, mark })
             }
             Err(error) => {
                 let _gone = pair.remove(host); // what is to be told is why
@@ -212,21 +216,27 @@ impl Part {
         plan: &PartPlan,
         names: &Names,
     ) -> Result<(Taken, XskPort), (ContainerError, Box<Part>)> {
-        let given = self.set_up(plan).and_then(|()| names.give(&plan.namespace, &self.namespace));
-        match given {
+        let written = self.mark.write_all(plan.mark.as_bytes());
+        let written = written.map_err(|error| refused(error, || format!("marking {}", self.pair.port)));
+        let given = written.and_then(|()| self.set_up(plan));
+        match given.and_then(|()| names.give(&plan.namespace, &self.namespace)) {
             Ok(()) => {
                 let Part { inode, pair, port, .. } = self;
-                Ok((Taken { namespace: plan.namespace.clone(), inode, pair }, port))
+                let (namespace, mark) = (plan.namespace.clone(), plan.mark.clone());
+                Ok((Taken { namespace, inode, pair, mark }, port))
             }
             Err(error) => Err((error, Box::new(self))),
         }
     }
 
-    /// In one request of its namespace. Our end stays as it is: its MTU may be larger, the kernel holds packets against that of the end that they go to.
+    /// By one system call, unless its interface is to be called otherwise. Our end stays as it is: its MTU may be larger, the kernel holds packets against that of the end that they go to.
     fn set_up(&mut self, plan: &PartPlan) -> Result<(), ContainerError> {
         let which = names::which(&plan.namespace);
         let (mut theirs, mut own) = (pair::link_up(self.ifindex), None);
-        if self.is_up {
+        if self.is_up && plan.link.mtu < IPV6_MTU_MIN {
+            // With such an MTU the kernel takes its IPv6 away, and all that is said about that.
+            theirs.attributes.clear();
+        } else if self.is_up {
             theirs = address_generation(self.ifindex, In6AddrGenMode::Eui64);
             if plan.interface.is_some() {
                 // One that is up keeps its name, before Linux 6.2.
@@ -236,7 +246,8 @@ impl Part {
                 self.requests.change(down, 0).map_err(|error| refused(error, what))?;
                 theirs = pair::link_up(self.ifindex);
             } else {
-                own = Some(link_local(plan.link.mac));
+                let its = link_local(plan.link.mac);
+                own = (!plan.link.addresses.iter().any(|(address, _)| *address == its)).then_some(its);
             }
         }
         theirs.attributes.push(LinkAttribute::Address(plan.link.mac.0.to_vec()));
@@ -244,7 +255,6 @@ impl Part {
             theirs.attributes.push(LinkAttribute::Mtu(plan.link.mtu.into()));
         }
         theirs.attributes.extend(plan.interface.clone().map(LinkAttribute::IfName));
-        theirs.attributes.extend(plan.alias.clone().map(LinkAttribute::IfAlias));
         let interface = plan.interface.as_ref().unwrap_or(&self.interface);
         pair::give(&mut self.requests, (interface, &plan.link), theirs, own, &which)
     }
