@@ -9,7 +9,7 @@
 set -eu
 folder=$1 programs=$2
 here=$(dirname "$0")
-wanted='igb e1000e vmxnet3 virtio_pci virtio_net vxlan veth 8021q bridge'
+wanted='igb e1000e vmxnet3 virtio_pci virtio_net vxlan veth 8021q bridge xsk_diag'
 tools='ip ethtool ping setpriv bridge dash taskset prlimit'
 
 guest=$folder/guest

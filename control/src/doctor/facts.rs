@@ -446,8 +446,7 @@ mod tests {
         let cpu = &cpus[&3];
         assert_eq!((cpu.governor.as_deref(), cpu.node), (Ok("powersave"), Some(1)));
         assert_eq!(cpu.siblings, Ok(vec![3, 7]));
-        let expected =
-            [Interrupt { number: 45, cpus: vec![3] }, Interrupt { number: 46, cpus: vec![0, 1] }];
+        let expected = [Interrupt { number: 45, cpus: vec![3] }, Interrupt { number: 46, cpus: vec![0, 1] }];
         assert_eq!(interrupts(&files, "card").unwrap(), expected);
         assert_eq!(node(&files, "card/numa_node"), Ok(1));
         assert!(node(&files, "old/numa_node").is_err());

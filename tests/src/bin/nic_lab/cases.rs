@@ -1,5 +1,6 @@
 //! What is tried with each NIC.
 
+mod doctor;
 mod links;
 mod refusals;
 mod rings;
@@ -39,6 +40,10 @@ pub const CASES: &[Case] = &[
     Case { name: "mtu", kinds: all, run: refusals::mtu },
     Case { name: "foreign", kinds: all, run: refusals::foreign_program },
     Case { name: "vlan", kinds: all, run: refusals::vlan },
+    Case { name: "doctor", kinds: all, run: doctor::link },
+    Case { name: "doctor-queues", kinds: all, run: doctor::queues },
+    Case { name: "doctor-offloads", kinds: all, run: doctor::offloads },
+    Case { name: "fix", kinds: all, run: doctor::fix },
     Case { name: "filters", kinds: all, run: links::filters },
     Case { name: "huge", kinds: all, run: streams::huge },
     Case { name: "removed", kinds: all, run: links::removed },

@@ -78,6 +78,16 @@ impl Kind {
         }
     }
 
+    /// The largest MTU with which its driver takes an XDP program, if it has any.
+    pub fn program_mtu(self) -> Option<u32> {
+        match self {
+            Kind::Igb => Some(3046),
+            Kind::Virtio => Some(3506),
+            Kind::Vmxnet3 => Some(3494),
+            Kind::E1000e => None,
+        }
+    }
+
     /// Whether it has several queues here.
     pub fn is_multi_queue(self) -> bool {
         matches!(self, Kind::Igb | Kind::Vmxnet3)

@@ -1,0 +1,357 @@
+//! `peregrine doctor` on each driver: a thing is made wrong, the doctor tells it, what it prints is run by a shell, and all is well. A
+//! command that the driver would not obey is not printed.
+
+use std::path::PathBuf;
+
+use peregrine_control::lab::Namespace;
+use peregrine_dataplane::plan::XdpMode;
+use peregrine_dataplane::types::QueueId;
+use peregrine_dataplane::xsk::{self, XskConfig};
+use peregrine_tests::{NEAR, cores, inside, program, run, until};
+use serde_json::Value;
+
+use crate::bench::Bench;
+use crate::kinds::Kind;
+
+/// The doctor on the near host, with a config.
+#[derive(Debug)]
+pub struct Doctor<'a> {
+    host: &'a Namespace,
+    file: PathBuf,
+}
+
+impl Doctor<'_> {
+    /// Writes the config to a file of this name.
+    pub fn new<'a>(bench: &'a Bench, name: &str, config: &str) -> Doctor<'a> {
+        let file = bench.net.file(&format!("{name}.toml"));
+        std::fs::write(&file, config).expect("a config file");
+        Doctor { host: &bench.net.near, file }
+    }
+
+    /// How it is called.
+    pub fn command_line(&self) -> String {
+        format!("{} doctor --json -c {}", program("peregrine").display(), self.file.display())
+    }
+
+    /// A shell there, whose script must end well.
+    #[track_caller]
+    pub fn shell(&self, script: &str) -> String {
+        // Not busybox's: its `ip` goes before ours.
+        run(self.host.command("dash").args(["-c", script]))
+    }
+
+    /// What it finds when a script calls it, which is where it may be called in other ways.
+    #[track_caller]
+    pub fn report_of(&self, script: &str) -> Value {
+        let output = self.host.command("dash").args(["-c", script]).output().expect("dash");
+        read(script, &output)
+    }
+
+    /// What it finds.
+    #[track_caller]
+    pub fn report(&self, more: &str) -> Value {
+        self.report_of(&format!("{} {more}", self.command_line()))
+    }
+
+    /// A check ends so, with these words in what is said of it.
+    #[track_caller]
+    pub fn tells(&self, check: &str, verdict: &str, words: &str) -> Value {
+        tells(&self.report(""), check, verdict, words)
+    }
+
+    /// A check ends so, prints this command, and is ok when that was run.
+    #[track_caller]
+    pub fn is_mended(&self, check: &str, verdict: &str, words: &str, command: &str) {
+        let finding = self.tells(check, verdict, words);
+        assert_eq!(finding["command"], command, "{finding}");
+        self.shell(command);
+        self.tells(check, "ok", "");
+    }
+
+    /// The same by `--fix`, which says this.
+    #[track_caller]
+    pub fn is_fixed(&self, check: &str, verdict: &str, line: &str) {
+        self.tells(check, verdict, "");
+        let report = self.report("--fix");
+        let is_said = report["fixed"].as_array().is_some_and(|fixed| fixed.contains(&line.into()));
+        assert!(is_said, "{report}");
+        tells(&report, check, "ok", "");
+    }
+}
+
+/// The report of a doctor that was called somehow.
+#[track_caller]
+pub fn read(script: &str, output: &std::process::Output) -> Value {
+    let said = String::from_utf8_lossy(&output.stderr);
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{script}: {error}: {said}"))
+}
+
+/// The worst finding of a check in a report; it must have ended so.
+#[track_caller]
+pub fn tells(report: &Value, check: &str, verdict: &str, words: &str) -> Value {
+    let rank = |finding: &&Value| {
+        ["ok", "skipped", "warning", "failure"].iter().position(|name| finding["verdict"] == *name)
+    };
+    let all = report["checks"].as_array().into_iter().flatten().filter(|finding| finding["check"] == check);
+    let finding = all.max_by_key(rank).unwrap_or_else(|| panic!("no check {check} in {report}"));
+    let is_said = finding["what"].to_string().contains(words) || finding["why"].to_string().contains(words);
+    assert!(finding["verdict"] == verdict && is_said, "not {verdict}, '{words}': {finding}");
+    finding.clone()
+}
+
+/// The link, its MTU, and who else has a program there.
+pub fn link(kind: Kind) -> String {
+    let bench = Bench::new(kind);
+    let doctor = Doctor::new(&bench, "plain", &bench.config(&[]));
+    let sound = doctor.report("");
+    assert_eq!(sound["counts"]["failure"], 0, "{sound}");
+    for check in ["interface", "carrier", "native-xdp", "zero-copy", "mtu", "program", "sockets", "next-hop"]
+    {
+        tells(&sound, check, "ok", "");
+    }
+    doctor.shell("ip link set near0 down");
+    doctor.is_mended("interface", "failure", "it is down", "ip link set dev near0 up");
+    bench.wait_for_carrier(&bench.net.near, NEAR.1, true);
+    bench.cable(false);
+    doctor.tells("carrier", "warning", "no carrier");
+    bench.cable(true);
+    doctor.tells("carrier", "ok", "");
+
+    doctor.shell("ip link set near0 mtu 1400");
+    doctor.is_mended("underlay-mtu", "failure", "needs 1500", "ip link set dev near0 mtu 1500");
+    let small = bench.config(&[]).replace(&bench.chunks(), "chunk_size = 2048");
+    let small = Doctor::new(&bench, "small", &small);
+    small.shell("ip link set near0 mtu 3000");
+    let most = kind.small_mtu();
+    small.is_mended(
+        "mtu",
+        "failure",
+        &format!("3000 of at most {most}"),
+        &format!("ip link set dev near0 mtu {most}"),
+    );
+    let limit = match kind.program_mtu() {
+        Some(most) => driver_mtu(&bench, most),
+        None => "no XDP of the driver's".into(),
+    };
+    doctor.shell("ip link set near0 mtu 1500");
+
+    doctor.shell("ip link set dev near0 xdp obj /lab/foreign.o sec xdp");
+    let mode = if kind == Kind::E1000e { "xdpgeneric" } else { "xdpdrv" };
+    doctor.is_mended("program", "failure", "somebody_elses", &format!("ip link set dev near0 {mode} off"));
+    sockets(&bench, &doctor);
+    let daemon = bench.start(&bench.config(&[]));
+    bench.pings(20);
+    daemon.stop();
+    format!(
+        "down, no cable, MTU too small and too large, another's program and socket: told, and mended; {limit}"
+    )
+}
+
+/// Another's AF_XDP socket: ours here.
+fn sockets(bench: &Bench, doctor: &Doctor<'_>) {
+    inside(&bench.net.near, || {
+        let mode = if bench.kind == Kind::E1000e { XdpMode::Generic } else { XdpMode::Copy };
+        let theirs = xsk::open(&XskConfig::new(NEAR.1, mode), &[vec![QueueId(0)]]).expect("a socket");
+        let owner = format!("queue 0 has an AF_XDP socket of nic_lab ({})", std::process::id());
+        let finding = doctor.tells("sockets", "failure", &owner);
+        assert!(finding["command"].is_null(), "{finding}");
+        drop(theirs);
+    });
+    // The kernel takes a socket off its queue late.
+    until("the queue to be free", || {
+        doctor.report("")["checks"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .any(|finding| finding["check"] == "sockets" && finding["verdict"] == "ok")
+    });
+}
+
+/// The largest MTU with which the driver takes a program is what the doctor believes.
+fn driver_mtu(bench: &Bench, most: u32) -> String {
+    let copying = bench
+        .config(&[])
+        .replace(&format!("mode = \"{}\"", bench.kind.mode()), "mode = \"copy\"")
+        .replace(&bench.chunks(), "chunk_size = 4096");
+    let doctor = Doctor::new(bench, "large", &copying);
+    let attach = "ip link set dev near0 xdpdrv obj /lab/foreign.o sec xdp";
+    doctor.shell(&format!("ip link set near0 mtu {}", most + 1));
+    assert!(bench.net.near.ip(attach.trim_start_matches("ip ")).is_err(), "it takes one with {}", most + 1);
+    let command = format!("ip link set dev near0 mtu {most}");
+    doctor.is_mended("mtu", "failure", "takes no XDP program with a larger one", &command);
+    doctor.shell(&format!("{attach} && ip link set dev near0 xdpdrv off"));
+    format!("a program up to an MTU of {most}")
+}
+
+/// How packets come to queues and cores.
+pub fn queues(kind: Kind) -> String {
+    let bench = Bench::new(kind);
+    let config = bench.config(&[]);
+    let doctor = Doctor::new(&bench, "plain", &config);
+    let with = |name: &str, queues: &str| {
+        Doctor::new(&bench, name, &config.replace("[uplink]\n", &format!("[uplink]\nqueues = {queues}\n")))
+    };
+    let mut facts = vec![hash(kind, &doctor)];
+    let (both, first) = (with("both", "[0, 1]"), with("first", "[0]"));
+    if kind.is_multi_queue() {
+        doctor.shell("ethtool -X near0 weight 1 0");
+        doctor.is_mended("rss", "warning", "no packets come to queues 1", "ethtool -X near0 equal 2");
+        first.is_mended("queues", "warning", "come to queues 1,", "ethtool -X near0 equal 1");
+        let last = with("last", "[1]");
+        last.is_mended("queues", "warning", "come to queues 0,", "ethtool -X near0 weight 0 1");
+        doctor.shell("ethtool -X near0 equal 2");
+        facts.push("table of queues".into());
+    }
+    if kind == Kind::Igb {
+        // With a table that somebody has chosen the kernel takes no queues away.
+        doctor.shell("ethtool -X near0 default && ethtool -L near0 combined 1");
+        both.is_mended("channels", "failure", "queue 1 is asked for", "ethtool -L near0 combined 2");
+        facts.push("channels".into());
+    } else {
+        let more = if kind.is_multi_queue() { with("more", "[0, 1, 2]") } else { both };
+        let finding = more.tells("channels", "failure", "is asked for, and there are 0 to");
+        assert!(finding["command"].is_null(), "{finding}");
+        facts.push("no more channels to be had, and none offered".into());
+    }
+    interrupts(&doctor);
+    let daemon = bench.start(&config);
+    bench.pings(50);
+    doctor.tells("interrupts", "ok", "");
+    daemon.stop();
+    doctor.shell(&format!("{IRQS} echo 0-1 > /proc/irq/$irq/smp_affinity_list; done"));
+    facts.push("interrupts".into());
+    facts.join(", ")
+}
+
+/// The card's interrupts that are in use. A virtio card's are those of the device that it is on.
+const IRQS: &str = "cd -P /sys/class/net/near0/device; [ -d msi_irqs ] || cd ..; \
+                    for irq in $(ls msi_irqs); do [ -d /proc/irq/$irq ] || continue;";
+
+/// By which fields UDP is hashed: on igb that is chosen, vmxnet3 in QEMU does not tell, the others have one queue.
+fn hash(kind: Kind, doctor: &Doctor<'_>) -> String {
+    let by_addresses = "ethtool -N near0 rx-flow-hash udp4 sd";
+    match kind {
+        Kind::Igb => {
+            doctor.shell(by_addresses);
+            let command = "ethtool -N near0 rx-flow-hash udp4 sdfn";
+            doctor.is_mended("hash-udp4", "warning", "by addresses only", command);
+            doctor.shell(by_addresses);
+            doctor.is_fixed("hash-udp4", "warning", "near0: udp4 hashed by ports");
+            doctor.shell(by_addresses);
+            "UDP's hash".into()
+        }
+        Kind::Vmxnet3 => {
+            let finding = doctor.tells("hash-udp4", "skipped", "does not tell");
+            assert!(finding["command"].is_null(), "{finding}");
+            "UDP's hash not told, and no command offered".into()
+        }
+        _ => {
+            doctor.tells("hash-udp4", "ok", "there is one queue");
+            "one queue".into()
+        }
+    }
+}
+
+fn interrupts(doctor: &Doctor<'_>) {
+    let (worker, other) = cores();
+    doctor.shell(&format!("{IRQS} echo {worker} > /proc/irq/$irq/smp_affinity_list; done"));
+    let finding = doctor.tells("interrupts", "warning", "are served on workers' cores");
+    let numbers = doctor.shell(&format!("{IRQS} echo $irq; done"));
+    let numbers: Vec<&str> = numbers.split_whitespace().collect();
+    let command =
+        format!("for irq in {}; do echo {other} > /proc/irq/$irq/smp_affinity_list; done", numbers.join(" "));
+    assert_eq!(finding["command"], command, "{finding}");
+    doctor.shell(&command);
+    doctor.tells("interrupts", "ok", &format!("none of {}", numbers.len()));
+}
+
+/// What the card does to packets before a program sees them; and a VLAN, part by part.
+pub fn offloads(kind: Kind) -> String {
+    let bench = Bench::new(kind);
+    let plain = Doctor::new(&bench, "plain", &bench.config(&[]));
+    plain.tells("gro-hw", "ok", "off");
+    let lro = if kind == Kind::Vmxnet3 {
+        plain.shell("ethtool -K near0 lro on");
+        plain.tells("lro", "ok", "on; driver vmxnet3 switches it off for an XDP program");
+        let daemon = bench.start(&bench.config(&[]));
+        let all = plain.shell("ethtool -k near0");
+        assert!(all.contains("large-receive-offload: off"), "{all}");
+        daemon.stop();
+        "the driver switches LRO off, as is told"
+    } else {
+        plain.tells("lro", "ok", "off");
+        "no LRO"
+    };
+    let vlan = Doctor::new(&bench, "vlan", &bench.config_in_a_vlan());
+    vlan.tells("vlan-device", "failure", "near0 has no device for VLAN 100");
+    let make = "ip link add link near0 name near0.100 type vlan id 100";
+    assert_eq!(vlan.tells("vlan-device", "failure", "")["command"], make);
+    vlan.shell(make);
+    vlan.is_mended("address", "failure", "is not on near0.100", "ip address add 198.18.0.1/32 dev near0.100");
+    vlan.shell("ip address add 198.18.0.1/24 dev near0.100");
+    let up = vlan.tells("next-hop", "failure", "");
+    assert_eq!(up["command"], "ip link set dev near0.100 up", "{up}");
+    vlan.shell("ip link set dev near0.100 up");
+    bench.far_in_a_vlan();
+    vlan.tells("next-hop", "ok", "");
+    let strip = if kind.strips_vlans() {
+        vlan.is_mended("vlan-strip", "failure", "takes VLAN tags off", "ethtool -K near0 rxvlan off");
+        vlan.shell("ethtool -K near0 rxvlan on");
+        vlan.is_fixed("vlan-strip", "failure", "near0: rxvlan off");
+        "tags taken off: told and mended"
+    } else {
+        vlan.tells("vlan-strip", "ok", "tags are left in packets");
+        "the driver takes no tags off"
+    };
+    let daemon = bench.start(&bench.config_in_a_vlan());
+    bench.pings(50);
+    daemon.stop();
+    format!("{lro}; no GRO-HW; a VLAN's device, address and state: told and mended; {strip}")
+}
+
+/// `[uplink] fix`: for as long as the daemon runs; after a kill -9 the next one puts it back.
+pub fn fix(kind: Kind) -> String {
+    let bench = Bench::new(kind);
+    bench.near_in_a_vlan();
+    bench.far_in_a_vlan();
+    let config = bench.config_in_a_vlan().replace("[uplink]\n", "[uplink]\nfix = true\n");
+    let doctor = Doctor::new(&bench, "plain", &config);
+    let mut expected = Vec::new();
+    if kind.strips_vlans() {
+        expected.push(("rxvlan off", "rx-vlan-hw-parse on"));
+    }
+    if kind == Kind::Igb {
+        doctor.shell("ethtool -N near0 rx-flow-hash udp4 sd");
+        expected.push(("udp4 hashed by ports", "udp4 hashed as before"));
+    }
+    let state = || {
+        let hash = "ethtool -n near0 rx-flow-hash udp4 2>/dev/null || true";
+        doctor.shell(&format!("ethtool -k near0 | grep rx-vlan-offload; {hash}"))
+    };
+    let before = state();
+    let daemon = bench.start(&config);
+    bench.pings(50);
+    assert_eq!(state() == before, expected.is_empty(), "{before}");
+    let said = daemon.stop();
+    assert_eq!(state(), before, "it is as it was");
+    let fixed = said.lines().filter(|line| line.starts_with("fixed until the end: near0: ")).count();
+    assert_eq!(fixed, expected.len(), "{said}");
+    for (fixed, _) in &expected {
+        assert!(said.contains(&format!("fixed until the end: near0: {fixed}")), "{said}");
+    }
+
+    bench.start(&config).kill();
+    assert_eq!(state() == before, expected.is_empty(), "a kill puts nothing back");
+    let daemon = bench.start(&config);
+    bench.pings(50);
+    let said = daemon.stop();
+    for (_, back) in &expected {
+        assert!(said.contains(&format!("put back, as a killed daemon could not: near0: {back}")), "{said}");
+    }
+    assert_eq!(state(), before, "it is as it was");
+    let names: Vec<&str> = expected.iter().map(|(fixed, _)| *fixed).collect();
+    match names.as_slice() {
+        [] => "nothing to be fixed, and nothing said".into(),
+        _ => format!("{}: set, put back at the end, and after a kill by the next daemon", names.join(", ")),
+    }
+}
