@@ -1,5 +1,6 @@
 //! The two hosts of a case, with a NIC each, as the driver has it after a reset of what cases change.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -195,4 +196,14 @@ pub fn device(mac: &str) -> String {
 pub fn counter(host: &Namespace, device: &str, name: &str) -> u64 {
     let path = format!("/sys/class/net/{device}/statistics/{name}");
     run(host.command("cat").arg(path)).trim().parse().expect("a number")
+}
+
+/// All that a driver counts, and the kernel for it.
+pub fn counters(host: &Namespace, device: &str) -> BTreeMap<String, u64> {
+    let text = run(host.command("ethtool").args(["-S", device]));
+    let one = |line: &str| {
+        let (name, value) = line.rsplit_once(':')?;
+        Some((name.trim().to_owned(), value.trim().parse().ok()?))
+    };
+    text.lines().filter_map(one).collect()
 }

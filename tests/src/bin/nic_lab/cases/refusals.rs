@@ -13,7 +13,7 @@ pub fn modes(kind: Kind) -> String {
     let bench = Bench::new(kind);
     let config = |mode: &str| bench.config(&[]).replace(kind.mode(), mode);
     let refused: &[(&str, &str)] = match kind {
-        Kind::Igb | Kind::Virtio => &[],
+        Kind::Igb | Kind::Virtio | Kind::Machine => &[],
         Kind::Vmxnet3 => &[("require-zero-copy", "has no zero-copy")],
         Kind::E1000e => &[
             ("require-zero-copy", "has no zero-copy"),
