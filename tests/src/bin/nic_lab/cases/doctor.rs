@@ -155,9 +155,6 @@ pub fn link(kind: Kind) -> String {
         ("program", "failure", "somebody_elses", &format!("ip link set dev near0 {mode} off")),
     ]);
     sockets(&bench, &doctor);
-    let daemon = bench.start(&bench.config(&[]));
-    bench.pings(20);
-    daemon.stop();
     format!(
         "down, no cable, MTU too small and too large, another's program and socket: told, and mended; {limit}"
     )
