@@ -52,7 +52,6 @@ pub const CASES: &[Case] = &[
     Case { name: "vlan", kinds: all, run: refusals::vlan },
     Case { name: "doctor", kinds: all, run: doctor::link },
     Case { name: "doctor-queues", kinds: all, run: doctor::queues },
-    Case { name: "doctor-offloads", kinds: all, run: doctor::offloads },
     Case { name: "fix", kinds: Kind::is_multi_queue, run: doctor::fix },
     Case { name: "filters", kinds: all, run: links::filters },
     Case { name: "huge", kinds: all, run: streams::huge },
