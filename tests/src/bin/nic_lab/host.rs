@@ -18,6 +18,8 @@ use crate::kinds::Kind;
 pub const REQUEST: &str = "nic-lab-monitor: ";
 /// A guest that says nothing for so long will not go on: a case's patience, and a start on a busy machine.
 const SILENCE: Duration = Duration::from_secs(90);
+/// By then its first case has ended. An emulated machine's timers sometimes stop while it boots: then it is booted once more.
+const BOOT_PATIENCE: Duration = Duration::from_secs(100);
 /// No guest takes longer than this.
 const GUEST_PATIENCE: Duration = Duration::from_secs(420);
 /// Nor all of them together longer than this: what runs then is killed, what has not begun does not begin.
@@ -32,6 +34,8 @@ const LAST_LINES: usize = 30;
 struct Outcome {
     passed: u32,
     failed: u32,
+    /// It has said something of its cases.
+    booted: bool,
     /// Why it broke off.
     broken: Option<String>,
 }
@@ -41,7 +45,11 @@ pub fn run(folder: &Path, kinds: Vec<Kind>) -> ExitCode {
     let began = Instant::now();
     let (mut passed, mut failed) = (0, 0);
     for kind in kinds {
-        let outcome = guest(folder, kind, began + LAB_PATIENCE);
+        let mut outcome = guest(folder, kind, began + LAB_PATIENCE);
+        if outcome.broken.is_some() && !outcome.booted {
+            println!("{MARK}{}: it did not boot, and is booted once more", kind.name());
+            outcome = guest(folder, kind, began + LAB_PATIENCE);
+        }
         passed += outcome.passed;
         failed += outcome.failed;
         if let Some(why) = outcome.broken {
@@ -138,8 +146,10 @@ fn read_console(lines: &Receiver<String>, log: &Path, monitor: &Path, deadline: 
     let mut last: Vec<String> = Vec::new();
     let mut outcome = Outcome::default();
     let mut fault = None;
+    let boot_deadline = deadline.min(Instant::now() + BOOT_PATIENCE);
     let why = loop {
-        let patience = SILENCE.min(deadline.saturating_duration_since(Instant::now()));
+        let end = if outcome.booted { deadline } else { boot_deadline };
+        let patience = SILENCE.min(end.saturating_duration_since(Instant::now()));
         let line = match lines.recv_timeout(patience) {
             Ok(line) => line,
             Err(RecvTimeoutError::Timeout) => break format!("silent for {patience:?}, or too slow"),
@@ -152,6 +162,7 @@ fn read_console(lines: &Receiver<String>, log: &Path, monitor: &Path, deadline: 
             }
         } else if line.starts_with(MARK) {
             println!("{line}");
+            outcome.booted = true;
             if let Some((passed, failed)) = end_of(&line) {
                 (outcome.passed, outcome.failed) = (passed, failed);
                 match fault.take() {
