@@ -3,13 +3,14 @@
 #
 #   pack.sh FOLDER PROGRAMS    FOLDER as fetch.sh left it; PROGRAMS is where peregrine, peregrine-pktgen and nic_lab lie
 #
-# In it: busybox, this machine's ip, ethtool, ping and what else the tests' fixtures run, our programs, each with the shared libraries
+# In it: busybox, this machine's ip, ethtool, ping and what else the tests' fixtures and the doctor's commands run (and dash: busybox's
+# shell takes its own programs before those), our programs, each with the shared libraries
 # that it has here; and the modules below with those that they need, in an order in which they can be loaded.
 set -eu
 folder=$1 programs=$2
 here=$(dirname "$0")
-wanted='igb e1000e vmxnet3 virtio_pci virtio_net vxlan veth 8021q bridge'
-tools='ip ethtool ping setpriv bridge'
+wanted='igb e1000e vmxnet3 virtio_pci virtio_net vxlan veth 8021q bridge xsk_diag'
+tools='ip ethtool ping setpriv bridge dash taskset prlimit'
 
 guest=$folder/guest
 rm -rf "$guest"
@@ -42,8 +43,10 @@ for program in peregrine peregrine-pktgen nic_lab; do
     chmod 755 "$guest/$place"
 done
 rm -f "$folder/stripped"
-# A program that is not ours, for a NIC that has one already.
-clang -O2 -g -target bpf -I"/usr/include/$(cc -dumpmachine)" -c "$here/foreign.c" -o "$guest/lab/foreign.o"
+# Programs that are not ours: for a NIC that has one already, and to see what a driver does with one.
+for program in foreign drop; do
+    clang -O2 -g -target bpf -I"/usr/include/$(cc -dumpmachine)" -c "$here/$program.c" -o "$guest/lab/$program.o"
+done
 
 modules=$(echo "$folder"/root/usr/lib/modules/*)
 : >"$guest/modules/order"

@@ -2,7 +2,7 @@
 # Runs the NIC lab: fetches QEMU and a kernel, packs what the guests boot, and runs the cases on each kind of NIC. `make nic-lab` builds
 # our programs and calls it.
 #
-#   run.sh [KIND…]      igb, virtio-net, vmxnet3, e1000e; all of them if none is named
+#   run.sh [KIND…]      igb, virtio-net, vmxnet3, e1000e, or machine: the doctor's checks of the machine; all of them if none is named
 #
 # NIC_LAB_CACHE     where downloads are kept (target/nic-lab/cache); with it full, no network is needed; emptied, newer ones are fetched
 # NIC_LAB_CASES     only these cases, separated by commas

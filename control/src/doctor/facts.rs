@@ -359,9 +359,12 @@ fn interrupts(files: &Files, device: &str) -> Known<Vec<Interrupt>> {
     let names = own.or_else(|why| files.names(&format!("{device}/../msi_irqs")).map_err(|_| why))?;
     let one = |name: &String| -> Known<Interrupt> {
         let number = name.parse().map_err(|_| format!("msi_irqs has '{name}', which is no number"))?;
-        let list = files.text(&format!("proc/irq/{number}/effective_affinity_list"));
-        let list = list.or_else(|_| files.text(&format!("proc/irq/{number}/smp_affinity_list")));
-        Ok(Interrupt { number, cpus: cpu_list(&list?)? })
+        let list = |file| files.text(&format!("proc/irq/{number}/{file}")).and_then(|text| cpu_list(&text));
+        let asked = list("smp_affinity_list")?;
+        let serving: Vec<usize> = list("effective_affinity_list").unwrap_or_default();
+        let serving: Vec<usize> = serving.into_iter().filter(|cpu| asked.contains(cpu)).collect();
+        // One that was told to move does so with its next packet.
+        Ok(Interrupt { number, cpus: if serving.is_empty() { asked } else { serving } })
     };
     // Those that nobody asked for have no entry in /proc.
     let is_used = |name: &&String| files.0.join("proc/irq").join(name).exists();
@@ -433,7 +436,9 @@ mod tests {
         write("card/msi_irqs/45", "msix");
         write("card/msi_irqs/46", "msix");
         write("proc/irq/45/effective_affinity_list", "3\n");
-        write("proc/irq/46/smp_affinity_list", "0-3\n");
+        write("proc/irq/45/smp_affinity_list", "0-3\n");
+        write("proc/irq/46/effective_affinity_list", "3\n");
+        write("proc/irq/46/smp_affinity_list", "0-1\n");
         write("card/numa_node", "1\n");
         write("old/numa_node", "-1\n");
         let files = Files::below(root.path());
@@ -444,8 +449,7 @@ mod tests {
         let cpu = &cpus[&3];
         assert_eq!((cpu.governor.as_deref(), cpu.node), (Ok("powersave"), Some(1)));
         assert_eq!(cpu.siblings, Ok(vec![3, 7]));
-        let expected =
-            [Interrupt { number: 45, cpus: vec![3] }, Interrupt { number: 46, cpus: vec![0, 1, 2, 3] }];
+        let expected = [Interrupt { number: 45, cpus: vec![3] }, Interrupt { number: 46, cpus: vec![0, 1] }];
         assert_eq!(interrupts(&files, "card").unwrap(), expected);
         assert_eq!(node(&files, "card/numa_node"), Ok(1));
         assert!(node(&files, "old/numa_node").is_err());

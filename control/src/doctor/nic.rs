@@ -381,9 +381,13 @@ impl On<'_> {
         let what = format!("packets come to queues {}, which have no socket", names.join(", "));
         let why = "they go to the kernel, and are lost for tenants: serve all queues, or let the card choose from those that are served";
         let finding = Finding::warning(NAME, what, why);
+        // The table can be set where there is one; a number of channels that is told is not one that can be set (vmxnet3), nor below what
+        // the table names.
+        if self.link.indirection.as_ref().is_ok_and(|table| !table.is_empty()) {
+            return finding.command(self.spread_command(&served));
+        }
         match self.first_queues(&served).and_then(|count| self.channels_command(count)) {
             Some(command) => finding.command(command),
-            None if self.link.indirection.is_ok() => finding.command(self.spread_command(&served)),
             None => finding,
         }
     }

@@ -353,7 +353,12 @@ fn queues_must_get_their_share() {
     is(&never, FAILURE, "queue 9", None);
     let some = |list: &[u32]| Queues::List(list.iter().copied().map(QueueId).collect());
     let first = found("queues", &[], |case| uplink(case).queues = some(&[0, 1]));
-    is(&first, WARNING, "queues 2, 3", Some("ethtool -L eth0 combined 2"));
+    is(&first, WARNING, "queues 2, 3", Some("ethtool -X eth0 equal 2"));
+    let tableless = found("queues", &[], |case| {
+        uplink(case).queues = some(&[0, 1]);
+        case.links[0].indirection = Err("none".into());
+    });
+    is(&tableless, WARNING, "queues 2, 3", Some("ethtool -L eth0 combined 2"));
     let last = found("queues", &[], |case| uplink(case).queues = some(&[2, 3]));
     is(&last, WARNING, "queues 0, 1", Some("ethtool -X eth0 weight 0 0 1 1"));
     let chosen = found("queues", &[], |case| {

@@ -1,16 +1,21 @@
 //! The two hosts of a case, with a NIC each, as the driver has it after a reset of what cases change.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::Command;
 
 use peregrine_control::lab::Namespace;
-use peregrine_tests::{Daemon, FAR, FAR_OVERLAY, NEAR, Net, Tenant, ping, ping_patiently, run, until};
+use peregrine_tests::{Daemon, FAR, FAR_OVERLAY, NEAR, Net, Tenant, VNI, ping, ping_patiently, run, until};
 
 use crate::host::REQUEST;
 use crate::kinds::Kind;
 
 /// The overlay's station behind Peregrine: a container, whose kernel answers pings.
 pub const WEB: &str = Tenant::WEB.ip;
+
+/// The hosts' addresses where the underlay has a tag.
+const NEAR_TAGGED: &str = "198.18.0.1";
+const FAR_TAGGED: &str = "198.18.0.2";
 
 /// Two hosts, and a container on the near one.
 #[derive(Debug)]
@@ -54,6 +59,34 @@ impl Bench {
             .replace("mtu = 1450\n", "mtu = 1450\nsubnets = [\"10.42.0.0/24\"]\n");
         let container = format!("veth = {{ namespace = \"{}\" }}\n", self.web.name());
         config + &Tenant::WEB.endpoint("").replace("memif = {  }\n", &container)
+    }
+
+    /// The near host's address in VLAN 100.
+    pub fn near_in_a_vlan(&self) {
+        tagged(&self.net.near, NEAR.1, NEAR_TAGGED);
+    }
+
+    /// The far host's, and its overlay moved there.
+    pub fn far_in_a_vlan(&self) {
+        let far = &self.net.far;
+        tagged(far, FAR.1, FAR_TAGGED);
+        let (overlay, mac) = FAR_OVERLAY;
+        let vx =
+            format!("vx address {mac} mtu 1450 type vxlan id {VNI} local {FAR_TAGGED} remote {NEAR_TAGGED}");
+        for command in [
+            "link del vx".to_string(),
+            format!("link add {vx} dstport 4789 noudpcsum"),
+            format!("addr add {overlay}/24 dev vx"),
+            "link set vx up".to_string(),
+        ] {
+            far.ip(&command).expect("the overlay");
+        }
+    }
+
+    /// The config with the underlay in that VLAN.
+    pub fn config_in_a_vlan(&self) -> String {
+        let local = format!("local = \"{NEAR_TAGGED}\"\nvlan = 100");
+        self.config(&[]).replace(FAR.0, FAR_TAGGED).replace(&format!("local = \"{}\"", NEAR.0), &local)
     }
 
     /// The line about chunks in such a config.
@@ -131,6 +164,12 @@ impl Bench {
     }
 }
 
+fn tagged(host: &Namespace, device: &str, address: &str) {
+    host.ip(&format!("link add link {device} name {device}.100 type vlan id 100")).expect("a VLAN");
+    host.ip(&format!("addr add {address}/24 dev {device}.100")).expect("an address");
+    host.ip(&format!("link set {device}.100 up")).expect("up");
+}
+
 /// The PCI device of the NIC with this address; before it is in a host.
 pub fn pci_device(mac: &str) -> PathBuf {
     let link = PathBuf::from("/sys/class/net").join(device(mac)).join("device");
@@ -157,4 +196,14 @@ pub fn device(mac: &str) -> String {
 pub fn counter(host: &Namespace, device: &str, name: &str) -> u64 {
     let path = format!("/sys/class/net/{device}/statistics/{name}");
     run(host.command("cat").arg(path)).trim().parse().expect("a number")
+}
+
+/// All that a driver counts, and the kernel for it.
+pub fn counters(host: &Namespace, device: &str) -> BTreeMap<String, u64> {
+    let text = run(host.command("ethtool").args(["-S", device]));
+    let one = |line: &str| {
+        let (name, value) = line.rsplit_once(':')?;
+        Some((name.trim().to_owned(), value.trim().parse().ok()?))
+    };
+    text.lines().filter_map(one).collect()
 }

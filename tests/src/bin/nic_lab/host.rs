@@ -18,8 +18,12 @@ use crate::kinds::Kind;
 pub const REQUEST: &str = "nic-lab-monitor: ";
 /// A guest that says nothing for so long will not go on: a case's patience, and a start on a busy machine.
 const SILENCE: Duration = Duration::from_secs(90);
+/// By then its first case has ended. An emulated machine's timers sometimes stop while it boots: then it is booted once more.
+const BOOT_PATIENCE: Duration = Duration::from_secs(100);
 /// No guest takes longer than this.
 const GUEST_PATIENCE: Duration = Duration::from_secs(420);
+/// Nor all of them together longer than this: what runs then is killed, what has not begun does not begin.
+const LAB_PATIENCE: Duration = Duration::from_secs(1200);
 /// What the guest's kernel says of a fault of its own: a driver's, most likely, and then no case is worth much.
 const FAULTS: [&str; 4] = ["BUG: ", "Oops: ", "WARNING: CPU", "Kernel panic"];
 /// Lines of the console that are shown of a guest that broke off.
@@ -30,6 +34,8 @@ const LAST_LINES: usize = 30;
 struct Outcome {
     passed: u32,
     failed: u32,
+    /// It has said something of its cases.
+    booted: bool,
     /// Why it broke off.
     broken: Option<String>,
 }
@@ -39,7 +45,11 @@ pub fn run(folder: &Path, kinds: Vec<Kind>) -> ExitCode {
     let began = Instant::now();
     let (mut passed, mut failed) = (0, 0);
     for kind in kinds {
-        let outcome = guest(folder, kind);
+        let mut outcome = guest(folder, kind, began + LAB_PATIENCE);
+        if outcome.broken.is_some() && !outcome.booted {
+            println!("{MARK}{}: it did not boot, and is booted once more", kind.name());
+            outcome = guest(folder, kind, began + LAB_PATIENCE);
+        }
         passed += outcome.passed;
         failed += outcome.failed;
         if let Some(why) = outcome.broken {
@@ -52,7 +62,11 @@ pub fn run(folder: &Path, kinds: Vec<Kind>) -> ExitCode {
 }
 
 /// Boots one, reads its console to the end, and leaves nothing running.
-fn guest(folder: &Path, kind: Kind) -> Outcome {
+fn guest(folder: &Path, kind: Kind, end: Instant) -> Outcome {
+    if Instant::now() >= end {
+        let why = format!("not begun, as the lab has taken {LAB_PATIENCE:?} already");
+        return Outcome { broken: Some(why), ..Outcome::default() };
+    }
     let monitor = folder.join("monitor");
     let _absent = std::fs::remove_file(&monitor);
     let mut child = match qemu(folder, kind, &monitor).spawn() {
@@ -60,7 +74,8 @@ fn guest(folder: &Path, kind: Kind) -> Outcome {
         Err(error) => return Outcome { broken: Some(format!("QEMU: {error}")), ..Outcome::default() },
     };
     let log = folder.join(format!("console-{}.log", kind.name()));
-    let outcome = read_console(&lines_of(&mut child), &log, &monitor);
+    let outcome =
+        read_console(&lines_of(&mut child), &log, &monitor, end.min(Instant::now() + GUEST_PATIENCE));
     let _gone = child.kill();
     let _reaped = child.wait();
     outcome
@@ -77,17 +92,25 @@ fn qemu(folder: &Path, kind: Kind, monitor: &Path) -> Command {
     for data in ["share/qemu", "share/seabios"] {
         command.arg("-L").arg(root.join(data));
     }
-    command.args(["-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "1G"]);
+    command.args(["-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", "max"]);
+    command.args(kind.machine());
     command.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "stdio"]);
     command.arg("-monitor").arg(format!("unix:{},server=on,wait=off", monitor.display()));
     command.arg("-kernel").arg(folder.join("kernel")).arg("-initrd").arg(folder.join("initramfs"));
     let cases = std::env::var("NIC_LAB_CASES").ok().filter(|names| !names.is_empty());
     let cases = cases.map(|names| format!(" nic_lab_cases={names}"));
     let line = "console=ttyS0 quiet panic=-1 oops=panic mitigations=off nokaslr";
-    command.arg("-append").arg(format!("{line} nic_lab={}{}", kind.name(), cases.unwrap_or_default()));
+    command.arg("-append").arg(format!(
+        "{line} {} nic_lab={}{}",
+        kind.boot_words(),
+        kind.name(),
+        cases.unwrap_or_default()
+    ));
     for (number, (name, mac)) in [("far", FAR.2), ("near", NEAR.2)].into_iter().enumerate() {
         command.args(["-netdev", &format!("hubport,id=hub-{name},hubid=0")]);
-        command.args(["-device", &format!("pcie-root-port,id=port-{name},chassis={number},slot={number}")]);
+        let bus = if name == "near" { kind.near_bus() } else { "pcie.0" };
+        let port = format!("pcie-root-port,id=port-{name},bus={bus},chassis={number},slot={number}");
+        command.args(["-device", &port]);
         command.args([
             "-device",
             &format!("{},id={name},bus=port-{name},netdev=hub-{name},mac={mac},romfile=", kind.device()),
@@ -118,14 +141,15 @@ fn lines_of(child: &mut Child) -> Receiver<String> {
     lines
 }
 
-fn read_console(lines: &Receiver<String>, log: &Path, monitor: &Path) -> Outcome {
+fn read_console(lines: &Receiver<String>, log: &Path, monitor: &Path, deadline: Instant) -> Outcome {
     let mut kept = File::create(log).ok();
     let mut last: Vec<String> = Vec::new();
     let mut outcome = Outcome::default();
-    let deadline = Instant::now() + GUEST_PATIENCE;
     let mut fault = None;
+    let boot_deadline = deadline.min(Instant::now() + BOOT_PATIENCE);
     let why = loop {
-        let patience = SILENCE.min(deadline.saturating_duration_since(Instant::now()));
+        let end = if outcome.booted { deadline } else { boot_deadline };
+        let patience = SILENCE.min(end.saturating_duration_since(Instant::now()));
         let line = match lines.recv_timeout(patience) {
             Ok(line) => line,
             Err(RecvTimeoutError::Timeout) => break format!("silent for {patience:?}, or too slow"),
@@ -138,6 +162,7 @@ fn read_console(lines: &Receiver<String>, log: &Path, monitor: &Path) -> Outcome
             }
         } else if line.starts_with(MARK) {
             println!("{line}");
+            outcome.booted = true;
             if let Some((passed, failed)) = end_of(&line) {
                 (outcome.passed, outcome.failed) = (passed, failed);
                 match fault.take() {

@@ -2,7 +2,7 @@
 //! packed by the scripts in `tests/nic-lab/`.
 //!
 //! ```text
-//!  host: nic_lab host FOLDER            guest, one for each kind of NIC: nic_lab guest KIND
+//!  host: nic_lab host FOLDER            guest, one for each kind of NIC, and one for the machine's checks: nic_lab guest KIND
 //!  ┌────────────────────┐              ┌────────────────────────────────────────────────────────────┐
 //!  │ starts QEMU, reads │◄── console ──┤ each case in a process of its own: nic_lab case KIND NAME   │
 //!  │ its console, pulls │              │  far: kernel's vxlan device        near: peregrine run      │

@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use peregrine_tests::{FAR, NEAR, VNI};
+use peregrine_tests::{FAR, NEAR};
 
 use super::nothing_lost;
 use crate::bench::Bench;
@@ -13,7 +13,7 @@ pub fn modes(kind: Kind) -> String {
     let bench = Bench::new(kind);
     let config = |mode: &str| bench.config(&[]).replace(kind.mode(), mode);
     let refused: &[(&str, &str)] = match kind {
-        Kind::Igb | Kind::Virtio => &[],
+        Kind::Igb | Kind::Virtio | Kind::Machine => &[],
         Kind::Vmxnet3 => &[("require-zero-copy", "has no zero-copy")],
         Kind::E1000e => &[
             ("require-zero-copy", "has no zero-copy"),
@@ -87,26 +87,9 @@ pub fn foreign_program(kind: Kind) -> String {
 /// The underlay in a VLAN: a NIC that takes the tags off is refused, told not to it works.
 pub fn vlan(kind: Kind) -> String {
     let bench = Bench::new(kind);
-    let (near, far) = ("198.18.0.1", "198.18.0.2");
-    bench.net.far.ip("link del vx").expect("gone");
-    for (host, device, address) in [(&bench.net.near, "near0", near), (&bench.net.far, "far0", far)] {
-        host.ip(&format!("link add link {device} name {device}.100 type vlan id 100")).expect("a VLAN");
-        host.ip(&format!("addr add {address}/24 dev {device}.100")).expect("an address");
-        host.ip(&format!("link set {device}.100 up")).expect("up");
-    }
-    let (overlay, mac) = peregrine_tests::FAR_OVERLAY;
-    for command in [
-        format!(
-            "link add vx address {mac} mtu 1450 type vxlan id {VNI} local {far} remote {near} dstport 4789 noudpcsum"
-        ),
-        format!("addr add {overlay}/24 dev vx"),
-        "link set vx up".to_string(),
-    ] {
-        bench.net.far.ip(&command).expect("the overlay");
-    }
-    let config = bench.config(&[]).replace(FAR.0, far);
-    let config =
-        config.replace(&format!("local = \"{}\"", NEAR.0), &format!("local = \"{near}\"\nvlan = 100"));
+    bench.near_in_a_vlan();
+    bench.far_in_a_vlan();
+    let config = bench.config_in_a_vlan();
     let mut facts = "the driver takes no tags off".to_string();
     if kind.strips_vlans() {
         let said = bench.refused(&config, &["takes VLAN tags off", "VLAN 100"]);

@@ -2,10 +2,11 @@
 
 use std::process::Command;
 
-use peregrine_tests::{FAR_OVERLAY, NEAR, RawSocket, Tenant, frame, ping, run, totals, until};
+use peregrine_tests::{FAR_OVERLAY, NEAR, RawSocket, Tenant, frame, ping, run, until};
 use rustix::process::Signal;
 use serde_json::Value;
 
+use super::doctor::Doctor;
 use super::streams::{Wire, balance, polled, settled};
 use crate::bench::Bench;
 use crate::kinds::Kind;
@@ -37,11 +38,12 @@ pub fn dry(kind: Kind) -> String {
         let empty =
             |stats: &Value| sockets(stats, "rx_fill_ring_empty_descs") + sockets(stats, "rx_ring_full");
         assert!(came < sent || empty(&stats) > empty(&before.0), "nothing ran dry: {stats:#}");
-        // On igb (Linux 7.2) up to a ring of descriptors was counted more than was sent: it seems to look again at those that it had no buffers for.
+        // On igb (Linux 7.2) up to a ring of descriptors was counted more than was sent: it seems to look again at those that it had no buffers for,
+        // and so to be ahead of the card, which fills them later: what comes then may be counted by nobody.
         let again = if kind == Kind::Igb { IGB_DESCRIPTORS } else { 0 };
         let wire = Wire::now(&bench);
         assert!(
-            (sent..=sent + again).contains(&(came + lost)),
+            (sent - again..=sent + again).contains(&(came + lost)),
             "{facts:?}, {:?}, {wire:?}: {stats:#}",
             before.1
         );
@@ -66,28 +68,50 @@ pub fn unserved_queue(kind: Kind) -> String {
     // QEMU's vmxnet3 puts everything into queue 0.
     let (served, unserved) = if kind == Kind::Igb { (0, 1) } else { (1, 0) };
     let config = bench.config(&[]).replace("[uplink]\n", &format!("[uplink]\nqueues = [{served}]\n"));
+    let doctor = Doctor::new(&bench, "one-queue", &config);
+    let words = format!("packets come to queues {unserved}, which have no socket");
+    assert_eq!(doctor.tells("queues", "warning", "")["what"], words);
     let daemon = bench.start(&config);
+    let uplink = &daemon.status()["uplinks"][0];
+    assert_eq!((&uplink["queues"], &uplink["queue_count"]), (&[served].into(), &2.into()), "{uplink}");
     if kind == Kind::Igb {
         near("ethtool", &format!("-X {} weight 0 1", NEAR.1));
     }
-    let counted = || daemon.stats()["uplinks"][0]["program"][unserved]["no_socket"].as_u64().unwrap_or(0);
+    // Of each queue: what went to its socket, and what found none.
+    let counted = || {
+        let stats = daemon.stats();
+        let of = |queue: usize| {
+            let program = &stats["uplinks"][0]["program"][queue];
+            [&program["steered"], &program["no_socket"]].map(|count| count.as_u64().expect("a count"))
+        };
+        (of(served), of(unserved))
+    };
     let neighbour =
         format!("neigh replace {} lladdr {} dev vx nud permanent", Tenant::WEB.ip, Tenant::WEB.mac);
     bench.net.far.ip(&neighbour).expect("a neighbour");
+    let before = counted();
+    assert_eq!(before.1, [0, 0]);
     assert_eq!(ping(&bench.net.far, Tenant::WEB.ip, 50, 0.01), 0, "no socket, no answer");
-    until("the frames to be counted", || counted() >= 50);
+    until("the frames to be counted", || counted().1[1] >= 50);
+    assert_eq!(counted(), (before.0, [0, 50]), "each frame once, and at the queue without a socket");
     let shown =
         near(&program_path(), &format!("stats --socket {}", bench.net.file("control.sock").display()));
-    assert!(shown.contains("socket"), "{shown}");
+    let line = shown.lines().find(|line| line.trim_start().starts_with("XDP program: no socket"));
+    let last = line.and_then(|line| line.split_whitespace().last());
+    assert_eq!(last, Some("50"), "{shown}");
     if kind == Kind::Igb {
         near("ethtool", &format!("-X {} weight 1 0", NEAR.1));
         bench.pings(100);
+        let after = counted();
+        assert!(after.0[0] >= before.0[0] + 100 && after.1 == [0, 50], "{after:?}");
+        near("ethtool", &format!("-X {} default", NEAR.1));
     }
-    let stats = daemon.at_rest();
+    daemon.at_rest();
+    let ([steered, _], [_, lost]) = counted();
+    let said = daemon.stop();
+    assert!(said.contains(&format!("doctor: warning: {}: {words}", NEAR.1)), "{said}");
     format!(
-        "{} frames to the queue without a socket, all counted; {} in",
-        counted(),
-        totals(&stats, "uplink_rx")
+        "{lost} frames to queue {unserved}, all counted there; {steered} in by queue {served}; told by doctor, start and stats"
     )
 }
 
