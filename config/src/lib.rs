@@ -139,7 +139,7 @@
 //!
 //! # The way of a file
 //!
-//! text → `syntax` (TOML or not) → `raw` (serde: keys and types, nothing refused) → `check` (every key read at its `at::At`, every mistake
+//! text → `syntax` (TOML or not) → `raw` (keys and types, nothing refused) → `check` (every key read at its `at::At`, every mistake
 //! reported) → [`Plan`].
 
 mod at;

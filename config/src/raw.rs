@@ -1,8 +1,7 @@
 //! The file as it is written: every key of the format and its TOML type, nothing checked yet.
 //!
-//! serde stops at the first mistake, and `deny_unknown_fields` is one of the ways in which it does. We want all of
-//! them, so here nothing is a mistake: a key that is absent, or whose value has another type, is a [`Field`]
-//! that says so, and keys that the format does not have are kept by name. `check` makes the errors.
+//! serde stops at the first mistake. We want all of them, so here nothing is a mistake: a key that is absent, or whose value has another type,
+//! is a [`Field`] that says so, and keys that the format does not have are kept by name. `check` makes the errors.
 
 use std::fmt::{self, Display};
 

@@ -4,6 +4,7 @@
 
 mod common;
 
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 
@@ -310,7 +311,7 @@ fn a_namespace_that_goes_is_noticed_and_one_that_comes_is_found() {
 fn a_container_that_changes_is_reached_when_the_call_is_back() {
     let mut host = Host::new();
     let (one, made) = (host.container("one"), host.name("made"));
-    let daemon = host.start("");
+    let mut daemon = host.start("");
     host.does(&add("one", &one, 1));
     host.does(&add("made", &format!("{made} --create-namespace"), 2));
     let set = |name: &str, mac: u8, last: u8, veth: Value| {
@@ -325,6 +326,16 @@ fn a_container_that_changes_is_reached_when_the_call_is_back() {
         host.pings(namespace, "10.42.0.9", 2);
         assert!(ip(&format!("-n {namespace} route")).contains("default via 10.42.0.9 dev eth0"));
     }
+    // The next daemon takes both up as they are now.
+    let number = |namespace: &str| {
+        ip(&format!("-n {namespace} -o link show eth0")).split(':').next().unwrap().to_owned()
+    };
+    let inode = || std::fs::metadata(std::path::Path::new("/run/netns").join(&made)).unwrap().ino();
+    let before = (number(&one), number(&made), inode());
+    daemon.end(Signal::KILL);
+    daemon = host.start("");
+    host.pings(&one, "10.42.0.12", 5);
+    assert_eq!((number(&one), number(&made), inode()), before);
     // Another Ethernet address, and what belongs to nobody any more is gone.
     host.change(json!([set("one", 3, 11, given), set("made", 4, 12, created)]));
     host.pings(&one, "10.42.0.12", 2);
