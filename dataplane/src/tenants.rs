@@ -54,8 +54,6 @@ pub struct TenantRings {
     pub tx: Vec<TxRing>,
     /// In place of both.
     instead: Option<Instead>,
-    /// So many of its events, the first ones, the worker watches where it may sleep.
-    watched: usize,
     account: Account,
 }
 
@@ -68,10 +66,13 @@ enum Instead {
     Port(Box<dyn Port>),
 }
 
-/// What the tenant of a connection did wrong so far. It goes along when another worker serves it: nobody is forgiven for being moved.
+/// What the tenant of a connection did wrong so far, and what of it is watched. It goes along when another worker serves it: nobody is
+/// forgiven for being moved.
 #[derive(Clone, Copy, Default, Debug)]
 struct Account {
     bad_descriptors: u32,
+    /// So many of its events, the first ones, the worker watches where it may sleep.
+    watched: u8,
     /// The endpoint's, as the worker that let go of it knew it.
     wakeups: WakeupDebt,
 }
@@ -79,7 +80,7 @@ struct Account {
 impl TenantRings {
     /// Those of a connection.
     pub fn new(rx: Vec<RxRing>, tx: Vec<TxRing>) -> TenantRings {
-        TenantRings { rx, tx, instead: None, watched: 0, account: Account::default() }
+        TenantRings { rx, tx, instead: None, account: Account::default() }
     }
 
     /// No tenant, only a count.
@@ -113,7 +114,7 @@ impl TenantRings {
 
     /// Those of them that are watched.
     pub(crate) fn watched_events(&self) -> impl Iterator<Item = (BorrowedFd<'_>, EventKind)> {
-        self.events().take(self.watched)
+        self.events().take(self.account.watched.into())
     }
 
     /// The numbers of rings are within the bounds.
@@ -675,15 +676,15 @@ impl Tenants {
     }
 
     /// One of the [events](TenantRings::events) of one that is attached, and not to be put out.
-    pub(crate) fn event_of(&self, id: EndpointId, nth: usize) -> Option<(BorrowedFd<'_>, EventKind)> {
+    pub(crate) fn event_of(&self, id: EndpointId, nth: u8) -> Option<(BorrowedFd<'_>, EventKind)> {
         let tenant = self.slots.get(id.index())?.as_ref()?;
-        if tenant.fault.is_none() { tenant.rings.events().nth(nth) } else { None }
+        if tenant.fault.is_none() { tenant.rings.events().nth(nth.into()) } else { None }
     }
 
     /// So many of its events are watched.
-    pub(crate) fn set_watched(&mut self, id: EndpointId, events: usize) {
+    pub(crate) fn set_watched(&mut self, id: EndpointId, events: u8) {
         if let Some(Some(tenant)) = self.slots.get_mut(id.index()) {
-            tenant.rings.watched = events;
+            tenant.rings.account.watched = events;
         }
     }
 
@@ -715,7 +716,7 @@ impl Tenants {
     /// What an endpoint owes.
     #[cfg(test)]
     pub(crate) fn debt_ns(&self, id: EndpointId) -> u64 {
-        self.wakeup_debts[id.index()].unforgiven_ns(Instant::now())
+        self.wakeup_debts.get(id.index()).map_or(0, |debt| debt.unforgiven_ns(Instant::now()))
     }
 
     #[inline]

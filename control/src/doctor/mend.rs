@@ -12,8 +12,8 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use peregrine_dataplane::plan::Plan;
-use peregrine_dataplane::xsk;
 use peregrine_dataplane::xsk::inspect::{self, UdpFlow};
+use peregrine_dataplane::xsk::{self, XskError};
 use rustix::mount::MountFlags;
 use serde::{Deserialize, Serialize};
 
@@ -131,18 +131,8 @@ impl Record {
         let Some(interface) = inspect::name_of(self.ifindex)? else { return Ok(false) };
         // Our own program is not on it: it comes later, and has gone before. What one that was killed has left goes with its process.
         let program = xsk::interface(&interface).and_then(|interface| inspect::program_on(&interface));
-        let again = "the next end or start of this one tries again";
-        let why = match program {
-            Ok(None) => None,
-            Ok(Some((_, name))) if inspect::is_ours(&name) => Some("another daemon uses it".to_owned()),
-            Ok(Some((_, name))) if inspect::is_known(&name) => None, // a firewall, say
-            // Without CAP_SYS_ADMIN no name is told.
-            Ok(Some((id, _))) => {
-                Some(format!("another daemon may use it (whose program {id} is, is not told)"))
-            }
-            Err(error) => Some(format!("another daemon may use it ({error})")),
-        };
-        if let Some(why) = why {
+        if let Some(why) = daemon_on(program) {
+            let again = "the next end or start of this one tries again";
             return Err(io::Error::other(format!("{why}: {again}")));
         }
         match &self.was {
@@ -150,6 +140,19 @@ impl Record {
             Was::Hash { flow, fields } => inspect::set_flow_hash(&interface, *flow, *fields)?,
         }
         Ok(true)
+    }
+}
+
+/// Why an interface with this program on it is to be left alone: another daemon uses it, or may. Without CAP_SYS_ADMIN no name is told.
+fn daemon_on(program: Result<Option<(u32, String)>, XskError>) -> Option<String> {
+    match program {
+        Ok(None) => None,
+        Ok(Some((_, name))) if inspect::is_ours(&name) => Some("another daemon uses it".to_owned()),
+        Ok(Some((_, name))) if inspect::is_known(&name) => None, // a firewall, say
+        Ok(Some((id, _))) => {
+            Some(format!("another daemon may use it (the name of program {id} on it is not told)"))
+        }
+        Err(error) => Some(format!("another daemon may use it ({error})")),
     }
 }
 
@@ -335,6 +338,17 @@ mod tests {
         );
         let hash = Mend::HashByPort { interface, flow: UdpFlow::Udp6 };
         assert_eq!(hash.command(), "ethtool -N eth0 rx-flow-hash udp6 sdfn");
+    }
+
+    #[test]
+    fn what_may_be_another_daemons_is_left_alone() {
+        let with = |name: &str| daemon_on(Ok(Some((7, name.to_owned()))));
+        assert_eq!((daemon_on(Ok(None)), with("firewall")), (None, None));
+        assert_eq!(with("peregrine_steer").unwrap(), "another daemon uses it");
+        assert!(with("unnamed").unwrap().contains("may use it (the name of program 7"));
+        let source = io::ErrorKind::PermissionDenied.into();
+        let refused = XskError::System { what: "asking".into(), source };
+        assert!(daemon_on(Err(refused)).unwrap().starts_with("another daemon may use it (asking"));
     }
 
     #[test]
