@@ -47,6 +47,8 @@ if [ -n "${NIC_LAB:-}" ]; then
     esac
 fi
 
+# What tests leave out on this machine they say by themselves.
+grep '^left out: ' "$log" | sort -u | sed 's/^/tests: /'
 failed_runs=$(grep -c '^run failed: ' "$log")
 sum() { sed -n 's/^test result: .* \([0-9][0-9]*\) '"$1"'.*/\1/p' "$log" | awk '{ n += $1 } END { print n + 0 }'; }
 passed=$(sum passed)

@@ -164,6 +164,29 @@ fn a_sound_wire_has_no_failures() {
     assert!(output.status.code() == Some(2) && said.contains("no uplink 'ov7': it has ov0"), "{said}");
 }
 
+/// As in a network namespace that a program has entered by itself: then nobody tells what is a card's.
+#[test]
+#[ignore = "needs root: make test runs it"]
+fn what_may_be_a_card_is_looked_at_where_sys_is_another_namespaces() {
+    let bench = Bench::new();
+    bench.net.here("link add br7 type bridge");
+    bench.net.here("link set br7 up");
+    let inside = || {
+        bench.net.enter();
+        Report::of(&Command::new(BIN).args(["doctor", "--json"]).output().unwrap())
+    };
+    let report = std::thread::scope(|scope| scope.spawn(inside).join().unwrap());
+    let of = |name: &str| {
+        report.json["checks"].as_array().unwrap().iter().filter(|finding| finding["about"] == name).count()
+    };
+    assert!(of("br7") > 0 && of("lo") == 0 && of("ov0") == 0, "{}", report.json);
+    let left_out = "1 interface not looked at (ov0): name one, or --all";
+    assert!(report.json["checks"].as_array().unwrap().iter().any(|finding| finding["what"] == left_out));
+    // With a /sys of its own it is known that a bridge is none.
+    let output = bench.net.command(BIN).args(["doctor", "--json"]).output().unwrap();
+    assert_eq!(Report::of(&output).finding("interface")["what"], "no card is here");
+}
+
 #[test]
 #[ignore = "needs root: make test runs it"]
 fn a_link_that_is_wrong_is_put_right_by_the_command() {
@@ -221,7 +244,7 @@ fn an_underlay_in_a_vlan_is_put_right_by_the_commands() {
         let down = report.finding("next-hop");
         assert_eq!(down["command"], "ip link set dev ov0.100 up", "{down}");
     } else {
-        eprintln!("this kernel has no VLAN devices: that part of this test is left out");
+        common::left_out("doctor: an underlay in a VLAN: this kernel has no VLAN devices");
     }
     assert_eq!(bench.is_mended("vlan-strip", "failure", vlan, 1400), "ethtool -K ov0 rxvlan off");
     // The same without a shell.
@@ -257,7 +280,7 @@ fn another_ones_socket_is_told() {
     let what = format!("({})", std::process::id());
     let found = report.finding("sockets");
     if found["verdict"] == "skipped" {
-        eprintln!("this kernel does not tell of AF_XDP sockets: the rest of this test is left out: {found}");
+        common::left_out("doctor: others' sockets: this kernel does not tell of AF_XDP sockets");
         return;
     }
     assert!(found["verdict"] == "failure" && found["what"].as_str().unwrap().contains(&what), "{found}");
@@ -326,7 +349,7 @@ fn missing_rights_and_limits_are_put_right_by_the_command() {
         let raised = Report::of(&run(with_sudo(&format!("ulimit -l 1024; {command}; {weak}"))));
         assert_eq!(raised.finding("locked-memory")["verdict"], "ok", "{}", raised.finding("locked-memory"));
     } else {
-        eprintln!("root may not raise limits here: that part of this test is left out");
+        common::left_out("doctor: locked memory raised: root may not raise limits here");
     }
     // Interfaces of containers are made in their namespaces.
     let text = std::fs::read_to_string(&config).unwrap();
@@ -577,7 +600,7 @@ fn a_daemon_fixes_for_as_long_as_it_runs() {
     let add = "link add link ov0 name ov0.100 type vlan id 100";
     let added = Command::new("ip").args(["-n", &bench.net.here]).args(add.split(' ')).output().unwrap();
     if !added.status.success() {
-        eprintln!("this kernel has no VLAN devices: the rest of this test is left out");
+        common::left_out("doctor: a daemon with a VLAN: this kernel has no VLAN devices");
         return;
     }
     bench.net.here("addr add 10.9.1.1/24 dev ov0.100");

@@ -4,6 +4,7 @@
 //!
 //! Called by `engine`. What must hold: a worker's memory is freed by control, never by a pinned thread.
 
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
@@ -150,14 +151,14 @@ impl PinnedThread {
         self.idle
     }
 
-    /// Lets a worker run there.
-    pub(crate) fn seat(&self, mut worker: Box<Worker>) {
+    /// Lets a worker run there. What it has watched until now is returned, to be closed when control has nothing more urgent.
+    pub(crate) fn seat(&self, mut worker: Box<Worker>) -> Option<OwnedFd> {
         let watched = worker.watch(self.may_sleep);
         if self.seats.coming.push(worker).is_err() {
             debug_assert!(false, "more workers than there can be");
         }
         self.call();
-        drop(watched); // the worker need not wait for that
+        watched
     }
 
     /// Wakes it, if it sleeps.

@@ -66,10 +66,13 @@ enum Instead {
     Port(Box<dyn Port>),
 }
 
-/// What the tenant of a connection did wrong so far. It goes along when another worker serves it: nobody is forgiven for being moved.
+/// What the tenant of a connection did wrong so far, and what of it is watched. It goes along when another worker serves it: nobody is
+/// forgiven for being moved.
 #[derive(Clone, Copy, Default, Debug)]
 struct Account {
     bad_descriptors: u32,
+    /// So many of its events, the first ones, the worker watches where it may sleep.
+    watched: u8,
     /// The endpoint's, as the worker that let go of it knew it.
     wakeups: WakeupDebt,
 }
@@ -91,7 +94,7 @@ impl TenantRings {
     }
 
     fn without_rings(instead: Instead) -> TenantRings {
-        TenantRings { rx: Vec::new(), tx: Vec::new(), instead: Some(instead), account: Account::default() }
+        TenantRings { instead: Some(instead), ..TenantRings::new(Vec::new(), Vec::new()) }
     }
 
     /// Somebody is there to whom it matters what comes and goes.
@@ -107,6 +110,11 @@ impl TenantRings {
             _ => None,
         };
         self.rx.iter().map(|ring| (ring.event_fd(), EventKind::Shared)).chain(port)
+    }
+
+    /// Those of them that are watched.
+    pub(crate) fn watched_events(&self) -> impl Iterator<Item = (BorrowedFd<'_>, EventKind)> {
+        self.events().take(self.account.watched.into())
     }
 
     /// The numbers of rings are within the bounds.
@@ -667,9 +675,17 @@ impl Tenants {
         !self.faulty.is_empty()
     }
 
-    /// What one that is attached is served through.
-    pub(crate) fn rings_of(&self, id: EndpointId) -> Option<&TenantRings> {
-        Some(&self.slots.get(id.index())?.as_ref()?.rings)
+    /// One of the [events](TenantRings::events) of one that is attached, and not to be put out.
+    pub(crate) fn event_of(&self, id: EndpointId, nth: u8) -> Option<(BorrowedFd<'_>, EventKind)> {
+        let tenant = self.slots.get(id.index())?.as_ref()?;
+        if tenant.fault.is_none() { tenant.rings.events().nth(nth.into()) } else { None }
+    }
+
+    /// So many of its events are watched.
+    pub(crate) fn set_watched(&mut self, id: EndpointId, events: u8) {
+        if let Some(Some(tenant)) = self.slots.get_mut(id.index()) {
+            tenant.rings.account.watched = events;
+        }
     }
 
     /// What else its eventfd has cost, in processor time, counts as its wake-ups do: who watches it, or ends that, waits for a lock that the
@@ -684,18 +700,23 @@ impl Tenants {
         }
     }
 
-    /// The same of one that is served no more: it takes that with it.
-    pub fn charge_detached(&mut self, detached: &mut Detached, spent_ns: u64) {
-        self.charge(detached.endpoint, spent_ns);
+    /// One that is served no more takes with it what it was charged since.
+    pub fn give_account(&mut self, detached: &mut Detached) {
         if let Some(debt) = self.wakeup_debts.get(detached.endpoint.index()) {
             detached.rings.account.wakeups = *debt;
         }
     }
 
-    /// Of all that are attached.
-    pub(crate) fn rings(&self) -> impl Iterator<Item = (EndpointId, &TenantRings)> {
+    /// All that are attached.
+    pub(crate) fn ids(&self) -> Vec<EndpointId> {
         let tenants = self.slots.iter().enumerate();
-        tenants.filter_map(|(index, slot)| Some((EndpointId::at(index), &slot.as_ref()?.rings)))
+        tenants.filter_map(|(index, slot)| slot.as_ref().map(|_| EndpointId::at(index))).collect()
+    }
+
+    /// What an endpoint owes.
+    #[cfg(test)]
+    pub(crate) fn debt_ns(&self, id: EndpointId) -> u64 {
+        self.wakeup_debts.get(id.index()).map_or(0, |debt| debt.unforgiven_ns(Instant::now()))
     }
 
     #[inline]

@@ -209,7 +209,8 @@ fn what_a_tenants_eventfd_costs_otherwise_is_counted_too() {
     rig.tenants.charge(WEB, 6_000_000);
     assert!(rig.tenants.put_out().is_none());
     let mut detached = rig.tenants.detach(WEB, 7).unwrap();
-    rig.tenants.charge_detached(&mut detached, 3_000_000);
+    rig.tenants.charge(WEB, 3_000_000);
+    rig.tenants.give_account(&mut detached);
     let mut other = Tenants::new(&rig.tables);
     other.attach(WEB, 8, detached.rings).unwrap();
     assert!(other.put_out().is_none());

@@ -247,9 +247,9 @@ fn folder(files: &Files, interface: &xsk::Interface) -> Known<String> {
 }
 
 /// It has a device behind it, on PCI or a bus like it.
-pub fn is_card(interface: &xsk::Interface) -> bool {
+pub fn is_card(interface: &xsk::Interface) -> Known<bool> {
     let files = Files::default();
-    folder(&files, interface).is_ok_and(|folder| files.0.join(folder).join("device").exists())
+    folder(&files, interface).map(|folder| files.0.join(folder).join("device").exists())
 }
 
 /// Once a queue. Not asked where a daemon of ours has the interface: it has the sockets.

@@ -12,8 +12,8 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use peregrine_dataplane::plan::Plan;
-use peregrine_dataplane::xsk;
 use peregrine_dataplane::xsk::inspect::{self, UdpFlow};
+use peregrine_dataplane::xsk::{self, XskError};
 use rustix::mount::MountFlags;
 use serde::{Deserialize, Serialize};
 
@@ -71,20 +71,23 @@ impl Mend {
     }
 
     /// What is to be put back afterwards; nothing, if it is not about an interface.
-    fn record(&self) -> Option<Record> {
+    ///
+    /// # Errors
+    /// How it is now could not be found out: then it could not be put back.
+    fn record(&self) -> io::Result<Option<Record>> {
         let (interface, was) = match self {
             Mend::FeatureOff { interface, feature, .. } => {
                 (interface, Was::Feature { feature: (*feature).to_owned(), on: true })
             }
             Mend::HashByPort { interface, flow } => {
-                let fields = inspect::flow_hash(interface, *flow).ok()?;
+                let fields = inspect::flow_hash(interface, *flow)?;
                 (interface, Was::Hash { flow: *flow, fields })
             }
-            Mend::MountBpffs => return None,
+            Mend::MountBpffs => return Ok(None),
         };
-        let ifindex = xsk::interface(interface).ok()?.index;
-        let namespace = inspect::network_namespace().ok()?;
-        Some(Record { interface: interface.clone(), namespace, ifindex, was })
+        let ifindex = xsk::interface(interface).map_err(io::Error::other)?.index;
+        let namespace = inspect::network_namespace()?;
+        Ok(Some(Record { interface: interface.clone(), namespace, ifindex, was }))
     }
 }
 
@@ -118,23 +121,38 @@ enum Was {
 
 impl Record {
     /// Whether it is put back; if not, the interface is gone, and its settings with it.
-    fn put_back(&self) -> io::Result<bool> {
+    fn put_back(&self, file: &Path) -> io::Result<bool> {
         if self.namespace != inspect::network_namespace()? {
-            return Err(io::Error::other("it is in another network namespace: start a daemon there"));
+            let file = file.display();
+            let why =
+                "it is in another network namespace: start a daemon there, or, if that namespace is gone";
+            return Err(io::Error::other(format!("{why}, remove {file}")));
         }
         let Some(interface) = inspect::name_of(self.ifindex)? else { return Ok(false) };
         // Our own program is not on it: it comes later, and has gone before. What one that was killed has left goes with its process.
         let program = xsk::interface(&interface).and_then(|interface| inspect::program_on(&interface));
-        if matches!(program, Ok(Some((_, name))) if inspect::is_ours(&name)) {
-            return Err(io::Error::other(
-                "another daemon uses it: the next end or start of this one tries again",
-            ));
+        if let Some(why) = daemon_on(program) {
+            let again = "the next end or start of this one tries again";
+            return Err(io::Error::other(format!("{why}: {again}")));
         }
         match &self.was {
             Was::Feature { feature, on } => inspect::set_feature(&interface, feature, *on)?,
             Was::Hash { flow, fields } => inspect::set_flow_hash(&interface, *flow, *fields)?,
         }
         Ok(true)
+    }
+}
+
+/// Why an interface with this program on it is to be left alone: another daemon uses it, or may. Without CAP_SYS_ADMIN no name is told.
+fn daemon_on(program: Result<Option<(u32, String)>, XskError>) -> Option<String> {
+    match program {
+        Ok(None) => None,
+        Ok(Some((_, name))) if inspect::is_ours(&name) => Some("another daemon uses it".to_owned()),
+        Ok(Some((_, name))) if inspect::is_known(&name) => None, // a firewall, say
+        Ok(Some((id, _))) => {
+            Some(format!("another daemon may use it (the name of program {id} on it is not told)"))
+        }
+        Err(error) => Some(format!("another daemon may use it ({error})")),
     }
 }
 
@@ -186,21 +204,27 @@ impl Mended {
         }
         let case = Case::read(Wanted { uplinks, ..Wanted::of(plan) });
         let mends = case.examine().into_iter().filter_map(|finding| finding.mend);
-        let mends: Vec<(Mend, Record)> =
-            mends.filter_map(|mend| Some((mend.record()?, mend))).map(|(a, b)| (b, a)).collect();
-        mended.records.extend(mends.iter().map(|(_, record)| record.clone()));
+        let mut recorded: Vec<(Mend, Record)> = Vec::new();
+        for mend in mends {
+            match mend.record() {
+                Ok(Some(record)) => recorded.push((mend, record)),
+                Ok(None) => {}
+                Err(error) => lines.push(not_fixed(&mend, &error)),
+            }
+        }
+        mended.records.extend(recorded.iter().map(|(_, record)| record.clone()));
         if let Err(error) = mended.write() {
             let file = mended.file.display();
             lines.push(format!("warning: nothing is fixed, because {file} cannot be written: {error}"));
             mended.records.clear();
             return (mended, lines);
         }
-        for (mend, record) in mends {
+        for (mend, record) in recorded {
             match mend.apply() {
                 Ok(()) => lines.push(format!("fixed until the end: {mend}")),
                 Err(error) => {
                     mended.records.retain(|known| *known != record);
-                    lines.push(format!("warning: not fixed: {mend}: {error}: `{}`", mend.command()));
+                    lines.push(not_fixed(&mend, &error));
                 }
             }
         }
@@ -235,7 +259,7 @@ impl Mended {
             return lines;
         }
         for record in records {
-            if let Err(error) = record.put_back() {
+            if let Err(error) = record.put_back(&self.file) {
                 lines.push(format!("warning: not put back: {record}: {error}"));
                 self.records.push(record);
             }
@@ -277,7 +301,7 @@ fn left_behind(file: &Path) -> (Vec<String>, Vec<Record>) {
     }
     let (mut lines, mut failed) = (Vec::new(), Vec::new());
     for record in kept.records {
-        match record.put_back() {
+        match record.put_back(file) {
             Ok(true) => lines.push(format!("put back, as a killed daemon could not: {record}")),
             Ok(false) => lines.push(format!("left alone, as the interface is gone: {record}")),
             Err(error) => {
@@ -290,6 +314,10 @@ fn left_behind(file: &Path) -> (Vec<String>, Vec<Record>) {
         let _gone = std::fs::remove_file(file);
     } // else the file stays; the end of this daemon tries once more
     (lines, failed)
+}
+
+fn not_fixed(mend: &Mend, error: &io::Error) -> String {
+    format!("warning: not fixed: {mend}: {error}: `{}`", mend.command())
 }
 
 fn told(line: String) -> (Vec<String>, Vec<Record>) {
@@ -310,6 +338,26 @@ mod tests {
         );
         let hash = Mend::HashByPort { interface, flow: UdpFlow::Udp6 };
         assert_eq!(hash.command(), "ethtool -N eth0 rx-flow-hash udp6 sdfn");
+    }
+
+    #[test]
+    fn what_may_be_another_daemons_is_left_alone() {
+        let with = |name: &str| daemon_on(Ok(Some((7, name.to_owned()))));
+        assert_eq!((daemon_on(Ok(None)), with("firewall")), (None, None));
+        assert_eq!(with("peregrine_steer").unwrap(), "another daemon uses it");
+        assert!(with("unnamed").unwrap().contains("may use it (the name of program 7"));
+        let source = io::ErrorKind::PermissionDenied.into();
+        let refused = XskError::System { what: "asking".into(), source };
+        assert!(daemon_on(Err(refused)).unwrap().starts_with("another daemon may use it (asking"));
+    }
+
+    #[test]
+    fn what_could_not_be_put_back_is_not_done_and_that_is_said() {
+        let off = Mend::FeatureOff { interface: "none0".into(), feature: "rx-lro", short: "lro" };
+        let line = not_fixed(&off, &off.record().unwrap_err());
+        assert!(line.starts_with("warning: not fixed: none0: lro off: "), "{line}");
+        assert!(line.contains("none0") && line.ends_with(": `ethtool -K none0 lro off`"), "{line}");
+        assert!(Mend::MountBpffs.record().unwrap().is_none());
     }
 
     #[test]
@@ -342,11 +390,10 @@ mod tests {
         let there = [Record { namespace: namespace + 1, ..record("gone0", 0x7fff_fff7) }];
         write(boot(), &there);
         let (lines, failed) = left_behind(&file);
-        assert!(
-            lines[0]
-                .contains("not put back: gone0: udp4 hashed as before: it is in another network namespace"),
-            "{lines:?}"
-        );
+        let why = "not put back: gone0: udp4 hashed as before: it is in another network namespace";
+        assert!(lines[0].contains(why), "{lines:?}");
+        let way_out = format!("if that namespace is gone, remove {}", file.display());
+        assert!(lines[0].ends_with(&way_out), "{lines:?}");
         assert!(failed == there && file.exists());
         std::fs::write(&file, "nonsense").unwrap();
         assert!(left_behind(&file).0[0].contains("is not what a daemon writes") && file.exists());

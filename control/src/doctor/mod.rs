@@ -300,9 +300,7 @@ impl Case {
         }
         all
     }
-}
 
-impl Case {
     /// What is to be said where no interface was named.
     fn unseen(&self) -> Option<Finding> {
         const NAME: &str = "interface";
@@ -370,7 +368,7 @@ pub fn at_start(plan: &Plan, got: Got) -> Vec<String> {
     case.examine().iter().filter(|finding| bad(finding)).map(Finding::line).collect()
 }
 
-/// Interfaces that could be uplinks: those of cards, and others of a driver that is known, such as the veth of each container.
+/// Interfaces that could be uplinks: those of cards, or that may be (where /sys shows another network namespace), and others of a driver that is known, such as the veth of each container.
 ///
 /// # Errors
 /// The kernel's.
@@ -378,7 +376,9 @@ pub fn candidates() -> std::io::Result<(Vec<String>, Vec<String>)> {
     let (mut cards, mut others) = (Vec::new(), Vec::new());
     for name in inspect::interfaces()? {
         let Ok(interface) = peregrine_dataplane::xsk::interface(&name) else { continue };
-        if facts::is_card(&interface) {
+        // One that is no card's for sure: the loopback has no driver at all.
+        let may_be = || !matches!(interface.driver.as_str(), "veth" | "");
+        if facts::is_card(&interface).unwrap_or_else(|_not_told| may_be()) {
             cards.push(name);
         } else if drivers::known(&interface.driver).is_some() {
             others.push(name);

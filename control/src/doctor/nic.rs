@@ -267,7 +267,8 @@ impl On<'_> {
                     format!("another's is there already: '{program}' (id {id})"),
                     why,
                 );
-                match self.link.detachable {
+                // What may be a daemon's is not detached, nor what may be held by another program.
+                match self.link.detachable.filter(|_| inspect::is_known(program)) {
                     Some(mode) => {
                         finding.command(format!("ip link set dev {} {mode} off", self.interface.name))
                     }

@@ -134,6 +134,9 @@ fn owners(inodes: &BTreeSet<u32>) -> BTreeMap<u32, String> {
                 found.insert(inode, format!("{} ({pid})", name.trim()));
             }
         }
+        if found.len() == inodes.len() {
+            break;
+        }
     }
     found
 }

@@ -1,7 +1,7 @@
 //! Each check against made facts: a sound machine, on which all is well, and one thing after the other that is wrong. What a namespace can be
 //! brought into is tested with the real thing, in tests/doctor.rs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use peregrine_dataplane::plan::{NetworkPlan, Queues, WorkerPlan, XdpMode};
 use peregrine_dataplane::types::{CoreId, MacAddr, Vni};
@@ -420,6 +420,11 @@ fn the_card_must_be_near_and_leave_workers_alone() {
     let generic = found("program", &[], foreign(Some("xdpgeneric")));
     is(&generic, FAILURE, "'firewall' (id 7)", Some("ip link set dev eth0 xdpgeneric off"));
     is(&found("program", &[], foreign(None)), FAILURE, "end the program that attached it", None);
+    let unknown = found("program", &[], |case| {
+        let link = &mut case.links[0];
+        (link.program, link.detachable) = (Ok(Some((7, "unnamed".into()))), Some("xdpdrv"));
+    });
+    is(&unknown, FAILURE, "'unnamed' (id 7)", None);
     let taken = found("sockets", &[], |case| case.links[0].taken = Ok(vec![(2, "testpmd (7)".into())]));
     is(&taken, FAILURE, "queue 2 has an AF_XDP socket of testpmd (7)", None);
     let own = found("program", &[], |case| {
@@ -700,16 +705,13 @@ fn one_interface_of_several_can_be_looked_at() {
 }
 
 #[test]
-fn the_page_names_every_check() {
+fn the_page_names_every_check_and_no_other() {
     let page = include_str!("../../../docs/doctor.md");
     let of_remotes = ["vlan-device", "next-hop", "path-mtu"].map(String::from);
     let all = sound().examine().into_iter().map(|finding| finding.check.to_owned()).chain(of_remotes);
-    for check in all {
-        assert!(
-            page.lines().any(|line| line.starts_with("| ") && line.contains(&format!("`{check}`"))),
-            "{check}"
-        );
-    }
+    let rows = page.lines().filter_map(|line| line.strip_prefix("| `")?.split(" | ").next());
+    let named = rows.flat_map(|names| names.split('`').step_by(2)).filter(|name| !name.is_empty());
+    assert_eq!(named.map(String::from).collect::<BTreeSet<_>>(), all.collect());
 }
 
 #[test]

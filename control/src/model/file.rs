@@ -19,7 +19,7 @@ use serde_json::Value;
 
 use super::journal::{self, Damage, Journal, Lists, Objects, Record};
 use super::prepared::Prepared;
-use super::stage::Stage;
+use super::stage::{Against, Stage};
 use super::types::Kind;
 use super::{About, Model, Runtime};
 use crate::error::Error;
@@ -253,12 +253,22 @@ impl StateFile {
         Error::State { path: self.path.clone(), why, way_out }
     }
 
-    /// It says what cannot be beside the config: mostly because the same is declared in both.
-    fn contradicted(&self, why: String) -> Error {
+    /// It says what cannot be beside the config: the same is declared in both, or what it needs is not declared there any more. Of anything
+    /// else that is wrong with it the config knows no way out.
+    fn contradicted(&self, (why, against): (String, Option<Against>)) -> Error {
+        let first = match against {
+            None => return self.refused(why),
+            Some(Against::Config) => {
+                "to have it by the config, start without it there, remove it (`peregrine endpoint remove NAME`, or port, or network), and start with \
+                 it again"
+            }
+            Some(Against::Gone) => {
+                "if it was taken out of the config, put it back there; to do without it, remove what needs it then (`peregrine endpoint remove NAME`), \
+                 and take it out again"
+            }
+        };
         match self.refused(why) {
             Error::State { path, why, way_out } => {
-                let first = "to have it by the config, start without it there, remove it (`peregrine endpoint remove NAME`, or port, or network), and \
-                             start with it again";
                 Error::State { path, why, way_out: format!("{first}; {way_out}") }
             }
             other => other,
@@ -396,12 +406,12 @@ fn restore(
     contents: Contents,
     plan: &Plan,
     beginning: &mut Beginning,
-) -> Result<Model, String> {
+) -> Result<Model, (String, Option<Against>)> {
     let Contents { generation, networks, ports, endpoints, .. } = contents;
     let mut stage = Stage::new(&model, plan);
     stage.declare_all([networks, ports, endpoints]);
-    let prepared = stage.finish(beginning).map_err(|mistaken| mistaken.in_one_line())?;
-    model.make(prepared, beginning)?;
+    let prepared = stage.finish(beginning).map_err(|mistaken| (mistaken.in_one_line(), mistaken.against))?;
+    model.make(prepared, beginning).map_err(|why| (why, None))?;
     model.generation = generation;
     model.log.clear();
     model.log_names = 0;
@@ -731,9 +741,30 @@ mod tests {
         state(&[vec!["{\"name\":\"n\",\"vni\":0}"], vec!["{}"], vec![]]);
         let error = kept.start().unwrap_err();
         assert!(
-            error.contains("networks[0].vni = 0: must be a number from 1 to 16777215 (and 2 more)"),
+            error.contains(
+                "networks[0].vni = 0: must be a number from 1 to 16777215 (and 2 more): to go back to "
+            ),
             "{error}"
         );
+        let by_config = |error: &str| error.contains("by the config");
+        assert!(!by_config(&error), "the config has nothing to do with it: {error}");
+        // What it needs is not in the config any more.
+        for (gone, at) in [("blue", "network = \"red\""), ("\"memif\":{\"socket\":\"@x\"}", "port = \"p9\"")]
+        {
+            let with = if gone == "blue" { "red" } else { "\"port\":\"p9\"" };
+            let needs = other.replace("00:01", "00:77").replace(gone, with);
+            state(&[vec![], vec![], vec![&needs]]);
+            let error = kept.start().unwrap_err();
+            let way_out = "if it was taken out of the config, put it back there; to do without it, remove what needs it";
+            assert!(error.contains(&format!("endpoints[0].{at}")), "{error}");
+            assert!(error.contains(way_out) && !by_config(&error), "{error}");
+        }
+        // Nor that two objects of the file are the same.
+        let [first, second] =
+            ["one", "two"].map(|name| other.replace("other", name).replace("00:01", "00:77"));
+        state(&[vec![], vec![], vec![&first, &second.replace("@x", "@y")]]);
+        let error = kept.start().unwrap_err();
+        assert!(error.contains("must be unique: that of endpoint one") && !by_config(&error), "{error}");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! A change before it is made: its steps read and checked one after the other, each seeing those before it; then everything that counts
 //! only at the end: who has which address, which port carries what, which places are taken. The model stays as it is meanwhile.
 
+use std::cell::Cell;
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
@@ -28,6 +29,8 @@ pub struct Stage<'m, 'p> {
     ports: BTreeMap<String, Staged<Port>>,
     endpoints: BTreeMap<String, Staged<Endpoint>>,
     steps: usize,
+    /// What the first mistake is against.
+    against: Cell<Option<Against>>,
 }
 
 /// What an object is to be; `None`: gone.
@@ -81,6 +84,7 @@ impl<'m, 'p> Stage<'m, 'p> {
             ports: BTreeMap::new(),
             endpoints: BTreeMap::new(),
             steps: 0,
+            against: Cell::new(None),
         }
     }
 
@@ -113,6 +117,13 @@ impl<'m, 'p> Stage<'m, 'p> {
     fn refuse(&self, path: impl Into<String>, got: &str, why: String) {
         let got = if got.is_empty() { String::new() } else { show(got) };
         self.checker.report(ConfigError::Refused { key: path.into(), got, why });
+    }
+
+    /// What is reported next, if it is the first, is against this.
+    fn is_against(&self, what: Against) {
+        if self.checker.is_clean() {
+            self.against.set(Some(what));
+        }
     }
 
     /// One step of a `change`.
@@ -173,7 +184,10 @@ impl<'m, 'p> Stage<'m, 'p> {
         let what = kind.name();
         let why = match (is_new, there) {
             (true, None) | (false, Some(Origin::Api)) => return true,
-            (true, Some(Origin::Config)) => format!("the config has a {what} of this name"),
+            (true, Some(Origin::Config)) => {
+                self.is_against(Against::Config);
+                format!("the config has a {what} of this name")
+            }
             (true, Some(Origin::Api)) => format!("there is a {what} of this name already"),
             (false, None) => format!("there is no {what} of this name"),
             (false, Some(Origin::Config)) => {
@@ -218,7 +232,13 @@ impl<'m, 'p> Stage<'m, 'p> {
     fn declare_endpoint(&mut self, path: &str, given: Value, is_new: bool) {
         // The name of its network is for us: the checker gives its place.
         let network = given.get("network").and_then(Value::as_str).unwrap_or_default().to_owned();
-        let Some(declared) = self.checker.endpoint(path, given, self) else { return };
+        let was_clean = self.checker.is_clean();
+        let Some(declared) = self.checker.endpoint(path, given, self) else {
+            if was_clean && !network.is_empty() && self.network(&network).is_none() {
+                self.against.set(Some(Against::Gone));
+            }
+            return;
+        };
         let there = self.endpoint(&declared.name).map(|endpoint| endpoint.origin);
         if !self.may(&format!("{path}.name"), Kind::Endpoint, &declared.name, is_new, there) {
             return;
@@ -236,6 +256,7 @@ impl<'m, 'p> Stage<'m, 'p> {
                 }
                 Some(there) => (Some(port.clone()), there.plan.clone()),
                 None => {
+                    self.is_against(Against::Gone);
                     return self.refuse(
                         format!("{path}.port"),
                         port,
@@ -249,6 +270,9 @@ impl<'m, 'p> Stage<'m, 'p> {
             let why = format!(
                 "its port would have the endpoint's name, and there is a port {name} already: name another, or say port = {name:?}"
             );
+            if self.port(name).is_some_and(|port| port.origin == Origin::Config) {
+                self.is_against(Against::Config);
+            }
             return self.refuse(format!("{path}.{}", written::kind(&carrier)), "", why);
         }
         let plan = declared.plan(carrier);
@@ -362,10 +386,10 @@ impl<'m, 'p> Stage<'m, 'p> {
             self.hold(&mut prepared);
             self.share(&mut prepared);
         }
-        let Stage { model, checker, networks, ports, endpoints, .. } = self;
+        let Stage { model, checker, networks, ports, endpoints, against, .. } = self;
         if let Err(errors) = checker.finish("") {
             let lines = errors.list().iter().map(ToString::to_string).collect();
-            return Err(Mistaken { lines, unlisted: errors.unlisted() });
+            return Err(Mistaken { lines, unlisted: errors.unlisted(), against: against.get() });
         }
         prepared.sum_up(model, &networks, &ports, &endpoints);
         prepared.order_ports(model, &ports);
@@ -578,16 +602,21 @@ impl<'m, 'p> Stage<'m, 'p> {
         takers.sort_by_key(|(step, _)| *step);
         let mut take = |path: &str, key: Key, kind: Kind, name: &str| {
             let holder = match prepared.claimed.entry(key) {
-                Entry::Occupied(claimed) => Err((claimed.key().clone(), claimed.get().clone())),
+                Entry::Occupied(claimed) => Err((claimed.key().clone(), claimed.get().clone(), true)),
                 Entry::Vacant(free) => match model.held.get(free.key()) {
-                    Some(holder) if !released.contains(free.key()) => Err((free.into_key(), holder.clone())),
+                    Some(holder) if !released.contains(free.key()) => {
+                        Err((free.into_key(), holder.clone(), false))
+                    }
                     _ => Ok(free.insert(Named { kind, name: name.to_owned() })),
                 },
             };
             // It may be its own, as where two stations of a network have the same address.
-            if let Err((key, holder)) = holder
+            if let Err((key, holder, comes_too)) = holder
                 && (holder.kind != kind || holder.name != name)
             {
+                if !comes_too {
+                    self.is_against(Against::Config);
+                }
                 self.checker.report(held_already(path, kind, &key, &self.as_told(&holder)));
             }
         };
@@ -663,6 +692,17 @@ pub struct Mistaken {
     pub lines: Vec<String>,
     /// How many more there are.
     pub unlisted: usize,
+    /// What the first is against, where there was nothing but the config's before: at a start.
+    pub against: Option<Against>,
+}
+
+/// What keeps something from being as it was declared.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Against {
+    /// The config has the same.
+    Config,
+    /// It needs something that is not there.
+    Gone,
 }
 
 impl Mistaken {

@@ -4,6 +4,7 @@
 pub mod bench;
 
 use std::fs::File;
+use std::io::Write;
 use std::os::fd::AsFd;
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -90,6 +91,12 @@ pub fn ip(arguments: &str) -> String {
     let output = Command::new("ip").args(arguments.split(' ')).output().expect("iproute2");
     assert!(output.status.success(), "ip {arguments}: {}", text(&output));
     String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Says what a test leaves out on this machine, and why; `make test` lists it at the end. Not by a macro: what those print is shown of tests
+/// that fail only.
+pub fn left_out(what: &str) {
+    let _nobody_listens = writeln!(std::io::stderr(), "\nleft out: {what}");
 }
 
 /// Standard output and error.

@@ -446,6 +446,7 @@ impl Engine {
     pub(super) fn take_over(&mut self) {
         let gone: Vec<Box<Worker>> =
             self.threads.iter().flatten().flat_map(|thread| std::iter::from_fn(|| thread.gone())).collect();
+        let mut watched = Vec::new(); // closed when all sit: that takes milliseconds each
         for worker in gone {
             let Some(handle) = self.workers.get_mut(worker.id().index()) else { continue };
             handle.is_called_back = false;
@@ -458,7 +459,7 @@ impl Engine {
                 while handle.mailbox.take_returned().is_some() {}
                 while handle.mailbox.next_order().is_some() {} // which it left unread
             } else if let Some(Some(thread)) = self.threads.get(handle.thread) {
-                thread.seat(worker);
+                watched.extend(thread.seat(worker));
             }
         }
     }

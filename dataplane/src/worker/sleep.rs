@@ -25,7 +25,7 @@ use crate::clock::thread_time_ns;
 use crate::mesh::Mesh;
 use crate::plan::PlaceId;
 use crate::sys;
-use crate::tenants::{Detached, EventKind, TenantRings};
+use crate::tenants::{Detached, EventKind, Tenants};
 use crate::turns::PACKETS_PER_LOOK;
 use crate::types::EndpointId;
 
@@ -79,30 +79,32 @@ impl Events {
         Ok(epoll::add(&self.0, fd, EventData::new_u64(what), flags)?)
     }
 
-    /// False if the system has no room for it: then it is looked at when nobody has called.
-    fn watch_tenant(&self, id: EndpointId, rings: &TenantRings) -> bool {
+    /// False if the system has no room for it: then it is looked at when nobody has called. Of one that is put out anyway nothing, or nothing
+    /// more, is watched: each of its eventfds could take as long as all that is forgiven.
+    fn watch_tenant(&self, id: EndpointId, tenants: &mut Tenants) -> bool {
         let mut is_watched = true;
-        for (fd, kind) in rings.events() {
+        tenants.set_watched(id, 0);
+        for nth in 0.. {
+            let Some((fd, kind)) = tenants.event_of(id, nth) else { break };
             let flags = match kind {
                 // Each signal counts once, and nobody has to read the tenant's eventfd.
                 EventKind::Shared => EventFlags::IN | EventFlags::ET,
                 EventKind::Socket => EventFlags::IN,
             };
+            let before = thread_time_ns();
             is_watched &= self.watch(fd, TENANTS + id.index() as u64, flags).is_ok();
+            tenants.set_watched(id, nth + 1);
+            if kind == EventKind::Shared {
+                tenants.charge(id, thread_time_ns().saturating_sub(before));
+            }
         }
         is_watched
-    }
-
-    fn forget_tenant(&self, rings: &TenantRings) {
-        for (fd, _) in rings.events() {
-            let _not_watched = epoll::delete(&self.0, fd);
-        }
     }
 }
 
 impl Worker {
     /// Control, before it sits down on a thread, which may sleep at times, or not. With thousands of tenants it takes milliseconds to watch
-    /// all, and to close what it has watched until now, which is returned: that can wait until it runs.
+    /// all, and to close what it has watched until now, which is returned: that can wait until it runs, and the others do.
     pub(crate) fn watch(&mut self, may_sleep: bool) -> Option<OwnedFd> {
         if may_sleep == self.events.is_some() {
             return None;
@@ -134,8 +136,8 @@ impl Worker {
                 events.watch(urgent, UPLINK, EventFlags::IN).ok()?;
             }
         }
-        for (id, rings) in self.tenants.rings() {
-            self.counters.unwatched.add(u64::from(!events.watch_tenant(id, rings)));
+        for id in self.tenants.ids() {
+            self.counters.unwatched.add(u64::from(!events.watch_tenant(id, &mut self.tenants)));
         }
         Some(events)
     }
@@ -143,19 +145,20 @@ impl Worker {
     /// A tenant has come.
     pub(super) fn watch_tenant(&mut self, id: EndpointId) {
         let Some(events) = &self.events else { return };
-        let Some(rings) = self.tenants.rings_of(id) else { return };
-        let before = thread_time_ns();
-        let is_watched = events.watch_tenant(id, rings);
-        self.counters.unwatched.add(u64::from(!is_watched));
-        self.tenants.charge(id, thread_time_ns().saturating_sub(before));
+        self.counters.unwatched.add(u64::from(!events.watch_tenant(id, &mut self.tenants)));
     }
 
     /// A tenant has gone: its eventfd may be open elsewhere, and would call here for ever.
     pub(super) fn forget_tenant(&mut self, detached: &mut Detached) {
-        let Some(events) = &self.events else { return };
-        let before = thread_time_ns();
-        events.forget_tenant(&detached.rings);
-        self.tenants.charge_detached(detached, thread_time_ns().saturating_sub(before));
+        let Some(Events(epoll)) = &self.events else { return };
+        for (fd, kind) in detached.rings.watched_events() {
+            let before = thread_time_ns();
+            let _was_no_room = epoll::delete(epoll, fd);
+            if kind == EventKind::Shared {
+                self.tenants.charge(detached.endpoint, thread_time_ns().saturating_sub(before));
+            }
+        }
+        self.tenants.give_account(detached);
     }
 
     /// When it last moved a frame, in cycles.

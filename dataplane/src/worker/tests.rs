@@ -1,8 +1,13 @@
 //! Whole workers, turned by hand: tenants over real memif rings, the wire from memory. What is asked is who is served in a turn and who
 //! is not, where packets have two classes; never how fast.
 
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
 use etherparse::PacketBuilder;
 use peregrine_memif::{ClientConfig, Interface, ServerConfig};
+use rustix::event::epoll;
 
 use super::*;
 use crate::fdb::Destination;
@@ -404,4 +409,125 @@ fn packets_that_are_refused_are_no_more_than_a_turn_allows() {
         assert!(after > before && after - before <= 34 && dropped == after, "{before} to {after}, {dropped}");
         bench.gets(SINK);
     }
+}
+
+/// What an adaptive worker watches, one line each.
+fn watched(worker: &Worker) -> usize {
+    let events = worker.events().unwrap().as_raw_fd();
+    let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{events}")).unwrap();
+    text.lines().filter(|line| line.starts_with("tfd:")).count()
+}
+
+fn order(bench: &mut Bench, order: Order) {
+    bench.workers[A.index()].mailbox.send(order).unwrap();
+    bench.turn(A, true);
+}
+
+fn come(bench: &mut Bench, serial: u64, rings: TenantRings) {
+    order(bench, Order::Attach { endpoint: H1, serial, rings });
+}
+
+fn gone(bench: &mut Bench) -> Detached {
+    match bench.workers[A.index()].mailbox.take_returned() {
+        Some(Returned::Tenant(detached)) => detached,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn rings_of_a_tenant(queue_pairs: u16) -> (Interface, TenantRings) {
+    let config = ClientConfig { queue_pairs, ..ClientConfig::default() };
+    let server = ServerConfig { rings_max: 8, ..ServerConfig::default() };
+    let (client, server) = peregrine_memif::pair(config, server).unwrap();
+    (client, TenantRings::new(server.rx, server.tx))
+}
+
+#[test]
+fn a_tenant_in_debt_is_not_watched() {
+    let mut bench = Bench::new(ClassesPlan::default(), 1, vec![]);
+    assert!(bench.workers[A.index()].watch(true).is_none());
+    let before = watched(&bench.workers[A.index()]);
+    let (_client, rings) = rings_of_a_tenant(4);
+    come(&mut bench, 1, rings);
+    assert_eq!(watched(&bench.workers[A.index()]), before + 4);
+    order(&mut bench, Order::Detach { endpoint: H1, serial: 1 });
+    assert_eq!(watched(&bench.workers[A.index()]), before);
+    let detached = gone(&mut bench);
+    bench.workers[A.index()].tenants.charge(H1, 50_000_000);
+    bench.workers[A.index()]
+        .mailbox
+        .send(Order::Attach { endpoint: H1, serial: 2, rings: detached.rings })
+        .unwrap();
+    bench.workers[A.index()].obey(true);
+    assert_eq!(watched(&bench.workers[A.index()]), before, "it is on its way out");
+    // Nor when its thread may sleep from now on.
+    assert!(bench.workers[A.index()].watch(false).is_some());
+    assert!(bench.workers[A.index()].watch(true).is_none());
+    assert_eq!(watched(&bench.workers[A.index()]), before);
+    bench.turn(A, true);
+    let detached = gone(&mut bench);
+    assert_eq!(detached.fault, Some(crate::tenants::Fault::SlowWakeups));
+    assert_eq!(detached.rings.watched_events().count(), 0, "so nothing is to be forgotten");
+    assert_eq!(bench.workers[A.index()].counters.unwatched.get(), 0);
+}
+
+/// So many epolls watch an eventfd so many times each, and somebody signals it without end.
+const WATCHERS: usize = 120;
+
+fn watchers(event: &OwnedFd) -> Vec<OwnedFd> {
+    let many: Vec<_> = (0..WATCHERS).map(|_| event.try_clone().unwrap()).collect();
+    let set = |_| {
+        let set = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
+        for event in &many {
+            epoll::add(&set, event, epoll::EventData::new_u64(0), epoll::EventFlags::IN).unwrap();
+        }
+        set
+    };
+    let sets: Vec<_> = (0..WATCHERS).map(set).collect();
+    many.into_iter().chain(sets).collect()
+}
+
+/// Ends who signals, even if a look in between fails.
+struct Over<'a>(&'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn to_watch_a_tenant_and_to_forget_it_is_charged_each_by_itself() {
+    let mut bench = Bench::new(ClassesPlan::default(), 1, vec![]);
+    assert!(bench.workers[A.index()].watch(true).is_none());
+    let (_client, mut rings) = rings_of_a_tenant(1);
+    let event = rings.rx[0].event_fd().try_clone_to_owned().unwrap();
+    let _watchers = watchers(&event);
+    let (is_over, deadline) = (AtomicBool::new(false), Instant::now() + Duration::from_secs(60));
+    std::thread::scope(|scope| {
+        let _over = Over(&is_over);
+        scope.spawn(|| {
+            while !is_over.load(Ordering::Relaxed) {
+                rustix::io::write(event.as_fd(), &1u64.to_ne_bytes()).unwrap();
+            }
+        });
+        let mut charged = (false, false);
+        for serial in 1.. {
+            let worker = &mut bench.workers[A.index()];
+            worker.tenants.forget(H1);
+            let mut detached = Detached { endpoint: H1, serial, rings, fault: None };
+            worker.tenants.give_account(&mut detached);
+            worker.tenants.attach(H1, serial, detached.rings).unwrap();
+            worker.watch_tenant(H1);
+            charged.0 |= worker.tenants.debt_ns(H1) > 0;
+            worker.tenants.forget(H1);
+            let mut detached = worker.tenants.detach(H1, serial).unwrap();
+            worker.forget_tenant(&mut detached);
+            charged.1 |= worker.tenants.debt_ns(H1) > 0;
+            rings = detached.rings;
+            if charged == (true, true) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{charged:?} after {serial} times");
+        }
+    });
 }

@@ -166,7 +166,7 @@ pub fn program_on(interface: &Interface) -> Result<Option<(u32, String)>, XskErr
 /// ends only with the program that made it.
 ///
 /// # Errors
-/// The kernel's.
+/// The kernel's; without CAP_SYS_ADMIN it does not tell of links.
 pub fn detachable_mode(interface: &Interface) -> io::Result<Option<&'static str>> {
     program::detachable_mode(interface.index)
 }
@@ -174,6 +174,11 @@ pub fn detachable_mode(interface: &Interface) -> io::Result<Option<&'static str>
 /// Whether a program of this name is one of ours.
 pub fn is_ours(program: &str) -> bool {
     program.starts_with(program::NAME)
+}
+
+/// False of a program whose name could not be read (that needs CAP_SYS_ADMIN), or that has none: it may be anybody's.
+pub fn is_known(program: &str) -> bool {
+    program != program::UNNAMED
 }
 
 /// The kernel's device for a VLAN on an interface.

@@ -239,8 +239,11 @@ fn queue_counters(
 pub(super) fn attached(interface_index: u32) -> Result<Option<(u32, String)>, XskError> {
     let id = program_id(interface_index)
         .map_err(|source| XskError::System { what: "asking which XDP program is attached".into(), source })?;
-    Ok(id.map(|id| (id, program_name(id).unwrap_or_else(|| "unnamed".into()))))
+    Ok(id.map(|id| (id, program_name(id).unwrap_or_else(|| UNNAMED.into()))))
 }
+
+/// In place of a name.
+pub(super) const UNNAMED: &str = "unnamed";
 
 /// `None` as well when we may not look or it has no name.
 fn program_name(id: u32) -> Option<String> {
@@ -257,9 +260,13 @@ pub(super) fn detachable_mode(interface_index: u32) -> io::Result<Option<&'stati
         (answer.hw_prog_id, "xdpoffload"),
     ];
     let Some((id, mode)) = modes.into_iter().find(|(id, _)| *id != 0) else { return Ok(None) };
-    let mut links = loaded_links().filter_map(Result::ok).filter(|link| link.program_id() == id);
-    let is_held = links.any(|link| matches!(link.link_type(), Ok(LinkType::Xdp)));
-    Ok((!is_held).then_some(mode))
+    for link in loaded_links() {
+        let link = link.map_err(|error| io::Error::other(error.to_string()))?;
+        if link.program_id() == id && matches!(link.link_type(), Ok(LinkType::Xdp)) {
+            return Ok(None);
+        }
+    }
+    Ok(Some(mode))
 }
 
 fn program_id(interface_index: u32) -> io::Result<Option<u32>> {
