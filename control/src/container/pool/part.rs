@@ -233,22 +233,21 @@ impl Part {
     fn set_up(&mut self, plan: &PartPlan) -> Result<(), ContainerError> {
         let which = names::which(&plan.namespace);
         let (mut theirs, mut own) = (pair::link_up(self.ifindex), None);
-        if self.is_up && plan.link.mtu < IPV6_MTU_MIN {
-            // With such an MTU the kernel takes its IPv6 away, and all that is said about that.
-            theirs.attributes.clear();
+        if self.is_up && plan.interface.is_some() {
+            // One that is up keeps its name, before Linux 6.2.
+            let mut down = address_generation(self.ifindex, In6AddrGenMode::Eui64);
+            down.header.change_mask = LinkFlags::Up;
+            let what = || format!("taking down {} in {which}", self.interface);
+            let done = self.requests.change(RouteNetlinkMessage::SetLink(down), 0);
+            done.map_err(|error| refused(error, what))?;
+        } else if self.is_up && plan.link.mtu < IPV6_MTU_MIN {
+            // The kernel takes its IPv6 away, and all that is said about that.
+            theirs = LinkMessage::default();
+            theirs.header.index = self.ifindex;
         } else if self.is_up {
             theirs = address_generation(self.ifindex, In6AddrGenMode::Eui64);
-            if plan.interface.is_some() {
-                // One that is up keeps its name, before Linux 6.2.
-                theirs.header.change_mask = LinkFlags::Up;
-                let down = RouteNetlinkMessage::SetLink(theirs);
-                let what = || format!("taking down {} in {which}", self.interface);
-                self.requests.change(down, 0).map_err(|error| refused(error, what))?;
-                theirs = pair::link_up(self.ifindex);
-            } else {
-                let its = link_local(plan.link.mac);
-                own = (!plan.link.addresses.iter().any(|(address, _)| *address == its)).then_some(its);
-            }
+            let its = link_local(plan.link.mac);
+            own = (!plan.link.addresses.iter().any(|(address, _)| *address == its)).then_some(its);
         }
         theirs.attributes.push(LinkAttribute::Address(plan.link.mac.0.to_vec()));
         if plan.link.mtu != self.mtu {

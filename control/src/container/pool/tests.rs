@@ -151,16 +151,17 @@ fn a_container_without_ipv6_and_one_whose_own_address_was_declared_are_as_good()
         ..link(3)
     };
     let mut all = Vec::new();
-    for link in [v4(1), declared, v4(4)] {
-        let (taken, _port) = pool.take(&PartPlan { link, ..plan(1) }).unwrap();
+    for (link, interface) in [(v4(1), None), (declared, None), (v4(4), Some("net1"))] {
+        let interface = interface.map(str::to_owned);
+        let (taken, _port) = pool.take(&PartPlan { link, interface, ..plan(1) }).unwrap();
         all.push(taken);
     }
     pool.resize(0, 0);
     until("it is not emptied", || pool.counts().ready == 0 && pool.counts().ending == 0);
     all.push(pool.take(&PartPlan { link: v4(5), ..plan(1) }).unwrap().0);
     assert_eq!((pool.counts().hits, pool.counts().misses), (3, 1));
-    for taken in [&all[0], &all[2], &all[3]] {
-        let text = inside(taken, "ip address show dev eth0");
+    for (taken, interface) in [(&all[0], "eth0"), (&all[2], "net1"), (&all[3], "eth0")] {
+        let text = inside(taken, &format!("ip address show dev {interface}"));
         assert!(
             text.contains("mtu 1000") && text.contains("inet 10.42.0.") && !text.contains("inet6"),
             "{text}"
