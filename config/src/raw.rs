@@ -53,6 +53,23 @@ impl<T: Kind> Field<T> {
             Field::Given(_) | Field::Wrong(_) => Some(self),
         }
     }
+
+    /// As errors show it, or the default that stands for it.
+    pub fn given_or<'f>(&'f self, default: &'f str) -> GivenOr<'f> {
+        GivenOr(self.given(), default)
+    }
+}
+
+/// See [`Field::given_or`].
+pub struct GivenOr<'f>(Option<&'f dyn Display>, &'f str);
+
+impl Display for GivenOr<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            GivenOr(Some(given), _) => given.fmt(f),
+            GivenOr(None, default) => write!(f, "{default} (the default)"),
+        }
+    }
 }
 
 impl<T: Kind> Display for Field<T> {

@@ -287,7 +287,7 @@ fn contradictions(at: &At<'_>, raw: &Rule, plan: &RulePlan) {
             ("port", &raw.port),
         ] {
             if let Some(given) = field.given() {
-                let rule = format!("left out: protocol = {} has no ports", &raw.protocol);
+                let rule = format!("left out: protocol = {} has no ports", raw.protocol);
                 at.key(key).invalid(given, rule);
             }
         }

@@ -4,7 +4,7 @@
 //! it expects something of it.
 
 use std::collections::HashMap;
-use std::fmt::{self, Display};
+use std::fmt::Display;
 use std::ops::RangeInclusive;
 use std::path::Path;
 
@@ -123,7 +123,7 @@ pub fn memif(
     let queue_pairs = at.key("queue_pairs").number(&raw.queue_pairs, 1..=QUEUE_PAIRS_MAX, Some(1));
     let chains = at.key("chains").switch(&raw.chains, false);
     let agreed = role.zip(socket.as_ref()).is_none_or(|(role, socket)| {
-        let shown = GivenOr(raw.role.given(), "\"server\"");
+        let shown = raw.role.given_or("\"server\"");
         sockets.agree(at, "role", socket, shown, Some(role as u32))
     });
     let plan = match role? {
@@ -168,7 +168,7 @@ fn place(at: &At<'_>, raw: &Memif, sockets: &mut Sockets<'_>) -> (Option<SocketA
         at.report().add(ConfigError::Taken { key, got, by: "control_socket".to_owned() });
     }
     if let (Some(socket), Some(id), Some(together)) = (&socket, id, &mut sockets.together) {
-        let got = format_args!("{} on {}", GivenOr(raw.id.given(), "0"), raw.socket);
+        let got = format_args!("{} on {}", raw.id.given_or("0"), raw.socket);
         together.ids.claim((socket.clone(), id), &at.key("id"), got);
     }
     (socket, id)
@@ -199,11 +199,11 @@ fn server(
     match socket {
         Some(socket) if path.is_some() => {
             if let Some(mode) = mode {
-                sockets.agree(at, "mode", socket, GivenOr(raw.mode.given(), "\"0660\""), Some(mode));
+                sockets.agree(at, "mode", socket, raw.mode.given_or("\"0660\""), Some(mode));
             }
             for (key, field, value) in [("owner", &raw.owner, owner), ("group", &raw.group, group)] {
                 if let Some(value) = value {
-                    sockets.agree(at, key, socket, GivenOr(field.given(), "the daemon's"), value);
+                    sockets.agree(at, key, socket, field.given_or("the daemon's"), value);
                 }
             }
         }
@@ -245,7 +245,7 @@ fn client(
         let rule = format!(
             "at most {most} with queue_pairs = {pairs}: 2 × queue_pairs × ring_size must stay below 65536"
         );
-        at.key("ring_size").invalid(GivenOr(raw.ring_size.given(), "1024"), rule);
+        at.key("ring_size").invalid(raw.ring_size.given_or("1024"), rule);
     }
     if let (Some(bytes), Some(false), Some((mtu, path))) = (buffer_bytes, chains, network)
         && bytes < buffer_least(mtu)
@@ -253,7 +253,7 @@ fn client(
         let least = buffer_least(mtu);
         let rule =
             format!("at least {least}, or chains = true: {path} + {ETHERNET_BYTES} bytes must fit a buffer");
-        at.key("buffer_size").invalid(GivenOr(raw.buffer_size.given(), "2048"), rule);
+        at.key("buffer_size").invalid(raw.buffer_size.given_or("2048"), rule);
     }
     let uid = at.key("tenant_uid");
     let tenant_uid = uid.optional(&raw.tenant_uid, None, values::OWNER, |id| values::owner(*id).map(Some))?;
@@ -278,18 +278,6 @@ pub(super) fn too_small(memif: &MemifPlan, mtu: u16) -> Option<String> {
 /// In all rings, both ways.
 fn slots(queue_pairs: u16, ring_size: u32) -> u32 {
     2 * u32::from(queue_pairs) * ring_size
-}
-
-/// A value as it was given, or the default that stands for it.
-struct GivenOr<'f>(Option<&'f dyn Display>, &'f str);
-
-impl Display for GivenOr<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            GivenOr(Some(given), _) => given.fmt(f),
-            GivenOr(None, default) => write!(f, "{default} (the default)"),
-        }
-    }
 }
 
 /// Never shows what was given.

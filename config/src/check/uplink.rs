@@ -155,11 +155,8 @@ fn uplink(at: &At<'_>, raw: &Uplink, checked: &mut Checked, unlike: &mut Unlike)
     if let Some(interface) = &interface {
         unlike.interfaces.claim(interface.clone(), &at.key("interface"), &raw.interface);
     }
-    let size = |field: &Field<i64>| {
-        field.given().map_or_else(|| "2048 (the default)".to_owned(), ToString::to_string)
-    };
-    unlike.chunk_size.agree(&at.key("chunk_size"), chunk_size, size(&raw.chunk_size));
-    unlike.ring_size.agree(&at.key("ring_size"), ring_size, size(&raw.ring_size));
+    unlike.chunk_size.agree(&at.key("chunk_size"), chunk_size, raw.chunk_size.given_or("2048"));
+    unlike.ring_size.agree(&at.key("ring_size"), ring_size, raw.ring_size.given_or("2048"));
     let zero_copy = mode.filter(|mode| *mode != XdpMode::PreferZeroCopy);
     let zero_copy = zero_copy.map(|mode| mode == XdpMode::RequireZeroCopy);
     unlike.zero_copy.agree(&at.key("mode"), zero_copy, &raw.mode);
