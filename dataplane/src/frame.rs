@@ -14,8 +14,8 @@
 //! (`xsk/multi.rs`). A pool has large buffers only where a network's MTU needs them.
 //!
 //! What must hold:
-//! - A chunk has at most one `Frame`, or is lent to the kernel, or lies in the pool: never two of these.
-//!   `Frame` is not `Clone`; every function that can fail gives it back.
+//! - A chunk has at most one `Frame`, or is lent to the kernel, or lies in the pool: never two of these, whatever the kernel says: there are
+//!   drivers that hand a chunk over twice (igb's, when it runs out of buffers). `Frame` is not `Clone`; every function that can fail gives it back.
 //! - A frame goes home through [`FramePool::put`], of whichever pool is at hand: one that belongs elsewhere waits there among the
 //!   strangers until it is sent to its owner. One that is dropped on the floor is never reused, and the
 //!   pool then keeps its memory mapped for ever instead of leaving the frame dangling.
@@ -472,6 +472,9 @@ pub struct FramePool {
     data_offset: u16,
     room: u16,
     free: Vec<NonNull<u8>>,
+    /// Of each chunk, whether the kernel has it; a bit.
+    is_lent: Box<[u64]>,
+    /// How many it has.
     lent: usize,
     large: LargeBuffers,
     /// Whose it is.
@@ -536,6 +539,7 @@ impl FramePool {
             data_offset: headroom as u16,
             room: (chunk_size - headroom) as u16,
             free,
+            is_lent: vec![0; count.div_ceil(64)].into(),
             lent: 0,
             large,
             owner: WorkerId(0),
@@ -776,6 +780,9 @@ impl FramePool {
                 if frame.home & AWAY != 0 {
                     self.departures.change(bucket(frame.meta.flow_hash), -1);
                 }
+                if let Some(word) = self.is_lent.get_mut(index as usize / 64) {
+                    *word |= 1 << (index % 64);
+                }
                 self.lent += 1;
                 Ok(index)
             }
@@ -784,18 +791,20 @@ impl FramePool {
     }
 
     /// Takes a chunk back from the kernel, with a packet of `len` bytes at `start` in its data segment. `None` if
-    /// the kernel named a chunk or a span that is not there.
-    ///
-    /// # Safety
-    /// If there is a chunk of this number, this pool has lent it and has not regained it since. Any other number may be asked for,
-    /// that of a large buffer's part as well: for that nothing is touched.
+    /// the kernel named a chunk that it does not have (that of a large buffer's part is not one of these), or a span that is not there.
     #[inline]
-    pub(crate) unsafe fn regain(&mut self, index: u32, start: usize, len: usize) -> Option<Frame> {
+    pub(crate) fn regain(&mut self, index: u32, start: usize, len: usize) -> Option<Frame> {
         let (start, len) = (u16::try_from(start).ok()?, u16::try_from(len).ok()?);
         start.checked_add(len).filter(|end| *end <= self.room)?;
-        let index = usize::try_from(index).ok().filter(|index| *index < self.chunk_count)?;
-        self.lent = self.lent.saturating_sub(1);
-        // SAFETY: the chunk is inside the area.
+        let index = index as usize;
+        let word = self.is_lent.get_mut(index / 64)?;
+        let bit = 1 << (index % 64);
+        if *word & bit == 0 {
+            return None;
+        }
+        *word &= !bit;
+        self.lent -= 1;
+        // SAFETY: the chunk is inside the area, or it could not have been lent.
         let data = unsafe { self.base.add((index << self.chunk_log2) + usize::from(self.data_offset)) };
         Some(self.frame(data, start, len))
     }
@@ -1031,8 +1040,7 @@ mod tests {
         let lent = pool.lend(small).unwrap();
         let before = format!("{pool:?}");
         for index in parts.iter().map(|part| (part.address >> 11) as u32).chain([19, u32::MAX]) {
-            // SAFETY: no chunk has this number.
-            assert!(unsafe { pool.regain(index, 0, 0) }.is_none(), "{index}");
+            assert!(pool.regain(index, 0, 0).is_none(), "{index}");
         }
         assert_eq!(format!("{pool:?}"), before);
         parts.iter().for_each(|part| give_back(&mut pool, (part.address >> 11) as u32));
@@ -1104,8 +1112,7 @@ mod tests {
     }
 
     fn give_back(pool: &mut FramePool, index: u32) {
-        // SAFETY: a chunk of this number was lent before.
-        match unsafe { pool.regain(index, 0, 0) } {
+        match pool.regain(index, 0, 0) {
             Some(frame) => pool.put(frame),
             None => assert!(pool.regain_part(index).is_some()),
         }
@@ -1158,12 +1165,33 @@ mod tests {
         let mut frame = pool.take().unwrap();
         frame.reset(0, 3).unwrap().copy_from_slice(b"xyz");
         let index = pool.lend(frame).unwrap();
-        // SAFETY: lent just now.
-        let frame = unsafe { pool.regain(index, 1, 2) }.unwrap();
+        let frame = pool.regain(index, 1, 2).unwrap();
         assert_eq!(frame.bytes(), b"yz");
         pool.put(frame);
-        // SAFETY: refused before any chunk is touched.
-        assert!(unsafe { pool.regain(2, 0, 1) }.is_none() && unsafe { pool.regain(0, 0, 1793) }.is_none());
+    }
+
+    #[test]
+    fn the_kernel_gets_no_frame_for_a_chunk_that_it_does_not_have() {
+        let mut pool = FramePool::anonymous(2048, 70, 256);
+        let frames: Vec<Frame> = std::iter::from_fn(|| pool.take()).collect();
+        let lent: Vec<u32> = frames.into_iter().map(|frame| pool.lend(frame).unwrap()).collect();
+        assert_eq!(lent, (0..70).collect::<Vec<_>>());
+        for (index, start, len) in
+            [(70, 0, 1), (127, 0, 1), (128, 0, 1), (u32::MAX, 0, 1), (0, 0, 1793), (0, 1792, 1)]
+        {
+            assert!(pool.regain(index, start, len).is_none(), "chunk {index}: {start}+{len}");
+        }
+        let held = pool.regain(69, 0, 1).unwrap();
+        assert!(pool.regain(69, 0, 1).is_none(), "named twice, and held by us");
+        pool.put(held);
+        assert!(pool.regain(69, 0, 1).is_none(), "named twice, and in the pool");
+        lent.iter().take(69).for_each(|index| give_back(&mut pool, *index));
+        assert_eq!(pool.available(), 70, "{pool:?}");
+        let (again, held) = (pool.take().unwrap(), pool.take().unwrap());
+        let index = pool.lend(again).unwrap();
+        give_back(&mut pool, index);
+        pool.put(held);
+        assert_eq!(pool.available(), 70, "{pool:?}");
     }
 
     #[test]

@@ -193,7 +193,8 @@ pub struct WorkerStats {
     pub device_drops: u64,
     /// Frames whose ECN fields, outer and inner, should not occur together (RFC 6040 §4.2).
     pub ecn_unexpected: u64,
-    /// Chunks lost, and frames refused, because of a bug: always 0.
+    /// Chunks lost, frames refused, and chunks that the kernel named without having them, because of a bug: ours, or a driver's that hands a
+    /// chunk over twice.
     pub chunk_faults: u64,
     /// Receive kicks (syscalls): the driver had run out of fill descriptors.
     pub receive_kicks: u64,

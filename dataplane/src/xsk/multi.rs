@@ -126,23 +126,23 @@ enum State {
 
 impl Assembly {
     /// Takes descriptors from the ring as long as the burst has room, and puts the packets that are complete into it. Returns how many
-    /// descriptors it took.
+    /// descriptors it took, and how many of their chunks are ours again.
     pub(super) fn receive(
         &mut self,
         (ring, losses, faults): (&mut Ring, &mut Losses, &mut u64),
         area: &Area,
         pool: &mut FramePool,
         burst: &mut Burst,
-    ) -> u32 {
+    ) -> (u32, u32) {
         let most = (BURST * pool.large_parts()) as u32;
         let arrived = ring.arrived().min(most);
-        let mut taken = 0;
+        let (mut taken, mut back) = (0, 0);
         while taken < arrived && burst.room() > 0 {
             let descriptor = ring.take();
             taken += 1;
             let (index, start) = area.locate(descriptor.addr as usize);
-            // SAFETY: the kernel gives back chunks from the fill ring, which `refill` has lent from this pool.
-            let part = start.and_then(|start| unsafe { pool.regain(index, start, descriptor.len as usize) });
+            let part = start.and_then(|start| pool.regain(index, start, descriptor.len as usize));
+            back += u32::from(part.is_some());
             let is_continued = descriptor.options & XDP_PKT_CONTD != 0;
             if let Some(frame) = self.add(part, is_continued, pool, (losses, &mut *faults)) {
                 // There is room: looked at above.
@@ -152,10 +152,10 @@ impl Assembly {
             }
         }
         ring.release();
-        taken
+        (taken, back)
     }
 
-    /// Adds a part (`None`: the kernel named one that is not there); returns the packet when it is complete.
+    /// Adds a part (`None`: the kernel named one that it does not have); returns the packet when it is complete.
     fn add(
         &mut self,
         part: Option<Frame>,

@@ -291,15 +291,14 @@ impl XskSocket {
         for descriptor in descriptors.iter().take(count) {
             let (index, start) = self.area.locate(descriptor.addr());
             let length = descriptor.lengths().data();
-            // SAFETY: the kernel gives back chunks from the fill ring, which `refill` has lent from this pool.
-            let frame = start.and_then(|start| unsafe { pool.regain(index, start, length) });
+            let frame = start.and_then(|start| pool.regain(index, start, length));
             match frame.map(|frame| burst.push(frame)) {
                 Some(Ok(())) => received += 1,
                 Some(Err(frame)) => pool.put(frame), // never: `room` was asked for
                 None => self.faults += 1,
             }
         }
-        self.rx_lent = self.rx_lent.saturating_sub(count as u32);
+        self.rx_lent = self.rx_lent.saturating_sub(received as u32);
         self.marked[0] = self.marked[0].saturating_sub(count as u32);
         received
     }
@@ -319,8 +318,7 @@ impl XskSocket {
         for _ in 0..count {
             let descriptor = urgent.rx.take();
             let (index, start) = self.area.locate(descriptor.addr as usize);
-            // SAFETY: as in `receive`: both rx rings get their chunks from the one fill ring.
-            let frame = start.and_then(|start| unsafe { pool.regain(index, start, descriptor.len as usize) });
+            let frame = start.and_then(|start| pool.regain(index, start, descriptor.len as usize));
             match frame.map(|frame| burst.push(frame)) {
                 Some(Ok(())) => received += 1,
                 Some(Err(frame)) => pool.put(frame), // never: `room` was asked for
@@ -328,7 +326,7 @@ impl XskSocket {
             }
         }
         urgent.rx.release();
-        self.rx_lent = self.rx_lent.saturating_sub(count as u32);
+        self.rx_lent = self.rx_lent.saturating_sub(received as u32);
         self.marked[1] = self.marked[1].saturating_sub(count as u32);
         received
     }
@@ -457,9 +455,7 @@ impl XskSocket {
                 let (index, _) = self.area.locate(descriptor.addr());
                 let is_urgent = self.urgent.as_mut().is_some_and(|urgent| urgent.completes(index));
                 normal += u32::from(!is_urgent);
-                // SAFETY: the kernel gives back what lay in the tx rings: chunks, which were lent from this pool for that, and parts of
-                // large buffers, which are no chunks.
-                match unsafe { pool.regain(index, 0, 0) } {
+                match pool.regain(index, 0, 0) {
                     Some(frame) => {
                         pool.put(frame);
                         total += 1;
@@ -609,8 +605,8 @@ impl XskSocket {
         let Some(multi) = self.multi.as_deref_mut() else { return 0 };
         let before = burst.len();
         let Multi { rx, assembly, losses, .. } = multi;
-        let taken = assembly.receive((rx, losses, &mut self.faults), &self.area, pool, burst);
-        self.rx_lent = self.rx_lent.saturating_sub(taken);
+        let (taken, back) = assembly.receive((rx, losses, &mut self.faults), &self.area, pool, burst);
+        self.rx_lent = self.rx_lent.saturating_sub(back);
         self.marked[0] = self.marked[0].saturating_sub(taken);
         burst.len() - before
     }
@@ -622,8 +618,8 @@ impl XskSocket {
         let before = burst.len();
         let Multi { urgent_assembly, losses, .. } = multi;
         let from = (&mut urgent.rx, losses, &mut self.faults);
-        let taken = urgent_assembly.receive(from, &self.area, pool, burst);
-        self.rx_lent = self.rx_lent.saturating_sub(taken);
+        let (taken, back) = urgent_assembly.receive(from, &self.area, pool, burst);
+        self.rx_lent = self.rx_lent.saturating_sub(back);
         self.marked[1] = self.marked[1].saturating_sub(taken);
         burst.len() - before
     }
