@@ -1,10 +1,12 @@
-//! On the host: one guest after the other. What they say that is for people is printed, all of it is kept.
+//! On the host: the guests, as many at a time as there are cores: one waits more than it computes. What they say that is for people is
+//! printed, all of it is kept.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
+use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
@@ -17,11 +19,11 @@ use crate::kinds::Kind;
 /// What begins a line by which the guest asks for something outside of it: a command of QEMU's monitor follows.
 pub const REQUEST: &str = "nic-lab-monitor: ";
 /// A guest that says nothing for so long will not go on: a case's patience, and a start on a busy machine.
-const SILENCE: Duration = Duration::from_secs(90);
+const SILENCE: Duration = Duration::from_secs(120);
 /// By then its first case has ended. An emulated machine's timers sometimes stop while it boots: then it is booted once more.
 const BOOT_PATIENCE: Duration = Duration::from_secs(100);
 /// No guest takes longer than this.
-const GUEST_PATIENCE: Duration = Duration::from_secs(420);
+const GUEST_PATIENCE: Duration = Duration::from_secs(600);
 /// Nor all of them together longer than this: what runs then is killed, what has not begun does not begin.
 const LAB_PATIENCE: Duration = Duration::from_secs(1200);
 /// What the guest's kernel says of a fault of its own: a driver's, most likely, and then no case is worth much.
@@ -43,22 +45,35 @@ struct Outcome {
 /// Boots a guest for each of these kinds. `folder` holds the kernel, the initramfs, and QEMU under `root`.
 pub fn run(folder: &Path, kinds: Vec<Kind>) -> ExitCode {
     let began = Instant::now();
-    let (mut passed, mut failed) = (0, 0);
-    for kind in kinds {
-        let mut outcome = guest(folder, kind, began + LAB_PATIENCE);
-        if outcome.broken.is_some() && !outcome.booted {
-            println!("{MARK}{}: it did not boot, and is booted once more", kind.name());
-            outcome = guest(folder, kind, began + LAB_PATIENCE);
+    let at_a_time = std::thread::available_parallelism().map_or(1, usize::from).min(kinds.len());
+    let (waiting, sums) = (Mutex::new(kinds.into_iter()), Mutex::new((0, 0)));
+    let next = || waiting.lock().expect("no panic").next();
+    std::thread::scope(|scope| {
+        for _ in 0..at_a_time {
+            scope.spawn(|| {
+                while let Some(kind) = next() {
+                    let (passed, failed) = booted(folder, kind, began + LAB_PATIENCE);
+                    let mut sums = sums.lock().expect("no panic");
+                    *sums = (sums.0 + passed, sums.1 + failed);
+                }
+            });
         }
-        passed += outcome.passed;
-        failed += outcome.failed;
-        if let Some(why) = outcome.broken {
-            failed += 1;
-            println!("{MARK}{}: FAILED: {why}", kind.name());
-        }
-    }
+    });
+    let (passed, failed) = *sums.lock().expect("no panic");
     println!("{MARK}{passed} passed, {failed} failed, in {:.0} s", began.elapsed().as_secs_f64());
     ExitCode::from(u8::from(failed > 0 || passed == 0))
+}
+
+/// A guest of this kind, and a second one if the first does not boot: how many cases passed, and how many failed.
+fn booted(folder: &Path, kind: Kind, end: Instant) -> (u32, u32) {
+    let mut outcome = guest(folder, kind, end);
+    if outcome.broken.is_some() && !outcome.booted {
+        println!("{MARK}{}: it did not boot, and is booted once more", kind.name());
+        outcome = guest(folder, kind, end);
+    }
+    let Some(why) = outcome.broken else { return (outcome.passed, outcome.failed) };
+    println!("{MARK}{}: FAILED: {why}", kind.name());
+    (outcome.passed, outcome.failed + 1)
 }
 
 /// Boots one, reads its console to the end, and leaves nothing running.
@@ -67,7 +82,7 @@ fn guest(folder: &Path, kind: Kind, end: Instant) -> Outcome {
         let why = format!("not begun, as the lab has taken {LAB_PATIENCE:?} already");
         return Outcome { broken: Some(why), ..Outcome::default() };
     }
-    let monitor = folder.join("monitor");
+    let monitor = folder.join(format!("monitor-{}", kind.name()));
     let _absent = std::fs::remove_file(&monitor);
     let mut child = match qemu(folder, kind, &monitor).spawn() {
         Ok(child) => child,

@@ -2,54 +2,79 @@
 
 use std::process::Command;
 
-use peregrine_tests::{FAR_OVERLAY, NEAR, RawSocket, Tenant, frame, ping, run, until};
+use peregrine_tests::{Daemon, FAR_OVERLAY, NEAR, RawSocket, Tenant, frame, ping, run, until};
 use rustix::process::Signal;
 use serde_json::Value;
 
 use super::doctor::Doctor;
-use super::streams::{Wire, balance, polled, settled};
-use crate::bench::Bench;
+use super::streams::{polled, quiet, settled};
+use crate::bench::{Bench, WEB};
 use crate::kinds::Kind;
 
-/// Descriptors of a receive queue of igb, if nobody asks for more.
-const IGB_DESCRIPTORS: u64 = 256;
-
-/// The worker stands still while more frames come than there are places in its rings; then it goes on, and so do the frames.
+/// The worker stands still while more frames come than there are places in its rings; then it goes on, and so do the frames. Each is
+/// accounted for, but with igb's zero-copy.
+///
+/// Where igb's driver is short of buffers at its ring's end, it does not clear the next descriptor's length (Linux 7.2, `igb_alloc_rx_buffers_zc` in
+/// igb_xsk.c). So it goes through frames that it had already, and counts them again; it has chunks twice, and hands them over twice;
+/// and it is ahead of the card, which fills those descriptors later: what comes there may be counted by nobody.
 pub fn dry(kind: Kind) -> String {
-    const FRAMES: usize = 1500;
     let bench = Bench::new(kind);
     let config = bench.config(&[Tenant::DB]).replace("[uplink]\n", "[uplink]\nring_size = 64\n");
-    let daemon = bench.start(&config);
+    if kind != Kind::Igb {
+        return ran_dry(&bench, &bench.start(&config), true);
+    }
+    let facts = ran_dry(&bench, &bench.start(&config), false);
+    // What finds no descriptor of the card's, QEMU drops and does not count while another queue has some.
+    let descriptors = |count: &str| run(bench.net.near.command("ethtool").args(["-G", NEAR.1, "rx", count]));
+    descriptors("2048");
+    let copying = bench.start_in(&config.replace(kind.mode(), "copy"), "copy");
+    let facts = format!("{facts}; by copy: {}", ran_dry(&bench, &copying, true));
+    copying.stop();
+    descriptors("256");
+    facts
+}
+
+fn ran_dry(bench: &Bench, daemon: &Daemon, is_exact: bool) -> String {
+    const FRAMES: usize = 1500;
     let mut tenant = Tenant::DB.connect(&bench.net);
     bench.pings(20);
     let mut facts = Vec::new();
     for _ in 0..2 {
-        let before = (daemon.at_rest(), Wire::now(&bench));
+        let before = quiet(bench, daemon);
         let far = RawSocket::sender(&bench.net.far, "vx");
         daemon.signal(Signal::STOP);
         for number in 0..FRAMES {
             far.send(&frame(FAR_OVERLAY.1, Tenant::DB.mac, &format!("stream {number}")));
         }
         daemon.signal(Signal::CONT);
-        let stats = settled(&bench, &daemon, &before, || drop(polled(&mut tenant)));
-        let (came, sent, lost) = balance(&stats, &Wire::now(&bench), &before);
+        let (stats, (came, sent, lost)) = settled(bench, daemon, &before, || drop(polled(&mut tenant)));
         facts.push(format!("{sent} sent, {came} came, {lost} counted as lost"));
-        bench.pings(100);
         let empty =
             |stats: &Value| sockets(stats, "rx_fill_ring_empty_descs") + sockets(stats, "rx_ring_full");
         assert!(came < sent || empty(&stats) > empty(&before.0), "nothing ran dry: {stats:#}");
-        // On igb (Linux 7.2) up to a ring of descriptors was counted more than was sent: it seems to look again at those that it had no buffers for,
-        // and so to be ahead of the card, which fills them later: what comes then may be counted by nobody.
-        let again = if kind == Kind::Igb { IGB_DESCRIPTORS } else { 0 };
-        let wire = Wire::now(&bench);
-        assert!(
-            (sent - again..=sent + again).contains(&(came + lost)),
-            "{facts:?}, {:?}, {wire:?}: {stats:#}",
-            before.1
-        );
+        if is_exact {
+            assert_eq!(came + lost, sent, "{facts:?}: {stats:#}");
+            assert_eq!(named_twice(&stats), 0);
+            bench.pings(100);
+            continue;
+        }
+        until("each ping to be answered, or lost with a chunk that was there twice", || {
+            let before = named_twice(&daemon.stats());
+            let answered = ping(&bench.net.far, WEB, 100, 0.01);
+            u64::from(answered) + named_twice(&daemon.stats()) - before >= 100
+        });
     }
-    daemon.at_rest();
-    facts.join("; then ")
+    let stats = daemon.at_rest();
+    if !is_exact {
+        facts.push(format!("{} chunks handed over twice", named_twice(&stats)));
+    }
+    facts.join(", then ")
+}
+
+/// Chunks that the driver handed over and did not have.
+fn named_twice(stats: &Value) -> u64 {
+    let all = stats["workers"].as_array().expect("workers").iter();
+    all.map(|worker| worker["chunk_faults"].as_u64().expect("a count")).sum()
 }
 
 fn sockets(stats: &Value, key: &str) -> u64 {

@@ -103,7 +103,7 @@ pub fn burst(kind: Kind) -> String {
     let daemon = bench.start(&bench.config(&[Tenant::DB]));
     let mut tenant = Tenant::DB.connect(&bench.net);
     let far = RawSocket::sender(&bench.net.far, "vx");
-    let before = (daemon.at_rest(), Wire::now(&bench));
+    let before = quiet(&bench, &daemon);
     let mut got = 0;
     for number in 0..FRAMES {
         far.send(&numbered(FAR_OVERLAY.1, Tenant::DB.mac, number));
@@ -111,8 +111,8 @@ pub fn burst(kind: Kind) -> String {
             got += polled(&mut tenant).len() as u64;
         }
     }
-    let stats = settled(&bench, &daemon, &before, || got += polled(&mut tenant).len() as u64);
-    let (came, sent, lost) = balance(&stats, &Wire::now(&bench), &before);
+    let (stats, (came, sent, lost)) =
+        settled(&bench, &daemon, &before, || got += polled(&mut tenant).len() as u64);
     assert_eq!(came + lost, sent, "{came} came and {lost} were counted as lost, of {sent}: {stats:#}");
     let delivered = totals(&stats, "tenant_tx") - totals(&before.0, "tenant_tx");
     until("the last ones", || {
@@ -140,15 +140,43 @@ impl Wire {
     }
 }
 
-/// Waits until the frames that came, and those counted as lost, are as many as were sent; or until nothing changes any more.
-pub fn settled(bench: &Bench, daemon: &Daemon, before: &(Value, Wire), mut meanwhile: impl FnMut()) -> Value {
+/// At rest, with the wire's counters of the same moment: nobody sends anything of his own meanwhile.
+pub fn quiet(bench: &Bench, daemon: &Daemon) -> (Value, Wire) {
+    let mut found = None;
+    until("a moment in which nothing is sent", || {
+        let wire = Wire::now(bench);
+        let stats = daemon.at_rest();
+        found = (Wire::now(bench) == wire).then_some((stats, wire));
+        found.is_some()
+    });
+    found.expect("found")
+}
+
+/// What came, what was sent, and what somebody counted as lost on the way.
+pub type Balance = (u64, u64, u64);
+
+/// Waits until the frames that came, and those counted as lost, are as many as were sent, at rest; or until nothing changes any more.
+pub fn settled(
+    bench: &Bench,
+    daemon: &Daemon,
+    before: &(Value, Wire),
+    mut meanwhile: impl FnMut(),
+) -> (Value, Balance) {
     let mut last = (daemon.stats(), Instant::now());
     loop {
         meanwhile();
+        let is_over = last.1.elapsed() > Duration::from_secs(4);
+        // The wire after the rest: a frame that others send meanwhile is waited for.
+        let found = |stats: &Value| {
+            let found = balance(stats, &Wire::now(bench), before);
+            (found.0 + found.2 >= found.1 || is_over).then_some(found)
+        };
         let stats = daemon.stats();
-        let (came, sent, lost) = balance(&stats, &Wire::now(bench), before);
-        if came + lost >= sent || last.1.elapsed() > Duration::from_secs(4) {
-            return daemon.at_rest();
+        if found(&stats).is_some() {
+            let at_rest = daemon.at_rest();
+            if let Some(found) = found(&at_rest) {
+                return (at_rest, found);
+            }
         }
         if stats["totals"] != last.0["totals"] {
             last = (stats, Instant::now());
@@ -157,8 +185,8 @@ pub fn settled(bench: &Bench, daemon: &Daemon, before: &(Value, Wire), mut meanw
     }
 }
 
-/// What came to us or to the kernel, what was sent, and what somebody counted as lost on the way.
-pub fn balance(stats: &Value, wire: &Wire, before: &(Value, Wire)) -> (u64, u64, u64) {
+/// What came counts to us or to the kernel.
+fn balance(stats: &Value, wire: &Wire, before: &(Value, Wire)) -> Balance {
     let came = |stats: &Value| {
         let passed = stats["uplinks"][0]["program"].as_array().into_iter().flatten().map(|queue| {
             let passed = queue["passed"].as_object().into_iter().flatten().filter_map(|(_, n)| n.as_u64());
