@@ -419,7 +419,7 @@ pub fn stats(stats: &Value) -> String {
     out
 }
 
-/// What should not happen and costs no frame by itself: summed over workers, only what is not zero.
+/// What should not happen and is in no other sum: summed over workers, only what is not zero.
 fn noticed(stats: &Value) -> Table {
     let mut table = Table::new(&["what", ">count"]);
     for key in ["ecn_unexpected", "kicks_failed", "chunk_faults"] {

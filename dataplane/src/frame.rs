@@ -14,8 +14,9 @@
 //! (`xsk/multi.rs`). A pool has large buffers only where a network's MTU needs them.
 //!
 //! What must hold:
-//! - A chunk has at most one `Frame`, or is lent to the kernel, or lies in the pool: never two of these, whatever the kernel says: there are
-//!   drivers that hand a chunk over twice (igb's, when it runs out of buffers). `Frame` is not `Clone`; every function that can fail gives it back.
+//! - A chunk has at most one `Frame`, or is lent to the kernel, or lies in the pool: never two of these, whatever the kernel names. There are
+//!   drivers that hand a chunk over twice (igb's, when it runs out of buffers): it is taken back once, and from the [`Hand`] that it was lent to.
+//!   That a driver still writes into what it gave back, nobody can see. `Frame` is not `Clone`; every function that can fail gives it back.
 //! - A frame goes home through [`FramePool::put`], of whichever pool is at hand: one that belongs elsewhere waits there among the
 //!   strangers until it is sent to its owner. One that is dropped on the floor is never reused, and the
 //!   pool then keeps its memory mapped for ever instead of leaving the frame dangling.
@@ -186,7 +187,7 @@ impl Frame {
     #[inline]
     pub fn bytes(&self) -> &[u8] {
         // SAFETY: `start + len <= room` (kept by every method that changes them), the chunk's memory outlives
-        // the frame (see `FramePool::drop`) and this frame owns it alone.
+        // the frame (see `FramePool::drop`) and this frame owns it alone, of all that run here.
         unsafe { std::slice::from_raw_parts(self.data.as_ptr().add(usize::from(self.start)), self.len()) }
     }
 
@@ -464,6 +465,20 @@ pub(crate) struct Part {
     pub(crate) is_continued: bool,
 }
 
+/// One of the kernel's hands: a queue's rings for receiving, or for sending.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Hand(u16);
+
+impl Hand {
+    /// A chunk is in none.
+    const NONE: Hand = Hand(0);
+
+    /// Those of the pool's queue of this number, for receiving and for sending.
+    pub(crate) const fn of_queue(number: u16) -> (Hand, Hand) {
+        (Hand(number * 2 + 1), Hand(number * 2 + 2))
+    }
+}
+
 /// The chunks of one memory area, and which of them are free.
 pub struct FramePool {
     base: NonNull<u8>,
@@ -472,9 +487,9 @@ pub struct FramePool {
     data_offset: u16,
     room: u16,
     free: Vec<NonNull<u8>>,
-    /// Of each chunk, whether the kernel has it; a bit.
-    is_lent: Box<[u64]>,
-    /// How many it has.
+    /// Of each chunk, which of the kernel's hands it is in.
+    hands: Box<[Hand]>,
+    /// How many are in one.
     lent: usize,
     large: LargeBuffers,
     /// Whose it is.
@@ -539,7 +554,7 @@ impl FramePool {
             data_offset: headroom as u16,
             room: (chunk_size - headroom) as u16,
             free,
-            is_lent: vec![0; count.div_ceil(64)].into(),
+            hands: vec![Hand::NONE; count].into(),
             lent: 0,
             large,
             owner: WorkerId(0),
@@ -774,14 +789,14 @@ impl FramePool {
 
     /// Gives the chunk to the kernel (a fill or tx ring) and returns its index. A frame of another pool comes back.
     #[inline]
-    pub(crate) fn lend(&mut self, frame: Frame) -> Result<u32, Frame> {
+    pub(crate) fn lend(&mut self, frame: Frame, to: Hand) -> Result<u32, Frame> {
         match self.index_of(frame.data) {
             Some(index) => {
                 if frame.home & AWAY != 0 {
                     self.departures.change(bucket(frame.meta.flow_hash), -1);
                 }
-                if let Some(word) = self.is_lent.get_mut(index as usize / 64) {
-                    *word |= 1 << (index % 64);
+                if let Some(hand) = self.hands.get_mut(index as usize) {
+                    *hand = to;
                 }
                 self.lent += 1;
                 Ok(index)
@@ -791,20 +806,16 @@ impl FramePool {
     }
 
     /// Takes a chunk back from the kernel, with a packet of `len` bytes at `start` in its data segment. `None` if
-    /// the kernel named a chunk that it does not have (that of a large buffer's part is not one of these), or a span that is not there.
+    /// the kernel named a chunk that this hand does not have (that of a large buffer's part is not one of these), or a span that is not there.
     #[inline]
-    pub(crate) fn regain(&mut self, index: u32, start: usize, len: usize) -> Option<Frame> {
+    pub(crate) fn regain(&mut self, index: u32, start: usize, len: usize, from: Hand) -> Option<Frame> {
         let (start, len) = (u16::try_from(start).ok()?, u16::try_from(len).ok()?);
         start.checked_add(len).filter(|end| *end <= self.room)?;
         let index = index as usize;
-        let word = self.is_lent.get_mut(index / 64)?;
-        let bit = 1 << (index % 64);
-        if *word & bit == 0 {
-            return None;
-        }
-        *word &= !bit;
+        let hand = self.hands.get_mut(index).filter(|hand| **hand == from)?;
+        *hand = Hand::NONE;
         self.lent -= 1;
-        // SAFETY: the chunk is inside the area, or it could not have been lent.
+        // SAFETY: the chunk is inside the area: there is an entry for it.
         let data = unsafe { self.base.add((index << self.chunk_log2) + usize::from(self.data_offset)) };
         Some(self.frame(data, start, len))
     }
@@ -818,7 +829,12 @@ impl FramePool {
 
     /// Gives a frame to the kernel, part by part: each is shown to `give`, in order. A large buffer is home when all of its parts are
     /// ([`regain_part`](Self::regain_part)); a chunk, which has one, is got back by [`regain`](Self::regain) as ever. A frame of another pool comes back.
-    pub(crate) fn lend_parts(&mut self, frame: Frame, mut give: impl FnMut(Part)) -> Result<(), Frame> {
+    pub(crate) fn lend_parts(
+        &mut self,
+        frame: Frame,
+        to: Hand,
+        mut give: impl FnMut(Part),
+    ) -> Result<(), Frame> {
         let chunk_size = 1 << self.chunk_log2;
         let offset = frame.data.as_ptr().addr().wrapping_sub(self.base.as_ptr().addr());
         let (mut address, mut left) = (offset.wrapping_add(frame.headroom()), frame.len());
@@ -833,7 +849,7 @@ impl FramePool {
                 self.large.lent_count += 1;
             }
         } else {
-            let _index = self.lend(frame)?;
+            let _index = self.lend(frame, to)?;
         }
         for _ in 0..parts {
             let len = left.min(chunk_size - address % chunk_size);
@@ -944,9 +960,12 @@ mod tests {
     /// Gives the frame to the kernel; returns what that was given.
     fn lend_all(pool: &mut FramePool, frame: Frame) -> Vec<Part> {
         let mut parts = Vec::new();
-        pool.lend_parts(frame, |part| parts.push(part)).unwrap();
+        pool.lend_parts(frame, SENDING, |part| parts.push(part)).unwrap();
         parts
     }
+
+    const RECEIVING: Hand = Hand::of_queue(0).0;
+    const SENDING: Hand = Hand::of_queue(0).1;
 
     fn assert_all_home(pool: &FramePool) {
         assert_eq!((pool.available(), pool.large_available(), pool.large_lent()), (4, 3, 0), "{pool:?}");
@@ -1037,10 +1056,10 @@ mod tests {
         frame.reset(0, 9068).unwrap();
         let parts = lend_all(&mut pool, frame);
         let small = pool.take().unwrap();
-        let lent = pool.lend(small).unwrap();
+        let lent = pool.lend(small, SENDING).unwrap();
         let before = format!("{pool:?}");
         for index in parts.iter().map(|part| (part.address >> 11) as u32).chain([19, u32::MAX]) {
-            assert!(pool.regain(index, 0, 0).is_none(), "{index}");
+            assert!(pool.regain(index, 0, 0, SENDING).is_none(), "{index}");
         }
         assert_eq!(format!("{pool:?}"), before);
         parts.iter().for_each(|part| give_back(&mut pool, (part.address >> 11) as u32));
@@ -1066,7 +1085,7 @@ mod tests {
         }
         assert_all_home(&pool);
         let small = pool.take().unwrap();
-        assert!(pool.lend_parts(FramePool::anonymous(2048, 1, 0).take().unwrap(), |_| {}).is_err());
+        assert!(pool.lend_parts(FramePool::anonymous(2048, 1, 0).take().unwrap(), SENDING, |_| {}).is_err());
         pool.put(small);
     }
 
@@ -1112,7 +1131,7 @@ mod tests {
     }
 
     fn give_back(pool: &mut FramePool, index: u32) {
-        match pool.regain(index, 0, 0) {
+        match pool.regain(index, 0, 0, SENDING) {
             Some(frame) => pool.put(frame),
             None => assert!(pool.regain_part(index).is_some()),
         }
@@ -1164,41 +1183,45 @@ mod tests {
         let mut pool = FramePool::anonymous(2048, 2, 256);
         let mut frame = pool.take().unwrap();
         frame.reset(0, 3).unwrap().copy_from_slice(b"xyz");
-        let index = pool.lend(frame).unwrap();
-        let frame = pool.regain(index, 1, 2).unwrap();
+        let index = pool.lend(frame, RECEIVING).unwrap();
+        let frame = pool.regain(index, 1, 2, RECEIVING).unwrap();
         assert_eq!(frame.bytes(), b"yz");
         pool.put(frame);
     }
 
     #[test]
     fn the_kernel_gets_no_frame_for_a_chunk_that_it_does_not_have() {
-        let mut pool = FramePool::anonymous(2048, 70, 256);
+        let mut pool = FramePool::anonymous(2048, 3, 256);
         let frames: Vec<Frame> = std::iter::from_fn(|| pool.take()).collect();
-        let lent: Vec<u32> = frames.into_iter().map(|frame| pool.lend(frame).unwrap()).collect();
-        assert_eq!(lent, (0..70).collect::<Vec<_>>());
+        let lent: Vec<u32> = frames.into_iter().map(|frame| pool.lend(frame, RECEIVING).unwrap()).collect();
+        assert_eq!(lent, [0, 1, 2]);
         for (index, start, len) in
-            [(70, 0, 1), (127, 0, 1), (128, 0, 1), (u32::MAX, 0, 1), (0, 0, 1793), (0, 1792, 1)]
+            [(3, 0, 1), (u32::MAX, 0, 1), (0, 0, 1793), (0, 1792, 1), (0, usize::MAX, 1)]
         {
-            assert!(pool.regain(index, start, len).is_none(), "chunk {index}: {start}+{len}");
+            assert!(pool.regain(index, start, len, RECEIVING).is_none(), "chunk {index}: {start}+{len}");
         }
-        let held = pool.regain(69, 0, 1).unwrap();
-        assert!(pool.regain(69, 0, 1).is_none(), "named twice, and held by us");
+        let held = pool.regain(0, 0, 1, RECEIVING).unwrap();
+        assert!(pool.regain(0, 0, 1, RECEIVING).is_none(), "named twice, and held by us");
         pool.put(held);
-        assert!(pool.regain(69, 0, 1).is_none(), "named twice, and in the pool");
-        lent.iter().take(69).for_each(|index| give_back(&mut pool, *index));
-        assert_eq!(pool.available(), 70, "{pool:?}");
-        let (again, held) = (pool.take().unwrap(), pool.take().unwrap());
-        let index = pool.lend(again).unwrap();
-        give_back(&mut pool, index);
-        pool.put(held);
-        assert_eq!(pool.available(), 70, "{pool:?}");
+        assert!(pool.regain(0, 0, 1, RECEIVING).is_none(), "named twice, and in the pool");
+        let held = pool.take().unwrap();
+        assert_eq!(pool.lend(held, SENDING).unwrap(), 0);
+        let (other, _) = Hand::of_queue(1);
+        for hand in [RECEIVING, other, Hand::NONE] {
+            assert!(pool.regain(0, 0, 1, hand).is_none(), "named twice, and being sent");
+        }
+        for (index, hand) in [(0, SENDING), (1, RECEIVING), (2, RECEIVING)] {
+            let frame = pool.regain(index, 0, 1, hand).unwrap();
+            pool.put(frame);
+        }
+        assert_eq!((pool.available(), pool.lent), (3, 0), "{pool:?}");
     }
 
     #[test]
     fn a_frame_of_another_pool_is_not_lent() {
         let (mut a, mut b) = (FramePool::anonymous(2048, 1, 256), FramePool::anonymous(2048, 1, 256));
         let frame = a.take().unwrap();
-        let frame = b.lend(frame).unwrap_err();
+        let frame = b.lend(frame, SENDING).unwrap_err();
         a.put(frame);
     }
 

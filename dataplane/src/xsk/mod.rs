@@ -379,7 +379,9 @@ fn open_port(
     let mut sockets = Vec::with_capacity(count);
     for (opening, queues) in opening.iter_mut().zip(hand) {
         for queue in queues {
-            let mut socket = bind(opening, &area, large, *queue, deadline)?;
+            let parts = bind(opening, &area, large, *queue, deadline)?;
+            // No card has so many queues.
+            let mut socket = XskSocket::new(parts, sockets.len() as u16);
             socket.refill(&mut pool);
             socket.kick(0); // some drivers want to be told of the first frames
             opening.sockets.push(control_socket(&socket, false, socket.fd())?);
@@ -408,7 +410,7 @@ fn bind(
     large: (usize, usize),
     queue: QueueId,
     deadline: Instant,
-) -> Result<XskSocket, XskError> {
+) -> Result<Parts, XskError> {
     let mut parts = bind_first(opening, area, large, queue, deadline)?;
     if opening.config.early != Early::Off && opening.early_refused.is_none() {
         match bind_second(opening, &parts) {
@@ -421,7 +423,7 @@ fn bind(
             }
         }
     }
-    Ok(XskSocket::new(parts))
+    Ok(parts)
 }
 
 fn bind_second(opening: &Opening<'_>, first: &Parts) -> io::Result<Urgent> {

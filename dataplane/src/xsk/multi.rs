@@ -25,7 +25,7 @@
 use std::io;
 use std::os::fd::BorrowedFd;
 
-use crate::frame::{BURST, Burst, Frame, FramePool, Part};
+use crate::frame::{BURST, Burst, Frame, FramePool, Hand, Part};
 use crate::sys;
 
 use super::rings::Ring;
@@ -129,7 +129,7 @@ impl Assembly {
     /// descriptors it took, and how many of their chunks are ours again.
     pub(super) fn receive(
         &mut self,
-        (ring, losses, faults): (&mut Ring, &mut Losses, &mut u64),
+        (ring, hand, losses, faults): (&mut Ring, Hand, &mut Losses, &mut u64),
         area: &Area,
         pool: &mut FramePool,
         burst: &mut Burst,
@@ -141,7 +141,7 @@ impl Assembly {
             let descriptor = ring.take();
             taken += 1;
             let (index, start) = area.locate(descriptor.addr as usize);
-            let part = start.and_then(|start| pool.regain(index, start, descriptor.len as usize));
+            let part = start.and_then(|start| pool.regain(index, start, descriptor.len as usize, hand));
             back += u32::from(part.is_some());
             let is_continued = descriptor.options & XDP_PKT_CONTD != 0;
             if let Some(frame) = self.add(part, is_continued, pool, (losses, &mut *faults)) {
@@ -224,7 +224,7 @@ pub(super) fn options(part: Part) -> u32 {
 /// parts. Returns how many. Large ones beyond the share are passed over and stay, behind the others and in any order: what is short goes out
 /// although they cannot. What cannot be sent at all is taken out and counted in `faults`. `put` is given each part.
 pub(super) fn send(
-    (room, share): (usize, &mut Share),
+    (room, share, hand): (usize, &mut Share, Hand),
     pool: &mut FramePool,
     burst: &mut Burst,
     faults: &mut u64,
@@ -256,7 +256,7 @@ pub(super) fn send(
         }
         let is_large = pool.is_large(&frame);
         let mut is_put = true;
-        match pool.lend_parts(frame, |part| is_put &= put(part)) {
+        match pool.lend_parts(frame, hand, |part| is_put &= put(part)) {
             Ok(()) if is_put => {
                 count += 1;
                 share.lent += u32::from(is_large);
@@ -288,6 +288,8 @@ fn beyond(mut share: u32, pool: &FramePool, burst: &Burst) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const SENDING: Hand = Hand::of_queue(0).1;
 
     struct Rig {
         pool: FramePool,
@@ -375,8 +377,9 @@ mod tests {
             true
         };
         let (mut share, _) = Share::of(3, 1, false);
-        let mut send =
-            |room, burst: &mut Burst| send((room, &mut share), &mut pool, burst, &mut faults, &mut put);
+        let mut send = |room, burst: &mut Burst| {
+            send((room, &mut share, SENDING), &mut pool, burst, &mut faults, &mut put)
+        };
         assert_eq!(send(11, &mut burst), 2, "the next long one needs 5");
         assert_eq!(burst.iter().map(Frame::len).collect::<Vec<_>>(), [9050, 60]);
         assert_eq!(send(4, &mut burst), 0);
@@ -401,13 +404,13 @@ mod tests {
             parts.push((part.address >> 11) as u32);
             true
         };
-        assert_eq!(send((100, &mut share), &mut pool, &mut burst, &mut faults, &mut put), 5);
+        assert_eq!(send((100, &mut share, SENDING), &mut pool, &mut burst, &mut faults, &mut put), 5);
         assert_eq!(burst.iter().map(Frame::len).collect::<Vec<_>>(), [1800, 1800]);
         assert_eq!((pool.large_lent(), share.room(), faults), (3, 0, 0), "three of eight");
-        assert_eq!(send((100, &mut share), &mut pool, &mut burst, &mut faults, &mut put), 0);
+        assert_eq!(send((100, &mut share, SENDING), &mut pool, &mut burst, &mut faults, &mut put), 0);
         share.lent -= parts.iter().filter(|part| pool.regain_part(**part) == Some(true)).count() as u32;
         let mut put = |_| true;
-        assert_eq!(send((100, &mut share), &mut pool, &mut burst, &mut faults, &mut put), 2);
+        assert_eq!(send((100, &mut share, SENDING), &mut pool, &mut burst, &mut faults, &mut put), 2);
         assert_eq!((pool.large_lent(), burst.len()), (2, 0));
     }
 

@@ -18,7 +18,7 @@
 //! - It takes nothing from the worker's pool, so that has no bound to keep, and nothing in the rings has to come home when the port
 //!   ends.
 //!
-//! What must hold: a chunk is in the hands of the kernel, or free here, or being read (`take`). The tenant never sees this memory, nor the rings; the kernel is trusted to name each chunk once, and its ranges
+//! What must hold: a chunk is in the hands of the kernel, or free here, or being read (`take`). The tenant never sees this memory, nor the rings; the kernel is trusted to name each chunk once (a veth has no ring of its own that could hold one twice), and its ranges
 //! are checked all the same. No checksum leaves unfinished (`wire::partial`), whatever the container's end of the veth
 //! promises its kernel.
 

@@ -10,8 +10,8 @@
 //! Called by the worker that owns the [`WorkerPort`](super::WorkerPort) and by the generator. What must hold:
 //! - The pool handed in is the port's own. Another one is a bug of the caller's: it is counted, and nothing is done. A
 //!   frame of another one is counted and lost, never sent.
-//! - A chunk is lent (`FramePool::lend`) exactly while it is in one of the kernel's hands, so what the kernel names
-//!   is a chunk that was lent. The kernel is trusted to name each one once; its ranges are checked all the same.
+//! - A chunk is lent (`FramePool::lend`) exactly while it is in one of the kernel's hands. What the kernel names and this queue's rings do not
+//!   have, is no frame: it is counted, and changes nothing.
 //! - No lock, allocation, wait or panic in here; system calls in [`kick`](XskSocket::kick) only.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
@@ -19,7 +19,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use serde::Serialize;
 use xsk_rs::{CompQueue, FillQueue, FrameDesc, RxQueue, TxQueue};
 
-use crate::frame::{BURST, Burst, Frame, FramePool};
+use crate::frame::{BURST, Burst, Frame, FramePool, Hand};
 use crate::sys;
 use crate::types::{QueueId, UplinkId};
 
@@ -47,6 +47,9 @@ pub struct XskSocket {
     /// Where packets may be longer than a chunk.
     multi: Option<Box<Multi>>,
     sizes: Sizes,
+    /// The kernel's, by which the pool knows this queue's chunks.
+    receiving: Hand,
+    sending: Hand,
     /// Chunks in the fill ring, with the kernel, or in an rx ring.
     rx_lent: u32,
     /// Frames that lay in the rx rings at the last [`mark_arrived`](XskSocket::mark_arrived) and have not been taken: normal and urgent.
@@ -121,8 +124,10 @@ enum TxRing {
 }
 
 impl XskSocket {
-    pub(super) fn new(parts: Parts) -> XskSocket {
+    /// `number`: no other queue of its pool has the same.
+    pub(super) fn new(parts: Parts, number: u16) -> XskSocket {
         let fd = parts.rx.fd().as_raw_fd();
+        let (receiving, sending) = Hand::of_queue(number);
         XskSocket {
             uplink: parts.uplink,
             queue: parts.queue,
@@ -136,6 +141,8 @@ impl XskSocket {
             urgent: parts.urgent,
             multi: parts.multi,
             sizes: parts.sizes,
+            receiving,
+            sending,
             rx_lent: 0,
             marked: [0; 2],
             tx_lent: 0,
@@ -222,9 +229,9 @@ impl XskSocket {
         self.rx_lent as usize
     }
 
-    /// Chunks lost because the kernel named one that is not there or a span outside of it, or because a frame of
+    /// Descriptors by which the kernel named a chunk that it does not have or a span outside of one; chunks lost because a frame of
     /// another pool was to be sent; frames without a packet that were to be sent; and calls with a pool that is not the
-    /// port's own, which do nothing else. Always 0 unless there is a bug.
+    /// port's own, which do nothing else. 0 unless there is a bug, ours or a driver's.
     pub fn faults(&self) -> u64 {
         self.faults
     }
@@ -291,7 +298,7 @@ impl XskSocket {
         for descriptor in descriptors.iter().take(count) {
             let (index, start) = self.area.locate(descriptor.addr());
             let length = descriptor.lengths().data();
-            let frame = start.and_then(|start| pool.regain(index, start, length));
+            let frame = start.and_then(|start| pool.regain(index, start, length, self.receiving));
             match frame.map(|frame| burst.push(frame)) {
                 Some(Ok(())) => received += 1,
                 Some(Err(frame)) => pool.put(frame), // never: `room` was asked for
@@ -318,7 +325,8 @@ impl XskSocket {
         for _ in 0..count {
             let descriptor = urgent.rx.take();
             let (index, start) = self.area.locate(descriptor.addr as usize);
-            let frame = start.and_then(|start| pool.regain(index, start, descriptor.len as usize));
+            let frame =
+                start.and_then(|start| pool.regain(index, start, descriptor.len as usize, self.receiving));
             match frame.map(|frame| burst.push(frame)) {
                 Some(Ok(())) => received += 1,
                 Some(Err(frame)) => pool.put(frame), // never: `room` was asked for
@@ -358,7 +366,9 @@ impl XskSocket {
         let mut count = 0;
         for slot in self.scratch.iter_mut().take(batch as usize) {
             let Some(frame) = pool.take() else { break };
-            let Some(descriptor) = lend(pool, &self.area, frame, &mut self.faults) else { continue };
+            let Some(descriptor) = lend(pool, &self.area, frame, self.receiving, &mut self.faults) else {
+                continue;
+            };
             *slot = descriptor;
             count += 1;
         }
@@ -397,7 +407,9 @@ impl XskSocket {
         for frame in burst.drain_front(wanted.min(room)) {
             let length = frame.len();
             let Some(frame) = sendable(frame, pool, &mut self.faults) else { continue };
-            let Some(mut descriptor) = lend(pool, &self.area, frame, &mut self.faults) else { continue };
+            let Some(mut descriptor) = lend(pool, &self.area, frame, self.sending, &mut self.faults) else {
+                continue;
+            };
             // SAFETY: a chunk of this UMEM, lent just now: no frame has it, and the kernel not yet.
             unsafe { self.area.umem.data_mut(&mut descriptor) }.cursor().set_pos(length);
             if let Some(slot) = self.scratch.get_mut(count) {
@@ -428,7 +440,9 @@ impl XskSocket {
         for frame in burst.drain_front(wanted) {
             let length = frame.len() as u32;
             let Some(frame) = sendable(frame, pool, &mut self.faults) else { continue };
-            let Some(descriptor) = lend(pool, &self.area, frame, &mut self.faults) else { continue };
+            let Some(descriptor) = lend(pool, &self.area, frame, self.sending, &mut self.faults) else {
+                continue;
+            };
             let (index, _) = self.area.locate(descriptor.addr());
             if urgent.send(index, descriptor.addr() as u64, length, 0) {
                 count += 1;
@@ -455,7 +469,7 @@ impl XskSocket {
                 let (index, _) = self.area.locate(descriptor.addr());
                 let is_urgent = self.urgent.as_mut().is_some_and(|urgent| urgent.completes(index));
                 normal += u32::from(!is_urgent);
-                match pool.regain(index, 0, 0) {
+                match pool.regain(index, 0, 0, self.sending) {
                     Some(frame) => {
                         pool.put(frame);
                         total += 1;
@@ -605,7 +619,8 @@ impl XskSocket {
         let Some(multi) = self.multi.as_deref_mut() else { return 0 };
         let before = burst.len();
         let Multi { rx, assembly, losses, .. } = multi;
-        let (taken, back) = assembly.receive((rx, losses, &mut self.faults), &self.area, pool, burst);
+        let from = (rx, self.receiving, losses, &mut self.faults);
+        let (taken, back) = assembly.receive(from, &self.area, pool, burst);
         self.rx_lent = self.rx_lent.saturating_sub(back);
         self.marked[0] = self.marked[0].saturating_sub(taken);
         burst.len() - before
@@ -617,7 +632,7 @@ impl XskSocket {
         let (Some(multi), Some(urgent)) = (self.multi.as_deref_mut(), &mut self.urgent) else { return 0 };
         let before = burst.len();
         let Multi { urgent_assembly, losses, .. } = multi;
-        let from = (&mut urgent.rx, losses, &mut self.faults);
+        let from = (&mut urgent.rx, self.receiving, losses, &mut self.faults);
         let (taken, back) = urgent_assembly.receive(from, &self.area, pool, burst);
         self.rx_lent = self.rx_lent.saturating_sub(back);
         self.marked[1] = self.marked[1].saturating_sub(taken);
@@ -634,7 +649,7 @@ impl XskSocket {
             self.watchdog.reset = true;
         }
         let mut lent = 0;
-        let count = multi::send((room, large), pool, burst, &mut self.faults, |part| {
+        let count = multi::send((room, large, self.sending), pool, burst, &mut self.faults, |part| {
             lent += 1;
             tx.put(part.address as u64, part.len as u32, multi::options(part))
         });
@@ -649,10 +664,16 @@ impl XskSocket {
         let (Some(multi), Some(urgent)) = (self.multi.as_deref_mut(), &mut self.urgent) else { return 0 };
         let room = urgent.tx_budget() as usize;
         let area = &self.area;
-        let count = multi::send((room, &mut multi.urgent_large), pool, burst, &mut self.faults, |part| {
-            let (index, _) = area.locate(part.address);
-            urgent.send(index, part.address as u64, part.len as u32, multi::options(part))
-        });
+        let count = multi::send(
+            (room, &mut multi.urgent_large, self.sending),
+            pool,
+            burst,
+            &mut self.faults,
+            |part| {
+                let (index, _) = area.locate(part.address);
+                urgent.send(index, part.address as u64, part.len as u32, multi::options(part))
+            },
+        );
         urgent.tx.publish();
         count
     }
@@ -687,8 +708,8 @@ fn sendable(mut frame: Frame, pool: &mut FramePool, faults: &mut u64) -> Option<
 
 /// Lends a frame's chunk. A frame of another pool is lost, and counted.
 #[inline]
-fn lend(pool: &mut FramePool, area: &Area, frame: Frame, faults: &mut u64) -> Option<FrameDesc> {
-    let descriptor = pool.lend(frame).ok().and_then(|index| area.descriptor(index));
+fn lend(pool: &mut FramePool, area: &Area, frame: Frame, to: Hand, faults: &mut u64) -> Option<FrameDesc> {
+    let descriptor = pool.lend(frame, to).ok().and_then(|index| area.descriptor(index));
     if descriptor.is_none() {
         *faults += 1;
     }

@@ -17,6 +17,9 @@ pub const WEB: &str = Tenant::WEB.ip;
 const NEAR_TAGGED: &str = "198.18.0.1";
 const FAR_TAGGED: &str = "198.18.0.2";
 
+/// Descriptors of a receive queue of igb, if nobody asks for more.
+const IGB_DESCRIPTORS: &str = "256";
+
 /// Two hosts, and a container on the near one.
 #[derive(Debug)]
 pub struct Bench {
@@ -36,6 +39,9 @@ impl Bench {
         for (host, (address, name, mac)) in [(&net.far, FAR), (&net.near, NEAR)] {
             let found = device(mac);
             run(Command::new("ip").args(["link", "set", &found, "down", "mtu", "1500", "promisc", "off"]));
+            if kind == Kind::Igb {
+                run(Command::new("ethtool").args(["-G", &found, "rx", IGB_DESCRIPTORS]));
+            }
             if kind.strips_vlans() {
                 run(Command::new("ethtool").args(["-K", &found, "rxvlan", "on"]));
             }

@@ -18,6 +18,9 @@ use crate::kinds::Kind;
 /// So long a start may take more after a kill: what it waits for the queues and for the program of the one before.
 const TAKEN_PATIENCE: Duration = Duration::from_secs(6);
 
+/// Frames that a container's kernel sends at most before somebody in it does.
+const FIRST_WORDS: u64 = 8;
+
 /// One case.
 #[derive(Debug)]
 pub struct Case {
@@ -101,7 +104,8 @@ fn killed(kind: Kind) -> String {
 fn nothing_lost(daemon: &Daemon) -> Value {
     let stats = daemon.at_rest();
     let before_known = stats["drops"]["next_hop_unresolved"].as_u64().unwrap_or(0);
-    assert_eq!(totals(&stats, "dropped"), before_known, "{}", stats["drops"]);
+    let dropped = totals(&stats, "dropped");
+    assert!(dropped == before_known && dropped <= FIRST_WORDS, "{}", stats["drops"]);
     let sockets = &stats["uplinks"][0]["sockets"];
     for socket in sockets.as_array().into_iter().flatten() {
         assert!(socket["rx_dropped"] == 0 && socket["rx_ring_full"] == 0, "{sockets}");

@@ -25,6 +25,7 @@ pub fn run(kind: Kind) -> ExitCode {
     let is_wanted = |case: &&Case| {
         (case.kinds)(kind) && wanted.is_none_or(|names| names.split(',').any(|name| name == case.name))
     };
+    println!("{MARK}{} begins", kind.name());
     let (mut passed, mut failed) = (0, 0);
     let is_known = |name: &&str| CASES.iter().any(|case| case.name == *name);
     for name in wanted.into_iter().flat_map(|names| names.split(',')).filter(|name| !is_known(name)) {
@@ -44,7 +45,7 @@ pub fn run(kind: Kind) -> ExitCode {
             Err(said) => {
                 failed += 1;
                 println!("{start} FAILED after {took:.1} s");
-                said.lines().for_each(|line| println!("{MARK}    {line}"));
+                said.lines().for_each(|line| println!("{MARK}{}:    {line}", kind.name()));
             }
         }
     }

@@ -1,4 +1,4 @@
-//! On the host: the guests, as many at a time as there are cores: one waits more than it computes. What they say that is for people is
+//! On the host: the guests, as many at a time as there are cores: each waits for something most of the time. What they say that is for people is
 //! printed, all of it is kept.
 
 use std::fs::File;
@@ -20,8 +20,10 @@ use crate::kinds::Kind;
 pub const REQUEST: &str = "nic-lab-monitor: ";
 /// A guest that says nothing for so long will not go on: a case's patience, and a start on a busy machine.
 const SILENCE: Duration = Duration::from_secs(120);
-/// By then its first case has ended. An emulated machine's timers sometimes stop while it boots: then it is booted once more.
+/// By then it has booted. An emulated machine's timers sometimes stop meanwhile: then it is booted once more.
 const BOOT_PATIENCE: Duration = Duration::from_secs(100);
+/// What one takes of the host's memory, at most.
+const GUEST_KIB: usize = 1280 << 10;
 /// No guest takes longer than this.
 const GUEST_PATIENCE: Duration = Duration::from_secs(600);
 /// Nor all of them together longer than this: what runs then is killed, what has not begun does not begin.
@@ -36,7 +38,7 @@ const LAST_LINES: usize = 30;
 struct Outcome {
     passed: u32,
     failed: u32,
-    /// It has said something of its cases.
+    /// It has said something: that it begins.
     booted: bool,
     /// Why it broke off.
     broken: Option<String>,
@@ -45,7 +47,7 @@ struct Outcome {
 /// Boots a guest for each of these kinds. `folder` holds the kernel, the initramfs, and QEMU under `root`.
 pub fn run(folder: &Path, kinds: Vec<Kind>) -> ExitCode {
     let began = Instant::now();
-    let at_a_time = std::thread::available_parallelism().map_or(1, usize::from).min(kinds.len());
+    let at_a_time = at_a_time().min(kinds.len());
     let (waiting, sums) = (Mutex::new(kinds.into_iter()), Mutex::new((0, 0)));
     let next = || waiting.lock().expect("no panic").next();
     std::thread::scope(|scope| {
@@ -62,6 +64,16 @@ pub fn run(folder: &Path, kinds: Vec<Kind>) -> ExitCode {
     let (passed, failed) = *sums.lock().expect("no panic");
     println!("{MARK}{passed} passed, {failed} failed, in {:.0} s", began.elapsed().as_secs_f64());
     ExitCode::from(u8::from(failed > 0 || passed == 0))
+}
+
+/// As many as there are cores, and memory.
+fn at_a_time() -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let available =
+        text.lines().find_map(|line| line.strip_prefix("MemAvailable:")?.split_whitespace().next());
+    let available: usize = available.and_then(|kib| kib.parse().ok()).unwrap_or(0);
+    (available / GUEST_KIB).clamp(1, cores)
 }
 
 /// A guest of this kind, and a second one if the first does not boot: how many cases passed, and how many failed.
@@ -90,7 +102,7 @@ fn guest(folder: &Path, kind: Kind, end: Instant) -> Outcome {
     };
     let log = folder.join(format!("console-{}.log", kind.name()));
     let outcome =
-        read_console(&lines_of(&mut child), &log, &monitor, end.min(Instant::now() + GUEST_PATIENCE));
+        read_console(kind, &lines_of(&mut child), &log, &monitor, end.min(Instant::now() + GUEST_PATIENCE));
     let _gone = child.kill();
     let _reaped = child.wait();
     outcome
@@ -156,7 +168,13 @@ fn lines_of(child: &mut Child) -> Receiver<String> {
     lines
 }
 
-fn read_console(lines: &Receiver<String>, log: &Path, monitor: &Path, deadline: Instant) -> Outcome {
+fn read_console(
+    kind: Kind,
+    lines: &Receiver<String>,
+    log: &Path,
+    monitor: &Path,
+    deadline: Instant,
+) -> Outcome {
     let mut kept = File::create(log).ok();
     let mut last: Vec<String> = Vec::new();
     let mut outcome = Outcome::default();
@@ -193,7 +211,7 @@ fn read_console(lines: &Receiver<String>, log: &Path, monitor: &Path, deadline: 
             last.remove(0);
         }
     };
-    last.iter().for_each(|line| println!("{MARK}    {line}"));
+    last.iter().for_each(|line| println!("{MARK}{}:    {line}", kind.name()));
     outcome.broken = Some(format!("{why}; its console is in {}", log.display()));
     outcome
 }

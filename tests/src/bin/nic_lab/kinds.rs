@@ -19,7 +19,7 @@ pub enum Kind {
 pub const ISOLATED: &str = "isolcpus=managed_irq,domain,2 nohz_full=2 rcu_nocbs=2";
 
 impl Kind {
-    /// In the order in which they are tested.
+    /// In the order in which they are begun.
     pub const ALL: [Kind; 5] = [Kind::Igb, Kind::Virtio, Kind::Vmxnet3, Kind::E1000e, Kind::Machine];
 
     /// As people call it.

@@ -29,7 +29,12 @@ fn main() -> ExitCode {
     let kind = |name: &str| Kind::named(name).unwrap_or_else(|| panic!("no kind of NIC '{name}'"));
     match words.as_slice() {
         ["host", folder, names @ ..] => {
-            let chosen = names.iter().map(|name| kind(name)).collect();
+            let chosen: Vec<Kind> = names.iter().map(|name| kind(name)).collect();
+            let twice = |(at, kind)| chosen.iter().take(at).any(|other| other == kind);
+            if chosen.iter().enumerate().any(twice) {
+                eprintln!("nic_lab: '{}': name each kind of NIC once", names.join(" "));
+                return ExitCode::from(2);
+            }
             host::run(folder.as_ref(), if names.is_empty() { Kind::ALL.to_vec() } else { chosen })
         }
         ["guest", name] => guest::run(kind(name)),

@@ -169,7 +169,7 @@ pub fn settled(
         // The wire after the rest: a frame that others send meanwhile is waited for.
         let found = |stats: &Value| {
             let found = balance(stats, &Wire::now(bench), before);
-            (found.0 + found.2 >= found.1 || is_over).then_some(found)
+            (found.0 + found.2 == found.1 || is_over).then_some(found)
         };
         let stats = daemon.stats();
         if found(&stats).is_some() {
