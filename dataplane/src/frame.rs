@@ -15,7 +15,7 @@
 //!
 //! What must hold:
 //! - A chunk has at most one `Frame`, or is lent to the kernel, or lies in the pool: never two of these, whatever the kernel names. There are
-//!   drivers that hand a chunk over twice (igb's, when it runs out of buffers): it is taken back once, and from the [`Hand`] that it was lent to.
+//!   drivers that hand a chunk over twice (igb's, when it runs out of buffers): it is taken back once, and from the hand that it was lent to.
 //!   That a driver still writes into what it gave back, nobody can see. `Frame` is not `Clone`; every function that can fail gives it back.
 //! - A frame goes home through [`FramePool::put`], of whichever pool is at hand: one that belongs elsewhere waits there among the
 //!   strangers until it is sent to its owner. One that is dropped on the floor is never reused, and the
