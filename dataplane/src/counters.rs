@@ -504,7 +504,7 @@ pub struct WorkerCounters {
     /// Frames whose ECN fields, outer and inner, should not occur together (RFC 6040 §4.2): some tunnel on the way does it wrong, or an
     /// attacker plays with them. They go on.
     pub ecn_unexpected: Counter,
-    /// Chunks lost, and frames refused, and chunks that the kernel named without having them: 0 unless there is a bug, ours or a driver's.
+    /// Chunks lost, frames refused, and chunks that the kernel named without having them: 0 unless there is a bug, ours or a driver's.
     pub chunk_faults: Gauge,
     /// Receive kicks: the driver had run out of fill descriptors and asked to be woken.
     pub receive_kicks: Counter,

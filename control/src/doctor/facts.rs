@@ -321,7 +321,8 @@ fn huge_pages(files: &Files) -> Known<HugePages> {
     Ok(HugePages { bytes, total, free })
 }
 
-fn meminfo_value(text: &str, key: &str) -> Option<u64> {
+/// The number behind a key of /proc/meminfo ("HugePages_Free:"): a count, or KiB where the kernel writes "kB".
+pub fn meminfo_value(text: &str, key: &str) -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix(key))?;
     line.split_whitespace().next()?.parse().ok()
 }

@@ -24,6 +24,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use peregrine_control::doctor::facts::meminfo_value;
 use peregrine_control::lab;
 
 use super::{BUFFER_BYTES, BURST, Cores, RING_LOG2, Run, Times};
@@ -121,9 +122,7 @@ fn command(role: &str, mode: &str, cores: Cores, folder: &Path) -> Command {
 /// Free huge pages for both programs: 128 MiB each.
 pub fn has_huge_pages() -> bool {
     let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let figure = |key: &str| -> Option<u64> {
-        text.lines().find_map(|line| line.strip_prefix(key)?.split_whitespace().next()?.parse().ok())
-    };
+    let figure = |key| meminfo_value(&text, key);
     let kilobytes = figure("HugePages_Free:").zip(figure("Hugepagesize:")).map(|(free, size)| free * size);
     kilobytes.is_some_and(|kilobytes| kilobytes >= 2 * 128 * 1024)
 }

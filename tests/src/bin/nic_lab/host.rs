@@ -10,6 +10,7 @@ use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
+use peregrine_control::doctor::facts::meminfo_value;
 use peregrine_control::lab::tethered;
 use peregrine_tests::{FAR, NEAR};
 
@@ -23,7 +24,7 @@ const SILENCE: Duration = Duration::from_secs(120);
 /// By then it has booted. An emulated machine's timers sometimes stop meanwhile: then it is booted once more.
 const BOOT_PATIENCE: Duration = Duration::from_secs(100);
 /// What one takes of the host's memory, at most.
-const GUEST_KIB: usize = 1280 << 10;
+const GUEST_KIB: u64 = 1280 << 10;
 /// No guest takes longer than this.
 const GUEST_PATIENCE: Duration = Duration::from_secs(600);
 /// Nor all of them together longer than this: what runs then is killed, what has not begun does not begin.
@@ -70,10 +71,8 @@ pub fn run(folder: &Path, kinds: Vec<Kind>) -> ExitCode {
 fn at_a_time() -> usize {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let available =
-        text.lines().find_map(|line| line.strip_prefix("MemAvailable:")?.split_whitespace().next());
-    let available: usize = available.and_then(|kib| kib.parse().ok()).unwrap_or(0);
-    (available / GUEST_KIB).clamp(1, cores)
+    let available = meminfo_value(&text, "MemAvailable:").unwrap_or(0) / GUEST_KIB;
+    usize::try_from(available).unwrap_or(cores).clamp(1, cores)
 }
 
 /// A guest of this kind, and a second one if the first does not boot: how many cases passed, and how many failed.
